@@ -1,0 +1,90 @@
+"""Which sample stands at which position of an epoch: a function, not a shuffled list."""
+
+from typing import Protocol
+
+import numpy as np
+from sslrun.data.draws import ORDER_VIEW, words
+
+_ROUNDS = 12
+_MIX = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+class Sampler(Protocol):
+    """What the loader asks: sample ids of positions."""
+
+    def ids(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """(B,) int64 sample ids of (B,) int64 positions."""
+        ...
+
+
+class Sequential:
+    """Position i holds sample i; for evaluation. Positions past the end wrap.
+
+    Args:
+        num_samples: N, size of the source.
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples = num_samples
+
+    def ids(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """(B,) int64 sample ids."""
+        return np.asarray(positions, dtype=np.int64) % self.num_samples
+
+
+class Order:
+    """A new permutation of the samples in every epoch, computed where it is asked: no memory, no state.
+
+    A Feistel network permutes [0, 2**bits), 2**bits < 2N; an output outside [0, N) is put through it again until it
+    falls inside (cycle walking), which leaves a permutation of [0, N). Positions past N wrap to the epoch's first
+    samples (with draws of their own, because draws are keyed by position).
+
+    Args:
+        num_samples: N, size of the source.
+        seed: of the run.
+    """
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        if num_samples < 1:
+            raise ValueError("an order needs at least one sample")
+        self.num_samples = num_samples
+        self.seed = seed
+        bits = max(2, (num_samples - 1).bit_length())
+        self._right_bits = np.uint64(bits // 2)
+        self._left_mask = np.uint64(2 ** (bits - bits // 2) - 1)
+        self._right_mask = np.uint64(2 ** (bits // 2) - 1)
+
+    def ids(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Sample ids of any positions of an epoch.
+
+        Args:
+            epoch: counts from 0.
+            positions: (B,) int64.
+
+        Returns:
+            (B,) int64, ids in [0, N).
+        """
+        keys = words(self.seed, epoch, np.zeros(1, dtype=np.int64), ORDER_VIEW, 2 * _ROUNDS)[0]
+        keys = (keys[0::2] << np.uint64(32)) | keys[1::2]
+        ids = (np.asarray(positions, dtype=np.int64) % self.num_samples).astype(np.uint64)
+        outside = np.arange(len(ids))
+        while len(outside):
+            ids[outside] = self._permute(ids[outside], keys)
+            outside = outside[ids[outside] >= self.num_samples]
+        return ids.astype(np.int64)
+
+    def _permute(self, x: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """One pass of the network: the halves are changed in turns, each by a keyed hash of the other."""
+        left, right = x >> self._right_bits, x & self._right_mask
+        for i in range(0, _ROUNDS, 2):
+            left = left ^ (_hash(right, keys[i]) & self._left_mask)
+            right = right ^ (_hash(left, keys[i + 1]) & self._right_mask)
+        return (left << self._right_bits) | right
+
+
+def _hash(x: np.ndarray, key: np.uint64) -> np.ndarray:
+    """The finaliser of SplitMix64 over x + key (the key spreads over all 64 bits)."""
+    x = x + key
+    x = (x ^ (x >> np.uint64(30))) * _MIX[0]
+    x = (x ^ (x >> np.uint64(27))) * _MIX[1]
+    return x ^ (x >> np.uint64(31))
