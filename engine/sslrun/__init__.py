@@ -1,0 +1,30 @@
+"""sslrun: self-supervised pre-training of image encoders.
+
+A user's own component is a class in a module named by `custom_imports`; its base classes are exported here and imported
+on first use, so that `import sslrun` and the config verbs do not pay for torch.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Backbone": "sslrun.nn.backbone",
+    "Head": "sslrun.nn.heads",
+    "Loss": "sslrun.methods",
+    "Method": "sslrun.methods",
+    "Neck": "sslrun.nn.necks",
+    "Norm": "sslrun.nn.norm",
+    "Optimizer": "sslrun.optim",
+    "Progress": "sslrun.methods",
+    "Schedule": "sslrun.optim",
+    "Source": "sslrun.data",
+    "Transform": "sslrun.data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'sslrun' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -1,0 +1,30 @@
+"""What a table with `type = "ClassName"` becomes.
+
+A room declares one base class, `class Transform(Component, kind="transforms")`; every class below it is known to
+configs by its class name from the moment it is defined. Its constructor is its schema: keyword arguments with type
+annotations, described in the `Args:` section of the class docstring. Nothing here needs torch.
+"""
+
+from typing import Any, ClassVar
+
+
+class Component:
+    """Base of everything that a config can name.
+
+    A direct subclass gives `kind` (the word of `sslrun list KIND`) and, where the field has another habit, the key that
+    names the class (`tag`, "type" by default, "policy" for learning-rate schedules).
+    """
+
+    kind: ClassVar[str]
+    tag: ClassVar[str]
+    registry: ClassVar[dict[str, type]]
+
+    def __init_subclass__(cls, *, kind: str | None = None, tag: str = "type", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if kind is not None:
+            cls.kind, cls.tag, cls.registry = kind, tag, {}
+            return
+        other = cls.registry.get(cls.__name__)
+        if other is not None and other.__module__ != cls.__module__:
+            raise TypeError(f"two {cls.kind} are called {cls.__name__}: {other.__module__} and {cls.__module__}")
+        cls.registry[cls.__name__] = cls

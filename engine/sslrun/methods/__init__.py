@@ -1,0 +1,11 @@
+"""The methods, one file each. Every file of this folder is imported here, so a new method needs no other line."""
+
+import importlib
+import pkgutil
+
+from sslrun.methods.base import Loss, Method, Progress
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Loss", "Method", "Progress"]

@@ -1,0 +1,85 @@
+"""What a self-supervised method is to the engine. A method is one file in this folder with one subclass of `Method`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslrun.config.component import Component
+from sslrun.data.batch import Batch
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run stands, in optimiser steps. Schedules and random draws of a method are pure functions of it."""
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+    seed: int
+
+    @property
+    def epoch(self) -> int:
+        return self.step // self.steps_per_epoch
+
+    @property
+    def fraction(self) -> float:
+        """Of the run, 0 to 1."""
+        return self.step / self.total_steps
+
+    def generator(self) -> torch.Generator:
+        """A CPU generator that depends on (seed, step) alone: equal on every rank and after every resume."""
+        return torch.Generator().manual_seed((self.seed << 40) ^ self.step)
+
+
+@dataclass
+class Loss:
+    """What one micro-batch gave.
+
+    Attributes:
+        value: 0-d, mean over the micro-batch's samples; what is minimised.
+        metrics: 0-d tensors for the log; they stay on the device.
+        carry: tensors with one row per sample that `after_step` needs, without gradient.
+    """
+
+    value: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    carry: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module, Component, kind="methods"):
+    """Networks as submodules, all state as parameters or buffers; `backbone` is what the run is for.
+
+    Methods call no optimiser, write no parameters and know no ranks but through the gather functions of
+    `sslrun.runtime.distributed`.
+    """
+
+    backbone: nn.Module
+
+    def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
+        """Without gradient, before any forward pass of a step: what each of its micro-batches is compared with.
+
+        It sees all micro-batches of this rank at once, so that what must not depend on how a global batch is cut up
+        (which samples share BatchNorm statistics in the key encoder) does not.
+        """
+        return [None] * len(batches)
+
+    def forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
+        """The loss of one micro-batch."""
+        raise NotImplementedError
+
+    def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
+        """(teacher, student, momentum): what the engine moves after each applied step, teacher = m t + (1 - m) s."""
+        return []
+
+    def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:
+        """Once per applied optimiser step, with the carries of the whole global batch in its order."""
+
+    def before_epoch(self, progress: Progress, features: Callable[[], Tensor]) -> None:
+        """Before the first step of an epoch; `features()` extracts (N, D) features of the training set on demand."""
+
+    def chance_loss(self) -> float | None:
+        """The loss of a network that cannot tell pictures apart, where the method has such a number."""
+        return None

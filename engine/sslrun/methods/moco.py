@@ -1,0 +1,91 @@
+"""MoCo and MoCo v2: contrast with a queue of keys from a momentum encoder.
+
+He et al. 2020 (arXiv 1911.05722), algorithm 1; Chen et al. 2020 (arXiv 2003.04297) add the MLP projector, the blur and
+the cosine schedule, which are the recipe's business. The loss is eq. 1 of the first paper.
+
+The key encoder sees the pictures of the whole global batch shuffled over the BatchNorm groups (section 3.3 there:
+"shuffling BN"): groups, not devices, are what statistics leak through, so the shuffle is the same on one device and on
+many. Deviation: the momentum update runs after the step instead of before the next forward pass, which is the same
+sequence of weights.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.data.batch import Batch
+from sslrun.methods.base import Loss, Method, Progress
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.heads import Head
+from sslrun.nn.memory import Queue
+from sslrun.nn.momentum import teacher_of
+from sslrun.nn.necks import Neck
+from sslrun.runtime.distributed import exchange_rows, world_size
+
+
+class MoCo(Method):
+    """Momentum contrast.
+
+    Args:
+        backbone: the network to train.
+        neck: projector on top of it.
+        head: contrastive loss.
+        queue_len: number K of negative keys.
+        feat_dim: dimension D of the embeddings; equal to the neck's out_channels.
+        momentum: of the key encoder.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        neck: Neck,
+        head: Head,
+        queue_len: int = 65536,
+        feat_dim: int = 128,
+        momentum: float = 0.999,
+    ) -> None:
+        super().__init__()
+        if feat_dim != neck.out_channels:
+            raise ValueError(f"feat_dim is {feat_dim}, but the neck gives {neck.out_channels} channels (out_channels)")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is {momentum}, expected 0 to 1")
+        self.backbone, self.neck, self.head = backbone, neck, head
+        self.key_backbone, self.key_neck = teacher_of(backbone), teacher_of(neck)
+        self.queue = Queue(queue_len, feat_dim)
+        self.momentum = momentum
+
+    def targets(self, batches: list[Batch], progress: Progress) -> list[Tensor]:
+        """Keys (B, D), normalised, per micro-batch, from pictures shuffled over the whole global batch."""
+        images = [batch.crops()[1] for batch in batches]
+        micro_batch = len(images[0])
+        order = torch.randperm(len(batches) * micro_batch * world_size(), generator=progress.generator())
+        shuffled = exchange_rows(torch.cat(images) if len(images) > 1 else images[0], order)
+        keys = torch.cat([self._keys(part) for part in shuffled.split(micro_batch)])
+        return list(exchange_rows(keys, order.argsort()).split(micro_batch))
+
+    def forward(self, batch: Batch, progress: Progress, targets: Tensor) -> Loss:
+        queries = self.neck(self.backbone(batch.crops()[0])[-1])
+        loss, top1 = self.head(queries, targets, self.queue.rows)
+        return Loss(loss, {"top1": top1, "feature_std": _spread(queries)}, {"keys": targets})
+
+    def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
+        return [(self.key_backbone, self.backbone, self.momentum), (self.key_neck, self.neck, self.momentum)]
+
+    def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:
+        self.queue.push(carry["keys"])
+
+    def chance_loss(self) -> float:
+        return math.log(len(self.queue.rows) + 1)
+
+    def _keys(self, images: Tensor) -> Tensor:
+        return F.normalize(self.key_neck(self.key_backbone(images)[-1]).float(), dim=1)
+
+
+@torch.no_grad()
+def _spread(embeddings: Tensor) -> Tensor:
+    """Standard deviation of the normalised embeddings per dimension, times sqrt(D): 1 when they fill the sphere evenly,
+    0 when all are equal (Chen & He 2021, arXiv 2011.10566, section 4.1)."""
+    unit = F.normalize(embeddings.float(), dim=1)
+    return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5

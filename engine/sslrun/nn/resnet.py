@@ -1,0 +1,130 @@
+"""ResNet 18 to 152 (He et al. 2016, arXiv 1512.03385), parameter names as in torchvision, without the classifier."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.norm import BN, GroupBatchNorm, Norm
+
+STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a residual connection (depth 18 and 34)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = _conv(inputs, width, 3, stride)
+        self.bn1 = norm.layer(width)
+        self.conv2 = _conv(width, width, 3)
+        self.bn2 = norm.layer(width)
+        self.downsample = _downsample(inputs, width, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride), 1x1 with a residual connection (depth 50 and more)."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = _conv(inputs, width, 1)
+        self.bn1 = norm.layer(width)
+        self.conv2 = _conv(width, width, 3, stride)
+        self.bn2 = norm.layer(width)
+        self.conv3 = _conv(width, outputs, 1)
+        self.bn3 = norm.layer(outputs)
+        self.downsample = _downsample(inputs, outputs, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+class ResNet(Backbone):
+    """Residual network of four stages.
+
+    Args:
+        depth: number of layers: 18, 34, 50, 101 or 152.
+        in_channels: channels of the input images.
+        out_indices: which feature maps to return: 0 for the stem's, 1 to 4 for a stage's. Later stages are not computed.
+        norm_cfg: normalisation layer; BN where it is not given.
+        stem: "imagenet" is a 7x7 convolution of stride 2 and a max-pool; "small" a 3x3 convolution of stride 1, for
+            pictures of 32 to 64 pixels.
+        base_width: channels of the stem and of the first stage; 64 in the paper.
+        zero_init_residual: start every residual branch at zero (Goyal et al. 2017, arXiv 1706.02677).
+    """
+
+    def __init__(
+        self,
+        depth: Literal[18, 34, 50, 101, 152],
+        in_channels: int = 3,
+        out_indices: list[int] | None = None,
+        norm_cfg: Norm | None = None,
+        stem: Literal["imagenet", "small"] = "imagenet",
+        base_width: int = 64,
+        zero_init_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.out_indices = [4] if out_indices is None else out_indices
+        if not self.out_indices or not set(self.out_indices) <= set(range(5)):
+            raise ValueError(f"out_indices is {self.out_indices}, but the feature maps are 0 (stem) to 4 (last stage)")
+        norm = norm_cfg or BN()
+        block = BasicBlock if depth < 50 else Bottleneck
+        self.stem = stem
+        self.conv1 = _conv(in_channels, base_width, *((7, 2) if stem == "imagenet" else (3, 1)))
+        self.bn1 = norm.layer(base_width)
+        channels = base_width
+        widths = [base_width]
+        for stage, num_blocks in enumerate(STAGE_BLOCKS[depth][: max(self.out_indices)], start=1):
+            blocks = []
+            for index in range(num_blocks):
+                stride = 2 if index == 0 and stage > 1 else 1
+                blocks.append(block(channels, base_width * 2 ** (stage - 1), stride, norm))
+                channels = base_width * 2 ** (stage - 1) * block.expansion
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+            widths.append(channels)
+        self.num_features = widths[self.out_indices[-1]]
+        self._initialise(zero_init_residual)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        maps = [x]
+        if self.stem == "imagenet":
+            x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        for stage in range(1, max(self.out_indices) + 1):
+            x = self.get_submodule(f"layer{stage}")(x)
+            maps.append(x)
+        return [maps[index] for index in self.out_indices]
+
+    def _initialise(self, zero_init_residual: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+                last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
+                if isinstance(last, GroupBatchNorm) and last.weight is not None:
+                    nn.init.zeros_(last.weight)
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+def _downsample(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module | None:
+    """The projection of a shortcut whose shape changes."""
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(_conv(inputs, outputs, 1, stride), norm.layer(outputs))
