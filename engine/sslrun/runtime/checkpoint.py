@@ -1,0 +1,275 @@
+"""Checkpoints: folders `step_00001234` of tensors (safetensors) and JSON, under a manifest with sizes and hashes.
+
+A folder with that name is whole or it is damaged, never half written: everything is written and synced under another
+name, the manifest last, and the folder renamed. Nothing is pickled. One process writes (rank 0 of a run that holds its
+run folder's lock); any number may read.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+
+from sslrun.errors import RunFailed, UsageError
+from sslrun.runtime.durable import sync_directory, write_file
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+PREFIX = "step_"
+UNFINISHED, DELETED, SET_ASIDE = ".tmp", ".del", ".aside"
+
+Tensors = dict[str, dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """The `[checkpoint]` table: when to save, and how much to keep.
+
+    Attributes:
+        interval: a checkpoint is saved after every so many epochs or iterations; the end of a run always is.
+        by: the unit of `interval`: "epoch" or "iter" (optimizer steps).
+        max_keep_ckpts: the newest so many are kept, older ones deleted; -1 keeps all.
+    """
+
+    interval: int = 1
+    by: Literal["epoch", "iter"] = "epoch"
+    max_keep_ckpts: int = -1
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise UsageError(f"checkpoint.interval must be at least 1, not {self.interval}")
+        if self.max_keep_ckpts < 1 and self.max_keep_ckpts != -1:
+            raise UsageError(f"checkpoint.max_keep_ckpts must be at least 1, or -1 for all, not {self.max_keep_ckpts}")
+
+    def is_due(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether a checkpoint is to be saved after this many optimizer steps."""
+        return step > 0 and step % (self.interval * (steps_per_epoch if self.by == "epoch" else 1)) == 0
+
+
+def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: dict[str, Any]) -> Path:
+    """Write one checkpoint and return its folder, which is on the disk when this returns.
+
+    A good checkpoint of the same step is left as it is: a run has one state at one step.
+
+    Args:
+        directory: the run's `checkpoints` folder; made if it is not there.
+        step: optimizer steps done.
+        tensors: one file per key ("model", "optimizer"): tensor name to tensor, of any device, layout and dtype, shared
+            storage included. Values and shapes come back, memory layout does not.
+        state: everything else; JSON.
+
+    Raises:
+        RunFailed: it could not be written (disk full, read-only, quota). Older checkpoints are untouched.
+    """
+    folder = directory / f"{PREFIX}{step:08d}"
+    if folder.exists() and damage(folder) is None:
+        return folder
+    beside = folder.with_name(folder.name + UNFINISHED)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if beside.exists():
+            shutil.rmtree(beside)
+        beside.mkdir()
+        files = {
+            f"{name}.safetensors": _write_tensors(beside / f"{name}.safetensors", t) for name, t in tensors.items()
+        }
+        files[STATE] = _write_json(beside / STATE, state)
+        _write_json(beside / MANIFEST, {"format": FORMAT, "step": step, "files": files})
+        sync_directory(beside)
+        if folder.exists():
+            _delete(folder)
+        os.rename(beside, folder)
+        sync_directory(directory)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(beside)
+        raise RunFailed(
+            f"the checkpoint of step {step} could not be written to {directory}: {error.strerror or error}; "
+            "older checkpoints are untouched"
+        ) from error
+    return folder
+
+
+def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Read a checkpoint's tensors (on the CPU, contiguous) and its JSON state.
+
+    Tensors may be maps of the file, private to this process: copy them where they go.
+
+    Raises:
+        UsageError: the path is no checkpoint, or a damaged one.
+    """
+    found = damage(path)
+    if found is not None:
+        raise UsageError(f"{path} cannot be loaded: {found}")
+    files = json.loads((path / MANIFEST).read_bytes())["files"]
+    tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in files if name != STATE}
+    return tensors, json.loads((path / STATE).read_bytes())
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None if every byte is as it was written."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT:
+            return f"its format is {manifest['format']!r}, this version reads {FORMAT}"
+        if (named := _step(path)) is not None and named != manifest["step"]:
+            return f"{MANIFEST} belongs to step {manifest['step']}"
+        if STATE not in manifest["files"]:
+            return f"{MANIFEST} does not list {STATE}"
+        for name, expected in manifest["files"].items():
+            size = (path / name).stat().st_size
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes instead of {expected['bytes']}"
+            with open(path / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                    return f"{name} is not what was written (its hash differs)"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is unreadable"
+    return None
+
+
+def steps(directory: Path) -> dict[int, Path]:
+    """The checkpoints of a folder by step, ascending, good or damaged."""
+    found = {step: path for path in directory.glob(f"{PREFIX}*") if (step := _step(path)) is not None}
+    return dict(sorted(found.items()))
+
+
+def newest_good(directory: Path) -> Path | None:
+    """The newest checkpoint that verifies, None if there is none; newer damaged ones are named in warnings."""
+    for path in reversed(steps(directory).values()):
+        found = damage(path)
+        if found is None:
+            return path
+        logger.warning("checkpoint %s is damaged (%s); trying the one before it", path, found)
+    return None
+
+
+def find(path: Path) -> Path:
+    """The checkpoint that a user's path means: a checkpoint folder itself, or a run folder's newest good one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if (path / MANIFEST).is_file() or path.name.startswith(PREFIX):
+        return path
+    found = newest_good(path / "checkpoints") or newest_good(path)
+    if found is None:
+        raise UsageError(f"{path} is neither a checkpoint nor a run folder with a good one")
+    return found
+
+
+def prune(directory: Path, max_keep: int) -> None:
+    """Delete all but the newest `max_keep` checkpoints (-1: none). What cannot be deleted is only a warning."""
+    if max_keep == -1:
+        return
+    for path in list(steps(directory).values())[:-max_keep]:
+        try:
+            _delete(path)
+        except OSError as error:
+            logger.warning("old checkpoint %s could not be deleted: %s", path, error.strerror or error)
+
+
+def set_aside_newer(directory: Path, step: int) -> None:
+    """Rename the checkpoints after a step, so that a run that goes back to it does not later resume from them.
+
+    They belong to a future that will be computed anew, or are damaged. A later one set aside replaces an earlier.
+    """
+    for path in [path for at, path in steps(directory).items() if at > step]:
+        aside = path.with_name(path.name + SET_ASIDE)
+        if aside.exists():
+            _delete(aside)
+        os.rename(path, aside)
+        logger.warning("checkpoint %s is newer than step %d, where the run goes on: kept as %s", path, step, aside.name)
+    if directory.exists():
+        sync_directory(directory)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what a killed save or deletion left behind. Called when a run starts, under its lock."""
+    for path in [*directory.glob(f"{PREFIX}*{UNFINISHED}"), *directory.glob(f"{PREFIX}*{DELETED}")]:
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            logger.warning("%s, left by a killed run, could not be deleted: %s", path, error.strerror or error)
+
+
+def _step(path: Path) -> int | None:
+    """The step in a checkpoint's name; None for any other name, unfinished and set-aside ones included."""
+    digits = path.name.removeprefix(PREFIX)
+    return int(digits) if path.name.startswith(PREFIX) and digits.isdecimal() else None
+
+
+def _delete(path: Path) -> None:
+    """Rename first: a half deleted folder must not look like a checkpoint."""
+    doomed = path.with_name(path.name + DELETED)
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    os.rename(path, doomed)
+    sync_directory(path.parent)
+    shutil.rmtree(doomed)
+
+
+def _write_json(path: Path, value: Any) -> dict[str, Any]:
+    data = json.dumps(value, indent=1).encode()
+    write_file(path, data)
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Write a safetensors file (8 bytes header length, JSON header, raw bytes) and return its manifest entry.
+
+    Written here rather than by the library, which refuses shared and strided tensors, needs all of them on the CPU at
+    once, and could be hashed only by reading back. One tensor at a time is in memory, wide dtypes first so that the
+    data stays aligned.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for data in (len(text).to_bytes(8, "little"), text):
+            file.write(data)
+            digest.update(data)
+        for name in order:
+            raw = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            file.write(raw.data)
+            digest.update(raw.data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": 8 + len(text) + end, "sha256": digest.hexdigest()}
