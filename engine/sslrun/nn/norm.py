@@ -90,7 +90,7 @@ def _group_by_group(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: 
     """Native BatchNorm on each group; the fast form outside a compiler (4x the formula on a CPU)."""
     num_views, num_groups, group_size = x.shape[:3]
     num_features = x.shape[3]
-    mean = x.new_zeros(num_groups, num_features, dtype=torch.float32)
+    mean = x.new_zeros(num_groups, num_features, dtype=torch.promote_types(x.dtype, torch.float32))
     var = torch.zeros_like(mean)
     parts = [
         F.batch_norm(group.flatten(0, 1), mean[g], var[g], weight, bias, training=True, momentum=1.0, eps=eps)
@@ -107,9 +107,9 @@ def _by_formula(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: floa
     """The same as one expression, which a compiler fuses into one reduction and one pass, whatever the group count."""
     axes = [axis for axis in range(x.dim()) if axis not in (1, 3)]
     channel = [1, 1, 1, x.shape[3]] + [1] * (x.dim() - 4)
-    x32 = x.float()
-    var, mean = torch.var_mean(x32, axes, correction=0, keepdim=True)
-    y = (x32 - mean) * torch.rsqrt(var + eps)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    var, mean = torch.var_mean(wide, axes, correction=0, keepdim=True)
+    y = (wide - mean) * torch.rsqrt(var + eps)
     if weight is not None and bias is not None:
         y = y * weight.view(channel) + bias.view(channel)
     count = x.numel() // (x.shape[1] * x.shape[3])

@@ -1,0 +1,134 @@
+"""The command line: verbs to calls, errors to one line and an exit code. Help and config verbs never import torch."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from sslrun.errors import Diverged, RunFailed, UsageError
+
+DONE, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+VERBS = ("train", "config")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the process's exit code."""
+    args = _parser().parse_args(_normalised(sys.argv[1:] if argv is None else argv))
+    try:
+        return args.call(args)
+    except UsageError as error:
+        return _fail(error, USAGE)
+    except RunFailed as error:
+        return _fail(error, FAILED)
+    except Diverged as error:
+        return _fail(error, DIVERGED)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `sslrun config print ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _fail(error: object, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _normalised(argv: Sequence[str]) -> list[str]:
+    """`sslrun CONFIG` is `sslrun train CONFIG`; launchers put --local_rank=N first; a bare --resume takes no value."""
+    words = [word for word in argv if not word.startswith(("--local_rank=", "--local-rank="))]
+    words = ["--resume=" if word == "--resume" else word for word in words]
+    if words and words[0] not in VERBS and not {"-h", "--help", "--version"} & set(words[:1]):
+        words.insert(0, "train")
+    return words
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sslrun",
+        description="Self-supervised pre-training of image encoders from TOML recipes.",
+        epilog="`sslrun CONFIG` is short for `sslrun train CONFIG`. Many processes: `torchrun --nproc_per_node N "
+        "bin/sslrun CONFIG` or `deepspeed --hostfile hosts bin/sslrun CONFIG`.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    train = verbs.add_parser("train", help="train an encoder", description="Train an encoder by a recipe.")
+    _add_config(train)
+    train.add_argument("--work-dir", metavar="DIR", help="where run folders are made (the recipe's work_dir)")
+    train.add_argument(
+        "--resume",
+        metavar="CHECKPOINT",
+        help="continue: from the run's own newest good checkpoint, or with --resume=CHECKPOINT from that one",
+    )
+    train.add_argument("--dry-run", action="store_true", help="print the plan; needs neither data nor GPU")
+    train.set_defaults(call=_train)
+
+    config = verbs.add_parser("config", help="look at a config without running it")
+    config_verbs = config.add_subparsers(required=True, metavar="VERB")
+    show = config_verbs.add_parser("print", help="the resolved config as TOML")
+    _add_config(show)
+    show.set_defaults(call=_config_print)
+    explain = config_verbs.add_parser("explain", help="one value and the chain of files and lines that set it")
+    _add_config(explain)
+    explain.add_argument("key", metavar="KEY", help="for example model.backbone.depth or data.views.0.num_views")
+    explain.set_defaults(call=_config_explain)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a TOML recipe")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="set one value, as a line of TOML merged last; may be repeated",
+    )
+
+
+def _train(args: argparse.Namespace) -> int:
+    from sslrun.config import load
+
+    overrides = list(args.overrides)
+    if args.work_dir is not None:
+        overrides.append(f"work_dir={_toml_string(args.work_dir)}")
+    config = load(args.config, overrides)
+    for note in config.notes:
+        print(f"note: {note}", file=sys.stderr)
+    from sslrun.train import dry_run, run  # torch from here on
+
+    if args.dry_run:
+        print(dry_run(config))
+        return DONE
+    return run(config, resume=args.resume)
+
+
+def _config_print(args: argparse.Namespace) -> int:
+    from sslrun.config import dump, load
+
+    config = load(args.config, args.overrides)
+    for note in config.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(dump(config.values), end="")
+    return DONE
+
+
+def _config_explain(args: argparse.Namespace) -> int:
+    from sslrun.config import load
+    from sslrun.config.explain import explain
+
+    print(explain(load(args.config, args.overrides), args.key))
+    return DONE
+
+
+def _toml_string(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _version() -> str:
+    from sslrun import __version__
+
+    return f"sslrun {__version__}"

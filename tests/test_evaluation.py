@@ -1,0 +1,65 @@
+"""k-NN, features and collapse figures against values worked out by hand or by another library."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from sslrun.data.batch import Batch
+from sslrun.evaluation.collapse import collapse_warning
+from sslrun.evaluation.features import extract
+from sslrun.evaluation.knn import knn_top1
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 500])
+@pytest.mark.parametrize("chunk", [7, 1024])
+def test_knn_is_scikit_learns(k, chunk):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, 8, generator=generator)
+    labels = torch.arange(120) % 4
+    features = centres[labels] + 1.2 * torch.randn(120, 8, generator=generator)
+    bank, queries = features[:80], features[80:]
+
+    def weights(distances: np.ndarray) -> np.ndarray:
+        return np.exp((1 - distances**2 / 2) / 0.07)  # distance on the sphere -> cosine
+
+    def unit(x: torch.Tensor) -> np.ndarray:
+        return nn.functional.normalize(x, dim=1).double().numpy()
+
+    reference = KNeighborsClassifier(min(k, 80), weights=weights).fit(unit(bank), labels[:80].numpy())
+    expected = 100 * reference.score(unit(queries), labels[80:].numpy())
+    assert knn_top1(bank, labels[:80], queries, labels[80:], k=k, chunk=chunk) == pytest.approx(expected)
+
+
+def test_knn_weighs_the_nearer_neighbour_more():
+    bank = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]])
+    query = torch.tensor([[1.0, 0.05]])
+    labels = torch.tensor([0, 1, 1])
+    assert knn_top1(bank, labels, query, torch.tensor([0]), k=3) == 100.0
+    assert knn_top1(bank, labels, query, torch.tensor([1]), k=3, temperature=100.0) == 100.0
+
+
+def test_features_are_pooled_and_the_network_comes_back_as_it_was():
+    class Doubler(nn.Module):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            assert not self.training
+            return [x * 2]
+
+    backbone = Doubler().train()
+    images = torch.arange(2 * 3 * 2 * 2, dtype=torch.float32).view(2, 3, 2, 2)
+    batches = [Batch([images], torch.arange(2), None), Batch([images[:1]], torch.arange(1), None)]
+    features = extract(backbone, batches, torch.device("cpu"))
+    torch.testing.assert_close(features, torch.cat([images, images[:1]]).mean((2, 3)) * 2)
+    assert backbone.training
+
+
+def test_collapse_is_said_in_plain_words():
+    chance = math.log(1025)
+    assert "looks collapsed" in str(collapse_warning(0.02, 3.0, chance, 5))
+    assert "does not tell pictures apart" in str(collapse_warning(0.9, chance + 0.01, chance, 1))
+    assert collapse_warning(0.9, chance + 0.01, chance, 0) is None, "early in a run the loss may be above chance"
+    assert collapse_warning(0.6, chance - 2, chance, 5) is None
+    assert collapse_warning(None, 1.0, None, 5) is None

@@ -1,0 +1,101 @@
+"""GroupBatchNorm against torch's BatchNorm run on each group by itself."""
+
+import pytest
+import torch
+from torch import nn
+
+from sslrun.nn import norm
+from sslrun.nn.norm import BN, GroupBatchNorm, commit_statistics, discard_statistics, set_groups
+
+
+def reference(x: torch.Tensor, num_views: int, groups: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each group through a fresh torch BatchNorm: output rows, and the mean of the groups' running statistics."""
+    y = torch.empty_like(x)
+    means, variances = [], []
+    rows = torch.arange(len(x)).view(num_views, groups, size)
+    for g in range(groups):
+        layer = (nn.BatchNorm2d if x.dim() == 4 else nn.BatchNorm1d)(x.shape[1]).double()
+        y[rows[:, g].flatten()] = layer(x[rows[:, g].flatten()])
+        means.append(layer.running_mean)
+        variances.append(layer.running_var)
+    return y, torch.stack(means).mean(0), torch.stack(variances).mean(0)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (5,)])
+@pytest.mark.parametrize(("num_views", "groups", "size"), [(1, 1, 6), (1, 4, 3), (2, 3, 4), (3, 1, 2)])
+@pytest.mark.parametrize("formula", [False, True])
+def test_each_group_has_its_own_statistics(monkeypatch, shape, num_views, groups, size, formula):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: formula)
+    torch.manual_seed(0)
+    x = torch.randn(num_views * groups * size, *shape, dtype=torch.float64, requires_grad=True)
+    layer = GroupBatchNorm(shape[0]).double()
+    layer.group_size, layer.num_groups = size, groups
+    y = layer(x)
+    expected, mean, var = reference(x.detach(), num_views, groups, size)
+    torch.testing.assert_close(y, expected)
+    assert float(layer.running_mean.abs().sum()) == 0, "running statistics move with the step, not with the pass"
+    commit_statistics([layer])
+    torch.testing.assert_close(layer.running_mean, mean)
+    torch.testing.assert_close(layer.running_var, var)
+    assert int(layer.num_batches_tracked) == 1
+    assert float(layer.pending.abs().sum()) == 0
+
+    upstream = torch.randn_like(y)
+    (gradient,) = torch.autograd.grad(y, x, upstream)
+    twin = x.detach().requires_grad_()
+    (expected_gradient,) = torch.autograd.grad(reference_output(twin, num_views, groups, size), twin, upstream)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def reference_output(x: torch.Tensor, num_views: int, groups: int, size: int) -> torch.Tensor:
+    rows = torch.arange(len(x)).view(num_views, groups, size)
+    pieces = []
+    for g in range(groups):
+        layer = (nn.BatchNorm2d if x.dim() == 4 else nn.BatchNorm1d)(x.shape[1]).double()
+        pieces.append(layer(x[rows[:, g].flatten()]))
+    inverse = rows.transpose(0, 1).flatten().argsort()
+    return torch.cat(pieces)[inverse]
+
+
+def test_micro_batches_move_the_running_statistics_like_one_batch():
+    torch.manual_seed(0)
+    x = torch.randn(12, 3, 2, 2)
+    whole, pieces = GroupBatchNorm(3), GroupBatchNorm(3)
+    whole.group_size, whole.num_groups = 4, 3
+    whole(x)
+    for part in x.split(4):
+        pieces(part)
+    commit_statistics([whole])
+    commit_statistics([pieces])
+    torch.testing.assert_close(whole.running_mean, pieces.running_mean)
+    torch.testing.assert_close(whole.running_var, pieces.running_var)
+
+
+def test_a_skipped_step_leaves_no_trace():
+    layer = GroupBatchNorm(3)
+    layer(torch.full((4, 3, 2, 2), float("nan")))
+    discard_statistics([layer])
+    commit_statistics([layer])
+    torch.testing.assert_close(layer.running_mean, torch.zeros(3))
+    assert int(layer.num_batches_tracked) == 0
+
+
+def test_evaluation_uses_the_running_statistics():
+    layer = GroupBatchNorm(2).eval()
+    layer.running_mean.copy_(torch.tensor([1.0, 2.0]))
+    layer.running_var.copy_(torch.tensor([4.0, 9.0]))
+    x = torch.tensor([[3.0, 5.0]]).view(1, 2, 1, 1)
+    torch.testing.assert_close(layer(x).flatten(), torch.ones(2), atol=1e-5, rtol=0)
+
+
+def test_state_has_the_names_of_torch():
+    assert set(GroupBatchNorm(3).state_dict()) == set(nn.BatchNorm2d(3).state_dict())
+    assert set(BN(affine=False).layer(3).state_dict()) == set(nn.BatchNorm2d(3, affine=False).state_dict())
+
+
+def test_groups_reach_every_layer():
+    model = nn.Sequential(GroupBatchNorm(2), nn.Sequential(GroupBatchNorm(2)))
+    set_groups(model, 4, 2)
+    assert [(layer.group_size, layer.num_groups) for layer in norm.group_norms(model)] == [(4, 2), (4, 2)]
+    with pytest.raises(AssertionError, match="not views of 8 samples"):
+        model(torch.randn(9, 2, 1, 1))

@@ -1,0 +1,66 @@
+"""ResNet: torchvision's names and shapes, and the counts of its paper."""
+
+import pytest
+import torch
+
+from sslrun.nn.resnet import ResNet
+
+# Parameters of torchvision's resnetN without its classifier (fc has features x 1000 + 1000).
+PARAMETERS = {
+    18: 11_689_512 - 513_000,
+    34: 21_797_672 - 513_000,
+    50: 25_557_032 - 2_049_000,
+    101: 44_549_160 - 2_049_000,
+    152: 60_192_808 - 2_049_000,
+}
+
+
+@pytest.mark.parametrize("depth", PARAMETERS)
+def test_parameter_count_is_torchvisions(depth):
+    with torch.device("meta"):
+        model = ResNet(depth)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[depth]
+
+
+def test_names_are_torchvisions():
+    with torch.device("meta"):
+        names = set(ResNet(50).state_dict())
+    expected = {"conv1.weight", "bn1.running_var", "layer1.0.conv3.weight", "layer1.0.downsample.0.weight"}
+    expected |= {"layer1.0.downsample.1.num_batches_tracked", "layer3.5.bn2.bias", "layer4.2.bn3.weight"}
+    assert expected <= names
+    assert len(names) == 318  # torchvision's resnet50 has 320 entries, two of them fc's
+
+
+@pytest.mark.parametrize(
+    ("stem", "out_indices", "shapes"),
+    [
+        ("imagenet", [4], [(2, 64, 2, 2)]),
+        ("imagenet", [0, 2, 4], [(2, 8, 32, 32), (2, 16, 8, 8), (2, 64, 2, 2)]),
+        ("small", [1, 3], [(2, 8, 64, 64), (2, 32, 16, 16)]),
+    ],
+)
+def test_feature_maps(stem, out_indices, shapes):
+    model = ResNet(18, stem=stem, base_width=8, out_indices=out_indices)
+    maps = model(torch.randn(2, 3, 64, 64))
+    assert [tuple(m.shape) for m in maps] == shapes
+    assert model.num_features == shapes[-1][1]
+
+
+def test_the_stride_of_a_bottleneck_is_in_its_3x3():
+    with torch.device("meta"):
+        block = ResNet(50).get_submodule("layer2")[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
+
+
+def test_zero_init_residual_starts_as_the_identity():
+    torch.manual_seed(0)
+    model = ResNet(50, base_width=8, zero_init_residual=True)
+    block = model.get_submodule("layer1")[1]
+    x = torch.rand(2, 32, 4, 4)
+    torch.testing.assert_close(block(x), x)
+    assert not torch.allclose(ResNet(50, base_width=8).get_submodule("layer1")[1](x), x)
+
+
+def test_a_feature_map_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"out_indices is \[5\]"):
+        ResNet(18, out_indices=[5])
