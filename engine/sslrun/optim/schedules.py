@@ -5,10 +5,9 @@ for the first step.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
-
-from torch.optim import Optimizer
+from typing import Any, Literal
 
 from sslrun.config.component import Component
 from sslrun.errors import UsageError
@@ -148,10 +147,13 @@ def _cosine(start: float, end: float, fraction: float) -> float:
     return end + 0.5 * (start - end) * (math.cos(math.pi * fraction) + 1)
 
 
-def set_learning_rates(
-    optimizer: Optimizer, schedule: Schedule, step: int, steps_per_epoch: int, total_steps: int
-) -> None:
-    """Give every parameter group its rate for one step; a group with `fix_lr` keeps the one that it started with."""
-    for group in optimizer.param_groups:
-        if not group["fix_lr"]:
-            group["lr"] = schedule.value(group["initial_lr"], step, steps_per_epoch, total_steps)
+def learning_rates(
+    groups: Sequence[Mapping[str, Any]], schedule: Schedule, step: int, steps_per_epoch: int, total_steps: int
+) -> list[float]:
+    """The rate of every parameter group for one step; a group with `fix_lr` keeps the one that it started with."""
+    return [
+        group["initial_lr"]
+        if group["fix_lr"]
+        else schedule.value(group["initial_lr"], step, steps_per_epoch, total_steps)
+        for group in groups
+    ]

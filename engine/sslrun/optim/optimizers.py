@@ -1,0 +1,154 @@
+"""What `[optimizer]` can name: torch's optimizers and LARS, with their hyper-parameters and parameter groups."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from sslrun.config.component import Component
+from sslrun.errors import UsageError
+from sslrun.optim import lars
+from sslrun.optim.groups import ParamRule, parameter_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradClip:
+    """The `[optimizer.grad_clip]` table.
+
+    Attributes:
+        max_norm: gradients are scaled down so that the norm of all of them together is at most this; above 0.
+    """
+
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        if not self.max_norm > 0:
+            raise UsageError(f"optimizer.grad_clip.max_norm must be above 0, not {self.max_norm}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Component, kind="optimizers"):
+    """An update rule with its hyper-parameters.
+
+    Args:
+        lr: learning rate, before the schedule.
+        weight_decay: weight decay.
+        paramwise: exceptions for some parameters, by name.
+        grad_clip: limit on the norm of the gradient; none by default.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    paramwise: list[ParamRule] = field(default_factory=list)
+    grad_clip: GradClip | None = None
+
+    fusible: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"optimizer.{name} cannot be {getattr(self, name)}")
+
+    def options(self) -> dict[str, Any]:
+        """The hyper-parameters that a parameter group has."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("paramwise", "grad_clip")}
+
+    def create(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """The torch optimizer of the parameters that require a gradient; its groups carry `param_names`.
+
+        Raises:
+            UsageError: a hyper-parameter or a rule of `paramwise` is wrong, or nothing is to be trained.
+        """
+        groups = parameter_groups(named_parameters, self.options(), self.paramwise, type(self).__name__)
+        if not groups:
+            raise UsageError("no parameter of the model is to be trained")
+        devices = {parameter.device.type for group in groups for _, parameter in group["params"]}
+        fused = {"fused": True} if self.fusible and devices <= {"cpu", "cuda"} else {}
+        try:
+            optimizer = self.build(groups, **fused)
+        except ValueError as error:
+            raise UsageError(f"optimizer: {error}") from error
+        optimizer.register_load_state_dict_post_hook(_lay_out_like_parameters)
+        return optimizer
+
+    def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
+        """The torch optimizer over groups that state every option."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, torch's.
+
+    Args:
+        momentum: of the running sum of gradients.
+        nesterov: Nesterov's form of the momentum.
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, **self.options(), **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), torch's.
+
+    Args:
+        betas: decay of the running means of the gradient and of its square.
+        eps: added to the denominator.
+    """
+
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.betas) != 2:
+            raise UsageError(f"optimizer.betas must be two numbers, not {len(self.betas)}")
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "betas": tuple(self.betas)}
+
+    def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, **self.options(), **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LARS(Optimizer):
+    """SGD with momentum and a learning rate scaled per parameter (You et al. 2017), for large batches.
+
+    Args:
+        momentum: of the running sum of updates.
+        eta: trust coefficient: the update's norm as a part of the parameter's.
+        eps: added to the denominator of the trust ratio.
+    """
+
+    momentum: float = 0.0
+    eta: float = 0.001
+    eps: float = 1e-8
+
+    fusible: ClassVar[bool] = False
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "lars_exclude": False}
+
+    def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
+        return lars.LARS(groups, **super().options(), **kwargs)
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give state the memory layout of its parameter again.
+
+    A checkpoint has contiguous tensors, a network may be channels-last, and torch's fused updates on the CPU walk
+    parameter, gradient and state side by side through memory without comparing strides: silently wrong otherwise.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -1,0 +1,192 @@
+"""Optimisers as recipes state them: parameter groups by name, torch's arithmetic, state that survives a checkpoint."""
+
+import copy
+
+import pytest
+import torch
+from sslrun.errors import UsageError
+from sslrun.optim import Optimizer
+from sslrun.optim.groups import ParamRule
+from sslrun.optim.optimizers import LARS, SGD, AdamW, GradClip
+from torch import nn
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        self.predictor = nn.Linear(8, 4)
+        self.teacher = nn.Linear(8, 4).requires_grad_(False)
+
+
+def groups_of(optimizer: torch.optim.Optimizer) -> dict[str, dict]:
+    return {name: group for group in optimizer.param_groups for name in group["param_names"]}
+
+
+def test_without_rules_one_group_with_all_that_is_trained():
+    network = Network()
+    optimizer = SGD(lr=0.03, momentum=0.9, weight_decay=1e-4).create(network.named_parameters())
+    (group,) = optimizer.param_groups
+    assert group["param_names"] == [name for name, _ in network.named_parameters() if not name.startswith("teacher")]
+    assert all(p.requires_grad for p in group["params"])
+    assert (group["lr"], group["initial_lr"], group["momentum"], group["weight_decay"]) == (0.03, 0.03, 0.9, 1e-4)
+    assert group["fix_lr"] is False and group["fused"] is True
+
+
+def test_rules_apply_in_order_and_the_later_wins_option_by_option():
+    rules = [
+        ParamRule(match=r"bias$", weight_decay=0.0, lr_mult=2.0),
+        ParamRule(match=r"backbone\.1\.", weight_decay=0.0, momentum_mult=0.5),
+        ParamRule(match=r"^predictor", lr=0.5, fix_lr=True, weight_decay_mult=10.0),
+    ]
+    optimizer = SGD(lr=0.1, momentum=0.8, weight_decay=0.01, paramwise=rules).create(Network().named_parameters())
+    seen = {
+        name: (group["lr"], group["weight_decay"], group["momentum"], group["fix_lr"])
+        for name, group in groups_of(optimizer).items()
+    }
+    assert seen == {
+        "backbone.0.weight": (0.1, 0.01, 0.8, False),
+        "backbone.0.bias": (0.2, 0.0, 0.8, False),
+        "backbone.1.weight": (0.1, 0.0, 0.4, False),
+        "backbone.1.bias": (0.2, 0.0, 0.4, False),
+        "predictor.weight": (0.5, 0.1, 0.8, True),
+        "predictor.bias": (0.5, 0.1, 0.8, True),
+    }
+    assert len(optimizer.param_groups) == 5
+    assert all(group["initial_lr"] == group["lr"] for group in optimizer.param_groups)
+
+
+def test_a_mult_is_of_the_optimizers_own_value_not_of_an_earlier_rules():
+    rules = [ParamRule(match="predictor", lr=7.0), ParamRule(match="predictor", lr_mult=3.0)]
+    optimizer = SGD(lr=0.1, paramwise=rules).create(Network().named_parameters())
+    assert groups_of(optimizer)["predictor.weight"]["lr"] == pytest.approx(0.3)
+
+
+def test_the_tutorials_rule():
+    """paramwise_options={'\\Ahead.': dict(momentum=0.)}: parameters whose name begins with "head"."""
+    module = nn.ModuleDict({"head": nn.Linear(2, 2), "neck": nn.ModuleDict({"head": nn.Linear(2, 2)})})
+    optimizer = SGD(lr=0.06, momentum=0.9, paramwise=[ParamRule(match=r"\Ahead.", momentum=0.0)]).create(
+        module.named_parameters()
+    )
+    momentum = {name: group["momentum"] for name, group in groups_of(optimizer).items()}
+    assert momentum == {"head.weight": 0.0, "head.bias": 0.0, "neck.head.weight": 0.9, "neck.head.bias": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ParamRule(match="(bias", lr=0.1), "is no regular expression"),
+        (lambda: ParamRule(match="bias"), "sets nothing"),
+        (lambda: ParamRule(match="bias", lr=0.1, lr_mult=2.0), "both lr and lr_mult"),
+        (lambda: GradClip(max_norm=0.0), "max_norm must be above 0"),
+        (lambda: SGD(lr=-0.1), "optimizer.lr cannot be -0.1"),
+        (lambda: SGD(lr=float("nan")), "optimizer.lr cannot be nan"),
+        (lambda: AdamW(lr=0.1, betas=[0.9]), "two numbers"),
+    ],
+)
+def test_wrong_values_are_refused_where_they_are_written(make, words):
+    with pytest.raises(UsageError, match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (SGD(lr=0.1, paramwise=[ParamRule(match="predictr", lr=0.1)]), r"no trained parameter; nearest: predictor\."),
+        (SGD(lr=0.1, paramwise=[ParamRule(match=r"^teacher\.", lr=0.1)]), "no trained parameter"),
+        (SGD(lr=0.1, paramwise=[ParamRule(match="bias", lars_exclude=True)]), "sets lars_exclude, which SGD does not"),
+        (AdamW(lr=0.1, paramwise=[ParamRule(match="bias", momentum_mult=0.1)]), "sets momentum_mult, which AdamW"),
+        (SGD(lr=0.1, nesterov=True), "Nesterov momentum requires a momentum"),
+        (AdamW(lr=0.1, betas=[0.9, 1.5]), "beta"),
+    ],
+)
+def test_rules_and_values_that_do_not_fit_are_refused_in_one_line(optimizer, words):
+    with pytest.raises(UsageError, match=words) as error:
+        optimizer.create(Network().named_parameters())
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_to_train_is_an_error():
+    with pytest.raises(UsageError, match="no parameter of the model is to be trained"):
+        SGD(lr=0.1).create(Network().requires_grad_(False).named_parameters())
+
+
+def test_sgd_is_the_textbooks():
+    weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    optimizer = SGD(lr=0.1, momentum=0.5, weight_decay=0.1).create([("weight", weight)])
+    expected, buffer = [1.0, -2.0], [0.0, 0.0]
+    for gradient in ([0.3, 0.1], [-1.0, 0.2], [0.5, 0.5]):
+        weight.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+        for i, g in enumerate(gradient):
+            buffer[i] = 0.5 * buffer[i] + g + 0.1 * expected[i]
+            expected[i] -= 0.1 * buffer[i]
+    assert weight.tolist() == pytest.approx(expected, rel=1e-14)
+
+
+def test_adamw_is_the_papers():
+    weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimizer = AdamW(lr=0.1, betas=[0.9, 0.99], weight_decay=0.05, eps=1e-6).create([("weight", weight)])
+    w, m, v = 1.0, 0.0, 0.0
+    for step, g in enumerate([0.3, -1.0, 0.5], start=1):
+        weight.grad = torch.tensor([g], dtype=torch.float64)
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        w = w - 0.1 * 0.05 * w - 0.1 * (m / (1 - 0.9**step)) / ((v / (1 - 0.99**step)) ** 0.5 + 1e-6)
+    assert weight.item() == pytest.approx(w, rel=1e-12)
+
+
+def test_lars_gets_its_options_and_exclusions():
+    rules = [ParamRule(match=r"bias|backbone\.1\.", lars_exclude=True, weight_decay=0.0)]
+    recipe = LARS(lr=4.8, momentum=0.9, weight_decay=1e-6, eta=0.002, paramwise=rules)
+    groups = groups_of(recipe.create(Network().named_parameters()))
+    assert groups["backbone.0.weight"]["lars_exclude"] is False and groups["backbone.0.weight"]["eta"] == 0.002
+    assert groups["backbone.1.weight"]["lars_exclude"] is True and groups["backbone.1.weight"]["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("recipe", [SGD(lr=0.1, momentum=0.9), AdamW(lr=0.1), LARS(lr=0.1, momentum=0.9)])
+def test_state_from_a_checkpoint_continues_exactly_in_any_memory_layout(recipe):
+    """Checkpoints hold contiguous tensors; a fused update on a channels-last network must not mix the two up."""
+    generator = torch.Generator().manual_seed(0)
+    network = Network().to(memory_format=torch.channels_last)
+    gradients = [
+        [torch.randn(p.shape, generator=generator) for p in network.parameters() if p.requires_grad] for _ in range(4)
+    ]
+
+    def advance(network: Network, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            trained = [p for p in network.parameters() if p.requires_grad]
+            for parameter, gradient in zip(trained, gradients[step], strict=True):
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+            optimizer.step()
+
+    optimizer = recipe.create(network.named_parameters())
+    advance(network, optimizer, range(2))
+    resumed_network, saved = copy.deepcopy(network), copy.deepcopy(optimizer.state_dict())
+    for state in saved["state"].values():
+        state.update({name: value.contiguous() for name, value in state.items() if torch.is_tensor(value)})
+    resumed = recipe.create(resumed_network.named_parameters())
+    resumed.load_state_dict(saved)
+    advance(network, optimizer, range(2, 4))
+    advance(resumed_network, resumed, range(2, 4))
+    for (name, one), other in zip(network.named_parameters(), resumed_network.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_fused_update_of_a_channels_last_network_is_the_plain_one():
+    network = Network().to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(network)
+    fused = SGD(lr=0.1, momentum=0.9, weight_decay=1e-2).create(network.named_parameters())
+    reference = torch.optim.SGD([p for p in plain.parameters() if p.requires_grad], 0.1, 0.9, weight_decay=1e-2)
+    images = torch.randn(4, 3, 9, 9)
+    for _ in range(3):
+        for model, optimizer in ((network, fused), (plain, reference)):
+            optimizer.zero_grad()
+            model.predictor(model.backbone(images).mean((2, 3))).square().sum().backward()
+            optimizer.step()
+    for one, other in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_optimizers_are_found_by_name():
+    assert {"SGD", "AdamW", "LARS"} <= Optimizer.registry.keys()
