@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import numpy as np
+
 from sslrun.data.draws import ORDER_VIEW, words
 
 _ROUNDS = 12

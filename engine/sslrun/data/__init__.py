@@ -1,0 +1,29 @@
+"""From files to batches: sources, order, draws, transforms, DALI and the exact stage. The only room that knows DALI."""
+
+from sslrun.data.bad_samples import BadSamples
+from sslrun.data.batch import Batch
+from sslrun.data.data_config import DataConfig
+from sslrun.data.loader import BatchStream, Loader, resolve_augment
+from sslrun.data.order import Order, Sampler, Sequential
+from sslrun.data.sources import ImageFolder, ImageList, ImageNet, Source, Subset, split_holdout
+from sslrun.data.transforms import Transform, ViewGroup
+
+__all__ = [
+    "BadSamples",
+    "Batch",
+    "BatchStream",
+    "DataConfig",
+    "ImageFolder",
+    "ImageList",
+    "ImageNet",
+    "Loader",
+    "Order",
+    "Sampler",
+    "Sequential",
+    "Source",
+    "Subset",
+    "Transform",
+    "ViewGroup",
+    "resolve_augment",
+    "split_holdout",
+]

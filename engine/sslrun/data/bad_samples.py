@@ -1,0 +1,82 @@
+"""Pictures that cannot be decoded: named once, counted, replaced; a few never end a run, too many do."""
+
+import logging
+
+import numpy as np
+
+from sslrun.data.draws import SUBSTITUTE_VIEW, words
+from sslrun.errors import RunFailed
+
+logger = logging.getLogger("sslrun")
+
+_ATTEMPTS = 100
+
+
+class BadSamples:
+    """What a run knows of bad pictures. It goes into the checkpoint: a resumed run replaces the same ones at once.
+
+    A substitute is a pure function of (seed, epoch, position, attempt): whether a picture was known to be bad or is
+    found to be bad at that moment, the same sample takes its place.
+
+    Args:
+        max_bad_pct: percentage of the source's samples that may be bad before the run stops; at least one may be,
+            unless this is 0.
+    """
+
+    def __init__(self, max_bad_pct: float = 1.0) -> None:
+        self.max_bad_pct = max_bad_pct
+        self.found: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def add(self, sample: int, path: str, reason: str, num_samples: int) -> None:
+        """Name and count a bad picture, the first time it is met.
+
+        Raises:
+            RunFailed: more of the source's `num_samples` are bad than `max_bad_pct` allows.
+        """
+        if sample in self.found:
+            return
+        self.found[sample] = f"{path}: {reason}"
+        logger.warning("bad picture, replaced by another: %s: %s", path, reason)
+        allowed = self.max_bad_pct / 100 * num_samples
+        if len(self.found) > (max(allowed, 1) if self.max_bad_pct > 0 else 0):
+            raise RunFailed(
+                f"{len(self.found)} of {num_samples} pictures cannot be decoded, more than data.max_bad_pct = "
+                f"{self.max_bad_pct:g}; the last one: {path}: {reason}"
+            )
+
+    def replace(self, ids: np.ndarray, seed: int, epoch: int, positions: np.ndarray, num_samples: int) -> np.ndarray:
+        """The ids with every known bad one replaced.
+
+        Args:
+            ids: (B,) int64.
+            seed: of the run.
+            epoch: of the batch.
+            positions: (B,) int64 places in the epoch.
+            num_samples: N, size of the source.
+
+        Returns:
+            (B,) int64; `ids` itself where nothing is bad.
+        """
+        if not self.found or self.found.keys().isdisjoint(ids.tolist()):
+            return ids
+        ids = ids.copy()
+        for row in np.flatnonzero([sample in self.found for sample in ids.tolist()]):
+            place = positions[row : row + 1]
+            drawn = words(seed, epoch, place, SUBSTITUTE_VIEW, 2 * _ATTEMPTS)[0]
+            candidates = ((drawn[0::2] << np.uint64(32)) | drawn[1::2]) % np.uint64(num_samples)
+            good = [sample for sample in candidates.astype(np.int64).tolist() if sample not in self.found]
+            if not good:
+                raise RunFailed(f"no substitute for {self.found[int(ids[row])]}: {len(self.found)} pictures are bad")
+            ids[row] = good[0]
+        return ids
+
+    def state_dict(self) -> dict[str, str]:
+        """Plain strings: sample id -> `path: reason`."""
+        return {str(sample): text for sample, text in self.found.items()}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Take over what a checkpoint (or another rank) knows, without naming it again."""
+        self.found.update({int(sample): text for sample, text in state.items()})

@@ -1,0 +1,63 @@
+"""The `[data]` table of a recipe."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sslrun.data.sources import Source, split_holdout
+from sslrun.data.transforms import ViewGroup
+from sslrun.errors import UsageError
+
+
+@dataclass
+class DataConfig:
+    """Samples, views and batches.
+
+    Attributes:
+        source: the training pictures.
+        views: groups of views of each picture, each group with a size and transforms of its own.
+        samples_per_gpu: samples of one BatchNorm group (the paper's batch per GPU); what is on a device at once is
+            engine.micro_batch.
+        workers_per_gpu: threads that read and decode, per process.
+        drop_last: whether an epoch leaves out the samples that do not fill a global batch; if not, the batch is filled
+            up with the epoch's first samples, in crops of their own.
+        holdout: pictures to measure on: a source of its own, or the share of `source` to keep out of training.
+        augment: "exact" follows PIL's arithmetic, "dali" does everything in DALI; "auto" is exact on the CPU, where it is
+            the faster one, and dali on CUDA.
+        prefetch: finished batches that may wait for the training step.
+        max_bad_pct: percentage of the pictures that may be unreadable before the run stops.
+    """
+
+    source: Source
+    views: list[ViewGroup] = field(default_factory=list)
+    samples_per_gpu: int = 32
+    workers_per_gpu: int = 4
+    drop_last: bool = True
+    holdout: Source | float | None = None
+    augment: Literal["auto", "dali", "exact"] = "auto"
+    prefetch: int = 2
+    max_bad_pct: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_gpu", "workers_per_gpu", "prefetch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"data.{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.max_bad_pct <= 100:
+            raise UsageError(f"data.max_bad_pct must lie between 0 and 100, not {self.max_bad_pct}")
+        if not self.views:
+            raise UsageError("data.views is empty: a recipe needs at least one group of views ([[data.views]])")
+        if isinstance(self.holdout, (int, float)) and not 0 < self.holdout < 1:
+            raise UsageError(f"data.holdout must be a source or a fraction between 0 and 1, not {self.holdout}")
+
+    def open(self) -> tuple[Source, Source | None]:
+        """Open the files: training samples, and the held-out ones where the recipe has some.
+
+        Raises:
+            UsageError: something is missing; one line.
+        """
+        self.source.open("data.source")
+        if self.holdout is None:
+            return self.source, None
+        if isinstance(self.holdout, Source):
+            self.holdout.open("data.holdout")
+            return self.source, self.holdout
+        return split_holdout(self.source, self.holdout)

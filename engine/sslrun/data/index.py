@@ -1,0 +1,114 @@
+"""Picture sizes and a cheap health check, made once per source and kept on disk.
+
+Random crops are drawn before a picture is decoded, so their sizes must be known: read from the header with Pillow.
+The same visit looks at the file's end; what looks wrong is only marked, because some producers write after the end.
+"""
+
+import hashlib
+import logging
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+logger = logging.getLogger("sslrun")
+
+_CHUNK = 512
+_THREADS = 16
+_VERSION = b"1"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is known of N files before any is decoded.
+
+    Attributes:
+        sizes: (N, 2) int32, height and width as stored (EXIF rotation not applied); 0, 0 for an unreadable header.
+        suspicious: (N,) bool, header unreadable or a JPEG without its end marker: may still decode.
+    """
+
+    sizes: np.ndarray
+    suspicious: np.ndarray
+
+
+def cache_dir() -> Path:
+    """Where indexes and drawn pictures are kept: `$SSLRUN_CACHE`, else `sslrun` in the user's cache folder."""
+    own = os.environ.get("SSLRUN_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslrun"
+
+
+def build_index(paths: Sequence[str]) -> Index:
+    """The index of some files, from the cache where paths, times and lengths of all files are the same as then."""
+    start = time.monotonic()
+    chunks = range(0, len(paths), _CHUNK)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        digest = hashlib.blake2b(_VERSION, digest_size=16)
+        for states in pool.map(lambda first: _states(paths[first : first + _CHUNK]), chunks):
+            digest.update(states)
+        cache = cache_dir() / "index" / f"{digest.hexdigest()}.npz"
+        index = _load(cache, len(paths))
+        if index is None:
+            visited = list(pool.map(lambda first: [visit(path) for path in paths[first : first + _CHUNK]], chunks))
+            table = np.array([row for rows in visited for row in rows], dtype=np.int32).reshape(-1, 3)
+            index = Index(np.ascontiguousarray(table[:, :2]), table[:, 2].astype(bool))
+            _save(cache, index)
+    elapsed_s = time.monotonic() - start
+    if elapsed_s > 5:
+        logger.info("index of %d pictures made in %.0f s", len(paths), elapsed_s)
+    return index
+
+
+def visit(path: str) -> tuple[int, int, bool]:
+    """Height, width and whether the file looks damaged; (0, 0, True) where nothing can be read."""
+    try:
+        with open(path, "rb") as file:
+            with Image.open(file) as picture:
+                width, height = picture.size
+                kind = picture.format
+            if kind != "JPEG":
+                return height, width, False
+            file.seek(-2, os.SEEK_END)
+            return height, width, file.read(2) != b"\xff\xd9"
+    except Exception:  # Pillow's plugins raise whatever a damaged header leads them to
+        return 0, 0, True
+
+
+def _states(paths: Sequence[str]) -> bytes:
+    """What must not have changed since the index was made: names, lengths, times."""
+    parts = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+            parts.append(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0")
+        except OSError:
+            parts.append(f"{path}\0missing\0")
+    return "".join(parts).encode(errors="surrogateescape")
+
+
+def _load(cache: Path, count: int) -> Index | None:
+    try:
+        with np.load(cache) as arrays:
+            index = Index(arrays["sizes"], arrays["suspicious"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return index if index.sizes.shape == (count, 2) and index.suspicious.shape == (count,) else None
+
+
+def _save(cache: Path, index: Index) -> None:
+    """Written beside and renamed; a cache that cannot be written costs time at the next start and nothing else."""
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".tmp", delete=False) as file:
+            np.savez(file, sizes=index.sizes, suspicious=index.suspicious)
+        os.replace(file.name, cache)
+    except OSError as error:
+        logger.info("the index of picture sizes is not kept: %s", error)

@@ -1,0 +1,214 @@
+"""The only thing that the training loop sees of the data room: batches in order, made ahead in one background thread.
+
+One thread, because more gain nothing: DALI decodes in threads of its own, and the stage's compiled functions hold the
+interpreter's lock. Whatever the prefetch depth, the threads and the batches' sizes, a sample's views are the same.
+"""
+
+import atexit
+import functools
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+
+from sslrun.data.bad_samples import BadSamples
+from sslrun.data.batch import Batch
+from sslrun.data.exact import ExactStage
+from sslrun.data.graph import Part
+from sslrun.data.order import Sampler
+from sslrun.data.pipeline import Cursor, Pipeline, Plan, import_dali
+from sslrun.data.sources import Source
+from sslrun.data.transforms import ViewGroup
+
+Augment = Literal["auto", "dali", "exact"]
+
+_POLL_S = 0.1
+
+
+class Loader:
+    """Makes batches.
+
+    Args:
+        source: opened.
+        views: view groups.
+        sampler: which sample stands at a position of an epoch.
+        seed: of the run.
+        batch_size: most samples of a batch.
+        device: where batches are handed over.
+        augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is exact on the CPU and dali on CUDA.
+        num_threads: DALI's CPU threads.
+        prefetch: finished batches that may wait.
+        bad: what is known of bad pictures; its state belongs into the checkpoint.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Sequence[ViewGroup],
+        *,
+        sampler: Sampler,
+        seed: int,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        augment: Augment = "auto",
+        num_threads: int = 1,
+        prefetch: int = 2,
+        bad: BadSamples | None = None,
+    ) -> None:
+        self.source = source
+        self.views = list(views)
+        self.sampler = sampler
+        self.seed = seed
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.augment = resolve_augment(augment, self.device)
+        self.num_threads = max(1, num_threads)
+        self.prefetch = max(1, prefetch)
+        self.bad = BadSamples() if bad is None else bad
+
+    def run(self, cursor: Cursor) -> "BatchStream":
+        """One batch for each item of the cursor, in order.
+
+        Args:
+            cursor: (epoch, positions) of each batch, positions (B,) int64 in the global order, B at most `batch_size`;
+                read ahead, from another thread.
+        """
+        return BatchStream(self, cursor)
+
+    def _batches(self, cursor: Cursor) -> Iterator[tuple[Batch, Any]]:
+        """Batches, each with the CUDA event after which it is ready."""
+        cuda = self.device.type == "cuda"
+        part: Part | None = "all" if self.augment == "dali" else "geometry" if cuda else None
+        pipeline = Pipeline(
+            self.source,
+            self.views,
+            sampler=self.sampler,
+            part=part,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            device=self.device,
+            num_threads=self.num_threads,
+            bad=self.bad,
+        )
+        stage = ExactStage(self.views, self.device)
+        stream = torch.cuda.Stream(self.device) if cuda else None
+        with torch.cuda.stream(stream) if cuda else nullcontext():
+            for plan, outputs in pipeline.run(cursor, stream):
+                if part is None:
+                    views = stage([torch.from_dlpack(picture) for picture in outputs[0]], plan.arguments)
+                else:
+                    crops = [torch.from_dlpack(output.as_tensor()) for output in outputs]
+                    views = stage.finish(crops, plan.arguments, part)
+                batch = self._batch(plan, views)
+                yield batch, stream.record_event() if stream is not None else None
+
+    def _batch(self, plan: Plan, views: list[torch.Tensor]) -> Batch:
+        labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[plan.ids])
+        index = torch.from_numpy(plan.ids.copy())
+        if self.device.type == "cuda":
+            index = index.pin_memory()
+            labels = None if labels is None else labels.pin_memory()
+        return Batch(views, index, labels).to(self.device)
+
+
+class BatchStream(Iterator[Batch]):
+    """Batches of one `Loader.run`. Closed by exhaustion, by an error, by `close()`, and at the latest when forgotten.
+
+    Attributes:
+        wait_s: seconds that the consumer has spent waiting for batches so far.
+    """
+
+    def __init__(self, loader: Loader, cursor: Cursor) -> None:
+        self.wait_s = 0.0
+        self._queue: queue.Queue[Any] = queue.Queue(loader.prefetch)
+        stop = threading.Event()
+        thread = threading.Thread(
+            target=_work, args=(loader, cursor, self._queue, stop), name="sslrun-data", daemon=True
+        )
+        self._finalizer = weakref.finalize(self, _shut_down, thread, self._queue, stop)
+        _close_streams_at_exit()
+        _streams.add(self)
+        thread.start()
+
+    def __next__(self) -> Batch:
+        if not self._finalizer.alive:
+            raise StopIteration
+        start = time.perf_counter()
+        try:
+            item = self._queue.get()
+        except BaseException:
+            self.close()
+            raise
+        self.wait_s += time.perf_counter() - start
+        if item is None or isinstance(item, BaseException):
+            self.close()
+            raise StopIteration if item is None else item
+        batch, ready = item
+        if ready is not None:
+            current = torch.cuda.current_stream(batch.index.device)
+            current.wait_event(ready)
+            for tensor in (*batch.views, batch.index, batch.label):
+                if tensor is not None:
+                    tensor.record_stream(current)
+        return batch
+
+    def close(self) -> None:
+        """Stop the thread and wait for it; batches made ahead are dropped."""
+        self._finalizer()
+
+
+_streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
+
+
+@functools.cache
+def _close_streams_at_exit() -> None:
+    """Handlers run in the reverse order of their registration: ours must come before DALI's."""
+    import_dali()
+    atexit.register(_close_streams)
+
+
+def _close_streams() -> None:
+    for stream in list(_streams):
+        stream.close()
+
+
+def resolve_augment(augment: Augment, device: torch.device) -> Literal["dali", "exact"]:
+    """What "auto" means: exact on the CPU, where it is three times as fast as PIL, dali on CUDA."""
+    if augment == "auto":
+        return "exact" if device.type == "cpu" else "dali"
+    return augment
+
+
+def _work(loader: Loader, cursor: Cursor, out: queue.Queue[Any], stop: threading.Event) -> None:
+    """The thread. It knows nothing of the stream, which could not be forgotten otherwise."""
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                out.put(item, timeout=_POLL_S)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    try:
+        torch.set_num_threads(1)  # of this thread: the consumer's computation has the cores
+        for item in loader._batches(cursor):
+            if not put(item):
+                return
+        put(None)
+    except BaseException as error:
+        put(error)
+
+
+def _shut_down(thread: threading.Thread, out: queue.Queue[Any], stop: threading.Event) -> None:
+    stop.set()
+    while not out.empty():  # makes room for a `put` that is under way
+        out.get_nowait()
+    if thread is not threading.current_thread():  # the garbage collector runs in any thread
+        thread.join()

@@ -1,0 +1,279 @@
+"""Reading and decoding: DALI graphs fed from Python, and what to do when a picture does not decode.
+
+A graph holds no random state. What enters it (paths, boxes, factors) is computed per batch from (seed, epoch,
+positions), so the same batch comes out whatever ran before it, and a graph that failed is thrown away and built anew at
+the same place. DALI fails a whole batch, at the iteration that holds the bad picture, and rarely says which one it is:
+each is then tried alone.
+"""
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from sslrun.data.bad_samples import BadSamples
+from sslrun.data.graph import Arguments, Part, dali_views, graph_arguments, graph_inputs, view_arguments
+from sslrun.data.order import Sampler
+from sslrun.data.sources import Source
+from sslrun.data.transforms import ViewGroup
+from sslrun.errors import RunFailed
+
+Cursor = Iterable[tuple[int, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a batch but its pixels. B samples.
+
+    Attributes:
+        epoch: counts from 0.
+        positions: (B,) int64, places in the epoch.
+        ids: (B,) int64, the samples that stand there, bad ones replaced.
+        sizes: (B, 2) int32, height and width of the pictures.
+        arguments: what the transforms do, of `view_arguments`.
+    """
+
+    epoch: int
+    positions: np.ndarray
+    ids: np.ndarray
+    sizes: np.ndarray
+    arguments: Arguments
+
+
+class Pipeline:
+    """Batches of decoded pictures, or of the views that the graph makes of them.
+
+    Args:
+        source: opened.
+        views: view groups.
+        sampler: which sample stands at a position.
+        part: what the graph does of the views; None decodes only.
+        seed: of the run.
+        batch_size: most samples of a batch.
+        device: where the graph's outputs live; on CUDA, JPEGs are decoded there.
+        num_threads: DALI's own CPU threads.
+        bad: what is known of bad pictures; grows.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Sequence[ViewGroup],
+        *,
+        sampler: Sampler,
+        part: Part | None,
+        seed: int,
+        batch_size: int,
+        device: torch.device,
+        num_threads: int,
+        bad: BadSamples,
+    ) -> None:
+        self.source = source
+        self.views = list(views)
+        self.sampler = sampler
+        self.part = part
+        self.seed = seed
+        self.batch_size = batch_size
+        self.device = device
+        self.num_threads = num_threads
+        self.bad = bad
+        self._trial: Any = None
+
+    def run(self, cursor: Cursor, stream: Any = None) -> Iterator[tuple[Plan, list[Any]]]:
+        """One item per cursor item, in order: the plan and the graph's outputs as DALI tensor lists.
+
+        Args:
+            cursor: (epoch, positions) of each batch; read a few items ahead.
+            stream: CUDA stream that the outputs are bound to.
+
+        Raises:
+            RunFailed: too many bad pictures, or DALI fails on pictures that decode one by one.
+            Whatever the cursor raises, after the batches before it.
+        """
+        cursor = iter(cursor)
+        waiting: deque[Plan] = deque()  # to be handed to DALI again, after a failure
+        flying: deque[Plan] = deque()  # handed to DALI, not yet come back
+        trouble: list[Exception] = []  # what stopped the feeding
+
+        def feed() -> Plan:
+            if not waiting and trouble:
+                raise StopIteration
+            try:
+                flying.append(waiting.popleft() if waiting else self._plan(*next(cursor)))
+            except StopIteration:
+                raise
+            except Exception as error:
+                trouble.append(error)
+                raise StopIteration from None
+            return flying[-1]
+
+        dali = self._build(feed)
+        delivered, excused = 0, -1
+        while True:
+            try:
+                outputs = dali.run(stream)
+                changed = self._changed(flying[0], outputs)
+            except StopIteration:
+                if trouble:
+                    raise trouble[0] from None
+                return
+            except RuntimeError as error:
+                if not self._blame(flying[0], str(error)):
+                    if excused == delivered:
+                        told = brief(str(error))
+                        raise RunFailed(f"DALI fails on pictures that decode one by one: {told}") from error
+                    excused = delivered  # once: a file may have been out of reach for a moment
+                changed = True
+            if changed:
+                waiting.extendleft([self._plan(plan.epoch, plan.positions) for plan in reversed(flying)])
+                flying.clear()
+                dali = self._build(feed)
+            else:
+                delivered += 1
+                yield flying.popleft(), outputs
+
+    def _plan(self, epoch: int, positions: np.ndarray) -> Plan:
+        positions = np.asarray(positions, dtype=np.int64)
+        wanted = self.sampler.ids(epoch, positions)
+        while True:
+            ids = self.bad.replace(wanted, self.seed, epoch, positions, len(self.source))
+            sizes = self.source.sizes[ids]
+            unreadable = ids[sizes.min(axis=1) == 0]
+            if len(unreadable) == 0:
+                arguments = view_arguments(self.views, self.seed, epoch, positions, sizes)
+                return Plan(epoch, positions, ids, sizes, arguments)
+            for sample in unreadable.tolist():
+                self._add_bad(sample, file_trouble(self.source.paths[sample]) or "the header cannot be read")
+
+    def _build(self, feed: Callable[[], Plan]) -> Any:
+        """The graph, its inputs taken from plans."""
+        from nvidia.dali import fn, pipeline_def
+
+        views, part, cuda = self.views, self.part, self._cuda
+        names = [] if part is None else [argument.name for argument in graph_inputs(views, part)]
+
+        def inputs() -> list[Any]:
+            plan = feed()
+            arguments = {} if part is None else graph_arguments(views, plan.arguments, part)
+            return [self._encoded(plan.ids), *(arguments[name] for name in names)]
+
+        def whole() -> Any:
+            paths, *nodes = fn.external_source(source=inputs, num_outputs=1 + len(names), batch=True)
+            pictures = decoded(paths, cuda)
+            if part is None:
+                return pictures
+            return tuple(dali_views(pictures, views, dict(zip(names, nodes, strict=True)), part))
+
+        graph = pipeline_def(enable_conditionals=part is not None)(whole)
+        dali = graph(batch_size=self.batch_size, prefetch_queue_depth=2, **self._options)
+        dali.build()
+        return dali
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        # With the dynamic executor, outputs keep their memory for as long as they are held.
+        device_id = (self.device.index or 0) if self._cuda else None
+        return {"num_threads": self.num_threads, "device_id": device_id, "exec_dynamic": True}
+
+    @property
+    def _cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _encoded(self, ids: np.ndarray) -> list[np.ndarray]:
+        paths = (self.source.paths[sample] for sample in ids.tolist())
+        return [np.frombuffer(os.fsencode(path), dtype=np.uint8) for path in paths]
+
+    def _add_bad(self, sample: int, reason: str) -> None:
+        self.bad.add(sample, self.source.paths[sample], reason, len(self.source))
+
+    def _changed(self, plan: Plan, outputs: Sequence[Any]) -> bool:
+        """Whether files are not the size they had when they were indexed (their boxes would be wrong): then bad."""
+        if self.part is not None:
+            return False
+        shapes = np.array(outputs[0].shape())[:, :2]
+        changed = np.flatnonzero((shapes != plan.sizes).any(axis=1))
+        for row in changed.tolist():
+            now, then = "x".join(map(str, shapes[row])), "x".join(map(str, plan.sizes[row]))
+            self._add_bad(int(plan.ids[row]), f"changed since the sizes were read: {now}, was {then}")
+        return len(changed) > 0
+
+    def _blame(self, plan: Plan, message: str) -> bool:
+        """Find the pictures of a failed batch that do not decode; False where all do."""
+        paths = [self.source.paths[sample] for sample in plan.ids.tolist()]
+        named = {int(row) for row in re.findall(r"sample #(\d+)", message)}
+        named |= {row for row, path in enumerate(paths) if path in message}
+        rest = set(range(len(paths))) - named
+        for suspects in (named, rest):
+            troubles = {row: self._trouble(paths[row]) for row in sorted(suspects) if row < len(paths)}
+            found = {row: trouble for row, trouble in troubles.items() if trouble is not None}
+            for row, trouble in found.items():
+                self._add_bad(int(plan.ids[row]), trouble)
+            if found:
+                return True
+        return False
+
+    def _trouble(self, path: str) -> str | None:
+        """Why a picture does not decode, or None where it does: tried alone, with the operators of the graph."""
+        trouble = file_trouble(path)
+        if trouble is not None:
+            return trouble
+        if self._trial is None:
+            from nvidia.dali import fn, pipeline_def
+
+            @pipeline_def
+            def alone() -> Any:
+                return decoded(fn.external_source(name="path", batch=True), self._cuda)
+
+            self._trial = alone(batch_size=1, prefetch_queue_depth=1, **self._options)
+        try:
+            self._trial.run(path=[np.frombuffer(os.fsencode(path), dtype=np.uint8)])
+        except RuntimeError as error:
+            self._trial = None
+            return decode_trouble(str(error))
+        return None
+
+
+def import_dali() -> None:
+    """Import DALI now: from here on its own work at interpreter exit comes after that of whoever registers later."""
+    import nvidia.dali  # noqa: F401
+
+
+def decoded(paths: Any, cuda: bool) -> Any:
+    """DALI nodes that read and decode files into RGB, uint8, H W 3, as stored (EXIF rotation not applied)."""
+    from nvidia.dali import fn
+
+    # Plain reads: a mapped file that is cut short while it is mapped would kill the process, and reads are no slower.
+    encoded = fn.io.file.read(paths, dont_use_mmap=True)  # type: ignore[attr-defined]
+    return fn.decoders.image(encoded, device="mixed" if cuda else "cpu", adjust_orientation=False)
+
+
+def file_trouble(path: str) -> str | None:
+    """What is wrong with a file that nobody could decode, or None."""
+    try:
+        return "the file is empty" if os.stat(path).st_size == 0 else None
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+
+
+def decode_trouble(message: str) -> str:
+    """DALI's failure in plain words."""
+    if "'#3'" in message:
+        return "not a picture, or its header is broken"
+    if "'#4'" in message:
+        return "a picture of a kind that is not supported"
+    if "decode" in message:
+        return "cut short or damaged"
+    return brief(message)
+
+
+def brief(message: str) -> str:
+    """The line of a DALI error that says something."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("Stacktrace", "[frame", "Error in", "Critical error"))]
+    return (told or lines or ["unknown error"])[0][:200]
