@@ -1,0 +1,97 @@
+"""From a checked table to an object: an annotation says what to make of it.
+
+A table for a dataclass or a component becomes a call with the table's keys as keyword arguments, its own tables made
+into objects first; keys that are absent keep the defaults of the code. Built-in classes are imported when a
+configuration names them, a user's own through `custom_imports`; the schema is derived from the classes themselves, so
+what `load` let through unchecked is checked here.
+"""
+
+import dataclasses
+import importlib
+import os
+import sys
+import types
+from collections.abc import Sequence
+from typing import Any, Union, get_args, get_origin
+
+from sslrun.config.check import TAGS, check_part, fits
+from sslrun.config.load import Config, committed_schema, find
+from sslrun.config.node import Key, Node, child, plain, show, walk
+from sslrun.config.schema import describe, is_component, parameters
+from sslrun.errors import UsageError
+
+
+def build(config: Config, annotation: Any, key: Key = ()) -> Any:
+    """The object that `annotation` makes of the value at `key`; of an absent table, all defaults.
+
+    Raises UsageError: one line with file:line, also for a ValueError that a constructor raises.
+    """
+    is_absent = bool(key) and _absent(config.root, key)
+    node = Node({}, config.root.origins) if is_absent and dataclasses.is_dataclass(annotation) else find(config.root, key)
+    _import_custom(config.root)
+    _import_named(node)
+    check_part(node, describe(annotation), key)
+    return _make(annotation, node, key)
+
+
+def _absent(root: Node, key: Key) -> bool:
+    parent = root
+    for part in key:
+        step = child(parent, part)
+        if step is None:
+            return True
+        parent = step[1]
+    return False
+
+
+def _make(annotation: Any, node: Node, key: Key) -> Any:
+    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    if annotation is float:
+        return float(node.value)
+    if origin in (Union, types.UnionType):
+        options = [option for option in arguments if option is not types.NoneType]
+        return _make(next(option for option in options if fits(node, describe(option))), node, key)
+    if origin in (list, tuple, Sequence) and arguments:
+        inner = [arguments[0]] * len(node.value) if origin is not tuple or arguments[-1] is ... else arguments
+        made = [_make(a, n, (*key, i)) for i, (a, n) in enumerate(zip(inner, node.value, strict=True))]
+        return tuple(made) if origin is tuple else made
+    if origin is dict and arguments:
+        return {part: _make(arguments[1], value, (*key, part)) for part, value in node.value.items()}
+    if is_component(annotation):
+        return _call(annotation.registry[node.value[annotation.tag].value], node, key, annotation.tag)
+    if dataclasses.is_dataclass(annotation):
+        return _call(annotation, node, key)
+    return plain(node)
+
+
+def _call(cls: Any, node: Node, key: Key, tag: str | None = None) -> Any:
+    taken = parameters(cls)
+    given = {part: value for part, value in node.value.items() if part != tag}
+    made = {part: _make(taken[part].annotation, value, (*key, part)) for part, value in given.items()}
+    try:
+        return cls(**made)
+    except ValueError as error:
+        raise UsageError(f"{node.where}: {show(key) + ': ' if key else ''}{error}") from error
+
+
+def _import_custom(root: Node) -> None:
+    """Imports the user's own modules, from the current folder too, as `python -m` would."""
+    imports = root.value.get("custom_imports")
+    for index, module in enumerate(imports.value if imports else []):
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            importlib.import_module(module.value)
+        except ImportError as error:
+            raise UsageError(f"{module.where}: custom_imports.{index}: cannot import {module.value}: {error}") from error
+
+
+def _import_named(node: Node) -> None:
+    """Imports the modules of the built-in classes that are named anywhere below."""
+    definitions = committed_schema().get("$defs", {}).values()
+    modules = [(table["title"], table["x-module"]) for table in definitions if "x-module" in table]
+    tables = [below.value for _, below in walk(node) if isinstance(below.value, dict)]
+    named = {table[tag].value for table in tables for tag in TAGS if tag in table and isinstance(table[tag].value, str)}
+    for title, module in modules:
+        if title in named:
+            importlib.import_module(module)

@@ -1,0 +1,218 @@
+"""Whether a configuration says what its schema asks for: unknown keys, wrong types and missing keys.
+
+The same checker walks the committed schema.json, without torch, and the schema derived at run time from the classes
+themselves, where a user's own component is known too. It understands the part of JSON Schema that
+`sslrun.config.schema` writes: tables, lists, scalars, enumerations, alternatives (`anyOf`), and tagged unions: `oneOf`
+with `x-tag`, the key whose value names the alternative.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from sslrun.config.merge import kind, nearest
+from sslrun.config.node import Key, Node, Origin, show, walk
+from sslrun.config.renamed import renamed
+from sslrun.errors import UsageError
+
+Schema = dict[str, Any]
+
+TAGS = ("type", "policy")
+_WORDS = {
+    "integer": ("a whole number", "whole numbers"),
+    "number": ("a number", "numbers"),
+    "boolean": ("true or false", "booleans"),
+    "string": ("a string", "strings"),
+    "object": ("a table", "tables"),
+    "array": ("a list", "lists"),
+}
+
+
+class Problem(NamedTuple):
+    where: Origin
+    key: Key
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {show(self.key)}: {self.message}" if self.key else f"{self.where}: {self.message}"
+
+
+class _Scope(NamedTuple):
+    definitions: dict[str, Schema]
+    allows_custom: bool  # unknown classes may come from custom_imports
+
+
+def check(root: Node, schema: Schema) -> None:
+    """Raises UsageError for the first thing that is wrong with a whole configuration."""
+    values = root.value
+    if "epochs" in values and "max_iters" in values:
+        late, early = sorted((values["epochs"].where, values["max_iters"].where), key=lambda o: -o.layer.order)
+        hint = f'`_delete_ = ["epochs"]` or `_delete_ = ["max_iters"]` at the top of {late.layer.source} drops one'
+        raise UsageError(f"{late}: epochs and max_iters are both set, the other at {early}; {hint}")
+    imports = values.get("custom_imports")
+    check_part(root, schema, (), allows_custom=imports is not None and bool(imports.value))
+
+
+def check_part(node: Node, schema: Schema, key: Key, allows_custom: bool = False) -> None:
+    """The same for the value at one key, against a schema with its own `$defs`."""
+    scope = _Scope(schema.get("$defs", {}), allows_custom)
+    for problem in _problems(scope, node, schema, key):
+        raise UsageError(str(problem))
+
+
+def fits(node: Node, schema: Schema) -> bool:
+    """Whether a value satisfies a schema."""
+    return not any(_problems(_Scope(schema.get("$defs", {}), False), node, schema, ()))
+
+
+def kept_keys(root: Node) -> list[str]:
+    """A line for each table whose class was changed by a later layer: which inherited keys it kept."""
+    notes = []
+    for key, node in walk(root):
+        tag = next((t for t in TAGS if t in node.value), None) if isinstance(node.value, dict) else None
+        changed = tag and _changed(node.value[tag])
+        if not changed:
+            continue
+        old, new = changed
+        kept = {k: v for k, v in node.value.items() if v.where.layer.order < new.layer.order}
+        if kept:
+            listed = ", ".join(f"{name} ({value.where})" for name, value in kept.items())
+            notes.append(f"{new}: {show((*key, tag))}: changed from {old.raw} to {new.raw}; kept from before: {listed}")
+    return notes
+
+
+def _changed(node: Node) -> tuple[Origin, Origin] | None:
+    """The last two places that gave a scalar different values."""
+    pairs = list(zip(node.origins, node.origins[1:], strict=False))
+    return next((pair for pair in reversed(pairs) if pair[0].raw != pair[1].raw), None)
+
+
+def _problems(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Problem]:
+    schema = _follow(scope, schema)
+    if "anyOf" in schema:
+        yield from _alternatives(scope, node, schema, key)
+    elif not _has_kind(scope, node, schema):
+        yield Problem(node.where, key, f"expected {_expected(scope, schema)}, got {kind(node.value)}")
+    elif "x-tag" in schema:
+        yield from _tagged(scope, node, schema, key)
+    elif schema.get("type") == "object":
+        yield from _table(scope, node, schema, key)
+    elif schema.get("type") == "array":
+        low, high = schema.get("minItems", 0), schema.get("maxItems", len(node.value))
+        if not low <= len(node.value) <= high:
+            got = f"a list of {len(node.value)}"
+            yield Problem(node.where, key, f"expected {_expected(scope, schema)}, got {got}")
+        for index, element in enumerate(node.value):
+            yield from _problems(scope, element, schema.get("items", {}), (*key, index))
+
+
+def _alternatives(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Problem]:
+    fitting = [option for option in schema["anyOf"] if _has_kind(scope, node, _follow(scope, option))]
+    if not fitting:
+        yield Problem(node.where, key, f"expected {_expected(scope, schema)}, got {kind(node.value)}")
+    elif all(any(_problems(scope, node, option, key)) for option in fitting):
+        yield from _problems(scope, node, fitting[0], key)
+
+
+def _tagged(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Problem]:
+    """A table that names its class."""
+    tag = schema["x-tag"]
+    options = {option["$ref"].rpartition(".")[2]: option for option in schema["oneOf"]}
+    if tag not in node.value:
+        yield Problem(_line(node), key, f"{tag} is missing; it names one of the {schema['title']}: {_some(options)}")
+        return
+    named = node.value[tag]
+    if not isinstance(named.value, str):
+        yield Problem(named.where, (*key, tag), f"expected the name of a class, got {kind(named.value)}")
+    elif named.value in options:
+        yield from _table(scope, node, _follow(scope, options[named.value]), key)
+    elif not scope.allows_custom:
+        near = nearest(named.value, list(options)) or f"; known: {_some(options)}"
+        own = "; one's own classes are made known by custom_imports" if near.startswith("; known") else ""
+        yield Problem(named.where, (*key, tag), f"there is no {named.value} among the {schema['title']}{near}{own}")
+
+
+def _table(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Problem]:
+    """A table with known keys, or (`additionalProperties` a schema) with keys of the user's own."""
+    known = schema.get("properties", {})
+    others = schema.get("additionalProperties", {})
+    for part, value in node.value.items():
+        if part not in known and others is False:
+            yield Problem(value.where, (*key, part), _unknown(node, value, schema, (*key, part)))
+    for part, value in node.value.items():
+        if part in known or others is not False:
+            for problem in _problems(scope, value, known.get(part, others), (*key, part)):
+                is_own = problem.key == (*key, part)
+                yield problem._replace(message=problem.message + _inherited(node, value, (*key, part))) if is_own else problem
+    for part in schema.get("required", []):
+        if part not in node.value:
+            title, expected = schema.get("title", "this table"), _expected(scope, _follow(scope, known[part]))
+            yield Problem(_line(node), key, f"{part} is missing; {title} needs it: {expected}")
+
+
+def _unknown(table: Node, value: Node, schema: Schema, key: Key) -> str:
+    old_name = renamed(key, value)
+    if old_name:
+        return f"unknown key: {old_name}"
+    part, known = str(key[-1]), list(schema["properties"])
+    near = nearest(part, known) or f"; known: {_some(known)}"
+    return f"unknown key of {schema.get('title', 'this table')}{near}{_inherited(table, value, key)}"
+
+
+def _inherited(table: Node, value: Node, key: Key) -> str:
+    """A hint where a table was gone over by a later layer than the one that the key to blame comes from."""
+    if value.where.layer.order >= table.where.layer.order:
+        return ""
+    place = f"[{show(key[:-1])}]" if len(key) > 1 else "the top level"
+    only = f'`_delete_ = ["{key[-1]}"]` only this key'
+    return f"; it is inherited: `_delete_ = true` in {place} of {table.where.layer.source} drops all that is, {only}"
+
+
+def _has_kind(scope: _Scope, node: Node, schema: Schema) -> bool:
+    """Whether a value is of the kind that a schema asks for, whatever is inside it."""
+    value = node.value
+    if "enum" in schema:
+        return any(type(value) is type(option) and value == option for option in schema["enum"])
+    match schema.get("type", "object" if "x-tag" in schema else None):
+        case "boolean":
+            return isinstance(value, bool)
+        case "integer":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "number":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "string":
+            return isinstance(value, str)
+        case "array":
+            return isinstance(value, list)
+        case "object":
+            return isinstance(value, dict)
+    return True
+
+
+def _expected(scope: _Scope, schema: Schema) -> str:
+    """What a schema asks for, in words."""
+    if "anyOf" in schema:
+        return " or ".join(_expected(scope, _follow(scope, option)) for option in schema["anyOf"])
+    if "enum" in schema:
+        options = [f'"{option}"' if isinstance(option, str) else str(option) for option in schema["enum"]]
+        return " or ".join(filter(None, [", ".join(options[:-1]), options[-1]]))
+    if "x-tag" in schema:
+        return f"a table whose {schema['x-tag']} names one of the {schema['title']}"
+    if schema.get("type") == "array" and "items" in schema:
+        inner = _follow(scope, schema["items"]).get("type", "object")
+        count = f"{schema['minItems']} " if schema.get("minItems", 0) == schema.get("maxItems") else ""
+        return f"a list of {count}{_WORDS[inner][1]}"
+    return _WORDS[schema["type"]][0] if "type" in schema else "any value"
+
+
+def _follow(scope: _Scope, schema: Schema) -> Schema:
+    return scope.definitions[schema["$ref"].removeprefix("#/$defs/")] if "$ref" in schema else schema
+
+
+def _line(node: Node) -> Origin:
+    """Where a table stands in a file; for one that only `--set` made, that `--set`."""
+    return next((origin for origin in reversed(node.origins) if origin.line is not None), node.where)
+
+
+def _some(options: Any) -> str:
+    listed = list(options)
+    return ", ".join(listed[:8]) + (", ..." if len(listed) > 8 else "")

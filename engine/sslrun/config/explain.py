@@ -1,0 +1,81 @@
+"""A configuration as text: printed whole, or one key with the places that set it."""
+
+from typing import Any
+
+from sslrun.config.check import Schema
+from sslrun.config.interpolate import escape, references
+from sslrun.config.load import Config, as_key, committed_schema, find
+from sslrun.config.node import Key, Node, child, parse_key, plain, show
+from sslrun.errors import UsageError
+
+
+def dump(values: dict[str, Any]) -> str:
+    """Values as TOML that `load` reads back as the same values: a literal `${` is written `$${`."""
+    import tomli_w
+
+    return tomli_w.dumps(escape(values))
+
+
+def explain(config: Config, key: str, schema: Schema | None = None) -> str:
+    """The value at a key, what it means, and a line for each place that set it, outermost last.
+
+    Below a place that refers to other keys stand, indented, the places that set those. A key that nothing sets is
+    explained by the default of the code. Raises UsageError for a key that does not exist.
+    """
+    parts = as_key(key)
+    described = _schema_at(config.root, committed_schema() if schema is None else schema, parts)
+    meaning = [f"  # {described['description']}"] if "description" in described else []
+    try:
+        node = find(config.root, parts)
+    except UsageError:
+        if "default" not in described:
+            raise
+        return "\n".join([f"{show(parts)} = {inline(described['default'])}", *meaning, "  default of the code"]) + "\n"
+    value = f"{show(parts)} = {inline(plain(node))}" if parts else dump(config.values).rstrip()
+    return "\n".join([value, *meaning, *_places(config.root, node, "  ")]) + "\n"
+
+
+def inline(value: Any) -> str:
+    """Any value on one line of TOML."""
+    import tomli_w
+
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(inline, value))}]"
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{show((key,))} = {inline(below)}" for key, below in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
+
+
+def _places(root: Node, node: Node, indent: str) -> list[str]:
+    lines = []
+    for origin in node.origins:
+        written = "" if isinstance(origin.raw, dict | list) else f"  {inline(origin.raw)}"
+        lines.append(f"{indent}{origin}{written if origin.line is not None else ''}")
+    raw = node.where.raw
+    for target in references(raw) if isinstance(raw, str) else []:
+        lines.append(f"{indent}  ${{{target}}}")
+        lines += _places(root, find(root, parse_key(target)), indent + "    ")
+    return lines
+
+
+def _schema_at(root: Node, schema: Schema, key: Key) -> Schema:
+    """What the schema says of a key, following the classes that the configuration names; empty where nothing is said."""
+    definitions, here, node = schema.get("$defs", {}), schema, root
+    for part in key:
+        step = child(node, part)
+        node = step[1] if step else Node({}, ())
+        is_element = str(part).isdigit() and "items" in here
+        here = here["items"] if is_element else here.get("properties", {}).get(str(part), {})
+        here = _named(here, node, definitions)
+    return here
+
+
+def _named(schema: Schema, node: Node, definitions: dict[str, Schema]) -> Schema:
+    """A reference replaced by what it names, a union by the class that the table names."""
+    found = definitions[schema["$ref"].removeprefix("#/$defs/")] if "$ref" in schema else schema
+    if "x-tag" in found and isinstance(node.value, dict) and found["x-tag"] in node.value:
+        options = {option["$ref"].rpartition(".")[2]: option for option in found["oneOf"]}
+        named = options.get(node.value[found["x-tag"]].value)
+        found = definitions[named["$ref"].removeprefix("#/$defs/")] if named else {}
+    return found | {key: schema[key] for key in ("description", "default") if key in schema}

@@ -1,0 +1,143 @@
+"""Reading the files of an `extends` tree and putting them in one line."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import tomli
+
+from sslrun.config.lines import key_lines
+from sslrun.config.merge import kind, nearest
+from sslrun.config.node import Layer, Node, wrap
+from sslrun.errors import UsageError
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 64
+
+
+class File(NamedTuple):
+    """One file as read.
+
+    Attributes:
+        path: real path.
+        chain: the files that led here, the started one first, this one last.
+        text: the whole file.
+        table: what it says, without `extends`.
+        bases: real paths of what it extends, in order.
+    """
+
+    path: Path
+    chain: tuple[Path, ...]
+    text: str
+    table: dict[str, Any]
+    bases: list[Path]
+
+    def node(self, order: int) -> Node:
+        """The file as a layer, at a place in the merge order."""
+        shown = tuple(shorten(path) for path in self.chain)
+        return wrap(self.table, Layer(order, shown[-1], str(self.path.parent), shown), key_lines(self.text))
+
+
+def line_up(started: Path) -> list[File]:
+    """All files below a started one: depth first, bases before the file that names them, each once, at its first place."""
+    done: dict[Path, File] = {}
+
+    def visit(path: Path, above: tuple[Path, ...]) -> None:
+        if path in done:
+            return
+        if path in above:
+            circle = (*above[above.index(path) :], path)
+            raise UsageError(f"extends goes in a circle: {' -> '.join(map(shorten, circle))}")
+        file = _read(path, (*above, path))
+        for base in file.bases:
+            visit(base, file.chain)
+        done[path] = file
+
+    visit(Path(os.path.realpath(started)), ())
+    return list(done.values())
+
+
+def recipe_name(started: Path, files: list[File]) -> str:
+    """The name that runs of a file carry: its stem, except that an alias carries the name of what it stands for.
+
+    An alias is a file whose only content is `extends` to a single file.
+    """
+    by_path = {file.path: file for file in files}
+    file, name = files[-1], started.stem
+    while not file.table and len(file.bases) == 1:
+        file = by_path[file.bases[0]]
+        name = file.path.stem
+    return name
+
+
+def shorten(path: Path) -> str:
+    """A path as people want to read it: relative where it is below the current folder."""
+    return os.path.relpath(path) if path.is_relative_to(os.getcwd()) else str(path)
+
+
+def _read(path: Path, chain: tuple[Path, ...]) -> File:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        _fail(chain, None, f"{error.strerror or error}{_siblings(path)}")
+    if len(content) > MAX_BYTES:
+        _fail(chain, None, f"{len(content):,} bytes; a recipe has at most {MAX_BYTES:,}")
+    if content.startswith(b"\xef\xbb\xbf"):
+        _fail(chain, 1, "begins with a byte-order mark; save the file as UTF-8 without one")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        _fail(chain, line, f"not UTF-8: byte 0x{content[error.start]:02x}")
+    table = _parse(text, chain)
+    bases = _bases(table.pop("extends", []), text, chain)
+    return File(path, chain, text, table, bases)
+
+
+def _parse(text: str, chain: tuple[Path, ...]) -> dict[str, Any]:
+    too_deep = f"tables or lists nested more than {MAX_DEPTH} deep"
+    try:
+        table = tomli.loads(text)
+    except RecursionError:
+        _fail(chain, None, too_deep)
+    except tomli.TOMLDecodeError as error:
+        _fail(chain, error.lineno, f"{error.msg} (column {error.colno})")
+    except ValueError as error:  # a number too long for Python
+        _fail(chain, None, str(error))
+    level: list[Any] = [table]
+    for _ in range(MAX_DEPTH):
+        insides = [part.values() if isinstance(part, dict) else part for part in level]
+        level = [value for inside in insides for value in inside if isinstance(value, dict | list)]
+    if level:
+        _fail(chain, None, too_deep)
+    return table
+
+
+def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
+    """The files that `extends` names, relative to the file it stands in."""
+    line = key_lines(text).get(("extends",))
+    named = extends if isinstance(extends, list) else [extends]
+    bases = []
+    for name in named:
+        if not isinstance(name, str):
+            _fail(chain, line, f"extends: expected a path or a list of paths, got {kind(name)}")
+        if "${" in name:
+            _fail(chain, line, f'extends: "{name}": references are not resolved here')
+        base = Path(os.path.realpath(chain[-1].parent / name))
+        if not base.is_file():
+            what = "is a folder, not a file" if base.is_dir() else f"does not exist{_siblings(base)}"
+            _fail((*chain, base), line, f"extends: {shorten(base)} {what}", at=chain[-1])
+        bases.append(base)
+    return bases
+
+
+def _siblings(path: Path) -> str:
+    """The nearest names beside a file that does not exist."""
+    folder = path.parent
+    return nearest(path.name, [p.name for p in folder.glob("*.toml")]) if folder.is_dir() and not path.exists() else ""
+
+
+def _fail(chain: tuple[Path, ...], line: int | None, message: str, at: Path | None = None) -> NoReturn:
+    place = shorten(at or chain[-1]) + (f":{line}" if line else "")
+    via = f" (files: {' -> '.join(map(shorten, chain))})" if len(chain) > 1 else ""
+    raise UsageError(f"{place}: {message}{via}")

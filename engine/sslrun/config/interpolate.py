@@ -1,0 +1,138 @@
+"""`${...}` in strings, resolved after all merging and every `--set`, so an override reaches what is computed from it.
+
+    ${a.b.0.c}            any value of the merged configuration
+    ${env:NAME}           an environment variable, typed like a `--set`; ${env:NAME,default} where it may be unset
+    ${config.name}        the started recipe's full name
+    ${config.dir}         the folder of the file that contains the text
+    $${                   a literal ${
+
+As the whole string a reference takes the value with its type, tables and lists as deep copies; inside a longer string
+it must be a scalar.
+"""
+
+import os
+import re
+from typing import Any, NamedTuple, NoReturn
+
+from sslrun.config.merge import kind, nearest
+from sslrun.config.node import Key, Node, child, names, parse_key, show, wrap
+from sslrun.config.override import typed
+from sslrun.errors import UsageError
+
+REFERENCE = re.compile(r"(?P<literal>\$\$\{)|\$\{(?P<target>[^{}]*)\}|(?P<open>\$\{)")
+
+
+class _Scope(NamedTuple):
+    """The merged tree, the recipe's name, the strings being resolved (outermost first), and those that are done."""
+
+    root: Node
+    name: str
+    trail: list[Key]
+    done: dict[Key, Node]
+
+
+def resolve(root: Node, name: str) -> Node:
+    """The tree with every reference replaced; origins stay those of the referring text."""
+    return _deep(_Scope(root, name, [], {}), root, ())
+
+
+def escape(value: Any) -> Any:
+    """A resolved value as it must be written so that resolving gives it back."""
+    if isinstance(value, dict):
+        return {key: escape(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [escape(below) for below in value]
+    return value.replace("${", "$${") if isinstance(value, str) else value
+
+
+def references(text: str) -> list[str]:
+    """The keys of the configuration that a text refers to, in order."""
+    targets = [match["target"] for match in REFERENCE.finditer(text) if match["target"] is not None]
+    return [target.strip() for target in targets if not target.strip().startswith(("env:", "config."))]
+
+
+def _deep(scope: _Scope, node: Node, key: Key) -> Node:
+    if isinstance(node.value, dict):
+        return node._replace(value={k: _deep(scope, v, (*key, k)) for k, v in node.value.items()})
+    if isinstance(node.value, list):
+        return node._replace(value=[_deep(scope, v, (*key, i)) for i, v in enumerate(node.value)])
+    return _string(scope, node, key) if _refers(node) else node
+
+
+def _refers(node: Node) -> bool:
+    return isinstance(node.value, str) and "${" in node.value
+
+
+def _string(scope: _Scope, node: Node, key: Key) -> Node:
+    """One string with references in it; a string that is reached again while it is being resolved is a cycle."""
+    if key in scope.done:
+        return scope.done[key]
+    if key in scope.trail:
+        cycle = [*scope.trail[scope.trail.index(key) :], key]
+        _fail(node, key, f"references go in a circle: {' -> '.join(map(show, cycle))}")
+    scope.trail.append(key)
+    whole = REFERENCE.fullmatch(node.value)
+    if whole and whole["target"] is not None:
+        value = _target(scope, node, key, whole["target"]).value
+    else:
+        value = REFERENCE.sub(lambda match: _inside(scope, node, key, match), node.value)
+    scope.trail.pop()
+    scope.done[key] = node._replace(value=value)
+    return scope.done[key]
+
+
+def _inside(scope: _Scope, node: Node, key: Key, match: re.Match[str]) -> str:
+    """The text that stands for one reference in a longer string."""
+    if match["literal"]:
+        return "${"
+    if match["open"]:
+        _fail(node, key, f"{node.value!r} has a ${{ without its }}; a literal ${{ is written $${{")
+    target = match["target"].strip()
+    if target.startswith("env:"):
+        return _environment(node, key, target)
+    value = _target(scope, node, key, target).value
+    if isinstance(value, dict | list):
+        _fail(node, key, f"${{{target}}} is {kind(value)} and can only be a whole string, not part of one")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _target(scope: _Scope, node: Node, key: Key, target: str) -> Node:
+    """What one reference stands for, resolved."""
+    target = target.strip()
+    if target.startswith("env:"):
+        try:
+            return wrap(typed(_environment(node, key, target)), node.where.layer)
+        except ValueError as error:
+            _fail(node, key, f"${{{target}}}: {error}")
+    match target:
+        case "config.name":
+            return node._replace(value=scope.name)
+        case "config.dir":
+            return node._replace(value=node.where.layer.folder)
+    try:
+        parts = parse_key(target)
+    except ValueError as error:
+        _fail(node, key, f"${{{target}}}: {error}")
+    here, is_resolved = scope.root, False
+    path: Key = ()
+    for part in parts:
+        if _refers(here) and not is_resolved:
+            here, is_resolved = _string(scope, here, path), True
+        step = child(here, part)
+        if step is None:
+            missing = show((*path, part))
+            _fail(node, key, f"${{{target}}}: there is no {missing}{nearest(part, names(here))}")
+        path, here = (*path, step[0]), step[1]
+    return here if is_resolved else _deep(scope, here, path)
+
+
+def _environment(node: Node, key: Key, target: str) -> str:
+    name, comma, default = target.removeprefix("env:").partition(",")
+    value = os.environ.get(name.strip(), default.strip() if comma else None)
+    if value is None:
+        _fail(node, key, f"the environment variable {name.strip()} is not set; ${{env:{name.strip()},default}} gives a default")
+    return value
+
+
+def _fail(node: Node, key: Key, message: str) -> NoReturn:
+    raise UsageError(f"{node.where}: {show(key)}: {message}")

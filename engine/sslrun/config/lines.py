@@ -1,0 +1,113 @@
+"""On which line each key of a TOML text stands.
+
+tomli tells values but not places. This scanner walks a text that tomli has accepted, so it looks only for structure
+(headers, keys, brackets, strings, comments) and need not understand or refuse anything. For every table, key and list
+element of tomli's result it gives the line where that key path is first written.
+"""
+
+import re
+from bisect import bisect_right
+
+from sslrun.config.node import BARE, QUOTED, Key, unquote
+
+_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_KEY = re.compile(rf"[ \t]*({BARE}|{QUOTED})[ \t]*")
+_SCALAR = re.compile(
+    r'''
+      """(?:[^\\]|\\.)*?"""(?:"{0,2})         # the closing quotes may follow up to two of the text's own
+    | \'\'\'.*?\'\'\'(?:'{0,2})
+    | "(?:[^"\\\n]|\\.)*"
+    | '[^'\n]*'
+    | [^,\]}\#\n]+                            # numbers, booleans, dates
+    ''',
+    re.VERBOSE | re.DOTALL,
+)
+
+
+class _Scan:
+    """The text, and the lines found so far."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.starts = [0, *(m.end() for m in re.finditer("\n", text))]
+        self.lines: dict[Key, int] = {}
+        self.elements: dict[Key, int] = {}  # arrays of tables: path -> index of the newest element
+
+    def record(self, key: Key, position: int) -> None:
+        self.lines.setdefault(key, bisect_right(self.starts, position))
+
+    def skip(self, position: int) -> int:
+        match = _BLANK.match(self.text, position)
+        assert match is not None  # it matches the empty text
+        return match.end()
+
+
+def key_lines(text: str) -> dict[Key, int]:
+    """Line (from 1) of every key path of a valid TOML text; elements of lists are named by their index."""
+    scan = _Scan(text)
+    table: Key = ()
+    position = scan.skip(0)
+    while position < len(text):
+        if text[position] == "[":
+            table, position = _header(scan, position)
+        else:
+            position = _pair(scan, position, table)
+        position = scan.skip(position)
+    return scan.lines
+
+
+def _header(scan: _Scan, position: int) -> tuple[Key, int]:
+    """`[a.b]` or `[[a.b]]`: the table that the following keys belong to."""
+    start = position
+    is_array = scan.text.startswith("[[", position)
+    parts, position = _dotted(scan, position + 1 + is_array)
+    key: Key = ()
+    for place, part in enumerate(parts):
+        key = (*key, part)
+        scan.record(key, start)
+        is_new_element = is_array and place == len(parts) - 1
+        if is_new_element:
+            scan.elements[key] = scan.elements.get(key, -1) + 1
+        if key in scan.elements:
+            key = (*key, scan.elements[key])
+            scan.record(key, start)
+    return key, position + 1 + is_array
+
+
+def _pair(scan: _Scan, position: int, table: Key) -> int:
+    """`a.b = value` in a table or an inline table."""
+    parts, after = _dotted(scan, position)
+    for count in range(1, len(parts) + 1):
+        scan.record((*table, *parts[:count]), position)
+    return _value(scan, scan.skip(after + 1), (*table, *parts))
+
+
+def _dotted(scan: _Scan, position: int) -> tuple[list[str], int]:
+    parts = []
+    while match := _KEY.match(scan.text, position):
+        parts.append(unquote(match[1]))
+        position = match.end()
+        if scan.text[position] != ".":
+            break
+        position += 1
+    return parts, position
+
+
+def _value(scan: _Scan, position: int, key: Key) -> int:
+    """Steps over one value; what is inside it is recorded below `key`."""
+    opening = scan.text[position]
+    if opening not in "[{":
+        match = _SCALAR.match(scan.text, position)
+        assert match is not None, f"no value at {position}"
+        return match.end()
+    position, index = scan.skip(position + 1), 0
+    while scan.text[position] not in "]}":
+        if opening == "{":
+            position = _pair(scan, position, key)
+        else:
+            scan.record((*key, index), position)
+            position = _value(scan, position, (*key, index))
+        position, index = scan.skip(position), index + 1
+        if scan.text[position] == ",":
+            position = scan.skip(position + 1)
+    return position + 1

@@ -1,0 +1,114 @@
+"""How a later layer goes over an earlier one.
+
+Tables merge deeply; everything else, lists included, is replaced. A table whose keys are all digits, set over a list,
+edits its elements. `_delete_ = true` in a table drops everything inherited for it, `_delete_ = ["key", ...]` those
+keys; neither ever appears in the result.
+"""
+
+from typing import Any, NoReturn
+
+from sslrun.config.node import Key, Node, is_index, names, show
+from sslrun.errors import UsageError
+
+DELETE = "_delete_"
+
+
+def merge(old: Node | None, new: Node, key: Key = ()) -> Node:
+    """`new` over `old` (None: nothing inherited), both at `key`."""
+    if old is None:
+        return _clean(new, key)
+    if not isinstance(new.value, dict):
+        if isinstance(old.value, dict):
+            fail(new, key, f"{kind(new.value)} cannot replace the table set at {old.where}")
+        return _clean(new, key)._replace(origins=old.origins + new.origins)
+    return _merge_table(old, new, key)
+
+
+def _merge_table(old: Node, new: Node, key: Key) -> Node:
+    dropped = _deletions(new, key)
+    if dropped is True:
+        return _clean(new, key)._replace(origins=old.origins + new.origins)
+    if not isinstance(old.value, dict | list):
+        fail(new, key, f"a table cannot replace {kind(old.value)} set at {old.where}")
+    for name in dropped:
+        if name not in names(old):
+            close = nearest(name, names(old))
+            fail(new, key, f"{DELETE} names {name!r}, which is not inherited{close}")
+    table = {part: value for part, value in new.value.items() if part != DELETE}
+    merged: Any = _edit(old, table, dropped, new, key) if isinstance(old.value, list) else None
+    if merged is None:
+        merged = {part: value for part, value in old.value.items() if part not in dropped}
+        for part, value in table.items():
+            merged[part] = merge(merged.get(part), value, (*key, part))
+    return Node(merged, old.origins + new.origins)
+
+
+def _edit(old: Node, table: dict[str, Node], dropped: list[str], new: Node, key: Key) -> list[Node]:
+    """Elements of an inherited list changed by index; indices, also those of `_delete_`, mean the inherited list."""
+    if not table and not dropped or not all(is_index(part) for part in table):
+        hint = "a table over a list names its elements: 0, 1, ..."
+        fail(new, key, f"a table cannot replace the list set at {old.where} ({hint})")
+    elements = list(old.value)
+    for part, value in table.items():
+        if int(part) >= len(elements):
+            fail(value, (*key, part), f"index {part} does not exist, the list set at {old.where} has {_length(elements)}")
+        elements[int(part)] = merge(elements[int(part)], value, (*key, part))
+    return [element for index, element in enumerate(elements) if str(index) not in dropped]
+
+
+def _clean(node: Node, key: Key) -> Node:
+    """A value with nothing below it: `_delete_` has nothing to drop and leaves no trace."""
+    if isinstance(node.value, list):
+        return node._replace(value=[_clean(value, (*key, index)) for index, value in enumerate(node.value)])
+    if isinstance(node.value, dict):
+        _deletions(node, key)
+        kept = {part: value for part, value in node.value.items() if part != DELETE}
+        return node._replace(value={part: _clean(value, (*key, part)) for part, value in kept.items()})
+    return node
+
+
+def _deletions(node: Node, key: Key) -> bool | list[str]:
+    """What `_delete_` of a table asks for: True (everything), or a list of keys, empty where it asks for nothing."""
+    marker = node.value.get(DELETE)
+    if marker is None or marker.value is False:
+        return []
+    if marker.value is True:
+        return True
+    if isinstance(marker.value, list) and all(isinstance(part.value, str) for part in marker.value):
+        return [part.value for part in marker.value]
+    fail(marker, (*key, DELETE), f"expected true or a list of keys, got {kind(marker.value)}")
+
+
+def fail(node: Node, key: Key, message: str) -> NoReturn:
+    """An error about what `node` wrote, with the files that led there."""
+    chain = node.where.layer.chain
+    via = f" (files: {' -> '.join(chain)})" if len(chain) > 1 else ""
+    raise UsageError(f"{node.where}: {show(key)}: {message}{via}")
+
+
+def kind(value: Any) -> str:
+    """What a value is, in words: `a table`, `the string "abc"`."""
+    match value:
+        case dict():
+            return "a table"
+        case list():
+            return "a list"
+        case bool():
+            return f"the boolean {str(value).lower()}"
+        case str():
+            return f'the string "{value}"' if len(value) < 60 and value.isprintable() else "a string"
+        case int() | float():
+            return f"the number {value}"
+    return f"the date or time {value}"
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A hint to end an error with; empty where nothing is near."""
+    from difflib import get_close_matches  # costs a millisecond that only errors should pay
+
+    close = get_close_matches(word, known, n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _length(elements: list[Node]) -> str:
+    return "1 element" if len(elements) == 1 else f"{len(elements)} elements"

@@ -1,0 +1,137 @@
+"""A configuration while it is being put together: plain values that remember where each of them was written."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+Key = tuple[str | int, ...]
+
+BARE = r"[A-Za-z0-9_-]+"
+QUOTED = r""""(?:[^"\\\n]|\\.)*"|'[^'\n]*'"""
+_PART = re.compile(rf"[ \t]*({BARE}|{QUOTED})[ \t]*")
+_INDEX = re.compile(r"0|[1-9][0-9]*")
+
+
+class Layer(NamedTuple):
+    """One file, or one `--set`, in the order in which they are merged.
+
+    Attributes:
+        order: place in that order; a higher one was merged later.
+        source: the file as shown to people, or the text of the `--set`.
+        folder: what `${config.dir}` means in it.
+        chain: the files that led here by `extends`, the started one first, this one last.
+    """
+
+    order: int
+    source: str
+    folder: str
+    chain: tuple[str, ...]
+
+
+class Origin(NamedTuple):
+    """One place that set a value: `str()` gives file:line, or the `--set`. `raw` is what was written there."""
+
+    layer: Layer
+    line: int | None
+    raw: Any
+
+    def __str__(self) -> str:
+        return self.layer.source if self.line is None else f"{self.layer.source}:{self.line}"
+
+
+class Node(NamedTuple):
+    """A value and the places that set it, in merge order: the last one won.
+
+    `value` is a dict of nodes, a list of nodes, or a scalar. Nodes are never changed, so they may be shared.
+    """
+
+    value: Any
+    origins: tuple[Origin, ...]
+
+    @property
+    def where(self) -> Origin:
+        return self.origins[-1]
+
+
+def wrap(value: Any, layer: Layer, lines: dict[Key, int] | None = None, key: Key = ()) -> Node:
+    """A parsed value as nodes; without `lines` (a `--set`, the environment) no value has a line."""
+    line = None if lines is None else lines.get(key, 1)
+    inner: Any = value
+    if isinstance(value, dict):
+        inner = {k: wrap(v, layer, lines, (*key, k)) for k, v in value.items()}
+    elif isinstance(value, list):
+        inner = [wrap(v, layer, lines, (*key, i)) for i, v in enumerate(value)]
+    return Node(inner, (Origin(layer, line, value),))
+
+
+def plain(node: Node) -> Any:
+    """The value without its history: fresh dicts and lists, shared with nobody."""
+    if isinstance(node.value, dict):
+        return {k: plain(v) for k, v in node.value.items()}
+    if isinstance(node.value, list):
+        return [plain(v) for v in node.value]
+    return node.value
+
+
+def child(node: Node, part: str | int) -> tuple[str | int, Node] | None:
+    """One step down: the part as the container knows it (an index of a list is an int) and the node, or None."""
+    if isinstance(node.value, dict):
+        found = node.value.get(str(part))
+        return None if found is None else (str(part), found)
+    if isinstance(node.value, list) and _INDEX.fullmatch(str(part)) and int(part) < len(node.value):
+        return int(part), node.value[int(part)]
+    return None
+
+
+def names(node: Node) -> list[str]:
+    """What a key could continue with below this node."""
+    if isinstance(node.value, dict):
+        return list(node.value)
+    return [str(i) for i in range(len(node.value))] if isinstance(node.value, list) else []
+
+
+def is_index(part: str) -> bool:
+    """Whether a key of a table can name an element of a list."""
+    return _INDEX.fullmatch(part) is not None
+
+
+def walk(node: Node, key: Key = ()) -> Iterator[tuple[Key, Node]]:
+    """Every node below and including this one, parents first, in the order of the text."""
+    yield key, node
+    if isinstance(node.value, dict):
+        for part, below in node.value.items():
+            yield from walk(below, (*key, part))
+    elif isinstance(node.value, list):
+        for index, below in enumerate(node.value):
+            yield from walk(below, (*key, index))
+
+
+def parse_key(text: str) -> tuple[str, ...]:
+    """`data.views.0."odd name"` -> its parts, quoted as in TOML. Raises ValueError."""
+    parts, position = [], 0
+    while match := _PART.match(text, position):
+        parts.append(unquote(match[1]))
+        position = match.end()
+        if position == len(text):
+            return tuple(parts)
+        if text[position] != ".":
+            break
+        position += 1
+    raise ValueError(f"{text!r} is not a key; a key is names joined by dots, such as data.views.0.num_views")
+
+
+def unquote(part: str) -> str:
+    """One part of a TOML key as it is meant."""
+    if part[0] == "'":
+        return part[1:-1]
+    if part[0] != '"':
+        return part
+    import tomli
+
+    return tomli.loads(f"k = {part}")["k"]
+
+
+def show(key: Key) -> str:
+    """A key as it is written in TOML."""
+    return ".".join(str(p) if re.fullmatch(BARE, str(p)) else json.dumps(p, ensure_ascii=False) for p in key)

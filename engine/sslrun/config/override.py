@@ -1,0 +1,57 @@
+"""`--set KEY=VALUE`: exactly a one-line TOML file, with one kindness: a string needs no quotes."""
+
+import re
+from typing import Any
+
+import tomli
+
+from sslrun.config.node import BARE, QUOTED, Layer, Node, wrap
+from sslrun.errors import UsageError
+
+_ASSIGNMENT = re.compile(rf"\s*((?:{BARE}|{QUOTED})(?:\s*\.\s*(?:{BARE}|{QUOTED}))*)\s*=(.*)")
+_LOOKS_LIKE_TOML = re.compile(r"""[\[{"'0-9+-]|(?:true|false)\b""")
+
+
+def parse_override(text: str, order: int, started: Layer) -> Node:
+    """The layer that one `--set` is. `${config.dir}` in it means the folder of the started file."""
+    layer = Layer(order, f"--set {text}", started.folder, started.chain[:1])
+    match = _ASSIGNMENT.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{layer.source}: expected KEY=VALUE on one line, such as --set data.views.0.num_views=2")
+    key, value = match.groups()
+    try:
+        document = tomli.loads(f"{key} = 0")
+        _place(document, typed(value))
+    except ValueError as error:
+        raise UsageError(f"{layer.source}: {error}") from None
+    if "extends" in document:
+        raise UsageError(f"{layer.source}: extends is read from files only")
+    return wrap(document, layer)
+
+
+def typed(text: str) -> Any:
+    """The value that a text means: TOML where it is TOML, otherwise the text itself. Raises ValueError.
+
+    What begins like TOML (a bracket, brace, quote, digit, sign, true, false) must be TOML, so that a slip in a list or
+    a number is not taken for a string.
+    """
+    text = text.strip()
+    try:
+        document = tomli.loads(f"value = {text}")
+    except (ValueError, RecursionError) as error:
+        if not _LOOKS_LIKE_TOML.match(text):
+            return text
+        reason = str(error).partition(" (at ")[0]
+        raise ValueError(f"{text!r} is not a TOML value ({reason}); put a string in quotes: '\"{text}\"'") from None
+    if list(document) != ["value"]:
+        raise ValueError(f"{text!r} is more than one value")
+    return document["value"]
+
+
+def _place(document: dict[str, Any], value: Any) -> None:
+    """Puts the value at the end of the one path that the document holds."""
+    (part,) = document
+    if isinstance(document[part], dict):
+        _place(document[part], value)
+    else:
+        document[part] = value

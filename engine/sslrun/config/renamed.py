@@ -1,0 +1,54 @@
+"""Keys that recipes of MMSelfSup have and ours do not, and what each of them became."""
+
+from sslrun.config.node import Key, Node, child
+
+VIEWS = "is written [[data.views]]: one table per group of equal views, with num_views and transforms"
+OWN_VARIABLE = "is not a key; a recipe's own variables go into [vars] and are referred to as ${vars.NAME}"
+
+# The longest path that fits a wrong key wins.
+RENAMED: dict[Key, str] = {
+    ("_base_",): 'is written extends = "path", or a list of paths',
+    ("runner",): "is gone: write epochs (or max_iters) at the top level",
+    ("runner", "max_epochs"): "is written epochs, at the top level",
+    ("runner", "max_iters"): "is written max_iters, at the top level",
+    ("lr_config",): "is written [lr]",
+    ("checkpoint_config",): "is written [checkpoint]",
+    ("log_config",): "is written [log]",
+    ("log_level",): "is written log.level",
+    ("optimizer_config",): "is gone: gradient clipping is optimizer.grad_clip",
+    ("optimizer", "paramwise_options"): "is written [[optimizer.paramwise]], each with match (a regular expression)",
+    ("data", "train"): "is gone: its keys stand in [data] itself, as data.source and [[data.views]]",
+    ("data", "train", "data_source"): "is written data.source",
+    ("data", "train", "pipelines"): VIEWS,
+    ("data", "train", "num_views"): VIEWS,
+    ("data", "train", "prefetch"): "is written data.prefetch",
+    ("data", "pipelines"): VIEWS,
+    ("data", "num_views"): VIEWS,
+    ("data", "data_source"): "is written data.source",
+    ("dist_params",): "is gone: what concerns machines stands in [engine], ranks come from the launcher",
+    ("persistent_workers",): "is gone: loader threads live as long as the run; see [engine] and data.prefetch",
+    ("prefetch",): "is written data.prefetch",
+    ("workflow",): "is gone: a run trains, and [monitor] measures beside it",
+    ("data_source",): OWN_VARIABLE,
+    ("dataset_type",): OWN_VARIABLE,
+    ("img_norm_cfg",): OWN_VARIABLE,
+    ("train_pipeline",): OWN_VARIABLE,
+}
+
+
+def renamed(key: Key, node: Node) -> str | None:
+    """`OLD KEY is written ...` for an unknown key, judged also by what stands below it; None for any other key."""
+    fitting = [old for old in RENAMED if old[: len(key)] == key and _has(node, old[len(key) :])]
+    if not fitting:
+        return None
+    old = max(fitting, key=len)
+    return f"{'.'.join(map(str, old))} {RENAMED[old]}"
+
+
+def _has(node: Node, below: Key) -> bool:
+    for part in below:
+        step = child(node, part)
+        if step is None:
+            return False
+        node = step[1]
+    return True
