@@ -277,7 +277,11 @@ class ColorJitter(Transform):
         factors[:, HUE] = np.trunc(factors[:, HUE] * 255.0)
         done = apply[:, None] & np.isin(order, self.active)
         factors = np.where(apply[:, None], factors, [1.0, 1.0, 1.0, 0.0])
-        return {"apply": apply, "order": np.where(done, order, -1).astype(np.int32), "factors": factors.astype(np.float32)}
+        return {
+            "apply": apply,
+            "order": np.where(done, order, -1).astype(np.int32),
+            "factors": factors.astype(np.float32),
+        }
 
 
 class RandomGrayscale(Transform):
@@ -305,7 +309,9 @@ class GaussianBlur(Transform):
     def __init__(self, sigma_min: float = 0.1, sigma_max: float = 2.0, p: float = 0.5) -> None:
         super().__init__(p=p)
         if not 0.0 < sigma_min <= sigma_max:
-            raise UsageError(f"sigma_min and sigma_max must satisfy 0 < sigma_min <= sigma_max, not {sigma_min}, {sigma_max}")
+            raise UsageError(
+                f"sigma_min and sigma_max must satisfy 0 < sigma_min <= sigma_max, not {sigma_min}, {sigma_max}"
+            )
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
 
     def parameters(self, uniforms: np.ndarray, sizes: np.ndarray) -> Parameters:
@@ -364,7 +370,9 @@ class Normalize(Transform):
 
     num_draws = 0
 
-    def __init__(self, mean: Sequence[float] = (0.485, 0.456, 0.406), std: Sequence[float] = (0.229, 0.224, 0.225)) -> None:
+    def __init__(
+        self, mean: Sequence[float] = (0.485, 0.456, 0.406), std: Sequence[float] = (0.229, 0.224, 0.225)
+    ) -> None:
         super().__init__()
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UsageError("mean and std must each have three numbers, those of std above 0")
@@ -385,7 +393,9 @@ def chain_parameters(transforms: Sequence[Transform], uniforms: np.ndarray, size
     result: Parameters = {}
     first = 0
     for index, transform in enumerate(transforms):
-        own = transform.parameters(uniforms[:, first : first + transform.num_draws], sizes) if transform.num_draws else {}
+        own = (
+            transform.parameters(uniforms[:, first : first + transform.num_draws], sizes) if transform.num_draws else {}
+        )
         first += transform.num_draws
         for name, values in own.items():
             result[f"{index}.{name}"] = values
@@ -419,13 +429,13 @@ class ViewGroup:
         if self.num_views < 1:
             raise UsageError(f"num_views must be at least 1, not {self.num_views}")
         opened = [transform for _, transform in leaves(self.transforms)]
-        places = [i for i, transform in enumerate(opened) if isinstance(transform, Normalize)]
-        inside = len(places) > sum(isinstance(transform, Normalize) for transform in self.transforms)
-        if inside or len(places) > 1:
+        normalize = [transform for transform in opened if isinstance(transform, Normalize)]
+        if len(normalize) > 1 or any(transform not in self.transforms for transform in normalize):
             raise UsageError("Normalize may stand once in a list of transforms, outside of groups")
-        if places and not all(isinstance(t, RandomHorizontalFlip) for t in opened[places[0] + 1 :]):
+        after = opened[opened.index(normalize[0]) + 1 :] if normalize else []
+        if not all(isinstance(transform, RandomHorizontalFlip) for transform in after):
             raise UsageError("Normalize must be the last of the transforms (only a flip may follow)")
-        self.normalize = opened[places[0]] if places else Normalize(mean=(0, 0, 0), std=(1, 1, 1))
+        self.normalize = normalize[0] if normalize else Normalize(mean=(0, 0, 0), std=(1, 1, 1))
         if self._fixed_size() is None:
             raise UsageError(
                 "these transforms leave pictures of different sizes, which cannot form a batch: "
