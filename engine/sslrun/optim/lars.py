@@ -1,0 +1,128 @@
+"""LARS, layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017, arXiv 1708.03888), in the form of MMSelfSup."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose step for each parameter w is scaled by its trust ratio.
+
+        trust = eta |w| / (|g| + weight_decay |w| + eps), 1 where either norm is 0 or the group says `lars_exclude`
+        d = trust lr (g + weight_decay w);  m = momentum m + d;  w = w - m
+
+    The learning rate is inside the momentum buffer, as in the recipes that this is for (a later change of lr does not
+    touch what has been gathered). All parameters are updated together; norms never leave the device. A `found_inf`
+    tensor (0-d float, 1 = skip) leaves weights and buffers untouched, as in torch's fused optimizers.
+
+    Where the parameters are flat partitions of many (ZeRO), `set_segments` tells where each of them lies.
+
+    Args:
+        params: parameters or groups of them; a group may say `lars_exclude=True`.
+        lr: learning rate.
+        momentum: weight of the buffer.
+        weight_decay: L2 penalty, part of the gradient and of the trust ratio.
+        eta: trust coefficient.
+        eps: added to the denominator of the trust ratio.
+    """
+
+    _step_supports_amp_scaling = True  # how torch's optimizers say that they obey `found_inf`
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        eta: float = 0.001,
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "eps": eps}
+        super().__init__(params, {**defaults, "lars_exclude": False})
+        self._segments: dict[Tensor, Sequence[tuple[int, int]]] = {}
+        self._reduce: Callable[[Tensor], Tensor] = lambda squares: squares
+
+    def set_segments(
+        self, segments: dict[Tensor, Sequence[tuple[int, int]]], reduce: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Say what each flat partition is made of.
+
+        Args:
+            segments: for each flat tensor, (offset, length) of what it holds of each parameter of the partitioned
+                group, in the same order on all ranks; length 0 where another rank holds all of it.
+            reduce: sums a tensor over the ranks that share the parameters.
+        """
+        self._segments, self._reduce = segments, reduce
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            weights, gradients, buffers, present = self._pieces(group)
+            if not present:
+                continue
+            decay = group["weight_decay"]
+            updates = list(torch._foreach_add(gradients, weights, alpha=decay)) if weights else []
+            if group["lars_exclude"]:
+                torch._foreach_mul_(updates, group["lr"])
+            else:
+                norms = self._norms(weights, gradients, present, group["params"][0].device)
+                scales = (_trust_ratios(*norms, group) * group["lr"]).float().unbind()
+                torch._foreach_mul_(updates, [scales[i] for i, here in enumerate(present) if here])
+            torch._fused_sgd_(
+                weights,
+                updates,
+                buffers,
+                weight_decay=0.0,
+                momentum=group["momentum"],
+                lr=1.0,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+                grad_scale=None,
+                found_inf=self.found_inf,
+            )
+
+    def _pieces(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[bool]]:
+        """(weights, gradients, buffers) of what is here of each parameter, and which parameters these are."""
+        weights: list[Tensor] = []
+        gradients: list[Tensor] = []
+        buffers: list[Tensor] = []
+        present: list[bool] = []
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            whole = (parameter.detach(), parameter.grad, state["momentum_buffer"])
+            segments = self._segments.get(parameter)
+            for offset, length in segments if segments is not None else [(0, -1)]:
+                present.append(length != 0)
+                if length:
+                    pieces = whole if length < 0 else tuple(tensor[offset : offset + length] for tensor in whole)
+                    for collected, piece in zip((weights, gradients, buffers), pieces, strict=True):
+                        collected.append(piece)
+        return weights, gradients, buffers, present
+
+    def _norms(
+        self, weights: list[Tensor], gradients: list[Tensor], present: list[bool], device: torch.device
+    ) -> Tensor:
+        """(2, parameters): the norms of whole parameters and of their gradients, float64."""
+        columns: list[Tensor] = []
+        if weights:
+            norms = torch.stack([*torch._foreach_norm(weights), *torch._foreach_norm(gradients)])
+            columns = list(norms.double().square().view(2, -1).unbind(1))
+        if len(columns) < len(present):
+            here, nothing = iter(columns), torch.zeros(2, dtype=torch.float64, device=device)
+            columns = [next(here) if is_here else nothing for is_here in present]
+        squares = torch.stack(columns, dim=1)
+        return (self._reduce(squares) if self._segments else squares).sqrt()
+
+
+def _trust_ratios(weight_norm: Tensor, gradient_norm: Tensor, group: dict[str, Any]) -> Tensor:
+    ratio = group["eta"] * weight_norm / (gradient_norm + group["weight_decay"] * weight_norm + group["eps"])
+    return torch.where((weight_norm > 0) & (gradient_norm > 0), ratio, 1.0)

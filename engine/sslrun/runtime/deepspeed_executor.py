@@ -1,0 +1,314 @@
+"""The executor for several processes: DeepSpeed, ZeRO stages 0 to 3. The only file that imports DeepSpeed.
+
+DeepSpeed averages gradients, shards and gathers. What is ours stays ours: the boundary of accumulation, autocast (its
+`torch_autocast` would also average the gradients of convolutions in bfloat16), the guard and clipping (before its step,
+on the averaged gradients that each rank holds), and state, which goes in and out whole. What this file must know of
+DeepSpeed's insides is where a flat partition keeps which part of which parameter; `_partitions` reads that.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslrun.runtime import distributed
+from sslrun.runtime.executor import (
+    COUNTER,
+    Executor,
+    by_parameter,
+    counter_device,
+    load_unsharded_state,
+    unsharded_gradients,
+    unsharded_state,
+)
+
+LARGEST_BUCKET = 50_000_000  # elements that are averaged at once; DeepSpeed allocates a buffer of that size
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`length` elements of a parameter, from its element `start`, lie at `offset` of a flat partition."""
+
+    start: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A flat tensor that the optimiser updates in place of a group of parameters.
+
+    Attributes:
+        flat: this rank's.
+        group: the optimiser's parameter group.
+        names: all parameters of it.
+        segments: what lies where: for each rank, the segment of each parameter that it has anything of.
+    """
+
+    flat: Tensor
+    group: dict[str, Any]
+    names: list[str]
+    segments: list[dict[str, Segment]]
+
+    @property
+    def own(self) -> dict[str, Segment]:
+        return self.segments[distributed.rank()]
+
+    def fill(self, flat: Tensor, name: str, value: Tensor) -> None:
+        """Set what this rank's `flat` (weights or state) holds of a parameter from its whole value."""
+        segment = self.own.get(name)
+        if segment is not None:
+            part = value.flatten()[segment.start : segment.start + segment.length]
+            flat[segment.offset : segment.offset + segment.length].copy_(part)
+
+
+class DeepSpeedExecutor(Executor):
+    """As `Executor`.
+
+    Args:
+        zero_stage: 0 replicates everything, 1 shards optimiser state, 2 gradients too, 3 parameters too.
+        zero_options: further keys of DeepSpeed's `zero_optimization`.
+    """
+
+    def __init__(
+        self,
+        method: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        zero_stage: int,
+        zero_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(method, optimizer, **options)
+        self.zero_stage = zero_stage
+        self._shapes = {parameter: parameter.shape for parameter in self.names}
+        self._is_applied = True
+        self._hold_back_steps()
+        distributed.broadcast_(list(method.buffers()))
+        self._whole_step = _WholeStep(method, self._autocast)
+        self.engine = _initialize(self._whole_step, optimizer, self.device, self._config(zero_options or {}))
+        if zero_stage == 0:  # the others keep parameters as pieces of flat tensors
+            method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._by_name = {name: parameter for parameter, name in self.names.items()}
+        self._partitions = self._read_partitions()
+        if zero_stage > 0 and hasattr(optimizer, "set_segments"):
+            optimizer.set_segments(
+                {partition.flat: _own_lengths(partition) for partition in self._partitions},
+                distributed.all_reduce_sum_,
+            )
+
+    def forward(self, batch: Any, progress: Any, targets: Any) -> Any:
+        value = self.engine(batch, progress, targets)
+        loss = self._whole_step.take()
+        loss.value = value  # the same number, with DeepSpeed's hooks on it
+        return loss
+
+    @torch.no_grad()
+    def write_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        self._write(parameter, value.to(self.device))
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        if self.zero_stage == 0:
+            state = unsharded_state(self.optimizer, self.names)
+            return state if distributed.rank() == 0 else {}
+        state = {}
+        for partition in self._partitions:
+            for key, value in self.optimizer.state.get(partition.flat, {}).items():
+                if key == COUNTER:
+                    state |= {f"{name}/{key}": value.detach().cpu().clone() for name in partition.names}
+                elif value is not None:
+                    state |= {f"{name}/{key}": whole for name, whole in self._gather(partition, value)}
+        return state if distributed.rank() == 0 else {}
+
+    @torch.no_grad()
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        if self.zero_stage == 0:
+            load_unsharded_state(self.optimizer, self.names, state)
+            return
+        by_name = by_parameter(state, set(self.names.values()))
+        for partition in self._partitions:
+            flat_state: dict[str, Tensor] = {}
+            for name in partition.names:
+                for key, value in by_name.get(name, {}).items():
+                    if key == COUNTER:
+                        flat_state[key] = value.to(counter_device(partition.group, partition.flat), copy=True)
+                    else:
+                        flat = flat_state.setdefault(key, torch.zeros_like(partition.flat, requires_grad=False))
+                        partition.fill(flat, name, value)
+            self.optimizer.state[partition.flat] = flat_state
+
+    def _backward(self, value: Tensor) -> None:
+        self.engine.set_gradient_accumulation_boundary(self._micro_batches == self.accumulation)
+        self.engine.backward(value)
+
+    def _gradients(self) -> list[Tensor]:
+        if self.zero_stage == 0:
+            return unsharded_gradients(self.optimizer)
+        zero = self.engine.optimizer
+        if self.zero_stage < 3:
+            return [part for group in range(len(zero.bit16_groups)) for part in zero.averaged_gradients[group]]
+        return [  # without what fills up the last rank's part
+            gradient.view(-1)[: _part(parameter, distributed.rank())[1]]
+            for i, parameters in enumerate(zero.fp16_groups)
+            for parameter, gradient in zip(parameters, zero.averaged_gradients[i], strict=True)
+        ]
+
+    def _apply(self, is_applied: bool) -> None:
+        self._is_applied = is_applied
+        self.engine.step()
+        if self.zero_stage == 3:  # else a parameter without gradient in the next step would see this one's
+            self.engine.optimizer.grad_partitions_flat_buffer.zero_()
+
+    def _hold_back_steps(self) -> None:
+        """DeepSpeed steps the optimiser group by group, and tidies up after it whether or not anything moved."""
+        step = self.optimizer.step
+
+        def guarded_step(*arguments: Any) -> Any:
+            return step(*arguments) if self._is_applied else None
+
+        self.optimizer.step = guarded_step  # type: ignore[method-assign]
+
+    def _norm_share(self) -> float:
+        return 1.0 / distributed.world_size() if self.zero_stage == 0 else 1.0
+
+    def _shape(self, tensor: Tensor) -> torch.Size:
+        return self._shapes[tensor] if isinstance(tensor, nn.Parameter) else tensor.shape
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        if self.zero_stage < 3 or not isinstance(tensor, nn.Parameter):
+            return tensor.detach()
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
+
+    def _write(self, parameter: nn.Parameter, value: Tensor) -> None:
+        if self.zero_stage < 3 or parameter.ds_status.name == "AVAILABLE":
+            parameter.detach().copy_(value)
+        if self.zero_stage == 3:
+            start, length = _part(parameter, distributed.rank())
+            parameter.ds_tensor.view(-1)[:length].copy_(value.flatten()[start : start + length])
+        for partition in self._partitions:
+            partition.fill(partition.flat.detach(), self.names[parameter], value)
+
+    def _lerp(self, teachers: list[nn.Parameter], students: list[nn.Parameter], weight: float) -> None:
+        if self.zero_stage < 3:
+            super()._lerp(teachers, students, weight)
+            return
+        torch._foreach_lerp_([p.ds_tensor for p in teachers], [p.ds_tensor for p in students], weight)
+        gathered = [p for p in teachers if p.ds_status.name == "AVAILABLE"]
+        if gathered:  # small parameters that DeepSpeed keeps whole beside the parts
+            gathered[0].partition(param_list=gathered, has_been_updated=False)
+            gathered[0].all_gather(param_list=gathered)
+
+    def _config(self, zero_options: Mapping[str, Any]) -> dict[str, Any]:
+        numel = sum(parameter.numel() for group in self.optimizer.param_groups for parameter in group["params"])
+        zero: dict[str, Any] = {"stage": self.zero_stage, "reduce_bucket_size": min(numel, LARGEST_BUCKET)}
+        if self.zero_stage in (1, 2):
+            zero["compute_grad_norm"] = False  # the guard did, without a host read
+        return {
+            "train_micro_batch_size_per_gpu": 1,  # a required number that nothing of ours depends on
+            "gradient_accumulation_steps": 1,  # `backward` has divided
+            "gradient_clipping": 0.0,  # the guard clips; left out, DeepSpeed clips at 1
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": zero | dict(zero_options),
+            "timers": {"throughput": {"enabled": False}},  # it would wait for the device
+        }
+
+    def _read_partitions(self) -> list[Partition]:
+        if self.zero_stage == 0:
+            return []
+        zero, groups, ranks = self.engine.optimizer, self.optimizer.param_groups, range(distributed.world_size())
+        partitions = []
+        if self.zero_stage < 3:
+            for i, parameters in enumerate(zero.round_robin_bit16_groups):
+                starts, size = zero.round_robin_bit16_offsets[i], zero.partition_size[i]
+                segments = [self._cut(parameters, starts, rank * size, (rank + 1) * size) for rank in ranks]
+                flat, group = zero.single_partition_of_fp32_groups[i], groups[i]
+                partitions.append(Partition(flat, group, [self.names[p] for p in parameters], segments))
+        else:
+            for i, parameters in enumerate(zero.fp16_groups):
+                segments = [self._slices(parameters, rank) for rank in ranks]
+                flat, group = zero.fp32_partitioned_groups_flat[i], groups[zero.sub_group_to_group_id[i]]
+                partitions.append(Partition(flat, group, [self.names[p] for p in parameters], segments))
+        return partitions
+
+    def _cut(self, parameters: list[nn.Parameter], starts: list[int], first: int, last: int) -> dict[str, Segment]:
+        """Stages 1 and 2: parameters lie one after the other from `starts`; a rank has [first, last) of that."""
+        segments = {}
+        for parameter, start in zip(parameters, starts, strict=True):
+            begin, end = max(start, first), min(start + parameter.numel(), last)
+            if begin < end:
+                segments[self.names[parameter]] = Segment(begin - start, begin - first, end - begin)
+        return segments
+
+    def _slices(self, parameters: list[nn.Parameter], rank: int) -> dict[str, Segment]:
+        """Stage 3: every rank has an equal slice of each parameter, filled up where the division leaves a rest."""
+        segments, offset = {}, 0
+        for parameter in parameters:
+            start, length = _part(parameter, rank)
+            if length:
+                segments[self.names[parameter]] = Segment(start, offset, length)
+            offset += parameter.partition_numel()  # type: ignore[operator]
+        return segments
+
+    def _gather(self, partition: Partition, flat_state: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole tensor on the CPU) of all parameters of a partition, from every rank's part of it."""
+        parts = distributed.all_gather_rows(flat_state.detach().view(1, -1)).cpu()
+        wholes = {name: torch.zeros(self._shapes[self._by_name[name]].numel()) for name in partition.names}
+        for part, segments in zip(parts, partition.segments, strict=True):
+            for name, s in segments.items():
+                wholes[name][s.start : s.start + s.length] = part[s.offset : s.offset + s.length]
+        for name, whole in wholes.items():
+            yield name, whole.view(self._shapes[self._by_name[name]])
+
+
+class _WholeStep(nn.Module):
+    """The method as DeepSpeed wants a model: tensors come out, and nothing it might not look into."""
+
+    def __init__(self, method: nn.Module, autocast: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__()
+        self.method = method
+        self.autocast = autocast
+        self.loss: Any = None
+
+    def forward(self, batch: Any, progress: Any, targets: Any) -> Tensor:
+        with self.autocast():
+            self.loss = self.method(batch, progress, targets)
+        return self.loss.value
+
+    def take(self) -> Any:
+        loss, self.loss = self.loss, None
+        return loss
+
+
+def _initialize(
+    model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, config: dict[str, Any]
+) -> Any:
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for others first, and says so
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles C++ that only inference uses
+    model.to(memory_format=torch.contiguous_format)  # it can broadcast no other
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
+
+
+def _part(parameter: nn.Parameter, rank: int) -> tuple[int, int]:
+    """(start, length) of what `rank` has of a parameter under stage 3."""
+    size: int = parameter.partition_numel()  # type: ignore[operator]
+    start = min(rank * size, parameter.ds_numel)  # type: ignore[type-var, call-overload]
+    return start, min(size, parameter.ds_numel - start)  # type: ignore[operator]
+
+
+def _own_lengths(partition: Partition) -> list[tuple[int, int]]:
+    """(offset, length) for every parameter of the partition, (0, 0) where this rank has nothing of it."""
+    nothing = Segment(0, 0, 0)
+    own = (partition.own.get(name, nothing) for name in partition.names)
+    return [(segment.offset, segment.length) for segment in own]

@@ -1,0 +1,225 @@
+"""Ranks, and the few collectives that the engine and the methods need.
+
+A launcher (`deepspeed`, `torchrun`, `srun`) tells each process through the environment who it is. In a run of one
+process nothing is initialised and every function answers for itself. All ranks call a collective alike, with equal
+shapes.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TIMEOUT = timedelta(minutes=30)  # rank 0 may be busy with a checkpoint or an evaluation for long
+
+
+def rank() -> int:
+    """This process among all, 0 the first."""
+    return _from_launcher("RANK", "SLURM_PROCID", 0)
+
+
+def local_rank() -> int:
+    """This process among those of its machine: the index of its GPU."""
+    return _from_launcher("LOCAL_RANK", "SLURM_LOCALID", 0)
+
+
+def world_size() -> int:
+    """Number of processes of the run."""
+    return _from_launcher("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", 1)
+
+
+def ranks_on_node() -> int:
+    """Number of processes of the run on this machine."""
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):  # torchrun; deepspeed
+        if name in os.environ and "WORLD_SIZE" in os.environ:
+            return int(os.environ[name])
+    if _is_slurm_step():
+        counts = _expand_counts(os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+        return counts[min(int(os.environ.get("SLURM_NODEID", "0")), len(counts) - 1)]
+    return world_size()
+
+
+def init(device: torch.device) -> None:
+    """Join the other processes: NCCL where `device` is a CUDA device, gloo on the CPU. Nothing in a run of one."""
+    if world_size() == 1:
+        return
+    if _is_slurm_step():
+        _export_slurm()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+
+
+def shutdown() -> None:
+    """Leave; the last thing a process does."""
+    if world_size() > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether any rank says so: how ranks agree on stopping. Waits for the device."""
+    if world_size() == 1:
+        return flag
+    count = torch.tensor(int(flag), device=_collective_device())
+    dist.all_reduce(count)
+    return bool(count.item())
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value`, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=_collective_device())
+    return box[0]
+
+
+def broadcast_(tensors: Sequence[Tensor]) -> None:
+    """Rank 0's values into the tensors of every rank."""
+    if world_size() > 1:
+        for tensor in tensors:
+            source = tensor.detach().contiguous()
+            dist.broadcast(source, src=0)
+            tensor.detach().copy_(source)
+
+
+def all_reduce_sum_(x: Tensor) -> Tensor:
+    """The sum over ranks, in place and returned."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+@torch.no_grad()
+def all_reduce_mean_(tensors: list[Tensor]) -> None:
+    """The mean over ranks of each tensor, in place, as one collective."""
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+@torch.no_grad()
+def all_gather_rows(x: Tensor) -> Tensor:
+    """(B, ...) of each rank -> (ranks x B, ...) in rank order, without gradient. A channels-last layout is kept."""
+    if world_size() == 1:
+        return x.detach()
+    rows, channels_last = _row_major(x.detach())
+    gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
+    dist.all_gather_into_tensor(gathered, rows)
+    return gathered.permute(0, 3, 1, 2) if channels_last else gathered
+
+
+def all_gather_rows_with_gradient(x: Tensor) -> Tensor:
+    """As `all_gather_rows`; backward hands each rank the sum, over all ranks, of the gradients of its own rows.
+
+    With a loss that is averaged over ranks (as the executor averages gradients) this is the exact gradient of it.
+    """
+    return x if world_size() == 1 else _GatherRows.apply(x)
+
+
+@torch.no_grad()
+def exchange_rows(x: Tensor, permutation: Tensor) -> Tensor:
+    """Row p of the global batch becomes row `permutation[p]` of the concatenation over ranks.
+
+    Each rank receives its own contiguous block of the result and nothing else. Without gradient; a channels-last layout
+    is kept.
+
+    Args:
+        x: (B, ...), this rank's rows.
+        permutation: (ranks x B,), int64, equal on all ranks; best on the CPU, where it is read.
+    """
+    if world_size() == 1:
+        return x.detach().index_select(0, permutation.to(x.device, non_blocking=True))
+    rows, channels_last = _row_major(x.detach())
+    block = rows.shape[0]
+    source_of = permutation.cpu().view(world_size(), block)  # [d, i]: which global row becomes row i of rank d
+    mine = source_of // block == rank()
+    send = source_of[mine] % block  # in order of destination, then of place there
+    owner = source_of[rank()] // block
+    place = owner.argsort(stable=True)  # what comes in is in order of source, then of place here
+    received = torch.empty_like(rows)
+    dist.all_to_all_single(
+        received,
+        rows.index_select(0, send.to(x.device, non_blocking=True)),
+        output_split_sizes=owner.bincount(minlength=world_size()).tolist(),
+        input_split_sizes=mine.sum(1).tolist(),
+    )
+    result = torch.empty_like(received).index_copy_(0, place.to(x.device, non_blocking=True), received)
+    return result.permute(0, 3, 1, 2) if channels_last else result
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = x.shape[0]
+        return all_gather_rows(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = all_reduce_sum_(gradients[0].contiguous().clone())
+        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def _row_major(x: Tensor) -> tuple[Tensor, bool]:
+    """(x with each row in one piece of memory, whether that took a permutation to channels-last)."""
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1), True
+    return x.contiguous(), False
+
+
+def _collective_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _from_launcher(name: str, slurm_name: str, alone: int) -> int:
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ.get(name, alone))
+    return int(os.environ[slurm_name]) if _is_slurm_step() else alone
+
+
+def _is_slurm_step() -> bool:
+    """Started by srun with several tasks, and by no other launcher. (A batch script alone is one process.)"""
+    return "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def _export_slurm() -> None:
+    """Say in torchrun's words what Slurm says in its own, for libraries that know only those."""
+    nodes, job, step = (os.environ.get(f"SLURM_{key}", "0") for key in ("STEP_NODELIST", "JOB_ID", "STEP_ID"))
+    os.environ.setdefault("MASTER_ADDR", _first_host(nodes))
+    os.environ.setdefault("MASTER_PORT", str(20000 + (int(job) * 7 + int(step)) % 20000))
+    names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
+    values = (rank(), local_rank(), ranks_on_node(), world_size())
+    os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)})
+
+
+def _first_host(nodes: str) -> str:
+    """The first host of a Slurm list: `gpu[03-05,9],login` -> `gpu03`."""
+    match = re.match(r"([^,\[]+)(?:\[([^],-]+)[^]]*\]([^,]*))?", nodes)
+    assert match is not None, f"not a list of hosts: {nodes!r}"
+    return "".join(part or "" for part in match.groups())
+
+
+def _expand_counts(text: str) -> list[int]:
+    """Slurm's tasks per node: `4(x2),3` -> [4, 4, 3]."""
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(count)] * int(times or 1)
+    return counts

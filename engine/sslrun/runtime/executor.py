@@ -1,0 +1,364 @@
+"""Who carries out a method's steps: forward, backward, the guarded optimiser step, and the whole state in and out.
+
+`Executor` is the interface, with everything that does not depend on where parameters live; `LocalExecutor` is one
+process. The guard's rule: a non-finite loss or gradient on any rank reaches neither weights nor optimiser state of any.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sslrun.errors import Diverged, UsageError
+from sslrun.runtime import distributed
+
+COUNTER = "step"  # what torch's optimisers call the one entry of a parameter's state that is not shaped like it
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What became of a step.
+
+    Attributes:
+        applied: whether the weights moved; None where that is known one step later (the device itself saw to it that
+            they did not move if they must not).
+        grad_norm: 0-d, global, before clipping; on the device.
+    """
+
+    applied: bool | None
+    grad_norm: Tensor
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """What a loaded state and a method do not have in common, by name."""
+
+    missing: list[str]
+    unexpected: list[str]
+    reshaped: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.reshaped)
+
+    def __str__(self) -> str:
+        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.reshaped))
+        return "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds if names)
+
+
+class Executor(ABC):
+    """One optimiser step: `targets`, then `forward` and `backward` for each micro-batch, then `step`.
+
+    Args:
+        method: a module whose `forward(batch, progress, targets)` returns an object with a 0-d `value`. Moved to
+            `device`, convolutions to channels-last.
+        optimizer: over parameters of `method`; parameters that follow a student belong to no group.
+        device: where to compute.
+        precision: "bf16" computes under autocast; parameters stay float32.
+        accumulation: micro-batches per step.
+        grad_clip: largest global norm of the gradient, or None.
+        max_skipped_steps: how many steps in a row may be skipped for a non-finite loss or gradient.
+        compile: compile the direct submodules of the method (not the method: its `progress` changes each step).
+    """
+
+    def __init__(
+        self,
+        method: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        accumulation: int = 1,
+        grad_clip: float | None = None,
+        max_skipped_steps: int = 0,
+        compile: bool = False,
+    ) -> None:
+        self.method, self.optimizer, self.device = method, optimizer, device
+        self.precision, self.accumulation, self.grad_clip = precision, accumulation, grad_clip
+        self.max_skipped_steps, self.skipped_steps = max_skipped_steps, 0
+        self.names = {parameter: name for name, parameter in method.named_parameters()}
+        self._check_groups()
+        method.to(device)
+        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compile:
+            _compile_children(method)
+        # Without a host read, the weights need an optimiser that obeys the flag on the device.
+        obeys_flag = getattr(optimizer, "_step_supports_amp_scaling", False)
+        self.is_late = device.type == "cuda" and max_skipped_steps == 0 and obeys_flag
+        self._late: _LateFlag | None = None
+        self._micro_batches = 0
+        self._loss = torch.zeros((), device=device)
+
+    def targets(self, batches: list[Any], progress: Any) -> list[Any]:
+        """`method.targets`, for all micro-batches of a step, without gradient."""
+        with torch.no_grad(), self._autocast():
+            return self.method.targets(batches, progress)  # type: ignore[operator]
+
+    def forward(self, batch: Any, progress: Any, targets: Any) -> Any:
+        """What `method.forward` returns."""
+        with self._autocast():
+            return self.method(batch, progress, targets)
+
+    def backward(self, value: Tensor) -> None:
+        """Add the gradient of one micro-batch's loss, divided by `accumulation`."""
+        assert self._micro_batches < self.accumulation, "more micro-batches than `accumulation` before a step"
+        self._micro_batches += 1
+        self._loss += value.detach()
+        self._backward(value / self.accumulation)
+
+    def step(self, learning_rates: Sequence[float]) -> StepOutcome:
+        """Check, clip, update, and forget the gradients.
+
+        Args:
+            learning_rates: one for each parameter group.
+
+        Raises:
+            Diverged: more than `max_skipped_steps` steps in a row were not finite. The weights are those of the last
+                applied step.
+        """
+        assert self._micro_batches == self.accumulation, f"{self._micro_batches} micro-batches, not {self.accumulation}"
+        self.check()
+        for group, learning_rate in zip(self.optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = learning_rate
+        norm, is_bad = self._guard()
+        applied = None
+        if self.is_late:
+            self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+            self._late = _LateFlag(is_bad)
+        else:
+            applied = not is_bad.item()
+        self._apply(applied is not False)
+        self._micro_batches = 0
+        self._loss = torch.zeros_like(self._loss)
+        if applied is not None:
+            self._count(applied)
+        return StepOutcome(applied, norm.float())
+
+    def check(self) -> None:
+        """Raise Diverged if the last step was not finite; due before a checkpoint and at the end of a run."""
+        late, self._late = self._late, None
+        if late is not None:
+            self._count(applied=not late.read())
+
+    @torch.no_grad()
+    def update_teachers(self, moves: Iterable[tuple[nn.Module, nn.Module, float]]) -> None:
+        """(teacher, student, momentum): teacher = momentum teacher + (1 - momentum) student, parameters only."""
+        for teacher, student, momentum in moves:
+            source = dict(student.named_parameters())
+            followers = dict(teacher.named_parameters())
+            assert followers.keys() <= source.keys(), f"no parameters to follow: {followers.keys() - source.keys()}"
+            self._lerp(list(followers.values()), [source[name] for name in followers], 1.0 - momentum)
+
+    @abstractmethod
+    def write_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Set a whole parameter; every rank passes the same value."""
+
+    @torch.no_grad()
+    def full_state(self) -> dict[str, Tensor]:
+        """`method.state_dict()` in full, copied to the CPU, on rank 0; empty on the others. All ranks call it."""
+        state = {}
+        for name, tensor in self.method.state_dict(keep_vars=True).items():
+            whole = self._whole(tensor)
+            if distributed.rank() == 0:
+                state[name] = _to_cpu(whole)
+        return state
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor], strict: bool = True) -> Mismatch:
+        """Set parameters and buffers from what `full_state` gave; every rank passes all of it.
+
+        Raises:
+            UsageError: `strict` and something is missing, unexpected or of another shape; nothing has been changed.
+        """
+        own = self.method.state_dict(keep_vars=True)
+        mismatch = Mismatch(
+            [name for name in own if name not in state],
+            [name for name in state if name not in own],
+            [name for name in own if name in state and state[name].shape != self._shape(own[name])],
+        )
+        if strict and mismatch:
+            raise UsageError(f"the state does not fit the model: {mismatch}")
+        for name, tensor in own.items():
+            if name in mismatch.missing or name in mismatch.reshaped:
+                continue
+            if isinstance(tensor, nn.Parameter):
+                self.write_parameter(tensor, state[name])
+            else:
+                tensor.copy_(state[name])
+        return mismatch
+
+    @abstractmethod
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """"parameter name/state name" -> whole tensor (0-d for counters), on the CPU of rank 0; empty on the others.
+
+        Independent of the number of ranks and of how state is sharded. All ranks call it.
+        """
+
+    @abstractmethod
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Set what `optimizer_state` gave; every rank passes all of it. UsageError where it does not fit."""
+
+    @abstractmethod
+    def _backward(self, value: Tensor) -> None:
+        """Add the gradients of a value that is scaled already."""
+
+    @abstractmethod
+    def _gradients(self) -> list[Tensor]:
+        """What this rank holds of the averaged gradients of a whole step, to be measured and scaled in place."""
+
+    @abstractmethod
+    def _apply(self, is_applied: bool) -> None:
+        """Update unless told not to, and forget the gradients either way."""
+
+    def _norm_share(self) -> float:
+        """What this rank's squared norm counts in the sum over ranks."""
+        return 1.0
+
+    def _shape(self, tensor: Tensor) -> torch.Size:
+        return tensor.shape
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """A parameter or buffer in full."""
+        return tensor.detach()
+
+    def _lerp(self, teachers: list[nn.Parameter], students: list[nn.Parameter], weight: float) -> None:
+        torch._foreach_lerp_([p.detach() for p in teachers], [p.detach() for p in students], weight)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _guard(self) -> tuple[Tensor, Tensor]:
+        """(global norm before clipping, float64; whether anything on any rank is not finite); clips in place."""
+        gradients = self._gradients()
+        square = torch.stack(torch._foreach_norm(gradients)).double().square().sum() * self._norm_share()
+        square, loss = distributed.all_reduce_sum_(torch.stack([square, self._loss.double()])).unbind()
+        norm = square.sqrt()
+        if self.grad_clip is not None:
+            torch._foreach_mul_(gradients, (self.grad_clip / (norm + 1e-6)).clamp(max=1.0).float())
+        return norm, ~(torch.isfinite(square) & torch.isfinite(loss))
+
+    def _count(self, applied: bool) -> None:
+        self.skipped_steps = 0 if applied else self.skipped_steps + 1
+        if self.skipped_steps > self.max_skipped_steps:
+            times = f"{self.skipped_steps} steps in a row" if self.skipped_steps > 1 else "a step"
+            raise Diverged(f"the loss or a gradient of {times} was not finite; the weights are those from before")
+
+    def _check_groups(self) -> None:
+        for group in self.optimizer.param_groups:
+            assert group["params"], "a parameter group is empty"
+            for parameter in group["params"]:
+                assert parameter in self.names, "a parameter of the optimiser is none of the method's"
+                assert parameter.requires_grad, f"{self.names[parameter]} gets no gradient but has an optimiser group"
+
+
+class LocalExecutor(Executor):
+    """One process, one device."""
+
+    def __init__(self, method: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
+        assert distributed.world_size() == 1, "several processes need DeepSpeed"
+        super().__init__(method, optimizer, **options)
+
+    @torch.no_grad()
+    def write_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.copy_(value)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        return unsharded_state(self.optimizer, self.names)
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        load_unsharded_state(self.optimizer, self.names, state)
+
+    def _backward(self, value: Tensor) -> None:
+        value.backward()
+
+    def _gradients(self) -> list[Tensor]:
+        return unsharded_gradients(self.optimizer)
+
+    def _apply(self, is_applied: bool) -> None:
+        if is_applied:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def unsharded_gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The gradients of an optimiser whose parameters are whole."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def unsharded_state(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+    """`Executor.optimizer_state` of an optimiser whose parameters are whole."""
+    return {
+        f"{names[parameter]}/{key}": _to_cpu(value)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if value is not None
+    }
+
+
+@torch.no_grad()
+def load_unsharded_state(
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], state: Mapping[str, Tensor]
+) -> None:
+    """`Executor.load_optimizer_state` of an optimiser whose parameters are whole."""
+    by_name = by_parameter(state, set(names.values()))
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            entries = by_name.get(names[parameter], {})
+            optimizer.state[parameter] = {
+                key: value.to(counter_device(group, parameter), copy=True)
+                if key == COUNTER
+                else torch.zeros_like(parameter).copy_(value)
+                for key, value in entries.items()
+            }
+
+
+def by_parameter(state: Mapping[str, Tensor], names: set[str]) -> dict[str, dict[str, Tensor]]:
+    """Optimiser state grouped by parameter; UsageError where there is no such parameter."""
+    grouped: dict[str, dict[str, Tensor]] = {}
+    for full_name, value in state.items():
+        name, _, key = full_name.rpartition("/")
+        if name not in names:
+            raise UsageError(f"the optimiser state is of another model: it has {name}, which this model has not")
+        grouped.setdefault(name, {})[key] = value
+    return grouped
+
+
+def counter_device(group: Mapping[str, Any], parameter: Tensor) -> torch.device:
+    """Where torch's optimisers want their step counters."""
+    return parameter.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
+
+
+class _LateFlag:
+    """A flag of the device on its way to the host."""
+
+    def __init__(self, flag: Tensor) -> None:
+        self._host = torch.empty(flag.shape, dtype=flag.dtype, pin_memory=flag.is_cuda)
+        self._host.copy_(flag, non_blocking=True)
+        self._arrived = torch.cuda.Event() if flag.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def read(self) -> bool:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._host.item())
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _compile_children(method: nn.Module) -> None:
+    """In place, so that names stay. Student and teacher share one cache: one graph per resolution, batch and mode."""
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    for child in method.children():
+        child.compile(dynamic=False)
