@@ -26,22 +26,22 @@ def build(config: Config, annotation: Any, key: Key = ()) -> Any:
 
     Raises UsageError: one line with file:line, also for a ValueError that a constructor raises.
     """
-    is_absent = bool(key) and _absent(config.root, key)
-    node = Node({}, config.root.origins) if is_absent and dataclasses.is_dataclass(annotation) else find(config.root, key)
     _import_custom(config.root)
+    node = _at(config.root, key) if dataclasses.is_dataclass(annotation) else find(config.root, key)
     _import_named(node)
     check_part(node, describe(annotation), key)
     return _make(annotation, node, key)
 
 
-def _absent(root: Node, key: Key) -> bool:
-    parent = root
+def _at(root: Node, key: Key) -> Node:
+    """The table at a key, an empty one where nothing is."""
+    here = root
     for part in key:
-        step = child(parent, part)
+        step = child(here, part)
         if step is None:
-            return True
-        parent = step[1]
-    return False
+            return Node({}, here.origins)
+        here = step[1]
+    return here
 
 
 def _make(annotation: Any, node: Node, key: Key) -> Any:
@@ -83,7 +83,8 @@ def _import_custom(root: Node) -> None:
         try:
             importlib.import_module(module.value)
         except ImportError as error:
-            raise UsageError(f"{module.where}: custom_imports.{index}: cannot import {module.value}: {error}") from error
+            place = f"{module.where}: custom_imports.{index}"
+            raise UsageError(f"{place}: cannot import {module.value}: {error}") from error
 
 
 def _import_named(node: Node) -> None:

@@ -7,6 +7,7 @@ with `x-tag`, the key whose value names the alternative.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from sslrun.config.merge import kind, nearest
@@ -68,22 +69,24 @@ def kept_keys(root: Node) -> list[str]:
     """A line for each table whose class was changed by a later layer: which inherited keys it kept."""
     notes = []
     for key, node in walk(root):
-        tag = next((t for t in TAGS if t in node.value), None) if isinstance(node.value, dict) else None
-        changed = tag and _changed(node.value[tag])
-        if not changed:
-            continue
-        old, new = changed
-        kept = {k: v for k, v in node.value.items() if v.where.layer.order < new.layer.order}
-        if kept:
-            listed = ", ".join(f"{name} ({value.where})" for name, value in kept.items())
-            notes.append(f"{new}: {show((*key, tag))}: changed from {old.raw} to {new.raw}; kept from before: {listed}")
+        for tag, old, new in _changed_tags(node):
+            kept = {k: v for k, v in node.value.items() if v.where.layer.order < new.layer.order}
+            if kept:
+                listed = ", ".join(f"{name} ({value.where})" for name, value in kept.items())
+                change = f"{kind(old.raw)} was replaced by {kind(new.raw)}"
+                notes.append(f"{new}: {show((*key, tag))}: {change}; kept from before: {listed}")
     return notes
 
 
-def _changed(node: Node) -> tuple[Origin, Origin] | None:
-    """The last two places that gave a scalar different values."""
-    pairs = list(zip(node.origins, node.origins[1:], strict=False))
-    return next((pair for pair in reversed(pairs) if pair[0].raw != pair[1].raw), None)
+def _changed_tags(table: Node) -> list[tuple[str, Origin, Origin]]:
+    """The key that names a table's class where a later layer changed it: with the last two places that differ."""
+    if not isinstance(table.value, dict):
+        return []
+    changes = []
+    for tag in (t for t in TAGS if t in table.value):
+        pairs = list(pairwise(table.value[tag].origins))
+        changes += [(tag, old, new) for old, new in pairs if old.raw != new.raw][-1:]
+    return changes
 
 
 def _problems(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Problem]:
@@ -128,7 +131,7 @@ def _tagged(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Pro
     elif not scope.allows_custom:
         near = nearest(named.value, list(options)) or f"; known: {_some(options)}"
         own = "; one's own classes are made known by custom_imports" if near.startswith("; known") else ""
-        yield Problem(named.where, (*key, tag), f"there is no {named.value} among the {schema['title']}{near}{own}")
+        yield Problem(named.where, (*key, tag), f"there is no {named.value!r} among the {schema['title']}{near}{own}")
 
 
 def _table(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Problem]:
@@ -140,9 +143,9 @@ def _table(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Prob
             yield Problem(value.where, (*key, part), _unknown(node, value, schema, (*key, part)))
     for part, value in node.value.items():
         if part in known or others is not False:
+            hint = _inherited(node, value, (*key, part)) if _changed_tags(node) else ""
             for problem in _problems(scope, value, known.get(part, others), (*key, part)):
-                is_own = problem.key == (*key, part)
-                yield problem._replace(message=problem.message + _inherited(node, value, (*key, part))) if is_own else problem
+                yield problem._replace(message=problem.message + hint) if problem.key == (*key, part) else problem
     for part in schema.get("required", []):
         if part not in node.value:
             title, expected = schema.get("title", "this table"), _expected(scope, _follow(scope, known[part]))

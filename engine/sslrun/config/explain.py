@@ -1,5 +1,6 @@
 """A configuration as text: printed whole, or one key with the places that set it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from sslrun.config.check import Schema
@@ -11,9 +12,27 @@ from sslrun.errors import UsageError
 
 def dump(values: dict[str, Any]) -> str:
     """Values as TOML that `load` reads back as the same values: a literal `${` is written `$${`."""
-    import tomli_w
+    return "\n".join(_table(escape(values), ())).lstrip("\n") + "\n"
 
-    return tomli_w.dumps(escape(values))
+
+def _table(table: dict[str, Any], key: Key) -> Iterator[str]:
+    """The lines of one table: what fits on a line first, then its own tables and lists of tables."""
+    below = {part: value for part, value in table.items() if _is_section(value)}
+    for part, value in table.items():
+        if part not in below:
+            yield f"{show((part,))} = {inline(value)}"
+    for part, value in below.items():
+        header = show((*key, part))
+        for section in value if isinstance(value, list) else [value]:
+            yield from ("", f"[[{header}]]" if isinstance(value, list) else f"[{header}]")
+            yield from _table(section, (*key, part))
+
+
+def _is_section(value: Any) -> bool:
+    """Whether a value is written with headers of its own: a table, or a list of nothing but tables."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(element, dict) for element in value)
+    return isinstance(value, dict)
 
 
 def explain(config: Config, key: str, schema: Schema | None = None) -> str:
@@ -30,9 +49,9 @@ def explain(config: Config, key: str, schema: Schema | None = None) -> str:
     except UsageError:
         if "default" not in described:
             raise
-        return "\n".join([f"{show(parts)} = {inline(described['default'])}", *meaning, "  default of the code"]) + "\n"
+        return "\n".join([f"{show(parts)} = {inline(described['default'])}", *meaning, "  default of the code"])
     value = f"{show(parts)} = {inline(plain(node))}" if parts else dump(config.values).rstrip()
-    return "\n".join([value, *meaning, *_places(config.root, node, "  ")]) + "\n"
+    return "\n".join([value, *meaning, *_places(config.root, node, "  ")])
 
 
 def inline(value: Any) -> str:
@@ -60,8 +79,9 @@ def _places(root: Node, node: Node, indent: str) -> list[str]:
 
 
 def _schema_at(root: Node, schema: Schema, key: Key) -> Schema:
-    """What the schema says of a key, following the classes that the configuration names; empty where nothing is said."""
-    definitions, here, node = schema.get("$defs", {}), schema, root
+    """What the schema says of a key, following the classes that the configuration names; empty where it is silent."""
+    definitions, node = schema.get("$defs", {}), root
+    here = _named(schema, root, definitions)
     for part in key:
         step = child(node, part)
         node = step[1] if step else Node({}, ())

@@ -39,7 +39,7 @@ class File(NamedTuple):
 
 
 def line_up(started: Path) -> list[File]:
-    """All files below a started one: depth first, bases before the file that names them, each once, at its first place."""
+    """A file and all that it extends: depth first, bases before the file that names them, each at its first place."""
     done: dict[Path, File] = {}
 
     def visit(path: Path, above: tuple[Path, ...]) -> None:
@@ -122,7 +122,7 @@ def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
         if not isinstance(name, str):
             _fail(chain, line, f"extends: expected a path or a list of paths, got {kind(name)}")
         if "${" in name:
-            _fail(chain, line, f'extends: "{name}": references are not resolved here')
+            _fail(chain, line, f"extends: {name!r}: references are not resolved here")
         base = Path(os.path.realpath(chain[-1].parent / name))
         if not base.is_file():
             what = "is a folder, not a file" if base.is_dir() else f"does not exist{_siblings(base)}"

@@ -127,12 +127,13 @@ def _target(scope: _Scope, node: Node, key: Key, target: str) -> Node:
 
 
 def _environment(node: Node, key: Key, target: str) -> str:
-    name, comma, default = target.removeprefix("env:").partition(",")
-    value = os.environ.get(name.strip(), default.strip() if comma else None)
+    variable, comma, default = target.removeprefix("env:").partition(",")
+    name = variable.strip()
+    value = os.environ.get(name, default.strip() if comma else None)
     if value is None:
-        _fail(node, key, f"the environment variable {name.strip()} is not set; ${{env:{name.strip()},default}} gives a default")
+        _fail(node, key, f"the environment variable {name} is not set; ${{env:{name},default}} gives a default")
     return value
 
 
 def _fail(node: Node, key: Key, message: str) -> NoReturn:
-    raise UsageError(f"{node.where}: {show(key)}: {message}")
+    raise UsageError(f"{node.where}: {show(key)}: {message}".replace("\n", "\\n"))

@@ -2,7 +2,7 @@
 
 Tables merge deeply; everything else, lists included, is replaced. A table whose keys are all digits, set over a list,
 edits its elements. `_delete_ = true` in a table drops everything inherited for it, `_delete_ = ["key", ...]` those
-keys; neither ever appears in the result.
+keys (of a list: those elements, numbered as inherited); neither ever appears in the result.
 """
 
 from typing import Any, NoReturn
@@ -26,34 +26,35 @@ def merge(old: Node | None, new: Node, key: Key = ()) -> Node:
 
 def _merge_table(old: Node, new: Node, key: Key) -> Node:
     dropped = _deletions(new, key)
-    if dropped is True:
+    if dropped is None:
         return _clean(new, key)._replace(origins=old.origins + new.origins)
-    if not isinstance(old.value, dict | list):
-        fail(new, key, f"a table cannot replace {kind(old.value)} set at {old.where}")
     for name in dropped:
         if name not in names(old):
-            close = nearest(name, names(old))
-            fail(new, key, f"{DELETE} names {name!r}, which is not inherited{close}")
-    table = {part: value for part, value in new.value.items() if part != DELETE}
-    merged: Any = _edit(old, table, dropped, new, key) if isinstance(old.value, list) else None
-    if merged is None:
-        merged = {part: value for part, value in old.value.items() if part not in dropped}
-        for part, value in table.items():
+            fail(new, key, f"{DELETE} names {name!r}, which is not inherited{nearest(name, names(old))}")
+    edits = {part: value for part, value in new.value.items() if part != DELETE}
+    if isinstance(old.value, dict):
+        merged: Any = {part: value for part, value in old.value.items() if part not in dropped}
+        for part, value in edits.items():
             merged[part] = merge(merged.get(part), value, (*key, part))
+    elif isinstance(old.value, list) and (edits or dropped) and all(map(is_index, edits)):
+        merged = _edited(old, edits, key)
+        merged = [element for index, element in enumerate(merged) if str(index) not in dropped]
+    else:
+        hint = "; a table over a list names its elements: 0, 1, ..." if isinstance(old.value, list) else ""
+        fail(new, key, f"a table cannot replace {kind(old.value)} set at {old.where}{hint}")
     return Node(merged, old.origins + new.origins)
 
 
-def _edit(old: Node, table: dict[str, Node], dropped: list[str], new: Node, key: Key) -> list[Node]:
-    """Elements of an inherited list changed by index; indices, also those of `_delete_`, mean the inherited list."""
-    if not table and not dropped or not all(is_index(part) for part in table):
-        hint = "a table over a list names its elements: 0, 1, ..."
-        fail(new, key, f"a table cannot replace the list set at {old.where} ({hint})")
+def _edited(old: Node, edits: dict[str, Node], key: Key) -> list[Node]:
+    """The elements of an inherited list, some of them gone over by a table of index -> value."""
     elements = list(old.value)
-    for part, value in table.items():
-        if int(part) >= len(elements):
-            fail(value, (*key, part), f"index {part} does not exist, the list set at {old.where} has {_length(elements)}")
-        elements[int(part)] = merge(elements[int(part)], value, (*key, part))
-    return [element for index, element in enumerate(elements) if str(index) not in dropped]
+    for part, value in edits.items():
+        index = int(part)
+        if index >= len(elements):
+            length = "1 element" if len(elements) == 1 else f"{len(elements)} elements"
+            fail(value, (*key, part), f"index {part} does not exist, the list set at {old.where} has {length}")
+        elements[index] = merge(elements[index], value, (*key, part))
+    return elements
 
 
 def _clean(node: Node, key: Key) -> Node:
@@ -67,13 +68,13 @@ def _clean(node: Node, key: Key) -> Node:
     return node
 
 
-def _deletions(node: Node, key: Key) -> bool | list[str]:
-    """What `_delete_` of a table asks for: True (everything), or a list of keys, empty where it asks for nothing."""
+def _deletions(node: Node, key: Key) -> list[str] | None:
+    """What `_delete_` of a table drops: a list of inherited keys, or None for all of them."""
     marker = node.value.get(DELETE)
     if marker is None or marker.value is False:
         return []
     if marker.value is True:
-        return True
+        return None
     if isinstance(marker.value, list) and all(isinstance(part.value, str) for part in marker.value):
         return [part.value for part in marker.value]
     fail(marker, (*key, DELETE), f"expected true or a list of keys, got {kind(marker.value)}")
@@ -108,7 +109,3 @@ def nearest(word: str, known: list[str]) -> str:
 
     close = get_close_matches(word, known, n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def _length(elements: list[Node]) -> str:
-    return "1 element" if len(elements) == 1 else f"{len(elements)} elements"

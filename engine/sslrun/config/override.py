@@ -14,7 +14,8 @@ _LOOKS_LIKE_TOML = re.compile(r"""[\[{"'0-9+-]|(?:true|false)\b""")
 
 def parse_override(text: str, order: int, started: Layer) -> Node:
     """The layer that one `--set` is. `${config.dir}` in it means the folder of the started file."""
-    layer = Layer(order, f"--set {text}", started.folder, started.chain[:1])
+    shown = text.replace("\n", "\\n")
+    layer = Layer(order, f"--set {shown}", started.folder, started.chain)
     match = _ASSIGNMENT.fullmatch(text)
     if match is None:
         raise UsageError(f"{layer.source}: expected KEY=VALUE on one line, such as --set data.views.0.num_views=2")

@@ -22,7 +22,7 @@ from sslrun.config.component import Component
 from sslrun.config.load import SCHEMA_PATH
 from sslrun.errors import UsageError
 
-RECIPE = "sslrun.train:Recipe"  # floor 5: named here, never imported by a module of this room
+RECIPE = "sslrun.recipe:Recipe"  # of an upper floor: named here, imported only by the generator
 REQUIRED = inspect.Parameter.empty
 
 _SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -41,12 +41,10 @@ class Parameter(NamedTuple):
 def describe(annotation: Any, module_prefix: str = "") -> Schema:
     """The schema of an annotation, with `$defs`; unions name only classes whose module begins with the prefix.
 
-    Raises UsageError where a class asks for what no configuration can say.
+    An annotation that means nothing to a configuration takes any value.
     """
     definitions: dict[str, Schema] = {}
     schema = _schema(annotation, definitions, module_prefix)
-    if "$ref" in schema:
-        schema = definitions[schema["$ref"].removeprefix("#/$defs/")]
     return {**schema, "$defs": dict(sorted(definitions.items()))}
 
 
@@ -89,8 +87,6 @@ def is_component(annotation: Any) -> bool:
 
 def _schema(annotation: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
     origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
-    if annotation is Any:
-        return {}
     if annotation in _SCALARS:
         return {"type": _SCALARS[annotation]}
     if origin is Literal:
@@ -103,12 +99,13 @@ def _schema(annotation: Any, definitions: dict[str, Schema], prefix: str) -> Sch
     if origin in (list, tuple, Sequence):
         return {"type": "array", "items": _schema(arguments[0] if arguments else Any, definitions, prefix)}
     if origin is dict:
-        return {"type": "object", "additionalProperties": _schema(arguments[1] if arguments else Any, definitions, prefix)}
+        values = _schema(arguments[1] if arguments else Any, definitions, prefix)
+        return {"type": "object", "additionalProperties": values}
     if is_component(annotation):
         return _union(annotation, definitions, prefix)
     if dataclasses.is_dataclass(annotation):
-        return _define(annotation.__name__, annotation, definitions, prefix)
-    raise UsageError(f"a configuration cannot give a {annotation}")
+        return _define(origin.__name__, annotation, definitions, prefix)
+    return {}
 
 
 def _either(options: list[Schema]) -> Schema:
@@ -171,7 +168,8 @@ def _hints(owner: type, constructor: Any) -> dict[str, Any]:
     try:
         return get_type_hints(constructor)
     except NameError as error:
-        raise UsageError(f"{owner.__module__}.{owner.__qualname__}: an annotation is unknown at run time: {error}") from None
+        name = f"{owner.__module__}.{owner.__qualname__}"
+        raise UsageError(f"{name}: an annotation is unknown at run time: {error}") from None
 
 
 def _default(owner: type, parameter: inspect.Parameter) -> Any:
