@@ -5,6 +5,7 @@ from sslrun.data.batch import Batch
 from sslrun.data.data_config import DataConfig
 from sslrun.data.loader import BatchStream, Loader, resolve_augment
 from sslrun.data.order import Order, Sampler, Sequential
+from sslrun.data.shapes import Shapes
 from sslrun.data.sources import ImageFolder, ImageList, ImageNet, Source, Subset, split_holdout
 from sslrun.data.transforms import Transform, ViewGroup
 
@@ -20,6 +21,7 @@ __all__ = [
     "Order",
     "Sampler",
     "Sequential",
+    "Shapes",
     "Source",
     "Subset",
     "Transform",

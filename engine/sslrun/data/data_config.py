@@ -21,8 +21,8 @@ class DataConfig:
         drop_last: whether an epoch leaves out the samples that do not fill a global batch; if not, the batch is filled
             up with the epoch's first samples, in crops of their own.
         holdout: pictures to measure on: a source of its own, or the share of `source` to keep out of training.
-        augment: "exact" follows PIL's arithmetic, "dali" does everything in DALI; "auto" is exact on the CPU, where it is
-            the faster one, and dali on CUDA.
+        augment: "exact" follows PIL's arithmetic, "dali" does everything in DALI; "auto" is exact on the CPU, where it
+            is the faster one, and dali on CUDA.
         prefetch: finished batches that may wait for the training step.
         max_bad_pct: percentage of the pictures that may be unreadable before the run stops.
     """

@@ -6,7 +6,7 @@ what is missing. A million paths cost their bytes and eight more each.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, overload
+from typing import overload
 
 import numpy as np
 
@@ -57,7 +57,8 @@ class Source(Component, kind="sources"):
     are read at first use and cached on disk.
     """
 
-    nominal_size: ClassVar[int | None] = None
+    nominal_size: int | None = None
+    """Number of samples where it is known without the data."""
 
     paths: Sequence[str]
     labels: np.ndarray | None = None
