@@ -79,9 +79,8 @@ def test_the_tutorials_rule():
         (lambda: ParamRule(match="bias"), "sets nothing"),
         (lambda: ParamRule(match="bias", lr=0.1, lr_mult=2.0), "both lr and lr_mult"),
         (lambda: GradClip(max_norm=0.0), "max_norm must be above 0"),
-        (lambda: SGD(lr=-0.1), "optimizer.lr cannot be -0.1"),
-        (lambda: SGD(lr=float("nan")), "optimizer.lr cannot be nan"),
-        (lambda: AdamW(lr=0.1, betas=[0.9]), "two numbers"),
+        (lambda: SGD(lr=-0.1), "^lr cannot be -0.1"),
+        (lambda: SGD(lr=float("nan")), "^lr cannot be nan"),
     ],
 )
 def test_wrong_values_are_refused_where_they_are_written(make, words):
@@ -97,7 +96,7 @@ def test_wrong_values_are_refused_where_they_are_written(make, words):
         (SGD(lr=0.1, paramwise=[ParamRule(match="bias", lars_exclude=True)]), "sets lars_exclude, which SGD does not"),
         (AdamW(lr=0.1, paramwise=[ParamRule(match="bias", momentum_mult=0.1)]), "sets momentum_mult, which AdamW"),
         (SGD(lr=0.1, nesterov=True), "Nesterov momentum requires a momentum"),
-        (AdamW(lr=0.1, betas=[0.9, 1.5]), "beta"),
+        (AdamW(lr=0.1, betas=(0.9, 1.5)), "beta"),
     ],
 )
 def test_rules_and_values_that_do_not_fit_are_refused_in_one_line(optimizer, words):
@@ -126,7 +125,7 @@ def test_sgd_is_the_textbooks():
 
 def test_adamw_is_the_papers():
     weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
-    optimizer = AdamW(lr=0.1, betas=[0.9, 0.99], weight_decay=0.05, eps=1e-6).create([("weight", weight)])
+    optimizer = AdamW(lr=0.1, betas=(0.9, 0.99), weight_decay=0.05, eps=1e-6).create([("weight", weight)])
     w, m, v = 1.0, 0.0, 0.0
     for step, g in enumerate([0.3, -1.0, 0.5], start=1):
         weight.grad = torch.tensor([g], dtype=torch.float64)

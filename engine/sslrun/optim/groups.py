@@ -43,13 +43,13 @@ class ParamRule:
         try:
             re.compile(self.match)
         except re.error as error:
-            raise UsageError(f"optimizer.paramwise: match = {self.match!r} is no regular expression: {error}") from None
+            raise UsageError(f"match = {self.match!r} is no regular expression: {error}") from None
         given = self.given()
         if not given:
-            raise UsageError(f"optimizer.paramwise: the rule with match = {self.match!r} sets nothing")
+            raise UsageError(f"the rule with match = {self.match!r} sets nothing")
         for name in given:
             if f"{name}_mult" in given:
-                raise UsageError(f"optimizer.paramwise: match = {self.match!r} sets both {name} and {name}_mult")
+                raise UsageError(f"match = {self.match!r} sets both {name} and {name}_mult")
 
     def given(self) -> dict[str, Any]:
         """The options that the rule sets, as written."""

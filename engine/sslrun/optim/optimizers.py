@@ -25,7 +25,7 @@ class GradClip:
 
     def __post_init__(self) -> None:
         if not self.max_norm > 0:
-            raise UsageError(f"optimizer.grad_clip.max_norm must be above 0, not {self.max_norm}")
+            raise UsageError(f"max_norm must be above 0, not {self.max_norm}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Optimizer(Component, kind="optimizers"):
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay"):
             if not getattr(self, name) >= 0:
-                raise UsageError(f"optimizer.{name} cannot be {getattr(self, name)}")
+                raise UsageError(f"{name} cannot be {getattr(self, name)}")
 
     def options(self) -> dict[str, Any]:
         """The hyper-parameters that a parameter group has."""
@@ -104,16 +104,8 @@ class AdamW(Optimizer):
     """
 
     weight_decay: float = 0.01
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.betas) != 2:
-            raise UsageError(f"optimizer.betas must be two numbers, not {len(self.betas)}")
-
-    def options(self) -> dict[str, Any]:
-        return {**super().options(), "betas": tuple(self.betas)}
 
     def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, **self.options(), **kwargs)

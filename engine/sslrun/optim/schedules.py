@@ -6,7 +6,7 @@ for the first step.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from sslrun.config.component import Component
@@ -34,13 +34,13 @@ class Schedule(Component, kind="schedules", tag="policy"):
 
     def __post_init__(self) -> None:
         if self.warmup_iters < 0 or self.warmup_epochs < 0:
-            raise UsageError("lr.warmup_iters and lr.warmup_epochs cannot be negative")
+            raise UsageError("warmup_iters and warmup_epochs cannot be negative")
         if self.warmup is not None and (self.warmup_iters > 0) == (self.warmup_epochs > 0):
-            raise UsageError("lr.warmup needs its length: either lr.warmup_iters or lr.warmup_epochs, above 0")
+            raise UsageError("warmup needs its length: either warmup_iters or warmup_epochs, above 0")
         if self.warmup is None and (self.warmup_iters or self.warmup_epochs):
-            raise UsageError('lr.warmup_iters and lr.warmup_epochs do nothing without lr.warmup = "linear"')
+            raise UsageError('warmup_iters and warmup_epochs do nothing without warmup = "linear"')
         if not 0 < self.warmup_ratio <= 1:
-            raise UsageError(f"lr.warmup_ratio must be above 0 and at most 1, not {self.warmup_ratio}")
+            raise UsageError(f"warmup_ratio must be above 0 and at most 1, not {self.warmup_ratio}")
 
     def value(self, base: float, step: int, steps_per_epoch: int, total_steps: int) -> float:
         """The learning rate of one step.
@@ -100,7 +100,7 @@ class Step(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.step or min(self.step) <= 0:
-            raise UsageError("lr.step must list epochs, iterations or fractions of the run, all above 0")
+            raise UsageError("step must list epochs, iterations or fractions of the run, all above 0")
 
     def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
         unit = steps_per_epoch if self.by == "epoch" else 1
@@ -120,18 +120,16 @@ class Cyclic(Schedule):
     """
 
     by: Literal["epoch", "iter"] = "iter"
-    target_ratio: list[float] = field(default_factory=lambda: [10.0, 1e-4])
+    target_ratio: tuple[float, float] = (10.0, 1e-4)
     cyclic_times: int = 1
     step_ratio_up: float = 0.4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.target_ratio) != 2:
-            raise UsageError("lr.target_ratio must be two numbers: the peak and the end, in learning rates")
         if self.cyclic_times < 1:
-            raise UsageError(f"lr.cyclic_times must be at least 1, not {self.cyclic_times}")
+            raise UsageError(f"cyclic_times must be at least 1, not {self.cyclic_times}")
         if not 0 <= self.step_ratio_up < 1:
-            raise UsageError(f"lr.step_ratio_up must be from 0 to below 1, not {self.step_ratio_up}")
+            raise UsageError(f"step_ratio_up must be from 0 to below 1, not {self.step_ratio_up}")
 
     def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
         peak, end = self.target_ratio

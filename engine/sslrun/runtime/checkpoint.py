@@ -12,9 +12,8 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -31,31 +30,6 @@ PREFIX = "step_"
 UNFINISHED, DELETED, SET_ASIDE = ".tmp", ".del", ".aside"
 
 Tensors = dict[str, dict[str, torch.Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """The `[checkpoint]` table: when to save, and how much to keep.
-
-    Attributes:
-        interval: a checkpoint is saved after every so many epochs or iterations; the end of a run always is.
-        by: the unit of `interval`: "epoch" or "iter" (optimizer steps).
-        max_keep_ckpts: the newest so many are kept, older ones deleted; -1 keeps all.
-    """
-
-    interval: int = 1
-    by: Literal["epoch", "iter"] = "epoch"
-    max_keep_ckpts: int = -1
-
-    def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise UsageError(f"checkpoint.interval must be at least 1, not {self.interval}")
-        if self.max_keep_ckpts < 1 and self.max_keep_ckpts != -1:
-            raise UsageError(f"checkpoint.max_keep_ckpts must be at least 1, or -1 for all, not {self.max_keep_ckpts}")
-
-    def is_due(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether a checkpoint is to be saved after this many optimizer steps."""
-        return step > 0 and step % (self.interval * (steps_per_epoch if self.by == "epoch" else 1)) == 0
 
 
 def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: dict[str, Any]) -> Path:
@@ -175,8 +149,8 @@ def find(path: Path) -> Path:
 
 
 def prune(directory: Path, max_keep: int) -> None:
-    """Delete all but the newest `max_keep` checkpoints (-1: none). What cannot be deleted is only a warning."""
-    if max_keep == -1:
+    """Delete all but the newest `max_keep` checkpoints (0: none). What cannot be deleted is only a warning."""
+    if max_keep <= 0:
         return
     for path in list(steps(directory).values())[:-max_keep]:
         try:

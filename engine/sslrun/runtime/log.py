@@ -1,0 +1,356 @@
+"""What a run says: messages, rows of numbers, progress. Rank 0 writes it; warnings of all ranks reach the console.
+
+Everything here takes plain Python floats at log steps. Whoever has device tensors reads them once, before, so that
+nothing in this file can wait for a device.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import resource
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from sslrun.errors import RunFailed, UsageError
+from sslrun.runtime.run_folder import rows
+
+logger = logging.getLogger(__name__)
+
+LOSS, RATE, SPEED, WAIT, MEMORY = "train/loss", "train/lr", "speed/images_per_s", "data/wait_pct", "mem/peak_gib"
+
+
+def start_logging(rank: int = 0, file: Path | None = None, level: str = "INFO") -> None:
+    """Send the messages of logger "sslrun" to stderr and, on rank 0, to a file. Called again, it starts anew.
+
+    Args:
+        rank: ranks other than 0 show warnings and errors only, under their number.
+        file: appended to.
+        level: least severe message shown.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    root = logging.getLogger("sslrun")
+    for old in [handler for handler in root.handlers if isinstance(handler, (_Console, _File))]:
+        root.removeHandler(old)
+        old.close()
+    root.setLevel(level)
+    root.addHandler(_Console(rank))
+    if file is not None and rank == 0:
+        try:
+            root.addHandler(_File(file))
+        except OSError as error:
+            raise UsageError(f"{file} cannot be written: {error.strerror}") from error
+
+
+class _Console(logging.Handler):
+    """Messages on stderr, above the progress bar where there is one."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(logging.NOTSET if rank == 0 else logging.WARNING)
+        self.prefix = f"[rank {rank}] " if rank else ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        is_terminal = sys.stderr.isatty()
+        if is_terminal and getattr(record, "is_in_bar", False):
+            return
+        severity = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        text = f"{self.prefix}{severity}{self.format(record)}"
+        try:
+            if is_terminal:
+                from tqdm import tqdm
+
+                tqdm.write(text, file=sys.stderr)
+            else:
+                sys.stderr.write(text + "\n")
+                sys.stderr.flush()
+        except OSError:  # nobody is listening any more; the file has it
+            pass
+
+
+class _File(logging.FileHandler):
+    """log.txt. A disk that is full costs lines, not the run."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            print(f"warning: {self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+
+
+class SpeedMeter:
+    """Images per second, the share of time spent waiting for data, and peak memory, since the last reading.
+
+    Read it right after the metrics of a log step: reading those has waited for the device, so that the time is that of
+    finished steps.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._images = 0
+        self._waited_s = 0.0
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around taking the next batch from the loader."""
+        begin = time.perf_counter()
+        yield
+        self._waited_s += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Around what is not training (evaluation, checkpoints): its time does not count."""
+        begin = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - begin
+
+    def count(self, images: int) -> None:
+        """One more step, of so many pictures over all ranks (a picture counts once, whatever its views)."""
+        self._images += images
+
+    def read(self) -> dict[str, float]:
+        """The figures as metrics, and a new start."""
+        now = time.perf_counter()
+        elapsed = max(now - self._since, 1e-9)
+        figures = {
+            SPEED: self._images / elapsed,
+            WAIT: 100 * self._waited_s / elapsed,
+            MEMORY: _peak_bytes(self._device) / 2**30,
+        }
+        self._images, self._waited_s, self._since = 0, 0.0, now
+        return figures
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Sink(Protocol):
+    """Somewhere else for rows to go. What it raises costs the sink, never the run."""
+
+    def write(self, row: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RunLog:
+    """The rows of a run: metrics.jsonl, log.txt, the bar or the lines of the console, and the sinks.
+
+    Args:
+        folder: the run folder; its metrics.jsonl is cut back to `first_step` already.
+        name: the run's name, for sinks that show many.
+        values: the resolved recipe, for sinks that keep it.
+        first_step: optimizer steps done when this process begins.
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps per epoch.
+        hooks: "tensorboard", "wandb".
+
+    Raises:
+        UsageError: a hook's package is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str,
+        values: dict[str, Any],
+        first_step: int,
+        total_steps: int,
+        steps_per_epoch: int,
+        hooks: Sequence[str] = (),
+    ) -> None:
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
+        self._path = folder / "metrics.jsonl"
+        earlier_s = max((row["wall_s"] for _, row in rows(self._path)), default=0.0) if self._path.exists() else 0.0
+        self._began = time.monotonic() - earlier_s
+        self._sinks = {hook: _SINKS[hook](folder, name, values, first_step) for hook in hooks}
+        self._progress = _Progress(first_step, total_steps, steps_per_epoch)
+        try:
+            self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
+
+    def tick(self, step: int) -> None:
+        """A step is done: the bar moves. Costs next to nothing."""
+        self._progress.tick(step)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One row of numbers, after `step` optimizer steps.
+
+        A number that is not finite is written as null. `epoch` in the row is the part of the run that is done, in
+        epochs; `wall_s` counts on over resumes.
+
+        Raises:
+            RunFailed: metrics.jsonl cannot be written.
+        """
+        assert all(isinstance(value, (int, float)) for value in metrics.values()), "plain numbers only"
+        where = {"step": step, "epoch": step / self._steps_per_epoch, "wall_s": time.monotonic() - self._began}
+        assert not where.keys() & metrics.keys()
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        row = {**where, **{name: finite.get(name) for name in metrics}}
+        try:
+            os.write(self._file, json.dumps(row).encode() + b"\n")
+        except OSError as error:
+            raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
+        self._progress.show(step, metrics)
+        self._to_sinks(lambda sink: sink.write({**where, **finite}))
+
+    def sync(self) -> None:
+        """Wait until all rows are on the disk: due before a checkpoint, which must not be ahead of them."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """End the bar, close file and sinks."""
+        self._progress.close()
+        os.close(self._file)
+        self._to_sinks(lambda sink: sink.close())
+
+    def _to_sinks(self, call: Any) -> None:
+        for hook, sink in list(self._sinks.items()):
+            try:
+                call(sink)
+            except Exception as error:
+                del self._sinks[hook]
+                logger.warning('log.hooks: "%s" failed and gets no more rows: %s', hook, error)
+
+
+class _Progress:
+    """A bar on a terminal; lines elsewhere, and in log.txt in any case."""
+
+    def __init__(self, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
+        self._last_step, self._last_time = first_step, time.monotonic()
+        self._step_s: float | None = None
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            has_size = min(os.get_terminal_size(sys.stderr.fileno())) > 0  # not every pseudo-terminal has
+            size = {"dynamic_ncols": True} if has_size else {"ncols": 120, "nrows": 20}
+            self._bar = tqdm(
+                total=total_steps,
+                initial=first_step,
+                file=sys.stderr,
+                **size,
+                mininterval=0.2,
+                bar_format="{desc} |{bar}| step {n_fmt}/{total_fmt}{postfix}",
+                desc=self._epoch(first_step),
+            )
+
+    def tick(self, step: int) -> None:
+        if self._bar is not None:
+            if step % self._steps_per_epoch == 0:
+                self._bar.set_description_str(self._epoch(step), refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+        known = [text.format(metrics[name]) for name, text in _SHOWN.items() if name in metrics]
+        others = [f"{name} {value:.4g}" for name, value in metrics.items() if name not in _SHOWN]
+        is_training = LOSS in metrics
+        if is_training:
+            known.append(f"ETA {self._eta(step):>8}")
+        if is_training and self._bar is not None:
+            self._bar.set_postfix_str("  ".join(" ".join(part.split()) for part in known))
+        digits = len(str(self._total_steps))
+        head = f"{self._epoch(step)}  step {step:>{digits}}/{self._total_steps}"
+        logger.info(
+            "%s", "  ".join([head, *known, *others]), extra={"is_in_bar": is_training and self._bar is not None}
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _epoch(self, step: int) -> str:
+        epochs = math.ceil(self._total_steps / self._steps_per_epoch)
+        current = min(step // self._steps_per_epoch + 1, epochs)
+        return f"epoch {current:>{len(str(epochs))}}/{epochs}"
+
+    def _eta(self, step: int) -> str:
+        """Time left at the recent pace, evaluations and checkpoints included."""
+        now = time.monotonic()
+        if step > self._last_step:
+            step_s = (now - self._last_time) / (step - self._last_step)
+            self._step_s = step_s if self._step_s is None else 0.7 * self._step_s + 0.3 * step_s
+            self._last_step, self._last_time = step, now
+        if self._step_s is None:
+            return "?"
+        return str(timedelta(seconds=round(self._step_s * (self._total_steps - step))))
+
+
+_SHOWN = {
+    LOSS: "loss {:8.4f}",
+    RATE: "lr {:.3e}",
+    SPEED: "{:8.1f} images/s",
+    WAIT: "wait {:5.1f} %",
+    MEMORY: "{:6.2f} GiB",
+}
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, name: str, values: dict[str, Any], first_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UsageError('log.hooks: "tensorboard" needs a package: pip install tensorboard') from error
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+
+    def write(self, row: Mapping[str, float]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, int(row["step"]))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    """One W&B run per run folder, over all resumes; without account or network it writes offline."""
+
+    def __init__(self, folder: Path, name: str, values: dict[str, Any], first_step: int) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UsageError('log.hooks: "wandb" needs a package: pip install wandb') from error
+        id_file = folder / "wandb_id"
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex[:8])
+        options = {
+            "project": "sslrun",
+            "name": name,
+            "config": values,
+            "dir": str(folder),
+            "id": id_file.read_text().strip(),
+            "resume": "allow",
+        }
+        try:
+            self._run = wandb.init(**options)
+        except Exception as error:
+            logger.warning('log.hooks: "wandb" cannot reach its server and writes offline (wandb sync): %s', error)
+            self._run = wandb.init(**options, mode="offline")
+
+    def write(self, row: Mapping[str, float]) -> None:
+        self._run.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_SINKS: dict[str, type[_TensorBoard] | type[_WandB]] = {"tensorboard": _TensorBoard, "wandb": _WandB}

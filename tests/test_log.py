@@ -1,0 +1,272 @@
+"""Rows, lines, the bar and the sinks: what is written is right, and a broken sink costs nothing but itself."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import pty
+import re
+import resource
+import struct
+import subprocess
+import sys
+import termios
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from sslrun.errors import RunFailed, UsageError
+from sslrun.runtime import log
+from sslrun.runtime.log import RunLog, SpeedMeter, start_logging
+
+ROW = {"train/loss": 6.9312, "train/lr": 0.03, "speed/images_per_s": 812.3, "data/wait_pct": 3.1, "mem/peak_gib": 10.25}
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_stay():
+    yield
+    root = logging.getLogger("sslrun")
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+
+
+def run_log(folder: Path, **options) -> RunLog:
+    given = {"name": "run", "values": {"seed": 1}, "first_step": 0, "total_steps": 400, "steps_per_epoch": 40}
+    return RunLog(folder, **(given | options))
+
+
+def written(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_row_has_step_epoch_and_time(tmp_path):
+    with_two = run_log(tmp_path)
+    with_two.write(0, {"knn/top1_pct": 12.5})
+    with_two.write(50, ROW)
+    with_two.sync()
+    with_two.close()
+    first, second = written(tmp_path)
+    assert list(first) == ["step", "epoch", "wall_s", "knn/top1_pct"]
+    assert (second["step"], second["epoch"]) == (50, 1.25) and second.items() >= ROW.items()
+    assert 0 <= first["wall_s"] <= second["wall_s"] < 60
+
+
+def test_time_counts_on_over_a_resume(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "epoch": 0.25, "wall_s": 1000.0}\n')
+    resumed = run_log(tmp_path, first_step=10)
+    resumed.write(20, ROW)
+    resumed.close()
+    assert len(written(tmp_path)) == 2 and 1000 <= written(tmp_path)[1]["wall_s"] < 1060
+
+
+def test_numbers_that_are_not_finite_stay_valid_json(tmp_path):
+    one = run_log(tmp_path)
+    one.write(1, {"train/loss": float("nan"), "train/grad_norm": float("inf")})
+    one.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail).items() >= {"train/loss": None, "train/grad_norm": None}.items()
+
+
+def test_tensors_are_refused_reading_one_would_wait_for_the_device(tmp_path):
+    one = run_log(tmp_path)
+    with pytest.raises(AssertionError, match="plain numbers"):
+        one.write(1, {"train/loss": torch.tensor(1.0)})
+    one.close()
+
+
+def test_rows_that_cannot_be_written_end_the_run_in_one_line(tmp_path):
+    one = run_log(tmp_path)
+    one.write(1, ROW)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size, hard))
+    try:
+        with pytest.raises(RunFailed, match=r"metrics\.jsonl cannot be written: File too large"):
+            one.write(2, ROW)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    one.close()
+    assert [row["step"] for row in written(tmp_path)] == [1]
+
+
+def test_lines_are_aligned_and_in_the_file_too(tmp_path, capsys):
+    start_logging(0, tmp_path / "log.txt")
+    one = run_log(tmp_path)
+    one.write(5, ROW | {"train/acc1_pct": 1.5})
+    one.write(390, ROW | {"train/loss": 12.25, "speed/images_per_s": 99.0, "train/acc1_pct": 51.0})
+    one.write(400, {"knn/top1_pct": 45.123})
+    one.close()
+    first, second, knn = capsys.readouterr().err.splitlines()
+    assert first.startswith("epoch  1/10  step   5/400  loss   6.9312  lr 3.000e-02     812.3 images/s  wait   3.1 %")
+    assert second.startswith("epoch 10/10  step 390/400  loss  12.2500") and second.endswith("train/acc1_pct 51")
+    assert first.index("train/acc1") == second.index("train/acc1") and first.index("ETA") == second.index("ETA")
+    assert knn == "epoch 10/10  step 400/400  knn/top1_pct 45.12"
+    in_file = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split(" INFO ")[1] for line in in_file] == [first, second, knn]
+
+
+def test_time_left(monkeypatch, tmp_path, capsys):
+    clock = iter([0.0, 0.0, *(t for s in (25, 50) for t in (s, s))])
+    monkeypatch.setattr(log, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    start_logging(0)
+    one = run_log(tmp_path, total_steps=100)
+    one.write(25, ROW)
+    one.write(50, ROW)
+    one.close()
+    assert re.findall(r"ETA +(\S+)", capsys.readouterr().err) == ["0:01:15", "0:00:50"]
+
+
+def test_warnings_come_from_all_ranks_messages_from_one(tmp_path, capsys):
+    start_logging(3, tmp_path / "log.txt")
+    logging.getLogger("sslrun.data").info("hidden")
+    logging.getLogger("sslrun.data").warning("a bad picture")
+    assert capsys.readouterr().err == "[rank 3] warning: a bad picture\n"
+    assert not (tmp_path / "log.txt").exists()
+    start_logging(0, tmp_path / "log.txt")
+    logging.getLogger("sslrun.data").info("shown")
+    logging.getLogger("sslrun.data").warning("a bad picture")
+    assert capsys.readouterr().err == "shown\nwarning: a bad picture\n"  # once: starting anew replaces
+    with pytest.raises(UsageError, match="cannot be written"):
+        start_logging(0, tmp_path / "log.txt" / "no folder")
+
+
+def test_a_full_disk_costs_lines_of_the_log_not_the_run(tmp_path, capsys):
+    start_logging(0, tmp_path / "log.txt")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        for _ in range(3):
+            logging.getLogger("sslrun").info("a message")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    err = capsys.readouterr().err
+    assert err.count("a message") == 3 and err.count("log.txt cannot be written") == 1 and "Traceback" not in err
+
+
+TERMINAL = """
+import logging, sys, time
+from pathlib import Path
+from sslrun.runtime.log import RunLog, start_logging
+folder = Path(sys.argv[1])
+start_logging(0, folder / "log.txt")
+log = RunLog(folder, name="run", values={}, first_step=10, total_steps=100, steps_per_epoch=50)
+for step in range(11, 101):
+    log.tick(step)
+    time.sleep(0.01)
+    if step % 30 == 0:
+        log.write(step, {"train/loss": 6.5, "train/lr": 0.03, "speed/images_per_s": 812.3, "data/wait_pct": 3.1})
+    if step == 60:
+        logging.getLogger("sslrun").warning("a bad picture")
+        log.write(step, {"knn/top1_pct": 45.0})
+log.close()
+"""
+
+
+@pytest.mark.parametrize("columns", [160, 0])
+def test_the_bar_moves_on_a_terminal(tmp_path, columns):
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50 if columns else 0, columns, 0, 0))
+    engine = str(Path(__file__).parent.parent / "engine")
+    env = {**os.environ, "PYTHONPATH": engine}
+    process = subprocess.Popen([sys.executable, "-c", TERMINAL, str(tmp_path)], stderr=terminal, env=env)
+    os.close(terminal)
+    seen = b""
+    with contextlib.suppress(OSError):  # the other side has closed
+        while True:
+            seen += os.read(main, 65536)
+    os.close(main)
+    assert process.wait() == 0
+    text = seen.decode()
+    steps = [int(step) for step in re.findall(r"step (\d+)/100", text)]
+    assert steps == sorted(steps) and len(set(steps)) > 3 and steps[-1] == 100
+    assert "epoch 1/2" in text and "epoch 2/2" in text
+    assert re.search(r"loss 6\.5000 +lr 3\.000e-02 +812\.3 images/s +wait 3\.1 % +ETA \d:\d\d:\d\d", text)
+    assert text.count("warning: a bad picture") == 1 and text.count("knn/top1_pct 45") == 1
+    lines = (tmp_path / "log.txt").read_text()
+    assert lines.count("loss") == 3 and lines.count("a bad picture") == 1
+
+
+def test_the_meter_counts_pictures_waiting_and_pauses(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(log.time, "perf_counter", lambda: now[0])
+    meter = SpeedMeter(torch.device("cpu"))
+    for _ in range(4):
+        with meter.waiting():
+            now[0] += 0.5
+        now[0] += 1.5
+        meter.count(32)
+    with meter.pausing():
+        now[0] += 1000
+    figures = meter.read()
+    assert figures["speed/images_per_s"] == pytest.approx(16) and figures["data/wait_pct"] == pytest.approx(25)
+    assert 0.05 < figures["mem/peak_gib"] < 1000
+    now[0] += 1
+    assert meter.read()["speed/images_per_s"] == 0 and meter.read()["data/wait_pct"] == 0
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    one = run_log(tmp_path, hooks=["tensorboard"])
+    one.write(50, ROW)
+    one.write(100, ROW | {"train/loss": float("nan")})
+    one.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, round(event.value, 4)) for event in events.Scalars("train/loss")] == [(50, 6.9312)]
+    assert [event.step for event in events.Scalars("epoch")] == [50, 100]
+
+
+@pytest.mark.parametrize("hook", ["tensorboard", "wandb"])
+def test_a_missing_package_is_said_at_the_start(tmp_path, monkeypatch, hook):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UsageError, match=f"pip install {hook}"):
+        run_log(tmp_path, hooks=[hook])
+
+
+class FakeWandB(types.ModuleType):
+    """As much of wandb as is used; `is_online` False behaves as without account or network."""
+
+    def __init__(self, is_online: bool) -> None:
+        super().__init__("wandb")
+        self.is_online, self.calls, self.rows = is_online, [], []
+
+    def init(self, **options):
+        self.calls.append(options)
+        if not self.is_online and options.get("mode") != "offline":
+            raise RuntimeError("api_key not configured (no-tty)")
+        return types.SimpleNamespace(log=self.log, finish=lambda: self.rows.append("finished"))
+
+    def log(self, row, step):
+        if step == 666:
+            raise OSError("the network is gone")
+        self.rows.append((step, row["train/loss"]))
+
+
+@pytest.mark.parametrize("is_online", [True, False])
+def test_wandb_is_one_run_over_resumes_and_works_offline(tmp_path, monkeypatch, is_online):
+    fake = FakeWandB(is_online)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for step in (1, 2):
+        one = run_log(tmp_path, hooks=["wandb"], first_step=step - 1)
+        one.write(step, ROW)
+        one.close()
+    assert fake.rows == [(1, 6.9312), "finished", (2, 6.9312), "finished"]
+    assert len({call["id"] for call in fake.calls}) == 1
+    assert len(fake.calls) == (2 if is_online else 4)
+    assert fake.calls[0]["config"] == {"seed": 1} and fake.calls[0]["name"] == "run"
+
+
+def test_a_sink_that_fails_is_dropped_with_one_warning(tmp_path, monkeypatch, caplog):
+    fake = FakeWandB(True)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    one = run_log(tmp_path, hooks=["wandb"])
+    for step in (1, 666, 667, 668):
+        one.write(step, ROW)
+    one.close()
+    assert fake.rows == [(1, 6.9312)]
+    assert [row["step"] for row in written(tmp_path)] == [1, 666, 667, 668]
+    assert caplog.text.count("the network is gone") == 1

@@ -1,0 +1,280 @@
+"""The run folder: nobody's run is overwritten, two never write one, and a resume continues the same recipe only."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli
+import torch
+from sslrun.errors import UsageError
+from sslrun.runtime import checkpoint
+from sslrun.runtime.environment import environment
+from sslrun.runtime.run_folder import RunFolder, config_changes, rows
+
+RECIPE = {
+    "epochs": 10,
+    "seed": 1,
+    "global_batch": 256,
+    "work_dir": "work_dirs",
+    "vars": {"mean": [0.5, 0.5]},
+    "engine": {"micro_batch": "auto"},
+    "optimizer": {"type": "SGD", "lr": 0.03},
+    "data": {"workers_per_gpu": 4, "views": [{"num_views": 2, "transforms": [{"type": "GaussianBlur", "p": 0.5}]}]},
+    "text": "a literal ${reference}",
+}
+
+
+def changed(key: str, value: object) -> dict:
+    values: dict = copy.deepcopy(RECIPE)
+    table = values
+    *parents, last = key.split(".")
+    for part in parents:
+        table = table[int(part)] if isinstance(table, list) else table.setdefault(part, {})
+    table[last] = value
+    return values
+
+
+def write_rows(folder: RunFolder, steps: range) -> None:
+    with open(folder.metrics, "a") as file:
+        for step in steps:
+            file.write(
+                json.dumps({"step": step, "epoch": 0.0, "wall_s": 1.5 * step, "train/loss": 1.0 / (step + 1)}) + "\n"
+            )
+
+
+def used_folder(path: Path) -> Path:
+    with RunFolder(path, RECIPE, resume=False) as folder:
+        write_rows(folder, range(0, 50, 10))
+        folder.record_state("done", 0)
+    return path
+
+
+def state(path: Path) -> dict:
+    return json.loads((path / "state.json").read_text())
+
+
+def test_a_new_folder(tmp_path):
+    with RunFolder(tmp_path / "a" / "b", RECIPE, resume=False) as folder:
+        assert not folder.is_resumed and folder.machine == {}
+        assert tomli.loads((folder.path / "config.toml").read_text())["optimizer"] == RECIPE["optimizer"]
+        now = state(folder.path)
+        assert (now["state"], now["exit_code"], now["pid"]) == ("running", None, os.getpid()) and now["host"]
+        folder.write_json("env.json", environment())
+        folder.record_state("pre-empted", 75, step=40)
+        assert (state(folder.path)["state"], state(folder.path)["exit_code"], state(folder.path)["step"]) == (
+            "pre-empted",
+            75,
+            40,
+        )
+    assert json.loads((tmp_path / "a" / "b" / "env.json").read_text())["torch"] == torch.__version__.partition("+")[
+        0
+    ] or (json.loads((tmp_path / "a" / "b" / "env.json").read_text())["torch"] == torch.__version__)
+
+
+def test_the_same_command_twice_is_refused_and_changes_nothing(tmp_path):
+    path = used_folder(tmp_path / "run")
+    before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file() and file.name != ".lock"}
+    with pytest.raises(UsageError, match=r"already holds a run \(done\): continue it with --resume") as error:
+        RunFolder(path, RECIPE, resume=False)
+    assert "\n" not in str(error.value)
+    assert before == {
+        file.name: file.read_bytes() for file in path.iterdir() if file.is_file() and file.name != ".lock"
+    }
+
+
+def test_a_checkpoint_alone_is_a_run(tmp_path):
+    checkpoint.save(tmp_path / "checkpoints", 3, {}, {})
+    with pytest.raises(UsageError, match="already holds a run"):
+        RunFolder(tmp_path, RECIPE, resume=False)
+
+
+def test_a_start_that_came_to_nothing_may_be_repeated(tmp_path):
+    with RunFolder(tmp_path, RECIPE, resume=False) as folder:
+        folder.record_machine({"threads": 9})
+        folder.record_state("failed", 2)
+    with RunFolder(tmp_path, changed("seed", 2), resume=False) as folder:
+        assert not folder.is_resumed and folder.machine == {}
+    with RunFolder(tmp_path / "never", RECIPE, resume=True) as folder:
+        assert not folder.is_resumed
+
+
+def test_a_resume_finds_the_machines_choices_and_sweeps(tmp_path):
+    with RunFolder(tmp_path, RECIPE, resume=False) as folder:
+        folder.record_machine({"micro_batch": 64, "threads": 2})
+        write_rows(folder, range(3))
+        (folder.checkpoints / "step_00000002.tmp").mkdir(parents=True)
+    with RunFolder(tmp_path, RECIPE, resume=True) as folder:
+        assert folder.is_resumed and folder.machine == {"micro_batch": 64, "threads": 2}
+        assert list(folder.checkpoints.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epochs", 20),
+        ("engine.micro_batch", 64),
+        ("data.workers_per_gpu", 8),
+        ("data.prefetch", 3),
+        ("checkpoint.interval", 2),
+        ("log.hooks", ["tensorboard"]),
+        ("monitor.knn_interval", 1),
+        ("work_dir", "elsewhere"),
+        ("vars.mean", [0.4]),
+        ("global_batch", 256.0),
+    ],
+)
+def test_a_resume_may_change_what_does_not_change_the_steps(tmp_path, key, value):
+    used_folder(tmp_path)
+    with RunFolder(tmp_path, changed(key, value), resume=True):
+        assert tomli.loads((tmp_path / "config.toml").read_text()).items() >= {
+            key.partition(".")[0]: value
+        }.items() or ("." in key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("optimizer.lr", 0.06, "optimizer.lr: 0.03 -> 0.06"),
+        ("seed", 2, "seed: 1 -> 2"),
+        ("seed", True, "seed: 1 -> true"),
+        ("optimizer.momentum", 0.9, r"optimizer.momentum: \(absent\) -> 0.9"),
+        ("data.views.0.transforms.0.p", 1.0, r"data.views.0.transforms.0.p: 0.5 -> 1.0"),
+        ("data.views", [], r"data.views.0.num_views: 2 -> \(absent\)"),
+        ("engineering", 1, r"engineering: \(absent\) -> 1"),
+    ],
+)
+def test_a_resume_with_another_recipe_is_refused_with_the_difference(tmp_path, key, value, words):
+    used_folder(tmp_path)
+    before = (tmp_path / "config.toml").read_bytes()
+    with pytest.raises(UsageError, match=words) as error:
+        RunFolder(tmp_path, changed(key, value), resume=True)
+    assert "\n" not in str(error.value) and "epochs" in str(error.value)
+    assert (tmp_path / "config.toml").read_bytes() == before and state(tmp_path)["state"] == "done"
+
+
+def test_every_refused_key_is_listed():
+    values = changed("optimizer.lr", 1.0)
+    values["seed"] = 5
+    assert [key for key, _ in config_changes(RECIPE, values)] == ["seed", "optimizer.lr"]
+    assert config_changes(RECIPE, copy.deepcopy(RECIPE)) == []
+
+
+def test_a_resume_without_the_old_recipe_is_refused(tmp_path):
+    used_folder(tmp_path)
+    (tmp_path / "config.toml").write_text("broken [")
+    with pytest.raises(UsageError, match=r"config\.toml cannot be compared"):
+        RunFolder(tmp_path, RECIPE, resume=True)
+
+
+def test_going_back_cuts_rows_and_sets_checkpoints_aside(tmp_path):
+    used_folder(tmp_path)
+    for step in (20, 40):
+        checkpoint.save(tmp_path / "checkpoints", step, {}, {})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 50, "epo')  # a kill in the middle of a write
+    with RunFolder(tmp_path, RECIPE, resume=True) as folder:
+        kept = folder.metrics.read_bytes().splitlines(keepends=True)[:3]
+        folder.go_back_to(20)
+        assert folder.metrics.read_bytes() == b"".join(kept)
+        assert [row["step"] for _, row in rows(folder.metrics)] == [0, 10, 20]
+        assert list(checkpoint.steps(folder.checkpoints)) == [20]
+        folder.go_back_to(None)
+        assert folder.metrics.read_bytes() == b"" and checkpoint.steps(folder.checkpoints) == {}
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from sslrun.runtime.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1]), {"seed": 1}, resume=False):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_runs_at_once_are_refused_until_the_first_dies(tmp_path):
+    engine = str(Path(__file__).parent.parent / "engine")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": engine}
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        for resume in (False, True):
+            with pytest.raises(UsageError, match=rf"is in use by process {holder.pid} on \S+$"):
+                RunFolder(tmp_path, {"seed": 1}, resume=resume)
+    finally:
+        holder.kill()
+        holder.wait()
+    with RunFolder(tmp_path, {"seed": 1}, resume=False):
+        assert state(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_worker_that_outlives_the_run_does_not_keep_the_lock(tmp_path):
+    """A forked child inherits open files; it must not inherit the lock with them."""
+    script = f"""
+import os, sys, time
+from pathlib import Path
+from sslrun.runtime.run_folder import RunFolder
+folder = RunFolder(Path({str(tmp_path)!r}), {{"seed": 1}}, resume=False)
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+time.sleep(0.2)
+os._exit(0)
+"""
+    engine = str(Path(__file__).parent.parent / "engine")
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": engine}
+    )
+    assert process.stdout is not None
+    orphan = int(process.stdout.readline())
+    try:
+        process.wait()
+        with RunFolder(tmp_path, {"seed": 1}, resume=False):
+            pass
+    finally:
+        os.kill(orphan, 9)
+
+
+@pytest.mark.parametrize("name", ["file/run", "file", "n" * 300, "null\0byte"])
+def test_an_impossible_place(tmp_path, name):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UsageError, match=r"cannot be written: .*work_dir") as error:
+        RunFolder(tmp_path / name, RECIPE, resume=False)
+    assert "\n" not in str(error.value)
+
+
+def test_a_read_only_place(tmp_path):
+    """In a child that is no longer root, for whom permissions mean nothing."""
+    used_folder(tmp_path / "run")
+    before = sorted(file.name for file in (tmp_path / "run").iterdir())
+    for path in (tmp_path / "run", tmp_path):
+        path.chmod(0o555)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            for path, resume in ((tmp_path / "new", False), (tmp_path / "run", True)):
+                try:
+                    RunFolder(path, RECIPE, resume=resume)
+                except UsageError as error:
+                    code = 0 if "cannot be written: Permission denied" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for path in (tmp_path, tmp_path / "run"):
+        path.chmod(0o755)
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == before
+
+
+def test_a_state_that_cannot_be_recorded_is_a_warning(tmp_path, caplog):
+    with RunFolder(tmp_path, RECIPE, resume=False) as folder:
+        (tmp_path / "state.json.tmp").mkdir()
+        folder.record_state("done", 0)
+    assert "state.json could not be written" in caplog.text
