@@ -99,20 +99,20 @@ def _inside(scope: _Scope, node: Node, key: Key, match: re.Match[str]) -> str:
 def _target(scope: _Scope, node: Node, key: Key, target: str) -> Node:
     """What one reference stands for, resolved."""
     target = target.strip()
-    if target.startswith("env:"):
-        try:
-            return wrap(typed(_environment(node, key, target)), node.where.layer)
-        except ValueError as error:
-            _fail(node, key, f"${{{target}}}: {error}")
-    match target:
-        case "config.name":
-            return node._replace(value=scope.name)
-        case "config.dir":
-            return node._replace(value=node.where.layer.folder)
+    if target in ("config.name", "config.dir"):
+        return node._replace(value=scope.name if target == "config.name" else node.where.layer.folder)
+    text = _environment(node, key, target) if target.startswith("env:") else None
     try:
+        if text is not None:
+            return wrap(typed(text), node.where.layer)
         parts = parse_key(target)
     except ValueError as error:
         _fail(node, key, f"${{{target}}}: {error}")
+    return _referred(scope, node, key, parts)
+
+
+def _referred(scope: _Scope, node: Node, key: Key, parts: Key) -> Node:
+    """The value at a key that `node` refers to, resolved: on the way there, too, strings may be references."""
     here, is_resolved = scope.root, False
     path: Key = ()
     for part in parts:
@@ -120,8 +120,8 @@ def _target(scope: _Scope, node: Node, key: Key, target: str) -> Node:
             here, is_resolved = _string(scope, here, path), True
         step = child(here, part)
         if step is None:
-            missing = show((*path, part))
-            _fail(node, key, f"${{{target}}}: there is no {missing}{nearest(part, names(here))}")
+            near = nearest(str(part), names(here))
+            _fail(node, key, f"${{{show(parts)}}}: there is no {show((*path, part))}{near}")
         path, here = (*path, step[0]), step[1]
     return here if is_resolved else _deep(scope, here, path)
 

@@ -19,7 +19,7 @@ def merge(old: Node | None, new: Node, key: Key = ()) -> Node:
         return _clean(new, key)
     if not isinstance(new.value, dict):
         if isinstance(old.value, dict):
-            fail(new, key, f"{kind(new.value)} cannot replace the table set at {old.where}")
+            fail(old, new, key, f"{kind(new.value)} cannot replace the table set at {old.where}")
         return _clean(new, key)._replace(origins=old.origins + new.origins)
     return _merge_table(old, new, key)
 
@@ -30,7 +30,7 @@ def _merge_table(old: Node, new: Node, key: Key) -> Node:
         return _clean(new, key)._replace(origins=old.origins + new.origins)
     for name in dropped:
         if name not in names(old):
-            fail(new, key, f"{DELETE} names {name!r}, which is not inherited{nearest(name, names(old))}")
+            fail(old, new, key, f"{DELETE} names {name!r}, which is not inherited{nearest(name, names(old))}")
     edits = {part: value for part, value in new.value.items() if part != DELETE}
     if isinstance(old.value, dict):
         merged: Any = {part: value for part, value in old.value.items() if part not in dropped}
@@ -41,7 +41,7 @@ def _merge_table(old: Node, new: Node, key: Key) -> Node:
         merged = [element for index, element in enumerate(merged) if str(index) not in dropped]
     else:
         hint = "; a table over a list names its elements: 0, 1, ..." if isinstance(old.value, list) else ""
-        fail(new, key, f"a table cannot replace {kind(old.value)} set at {old.where}{hint}")
+        fail(old, new, key, f"a table cannot replace {kind(old.value)} set at {old.where}{hint}")
     return Node(merged, old.origins + new.origins)
 
 
@@ -52,7 +52,7 @@ def _edited(old: Node, edits: dict[str, Node], key: Key) -> list[Node]:
         index = int(part)
         if index >= len(elements):
             length = "1 element" if len(elements) == 1 else f"{len(elements)} elements"
-            fail(value, (*key, part), f"index {part} does not exist, the list set at {old.where} has {length}")
+            fail(old, value, (*key, part), f"index {part} does not exist, the list set at {old.where} has {length}")
         elements[index] = merge(elements[index], value, (*key, part))
     return elements
 
@@ -77,14 +77,16 @@ def _deletions(node: Node, key: Key) -> list[str] | None:
         return None
     if isinstance(marker.value, list) and all(isinstance(part.value, str) for part in marker.value):
         return [part.value for part in marker.value]
-    fail(marker, (*key, DELETE), f"expected true or a list of keys, got {kind(marker.value)}")
+    fail(None, marker, (*key, DELETE), f"expected true or a list of keys, got {kind(marker.value)}")
 
 
-def fail(node: Node, key: Key, message: str) -> NoReturn:
-    """An error about what `node` wrote, with the files that led there."""
-    chain = node.where.layer.chain
-    via = f" (files: {' -> '.join(chain)})" if len(chain) > 1 else ""
-    raise UsageError(f"{node.where}: {show(key)}: {message}{via}")
+def fail(old: Node | None, new: Node, key: Key, message: str) -> NoReturn:
+    """An error about what `new` wrote over `old`, with the files that led to each of them."""
+    ours, theirs = new.where.layer.chain, old.where.layer.chain if old else ()
+    chains = [theirs] if theirs[: len(ours)] == ours else [ours, theirs]
+    via = "; ".join(" -> ".join(chain) for chain in chains if len(chain) > 1)
+    via = f" (files: {via})" if via else ""
+    raise UsageError(f"{new.where}: {show(key)}: {message}{via}")
 
 
 def kind(value: Any) -> str:

@@ -1,0 +1,88 @@
+"""The house stands: imports go to lower floors or stay in their own room."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    "sslrun": 0,  # the package itself: its exports are imported on first use, by name
+    "errors": 0,
+    "config": 1,
+    "runtime": 2,
+    "data": 3, "nn": 3, "optim": 3,
+    "methods": 4, "evaluation": 4,
+    "recipe": 5, "window": 5.1, "plan": 5.1, "train": 5.2, "export": 5.2, "report": 5.2,
+    "cli": 6,
+}  # fmt: skip
+HOME = {"nvidia": "sslrun.data", "deepspeed": "sslrun.runtime.deepspeed_executor"}  # who may know a library
+
+
+def modules(source_root: str) -> dict[str, Path]:
+    files = (ROOT / source_root).rglob("*.py")
+    return {
+        ".".join(f.relative_to(ROOT / source_root).with_suffix("").parts).removesuffix(".__init__"): f for f in files
+    }
+
+
+ENGINE, KERNELS = modules("engine"), modules("kernels")
+
+
+def imports(source: str, module: str, is_package: bool = False) -> Iterator[str]:
+    """Whatever a file imports, absolute or relative, at any depth; `from a import b` gives a.b."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = module.split(".")[: len(module.split(".")) - node.level + is_package] if node.level else []
+            yield from (".".join([*parents, *filter(None, [node.module]), alias.name]) for alias in node.names)
+
+
+def is_wrong(module: str, imported: str) -> bool:
+    """Whether a module of sslrun may not import `imported` (a module, or a name in one)."""
+    if imported.split(".")[0] != "sslrun":
+        home = HOME.get(imported.split(".")[0], "")
+        return not f"{module}.".startswith(f"{home}." if home else "")
+    imported = imported.removesuffix(".__version__")
+    room, other = (f"{name}.sslrun".split(".")[1] for name in (module, imported))  # "sslrun" for the package itself
+    if room == other == "methods":  # methods know the base class, never each other
+        return module.count(".") == 2 and not f"{imported}.".startswith("sslrun.methods.base.")
+    return room != other and FLOORS.get(other, 99) >= FLOORS[room]
+
+
+@pytest.mark.parametrize("module", ENGINE)
+def test_imports_go_down(module):
+    path = ENGINE[module]
+    found = imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+    assert [imported for imported in found if is_wrong(module, imported)] == []
+
+
+@pytest.mark.parametrize("module", KERNELS)
+def test_kernels_know_torch_and_triton_only(module):
+    path = KERNELS[module]
+    known = {"torch", "triton", "sslkernels", *sys.stdlib_module_names}
+    found = imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+    assert {imported.split(".")[0] for imported in found} <= known
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("sslrun.config.load", "import sslrun.runtime.log"),
+        ("sslrun.config.load", "def f():\n    from sslrun import train"),
+        ("sslrun.data.loader", "from sslrun.nn import resnet"),
+        ("sslrun.data.loader", "from ..optim.lars import LARS"),
+        ("sslrun.nn.resnet", "from sslrun import Method"),
+        ("sslrun.methods.moco", "from sslrun.methods.simclr import SimCLR"),
+        ("sslrun.methods.moco", "from . import simclr"),
+        ("sslrun.methods.moco", "from .simclr import SimCLR"),
+        ("sslrun.evaluation.knn", "from sslrun.methods import Method"),
+        ("sslrun.runtime.executor", "import deepspeed.comm"),
+        ("sslrun.nn.resnet", "from nvidia.dali import fn"),
+    ],
+)
+def test_would_be_seen(module, source):
+    assert any(is_wrong(module, imported) for imported in imports(source, module))
