@@ -14,7 +14,17 @@ import torch
 from safetensors.torch import load_file
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import checkpoint
-from sslrun.runtime.checkpoint import damage, load, newest_good, prune, save, set_aside_newer, sweep
+from sslrun.runtime.checkpoint import (
+    CheckpointConfig,
+    damage,
+    load,
+    load_weights,
+    newest_good,
+    prune,
+    save,
+    set_aside_newer,
+    sweep,
+)
 
 
 def example(step: int) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
@@ -269,7 +279,7 @@ def test_retention(tmp_path):
         save_example(tmp_path, step * 50_000_000)  # more digits than the name pads
         prune(tmp_path, 3)
     assert list(checkpoint.steps(tmp_path)) == [250_000_000, 300_000_000, 350_000_000]
-    prune(tmp_path, 0)
+    prune(tmp_path, -1)
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -327,3 +337,25 @@ def test_going_back_sets_newer_checkpoints_aside(tmp_path):
         "step_00000020.aside",
         "step_00000030.aside",
     ]
+
+
+def test_weights_alone(tmp_path):
+    path = save_example(tmp_path / "checkpoints", 5)
+    for place in (tmp_path, path, path / "model.safetensors"):
+        weights = load_weights(place)
+        assert weights.keys() == {"weight"} and torch.equal(weights["weight"], example(5)[0]["model"]["weight"])
+    truncate(path)
+    for place in (path, path / "model.safetensors", tmp_path / "missing.safetensors", tmp_path / "missing"):
+        with pytest.raises(UsageError) as error:
+            load_weights(place)
+        assert str(place) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_when_a_checkpoint_is_due():
+    by_epoch = CheckpointConfig(interval=2)
+    assert [step for step in range(41) if by_epoch.is_due(step, 10)] == [20, 40]
+    by_iter = CheckpointConfig(interval=15, by="iter")
+    assert [step for step in range(41) if by_iter.is_due(step, 10)] == [15, 30]
+    for wrong in ({"interval": 0}, {"max_keep_ckpts": 0}, {"max_keep_ckpts": -2}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            CheckpointConfig(**wrong)

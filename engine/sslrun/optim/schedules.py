@@ -1,6 +1,6 @@
 """Learning rates as pure functions of the step: nothing here has state, so a resume needs nothing but the step.
 
-The policies are mmcv's, with its arithmetic. A step number counts optimizer steps done: `value(base, 0, ...)` is used
+The policies are mmcv's, with its arithmetic. A step number counts optimiser steps done: `value(base, 0, ...)` is used
 for the first step.
 """
 
@@ -21,7 +21,7 @@ class Schedule(Component, kind="schedules", tag="policy"):
         by: "epoch" holds the value within an epoch, as mmcv does by default; "iter" changes it at every step. Warm-up
             goes by iteration in either case.
         warmup: "linear" raises the rate from `warmup_ratio` times the policy's value to the policy's value.
-        warmup_iters: length of the warm-up in optimizer steps.
+        warmup_iters: length of the warm-up in optimiser steps.
         warmup_epochs: length of the warm-up in epochs, instead of `warmup_iters`.
         warmup_ratio: where the warm-up begins, as a part of the policy's value; above 0, at most 1.
     """
@@ -47,9 +47,9 @@ class Schedule(Component, kind="schedules", tag="policy"):
 
         Args:
             base: the learning rate that the recipe states for the parameter group.
-            step: optimizer steps done before this one.
-            steps_per_epoch: optimizer steps per epoch.
-            total_steps: optimizer steps of the whole run.
+            step: optimiser steps done before this one.
+            steps_per_epoch: optimiser steps per epoch.
+            total_steps: optimiser steps of the whole run.
         """
         at = step if self.by == "iter" else step // steps_per_epoch * steps_per_epoch
         regular = self.regular(base, at, steps_per_epoch, total_steps)

@@ -12,10 +12,12 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sslrun.errors import RunFailed, UsageError
@@ -32,6 +34,31 @@ UNFINISHED, DELETED, SET_ASIDE = ".tmp", ".del", ".aside"
 Tensors = dict[str, dict[str, torch.Tensor]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """The `[checkpoint]` table: when a run is saved, besides at its end and when it is told to stop.
+
+    Attributes:
+        interval: epochs, or iterations, between two checkpoints.
+        by: unit of the interval: "epoch" or "iter" (optimiser steps).
+        max_keep_ckpts: how many of the newest stay; -1 keeps all.
+    """
+
+    interval: int = 10
+    by: Literal["epoch", "iter"] = "epoch"
+    max_keep_ckpts: int = 3
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise UsageError(f"interval must be at least 1, not {self.interval}")
+        if self.max_keep_ckpts < 1 and self.max_keep_ckpts != -1:
+            raise UsageError(f"max_keep_ckpts must be at least 1, or -1 for all, not {self.max_keep_ckpts}")
+
+    def is_due(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether a checkpoint is to be saved after this many optimiser steps."""
+        return step > 0 and step % (self.interval * (steps_per_epoch if self.by == "epoch" else 1)) == 0
+
+
 def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: dict[str, Any]) -> Path:
     """Write one checkpoint and return its folder, which is on the disk when this returns.
 
@@ -39,7 +66,7 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Te
 
     Args:
         directory: the run's `checkpoints` folder; made if it is not there.
-        step: optimizer steps done.
+        step: optimiser steps done.
         tensors: one file per key ("model", "optimizer"): tensor name to tensor, of any device, layout and dtype, shared
             storage included. Values and shapes come back, memory layout does not.
         state: everything else; JSON.
@@ -90,6 +117,20 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
     files = json.loads((path / MANIFEST).read_bytes())["files"]
     tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in files if name != STATE}
     return tensors, json.loads((path / STATE).read_bytes())
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The model's tensors of a checkpoint, of a run's newest good one, or of a .safetensors file.
+
+    Raises:
+        UsageError: there is no such thing, or it is damaged.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"{path} cannot be loaded: {error}") from error
+    return load(find(path))[0]["model"]
 
 
 def damage(path: Path) -> str | None:
@@ -149,8 +190,8 @@ def find(path: Path) -> Path:
 
 
 def prune(directory: Path, max_keep: int) -> None:
-    """Delete all but the newest `max_keep` checkpoints (0: none). What cannot be deleted is only a warning."""
-    if max_keep <= 0:
+    """Delete all but the newest `max_keep` checkpoints (-1: none). What cannot be deleted is only a warning."""
+    if max_keep == -1:
         return
     for path in list(steps(directory).values())[:-max_keep]:
         try:

@@ -15,9 +15,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import tomli
 
@@ -28,6 +28,7 @@ from sslrun.runtime.durable import replace_file
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 State = Literal["running", "done", "pre-empted", "failed", "interrupted"]
 
 # What a resume may change: how long, on what, how often saved and seen; not what is computed at a step. Values under
@@ -64,7 +65,6 @@ class RunFolder:
     Attributes:
         path: the folder.
         is_resumed: whether a run was in it already.
-        machine: what that run's machine chose for itself (`record_machine`); empty in a new run.
     """
 
     def __init__(self, path: Path, values: dict[str, Any], resume: bool) -> None:
@@ -80,7 +80,7 @@ class RunFolder:
             if self.is_resumed:
                 self._check_config(values)
             checkpoint.sweep(self.checkpoints)
-            self.machine = (self._read("machine.json") or {}) if self.is_resumed else {}
+            self._machine: dict[str, Any] = (self._read("machine.json") or {}) if self.is_resumed else {}
             self._write("config.toml", dump(values).encode())
             self.record_state("running")
         except RunFailed as error:
@@ -108,23 +108,24 @@ class RunFolder:
     def eval(self) -> Path:
         return self.path / "eval"
 
-    def go_back_to(self, step: int | None) -> None:
+    def go_back_to(self, step: int) -> None:
         """Forget what came after a step, where the run goes on: rows of metrics.jsonl are cut, checkpoints set aside.
 
         Args:
-            step: of the checkpoint that the run continues from; its rows stay, they were written before it was. None
-                to start from nothing: every row goes.
+            step: of the checkpoint that the run continues from; its rows stay, they were written before it was. Step 0
+                has no checkpoint, the run starts anew: every row goes.
         """
-        step = -1 if step is None else step
         checkpoint.set_aside_newer(self.checkpoints, step)
         if self.metrics.exists():
-            kept = [line for line, row in rows(self.metrics) if row.get("step", 0) <= step]
+            kept = [line for line, row in rows(self.metrics) if step > 0 and row.get("step", 0) <= step]
             self._write("metrics.jsonl", b"".join(kept))
 
-    def record_machine(self, choices: dict[str, Any]) -> None:
-        """Keep what the machine chose, for the next resume."""
-        self.machine = choices
-        self.write_json("machine.json", choices)
+    def machine_choice(self, name: str, choose: Callable[[], T]) -> T:
+        """What this run's machine chose for itself before, or `choose()` (JSON), recorded for the next resume."""
+        if name not in self._machine:
+            self._machine[name] = choose()
+            self.write_json("machine.json", self._machine)
+        return self._machine[name]
 
     def record_state(self, state: State, exit_code: int | None = None, **details: Any) -> None:
         """Write state.json. Failing to is a warning: it must not hide how the run itself ended."""
