@@ -20,6 +20,7 @@ import torch
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import log
 from sslrun.runtime.log import RunLog, SpeedMeter, start_logging
+from sslrun.runtime.run_folder import rows
 
 ROW = {"train/loss": 6.9312, "train/lr": 0.03, "speed/images_per_s": 812.3, "data/wait_pct": 3.1, "mem/peak_gib": 10.25}
 
@@ -77,18 +78,19 @@ def test_tensors_are_refused_reading_one_would_wait_for_the_device(tmp_path):
     one.close()
 
 
-def test_rows_that_cannot_be_written_end_the_run_in_one_line(tmp_path):
+@pytest.mark.parametrize(("room", "words"), [(0, "File too large"), (20, "No space left on device")])
+def test_rows_that_cannot_be_written_end_the_run_in_one_line(tmp_path, room, words):
     one = run_log(tmp_path)
     one.write(1, ROW)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + room, hard))
     try:
-        with pytest.raises(RunFailed, match=r"metrics\.jsonl cannot be written: File too large"):
+        with pytest.raises(RunFailed, match=rf"metrics\.jsonl cannot be written: {words}"):
             one.write(2, ROW)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     one.close()
-    assert [row["step"] for row in written(tmp_path)] == [1]
+    assert [row["step"] for _, row in rows(tmp_path / "metrics.jsonl")] == [1]
 
 
 def test_lines_are_aligned_and_in_the_file_too(tmp_path, capsys):

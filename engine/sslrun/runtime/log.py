@@ -5,6 +5,7 @@ nothing in this file can wait for a device.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -205,8 +206,10 @@ class RunLog:
         assert not where.keys() & metrics.keys()
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         row = {**where, **{name: finite.get(name) for name in metrics}}
+        line = json.dumps(row).encode() + b"\n"
         try:
-            os.write(self._file, json.dumps(row).encode() + b"\n")
+            if os.write(self._file, line) < len(line):  # the disk filled up within the line; a resume drops its part
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
         self._progress.show(step, metrics)
