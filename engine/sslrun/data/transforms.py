@@ -1,9 +1,9 @@
 """The transforms of a recipe: their arguments, how many draws each needs, and how draws become numbers.
 
-A transform is written three times, here as numbers and in two places as pixels: `exact.py` follows PIL's arithmetic in
-torch, `graph.py` builds DALI operators, and the tests hold both against PIL. All of them consume `parameters()`, the one
-place where uniform draws become boxes, factors and yes or no, so the three can be compared picture by picture.
-
+A transform is written here as numbers, and elsewhere as pixels: `exact.py` follows PIL's arithmetic, `graph.py` builds
+A transform is written here as numbers, elsewhere as pixels: `exact.py` follows PIL's arithmetic, `graph.py` builds DALI
+operators, and the tests hold both against PIL. All consume `parameters()`, the one place where uniform draws become
+boxes, factors and yes or no, so that they can be compared picture by picture.
 Legend: B pictures (or views of pictures), sizes are (B, 2) height and width of what enters. Numbers and numpy only.
 """
 
@@ -54,8 +54,8 @@ class Transform(Component, kind="transforms"):
             sizes: (B, 2) height and width of the pictures as they enter this transform.
 
         Returns:
-            `apply`, (B,) bool, and the transform's own numbers, (B,) or (B, k). Those of a picture that is left alone are
-            such that using them changes nothing.
+            `apply`, (B,) bool, and the transform's own numbers, (B,) or (B, k). Where a picture is left alone, its box,
+            size, order and factors are such that using them changes nothing.
         """
         return {"apply": uniforms[:, 0] < self.p}
 
@@ -160,7 +160,7 @@ class Resize(Resample):
     """The whole picture in a new size.
 
     Args:
-        size: one number is the length of the shorter side (the other follows, rounded down); a list is height and width.
+        size: one number is the shorter side in pixels (the other follows, rounded down); a list is height and width.
         interpolation: "bilinear" or "bicubic"; both filter before they shrink, as PIL does.
         p: probability; a picture that is not resized keeps its size.
     """
@@ -233,8 +233,8 @@ class RandomHorizontalFlip(Transform):
 class ColorJitter(Transform):
     """Brightness, contrast, saturation and hue changed by random factors, in an order drawn for each picture.
 
-    A number x stands for the factors from max(0, 1 - x) to 1 + x (hue: turns from -x to x of the circle), as in torchvision;
-    a list gives both ends. What is 0 is not done at all.
+    A number x stands for the factors from max(0, 1 - x) to 1 + x (hue: turns from -x to x of the circle), as in
+    torchvision; a list gives both ends. What is 0 is not done at all.
 
     Args:
         brightness: strength, 0 or more.
@@ -449,7 +449,7 @@ class ViewGroup:
 
     @cached_property
     def steps(self) -> list[tuple[str, Transform]]:
-        """What changes pixels, in order, with the prefix of each one's parameters; groups opened, Normalize left out."""
+        """What changes pixels, in order, with the prefix of its parameters; groups opened, Normalize left out."""
         return [(prefix, t) for prefix, t in leaves(self.transforms) if not isinstance(t, Normalize)]
 
     @cached_property

@@ -1,0 +1,162 @@
+"""What the exact stage computes, in plain torch: PIL's arithmetic to the rounding.
+
+Pixels are planar float tensors, (N, 3, H, W), that hold whole numbers from 0 to 255: what PIL would have stored as
+bytes. Every sum is one of whole numbers that float32 (for the mean, float64) holds exactly, so no result depends on
+threads, on the batch, on the order of summation or on fused multiply-adds. Operations work in place. Factors come one
+for each of the N pictures, as (N, 1, 1, 1). `pixels.c` holds the same expressions for the CPU and gives the same bits.
+
+Sources: Pillow's Blend.c, Convert.c (grey and HSV) and ImageEnhance; torchvision's functional transforms.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+# The Gaussian is cut here, in standard deviations: beyond, a tap is less than half a unit of its fixed point.
+BLUR_REACH = 4.0
+
+
+def grey(x: torch.Tensor) -> torch.Tensor:
+    """(N, H, W) luma: PIL's 16-bit fixed point, whose largest sum, 255 * 65536 + 32768, float32 still holds exactly."""
+    red, green, blue = x.unbind(1)
+    total = torch.mul(red, 19595.0).add_(green, alpha=38470.0).add_(blue, alpha=7471.0)
+    return total.add_(32768.0).mul_(2.0**-16).floor_()
+
+
+def brightness(x: torch.Tensor, factor: torch.Tensor) -> None:
+    """Blend with black."""
+    x.mul_(factor).clamp_(max=255.0).floor_()
+
+
+def contrast(x: torch.Tensor, factor: torch.Tensor) -> None:
+    """Blend with the picture's own mean grey, rounded to a whole level."""
+    _, _, height, width = x.shape
+    mean = grey(x).sum((1, 2), dtype=torch.float64).div_(height * width).add_(0.5).floor_()
+    _blend(x, mean.to(torch.float32).view(-1, 1, 1, 1), factor)
+
+
+def saturation(x: torch.Tensor, factor: torch.Tensor) -> None:
+    """Blend with the picture's grey."""
+    _blend(x, grey(x)[:, None], factor)
+
+
+def _blend(x: torch.Tensor, degenerate: torch.Tensor, factor: torch.Tensor) -> None:
+    x.sub_(degenerate).mul_(factor).add_(degenerate).clamp_(0.0, 255.0).floor_()
+
+
+def hue(x: torch.Tensor, steps: torch.Tensor) -> None:
+    """Turn the hue by whole steps of 1/255 circle, by way of PIL's HSV in bytes.
+
+    In PIL, hue = floor(255 h) with h in [0, 1), saturation = floor(255 (max - min) / max), value = max. Here h is the
+    quotient of two whole numbers; PIL's float rounding differs from it on 0.3 % of all colours, by one step.
+    """
+    red, green, blue = x.unbind(1)
+    value = torch.maximum(red, green)
+    low = torch.minimum(red, green)
+    torch.maximum(value, blue, out=value)
+    torch.minimum(low, blue, out=low)
+    chroma = torch.sub(value, low, out=low)
+    below_red, below_green, below_blue = value - red, value - green, value - blue
+    saturation_times_value = (chroma * 255.0).div_(value.clamp(min=1.0)).floor_().mul_(value)
+    # 6 h chroma: blue - green below where red is the largest, 2 chroma + red - blue where green is, else 4 chroma + ...
+    # Written without comparisons, since a mask costs more than the arithmetic: clamped to 1, "below" is a mask already.
+    total = (below_red + below_green).add_(below_blue).add_(chroma, alpha=2.0)
+    turn = torch.sub(total, below_red, alpha=3.0).mul_(below_green.clamp(max=1.0)).add_(total)
+    turn.sub_(below_blue, alpha=3.0).mul_(below_red.clamp_(max=1.0)).add_(below_blue).sub_(below_green)
+    negative = turn.clamp(-1.0, 0.0)
+    byte = turn.mul_(42.5).div_(chroma.clamp_(min=1.0)).floor_().sub_(negative, alpha=255.0).add_(steps[:, 0])
+    byte.sub_(torch.mul(byte, 1 / 256, out=negative).floor_(), alpha=256.0)
+    # Back, in units of 1/255 sector: each channel is below the value by saturation * value * clamp(distance).
+    sector = byte.mul_(6.0)
+    for channel, centre in ((red, 765.0), (green, 510.0), (blue, 1020.0)):
+        distance = torch.sub(sector, centre, out=below_blue).abs_()
+        distance = distance.neg_().add_(510.0) if channel is red else distance.sub_(255.0)
+        share = distance.clamp_(0.0, 255.0).mul_(saturation_times_value).mul_(1 / 65025)
+        torch.sub(value, share, out=channel).add_(0.5).floor_()
+
+
+def grayscale(x: torch.Tensor) -> None:
+    """Every channel the grey."""
+    x.copy_(grey(x)[:, None])
+
+
+def solarize(x: torch.Tensor, threshold: int) -> None:
+    """255 - x where x is at the threshold or above."""
+    inverted = (x - (threshold - 1.0)).clamp_(0.0, 1.0)
+    x.add_(inverted.mul_(torch.mul(x, -2.0).add_(255.0)))
+
+
+def blur_taps(sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian weights in whole numbers, centre first, one side only.
+
+    Args:
+        sigma: (N,) pixels.
+
+    Returns:
+        (N, taps) for the horizontal pass, which sum to 2**16 with both sides, and for the vertical pass, to 2**12: with
+        pixels of 8 bits, and of 12 after the first pass, every sum stays below 2**24. A picture's weights do not depend
+        on its neighbours; beyond its own reach they are zero.
+    """
+    widths = sigma.astype(np.float64)[:, None]
+    reach = np.ceil(BLUR_REACH * widths)
+    distance = np.arange(int(reach.max()) + 1)
+    weights = np.exp(-0.5 * (distance / widths) ** 2) * (distance <= reach)
+    weights /= 2.0 * weights.sum(axis=1, keepdims=True) - weights[:, :1]
+
+    def whole(total: int) -> np.ndarray:
+        taps = np.rint(weights * total)
+        taps[:, 0] = total - 2.0 * taps[:, 1:].sum(axis=1)
+        return taps.astype(np.float32)
+
+    return whole(2**16), whole(2**12)
+
+
+def blur(x: torch.Tensor, horizontal: torch.Tensor, vertical: torch.Tensor) -> None:
+    """Separable blur with reflected borders, rounded to 1/16 level between the passes and to a level at the end.
+
+    Args:
+        x: (N, 3, H, W).
+        horizontal: (N, taps, 1, 1, 1) of `blur_taps`; no more taps than the picture has rows or columns.
+        vertical: the same.
+    """
+    _, _, height, width = x.shape
+    reach = horizontal.shape[1] - 1
+    padded = F.pad(x, (reach, reach, reach, reach), mode="reflect")
+    rows = _filter(padded, horizontal, dim=3, length=width).mul_(2.0**-12).add_(0.5).floor_()
+    torch.mul(_filter(rows, vertical, dim=2, length=height), 2.0**-16, out=x).add_(0.5).floor_()
+
+
+def _filter(padded: torch.Tensor, taps: torch.Tensor, dim: int, length: int) -> torch.Tensor:
+    centre, *sides = taps.unbind(1)
+    reach = len(sides)
+    total = padded.narrow(dim, reach, length) * centre
+    pair = torch.empty_like(total)
+    for distance, weight in enumerate(sides, start=1):
+        torch.add(padded.narrow(dim, reach - distance, length), padded.narrow(dim, reach + distance, length), out=pair)
+        total.addcmul_(pair, weight)
+    return total
+
+
+def resample(picture: torch.Tensor, box: Sequence[int], size: Sequence[int], interpolation: str) -> torch.Tensor:
+    """A box of one picture in a new size, filtered as PIL does (the filter sees only the box).
+
+    Args:
+        picture: (1, 3, H, W) uint8, of any strides.
+        box: top, left, height, width.
+        size: height and width.
+        interpolation: "bilinear" or "bicubic".
+    """
+    top, left, height, width = box
+    crop = picture[..., top : top + height, left : left + width]
+    if (height, width) == tuple(size):
+        return crop
+    return F.interpolate(crop, tuple(size), mode=interpolation, align_corners=False, antialias=True)
+
+
+def center_crop(picture: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+    """Rows and columns from `start` on; black where they lie outside of the picture."""
+    (top, left), (height, width) = start, size
+    _, _, old_height, old_width = picture.shape
+    return F.pad(picture, (-left, left + width - old_width, -top, top + height - old_height))
