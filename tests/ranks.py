@@ -14,11 +14,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = 120) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = 180, silent: bool = False
+) -> list[Any]:
     """Call a module-level function in `world_size` new processes and return its results in rank order.
 
     With a world size of 1 this is a fresh process without any launcher. Arguments and results must be picklable. What a
-    failing process printed is the message of the error; the others are ended.
+    failing process printed is the message of the error; the others are ended. `silent`: to print anything is to fail.
     """
     with tempfile.TemporaryDirectory() as folder:
         task = Path(folder, "task")
@@ -37,9 +39,10 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, ti
         logs = [Path(folder, f"{rank}.log").read_text(errors="replace") for rank in range(world_size)]
         failed = [rank for rank, process in enumerate(processes) if process.wait() != 0]
         if failed:
-            codes = {rank: processes[rank].returncode for rank in failed}
+            codes = ", ".join(f"rank {rank}: {processes[rank].returncode}" for rank in failed)
             tails = "\n".join(f"--- rank {rank} ---\n{logs[rank][-4000:]}" for rank in range(world_size))
-            raise AssertionError(f"{function.__qualname__}: exit codes {codes} (-9: ended after another, or too late)\n{tails}")
+            raise AssertionError(f"{function.__qualname__} failed ({codes}; -9 was ended from here)\n{tails}")
+        assert not silent or not any(logs), f"{function.__qualname__} printed:\n{''.join(logs)}"
         return [pickle.loads(Path(folder, f"{rank}.result").read_bytes()) for rank in range(world_size)]
 
 

@@ -65,16 +65,17 @@ class LARS(torch.optim.Optimizer):
                 continue
             decay = group["weight_decay"]
             updates = list(torch._foreach_add(gradients, weights, alpha=decay)) if weights else []
+            updates = [_laid_out_like(weight, update) for weight, update in zip(weights, updates, strict=True)]
             if group["lars_exclude"]:
                 torch._foreach_mul_(updates, group["lr"])
             else:
                 norms = self._norms(weights, gradients, present, group["params"][0].device)
-                scales = (_trust_ratios(*norms, group) * group["lr"]).float().unbind()
+                scales = (_trust_ratios(norms, group) * group["lr"]).float().unbind()
                 torch._foreach_mul_(updates, [scales[i] for i, here in enumerate(present) if here])
             torch._fused_sgd_(
                 weights,
                 updates,
-                buffers,
+                buffers if group["momentum"] else [],
                 weight_decay=0.0,
                 momentum=group["momentum"],
                 lr=1.0,
@@ -123,6 +124,15 @@ class LARS(torch.optim.Optimizer):
         return (self._reduce(squares) if self._segments else squares).sqrt()
 
 
-def _trust_ratios(weight_norm: Tensor, gradient_norm: Tensor, group: dict[str, Any]) -> Tensor:
+def _laid_out_like(weight: Tensor, update: Tensor) -> Tensor:
+    """The fused update walks tensors through memory side by side, and on the CPU does not compare their strides."""
+    strides = zip(weight.shape, weight.stride(), update.stride(), strict=True)
+    if all(ours == theirs for size, ours, theirs in strides if size > 1):
+        return update
+    return torch.empty_like(weight).copy_(update)
+
+
+def _trust_ratios(norms: Tensor, group: dict[str, Any]) -> Tensor:
+    weight_norm, gradient_norm = norms.unbind()
     ratio = group["eta"] * weight_norm / (gradient_norm + group["weight_decay"] * weight_norm + group["eps"])
     return torch.where((weight_norm > 0) & (gradient_norm > 0), ratio, 1.0)

@@ -8,6 +8,7 @@ DeepSpeed's insides is where a flat partition keeps which part of which paramete
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -171,7 +172,7 @@ class DeepSpeedExecutor(Executor):
         def guarded_step(*arguments: Any) -> Any:
             return step(*arguments) if self._is_applied else None
 
-        self.optimizer.step = guarded_step  # type: ignore[method-assign]
+        self.optimizer.step = guarded_step  # type: ignore[assignment, method-assign]
 
     def _norm_share(self) -> float:
         return 1.0 / distributed.world_size() if self.zero_stage == 0 else 1.0
@@ -187,7 +188,7 @@ class DeepSpeedExecutor(Executor):
         with deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().clone()
 
-    def _write(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def _write(self, parameter: Any, value: Tensor) -> None:
         if self.zero_stage < 3 or parameter.ds_status.name == "AVAILABLE":
             parameter.detach().copy_(value)
         if self.zero_stage == 3:
@@ -196,7 +197,7 @@ class DeepSpeedExecutor(Executor):
         for partition in self._partitions:
             partition.fill(partition.flat.detach(), self.names[parameter], value)
 
-    def _lerp(self, teachers: list[nn.Parameter], students: list[nn.Parameter], weight: float) -> None:
+    def _lerp(self, teachers: list[Any], students: list[Any], weight: float) -> None:
         if self.zero_stage < 3:
             super()._lerp(teachers, students, weight)
             return
@@ -225,17 +226,19 @@ class DeepSpeedExecutor(Executor):
             return []
         zero, groups, ranks = self.engine.optimizer, self.optimizer.param_groups, range(distributed.world_size())
         partitions = []
-        if self.zero_stage < 3:
-            for i, parameters in enumerate(zero.round_robin_bit16_groups):
-                starts, size = zero.round_robin_bit16_offsets[i], zero.partition_size[i]
+        flats, shared = (
+            (zero.single_partition_of_fp32_groups, zero.round_robin_bit16_groups)
+            if self.zero_stage < 3
+            else (zero.fp32_partitioned_groups_flat, zero.fp16_groups)
+        )
+        for i, (flat, parameters) in enumerate(zip(flats, shared, strict=True)):
+            if self.zero_stage < 3:
+                group, size, starts = groups[i], zero.partition_size[i], zero.round_robin_bit16_offsets[i]
                 segments = [self._cut(parameters, starts, rank * size, (rank + 1) * size) for rank in ranks]
-                flat, group = zero.single_partition_of_fp32_groups[i], groups[i]
-                partitions.append(Partition(flat, group, [self.names[p] for p in parameters], segments))
-        else:
-            for i, parameters in enumerate(zero.fp16_groups):
+            else:
+                group = groups[zero.sub_group_to_group_id[i]]
                 segments = [self._slices(parameters, rank) for rank in ranks]
-                flat, group = zero.fp32_partitioned_groups_flat[i], groups[zero.sub_group_to_group_id[i]]
-                partitions.append(Partition(flat, group, [self.names[p] for p in parameters], segments))
+            partitions.append(Partition(flat, group, [self.names[p] for p in parameters], segments))
         return partitions
 
     def _cut(self, parameters: list[nn.Parameter], starts: list[int], first: int, last: int) -> dict[str, Segment]:
@@ -247,14 +250,14 @@ class DeepSpeedExecutor(Executor):
                 segments[self.names[parameter]] = Segment(begin - start, begin - first, end - begin)
         return segments
 
-    def _slices(self, parameters: list[nn.Parameter], rank: int) -> dict[str, Segment]:
+    def _slices(self, parameters: list[Any], rank: int) -> dict[str, Segment]:
         """Stage 3: every rank has an equal slice of each parameter, filled up where the division leaves a rest."""
         segments, offset = {}, 0
         for parameter in parameters:
             start, length = _part(parameter, rank)
             if length:
                 segments[self.names[parameter]] = Segment(start, offset, length)
-            offset += parameter.partition_numel()  # type: ignore[operator]
+            offset += parameter.partition_numel()
         return segments
 
     def _gather(self, partition: Partition, flat_state: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -292,19 +295,24 @@ def _initialize(
 ) -> Any:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for others first, and says so
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # its calls, not ours
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles C++ that only inference uses
-    model.to(memory_format=torch.contiguous_format)  # it can broadcast no other
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # it can broadcast no other
+    if not torch.distributed.is_initialized():  # a run of one that asks for DeepSpeed
+        backend, store = "nccl" if device.type == "cuda" else "gloo", torch.distributed.HashStore()
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        os.environ.setdefault("LOCAL_RANK", "0")
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
 
 
-def _part(parameter: nn.Parameter, rank: int) -> tuple[int, int]:
+def _part(parameter: Any, rank: int) -> tuple[int, int]:
     """(start, length) of what `rank` has of a parameter under stage 3."""
-    size: int = parameter.partition_numel()  # type: ignore[operator]
-    start = min(rank * size, parameter.ds_numel)  # type: ignore[type-var, call-overload]
-    return start, min(size, parameter.ds_numel - start)  # type: ignore[operator]
+    size = parameter.partition_numel()
+    start = min(rank * size, parameter.ds_numel)
+    return start, min(size, parameter.ds_numel - start)
 
 
 def _own_lengths(partition: Partition) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
 TIMEOUT = timedelta(minutes=30)  # rank 0 may be busy with a checkpoint or an evaluation for long
 
 
@@ -87,6 +88,44 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value`, in rank order, on every rank."""
+    values: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+class Vote:
+    """How ranks agree on when to stop, so that none waits in a collective for one that left.
+
+    Args:
+        device: what the run computes on. On CUDA the outcome is read one step late, so that the host waits for nothing.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def cast(self, value: int) -> int:
+        """The largest value that any rank gave: now, or on CUDA at the call before."""
+        if world_size() == 1:
+            return value
+        vote = torch.tensor(value, dtype=torch.int32, device=self._device)
+        dist.all_reduce(vote, dist.ReduceOp.MAX)
+        if self._device.type != "cuda":
+            return int(vote)
+        earlier, event = self._pending, torch.cuda.Event()
+        host = torch.empty((), dtype=torch.int32, pin_memory=True)
+        host.copy_(vote, non_blocking=True)
+        event.record()
+        self._pending = (host, event)
+        if earlier is None:
+            return 0
+        earlier[1].synchronize()
+        return int(earlier[0])
+
+
 def broadcast_(tensors: Sequence[Tensor]) -> None:
     """Rank 0's values into the tensors of every rank."""
     if world_size() > 1:
@@ -123,7 +162,7 @@ def all_gather_rows(x: Tensor) -> Tensor:
         return x.detach()
     rows, channels_last = _row_major(x.detach())
     gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
-    dist.all_gather_into_tensor(gathered, rows)
+    gather_into(gathered, rows)
     return gathered.permute(0, 3, 1, 2) if channels_last else gathered
 
 
@@ -147,7 +186,7 @@ def exchange_rows(x: Tensor, permutation: Tensor) -> Tensor:
         permutation: (ranks x B,), int64, equal on all ranks; best on the CPU, where it is read.
     """
     if world_size() == 1:
-        return x.detach().index_select(0, permutation.to(x.device, non_blocking=True))
+        return x.detach()[permutation.to(x.device, non_blocking=True)]  # unlike index_select it keeps the layout
     rows, channels_last = _row_major(x.detach())
     block = rows.shape[0]
     source_of = permutation.cpu().view(world_size(), block)  # [d, i]: which global row becomes row i of rank d

@@ -192,7 +192,7 @@ class Executor(ABC):
 
     @abstractmethod
     def optimizer_state(self) -> dict[str, Tensor]:
-        """"parameter name/state name" -> whole tensor (0-d for counters), on the CPU of rank 0; empty on the others.
+        """`name of parameter/name of state` -> whole tensor (0-d for counters), on the CPU of rank 0; empty elsewhere.
 
         Independent of the number of ranks and of how state is sharded. All ranks call it.
         """
@@ -284,9 +284,17 @@ class LocalExecutor(Executor):
 
 
 def unsharded_gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The gradients of an optimiser whose parameters are whole."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+    """The gradients of an optimiser whose parameters are whole.
+
+    Parameters that the loss did not use get zeros, as they do in a flat partition: momentum and weight decay go on.
+    """
+    gradients = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    return gradients
 
 
 def unsharded_state(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:

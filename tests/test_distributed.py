@@ -1,0 +1,139 @@
+"""Ranks from the environment, and each collective against what one process computes."""
+
+import pytest
+import torch
+from ranks import run_ranks
+from sslrun.runtime import distributed
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_alone_everything_answers_for_itself(environment: pytest.MonkeyPatch) -> None:
+    distributed.init(torch.device("cpu"))
+    assert not torch.distributed.is_initialized()
+    assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (0, 0, 1)
+    x = torch.arange(6.0).view(3, 2)
+    assert torch.equal(distributed.all_gather_rows(x), x)
+    assert torch.equal(distributed.exchange_rows(x, torch.tensor([2, 0, 1])), x[[2, 0, 1]])
+    assert distributed.any_rank(True) and not distributed.any_rank(False)
+    assert distributed.broadcast_object("a") == "a"
+    distributed.all_reduce_mean_([x])
+    distributed.barrier()
+    distributed.shutdown()
+    assert torch.equal(x, torch.arange(6.0).view(3, 2))
+
+
+def test_environment_of_deepspeed_and_torchrun(environment: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8"), ("LOCAL_SIZE", "4")):
+        environment.setenv(name, value)
+    environment.setenv("SLURM_STEP_NUM_TASKS", "3")  # the launcher within a Slurm job is what counts
+    environment.setenv("SLURM_PROCID", "2")
+    assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (5, 1, 8)
+    assert distributed.ranks_on_node() == 4
+
+
+def test_environment_of_srun(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("SLURM_NTASKS", "8")
+    environment.setenv("SLURM_PROCID", "0")
+    assert distributed.world_size() == 1  # a batch script is one process, whatever was allocated
+    values = {"STEP_NUM_TASKS": "7", "PROCID": "6", "LOCALID": "2", "NODEID": "1", "STEP_TASKS_PER_NODE": "4,3"}
+    values |= {"STEP_NODELIST": "gpu[03-04]", "JOB_ID": "12", "STEP_ID": "1"}
+    for name, value in values.items():
+        environment.setenv(f"SLURM_{name}", value)
+    assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (6, 2, 7)
+    assert distributed.ranks_on_node() == 3
+    for name in LAUNCHER:
+        environment.setenv(name, "")  # so that monkeypatch takes back what is exported now
+        environment.delenv(name)
+    distributed._export_slurm()
+    assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (6, 2, 7)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [("gpu03", "gpu03"), ("a,b", "a"), ("gpu[03-05,9],login", "gpu03"), ("n[7]", "n7"), ("r1n[2,4]-ib,x", "r1n2-ib")],
+)
+def test_first_host_of_a_slurm_list(nodes: str, host: str) -> None:
+    assert distributed._first_host(nodes) == host
+
+
+def rows_of(rank: int) -> torch.Tensor:
+    return torch.randn(4, 2, 3, 5, generator=torch.Generator().manual_seed(rank))
+
+
+def each_collective() -> dict[str, object]:
+    """In every rank; the results are compared with one process in the test."""
+    distributed.init(torch.device("cpu"))
+    rank, ranks = distributed.rank(), distributed.world_size()
+    x = rows_of(rank)
+    permutation = torch.randperm(4 * ranks, generator=torch.Generator().manual_seed(9))
+    to_one = torch.arange(4 * ranks).roll(4)  # whole blocks move: some pairs exchange nothing
+    last = x.contiguous(memory_format=torch.channels_last)
+    means = [torch.full((2, 2), float(rank)), torch.tensor([rank * 3.0])]
+    distributed.all_reduce_mean_(means)
+    leaf = x.clone().requires_grad_()
+    weight = torch.arange(float(4 * ranks)).view(-1, 1, 1, 1) * (rank + 1)
+    (distributed.all_gather_rows_with_gradient(leaf).square() * weight).sum().backward()
+    results = {
+        "gathered": distributed.all_gather_rows(x),
+        "gathered_ids": distributed.all_gather_rows(torch.arange(2) + 10 * rank),
+        "exchanged": distributed.exchange_rows(x, permutation),
+        "rolled": distributed.exchange_rows(x, to_one),
+        "exchanged_last": distributed.exchange_rows(last, permutation),
+        "vectors": distributed.exchange_rows(x[:, 0, 0, 0], permutation),
+        "there_and_back": distributed.exchange_rows(distributed.exchange_rows(x, permutation), permutation.argsort()),
+        "kept_layout": distributed.all_gather_rows(last).is_contiguous(memory_format=torch.channels_last)
+        and distributed.exchange_rows(last, permutation).is_contiguous(memory_format=torch.channels_last),
+        "means": means,
+        "gradient": leaf.grad,
+        "sum": distributed.all_reduce_sum_(torch.tensor([1.0, rank])),
+        "any": [distributed.any_rank(rank == 1), distributed.any_rank(False)],
+        "object": distributed.broadcast_object({"from": rank}),
+    }
+    distributed.barrier()
+    distributed.shutdown()
+    return results
+
+
+def test_collectives_on_three_ranks() -> None:
+    ranks = 3
+    results = run_ranks(each_collective, ranks)
+    whole = torch.cat([rows_of(rank) for rank in range(ranks)])
+    permutation = torch.randperm(4 * ranks, generator=torch.Generator().manual_seed(9))
+    leaf = whole.clone().requires_grad_()
+    weight = sum(torch.arange(float(4 * ranks)).view(-1, 1, 1, 1) * (rank + 1) for rank in range(ranks))
+    (leaf.square() * weight).sum().backward()
+    assert leaf.grad is not None
+    for rank, result in enumerate(results):
+        block = slice(4 * rank, 4 * rank + 4)
+        assert torch.equal(result["gathered"], whole)
+        assert result["gathered_ids"].tolist() == [0, 1, 10, 11, 20, 21]
+        assert torch.equal(result["exchanged"], whole[permutation][block])
+        assert torch.equal(result["rolled"], whole.roll(4, 0)[block])
+        assert torch.equal(result["exchanged_last"], whole[permutation][block])
+        assert torch.equal(result["vectors"], whole[permutation][block, 0, 0, 0])
+        assert torch.equal(result["there_and_back"], rows_of(rank))
+        assert result["kept_layout"]
+        assert torch.equal(result["means"][0], torch.ones(2, 2)) and result["means"][1].item() == 3.0
+        torch.testing.assert_close(result["gradient"], leaf.grad[block])
+        assert result["sum"].tolist() == [3.0, 3.0]
+        assert result["any"] == [True, False]
+        assert result["object"] == {"from": 0}
+
+
+def fail_on_rank_one() -> None:
+    if distributed.rank() == 1:
+        raise RuntimeError("this is why")
+    distributed.init(torch.device("cpu"))
+
+
+def test_a_failing_rank_is_shown_and_the_others_are_ended() -> None:
+    with pytest.raises(AssertionError, match="this is why"):
+        run_ranks(fail_on_rank_one, 2)

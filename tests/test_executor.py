@@ -1,0 +1,215 @@
+"""The local executor against plain torch; the guard; state in and out. (DeepSpeed: test_deepspeed.py.)"""
+
+import copy
+
+import pytest
+import torch
+from sslrun.errors import Diverged, UsageError
+from sslrun.optim.lars import LARS
+from sslrun.runtime.executor import LocalExecutor
+from torch import nn
+from toy import (
+    CPU,
+    OPTIMIZERS,
+    RATES,
+    ToyMethod,
+    build,
+    is_equal,
+    largest_difference,
+    load,
+    micro_batches,
+    rates_at,
+    state_of,
+    train,
+)
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("grad_clip", [None, 0.3])
+def test_equals_a_plain_loop_over_the_whole_batch(optimizer: str, grad_clip: float | None) -> None:
+    executor = build(optimizer, accumulation=4, grad_clip=grad_clip)
+    rows = train(executor, range(4), RATES[optimizer])
+
+    method = ToyMethod()
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    plain = OPTIMIZERS[optimizer](
+        [
+            {"params": [p for p in trained if p.dim() > 1]},
+            {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0, "lars_exclude": optimizer == "lars"},
+        ]
+    )
+    for step in range(4):
+        for group, rate in zip(plain.param_groups, rates_at(step, RATES[optimizer]), strict=True):
+            group["lr"] = rate
+        (batch,) = micro_batches(step, 1)
+        with torch.no_grad():
+            (target,) = method.targets([batch], step)
+        loss = method(batch, step, target).value + 0 * sum(p.sum() for p in method.sometimes.parameters())
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(trained, float("inf") if grad_clip is None else grad_clip)
+        plain.step()
+        plain.zero_grad()
+        with torch.no_grad():
+            for teacher, student in zip(method.teacher.parameters(), method.student.parameters(), strict=True):
+                teacher.copy_(0.9 * teacher + 0.1 * student)
+        assert rows[step]["loss"] == pytest.approx(loss.item(), abs=1e-6)
+        assert rows[step]["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+        assert rows[step]["applied"] is True
+    if grad_clip is not None:
+        assert max(row["grad_norm"] for row in rows) > grad_clip  # it did clip
+    assert largest_difference(executor.full_state(), method.state_dict()) < 1e-6
+
+
+@pytest.mark.parametrize("spoil", ["gradient", "loss"])
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_a_step_that_is_not_finite_leaves_no_trace(optimizer: str, spoil: str) -> None:
+    executor = build(optimizer, accumulation=2, grad_clip=1.0, max_skipped_steps=1)
+    train(executor, range(2), RATES[optimizer])
+    before = state_of(executor)
+    rows = train(executor, range(2, 3), RATES[optimizer], {2: spoil})
+    assert rows[0]["applied"] is False
+    assert is_equal(state_of(executor), before)
+    assert train(executor, range(3, 4), RATES[optimizer])[0]["applied"] is True
+    reference = build(optimizer, accumulation=2, grad_clip=1.0)
+    train(reference, range(2), RATES[optimizer])
+    train(reference, range(3, 4), RATES[optimizer])
+    assert is_equal(state_of(executor), state_of(reference))
+
+
+def test_more_skipped_steps_in_a_row_than_allowed_end_the_run() -> None:
+    with pytest.raises(Diverged, match="not finite"):
+        train(build(), range(2), 0.1, {1: "gradient"})
+    executor = build(max_skipped_steps=2)
+    train(executor, range(6), 0.1, {0: "loss", 1: "loss", 3: "loss", 4: "gradient"})  # two, and two
+    before = state_of(executor)
+    with pytest.raises(Diverged, match="3 steps in a row"):
+        train(executor, range(6, 9), 0.1, dict.fromkeys(range(6, 9), "loss"))
+    assert is_equal(state_of(executor), before)
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_flag_read_one_step_late(optimizer: str) -> None:
+    """The way of CUDA, whose fused optimisers obey a flag on the device; those of the CPU do too."""
+    executor = build(optimizer, grad_clip=1.0)
+    executor.is_late = True
+    assert train(executor, range(2), RATES[optimizer])[1]["applied"] is None
+    executor.check()
+    reference = build(optimizer, grad_clip=1.0)
+    train(reference, range(2), RATES[optimizer])
+    assert is_equal(state_of(executor), state_of(reference))
+    names = [name for name, parameter in executor.method.named_parameters() if parameter.requires_grad]
+    state, optimizer_state = executor.full_state(), executor.optimizer_state()
+    train(executor, range(2, 3), RATES[optimizer], {2: "gradient"})
+    assert is_equal({name: executor.full_state()[name] for name in names}, {name: state[name] for name in names})
+    assert is_equal(executor.optimizer_state(), optimizer_state)
+    with pytest.raises(Diverged):
+        train(executor, range(3, 4), RATES[optimizer])
+    executor.check()  # said once
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_state_continues_bit_for_bit(optimizer: str) -> None:
+    straight = build(optimizer, accumulation=2)
+    train(straight, range(2), RATES[optimizer])
+    saved = copy.deepcopy(state_of(straight))
+    train(straight, range(2, 4), RATES[optimizer])
+    resumed = build(optimizer, accumulation=2)
+    load(resumed, saved)
+    assert is_equal(state_of(resumed), saved)
+    train(resumed, range(2, 4), RATES[optimizer])
+    assert is_equal(state_of(resumed), state_of(straight))
+
+    forgetful = build(optimizer, accumulation=2)  # the control: without the optimiser's state it is another run
+    forgetful.load_state({name: value for name, value in saved.items() if not name.startswith("optimizer.")})
+    train(forgetful, range(2, 4), RATES[optimizer])
+    assert not is_equal(forgetful.full_state(), straight.full_state())
+
+
+def test_state_is_plain_cpu_tensors_of_its_own() -> None:
+    executor = build("adamw")
+    train(executor, range(1), 0.01)
+    state = state_of(executor)
+    assert {"student.0.weight", "teacher.0.weight", "centre", "count"} <= state.keys()
+    assert {f"optimizer.student.0.weight/{key}" for key in ("exp_avg", "exp_avg_sq", "step")} <= state.keys()
+    assert not any(name.startswith("optimizer.teacher") for name in state)
+    assert all(type(value) is torch.Tensor and value.is_contiguous() for value in state.values())
+    assert not any(value.requires_grad for value in state.values())
+    kept = copy.deepcopy(state)
+    train(executor, range(1, 2), 0.01)
+    assert is_equal(state, kept)
+
+
+def test_load_says_what_does_not_match() -> None:
+    executor = build()
+    state = executor.full_state()
+    other = {name: value + 1 for name, value in state.items()}
+    del other["student.0.weight"]
+    other["student.0.bias"] = torch.zeros(7)
+    other["extra"] = torch.zeros(1)
+    with pytest.raises(UsageError, match=r"1 missing \(student.0.weight\).*1 unexpected \(extra\).*student.0.bias"):
+        executor.load_state(other)
+    assert is_equal(executor.full_state(), state)
+    mismatch = executor.load_state(other, strict=False)
+    assert (mismatch.missing, mismatch.unexpected) == (["student.0.weight"], ["extra"])
+    assert mismatch.reshaped == ["student.0.bias"]
+    loaded = executor.full_state()
+    assert torch.equal(loaded["centre"], other["centre"]) and torch.equal(loaded["count"], other["count"])
+    assert torch.equal(loaded["student.0.bias"], state["student.0.bias"])
+    with pytest.raises(UsageError, match="stranger"):
+        executor.load_optimizer_state({"stranger/exp_avg": torch.zeros(1)})
+
+
+def test_teachers_follow_in_float32() -> None:
+    executor = build(precision="bf16")
+    teacher, student = executor.method.teacher, executor.method.student
+    start = [parameter.detach().clone() for parameter in teacher.parameters()]
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += 1.0
+    executor.update_teachers([(teacher, student, 0.99999)])
+    for before, after, followed in zip(start, teacher.parameters(), student.parameters(), strict=True):
+        expected = 0.99999 * before.double() + 0.00001 * followed.double()
+        torch.testing.assert_close(after.double(), expected, rtol=0, atol=1e-7)
+        assert not torch.equal(after, before)
+    executor.update_teachers([(teacher, student, 0.0)])
+    assert all(torch.equal(t, s) for t, s in zip(teacher.parameters(), student.parameters(), strict=True))
+
+
+def test_bf16_computes_low_and_keeps_float32() -> None:
+    executor = build(precision="bf16")
+    train(executor, range(2), 0.2)
+    assert executor.method.dtype_seen == torch.bfloat16
+    assert all(value.dtype == torch.float32 for name, value in state_of(executor).items() if name != "count")
+    reference = build()
+    train(reference, range(2), 0.2)
+    assert 0 < largest_difference(executor.full_state(), reference.full_state()) < 0.02
+
+
+def test_write_parameter_and_wrong_groups() -> None:
+    executor = build()
+    weight = executor.method.student[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    value = torch.randn(weight.shape)
+    executor.write_parameter(weight, value)
+    assert torch.equal(executor.full_state()["student.0.weight"], value)
+    method = ToyMethod()
+    with pytest.raises(AssertionError, match=r"teacher.* gets no gradient"):
+        LocalExecutor(method, LARS(method.parameters(), lr=1.0), device=CPU)
+
+
+def test_accumulation_is_kept_to() -> None:
+    executor = build(accumulation=2)
+    (batch,) = micro_batches(0, 1)
+    (target,) = executor.targets([batch], 0)
+    executor.backward(executor.forward(batch, 0, target).value)
+    with pytest.raises(AssertionError, match="1 micro-batches, not 2"):
+        executor.step([0.1, 0.1])
+
+
+@pytest.mark.nightly
+def test_compiled_submodules_train_alike() -> None:
+    executor, reference = build(compile=True), build()
+    train(executor, range(3), 0.2)
+    train(reference, range(3), 0.2)
+    assert executor.full_state().keys() == reference.full_state().keys()
+    assert largest_difference(executor.full_state(), reference.full_state()) < 1e-5

@@ -1,0 +1,142 @@
+"""A network small enough to train in milliseconds, with what a method has: student, teacher, buffers, odd shapes."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from sslrun.optim.lars import LARS
+from sslrun.runtime import distributed
+from sslrun.runtime.executor import Executor, LocalExecutor
+from torch import Tensor, nn
+
+CPU = torch.device("cpu")
+GLOBAL_BATCH = 8
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
+    "sgd": lambda groups: torch.optim.SGD(groups, lr=0.2, momentum=0.9, weight_decay=1e-3, fused=True),
+    "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.01, weight_decay=0.05, fused=True),
+    "lars": lambda groups: LARS(groups, lr=20.0, momentum=0.9, weight_decay=1e-3),
+}
+RATES = {"sgd": 0.2, "adamw": 0.01, "lars": 20.0}
+
+
+@dataclass
+class ToyLoss:
+    value: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    carry: dict[str, Tensor] = field(default_factory=dict)
+
+
+class ToyMethod(nn.Module):
+    """Regression of a teacher's output plus one. The head's second layer is used in even steps only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.student = nn.Sequential(
+                nn.Conv2d(3, 6, 3, padding=1), nn.GELU(), nn.Conv2d(6, 6, 1), nn.GELU(), nn.AdaptiveAvgPool2d(2),
+                nn.Flatten(), nn.Linear(24, 11), nn.Tanh(), nn.Linear(11, 5),
+            )  # fmt: skip
+            self.sometimes = nn.Linear(5, 5)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.register_buffer("centre", torch.full((5,), 0.5))
+        self.register_buffer("count", torch.tensor(3))
+        self.spoil: str | None = None
+        self.dtype_seen: torch.dtype | None = None
+
+    def targets(self, batches: list[Tensor], progress: int) -> list[Tensor]:
+        return [self.teacher(batch) + self.centre for batch in batches]
+
+    def forward(self, batch: Tensor, progress: int, targets: Tensor) -> ToyLoss:
+        output = self.student(batch)
+        self.dtype_seen = output.dtype
+        if progress % 2 == 0:
+            output = output + self.sometimes(output)
+        value = (output.float() - targets.float() - 1).square().mean()
+        if self.spoil == "gradient":
+            value = value * float("nan")
+        if self.spoil == "loss":
+            value = value + torch.tensor(float("inf"))
+        return ToyLoss(value, {"value": value.detach()}, {"rows": targets.detach()})
+
+
+def build(optimizer: str = "sgd", zero_stage: int | None = None, **options: Any) -> Executor:
+    """An executor over a new ToyMethod: LocalExecutor, or DeepSpeedExecutor where a stage is given."""
+    method = ToyMethod()
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1]},
+        {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    if optimizer == "lars":
+        groups[1]["lars_exclude"] = True
+    torch_optimizer = OPTIMIZERS[optimizer](groups)
+    if zero_stage is None:
+        return LocalExecutor(method, torch_optimizer, device=CPU, **options)
+    from sslrun.runtime.deepspeed_executor import DeepSpeedExecutor
+
+    return DeepSpeedExecutor(method, torch_optimizer, device=CPU, zero_stage=zero_stage, **options)
+
+
+def micro_batches(step: int, accumulation: int) -> list[Tensor]:
+    """This rank's pieces of the global batch of a step."""
+    pixels = torch.randn(GLOBAL_BATCH, 3, 6, 6, generator=torch.Generator().manual_seed(step))
+    mine = pixels.chunk(distributed.world_size())[distributed.rank()]
+    return list(mine.chunk(accumulation))
+
+
+def rates_at(step: int, rate: float) -> list[float]:
+    """Of the two groups; a rate for LARS is too much for what LARS does not scale."""
+    return [rate * (1 + step / 10), min(rate, 0.2)]
+
+
+def train(executor: Executor, steps: range, rate: float, spoil: dict[int, str] | None = None) -> list[dict[str, Any]]:
+    """Steps as the training loop does them; returns loss (mean over ranks), gradient norm and outcome of each.
+
+    `spoil` names the steps whose loss ("loss") or gradient ("gradient") is to be non-finite, in the last micro-batch of
+    the last rank alone.
+    """
+    method, rows = executor.method, []
+    for step in steps:
+        batches = micro_batches(step, executor.accumulation)
+        values = []
+        for i, (batch, target) in enumerate(zip(batches, executor.targets(batches, step), strict=True)):
+            is_last = i == len(batches) - 1 and distributed.rank() == distributed.world_size() - 1
+            method.spoil = (spoil or {}).get(step) if is_last else None
+            loss = executor.forward(batch, step, target)
+            executor.backward(loss.value)
+            values.append(loss.value.detach())
+        mean = torch.stack(values).mean()
+        distributed.all_reduce_mean_([mean])
+        outcome = executor.step(rates_at(step, rate))
+        if outcome.applied is not False:
+            executor.update_teachers([(method.teacher, method.student, 0.9)])
+        rows.append({"loss": mean.item(), "grad_norm": outcome.grad_norm.item(), "applied": outcome.applied})
+    return rows
+
+
+def state_of(executor: Executor) -> dict[str, Tensor]:
+    """Model and optimiser state in one dictionary (rank 0)."""
+    return executor.full_state() | {f"optimizer.{name}": value for name, value in executor.optimizer_state().items()}
+
+
+def load(executor: Executor, state: dict[str, Tensor]) -> None:
+    """What `state_of` gave."""
+    executor.load_state({name: value for name, value in state.items() if not name.startswith("optimizer.")})
+    executor.load_optimizer_state(
+        {name.removeprefix("optimizer."): value for name, value in state.items() if name.startswith("optimizer.")}
+    )
+
+
+def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Over all entries; infinite where names differ."""
+    if one.keys() != other.keys():
+        return float("inf")
+    return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
+
+
+def is_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
