@@ -10,12 +10,30 @@ on from there; with `part="all"` it makes the whole view (the "dali" mode).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any, Literal
 
 import numpy as np
 
 from sslrun.data import draws
-from sslrun.data.transforms import ViewGroup, chain_parameters
+from sslrun.data.transforms import (
+    BRIGHTNESS,
+    CONTRAST,
+    HUE,
+    SATURATION,
+    CenterCrop,
+    ColorJitter,
+    GaussianBlur,
+    Parameters,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    Resample,
+    Solarization,
+    Transform,
+    ViewGroup,
+    chain_parameters,
+)
+from sslrun.errors import UsageError
 
 Arguments = dict[str, np.ndarray]
 Part = Literal["geometry", "all"]
@@ -68,7 +86,21 @@ def view_arguments(
 
 
 def graph_inputs(views: Sequence[ViewGroup], part: Part) -> list[Input]:
-    """The arguments that the graph takes, in the order of `graph_arguments`."""
+    """The arguments that the graph takes, in the order of `graph_arguments`.
+
+    Raises:
+        UsageError: the graph cannot do its part of these transforms.
+    """
+    for group in views:
+        for _, transform in _steps(group, part):
+            operators.dispatch(type(transform))  # found now, since AutoGraph cannot read functools and would say so
+        if part == "geometry" and any(
+            isinstance(t, Resample | CenterCrop) for _, t in group.steps[group.num_geometric :]
+        ):
+            raise UsageError(
+                'data.augment = "exact" on a GPU makes all crops and resizes first: '
+                'put them before the colours, or use data.augment = "dali"'
+            )
     example = view_arguments(views, 0, 0, np.zeros(1, dtype=np.int64), np.full((1, 2), 64))
     return [Input(name, a.dtype, a.ndim - 1) for name, a in graph_arguments(views, example, part).items()]
 
@@ -81,7 +113,15 @@ def graph_arguments(views: Sequence[ViewGroup], arguments: Arguments, part: Part
         arguments: what `view_arguments` returned.
         part: how far the graph goes.
     """
-    raise NotImplementedError
+    result: Arguments = {}
+    for g, group in enumerate(views):
+        for step, transform in _steps(group, part):
+            prefix = f"{g}.{step}"
+            numbers = {name[len(prefix) :]: a for name, a in arguments.items() if name.startswith(prefix)}
+            for name, values in operator_arguments(transform, numbers).items():
+                for view, own in enumerate(np.split(values, group.num_views)):
+                    result[f"{g}.{view}.{step}{name}"] = np.ascontiguousarray(own)
+    return result
 
 
 def dali_views(images: Any, views: Sequence[ViewGroup], nodes: dict[str, Any], part: Part) -> list[Any]:
@@ -96,4 +136,195 @@ def dali_views(images: Any, views: Sequence[ViewGroup], nodes: dict[str, Any], p
     Returns:
         One node for each view, group by group: (h, w, 3) uint8 pictures, all of the group's size.
     """
-    raise NotImplementedError
+    made = []
+    for g, group in enumerate(views):
+        for view in range(group.num_views):
+            x = images
+            for step, transform in _steps(group, part):
+                prefix = f"{g}.{view}.{step}"
+                own = {name[len(prefix) :]: node for name, node in nodes.items() if name.startswith(prefix)}
+                x = operators(transform, x, own)
+            made.append(x)
+    return made
+
+
+def _steps(group: ViewGroup, part: Part) -> list[tuple[str, Transform]]:
+    return group.steps[: group.num_geometric] if part == "geometry" else group.steps
+
+
+@singledispatch
+def operator_arguments(transform: Transform, numbers: Parameters) -> Parameters:
+    """A transform's parameters, (N,) or (N, k), in the form in which its operators take them.
+
+    The default passes all of them on; a transform of one's own may register its own form here.
+    """
+    return numbers
+
+
+@singledispatch
+def operators(transform: Transform, x: Any, numbers: dict[str, Any]) -> Any:
+    """Adds a transform to a pipeline; a transform of one's own registers its function here.
+
+    Args:
+        transform: the transform.
+        x: node of HWC uint8 pictures.
+        numbers: the nodes of `operator_arguments`.
+
+    Returns:
+        Node of HWC uint8 pictures.
+    """
+    raise UsageError(f'{type(transform).__name__} has no operators; use data.augment = "exact"')
+
+
+# DALI rounds to nearest where PIL cuts off: factors are applied a little less than half a level lower.
+_CUT = 0.499
+
+
+@operator_arguments.register
+def _(transform: Resample, numbers: Parameters) -> Parameters:
+    top_left, height_width = numbers["box"][:, :2], numbers["box"][:, 2:]
+    return {
+        "start": top_left.astype(np.int32),
+        "shape": height_width.astype(np.int32),
+        "size": numbers["size"].astype(np.float32),
+    }
+
+
+@operators.register
+def _(transform: Resample, x: Any, numbers: dict[str, Any]) -> Any:
+    from nvidia.dali import fn, types
+
+    kinds = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+    # Cut first: a filter that reads beyond the box would see pixels that PIL's does not.
+    crop = fn.slice(x, numbers["start"], numbers["shape"], axes=[0, 1])
+    return fn.resize(crop, size=numbers["size"], interp_type=kinds[transform.interpolation], antialias=True)
+
+
+@operator_arguments.register
+def _(transform: CenterCrop, numbers: Parameters) -> Parameters:
+    return {"start": numbers["start"], "size": numbers["size"]}
+
+
+@operators.register
+def _(transform: CenterCrop, x: Any, numbers: dict[str, Any]) -> Any:
+    from nvidia.dali import fn
+
+    return fn.slice(x, numbers["start"], numbers["size"], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
+
+
+@operator_arguments.register
+def _(transform: RandomHorizontalFlip, numbers: Parameters) -> Parameters:
+    return {"apply": numbers["apply"].astype(np.int32)}
+
+
+@operators.register
+def _(transform: RandomHorizontalFlip, x: Any, numbers: dict[str, Any]) -> Any:
+    from nvidia.dali import fn
+
+    return fn.flip(x, horizontal=numbers["apply"])
+
+
+@operator_arguments.register
+def _(transform: ColorJitter, numbers: Parameters) -> Parameters:
+    order = numbers["order"]
+    factors = np.take_along_axis(numbers["factors"], np.maximum(order, 0), axis=1)
+    slots = range(len(transform.active))
+    packed = np.argsort(order < 0, axis=1, kind="stable")  # what is done comes first
+    order, factors = np.take_along_axis(order, packed, axis=1), np.take_along_axis(factors, packed, axis=1)
+    return {f"operation{k}": order[:, k] for k in slots} | {f"factor{k}": factors[:, k] for k in slots}
+
+
+@operators.register
+def _(transform: ColorJitter, x: Any, numbers: dict[str, Any]) -> Any:
+    for slot in range(len(transform.active)):
+        operation, factor = numbers[f"operation{slot}"], numbers[f"factor{slot}"]
+        if operation == BRIGHTNESS:
+            x = _brightness(x, factor)
+        elif operation == CONTRAST:
+            x = _contrast(x, factor)
+        elif operation == SATURATION:
+            x = _saturation(x, factor)
+        elif operation == HUE:
+            x = _hue(x, factor)
+    return x
+
+
+def _brightness(x: Any, factor: Any) -> Any:
+    from nvidia.dali import fn
+
+    return fn.brightness_contrast(x, brightness=factor, brightness_shift=-_CUT / 255)
+
+
+def _contrast(x: Any, factor: Any) -> Any:
+    from nvidia.dali import fn, math
+
+    mean = math.floor(fn.reductions.mean(_grey(x)) + 0.5)
+    return fn.brightness_contrast(x, contrast=factor, contrast_center=mean, brightness_shift=-_CUT / 255)
+
+
+def _saturation(x: Any, factor: Any) -> Any:
+    grey = _grey(x) * 1.0
+    return _bytes((x - grey) * factor + grey - _CUT)
+
+
+def _grey(x: Any) -> Any:
+    from nvidia.dali import fn, types
+
+    return fn.color_space_conversion(x, image_type=types.RGB, output_type=types.GRAY)
+
+
+def _bytes(x: Any) -> Any:
+    """Whole numbers from 0 to 255, by rounding; an arithmetic result has lost its layout."""
+    from nvidia.dali import fn, types
+
+    return fn.reshape(fn.cast(x, dtype=types.UINT8), layout="HWC")
+
+
+def _hue(x: Any, steps: Any) -> Any:
+    """The hue turned by steps of 1/255 circle, by the arithmetic of `pixels.hue`."""
+    from nvidia.dali import fn, math
+
+    red, green, blue = (x[:, :, c : c + 1] * 1.0 for c in range(3))
+    value = math.max(math.max(red, green), blue)
+    chroma = value - math.min(math.min(red, green), blue)
+    below = math.floor(chroma * 255.0 / math.max(value, 1.0)) * value * (1 / 65025)
+    not_red, not_green = math.min(value - red, 1.0), math.min(value - green, 1.0)
+    largest_green = 2.0 * chroma + blue - red
+    largest_blue = 4.0 * chroma + red - green
+    turn = (1.0 - not_red) * (green - blue) + not_red * ((1.0 - not_green) * largest_green + not_green * largest_blue)
+    byte = math.floor(turn * 42.5 / math.max(chroma, 1.0)) - 255.0 * math.clamp(turn, -1.0, 0.0) + steps
+    sector = (byte - 256.0 * math.floor(byte * (1 / 256))) * 6.0
+    distances = [
+        510.0 - math.abs(sector - 765.0),
+        math.abs(sector - 510.0) - 255.0,
+        math.abs(sector - 1020.0) - 255.0,
+    ]
+    return _bytes(fn.cat(*(value - math.clamp(d, 0.0, 255.0) * below for d in distances), axis=2))
+
+
+@operators.register
+def _(transform: RandomGrayscale, x: Any, numbers: dict[str, Any]) -> Any:
+    from nvidia.dali import fn, types
+
+    if numbers["apply"]:
+        x = fn.color_space_conversion(_grey(x), image_type=types.GRAY, output_type=types.RGB)
+    return x
+
+
+@operators.register
+def _(transform: GaussianBlur, x: Any, numbers: dict[str, Any]) -> Any:
+    from nvidia.dali import fn
+
+    if numbers["apply"]:
+        x = fn.gaussian_blur(x, sigma=numbers["sigma"])
+    return x
+
+
+@operators.register
+def _(transform: Solarization, x: Any, numbers: dict[str, Any]) -> Any:
+    from nvidia.dali import fn, types
+
+    table = [value if value < transform.threshold else 255 - value for value in range(256)]
+    if numbers["apply"]:
+        x = fn.lookup_table(x, keys=list(range(256)), values=table, dtype=types.UINT8)
+    return x

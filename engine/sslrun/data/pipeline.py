@@ -168,7 +168,8 @@ class Pipeline:
             pictures = decoded(paths, cuda)
             if part is None:
                 return pictures
-            return tuple(dali_views(pictures, views, dict(zip(names, nodes, strict=True)), part))
+            arguments = dict(zip(names, nodes))  # noqa: B905 (AutoGraph's zip has no `strict`)
+            return tuple(dali_views(pictures, views, arguments, part))
 
         graph = pipeline_def(enable_conditionals=part is not None)(whole)
         dali = graph(batch_size=self.batch_size, prefetch_queue_depth=2, **self._options)

@@ -1,9 +1,9 @@
 """The transforms of a recipe: their arguments, how many draws each needs, and how draws become numbers.
 
-A transform is written here as numbers, and elsewhere as pixels: `exact.py` follows PIL's arithmetic, `graph.py` builds
 A transform is written here as numbers, elsewhere as pixels: `exact.py` follows PIL's arithmetic, `graph.py` builds DALI
 operators, and the tests hold both against PIL. All consume `parameters()`, the one place where uniform draws become
 boxes, factors and yes or no, so that they can be compared picture by picture.
+
 Legend: B pictures (or views of pictures), sizes are (B, 2) height and width of what enters. Numbers and numpy only.
 """
 
