@@ -101,7 +101,7 @@ def test_finds_every_key_of_what_tomli_w_writes(document, multiline):
 
 @st.composite
 def handwritten(draw):
-    """(text, line of each key): documents with comments, blank lines, odd spacing and nested layouts, as people write."""
+    """(text, line of each key): documents as people write them, with comments, blank lines and odd spacing."""
     lines, expected = [], {}
     gap = st.sampled_from(["", "# [x] = 'y'", "   ", '\t# """'])
 

@@ -16,7 +16,7 @@ from typing import Any, Union, get_args, get_origin
 
 from sslrun.config.check import TAGS, check_part, fits
 from sslrun.config.load import Config, committed_schema, find
-from sslrun.config.node import Key, Node, child, plain, show, walk
+from sslrun.config.node import Key, Node, lookup, plain, show, walk
 from sslrun.config.schema import describe, is_component, parameters
 from sslrun.errors import UsageError
 
@@ -27,21 +27,12 @@ def build(config: Config, annotation: Any, key: Key = ()) -> Any:
     Raises UsageError: one line with file:line, also for a ValueError that a constructor raises.
     """
     _import_custom(config.root)
-    node = _at(config.root, key) if dataclasses.is_dataclass(annotation) else find(config.root, key)
+    node = lookup(config.root, key)
+    if node is None:
+        node = Node({}, config.root.origins) if dataclasses.is_dataclass(annotation) else find(config.root, key)
     _import_named(node)
     check_part(node, describe(annotation), key)
     return _make(annotation, node, key)
-
-
-def _at(root: Node, key: Key) -> Node:
-    """The table at a key, an empty one where nothing is."""
-    here = root
-    for part in key:
-        step = child(here, part)
-        if step is None:
-            return Node({}, here.origins)
-        here = step[1]
-    return here
 
 
 def _make(annotation: Any, node: Node, key: Key) -> Any:

@@ -12,17 +12,22 @@ class Component:
     """Base of everything that a config can name.
 
     A direct subclass gives `kind` (the word of `sslrun list KIND`) and, where the field has another habit, the key that
-    names the class (`tag`, "type" by default, "policy" for learning-rate schedules).
+    names the class (`tag`, "type" by default, "policy" for learning-rate schedules). A class that configs may not name
+    (a base of others, one that only code can construct) says `listed=False`; its subclasses are listed again.
     """
 
     kind: ClassVar[str]
     tag: ClassVar[str]
     registry: ClassVar[dict[str, type]]
 
-    def __init_subclass__(cls, *, kind: str | None = None, tag: str = "type", **kwargs: Any) -> None:
+    def __init_subclass__(
+        cls, *, kind: str | None = None, tag: str = "type", listed: bool = True, **kwargs: Any
+    ) -> None:
         super().__init_subclass__(**kwargs)
         if kind is not None:
             cls.kind, cls.tag, cls.registry = kind, tag, {}
+            return
+        if not listed:
             return
         other = cls.registry.get(cls.__name__)
         if other is not None and other.__module__ != cls.__module__:

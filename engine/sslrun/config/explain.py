@@ -5,8 +5,9 @@ from typing import Any
 
 from sslrun.config.check import Schema
 from sslrun.config.interpolate import escape, references
-from sslrun.config.load import Config, as_key, committed_schema, find
-from sslrun.config.node import Key, Node, child, parse_key, plain, show
+from sslrun.config.load import Config, as_key, committed_schema
+from sslrun.config.merge import nearest
+from sslrun.config.node import Key, Node, child, lookup, parse_key, plain, show
 from sslrun.errors import UsageError
 
 
@@ -39,17 +40,19 @@ def explain(config: Config, key: str, schema: Schema | None = None) -> str:
     """The value at a key, what it means, and a line for each place that set it, outermost last.
 
     Below a place that refers to other keys stand, indented, the places that set those. A key that nothing sets is
-    explained by the default of the code. Raises UsageError for a key that does not exist.
+    explained by the schema. Raises UsageError for a key that does not exist.
     """
     parts = as_key(key)
-    described = _schema_at(config.root, committed_schema() if schema is None else schema, parts)
+    schema = committed_schema() if schema is None else schema
+    described = _schema_at(config.root, schema, parts)
     meaning = [f"  # {described['description']}"] if "description" in described else []
-    try:
-        node = find(config.root, parts)
-    except UsageError:
-        if "default" not in described:
-            raise
-        return "\n".join([f"{show(parts)} = {inline(described['default'])}", *meaning, "  default of the code"])
+    node = lookup(config.root, parts)
+    if node is None:
+        if not described:
+            known = _schema_at(config.root, schema, parts[:-1]).get("properties", {})
+            raise UsageError(f"{show(parts)}: there is no such key{nearest(str(parts[-1]), list(known))}")
+        value = f" = {inline(described['default'])}" if "default" in described else ""
+        return "\n".join([f"{show(parts)}{value}", *meaning, f"  {'default of the code' if value else 'not set'}"])
     value = f"{show(parts)} = {inline(plain(node))}" if parts else dump(config.values).rstrip()
     return "\n".join([value, *meaning, *_places(config.root, node, "  ")])
 
@@ -74,7 +77,9 @@ def _places(root: Node, node: Node, indent: str) -> list[str]:
     raw = node.where.raw
     for target in references(raw) if isinstance(raw, str) else []:
         lines.append(f"{indent}  ${{{target}}}")
-        lines += _places(root, find(root, parse_key(target)), indent + "    ")
+        referred = lookup(root, parse_key(target))
+        assert referred is not None  # it was resolved
+        lines += _places(root, referred, indent + "    ")
     return lines
 
 

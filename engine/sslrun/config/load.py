@@ -10,8 +10,8 @@ from typing import Any
 from sslrun.config.check import check, kept_keys
 from sslrun.config.files import line_up, recipe_name
 from sslrun.config.interpolate import resolve
-from sslrun.config.merge import merge, nearest
-from sslrun.config.node import Key, Node, Origin, child, names, parse_key, plain, show
+from sslrun.config.merge import merge
+from sslrun.config.node import Key, Node, Origin, lookup, parse_key, plain, show
 from sslrun.config.override import parse_override
 from sslrun.errors import UsageError
 
@@ -95,11 +95,8 @@ def as_key(key: str | Key) -> Key:
 
 
 def find(root: Node, key: Key) -> Node:
-    """The node at a key. Raises UsageError with the nearest name where nothing is."""
-    here = root
-    for place, part in enumerate(key):
-        step = child(here, part)
-        if step is None:
-            raise UsageError(f"{show(key)}: {show(key[: place + 1])} is not set{nearest(str(part), names(here))}")
-        here = step[1]
-    return here
+    """The node at a key. Raises UsageError where nothing is."""
+    node = lookup(root, key)
+    if node is None:
+        raise UsageError(f"{show(key)} is not set")
+    return node

@@ -109,5 +109,7 @@ def nearest(word: str, known: list[str]) -> str:
     """A hint to end an error with; empty where nothing is near."""
     from difflib import get_close_matches  # costs a millisecond that only errors should pay
 
-    close = get_close_matches(word, known, n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    by_lower = {name.lower(): name for name in known}
+    begun = [name for name in by_lower if word and name.startswith(word.lower())]
+    close = get_close_matches(word.lower(), by_lower, n=2, cutoff=0.6) or begun[:2]
+    return f"; did you mean {' or '.join(by_lower[name] for name in close)}?" if close else ""

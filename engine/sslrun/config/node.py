@@ -84,6 +84,17 @@ def child(node: Node, part: str | int) -> tuple[str | int, Node] | None:
     return None
 
 
+def lookup(root: Node, key: Key) -> Node | None:
+    """The node at a key, None where nothing is."""
+    here = root
+    for part in key:
+        step = child(here, part)
+        if step is None:
+            return None
+        here = step[1]
+    return here
+
+
 def names(node: Node) -> list[str]:
     """What a key could continue with below this node."""
     if isinstance(node.value, dict):
@@ -134,4 +145,8 @@ def unquote(part: str) -> str:
 
 def show(key: Key) -> str:
     """A key as it is written in TOML."""
-    return ".".join(str(p) if re.fullmatch(BARE, str(p)) else json.dumps(p, ensure_ascii=False) for p in key)
+    return ".".join(str(part) if re.fullmatch(BARE, str(part)) else _quoted(str(part)) for part in key)
+
+
+def _quoted(part: str) -> str:
+    return json.dumps(part, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON lets DEL stand, TOML does not

@@ -121,9 +121,8 @@ def _union(base: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
         definitions[name] = {"title": base.kind, "x-tag": base.tag, "oneOf": []}
         usable = [cls for cls in base.registry.values() if issubclass(cls, base) and cls.__module__.startswith(prefix)]
         for cls in sorted(usable, key=lambda cls: cls.__name__):
-            if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
-                option = _define(f"{base.kind}.{cls.__name__}", cls, definitions, prefix)
-                definitions[name]["oneOf"].append(option)
+            option = _define(f"{base.kind}.{cls.__name__}", cls, definitions, prefix)
+            definitions[name]["oneOf"].append(option)
     return {"$ref": f"#/$defs/{name}"}
 
 
