@@ -123,7 +123,7 @@ def test_the_cut_of_a_global_batch_does_not_show(micro_batch):
     loss, gradients, keys = step(whole, [batch])
     pieces = [piece(batch, first, micro_batch) for first in range(0, 32, micro_batch)]
     loss_cut, gradients_cut, keys_cut = step(cut, pieces)
-    assert loss == pytest.approx(loss_cut, rel=1e-9)
+    assert loss == pytest.approx(loss_cut, rel=1e-6)  # the head computes in fp32
     torch.testing.assert_close(keys, keys_cut)
     for a, b in zip(gradients, gradients_cut, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)

@@ -1,12 +1,14 @@
-"""The whole of a recipe: every top-level key and table of a config file, each table's schema declared where it is used."""
+"""The whole of a recipe: every top-level key and table of a config. A table's schema stands where it is used."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sslrun.data import DataConfig
-from sslrun.data.transforms import Transform
+from sslrun.errors import UsageError
+from sslrun.evaluation.monitor import MonitorConfig
 from sslrun.methods import Method
 from sslrun.optim import Optimizer, Schedule
+from sslrun.runtime.checkpoint import CheckpointConfig
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,7 @@ class EngineConfig:
         precision: "bf16" is fp32 parameters with bfloat16 autocast; "auto" takes it on CUDA devices that have it.
         compile: torch.compile of the networks; "auto" is on for CUDA.
         micro_batch: samples on a device at once, a multiple of data.samples_per_gpu; "auto" takes as many as fit.
-        executor: "local" is one process without DeepSpeed; "auto" takes DeepSpeed when there are several processes.
-        zero_stage: DeepSpeed ZeRO stage, 0 to 3.
+        zero_stage: DeepSpeed ZeRO stage, 0 to 3; of runs with several processes.
         max_skipped_steps: steps with a non-finite loss or gradient to leave out before the run stops. Above 0 the
             check waits for the device at every step.
         threads: threads of the CPU computation of one process; 0 is one per core, shared among the processes of a node.
@@ -29,34 +30,18 @@ class EngineConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     micro_batch: int | Literal["auto"] = "auto"
-    executor: Literal["auto", "local", "deepspeed"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1
     max_skipped_steps: int = 0
     threads: int = 0
 
 
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When the run is saved; it is always saved at its end and when it is told to stop.
-
-    Attributes:
-        interval: epochs, or iterations, between two checkpoints.
-        by: unit of the interval.
-        max_keep_ckpts: how many of the newest stay; 0 keeps all.
-    """
-
-    interval: int = 10
-    by: Literal["epoch", "iter"] = "epoch"
-    max_keep_ckpts: int = 3
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is written down.
+    """The `[log]` table: what is written down.
 
     Attributes:
         interval: iterations between two lines and two rows of metrics.jsonl.
-        hooks: further sinks: "tensorboard", "wandb".
+        hooks: further places for the rows: "tensorboard", "wandb".
         level: least severe message shown.
     """
 
@@ -64,26 +49,9 @@ class LogConfig:
     hooks: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
-
-@dataclass(frozen=True)
-class MonitorConfig:
-    """What is measured while training, on pictures that are not trained on (data.holdout).
-
-    Attributes:
-        knn_interval: epochs between two k-NN classifications; 0 for none.
-        knn_k: neighbours that vote.
-        knn_temperature: of the votes' weights.
-        knn_bank: most training pictures the held-out ones are compared with.
-        transforms: how those pictures are prepared; a centre crop of the first view's size where it is not given.
-        collapse: what to do when the embeddings of different pictures become equal.
-    """
-
-    knn_interval: int = 0
-    knn_k: int = 20
-    knn_temperature: float = 0.07
-    knn_bank: int = 20000
-    transforms: list[Transform] | None = None
-    collapse: Literal["warn", "stop"] = "warn"
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise UsageError(f"log.interval must be at least 1, not {self.interval}")
 
 
 @dataclass

@@ -1,11 +1,65 @@
-"""Features of pictures under a frozen encoder: what every evaluation starts from."""
+"""Features of pictures under a frozen encoder: what every evaluation, and every clustering method, starts from."""
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslrun.data.batch import Batch
+from sslrun.data import Batch, DataConfig, Loader, Sequential, Source, ViewGroup
+from sslrun.data.transforms import CenterCrop, Resize, Transform
+from sslrun.runtime import distributed
+
+BATCH = 128
+
+
+class FeatureExtractor:
+    """Features of the pictures of one source, prepared without randomness; ranks share the work.
+
+    Args:
+        source: opened.
+        data: the `[data]` table: how to read.
+        transforms: how to prepare the pictures; None is a centre crop like the first view of `data`.
+        device: where the network is.
+        bf16: compute under bfloat16 autocast.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        data: DataConfig,
+        transforms: list[Transform] | None,
+        device: torch.device,
+        bf16: bool = False,
+    ) -> None:
+        self.source, self.device, self.bf16 = source, device, bf16
+        self.loader = Loader(
+            source,
+            [ViewGroup(num_views=1, transforms=transforms or centre_crop_like(data.views[0]))],
+            sampler=Sequential(len(source)),
+            seed=0,
+            batch_size=BATCH,
+            device=device,
+            augment=data.augment,
+            num_threads=data.workers_per_gpu,
+        )
+
+    def extract(self, backbone: nn.Module, ids: np.ndarray) -> Tensor:
+        """(N, D) fp32 on the CPU, a row for each of the (N,) ids, the same on all ranks; all ranks call it."""
+        ranks = distributed.world_size()
+        padded = np.resize(ids, -(-len(ids) // ranks) * ranks)  # equal shares; what is there twice is cut off below
+        mine = padded.reshape(ranks, -1)[distributed.rank()]
+        cursor = [(0, mine[first : first + BATCH]) for first in range(0, len(mine), BATCH)]
+        rows = extract(backbone, self.loader.run(cursor), self.device, self.bf16)
+        if ranks > 1:
+            rows = distributed.all_gather_rows(rows.to(self.device)).cpu()
+        return rows[: len(ids)]
+
+
+def centre_crop_like(group: ViewGroup) -> list[Transform]:
+    """Short side to 8/7 of the view's size, centre crop, the view's own normalisation: 256 and 224 for ImageNet."""
+    height, width = group.size
+    return [Resize(round(min(height, width) * 8 / 7)), CenterCrop([height, width]), group.normalize]
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ class MoCo(Method):
     def forward(self, batch: Batch, progress: Progress, targets: Tensor) -> Loss:
         queries = self.neck(self.backbone(batch.crops()[0])[-1])
         loss, top1 = self.head(queries, targets, self.queue.rows)
-        return Loss(loss, {"top1": top1, "feature_std": _spread(queries)}, {"keys": targets})
+        return Loss(loss, {"top1_pct": 100 * top1, "feature_std": _spread(queries)}, {"keys": targets})
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
         return [(self.key_backbone, self.backbone, self.momentum), (self.key_neck, self.neck, self.momentum)]

@@ -1,0 +1,80 @@
+"""What is measured while training: k-NN on held-out pictures. Reads the network; changes nothing about it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from sslrun.data import DataConfig, Source
+from sslrun.data.transforms import Transform
+from sslrun.errors import UsageError
+from sslrun.evaluation.features import FeatureExtractor
+from sslrun.evaluation.knn import knn_top1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """The `[monitor]` table: what is measured on pictures that are not trained on (data.holdout).
+
+    Attributes:
+        knn_interval: epochs between two k-NN classifications, the first before training; 0 for none.
+        knn_k: neighbours that vote.
+        knn_temperature: of the votes' weights.
+        knn_bank: most training pictures that the held-out ones are compared with.
+        transforms: how pictures are prepared; where it is not given, a centre crop of the first view's size.
+        collapse: what to do when the embeddings of different pictures become equal.
+    """
+
+    knn_interval: int = 0
+    knn_k: int = 20
+    knn_temperature: float = 0.07
+    knn_bank: int = 20000
+    transforms: list[Transform] | None = None
+    collapse: Literal["warn", "stop"] = "warn"
+
+    def __post_init__(self) -> None:
+        for name, least in (("knn_interval", 0), ("knn_k", 1), ("knn_bank", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"monitor.{name} must be at least {least}, not {getattr(self, name)}")
+        if not self.knn_temperature > 0:
+            raise UsageError(f"monitor.knn_temperature must be above 0, not {self.knn_temperature}")
+
+    def is_due(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether k-NN is due after this many optimiser steps."""
+        return self.knn_interval > 0 and step % (self.knn_interval * steps_per_epoch) == 0
+
+
+class KnnMonitor:
+    """Classifies held-out pictures by their nearest training pictures.
+
+    Args:
+        config: the `[monitor]` table.
+        data: the `[data]` table.
+        source: training pictures, opened, with labels.
+        holdout: held-out pictures, opened, with labels.
+        device: where the network is.
+        bf16: extract features under bfloat16 autocast.
+    """
+
+    def __init__(
+        self, config: MonitorConfig, data: DataConfig, source: Source, holdout: Source, device: torch.device, bf16: bool
+    ) -> None:
+        if source.labels is None or holdout.labels is None:
+            raise UsageError("monitor.knn_interval needs labels, but data.source or data.holdout has none; set it to 0")
+        self.config = config
+        self.extractors = [FeatureExtractor(part, data, config.transforms, device, bf16) for part in (source, holdout)]
+        bank_size = min(config.knn_bank, len(source))
+        self.ids = [np.linspace(0, len(source) - 1, bank_size).astype(np.int64), np.arange(len(holdout))]
+        labels = (source.labels[self.ids[0]], holdout.labels[self.ids[1]])
+        self.bank_labels, self.query_labels = (torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in labels)
+
+    def top1_pct(self, backbone: nn.Module) -> float:
+        """Per cent of held-out pictures whose neighbours vote for their class. All ranks call it and share the work."""
+        pairs = zip(self.extractors, self.ids, strict=True)
+        bank, queries = (extractor.extract(backbone, ids) for extractor, ids in pairs)
+        config = self.config
+        return knn_top1(
+            bank, self.bank_labels, queries, self.query_labels, k=config.knn_k, temperature=config.knn_temperature
+        )

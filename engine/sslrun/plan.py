@@ -1,0 +1,231 @@
+"""From a recipe and the hardware at hand to numbers: what the loop will do, and what `--dry-run` prints.
+
+The recipe fixes what is computed; this file chooses only how it is cut up. Rank r of W holds a contiguous block of each
+global batch, and its micro-batches are contiguous pieces of that block.
+"""
+
+import copy
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+
+from sslrun.data.batch import Batch
+from sslrun.errors import UsageError
+from sslrun.methods import Progress
+from sslrun.nn.norm import set_groups
+from sslrun.recipe import Recipe
+
+MEMORY_SHARE = 0.7  # of the free memory that activations may take; the rest is for weights, gradients and the data path
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine chose for itself: recorded in the run folder and used again by a resume."""
+
+    device: str
+    precision: str
+    compile: bool
+    micro_batch: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The loop in numbers.
+
+    Attributes:
+        machine: the choices of this machine.
+        world_size: number of ranks.
+        accumulation: micro-batches per rank and optimiser step.
+        steps_per_epoch: optimiser steps per epoch.
+        total_steps: optimiser steps of the run.
+        global_batch: samples per optimiser step over all ranks.
+        num_samples: of the training source, without what is held out.
+    """
+
+    machine: Machine
+    world_size: int
+    accumulation: int
+    steps_per_epoch: int
+    total_steps: int
+    global_batch: int
+    num_samples: int
+
+    def positions(self, step: int, rank: int) -> list[tuple[int, np.ndarray]]:
+        """(epoch, positions in the epoch) of each micro-batch of `rank` at an optimiser step.
+
+        Past the end of an epoch that the global batch does not divide (drop_last = false) positions start again.
+        """
+        epoch, within = divmod(step, self.steps_per_epoch)
+        per_rank = self.global_batch // self.world_size
+        first = within * self.global_batch + rank * per_rank
+        block = np.arange(first, first + per_rank, dtype=np.int64) % self.num_samples
+        return [(epoch, part) for part in np.split(block, self.accumulation)]
+
+
+def device_of(recipe: Recipe, local_rank: int) -> torch.device:
+    """The device of this rank."""
+    wanted = recipe.engine.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("engine.device is 'cuda', but torch sees no CUDA device; leave it at 'auto' to use the CPU")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+def choose_machine(
+    recipe: Recipe,
+    device: torch.device,
+    world_size: int,
+    ranks_on_node: int,
+    recorded: dict[str, Any] | None = None,
+) -> Machine:
+    """What the recipe says of the machine, else what this run chose before (`recorded`), else what is best here."""
+    engine = recipe.engine
+    _check_batch(recipe.global_batch, recipe.data.samples_per_gpu, world_size)
+    before = recorded or {}
+    cuda = device.type == "cuda"
+    precision = engine.precision
+    if precision == "auto":
+        precision = before.get("precision") or ("bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32")
+    micro_batch = engine.micro_batch
+    if micro_batch == "auto":
+        per_rank = recipe.global_batch // world_size
+        micro_batch = before.get("micro_batch") or _largest_that_fits(
+            recipe, per_rank, device, precision, ranks_on_node
+        )
+    _check_micro_batch(micro_batch, recipe.global_batch, recipe.data.samples_per_gpu, world_size)
+    return Machine(
+        device=device.type,
+        precision=precision,
+        compile=engine.compile == "on" or (engine.compile == "auto" and cuda),
+        micro_batch=micro_batch,
+        threads=engine.threads or before.get("threads") or max(1, len(os.sched_getaffinity(0)) // ranks_on_node),
+    )
+
+
+def make_plan(recipe: Recipe, num_samples: int, machine: Machine, world_size: int) -> Plan:
+    """The loop in numbers; UsageError where there are too few samples for one step."""
+    batch = recipe.global_batch
+    steps_per_epoch = num_samples // batch if recipe.data.drop_last else -(-num_samples // batch)
+    if steps_per_epoch == 0:
+        raise UsageError(
+            f"the training source has {num_samples} samples, fewer than one global_batch of {batch}; "
+            f"use a smaller global_batch, or data.drop_last = false"
+        )
+    return Plan(
+        machine=machine,
+        world_size=world_size,
+        accumulation=batch // (world_size * machine.micro_batch),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=recipe.max_iters if recipe.max_iters is not None else (recipe.epochs or 0) * steps_per_epoch,
+        global_batch=batch,
+        num_samples=num_samples,
+    )
+
+
+def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -> str:
+    """The text of `--dry-run`."""
+    trained = sum(p.numel() for p in recipe.model.parameters() if p.requires_grad)
+    followed = sum(p.numel() for p in recipe.model.parameters() if not p.requires_grad)
+    per_sample = activation_bytes(recipe, plan.machine.precision) / recipe.data.samples_per_gpu
+    machine = plan.machine
+    views = " + ".join(f"{group.num_views} of {'x'.join(map(str, group.size))} px" for group in recipe.data.views)
+    lines = [
+        ("method", type(recipe.model).__name__),
+        ("parameters", f"{trained / 1e6:.2f} M trained, {followed / 1e6:.2f} M following or frozen"),
+        ("views", views),
+        ("samples", f"{plan.num_samples:,} ({data_note})"),
+        (
+            "global batch",
+            f"{plan.global_batch} = {plan.world_size} rank(s) x {plan.accumulation} accumulated "
+            f"x {machine.micro_batch} at once, BatchNorm groups of {recipe.data.samples_per_gpu}",
+        ),
+        (
+            "steps",
+            f"{plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:g} epochs x {plan.steps_per_epoch:,}",
+        ),
+        (
+            "memory",
+            f"about {per_sample * machine.micro_batch / 2**30:.2f} GiB of activations "
+            f"({per_sample / 2**20:.1f} MiB per sample)",
+        ),
+        (
+            "machine",
+            f"{machine.device}, {machine.precision}, compile {'on' if machine.compile else 'off'}, "
+            f"{machine.threads} threads",
+        ),
+        ("first ids", ", ".join(map(str, first_ids)) + ", ..."),
+    ]
+    return "\n".join(f"{name:<13}{text}" for name, text in lines)
+
+
+def activation_bytes(recipe: Recipe, precision: str) -> int:
+    """Bytes that the forward pass of one BatchNorm group keeps for the backward pass, counted without computing."""
+    group = recipe.data.samples_per_gpu
+    progress = Progress(step=0, total_steps=1, steps_per_epoch=1, seed=0)
+    kept: dict[int, torch.Tensor] = {}  # by storage, so that views of one count once
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as shapes_only:
+        with FakeCopyMode(shapes_only):
+            method = copy.deepcopy(recipe.model).train()
+        set_groups(method, group, 1)
+        views = [torch.empty(view.num_views * group, 3, *view.size) for view in recipe.data.views]
+        batch = Batch(views, torch.empty(group, dtype=torch.long), None)
+        (target,) = method.targets([batch], progress)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            method(batch, progress, target)
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return total // (2 if precision == "bf16" else 1)
+
+
+def _largest_that_fits(recipe: Recipe, per_rank: int, device: torch.device, precision: str, ranks_on_node: int) -> int:
+    """The most groups whose activations fit into the free memory, among those that divide the rank's share."""
+    group = recipe.data.samples_per_gpu
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes_of_host() // ranks_on_node
+    fitting = int(free * MEMORY_SHARE // max(1, activation_bytes(recipe, precision)))
+    groups = per_rank // group
+    return group * max(n for n in range(1, groups + 1) if groups % n == 0 and n <= max(1, fitting))
+
+
+def _free_bytes_of_host() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) * 1024
+    return 2**33
+
+
+def _check_batch(batch: int, group: int, world_size: int) -> None:
+    if batch < 1 or group < 1:
+        raise UsageError(f"global_batch is {batch} and data.samples_per_gpu is {group}, expected both above 0")
+    if batch % (group * world_size) == 0:
+        return
+    possible = [n for n in range(1, batch // group + 1) if batch % (group * n) == 0]
+    if not possible:
+        near = max(1, round(batch / group)) * group
+        raise UsageError(
+            f"global_batch {batch} is not a multiple of data.samples_per_gpu {group}; the nearest that is: {near}"
+        )
+    raise UsageError(
+        f"global_batch {batch} in groups of data.samples_per_gpu {group} cannot be dealt to {world_size} processes; "
+        f"possible numbers of processes: {', '.join(map(str, possible))}"
+    )
+
+
+def _check_micro_batch(micro_batch: int, batch: int, group: int, world_size: int) -> None:
+    groups = batch // world_size // group
+    possible = [group * n for n in range(1, groups + 1) if groups % n == 0]
+    if micro_batch not in possible:
+        raise UsageError(
+            f"engine.micro_batch is {micro_batch}, but {batch // world_size} samples per process in groups of "
+            f"data.samples_per_gpu {group} can be cut into: {', '.join(map(str, possible))}"
+        )

@@ -1,0 +1,50 @@
+"""Means of the step metrics between two rows of the log, kept on the device until they are read."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslrun.runtime import distributed
+
+
+class Window:
+    """Sums since the last row. They go into the checkpoint, so that a resumed run writes the same rows."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """One more step of this rank; waits for nothing."""
+        self.steps += 1
+        for name, value in metrics.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.detach().clone()
+
+    def read(self) -> dict[str, float]:
+        """Means over the steps and the ranks, and a new start. The one place where the loop waits for the device."""
+        means = {name: sum(shares) / len(shares) / self.steps for name, shares in self._shares().items()}
+        self.steps, self.sums = 0, {}
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """As JSON: each rank's own sums, because means of means round differently."""
+        return {"steps": self.steps, "sums": self._shares()}
+
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from `state()`; on another number of ranks each takes the mean."""
+        self.steps = state["steps"]
+        ranks, rank = distributed.world_size(), distributed.rank()
+        self.sums = {
+            name: torch.tensor(
+                shares[rank] if len(shares) == ranks else sum(shares) / len(shares), dtype=torch.float32, device=device
+            )
+            for name, shares in state["sums"].items()
+        }
+
+    def _shares(self) -> dict[str, list[float]]:
+        """The sums of every rank."""
+        if not self.sums:
+            return {}
+        gathered = distributed.all_gather_rows(torch.stack(list(self.sums.values())).float().unsqueeze(0))
+        return dict(zip(self.sums, gathered.T.tolist(), strict=True))
