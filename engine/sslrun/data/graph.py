@@ -176,7 +176,13 @@ def operators(transform: Transform, x: Any, numbers: dict[str, Any]) -> Any:
     raise UsageError(f'{type(transform).__name__} has no operators; use data.augment = "exact"')
 
 
-# DALI rounds to nearest where PIL cuts off: factors are applied a little less than half a level lower.
+def _types() -> Any:
+    from nvidia.dali import types  # its constants are made at run time: no type checker finds them
+
+    return types
+
+
+# DALI rounds to nearest where PIL cuts off, so results are lowered by a little less than half a level.
 _CUT = 0.499
 
 
@@ -192,8 +198,9 @@ def _(transform: Resample, numbers: Parameters) -> Parameters:
 
 @operators.register
 def _(transform: Resample, x: Any, numbers: dict[str, Any]) -> Any:
-    from nvidia.dali import fn, types
+    from nvidia.dali import fn
 
+    types = _types()
     kinds = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
     # Cut first: a filter that reads beyond the box would see pixels that PIL's does not.
     crop = fn.slice(x, numbers["start"], numbers["shape"], axes=[0, 1])
@@ -258,25 +265,30 @@ def _brightness(x: Any, factor: Any) -> Any:
 def _contrast(x: Any, factor: Any) -> Any:
     from nvidia.dali import fn, math
 
-    mean = math.floor(fn.reductions.mean(_grey(x)) + 0.5)
-    return fn.brightness_contrast(x, contrast=factor, contrast_center=mean, brightness_shift=-_CUT / 255)
+    return _blend(x, math.floor(fn.reductions.mean(_grey(x)) + 0.5), factor)
 
 
 def _saturation(x: Any, factor: Any) -> Any:
-    grey = _grey(x) * 1.0
-    return _bytes((x - grey) * factor + grey - _CUT)
+    return _blend(x, _grey(x) * 1.0, factor)
+
+
+def _blend(x: Any, degenerate: Any, factor: Any) -> Any:
+    # Arithmetic rather than an operator's argument, since arguments cannot come from the GPU.
+    return _bytes((x - degenerate) * factor + degenerate - _CUT)
 
 
 def _grey(x: Any) -> Any:
-    from nvidia.dali import fn, types
+    from nvidia.dali import fn
 
+    types = _types()
     return fn.color_space_conversion(x, image_type=types.RGB, output_type=types.GRAY)
 
 
 def _bytes(x: Any) -> Any:
     """Whole numbers from 0 to 255, by rounding; an arithmetic result has lost its layout."""
-    from nvidia.dali import fn, types
+    from nvidia.dali import fn
 
+    types = _types()
     return fn.reshape(fn.cast(x, dtype=types.UINT8), layout="HWC")
 
 
@@ -304,8 +316,9 @@ def _hue(x: Any, steps: Any) -> Any:
 
 @operators.register
 def _(transform: RandomGrayscale, x: Any, numbers: dict[str, Any]) -> Any:
-    from nvidia.dali import fn, types
+    from nvidia.dali import fn
 
+    types = _types()
     if numbers["apply"]:
         x = fn.color_space_conversion(_grey(x), image_type=types.GRAY, output_type=types.RGB)
     return x
@@ -322,8 +335,9 @@ def _(transform: GaussianBlur, x: Any, numbers: dict[str, Any]) -> Any:
 
 @operators.register
 def _(transform: Solarization, x: Any, numbers: dict[str, Any]) -> Any:
-    from nvidia.dali import fn, types
+    from nvidia.dali import fn
 
+    types = _types()
     table = [value if value < transform.threshold else 255 - value for value in range(256)]
     if numbers["apply"]:
         x = fn.lookup_table(x, keys=list(range(256)), values=table, dtype=types.UINT8)
