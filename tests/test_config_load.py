@@ -129,6 +129,12 @@ class TestUnreadableFiles:
         write("x.toml", content)
         assert message("x.toml") == expected
 
+    def test_overrides_and_references_can_be_too_deep(self, write):
+        expected = "x.toml: tables, lists or references are nested too deep"
+        assert message(write("x.toml", ""), ".".join(["a"] * 2000) + "=1") == expected
+        chain = "".join(f'a{n} = ["${{a{n + 1}}}"]\n' for n in range(1000))
+        assert message(write("x.toml", f"{chain}a1000 = 1")) == expected
+
     def test_sixty_levels_are_fine(self, write):
         write("x.toml", ".".join(["a"] * 60) + " = 1")
         assert message("x.toml", "a.b=[").startswith("--set a.b=[: '[' is not a TOML value")

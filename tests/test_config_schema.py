@@ -111,6 +111,18 @@ class Recipe:
     vars: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Odd:
+    """Refuses odd seeds."""
+
+    net: Net
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.seed % 2:
+            raise ValueError(f"seed {self.seed} is odd")
+
+
 SCHEMA = describe(Recipe)
 LINEAR = 'net = { type = "Linear", in_channels = 8 }\n'
 
@@ -120,10 +132,10 @@ def made(tmp_path, monkeypatch):
     """The configuration of x.toml, which extends base.toml."""
     monkeypatch.chdir(tmp_path)
 
-    def make(text, *overrides, base=""):
+    def make(text, *overrides, base="", schema=SCHEMA):
         (tmp_path / "base.toml").write_text(base)
         (tmp_path / "x.toml").write_text(f'extends = "base.toml"\n{text}')
-        return load("x.toml", overrides, SCHEMA)
+        return load("x.toml", overrides, schema)
 
     return make
 
@@ -240,6 +252,10 @@ class TestCheck:
             (
                 '[net]\ntype = "Stack"\nlayers = []\nscale = [\n 1,\n "2",\n]',
                 'x.toml:7: net.scale.1: expected a number, got the string "2"',
+            ),
+            (
+                LINEAR + 'log.hooks = "wandb"',
+                'x.toml:3: log.hooks: expected a list of "tensorboard" or "wandb", got the string "wandb"',
             ),
             (LINEAR + "nett = 1", "x.toml:3: nett: unknown key of Recipe; did you mean net?"),
             (LINEAR + "log.micro = 1.5", 'x.toml:3: log.micro: expected "auto" or a whole number, got the number 1.5'),
@@ -368,6 +384,8 @@ class TestBuild:
         config = made('[net]\ntype = "Stack"\nlayers = []\ndropout = 2')
         with pytest.raises(UsageError, match=r"^x\.toml:2: net: dropout is 2\.0, expected below 1$"):
             config.build(Recipe)
+        with pytest.raises(UsageError, match=r"^x\.toml: seed 3 is odd$"):
+            made("", "seed=3", base=LINEAR, schema={}).build(Odd)
 
     def test_a_component_of_ones_own(self, made, tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(tmp_path)

@@ -14,7 +14,7 @@ import types
 from collections.abc import Sequence
 from typing import Any, Union, get_args, get_origin
 
-from sslrun.config.check import TAGS, check_part, fits
+from sslrun.config.check import TAGS, check_part, file_of, fits
 from sslrun.config.load import Config, committed_schema, find
 from sslrun.config.node import Key, Node, lookup, plain, show, walk
 from sslrun.config.schema import describe, is_component, parameters
@@ -62,7 +62,8 @@ def _call(cls: Any, node: Node, key: Key, tag: str | None = None) -> Any:
     try:
         return cls(**made)
     except ValueError as error:
-        raise UsageError(f"{node.where}: {show(key) + ': ' if key else ''}{error}") from error
+        place = f"{node.where}: {show(key)}" if key else file_of(node).layer.source
+        raise UsageError(f"{place}: {error}") from error
 
 
 def _import_custom(root: Node) -> None:

@@ -65,6 +65,11 @@ def fits(node: Node, schema: Schema) -> bool:
     return not any(_problems(_Scope(schema.get("$defs", {}), False), node, schema, ()))
 
 
+def file_of(node: Node) -> Origin:
+    """Where a table stands in a file; for one that only `--set` made, that `--set`."""
+    return next((origin for origin in reversed(node.origins) if origin.line is not None), node.where)
+
+
 def kept_keys(root: Node) -> list[str]:
     """A line for each table whose class was changed by a later layer: which inherited keys it kept."""
     notes = []
@@ -121,7 +126,7 @@ def _tagged(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Pro
     tag = schema["x-tag"]
     options = {option["$ref"].rpartition(".")[2]: option for option in schema["oneOf"]}
     if tag not in node.value:
-        yield Problem(_line(node), key, f"{tag} is missing; it names one of the {schema['title']}: {_some(options)}")
+        yield Problem(file_of(node), key, f"{tag} is missing; it names one of the {schema['title']}: {_some(options)}")
         return
     named = node.value[tag]
     if not isinstance(named.value, str):
@@ -149,7 +154,7 @@ def _table(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Prob
     for part in schema.get("required", []):
         if part not in node.value:
             title, expected = schema.get("title", "this table"), _expected(scope, _follow(scope, known[part]))
-            yield Problem(_line(node), key, f"{part} is missing; {title} needs it: {expected}")
+            yield Problem(file_of(node), key, f"{part} is missing; {title} needs it: {expected}")
 
 
 def _unknown(table: Node, value: Node, schema: Schema, key: Key) -> str:
@@ -200,20 +205,16 @@ def _expected(scope: _Scope, schema: Schema) -> str:
         return " or ".join(filter(None, [", ".join(options[:-1]), options[-1]]))
     if "x-tag" in schema:
         return f"a table whose {schema['x-tag']} names one of the {schema['title']}"
-    if schema.get("type") == "array" and "items" in schema:
-        inner = _follow(scope, schema["items"]).get("type", "object")
+    if schema.get("type") == "array" and schema.get("items"):
+        inner = _follow(scope, schema["items"])
         count = f"{schema['minItems']} " if schema.get("minItems", 0) == schema.get("maxItems") else ""
-        return f"a list of {count}{_WORDS[inner][1]}"
+        of_type = "object" if "x-tag" in inner else inner.get("type")
+        return f"a list of {count}{_WORDS[of_type][1] if of_type else _expected(scope, inner)}"
     return _WORDS[schema["type"]][0] if "type" in schema else "any value"
 
 
 def _follow(scope: _Scope, schema: Schema) -> Schema:
     return scope.definitions[schema["$ref"].removeprefix("#/$defs/")] if "$ref" in schema else schema
-
-
-def _line(node: Node) -> Origin:
-    """Where a table stands in a file; for one that only `--set` made, that `--set`."""
-    return next((origin for origin in reversed(node.origins) if origin.line is not None), node.where)
 
 
 def _some(options: Any) -> str:
