@@ -23,7 +23,8 @@ def test_alone_everything_answers_for_itself(environment: pytest.MonkeyPatch) ->
     assert torch.equal(distributed.all_gather_rows(x), x)
     assert torch.equal(distributed.exchange_rows(x, torch.tensor([2, 0, 1])), x[[2, 0, 1]])
     assert distributed.any_rank(True) and not distributed.any_rank(False)
-    assert distributed.broadcast_object("a") == "a"
+    assert distributed.broadcast_object("a") == "a" and distributed.gather_objects("a") == ["a"]
+    assert distributed.Vote(torch.device("cpu")).cast(75) == 75
     distributed.all_reduce_mean_([x])
     distributed.barrier()
     distributed.shutdown()
@@ -96,6 +97,8 @@ def each_collective() -> dict[str, object]:
         "sum": distributed.all_reduce_sum_(torch.tensor([1.0, rank])),
         "any": [distributed.any_rank(rank == 1), distributed.any_rank(False)],
         "object": distributed.broadcast_object({"from": rank}),
+        "objects": distributed.gather_objects({"from": rank}),
+        "votes": [distributed.Vote(torch.device("cpu")).cast(value) for value in (0, rank * 75)],
     }
     distributed.barrier()
     distributed.shutdown()
@@ -126,6 +129,8 @@ def test_collectives_on_three_ranks() -> None:
         assert result["sum"].tolist() == [3.0, 3.0]
         assert result["any"] == [True, False]
         assert result["object"] == {"from": 0}
+        assert result["objects"] == [{"from": 0}, {"from": 1}, {"from": 2}]
+        assert result["votes"] == [0, 150]
 
 
 def fail_on_rank_one() -> None:

@@ -58,11 +58,13 @@ class ToyMethod(nn.Module):
         if self.spoil == "gradient":
             value = value * float("nan")
         if self.spoil == "loss":
-            value = value + torch.tensor(float("inf"))
+            value = value + torch.full_like(value, float("inf"))
         return ToyLoss(value, {"value": value.detach()}, {"rows": targets.detach()})
 
 
-def build(optimizer: str = "sgd", zero_stage: int | None = None, **options: Any) -> Executor:
+def build(
+    optimizer: str = "sgd", zero_stage: int | None = None, device: torch.device = CPU, **options: Any
+) -> Executor:
     """An executor over a new ToyMethod: LocalExecutor, or DeepSpeedExecutor where a stage is given."""
     method = ToyMethod()
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
@@ -74,10 +76,10 @@ def build(optimizer: str = "sgd", zero_stage: int | None = None, **options: Any)
         groups[1]["lars_exclude"] = True
     torch_optimizer = OPTIMIZERS[optimizer](groups)
     if zero_stage is None:
-        return LocalExecutor(method, torch_optimizer, device=CPU, **options)
+        return LocalExecutor(method, torch_optimizer, device=device, **options)
     from sslrun.runtime.deepspeed_executor import DeepSpeedExecutor
 
-    return DeepSpeedExecutor(method, torch_optimizer, device=CPU, zero_stage=zero_stage, **options)
+    return DeepSpeedExecutor(method, torch_optimizer, device=device, zero_stage=zero_stage, **options)
 
 
 def micro_batches(step: int, accumulation: int) -> list[Tensor]:
@@ -100,7 +102,7 @@ def train(executor: Executor, steps: range, rate: float, spoil: dict[int, str] |
     """
     method, rows = executor.method, []
     for step in steps:
-        batches = micro_batches(step, executor.accumulation)
+        batches = [batch.to(executor.device) for batch in micro_batches(step, executor.accumulation)]
         values = []
         for i, (batch, target) in enumerate(zip(batches, executor.targets(batches, step), strict=True)):
             is_last = i == len(batches) - 1 and distributed.rank() == distributed.world_size() - 1

@@ -301,10 +301,6 @@ def _initialize(
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles C++ that only inference uses
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # it can broadcast no other
-    if not torch.distributed.is_initialized():  # a run of one that asks for DeepSpeed
-        backend, store = "nccl" if device.type == "cuda" else "gloo", torch.distributed.HashStore()
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-        os.environ.setdefault("LOCAL_RANK", "0")
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
 
 
