@@ -1,0 +1,234 @@
+"""Loader: batches that depend on nothing but (seed, epoch, positions), bit for bit, and a thread that always ends."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sslrun.data import ImageFolder, Loader, Order, Sequential, ViewGroup
+from sslrun.data.transforms import ColorJitter, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
+
+NUM_PICTURES = 26
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for i in range(NUM_PICTURES):
+        coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        path = root / "xyz"[i % 3] / f"{i:02d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        coarse.resize((40 + i, 64 - i), Image.Resampling.BICUBIC).save(path, quality=90)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSLRUN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        folder = ImageFolder(str(root))
+        folder.open()
+        assert folder.sizes.shape == (NUM_PICTURES, 2)
+    return folder
+
+
+def views():
+    crop = [RandomResizedCrop(24, scale=[0.2, 1.0]), ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), RandomHorizontalFlip()]
+    small = [RandomResizedCrop(16, scale=[0.05, 0.2]), RandomHorizontalFlip(), Normalize()]
+    return [ViewGroup(2, [*crop, Normalize()]), ViewGroup(1, small)]
+
+
+def cursor(batch_size, epochs=2, start=0):
+    """Positions of some epochs in batches, the last of an epoch filled up from past its end."""
+    per_epoch = -(-NUM_PICTURES // batch_size)
+    for step in range(start, epochs * per_epoch):
+        epoch, within = divmod(step, per_epoch)
+        yield epoch, np.arange(within * batch_size, (within + 1) * batch_size)
+
+
+def samples(source, cursor, **options):
+    """(epoch, position) -> everything the loader says of that sample, views of all groups in one row."""
+    options = {"seed": 5, "batch_size": 32, "sampler": Order(len(source), options.get("seed", 5))} | options
+    items = list(cursor)
+    found = {}
+    for (epoch, positions), batch in zip(items, Loader(source, views(), **options).run(items), strict=True):
+        parts = [view.reshape(-1, len(positions), view[0].numel()).transpose(0, 1) for view in batch.views]
+        rows = torch.cat([part.flatten(1) for part in parts], dim=1)
+        for row, position in enumerate(positions.tolist()):
+            found[epoch, position] = (int(batch.index[row]), int(batch.label[row]), rows[row].numpy().tobytes())
+    return found
+
+
+MODES = ["exact", "dali"]
+
+
+@pytest.fixture(scope="module", params=MODES)
+def reference(request, source):
+    return request.param, samples(source, cursor(8), num_threads=1, prefetch=1, augment=request.param)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "options"), [(8, {"num_threads": 2, "prefetch": 3}), (5, {"num_threads": 2}), (26, {})]
+)
+def test_threads_prefetch_and_grouping_change_nothing(source, reference, batch_size, options):
+    mode, expected = reference
+    found = samples(source, cursor(batch_size), augment=mode, **options)
+    common = found.keys() & expected.keys()
+    assert len(common) >= 2 * NUM_PICTURES
+    assert all(found[key] == expected[key] for key in common)
+
+
+def test_restart_in_the_middle_changes_nothing(source, reference):
+    mode, expected = reference
+    found = samples(source, cursor(8, start=3), augment=mode)
+    assert len(found) == 5 * 8 and found == {key: expected[key] for key in found}
+
+
+def test_another_seed_epoch_or_position_changes_the_pixels(source, reference):
+    """The comparisons above can fail."""
+    mode, expected = reference
+    other_seed = samples(source, cursor(8, epochs=1), seed=6, sampler=Order(len(source), 5), augment=mode)
+    assert all(other_seed[key][0] == expected[key][0] for key in other_seed)
+    assert not any(other_seed[key][2] == expected[key][2] for key in other_seed)
+    by_sample = {}
+    for (epoch, position), (sample, _, pixels) in expected.items():
+        by_sample.setdefault(sample, []).append((epoch, position, pixels))
+    assert all(len({pixels for *_, pixels in seen}) == len(seen) >= 2 for seen in by_sample.values())
+    assert any(len({epoch for epoch, *_ in seen}) < len(seen) for seen in by_sample.values())  # filled up, own crops
+
+
+def test_order_labels_and_layout(source):
+    order = Order(len(source), 0)
+    plain = [
+        ViewGroup(2, [Resize([20, 30]), Normalize()]),
+        ViewGroup(1, [Resize([10, 10]), RandomHorizontalFlip(p=1.0)]),
+    ]
+    loader = Loader(source, plain, sampler=order, seed=0, batch_size=4)
+    (batch,) = loader.run([(1, np.array([7, 0, 25]))])
+    assert batch.index.tolist() == order.ids(1, np.array([7, 0, 25])).tolist()
+    assert batch.label.tolist() == source.labels[batch.index].tolist()
+    assert [tuple(view.shape) for view in batch.views] == [(6, 3, 20, 30), (3, 3, 10, 10)]
+    assert all(v.is_contiguous(memory_format=torch.channels_last) and v.dtype == torch.float32 for v in batch.views)
+    assert torch.equal(batch.views[0][:3], batch.views[0][3:])
+    assert not torch.equal(batch.views[0][0], batch.views[0][1])
+
+
+def test_whole_pictures_are_those_of_pil(source):
+    height, width = source.sizes[4].tolist()
+    whole = [ViewGroup(1, [Resize([height, width])])]
+    loader = Loader(source, whole, sampler=Sequential(len(source)), seed=0, batch_size=1)
+    (batch,) = loader.run([(0, np.array([4]))])
+    expected = np.asarray(Image.open(source.paths[4]).convert("RGB"))
+    assert np.array_equal(np.rint(batch.views[0][0].permute(1, 2, 0).numpy() * 255), expected)
+
+
+def data_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("sslrun")]
+
+
+def loader_of(source, **options):
+    options = {"sampler": Sequential(len(source)), "seed": 0, "batch_size": 8, "prefetch": 1} | options
+    return Loader(source, views(), **options)
+
+
+def test_stream_ends_and_its_thread_with_it(source):
+    stream = loader_of(source).run(cursor(8))
+    assert len(list(stream)) == 8
+    assert next(stream, None) is None
+    assert not data_threads()
+
+
+def test_close_and_forgetting_end_the_thread(source):
+    stream = loader_of(source).run(cursor(8, epochs=1000))
+    next(stream)
+    stream.close()
+    stream.close()
+    assert next(stream, None) is None
+    gc.collect()
+    assert not data_threads()
+    stream = loader_of(source).run(cursor(8, epochs=1000))
+    next(stream)
+    del stream
+    gc.collect()
+    assert not data_threads()
+
+
+def test_errors_reach_the_consumer_after_the_batches_before_them(source):
+    def breaks():
+        yield from cursor(8, epochs=1)
+        raise KeyError("what the plan found")
+
+    stream = loader_of(source).run(breaks())
+    for _ in range(4):
+        next(stream)
+    with pytest.raises(KeyError, match="what the plan found"):
+        next(stream)
+    assert next(stream, None) is None and not data_threads()
+
+
+def test_an_error_in_the_consumer_leaves_no_thread(source):
+    def consume():
+        for _ in loader_of(source).run(cursor(8, epochs=1000)):
+            raise ValueError("training failed")
+
+    with pytest.raises(ValueError, match="training failed"):
+        consume()
+    gc.collect()
+    assert not data_threads()
+
+
+def test_waiting_is_measured(source):
+    def slow():
+        for item in cursor(8, epochs=1):
+            time.sleep(0.05)
+            yield item
+
+    stream = loader_of(source).run(slow())
+    assert len(list(stream)) == 4 and stream.wait_s > 0.15
+    ready = loader_of(source, prefetch=4).run(cursor(8, epochs=1))
+    next(ready)
+    time.sleep(1.0)
+    before = ready.wait_s
+    next(ready)
+    assert ready.wait_s - before < 0.05
+
+
+@pytest.mark.parametrize("ending", ["exit", "interrupt"])
+def test_process_ends_with_an_open_stream(source, ending):
+    script = f"""
+        import itertools, sys, time
+        import numpy as np
+        from sslrun.data import ImageFolder, Loader, Sequential, ViewGroup
+        from sslrun.data.transforms import Resize
+        source = ImageFolder({os.path.dirname(os.path.dirname(source.paths[0]))!r})
+        source.open()
+        loader = Loader(source, [ViewGroup(1, [Resize([8, 8])])], sampler=Sequential(26), seed=0, batch_size=4)
+        stream = loader.run((0, np.arange(4)) for _ in itertools.count())
+        next(stream)
+        print("started", flush=True)
+        while {ending == "interrupt"}:
+            next(stream)
+    """
+    engine = Path(__file__).resolve().parents[1] / "engine"
+    environment = {**os.environ, "PYTHONPATH": str(engine), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "started\n"
+    if ending == "interrupt":
+        process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    if ending == "exit":
+        assert process.returncode == 0 and told == ""
+    else:
+        assert process.returncode == -signal.SIGINT and told.rstrip().endswith("KeyboardInterrupt")

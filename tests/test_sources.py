@@ -1,0 +1,215 @@
+"""Sources: which samples exist, in which order, with which labels and sizes, and what is said where nothing is."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sslrun.data import ImageFolder, ImageList, ImageNet, Subset, split_holdout
+from sslrun.data import index as index_module
+from sslrun.data.index import build_index
+from sslrun.data.sources import Paths
+from sslrun.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
+
+
+def picture(path, height=8, width=12):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((height, width, 3), 90, dtype=np.uint8)).save(path)
+    return path
+
+
+def test_class_folders(tmp_path):
+    for name in ["b/2.jpg", "b/10.JPEG", "a/x.png", "c/deep/er/y.webp", ".hidden/z.jpg", "b/.z.jpg"]:
+        picture(tmp_path / name)
+    (tmp_path / "b" / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no picture")
+    source = ImageFolder(str(tmp_path))
+    source.open()
+    assert [os.path.relpath(p, tmp_path) for p in source.paths] == [
+        "a/x.png",
+        "b/10.JPEG",
+        "b/2.jpg",
+        "c/deep/er/y.webp",
+    ]
+    assert source.class_names == ["a", "b", "c"]
+    assert source.labels.tolist() == [0, 1, 1, 2] and source.labels.dtype == np.int64
+
+
+def test_flat_folder_has_no_labels(tmp_path):
+    for name in ["2.jpg", "1.jpg", "more/0.jpg"]:
+        picture(tmp_path / name)
+    source = ImageFolder(str(tmp_path))
+    source.open()
+    assert [os.path.relpath(p, tmp_path) for p in source.paths] == ["1.jpg", "2.jpg", "more/0.jpg"]
+    assert source.labels is None and source.class_names is None
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    picture(tmp_path / "real" / "one.jpg")
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "link.jpg").symlink_to(tmp_path / "real" / "one.jpg")
+    (root / "b").symlink_to(tmp_path / "real")
+    (root / "b" / "loop").symlink_to(root / "b")
+    source = ImageFolder(str(root))
+    source.open()
+    assert [os.path.relpath(p, root) for p in source.paths] == ["a/link.jpg", "b/one.jpg"]
+
+
+def test_relative_folder_survives_a_change_of_directory(tmp_path, monkeypatch):
+    picture(tmp_path / "pictures" / "one.jpg")
+    monkeypatch.chdir(tmp_path)
+    source = ImageFolder("pictures")
+    source.open()
+    monkeypatch.chdir("/")
+    assert os.path.exists(source.paths[0])
+
+
+def test_constructors_touch_nothing():
+    ImageFolder("/nowhere"), ImageList("/nowhere", "/nowhere.txt")
+    assert ImageNet("/nowhere").nominal_size == 1281167
+
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("make", [ImageFolder, ImageNet, lambda prefix: ImageList(prefix, "list.txt")])
+def test_missing_folder(make, tmp_path):
+    with pytest.raises(UsageError) as error:
+        make(str(tmp_path / "gone")).open()
+    assert "does not exist" in one_line(error) and "data.source.data_prefix" in one_line(error)
+
+
+@pytest.mark.parametrize("make", [ImageFolder, ImageNet])
+def test_empty_folder(make, tmp_path):
+    (tmp_path / "class").mkdir()
+    with pytest.raises(UsageError) as error:
+        make(str(tmp_path)).open("data.holdout")
+    assert "has no pictures" in one_line(error) and "data.holdout.data_prefix" in one_line(error)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    with pytest.raises(UsageError, match="is not a folder"):
+        ImageFolder(str(picture(tmp_path / "a.jpg"))).open()
+
+
+def test_lists(tmp_path):
+    ann_file = tmp_path / "list.txt"
+    ann_file.write_text("b/1.jpg 3\n\na/with space.jpg 0\r\n/absolute/2.jpg 12\n")
+    source = ImageList(str(tmp_path), str(ann_file))
+    source.open()
+    assert list(source.paths) == [f"{tmp_path}/b/1.jpg", f"{tmp_path}/a/with space.jpg", "/absolute/2.jpg"]
+    assert source.labels.tolist() == [3, 0, 12]
+    ann_file.write_text("b/1.jpg\na/with space.jpg\n")
+    source = ImageList(str(tmp_path), str(ann_file))
+    source.open()
+    assert source.labels is None and source.paths[1].endswith("a/with space.jpg")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("a.jpg 1\nb.jpg\n", "1 of 2 lines have no label"), ("", "lists no pictures"), (None, "No such")],
+)
+def test_lists_that_are_wrong(text, told, tmp_path):
+    ann_file = tmp_path / "list.txt"
+    if text is not None:
+        ann_file.write_text(text)
+    with pytest.raises(UsageError, match=told) as error:
+        ImageList(str(tmp_path), str(ann_file)).open()
+    one_line(error)
+
+
+def test_imagenet_from_folders_and_from_the_list(tmp_path):
+    for name in ["n02/b.JPEG", "n01/a.JPEG"]:
+        picture(tmp_path / "train" / name)
+    folders = ImageNet(str(tmp_path / "train"), str(tmp_path / "train.txt"))
+    folders.open()
+    (tmp_path / "train.txt").write_text("n01/a.JPEG 0\nn02/b.JPEG 1\n")
+    listed = ImageNet(str(tmp_path / "train"), str(tmp_path / "train.txt"))
+    listed.open()
+    assert list(folders.paths) == list(listed.paths)
+    assert folders.labels.tolist() == listed.labels.tolist() == [0, 1]
+    assert folders.class_names == ["n01", "n02"]
+
+
+def test_paths_are_compact_and_keep_odd_names():
+    names = [f"n{i % 1000:08d}/picture_{i}.JPEG" for i in range(10_000)] + [os.fsdecode(b"\xff\xfe.jpg"), "ü/ß.jpg"]
+    paths = Paths("/root", iter(names))
+    assert (
+        len(paths) == 10_002
+        and paths[-2] == "/root/" + os.fsdecode(b"\xff\xfe.jpg")
+        and paths[10_001] == "/root/ü/ß.jpg"
+    )
+    assert paths[3:5] == ["/root/n00000003/picture_3.JPEG", "/root/n00000004/picture_4.JPEG"]
+    assert len(paths._blob) + paths._ends.nbytes < 40 * len(paths)
+    with pytest.raises(IndexError):
+        paths[10_002]
+
+
+def test_sizes_and_marks(tmp_path):
+    good = picture(tmp_path / "0.jpg", 20, 30)
+    picture(tmp_path / "1.png", 7, 5)
+    (tmp_path / "2.jpg").write_bytes(good.read_bytes()[:-2])
+    (tmp_path / "3.jpg").write_bytes(good.read_bytes() + b"trailer")
+    (tmp_path / "4.jpg").write_text("not a picture")
+    (tmp_path / "5.jpg").write_bytes(b"")
+    turned = Image.new("RGB", (40, 10))
+    turned.save(tmp_path / "6.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")
+    source = ImageFolder(str(tmp_path))
+    source.open()
+    assert source.sizes.tolist() == [[20, 30], [7, 5], [20, 30], [20, 30], [0, 0], [0, 0], [10, 40]]
+    assert source.suspicious.tolist() == [False, False, True, True, True, True, False]
+    assert source.sizes.dtype == np.int32
+
+
+def test_index_is_kept_until_a_file_changes(tmp_path, monkeypatch):
+    paths = [str(picture(tmp_path / f"{i}.jpg", 10 + i, 20)) for i in range(3)]
+    first = build_index(paths)
+    with monkeypatch.context() as patch:
+        patch.setattr(index_module, "visit", lambda path: pytest.fail("read again"))
+        assert np.array_equal(build_index(paths).sizes, first.sizes)
+    picture(tmp_path / "1.jpg", 50, 60)
+    assert build_index(paths).sizes.tolist() == [[10, 20], [50, 60], [12, 20]]
+    assert build_index(paths[::-1]).sizes.tolist() == [[12, 20], [50, 60], [10, 20]]
+
+
+def test_broken_or_unwritable_cache_is_no_error(tmp_path, monkeypatch, caplog):
+    paths = [str(picture(tmp_path / "0.jpg", 10, 20))]
+    build_index(paths)
+    (cached,) = (tmp_path / "cache" / "index").iterdir()
+    cached.write_bytes(cached.read_bytes()[:40])
+    assert build_index(paths).sizes.tolist() == [[10, 20]]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "file"))
+    with caplog.at_level(logging.INFO, logger="sslrun"):
+        assert build_index(paths).sizes.tolist() == [[10, 20]]
+    assert "not kept" in caplog.text
+
+
+def test_holdout_is_disjoint_and_lasting(tmp_path):
+    for i in range(50):
+        picture(tmp_path / "ab"[i % 2] / f"{i:02d}.jpg", 10 + i, 10)
+    source = ImageFolder(str(tmp_path))
+    source.open()
+    train, held_out = split_holdout(source, 0.2)
+    assert (len(train), len(held_out)) == (40, 10)
+    assert sorted([*train.paths, *held_out.paths]) == list(source.paths)
+    assert held_out.paths[:] == [source.paths[i] for i in held_out.ids]
+    assert np.array_equal(held_out.labels, source.labels[held_out.ids]) and held_out.class_names == ["a", "b"]
+    assert np.array_equal(held_out.sizes, source.sizes[held_out.ids])
+    assert np.array_equal(split_holdout(source, 0.2)[1].ids, held_out.ids)
+    assert set(split_holdout(source, 0.1)[1].ids) < set(held_out.ids)
+    assert [len(s) for s in split_holdout(Subset(source, np.arange(3)), 0.01)] == [2, 1]
+    for fraction in (0.0, 1.0, 20):
+        with pytest.raises(UsageError, match="holdout"):
+            split_holdout(source, fraction)
