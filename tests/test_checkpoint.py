@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import checkpoint
 from sslrun.runtime.checkpoint import (

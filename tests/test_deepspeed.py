@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from ranks import run_ranks
 from sslrun.errors import Diverged
 from sslrun.runtime import distributed
-from torch import Tensor
 from toy import CPU, OPTIMIZERS, RATES, build, is_equal, largest_difference, load, state_of, train
 
 STAGES = (0, 1, 2, 3)

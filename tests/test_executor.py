@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
 from sslrun.errors import Diverged, UsageError
 from sslrun.optim.lars import LARS
 from sslrun.runtime.executor import LocalExecutor
-from torch import nn
 from toy import (
     CPU,
     OPTIMIZERS,

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+
 from sslrun.errors import Diverged
 from toy import CPU, OPTIMIZERS, RATES, build, is_equal, largest_difference, micro_batches, rates_at, state_of, train
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from sslrun.optim.lars import LARS
 from torch import Tensor, nn
+
+from sslrun.optim.lars import LARS
 
 
 def longhand(weight: Tensor, gradients: list[Tensor], rates: list[float], group: dict[str, Any]) -> Tensor:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import log
 from sslrun.runtime.log import RunLog, SpeedMeter, start_logging

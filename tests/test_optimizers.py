@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
 from sslrun.errors import UsageError
 from sslrun.optim import Optimizer
 from sslrun.optim.groups import ParamRule
 from sslrun.optim.optimizers import LARS, SGD, AdamW, GradClip
-from torch import nn
 
 
 class Network(nn.Module):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tomli
 import torch
+
 from sslrun.errors import UsageError
 from sslrun.runtime import checkpoint
 from sslrun.runtime.environment import environment

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from sslrun.errors import UsageError
 from sslrun.optim.schedules import Constant, CosineAnnealing, Cyclic, Schedule, Step, learning_rates
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from sslrun.runtime.signals import StopSignals
 
 ENGINE = Path(__file__).parent.parent / "engine"

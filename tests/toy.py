@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from sslrun.optim.lars import LARS
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor, LocalExecutor
-from torch import Tensor, nn
 
 CPU = torch.device("cpu")
 GLOBAL_BATCH = 8

@@ -1,4 +1,4 @@
-"""The three ways a run ends badly that a user can act on; the command line turns each into one line and an exit code."""
+"""The three ways a run ends badly that a user can act on; each becomes one line and an exit code."""
 
 
 class UsageError(ValueError):

@@ -30,7 +30,6 @@ from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import LOSS, RATE, RunLog, SpeedMeter, start_logging
 from sslrun.runtime.run_folder import RunFolder, rows
 from sslrun.runtime.signals import PREEMPTED, StopSignals
-from sslrun.runtime.weights import load_weights
 from sslrun.window import Window
 
 logger = logging.getLogger("sslrun")
@@ -334,7 +333,7 @@ def _restore(run: Run, path: Path | None) -> None:
         run.step = state["step"]
         logger.info("continuing from %s", path)
     elif run.recipe.load_from is not None:
-        weights = load_weights(Path(run.recipe.load_from))
+        weights = checkpoint.load_weights(Path(run.recipe.load_from))
         mismatch = run.executor.load_state(weights, strict=run.recipe.load_strict)
         logger.info("weights from %s; %s", run.recipe.load_from, mismatch or "all of them fit")
 

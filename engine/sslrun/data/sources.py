@@ -202,7 +202,7 @@ class ImageNet(Source):
         return folder.paths
 
 
-class Subset(Source):
+class Subset(Source, listed=False):
     """Some samples of an opened source, numbered anew from 0 in the given order. Made by the engine, not by a config.
 
     Args:

@@ -68,7 +68,7 @@ class Transform(Component, kind="transforms"):
         return size
 
 
-class Resample(Transform):
+class Resample(Transform, listed=False):
     """What crops and resizes share: a box of the picture becomes a picture of a new size."""
 
     geometric = True

@@ -9,7 +9,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def teacher_of(student: ModuleT) -> ModuleT:
-    """An equal copy without gradients. The executor moves its parameters; its buffers are its own, from its own passes."""
+    """An equal copy without gradients. The executor moves its parameters; its buffers are its own."""
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
     return teacher

@@ -59,7 +59,7 @@ class ResNet(Backbone):
     Args:
         depth: number of layers: 18, 34, 50, 101 or 152.
         in_channels: channels of the input images.
-        out_indices: which feature maps to return: 0 for the stem's, 1 to 4 for a stage's. Later stages are not computed.
+        out_indices: which feature maps to return: 0 for the stem's, 1 to 4 for a stage's. Later stages are not made.
         norm_cfg: normalisation layer; BN where it is not given.
         stem: "imagenet" is a 7x7 convolution of stride 2 and a max-pool; "small" a 3x3 convolution of stride 1, for
             pictures of 32 to 64 pixels.
