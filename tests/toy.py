@@ -41,6 +41,7 @@ class ToyMethod(nn.Module):
                 nn.Flatten(), nn.Linear(24, 11), nn.Tanh(), nn.Linear(11, 5),
             )  # fmt: skip
             self.sometimes = nn.Linear(5, 5)
+        self.scale = nn.Parameter(torch.ones(5))  # of no submodule
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.register_buffer("centre", torch.full((5,), 0.5))
         self.register_buffer("count", torch.tensor(3))
@@ -53,6 +54,7 @@ class ToyMethod(nn.Module):
     def forward(self, batch: Tensor, progress: int, targets: Tensor) -> ToyLoss:
         output = self.student(batch)
         self.dtype_seen = output.dtype
+        output = output * self.scale
         if progress % 2 == 0:
             output = output + self.sometimes(output)
         value = (output.float() - targets.float() - 1).square().mean()

@@ -110,14 +110,20 @@ class DeepSpeedExecutor(Executor):
         return loss
 
     @torch.no_grad()
-    def write_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
-        self._write(parameter, value.to(self.device))
+    def write_parameter(self, parameter: Any, value: Tensor) -> None:
+        value = value.to(self.device)
+        if self.zero_stage < 3 or parameter.ds_status.name == "AVAILABLE":
+            parameter.copy_(value)
+        if self.zero_stage == 3:
+            start, length = _part(parameter, distributed.rank())
+            parameter.ds_tensor.view(-1)[:length].copy_(value.flatten()[start : start + length])
+        for partition in self._partitions:
+            partition.fill(partition.flat, self.names[parameter], value)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         if self.zero_stage == 0:
-            state = unsharded_state(self.optimizer, self.names)
-            return state if distributed.rank() == 0 else {}
-        state = {}
+            return unsharded_state(self.optimizer, self.names) if distributed.rank() == 0 else {}
+        state: dict[str, Tensor] = {}
         for partition in self._partitions:
             for key, value in self.optimizer.state.get(partition.flat, {}).items():
                 if key == COUNTER:
@@ -138,9 +144,10 @@ class DeepSpeedExecutor(Executor):
                 for key, value in by_name.get(name, {}).items():
                     if key == COUNTER:
                         flat_state[key] = value.to(counter_device(partition.group, partition.flat), copy=True)
-                    else:
-                        flat = flat_state.setdefault(key, torch.zeros_like(partition.flat, requires_grad=False))
-                        partition.fill(flat, name, value)
+                        continue
+                    if key not in flat_state:
+                        flat_state[key] = torch.zeros_like(partition.flat, requires_grad=False)
+                    partition.fill(flat_state[key], name, value)
             self.optimizer.state[partition.flat] = flat_state
 
     def _backward(self, value: Tensor) -> None:
@@ -187,15 +194,6 @@ class DeepSpeedExecutor(Executor):
 
         with deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().clone()
-
-    def _write(self, parameter: Any, value: Tensor) -> None:
-        if self.zero_stage < 3 or parameter.ds_status.name == "AVAILABLE":
-            parameter.detach().copy_(value)
-        if self.zero_stage == 3:
-            start, length = _part(parameter, distributed.rank())
-            parameter.ds_tensor.view(-1)[:length].copy_(value.flatten()[start : start + length])
-        for partition in self._partitions:
-            partition.fill(partition.flat.detach(), self.names[parameter], value)
 
     def _lerp(self, teachers: list[Any], students: list[Any], weight: float) -> None:
         if self.zero_stage < 3:
@@ -282,7 +280,9 @@ class _WholeStep(nn.Module):
 
     def forward(self, batch: Any, progress: Any, targets: Any) -> Tensor:
         with self.autocast():
-            self.loss = self.method(batch, progress, targets)
+            # Not __call__: stage 3 would hook into the method, see no tensor come out, and release what parameters
+            # are directly the method's before backward. So they count as this module's, whose output it does see.
+            self.loss = self.method.forward(batch, progress, targets)
         return self.loss.value
 
     def take(self) -> Any:
