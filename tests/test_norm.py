@@ -8,9 +8,7 @@ from sslrun.nn import norm
 from sslrun.nn.norm import BN, GroupBatchNorm, commit_statistics, discard_statistics, set_groups
 
 
-def reference(
-    x: torch.Tensor, num_views: int, groups: int, size: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def reference(x: torch.Tensor, num_views: int, groups: int, size: int) -> tuple[torch.Tensor, ...]:
     """Each group through a fresh torch BatchNorm: output rows, and the mean of the groups' running statistics."""
     y = torch.empty_like(x)
     means, variances = [], []

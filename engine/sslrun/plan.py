@@ -19,6 +19,7 @@ from sslrun.errors import UsageError
 from sslrun.methods import Progress
 from sslrun.nn.norm import set_groups
 from sslrun.recipe import Recipe
+from sslrun.runtime import distributed
 
 MEMORY_SHARE = 0.7  # of the free memory that activations may take; the rest is for weights, gradients and the data path
 
@@ -175,7 +176,7 @@ def activation_bytes(recipe: Recipe, precision: str) -> int:
         kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with FakeTensorMode(allow_non_fake_inputs=True) as shapes_only:
+    with distributed.alone(), FakeTensorMode(allow_non_fake_inputs=True) as shapes_only:
         with FakeCopyMode(shapes_only):
             method = copy.deepcopy(recipe.model).train()
         set_groups(method, group, 1)

@@ -243,10 +243,9 @@ def _prepare(
     )
     features = FeatureExtractor(source, recipe.data, recipe.monitor.transforms, device, bf16)
     run = Run(recipe, plan, executor, loader, features, knn, folder, log=None, window=Window(), step=0)
-    start = _checkpoint_to_continue(recipe, folder, resume)
-    _restore(run, start)
+    _restore(run, _checkpoint_to_continue(recipe, folder, resume))
     if folder is not None:
-        folder.go_back_to(None if start is None else run.step)
+        folder.go_back_to(run.step)
         run.log = RunLog(
             folder.path,
             name=config.name,
@@ -373,7 +372,8 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
         return
     if run.recipe.monitor.collapse == "stop":
         raise Diverged(warning)
-    logger.warning("%s", warning)
+    if run.log is not None:
+        logger.warning("%s", warning)
 
 
 def _monitor(run: Run, meter: SpeedMeter) -> None:

@@ -7,7 +7,8 @@ shapes.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
+_is_alone = False
+
 TIMEOUT = timedelta(minutes=30)  # rank 0 may be busy with a checkpoint or an evaluation for long
 
 
@@ -31,7 +34,18 @@ def local_rank() -> int:
 
 def world_size() -> int:
     """Number of processes of the run."""
-    return _from_launcher("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", 1)
+    return 1 if _is_alone else _from_launcher("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", 1)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process counts as a run of one: for what one rank works out by itself, without the others."""
+    global _is_alone
+    _is_alone = True
+    try:
+        yield
+    finally:
+        _is_alone = False
 
 
 def ranks_on_node() -> int:

@@ -1,0 +1,30 @@
+"""Fixtures that several test files share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 small JPEGs in 4 class folders, each class with a pattern of its own."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for label in range(4):
+        (root / f"class_{label}").mkdir()
+        for number in range(20):
+            wave = np.sin(np.arange(40) * (label + 1) * 0.3 + random.uniform(0, 6))
+            pixels = random.integers(0, 60, (36, 40, 3)) + (90 * (wave + 1))[None, :, None] * random.uniform(0.3, 1, 3)
+            picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            picture.save(root / f"class_{label}" / f"{number:02d}.jpg", quality=92)
+    return root

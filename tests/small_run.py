@@ -1,0 +1,165 @@
+"""A run small enough for tests: its recipe, its start by the command line, and what it left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslrun.runtime import checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+CHANGES_WITH_TIME = ("wall_s", "speed/", "data/", "mem/")
+
+RECIPE = """
+global_batch = 16
+max_iters = {steps}
+seed = 3
+work_dir = "{work_dir}"
+
+[model]
+type = "MoCo"
+queue_len = 40
+feat_dim = 8
+momentum = 0.9
+backbone = {{ type = "ResNet", depth = 18, base_width = 4, stem = "small" }}
+neck = {{ type = "MoCoV2Neck", in_channels = 32, hid_channels = 16, out_channels = 8 }}
+head = {{ type = "ContrastiveHead", temperature = 0.2 }}
+
+[data]
+samples_per_gpu = 8
+workers_per_gpu = 1
+source = {{ type = "ImageFolder", data_prefix = "{pictures}" }}
+holdout = 0.2
+
+[[data.views]]
+num_views = 2
+transforms = [
+  {{ type = "RandomResizedCrop", size = 24, scale = [0.2, 1.0] }},
+  {{ type = "ColorJitter", p = 0.8, brightness = 0.4, contrast = 0.4, saturation = 0.4, hue = 0.1 }},
+  {{ type = "GaussianBlur", p = 0.5 }},
+  {{ type = "RandomHorizontalFlip" }},
+]
+
+[optimizer]
+type = "SGD"
+lr = 0.05
+momentum = 0.9
+weight_decay = 1e-4
+
+[lr]
+policy = "CosineAnnealing"
+by = "iter"
+
+[checkpoint]
+interval = 4
+by = "iter"
+max_keep_ckpts = 3
+
+[log]
+interval = 3
+
+[monitor]
+knn_interval = 1
+knn_k = 5
+
+[engine]
+device = "cpu"
+threads = 1
+"""
+
+
+def write_recipe(folder: Path, pictures: Path, steps: int = 12, name: str = "small") -> Path:
+    """The recipe as a file; its run folder is `folder`/runs/`name`."""
+    path = folder / f"{name}.toml"
+    path.write_text(RECIPE.format(steps=steps, work_dir=folder / "runs", pictures=pictures))
+    return path
+
+
+def command(recipe: Path, *options: str, ranks: int = 1) -> list[str]:
+    """The command line, by torchrun where there are several ranks."""
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(free_port())]
+    return [*launcher, str(ROOT / "bin" / "sslrun"), str(recipe), *options]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
+    """In a process group of its own."""
+    return subprocess.Popen(
+        arguments,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str]:
+    """(exit code, what it printed)."""
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        raise AssertionError(f"not done after {timeout_s} s:\n{output[-3000:]}") from None
+    return process.returncode, output
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 90) -> None:
+    """Poll a condition while the process lives."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+            raise AssertionError(f"it never came to that; exit code {process.poll()}:\n{process.communicate()[0][-3000:]}")
+        time.sleep(0.005)
+
+
+def last_step(run: Path) -> int:
+    rows = metrics(run)
+    return max((row["step"] for row in rows), default=-1)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without what depends on the clock and the machine."""
+    return [{k: v for k, v in row.items() if not k.startswith(CHANGES_WITH_TIME)} for row in rows]
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    """Names of what is not bit-identical in two checkpoints, and where their JSON state differs."""
+    (tensors_a, state_a), (tensors_b, state_b) = checkpoint.load(a), checkpoint.load(b)
+    found = [key for key in {*state_a, *state_b} if state_a.get(key) != state_b.get(key)]
+    for file in {*tensors_a, *tensors_b}:
+        left, right = tensors_a[file], tensors_b[file]
+        found += [
+            f"{file}/{name}"
+            for name in {*left, *right}
+            if name not in left or name not in right or not torch.equal(left[name], right[name])
+        ]
+    return found
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,107 @@
+"""The promise: N + M steps, or N steps, a kill, --resume and M steps, are the same bits. Through the command line."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import small_run
+
+from sslrun.runtime import checkpoint
+
+STEPS = 40
+
+
+def run_to_the_end(recipe: Path, *options: str, ranks: int = 1) -> str:
+    code, output = small_run.finish(small_run.start(small_run.command(recipe, *options, ranks=ranks)))
+    assert code == 0, output[-3000:]
+    return output
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_and_resumed_is_straight_through(tmp_path, pictures, ranks):
+    recipe = small_run.write_recipe(tmp_path, pictures, steps=STEPS)
+    run_to_the_end(recipe, "--work-dir", str(tmp_path / "straight"), ranks=ranks)
+    straight, killed = tmp_path / "straight" / "small", tmp_path / "killed" / "small"
+
+    process = small_run.start(small_run.command(recipe, "--work-dir", str(killed.parent), ranks=ranks))
+    small_run.wait_until(lambda: small_run.last_step(killed) >= 9, process)  # an epoch is 4 steps: in the middle of one
+    os.kill(json.loads((killed / "state.json").read_text())["pid"], signal.SIGKILL)  # rank 0; its launcher ends the rest
+    small_run.finish(process)
+    newest = checkpoint.newest_good(killed / "checkpoints")
+    assert newest is not None and newest.name < f"step_{STEPS:08d}", "it was over before it was killed"
+    shutil.copytree(killed, tmp_path / "control" / "small")
+
+    output = run_to_the_end(recipe, "--work-dir", str(killed.parent), "--resume", ranks=ranks)
+    assert f"continuing from {newest}" in output
+    last = f"checkpoints/step_{STEPS:08d}"
+    assert small_run.differences(straight / last, killed / last) == []
+    assert small_run.timeless(small_run.metrics(straight)) == small_run.timeless(small_run.metrics(killed))
+
+    if ranks == 1:  # the comparison can fail: one number of the state changed, everything after it differs
+        control = tmp_path / "control" / "small"
+        tensors, state = checkpoint.load(checkpoint.newest_good(control / "checkpoints"))
+        tensors["model"]["queue.oldest"] += 1
+        shutil.rmtree(control / "checkpoints")
+        checkpoint.save(control / "checkpoints", state["step"], tensors, state)
+        run_to_the_end(recipe, "--work-dir", str(control.parent), "--resume")
+        found = small_run.differences(straight / last, control / last)
+        assert "model/backbone.conv1.weight" in found and "model/queue.rows" in found
+        assert small_run.timeless(small_run.metrics(straight)) != small_run.timeless(small_run.metrics(control))
+
+
+@pytest.mark.parametrize(("number", "code", "state"), [(signal.SIGTERM, 75, "pre-empted"), (signal.SIGINT, 130, "interrupted")])
+def test_a_signal_saves_and_leaves(tmp_path, pictures, number, code, state):
+    recipe = small_run.write_recipe(tmp_path, pictures, steps=5000)
+    run = tmp_path / "runs" / "small"
+    process = small_run.start(small_run.command(recipe))
+    small_run.wait_until(lambda: small_run.last_step(run) >= 6, process)
+    process.send_signal(number)
+    returned, output = small_run.finish(process)
+    assert returned == code, output[-2000:]
+    assert "--resume" in output.splitlines()[-1]
+    record = json.loads((run / "state.json").read_text())
+    assert (record["state"], record["exit_code"]) == (state, code)
+    newest = checkpoint.newest_good(run / "checkpoints")
+    saved = checkpoint.load(newest)[1]["step"]
+    assert saved >= small_run.last_step(run), "what was computed was not saved"
+
+
+def test_two_processes_compute_what_one_does(tmp_path, pictures):
+    """The same samples, crops, BatchNorm groups and shuffle: one step is equal to rounding, under ZeRO 0 and 3.
+
+    One step, because rounding grows with each: one process on two micro-batches differs from itself as much.
+    """
+    recipe = small_run.write_recipe(tmp_path, pictures, steps=1)
+    run_to_the_end(recipe, "--work-dir", str(tmp_path / "one"))
+    one = checkpoint.load(tmp_path / "one/small/checkpoints/step_00000001")[0]["model"]
+    (row,) = [row for row in small_run.metrics(tmp_path / "one/small") if "train/loss" in row]
+    for stage in (0, 3):
+        where = tmp_path / f"two{stage}"
+        run_to_the_end(recipe, "--work-dir", str(where), "--set", f"engine.zero_stage={stage}", ranks=2)
+        two = checkpoint.load(where / "small/checkpoints/step_00000001")[0]["model"]
+        assert one.keys() == two.keys()
+        for name in one:
+            assert (one[name].double() - two[name].double()).abs().max() < 1e-6, (stage, name)
+        (other,) = [row for row in small_run.metrics(where / "small") if "train/loss" in row]
+        for name in ("train/loss", "train/grad_norm", "train/top1_pct"):  # the spread is that of a micro-batch
+            assert row[name] == pytest.approx(other[name], rel=1e-5), (stage, name)
+
+
+def test_a_run_on_two_ranks_goes_on_on_one(tmp_path, pictures):
+    recipe = small_run.write_recipe(tmp_path, pictures, steps=8)
+    run_to_the_end(recipe, "--set", "max_iters=4", ranks=2)
+    run_to_the_end(recipe, "--resume", "--set", "max_iters=8")
+    assert [row["step"] for row in small_run.metrics(tmp_path / "runs/small") if "train/loss" in row] == [3, 4, 6, 8]
+
+
+def test_the_deepspeed_launcher_trains(tmp_path, pictures):
+    recipe = small_run.write_recipe(tmp_path, pictures, steps=4)
+    launcher = [str(Path(small_run.sys.executable).parent / "deepspeed"), "--num_accelerators", "2"]
+    launcher += ["--master_port", str(small_run.free_port())]
+    process = small_run.start([*launcher, str(small_run.ROOT / "bin/sslrun"), str(recipe)])
+    code, output = small_run.finish(process)
+    assert code == 0, output[-3000:]
+    assert checkpoint.newest_good(tmp_path / "runs/small/checkpoints") is not None
