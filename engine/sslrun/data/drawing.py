@@ -1,8 +1,8 @@
 """Draws the pictures of the `Shapes` source: numpy and Pillow only, so that it can run as a program of its own.
 
-A picture shows a handful of equal silhouettes, like biscuits on a cloth. The silhouette is the class; everything else
-is chance: how many, where, how large, how turned, each one's colour, the cloth's colours and weave, where the light
-stands, how bright and how warm it is. Silhouettes have equal areas, so the amount of ink tells nothing.
+A picture shows equal silhouettes with equal ornaments, like biscuits strewn on a cloth. Their kind is the class;
+everything else is chance: how many, where, how large, how turned, each one's colours, the cloth's colours and weave,
+where the light stands, how bright and how warm it is. Silhouettes have equal areas, so the amount of ink tells nothing.
 
     python drawing.py FOLDER SPEC.json FIRST STEP     draws pictures FIRST, FIRST + STEP, ... of the specification
 """
@@ -13,6 +13,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -115,22 +116,20 @@ def relative_path(i: int) -> str:
 def draw(spec: Spec, i: int) -> bytes:
     """Picture i as a JPEG file, a pure function of its arguments."""
     random = np.random.Generator(np.random.Philox(key=spec.seed % 2**64, counter=[0, 0, spec.stream, i]))
-    size = spec.size
-    light_angle = _between(random, 0, 2 * math.pi)
-    light = np.array([math.cos(light_angle), math.sin(light_angle)])
+    size, label = spec.size, i % len(CLASS_NAMES)
+    light = _turned(_between(random, 0, 2 * math.pi))[0]
+    biscuits = _strewn(random, spec.rotation)
+    mask = _silhouettes(biscuits, label, size)
     canvas = _cloth(random, size)
-    mask, colours = _silhouettes(random, spec, i % len(CLASS_NAMES))
-    height = np.asarray(mask.filter(ImageFilter.GaussianBlur(size / 45)), dtype=np.float32) / 255
-    shadow = mask.filter(ImageFilter.GaussianBlur(size / 28))
-    shift = np.rint(light * _between(random, 0.02, 0.06) * size).astype(int)
-    shade = np.roll(np.asarray(shadow, dtype=np.float32) / 255, shift[::-1], axis=(0, 1))
-    canvas *= 1 - _between(random, 0.25, 0.6) * shade[..., None]
+    shadow = np.asarray(mask.filter(ImageFilter.GaussianBlur(size / 28)), dtype=np.float32) / 255
+    down, right = np.rint(light[::-1] * 0.04 * size).astype(int)
+    canvas *= 1 - 0.45 * np.roll(shadow, (down, right), axis=(0, 1))[..., None]
+    slope_y, slope_x = np.gradient(np.asarray(mask.filter(ImageFilter.GaussianBlur(size / 45)), dtype=np.float32) / 255)
+    relief = 1 - size / 40 * (slope_x * light[0] + slope_y * light[1])
     ink = np.asarray(mask, dtype=np.float32)[..., None] / 255
-    down, right = np.gradient(height)
-    relief = 1 - _between(random, 1.0, 3.5) * (right * light[0] + down * light[1]) * size / 80
-    canvas += ink * (colours * relief[..., None] - canvas)
+    canvas += ink * (_icing(random, biscuits, label, size) * relief[..., None] - canvas)
     canvas *= _lamp(random, spec, light)
-    canvas += (random.random(canvas.shape, dtype=np.float32) - 0.5) * np.float32(_between(random, 0.0, 0.06))
+    canvas += (random.random(canvas.shape, dtype=np.float32) - 0.5) * np.float32(0.03)
     pixels = (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY, subsampling=0)
@@ -141,77 +140,119 @@ def _between(random: np.random.Generator, low: float, high: float) -> float:
     return low + (high - low) * random.random()
 
 
-def _colour(random: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
-    hsv = random.random(), _between(random, *saturation), _between(random, *value)
-    return np.array(colorsys.hsv_to_rgb(*hsv), dtype=np.float32)
+def _colours(
+    random: np.random.Generator, count: int, saturation: tuple[float, float], value: tuple[float, float]
+) -> np.ndarray:
+    """(count, 3) RGB in [0, 1] of any hue."""
+    draws = random.random((count, 3))
+    saturations = saturation[0] + (saturation[1] - saturation[0]) * draws[:, 1]
+    values = value[0] + (value[1] - value[0]) * draws[:, 2]
+    rows = zip(draws[:, 0].tolist(), saturations.tolist(), values.tolist(), strict=True)
+    return np.array([colorsys.hsv_to_rgb(*row) for row in rows], dtype=np.float32)
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    line = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
+    """x as a row and y as a column, from 0 to 1."""
+    line = (np.arange(size, dtype=np.float32) + 0.5) / size
     return line[None, :], line[:, None]
 
 
 def _cloth(random: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size, 3) background: two colours mixed by a weave."""
-    first, second = (_colour(random, (0.0, 0.75), (0.2, 0.95)) for _ in range(2))
-    weave = random.integers(5)
+    """(size, size, 3) background: four colours that run into one another, and a faint weave."""
     x, y = _grid(size)
-    turn = _between(random, 0, math.pi)
+    turn, frequency = _between(random, 0, math.pi), _between(random, 12, 60)
     u, v = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
-    frequency = _between(random, 12, 45)
-    if weave == 0:
-        mix = 0.5 + u
-    elif weave == 1:
-        mix = np.clip(0.5 + 2 * np.sin(u * frequency), 0, 1)
-    elif weave == 2:
-        mix = np.clip(0.5 + 2 * np.sin(u * frequency) * np.sin(v * frequency), 0, 1)
-    elif weave == 3:
-        mix = np.clip(2.5 * (np.cos(u * frequency) + np.cos(v * frequency)) - 2.5, 0, 1)
-    else:
-        cells = int(random.integers(4, 20))
-        noise = Image.fromarray(random.integers(0, 256, (cells, cells), dtype=np.uint8))
-        mix = np.asarray(noise.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
-    strength = np.float32(_between(random, 0.25, 0.9))
-    return first + strength * mix[..., None].astype(np.float32) * (second - first)
+    weaves = [np.sin(u * frequency), np.sin(u * frequency) * np.sin(v * frequency), np.cos(u * frequency) + v]
+    weave = weaves[random.integers(len(weaves))] * _between(random, 0.0, 0.04)
+    corners = _colours(random, 4, (0.0, 0.3), (0.25, 0.85))
+    small = Image.fromarray((corners * 255).astype(np.uint8).reshape(2, 2, 3))
+    smooth = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    return smooth + weave[..., None].astype(np.float32)
 
 
-def _silhouettes(random: np.random.Generator, spec: Spec, label: int) -> tuple[Image.Image, np.ndarray]:
-    """Coverage of the silhouettes, 0 to 255, and the colour (size, size, 3) that belongs to each place."""
-    size, scale = spec.size, _SUPERSAMPLING
-    places = _places(random)
-    mask = Image.new("L", (size * scale, size * scale))
+@dataclass(frozen=True)
+class _Biscuits:
+    """The n silhouettes of a picture.
+
+    Attributes:
+        places: (n, 2) x and y in shares of the picture's side.
+        turns: (n,) radians.
+        sides: (n,) of the squares that have their area, in the same shares.
+    """
+
+    places: np.ndarray
+    turns: np.ndarray
+    sides: np.ndarray
+
+
+def _strewn(random: np.random.Generator, rotation: tuple[float, float]) -> _Biscuits:
+    """A turned hexagonal grid over the picture and a little beyond, every place moved a little."""
+    side = _between(random, 0.26, 0.32)
+    pitch = side * _between(random, 1.35, 1.55)
+    n = int(1.1 / pitch) + 1
+    row, column = (axis.ravel() for axis in np.mgrid[-n : n + 1, -n : n + 1].astype(float))
+    places = np.stack([column + 0.5 * (row % 2), row * math.sqrt(3) / 2], axis=1) + random.random(2)
+    places += 0.3 * (random.random(places.shape) - 0.5)
+    places = places @ _turned(_between(random, 0, math.pi)) * pitch + 0.5
+    places = places[(places > -side / 2).all(axis=1) & (places < 1 + side / 2).all(axis=1)]
+    draws = random.random((len(places), 2))
+    turns = np.radians(rotation[0] + (rotation[1] - rotation[0]) * draws[:, 0])
+    return _Biscuits(places, turns, side * (0.9 + 0.2 * draws[:, 1]))
+
+
+def _turned(angle: float) -> np.ndarray:
+    """Matrix that turns rows (x, y)."""
+    return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+
+
+def _silhouettes(biscuits: _Biscuits, label: int, size: int) -> Image.Image:
+    """Coverage, 0 to 255, drawn four times as large and averaged."""
+    scale = size * _SUPERSAMPLING
+    mask = Image.new("L", (scale, scale))
     pen = ImageDraw.Draw(mask)
-    for x, y, reach in places:
-        turn = math.radians(_between(random, *spec.rotation))
-        matrix = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-        side = reach * _between(random, 0.85, 1.15)
+    rows = zip(biscuits.places, biscuits.turns.tolist(), biscuits.sides.tolist(), strict=True)
+    for place, turn, side in rows:
         for part, fill in zip(_SILHOUETTES[label], (255, 0), strict=False):
-            points = (part @ matrix * side + [x, y]) * size * scale
-            pen.polygon([tuple(point) for point in points.tolist()], fill=fill)
-    columns, rows = _grid(size)
-    distances = np.stack([(columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 for x, y, _ in places])
-    palette = np.stack([_colour(random, (0.35, 1.0), (0.45, 1.0)) for _ in places])
-    return mask.reduce(scale), palette[distances.argmin(axis=0)]
+            points = (part @ _turned(turn) * side + place) * scale
+            pen.polygon(points.ravel().tolist(), fill=fill)
+    return mask.reduce(_SUPERSAMPLING)
 
 
-def _places(random: np.random.Generator) -> list[tuple[float, float, float]]:
-    """x, y and reach of one to five silhouettes that do not touch, in shares of the picture."""
-    wanted = int(random.integers(2, 6))
-    reach = _between(random, 0.2, 0.27) if wanted > 3 else _between(random, 0.26, 0.38)
-    places: list[tuple[float, float, float]] = []
-    for x, y in random.random((24, 2)).tolist():
-        x, y = 0.1 + 0.8 * x, 0.1 + 0.8 * y
-        if len(places) < wanted and all(math.hypot(x - a, y - b) > 1.5 * reach for a, b, _ in places):
-            places.append((x, y, reach))
-    return places
+def _icing(random: np.random.Generator, biscuits: _Biscuits, label: int, size: int) -> np.ndarray:
+    """(size, size, 3) colour at each place: of the nearest silhouette, two colours in the kind's ornament."""
+    x, y = _grid(size)
+    right, down = x - biscuits.places[:, 0, None, None], y - biscuits.places[:, 1, None, None]
+    nearest = (right**2 + down**2).argmin(axis=0)
+    place, turn, side = biscuits.places[nearest], biscuits.turns[nearest], biscuits.sides[nearest]
+    right, down = x - place[..., 0], y - place[..., 1]
+    u = (right * np.cos(turn) + down * np.sin(turn)) / side
+    v = (down * np.cos(turn) - right * np.sin(turn)) / side
+    mix = np.clip(0.5 + 1.2 * _ORNAMENTS[CLASS_NAMES[label]](u, v), 0, 1)[..., None].astype(np.float32)
+    light = _colours(random, len(biscuits.places), (0.3, 1.0), (0.6, 1.0))[nearest]
+    dark = _colours(random, len(biscuits.places), (0.3, 1.0), (0.2, 0.5))[nearest]
+    return light * (1 - mix) + dark * mix
+
+
+# Light where below 0, dark where above; u to the right and v down in the silhouette's own frame.
+_ORNAMENTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "arrow": lambda u, v: np.sin(8 * v),
+    "bolt": lambda u, v: np.sin(11 * (v + np.abs((u * 2.2) % 1 - 0.5))),
+    "cross": lambda u, v: 1.5 * np.sin(12 * u) * np.sin(12 * v),
+    "drop": lambda u, v: np.sin(10 * np.hypot(u, v)),
+    "flower": lambda u, v: 8 * (0.22 - np.hypot(u, v)),
+    "heart": lambda u, v: np.full_like(u, -1.0),
+    "moon": lambda u, v: np.cos(10 * u) + np.cos(10 * v) - 0.6,
+    "ring": lambda u, v: np.sin(7 * np.arctan2(v, u)),
+    "star": lambda u, v: np.cos(5 * np.arctan2(u, -v)) + 0.3,
+    "triangle": lambda u, v: np.sin(10 * u),
+}
 
 
 def _lamp(random: np.random.Generator, spec: Spec, light: np.ndarray) -> np.ndarray:
     """(size, size, 3) brightness of the light: stronger where it comes from, warm or cold."""
     x, y = _grid(spec.size)
-    slope = _between(random, 0.0, 0.9)
-    warmth = _between(random, -0.12, 0.12)
-    field = _between(random, *spec.lighting) * (1 - slope * (x * light[0] + y * light[1]))
+    slope, warmth = _between(random, 0.0, 0.5), _between(random, -0.08, 0.08)
+    field = _between(random, *spec.lighting) * (1 - slope * ((x - 0.5) * light[0] + (y - 0.5) * light[1]))
     return field[..., None].astype(np.float32) * np.array([1 + warmth, 1, 1 - warmth], dtype=np.float32)
 
 

@@ -1,7 +1,7 @@
 """The only thing that the training loop sees of the data room: batches in order, made ahead in one background thread.
 
-One thread, because more gain nothing: DALI decodes in threads of its own, and the stage's compiled functions hold the
-interpreter's lock. Whatever the prefetch depth, the threads and the batches' sizes, a sample's views are the same.
+One thread, because what takes time happens elsewhere: DALI and the exact stage have threads of their own. Whatever the
+prefetch depth, the number of threads and the sizes of the batches, a sample's views are the same.
 """
 
 import atexit
@@ -41,7 +41,7 @@ class Loader:
         batch_size: most samples of a batch.
         device: where batches are handed over.
         augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is exact on the CPU and dali on CUDA.
-        num_threads: DALI's CPU threads.
+        num_threads: CPU threads of DALI, and as many of the exact stage.
         prefetch: finished batches that may wait.
         bad: what is known of bad pictures; its state belongs into the checkpoint.
     """
@@ -95,7 +95,7 @@ class Loader:
             num_threads=self.num_threads,
             bad=self.bad,
         )
-        stage = ExactStage(self.views, self.device)
+        stage = ExactStage(self.views, self.device, self.num_threads)
         stream = torch.cuda.Stream(self.device) if cuda else None
         with torch.cuda.stream(stream) if cuda else nullcontext():
             for plan, outputs in pipeline.run(cursor, stream):

@@ -24,8 +24,8 @@ logger = logging.getLogger("sslrun")
 
 
 class Shapes(Source):
-    """Ten kinds of silhouettes strewn over woven backgrounds: arrow, bolt, cross, drop, flower, heart, moon, ring,
-    star, triangle.
+    """Ten kinds of ornamented silhouettes strewn over woven backgrounds: arrow, bolt, cross, drop, flower, heart,
+    moon, ring, star, triangle.
 
     The kind is the label. Number, place, size, turn, colours, background and light are chance, and all kinds have the
     same area, so that neither raw pixels nor an untrained network tell the kinds apart; see `drawing.py`.
@@ -47,8 +47,8 @@ class Shapes(Source):
         size: int = 80,
         split: Literal["train", "test"] = "train",
         seed: int = 0,
-        rotation: Sequence[float] = (-180.0, 180.0),
-        lighting: Sequence[float] = (0.6, 1.2),
+        rotation: Sequence[float] = (-20.0, 20.0),
+        lighting: Sequence[float] = (0.75, 1.15),
     ) -> None:
         for name, value, least in (("rotation", rotation, -360.0), ("lighting", lighting, 0.0)):
             if len(value) != 2 or not least <= value[0] <= value[1]:
@@ -124,7 +124,7 @@ def _draw(folder: str, spec: drawing.Spec) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     painters = [
         subprocess.Popen(
-            [sys.executable, drawing.__file__, folder, spec_file, str(first), str(count)],
+            [sys.executable, "-P", drawing.__file__, folder, spec_file, str(first), str(count)],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
