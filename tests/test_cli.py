@@ -1,0 +1,266 @@
+"""The command line: every mistake is one line and exit code 2, nothing is lost, and looking costs no torch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small_run
+import tomli
+
+from sslrun.cli import main
+from sslrun.runtime import checkpoint
+
+MOCOV2 = str(small_run.ROOT / "configs/mocov2.toml")
+
+
+def call(capsys, *words: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of one command in this process."""
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def refused(capsys, *words: object) -> str:
+    """The one line that a command is refused with."""
+    code, out, err = call(capsys, *words)
+    assert code == 2, (code, err)
+    lines = err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "Traceback" not in err, err
+    assert not out
+    return lines[0]
+
+
+@pytest.fixture
+def recipe(tmp_path, pictures):
+    return small_run.write_recipe(tmp_path, pictures, steps=4)
+
+
+def test_config_print_parses_back(capsys, tmp_path):
+    code, out, _ = call(capsys, "config", "print", MOCOV2, "--set", "epochs=800")
+    assert code == 0 and tomli.loads(out)["epochs"] == 800
+    again = tmp_path / "again.toml"
+    again.write_text(out)
+    assert call(capsys, "config", "print", again)[1] == out
+
+
+def test_config_explain_names_the_chain(capsys):
+    code, out, _ = call(capsys, "config", "explain", MOCOV2, "epochs", "--set", "epochs=800")
+    assert code == 0
+    assert "sgd_coslr-200e_in1k.toml:" in out and out.rstrip().splitlines()[-1].strip().startswith("--set epochs=800")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["config", "print", MOCOV2], ["config", "explain", MOCOV2, "model"]])
+def test_looking_imports_no_torch(words):
+    code = "import sys; from sslrun.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'numpy', 'nvidia.dali'} & set(sys.modules), 'heavy imports'"
+    environment = {**os.environ, "PYTHONPATH": f"{small_run.ROOT}/engine"}
+    done = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_launchers_put_their_argument_first(capsys):
+    assert main(["--local_rank=0", "config", "print", MOCOV2]) == 0
+    assert main(["--local-rank=0", MOCOV2, "--dry-run"]) == 0
+
+
+def test_dry_run_needs_no_data(capsys):
+    code, out, _ = call(capsys, MOCOV2, "--set", "epochs=800", "--set", "engine.micro_batch=64", "--dry-run")
+    assert code == 0
+    assert out.startswith("mocov2_resnet50_8xb32-coslr-200e_in1k\n")
+    assert "27.97 M trained" in out and "2 of 224x224 px" in out
+    assert "4,003,200 = 800 epochs x 5,004" in out  # 1,281,167 // 256 steps per epoch
+    assert "256 = 1 rank(s) x 4 accumulated x 64 at once, BatchNorm groups of 32" in out
+    assert "first ids" in out and "MiB per sample" in out
+
+
+def test_a_missing_data_set_is_pointed_to(capsys, tmp_path):
+    line = refused(capsys, MOCOV2, "--work-dir", tmp_path)
+    assert "data/imagenet/train does not exist" in line and "data.source.data_prefix" in line
+    assert not list(tmp_path.iterdir()), "nothing was started, so nothing may be left"
+
+
+MISTAKES = {
+    "misspelt key": (["--set", "epocs=3"], ["epocs", "epochs"]),
+    "misspelt nested key": (["--set", "model.quue_len=3"], ["quue_len", "queue_len"]),
+    "wrong type": (["--set", "global_batch=true"], ["global_batch", "boolean"]),
+    "wrong type of class": (["--set", "model.type=MoCoo"], ["MoCoo", "MoCo"]),
+    "bad value": (["--set", "epochs=[1,"], ["epochs=[1,"]),
+    "no value": (["--set", "epochs"], ["epochs"]),
+    "missing element": (["--set", "data.views.7.num_views=1"], ["data.views", "1"]),
+    "cycle of references": (["--set", "seed=${global_batch}", "--set", "global_batch=${seed}"], ["global_batch", "seed"]),
+    "both lengths": (["--set", "epochs=3"], ["epochs", "max_iters"]),
+    "batch and group": (["--set", "data.samples_per_gpu=5"], ["global_batch 16", "samples_per_gpu 5"]),
+    "micro-batch": (["--set", "engine.micro_batch=12"], ["engine.micro_batch is 12", "8, 16"]),
+    "batch above the data": (["--set", "global_batch=800"], ["global_batch of 800"]),
+    "a constructor's own word": (["--set", "model.feat_dim=9"], ["feat_dim is 9", "gives 8"]),
+    "a rule that matches nothing": (
+        ["--set", 'optimizer.paramwise=[{match="^bakbone", lr=1.0}]'],
+        ["bakbone", "backbone."],
+    ),
+    "no such device": (["--set", "engine.device=tpu"], ["engine.device", "cpu"]),
+    "weights that are not there": (["--set", "load_from=nowhere"], ["nowhere"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line(capsys, recipe, mistake):
+    options, expected = MISTAKES[mistake]
+    line = refused(capsys, recipe, *options)
+    assert all(text in line for text in expected), line
+
+
+def test_files_that_do_not_fit_together_are_one_line(capsys, tmp_path):
+    a, b = tmp_path / "a.toml", tmp_path / "b.toml"
+    a.write_text('extends = "b.toml"\n')
+    b.write_text('extends = "a.toml"\n')
+    line = refused(capsys, a)
+    assert "a.toml" in line and "b.toml" in line
+    a.write_text('extends = "gone.toml"\n')
+    assert "gone.toml" in refused(capsys, a)
+    assert "nothing.toml" in refused(capsys, tmp_path / "nothing.toml")
+
+
+def test_an_empty_folder_is_one_line(capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    line = refused(capsys, small_run.write_recipe(tmp_path, tmp_path / "empty"))
+    assert "no pictures" in line and "data.source.data_prefix" in line
+
+
+def test_a_work_dir_that_cannot_be_written_is_one_line(capsys, recipe, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    line = refused(capsys, recipe, "--work-dir", tmp_path / "file")
+    assert "work_dir" in line
+
+
+def test_the_same_command_twice_is_refused_and_loses_nothing(capsys, recipe, tmp_path):
+    assert call(capsys, recipe)[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    line = refused(capsys, recipe)
+    assert "--resume" in line
+    line = refused(capsys, recipe, "--resume", "--set", "optimizer.lr=0.1")
+    assert "optimizer.lr: 0.05 -> 0.1" in line
+    for path, content in before.items():
+        assert path.read_bytes() == content, path
+
+
+def test_a_work_dir_in_use_is_refused(capsys, tmp_path, pictures):
+    recipe = small_run.write_recipe(tmp_path, pictures, steps=5000)
+    process = small_run.start(small_run.command(recipe))
+    small_run.wait_until(lambda: small_run.last_step(tmp_path / "runs/small") >= 0, process)
+    line = refused(capsys, recipe, "--resume")
+    assert "in use" in line and str(process.pid) in line
+    process.terminate()
+    assert small_run.finish(process)[0] == 75
+
+
+def test_a_finished_run_says_where_it_is_and_what_next(capsys, recipe, tmp_path):
+    code, out, _ = call(capsys, recipe)
+    run = tmp_path / "runs/small"
+    assert code == 0
+    assert str(run) in out and "--resume" in out and "k-NN" in out
+    assert {path.name for path in run.iterdir()} >= {
+        "config.toml", "env.json", "machine.json", "metrics.jsonl", "log.txt", "state.json", "checkpoints",
+    }  # fmt: skip
+    rows = small_run.metrics(run)
+    assert [row["step"] for row in rows] == [0, 3, 4, 4], "k-NN, log, log at the end, k-NN"
+    assert rows[1].keys() >= {"step", "epoch", "wall_s", "train/loss", "train/lr", "train/top1_pct", "data/wait_pct"}
+    assert json.loads((run / "state.json").read_text())["state"] == "done"
+
+
+def test_a_few_bad_pictures_do_not_end_a_run_and_many_do(capsys, tmp_path, pictures):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(pictures, damaged)
+    files = sorted(damaged.rglob("*.jpg"))
+    files[3].write_bytes(files[3].read_bytes()[:300])
+    files[40].write_bytes(b"")
+    recipe = small_run.write_recipe(tmp_path, damaged, steps=8)
+    few = ["--set", "data.max_bad_pct=5", "--set", "monitor.knn_interval=0"]
+    code, _, err = call(capsys, recipe, *few)
+    assert code == 0, err
+    assert {str(path) for path in (files[3], files[40]) if str(path) in err}, "bad pictures are named"
+    _, state = checkpoint.load(tmp_path / "runs/small/checkpoints/step_00000008")
+    assert 1 <= len(state["bad_samples"]) <= 2  # one of them may be held out
+    for path in files[5:60:4]:
+        path.write_bytes(b"no picture")
+    code, _, err = call(capsys, recipe, *few, "--work-dir", tmp_path / "again")
+    assert code == 1
+    assert "max_bad_pct" in err.splitlines()[-1] and "Traceback" not in err
+    assert json.loads((tmp_path / "again/small/state.json").read_text())["exit_code"] == 1
+
+
+def test_a_loss_that_explodes_stops_the_run_with_its_weights_whole(capsys, recipe, tmp_path):
+    code, _, err = call(capsys, recipe, "--set", "optimizer.lr=1e30", "--set", "checkpoint.interval=1")
+    assert code == 3
+    assert "not finite" in err.splitlines()[-1]
+    newest = checkpoint.newest_good(tmp_path / "runs/small/checkpoints")
+    for name, tensor in checkpoint.load(newest)[0]["model"].items():
+        assert tensor.isfinite().all(), name
+
+
+def test_weights_are_loaded_and_mismatches_said(capsys, recipe, tmp_path):
+    assert call(capsys, recipe)[0] == 0
+    run = tmp_path / "runs/small"
+    weights = ["--set", f"load_from={run}", "--set", "optimizer.lr=0.0", "--set", "model.momentum=1.0"]
+    code, _, err = call(capsys, recipe, *weights, "--work-dir", tmp_path / "tuned")
+    assert code == 0 and "all of them fit" in err
+    first = checkpoint.load(run / "checkpoints/step_00000004")[0]["model"]
+    second = checkpoint.load(tmp_path / "tuned/small/checkpoints/step_00000004")[0]["model"]
+    assert all((first[n] == second[n]).all() for n in first if n.endswith("weight")), "nothing moves at lr 0"
+
+    other = [*weights, "--set", "model.queue_len=48", "--work-dir", tmp_path / "other"]
+    line = refused(capsys, recipe, *other)
+    assert "queue.rows" in line and "another shape" in line
+    code, _, err = call(capsys, recipe, *other, "--set", "load_strict=false")
+    assert code == 0 and "queue.rows" in err
+
+
+def test_a_method_of_ones_own(capsys, tmp_path, pictures, monkeypatch):
+    """custom_imports, and the features that clustering methods ask for before an epoch."""
+    (tmp_path / "my_method.py").write_text(
+        "import torch\n"
+        "from sslrun import Backbone, Loss, Method\n"
+        "class Cluster(Method):\n"
+        '    """One centre that the features are pulled to.\n\n    Args:\n        backbone: the network.\n    """\n'
+        "    def __init__(self, backbone: Backbone) -> None:\n"
+        "        super().__init__()\n"
+        "        self.backbone = backbone\n"
+        "        self.register_buffer('centre', torch.zeros(backbone.num_features))\n"
+        "        self.register_buffer('shape', torch.zeros(2))\n"
+        "    def before_epoch(self, progress, features):\n"
+        "        rows = features()\n"
+        "        self.centre.copy_(rows.mean(0))\n"
+        "        self.shape.copy_(torch.tensor(rows.shape))\n"
+        "    def forward(self, batch, progress, targets):\n"
+        "        pooled = self.backbone(batch.crops()[0])[-1].mean((2, 3))\n"
+        "        return Loss((pooled - self.centre).square().mean())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe = small_run.write_recipe(tmp_path, pictures, steps=5)
+    text = recipe.read_text()
+    begin, end = text.index("[model]"), text.index("[data]")
+    own = '[model]\ntype = "Cluster"\nbackbone = { type = "ResNet", depth = 18, base_width = 4, stem = "small" }\n\n'
+    recipe.write_text('custom_imports = ["my_method"]\n' + text[:begin] + own + text[end:])
+    code, _, err = call(capsys, recipe)
+    assert code == 0, err
+    model = checkpoint.load(tmp_path / "runs/small/checkpoints/step_00000005")[0]["model"]
+    assert model["shape"].tolist() == [64, 32], "features of the whole training set: 80 pictures, a fifth held out"
+    assert model["centre"].abs().sum() > 0
+
+
+def test_without_its_packages_it_says_make_install(tmp_path):
+    shutil.copytree(small_run.ROOT / "bin", tmp_path / "bin")
+    bare = [sys.executable, "-S", "-E", str(tmp_path / "bin/sslrun"), "--help"]  # -S: no site-packages
+    done = subprocess.run(bare, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "make install" in done.stderr
+
+
+def test_the_run_folder_is_named_by_the_recipe_behind_an_alias(capsys):
+    name = "mocov2_resnet50_8xb32-coslr-200e_in1k"
+    assert call(capsys, MOCOV2, "--dry-run", "--set", "engine.micro_batch=32")[1].startswith(name)
+    assert (Path(MOCOV2).parent / "selfsup/mocov2" / f"{name}.toml").exists()
