@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+VERSION = 1  # of the pictures: another one, another folder
 _SUPERSAMPLING = 4
 _QUALITY = 92
 
@@ -117,18 +118,18 @@ def draw(spec: Spec, i: int) -> bytes:
     """Picture i as a JPEG file, a pure function of its arguments."""
     random = np.random.Generator(np.random.Philox(key=spec.seed % 2**64, counter=[0, 0, spec.stream, i]))
     size, label = spec.size, i % len(CLASS_NAMES)
-    light = _turned(_between(random, 0, 2 * math.pi))[0]
+    light_x, light_y = _turned(_between(random, 0, 2 * math.pi))[0].tolist()
     biscuits = _strewn(random, spec.rotation)
     mask = _silhouettes(biscuits, label, size)
     canvas = _cloth(random, size)
     shadow = np.asarray(mask.filter(ImageFilter.GaussianBlur(size / 28)), dtype=np.float32) / 255
-    down, right = np.rint(light[::-1] * 0.04 * size).astype(int)
-    canvas *= 1 - 0.45 * np.roll(shadow, (down, right), axis=(0, 1))[..., None]
+    shift = round(0.04 * size * light_y), round(0.04 * size * light_x)
+    canvas *= 1 - 0.45 * np.roll(shadow, shift, axis=(0, 1))[..., None]
     slope_y, slope_x = np.gradient(np.asarray(mask.filter(ImageFilter.GaussianBlur(size / 45)), dtype=np.float32) / 255)
-    relief = 1 - size / 40 * (slope_x * light[0] + slope_y * light[1])
+    relief = 1 - size / 40 * (slope_x * light_x + slope_y * light_y)
     ink = np.asarray(mask, dtype=np.float32)[..., None] / 255
     canvas += ink * (_icing(random, biscuits, label, size) * relief[..., None] - canvas)
-    canvas *= _lamp(random, spec, light)
+    canvas *= _lamp(random, spec, light_x, light_y)
     canvas += (random.random(canvas.shape, dtype=np.float32) - 0.5) * np.float32(0.03)
     pixels = (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
     file = io.BytesIO()
@@ -167,7 +168,7 @@ def _cloth(random: np.random.Generator, size: int) -> np.ndarray:
     corners = _colours(random, 4, (0.0, 0.3), (0.25, 0.85))
     small = Image.fromarray((corners * 255).astype(np.uint8).reshape(2, 2, 3))
     smooth = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
-    return smooth + weave[..., None].astype(np.float32)
+    return smooth + weave[..., None]
 
 
 @dataclass(frozen=True)
@@ -221,16 +222,15 @@ def _silhouettes(biscuits: _Biscuits, label: int, size: int) -> Image.Image:
 def _icing(random: np.random.Generator, biscuits: _Biscuits, label: int, size: int) -> np.ndarray:
     """(size, size, 3) colour at each place: of the nearest silhouette, two colours in the kind's ornament."""
     x, y = _grid(size)
-    right, down = x - biscuits.places[:, 0, None, None], y - biscuits.places[:, 1, None, None]
-    nearest = (right**2 + down**2).argmin(axis=0)
-    place, turn, side = biscuits.places[nearest], biscuits.turns[nearest], biscuits.sides[nearest]
-    right, down = x - place[..., 0], y - place[..., 1]
-    u = (right * np.cos(turn) + down * np.sin(turn)) / side
-    v = (down * np.cos(turn) - right * np.sin(turn)) / side
-    mix = np.clip(0.5 + 1.2 * _ORNAMENTS[CLASS_NAMES[label]](u, v), 0, 1)[..., None].astype(np.float32)
+    left, top = biscuits.places.astype(np.float32).T
+    nearest = ((x - left[:, None, None]) ** 2 + (y - top[:, None, None]) ** 2).argmin(axis=0)
+    right, down = x - left[nearest], y - top[nearest]
+    cosine, sine = ((f(biscuits.turns) / biscuits.sides).astype(np.float32)[nearest] for f in (np.cos, np.sin))
+    u, v = right * cosine + down * sine, down * cosine - right * sine
+    mix = np.clip(0.5 + 1.2 * _ORNAMENTS[CLASS_NAMES[label]](u, v), 0, 1)[..., None]
     light = _colours(random, len(biscuits.places), (0.3, 1.0), (0.6, 1.0))[nearest]
     dark = _colours(random, len(biscuits.places), (0.3, 1.0), (0.2, 0.5))[nearest]
-    return light * (1 - mix) + dark * mix
+    return light + mix * (dark - light)
 
 
 # Light where below 0, dark where above; u to the right and v down in the silhouette's own frame.
@@ -248,12 +248,12 @@ _ORNAMENTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def _lamp(random: np.random.Generator, spec: Spec, light: np.ndarray) -> np.ndarray:
+def _lamp(random: np.random.Generator, spec: Spec, light_x: float, light_y: float) -> np.ndarray:
     """(size, size, 3) brightness of the light: stronger where it comes from, warm or cold."""
     x, y = _grid(spec.size)
     slope, warmth = _between(random, 0.0, 0.5), _between(random, -0.08, 0.08)
-    field = _between(random, *spec.lighting) * (1 - slope * ((x - 0.5) * light[0] + (y - 0.5) * light[1]))
-    return field[..., None].astype(np.float32) * np.array([1 + warmth, 1, 1 - warmth], dtype=np.float32)
+    field = _between(random, *spec.lighting) * (1 - slope * ((x - 0.5) * light_x + (y - 0.5) * light_y))
+    return field[..., None] * np.array([1 + warmth, 1, 1 - warmth], dtype=np.float32)
 
 
 def main(folder: str, spec_file: str, first: int, step: int) -> None:
@@ -266,7 +266,7 @@ def main(folder: str, spec_file: str, first: int, step: int) -> None:
 
 
 def as_json(spec: Spec) -> str:
-    """The specification as text, for a file and for its fingerprint."""
+    """The specification as text."""
     return json.dumps(asdict(spec), sort_keys=True)
 
 

@@ -69,7 +69,8 @@ class Shapes(Source):
 
     def _list(self, key: str) -> Sequence[str]:
         spec = self.spec
-        fingerprint = hashlib.blake2b(drawing.as_json(spec).encode(), digest_size=4).hexdigest()
+        text = f"{drawing.VERSION} {drawing.as_json(spec)}"
+        fingerprint = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         folder = os.path.join(os.path.abspath(self.root), f"{self.split}-{spec.num_images}-{spec.size}px-{fingerprint}")
         try:
             _draw_once(folder, spec)
