@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from sslrun.data import BadSamples, ImageFolder, Loader, Sequential, ViewGroup
+from sslrun.data.pipeline import Pipeline
 from sslrun.data.transforms import RandomResizedCrop, Resize
 from sslrun.errors import RunFailed
 
@@ -71,12 +72,13 @@ def damage(folder):
     return {3: "cut short or damaged", 4: "empty", 17: "header", 25: "header", 39: "cut short or damaged"}
 
 
-def test_unreadable_pictures_are_stepped_over_and_named_once(folder, caplog):
-    healthy = rows(loader_of(opened(folder), BadSamples()).run(epoch()))
+@pytest.mark.parametrize("augment", ["exact", "dali"])
+def test_unreadable_pictures_are_stepped_over_and_named_once(folder, augment, caplog):
+    healthy = rows(loader_of(opened(folder), BadSamples(), augment=augment).run(epoch()))
     reasons = damage(folder)
     bad = BadSamples(max_bad_pct=20)
     with caplog.at_level(logging.WARNING, logger="sslrun"):
-        found = rows(loader_of(opened(folder), bad).run(epoch() + epoch()))
+        found = rows(loader_of(opened(folder), bad, augment=augment).run(epoch() + epoch()))
     assert bad.found.keys() == reasons.keys() and len(bad) == 5
     for sample, reason in reasons.items():
         assert reason in bad.found[sample] and f"{sample:02d}.jpg" in bad.found[sample]
@@ -121,8 +123,9 @@ def test_substitutes_of_substitutes():
     assert len(set(first[ids == 3].tolist())) == 9  # any of the others may stand in
 
 
+@pytest.mark.parametrize("augment", ["exact", "dali"])
 @pytest.mark.parametrize("change", ["removed", "emptied", "replaced by another size"])
-def test_a_file_that_changes_under_the_run(folder, change):
+def test_a_file_that_changes_under_the_run(folder, change, augment):
     source = opened(folder)
     assert source.sizes.min() > 0
     victim = folder / "21.jpg"
@@ -139,7 +142,7 @@ def test_a_file_that_changes_under_the_run(folder, change):
             yield item
 
     bad = BadSamples(max_bad_pct=10)
-    found = rows(loader_of(source, bad).run(cursor()))
+    found = rows(loader_of(source, bad, augment=augment).run(cursor()))
     assert list(bad.found) == [21] and len(found) == NUM_PICTURES
     assert [sample for position, (sample, _) in enumerate(found) if position != 21] == [*range(21), *range(22, 40)]
     told = {"removed": "no such file", "emptied": "empty", "replaced by another size": "7x9, was 31x40"}
@@ -219,3 +222,10 @@ def test_kinds_are_read_as_pil_reads_them(tmp_path):
             assert np.abs(levels - deep[..., None] / 257).max() <= 1
         else:
             assert np.array_equal(levels, np.asarray(Image.open(path).convert("RGB"))), path
+
+
+def test_a_failure_that_no_picture_explains_is_not_repeated_for_ever(folder, monkeypatch):
+    damage(folder)
+    monkeypatch.setattr(Pipeline, "_trouble", lambda self, path, size: None)
+    with pytest.raises(RunFailed, match="decode one by one"):
+        list(loader_of(opened(folder), BadSamples()).run([(0, np.arange(8)), (0, np.arange(32, 40))]))

@@ -200,8 +200,7 @@ class Pipeline:
         shapes = np.array(outputs[0].shape())[:, :2]
         changed = np.flatnonzero((shapes != plan.sizes).any(axis=1))
         for row in changed.tolist():
-            now, then = "x".join(map(str, shapes[row])), "x".join(map(str, plan.sizes[row]))
-            self._add_bad(int(plan.ids[row]), f"changed since the sizes were read: {now}, was {then}")
+            self._add_bad(int(plan.ids[row]), _other_size(shapes[row], plan.sizes[row]))
         return len(changed) > 0
 
     def _blame(self, plan: Plan, message: str) -> bool:
@@ -211,16 +210,16 @@ class Pipeline:
         named |= {row for row, path in enumerate(paths) if path in message}
         rest = set(range(len(paths))) - named
         for suspects in (named, rest):
-            troubles = {row: self._trouble(paths[row]) for row in sorted(suspects) if row < len(paths)}
+            troubles = {row: self._trouble(paths[row], plan.sizes[row]) for row in suspects if row < len(paths)}
             found = {row: trouble for row, trouble in troubles.items() if trouble is not None}
-            for row, trouble in found.items():
-                self._add_bad(int(plan.ids[row]), trouble)
+            for row in sorted(found):
+                self._add_bad(int(plan.ids[row]), found[row])
             if found:
                 return True
         return False
 
-    def _trouble(self, path: str) -> str | None:
-        """Why a picture does not decode, or None where it does: tried alone, with the operators of the graph."""
+    def _trouble(self, path: str, size: np.ndarray) -> str | None:
+        """Why a picture does not decode to its size, or None where it does: tried alone, with the graph's operators."""
         trouble = file_trouble(path)
         if trouble is not None:
             return trouble
@@ -233,11 +232,16 @@ class Pipeline:
 
             self._trial = alone(batch_size=1, prefetch_queue_depth=1, **self._options)
         try:
-            self._trial.run(path=[np.frombuffer(os.fsencode(path), dtype=np.uint8)])
+            (pictures,) = self._trial.run(path=[np.frombuffer(os.fsencode(path), dtype=np.uint8)])
         except RuntimeError as error:
             self._trial = None
             return decode_trouble(str(error))
-        return None
+        now = np.array(pictures.shape()[0][:2])
+        return None if (now == size).all() else _other_size(now, size)
+
+
+def _other_size(now: np.ndarray, then: np.ndarray) -> str:
+    return f"changed since the sizes were read: {now[0]}x{now[1]}, was {then[0]}x{then[1]}"
 
 
 def import_dali() -> None:

@@ -96,7 +96,7 @@ class Source(Component, kind="sources"):
 
     @property
     def index(self) -> Index:
-        """Sizes and marks of the files; made at first use, which takes about 20 s for a million local files."""
+        """Sizes and marks of the files; made at first use: a minute for a million local files, then seconds."""
         if self._index is None:
             self._index = build_index(self.paths)
         return self._index
