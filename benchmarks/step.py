@@ -1,0 +1,158 @@
+"""The engine's step beside a bare loop with the same network, alternating in one run.
+
+    python benchmarks/step.py [CONFIG] [--steps 60] [--rounds 5]
+
+Both sides run the recipe's model on the same resident batch: forward of both encoders, loss, backward, SGD, momentum
+update, queue. The bare loop is what one would write by hand, without checks, metrics, log, schedules or groups of
+BatchNorm: `torch.nn.BatchNorm2d`, `loss.backward()`, `optimizer.step()`. Rounds alternate, so that a noisy machine hits
+both; the row has the quantiles of each side and of the ratio of neighbours.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from rows import append_row, quantiles  # noqa: E402
+from torch import nn  # noqa: E402
+
+from sslrun.config import load  # noqa: E402
+from sslrun.data import Batch  # noqa: E402
+from sslrun.methods import Progress  # noqa: E402
+from sslrun.nn.norm import GroupBatchNorm, set_groups  # noqa: E402
+from sslrun.optim import learning_rates  # noqa: E402
+from sslrun.plan import choose_machine, device_of  # noqa: E402
+from sslrun.runtime.executor import LocalExecutor  # noqa: E402
+from sslrun.train import build, train_step  # noqa: E402
+from sslrun.window import Window  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", default=str(ROOT / "configs/quickstart.toml"))
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--steps", type=int, default=20, help="steps per round")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of each side")
+    args = parser.parse_args()
+    # One group of BatchNorm, so that both sides normalise alike; one micro-batch.
+    config = load(args.config, [*args.overrides])
+    group = config.values["global_batch"]
+    config = load(args.config, [*args.overrides, f"data.samples_per_gpu={group}", f"engine.micro_batch={group}"])
+    recipe = build(config)
+    device = device_of(recipe, 0)
+    machine = choose_machine(recipe, device, 1, 1)
+    torch.set_num_threads(machine.threads)
+    batch = _batch(recipe.data.views[0].size, group, device)
+    sides = {"bare": bare_loop(build(config), batch, device), "engine": engine_loop(recipe, machine, batch, device)}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for step in sides.values():
+        _timed(step, max(3, args.steps // 4), device)  # warm-up
+    for round_number in range(args.rounds):
+        for name in sorted(sides, reverse=round_number % 2 == 0):  # the first place changes hands
+            times[name].append(_timed(sides[name], args.steps, device) / args.steps)
+    overhead = [100 * (e / b - 1) for e, b in zip(times["engine"], times["bare"], strict=True)]
+    row = {
+        "benchmark": "step",
+        "config": config.name,
+        "batch": group,
+        "threads": machine.threads,
+        "precision": machine.precision,
+        "steps": args.steps,
+        "bare_ms": quantiles([1e3 * t for t in times["bare"]]),
+        "engine_ms": quantiles([1e3 * t for t in times["engine"]]),
+        "overhead_pct": quantiles(overhead),
+    }
+    append_row("step", row)
+    print(f"bare {row['bare_ms']['median']:.2f} ms, engine {row['engine_ms']['median']:.2f} ms per step of {group}")
+    print(f"overhead: median {row['overhead_pct']['median']:+.2f} %, quartiles {row['overhead_pct']['p25']:+.2f} "
+          f"{row['overhead_pct']['p75']:+.2f} %")
+
+
+def engine_loop(recipe, machine, batch, device):
+    """One call is one step of the engine, with its metrics window."""
+    set_groups(recipe.model, recipe.data.samples_per_gpu, machine.micro_batch // recipe.data.samples_per_gpu)
+    optimizer = recipe.optimizer.create(recipe.model.named_parameters())
+    executor = LocalExecutor(recipe.model, optimizer, device=device, precision=machine.precision)
+    window, step = Window(), 0
+
+    def run() -> None:
+        nonlocal step
+        progress = Progress(step, 10_000, 100, recipe.seed)
+        rates = learning_rates(executor.optimizer.param_groups, recipe.lr, step, 100, 10_000)
+        metrics, _ = train_step(executor, recipe.model, [batch], progress, rates)
+        window.add(metrics)
+        step += 1
+
+    return run
+
+
+def bare_loop(recipe, batch, device):
+    """MoCo v2 as one writes it by hand in thirty lines."""
+    model = recipe.model
+    _use_plain_batch_norm(model)
+    model.to(device).to(memory_format=torch.channels_last)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = recipe.optimizer.create(model.named_parameters())
+    query = nn.Sequential(model.backbone, _Last(), model.neck)
+    key = nn.Sequential(model.key_backbone, _Last(), model.key_neck)
+    queue, temperature = model.queue.rows, model.head.temperature
+    first, second = batch.crops()
+    place = 0
+
+    def run() -> None:
+        nonlocal place
+        with torch.no_grad():
+            order = torch.randperm(len(second), device=device)
+            k = F.normalize(key(second[order]), dim=1)[order.argsort()]
+        q = F.normalize(query(first), dim=1)
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], dim=1) / temperature
+        loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=device))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(key.parameters()), trained, 1 - model.momentum)
+            queue[place : place + len(k)] = k
+            place = (place + len(k)) % (len(queue) // len(k) * len(k))
+
+    return run
+
+
+class _Last(nn.Module):
+    def forward(self, maps):
+        return maps[-1]
+
+
+def _use_plain_batch_norm(model: nn.Module) -> None:
+    for name, child in model.named_children():
+        if isinstance(child, GroupBatchNorm):
+            plain = nn.BatchNorm2d(child.num_features)
+            plain.requires_grad_(child.weight.requires_grad)
+            setattr(model, name, plain)
+        else:
+            _use_plain_batch_norm(child)
+
+
+def _batch(size: tuple[int, int], samples: int, device: torch.device) -> Batch:
+    images = torch.randn(2 * samples, 3, *size).to(memory_format=torch.channels_last)
+    return Batch([images], torch.arange(samples), None).to(device)
+
+
+def _timed(step, count: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(count):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()

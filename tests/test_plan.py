@@ -1,0 +1,131 @@
+"""The plan: how a recipe is cut up for the hardware, and that the cut changes nothing about what is seen."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sslrun.data import Loader, Order, ViewGroup
+from sslrun.data.sources import ImageFolder
+from sslrun.data.transforms import ColorJitter, Normalize, RandomResizedCrop
+from sslrun.errors import UsageError
+from sslrun.methods.moco import MoCo
+from sslrun.nn.heads import ContrastiveHead
+from sslrun.nn.necks import MoCoV2Neck
+from sslrun.nn.resnet import ResNet
+from sslrun.plan import Machine, Plan, activation_bytes, choose_machine, make_plan
+from sslrun.recipe import EngineConfig
+from sslrun.window import Window
+
+MACHINE = Machine(device="cpu", precision="fp32", compile=False, micro_batch=8, threads=1)
+VIEWS = [ViewGroup(num_views=2, transforms=[RandomResizedCrop(size=24), ColorJitter(brightness=0.4), Normalize()])]
+
+
+def recipe(batch: int = 32, group: int = 8, **changes) -> SimpleNamespace:
+    data = SimpleNamespace(samples_per_gpu=group, drop_last=changes.pop("drop_last", True), views=VIEWS)
+    model = MoCo(ResNet(18, base_width=4), MoCoV2Neck(32, 16, 8), ContrastiveHead(), queue_len=16, feat_dim=8)
+    fields = {"global_batch": batch, "data": data, "model": model, "epochs": 3, "max_iters": None, "seed": 0}
+    return SimpleNamespace(**fields, engine=EngineConfig(**changes))
+
+
+def plan(world_size: int, micro_batch: int, num_samples: int = 100, **changes) -> Plan:
+    return make_plan(recipe(**changes), num_samples, replace(MACHINE, micro_batch=micro_batch), world_size)
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 32), (1, 8), (2, 16), (2, 8), (4, 8)])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_ranks_and_micro_batches_unite_to_the_global_batch(world_size, micro_batch, drop_last):
+    cut = plan(world_size, micro_batch, drop_last=drop_last)
+    assert (cut.steps_per_epoch, cut.total_steps) == ((3, 9) if drop_last else (4, 12))
+    for step in range(cut.total_steps):
+        parts = [part for rank in range(world_size) for part in cut.positions(step, rank)]
+        assert {epoch for epoch, _ in parts} == {step // cut.steps_per_epoch}
+        first = step % cut.steps_per_epoch * 32
+        assert np.concatenate([positions for _, positions in parts]).tolist() == [
+            (first + place) % 100 for place in range(32)
+        ]
+        assert all(len(positions) == micro_batch for _, positions in parts)
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 8), (2, 16), (4, 8)])
+def test_any_cut_sees_the_same_pixels(pictures, world_size, micro_batch):
+    source = ImageFolder(str(pictures))
+    source.open()
+
+    def step_of(cut: Plan, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        options = {"sampler": Order(len(source), 5), "seed": 5, "batch_size": cut.machine.micro_batch}
+        batches = list(Loader(source, VIEWS, **options).run(cut.positions(1, rank)))
+        crops = torch.stack([torch.cat(view) for view in zip(*(b.crops() for b in batches), strict=True)], dim=1)
+        return crops, torch.cat([batch.index for batch in batches])
+
+    crops, index = step_of(plan(1, 32, num_samples=len(source)), 0)
+    parts = [step_of(plan(world_size, micro_batch, num_samples=len(source)), rank) for rank in range(world_size)]
+    assert torch.equal(torch.cat([part[1] for part in parts]), index)
+    assert torch.equal(torch.cat([part[0] for part in parts]), crops)
+    assert not torch.equal(crops[:, 0], crops[:, 1]), "two views are two crops"
+
+
+def test_impossible_cuts_list_the_possible_ones():
+    def choose(world_size: int = 1, **changes) -> Machine:
+        return choose_machine(recipe(**changes), torch.device("cpu"), world_size, 1)
+
+    with pytest.raises(UsageError, match=r"cannot be dealt to 3 processes; possible numbers of processes: 1, 2, 4$"):
+        choose(3)
+    with pytest.raises(UsageError, match=r"global_batch 30 is not a multiple of data.samples_per_gpu 8; .*: 32$"):
+        choose(batch=30)
+    with pytest.raises(UsageError, match=r"engine.micro_batch is 24, .* can be cut into: 8, 16, 32$"):
+        choose(micro_batch=24)
+    with pytest.raises(UsageError, match="has 31 samples, fewer than one global_batch of 32"):
+        plan(1, 8, num_samples=31)
+    assert choose(2, micro_batch=16).micro_batch == 16
+
+
+def test_the_recipe_comes_before_what_was_chosen_before_and_that_before_a_new_choice():
+    device, before = torch.device("cpu"), {"micro_batch": 16, "threads": 7, "precision": "bf16"}
+    assert choose_machine(recipe(), device, 1, 1).micro_batch == 32, "all of it fits"
+    chosen = choose_machine(recipe(), device, 1, 1, before)
+    assert (chosen.micro_batch, chosen.threads, chosen.precision) == (16, 7, "bf16")
+    chosen = choose_machine(recipe(micro_batch=8, threads=2, precision="fp32"), device, 1, 1, before)
+    assert (chosen.micro_batch, chosen.threads, chosen.precision) == (8, 2, "fp32")
+
+
+def test_micro_batch_is_what_fits(monkeypatch):
+    monkeypatch.setattr("sslrun.plan._free_bytes_of_host", lambda: 100)
+    monkeypatch.setattr("sslrun.plan.activation_bytes", lambda recipe, precision: 30)  # of one group of 8
+    assert choose_machine(recipe(), torch.device("cpu"), 1, 1).micro_batch == 16
+    monkeypatch.setattr("sslrun.plan._free_bytes_of_host", lambda: 1)
+    assert choose_machine(recipe(), torch.device("cpu"), 1, 1).micro_batch == 8, "one group at least"
+
+
+def test_activation_bytes_are_those_that_autograd_keeps():
+    """Against the tensors that a real forward pass saves."""
+    tried = recipe(group=8)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    alive: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        features = tried.model.neck(tried.model.backbone(torch.randn(16, 3, 24, 24)[:8])[-1])
+        tried.model.head(features, torch.randn(8, 8), tried.model.queue.rows)
+    counted = activation_bytes(tried, "fp32")
+    assert counted == pytest.approx(sum(kept.values()), rel=0.1)
+    assert activation_bytes(tried, "bf16") == counted // 2
+    assert all(layer.abs().sum() == 0 for name, layer in tried.model.named_buffers() if name.endswith("pending"))
+
+
+def test_window_means_and_state():
+    window = Window()
+    for value in (1.0, 2.0, 6.0):
+        window.add({"loss": torch.tensor(value)})
+    twin = Window()
+    twin.load(window.state(), torch.device("cpu"))
+    for one in (window, twin):
+        one.add({"loss": torch.tensor(3.0)})
+        assert one.read() == {"loss": 3.0}
+        assert one.read() == {} and one.steps == 0
