@@ -75,7 +75,8 @@ class BadSamples:
 
     def state_dict(self) -> dict[str, str]:
         """Plain strings: sample id -> `path: reason`."""
-        return {str(sample): text for sample, text in self.found.items()}
+        known = list(self.found.items())  # in one step: the loader's thread may be adding to it
+        return {str(sample): text for sample, text in known}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
         """Take over what a checkpoint (or another rank) knows, without naming it again."""
