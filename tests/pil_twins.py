@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
 from sslrun.data.graph import Arguments
 from sslrun.data.transforms import (
     BRIGHTNESS,
@@ -54,6 +55,11 @@ def jpeg(pixels: np.ndarray, quality: int = 92) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def decode(file: bytes) -> np.ndarray:
+    """(H, W, 3) uint8, as torchvision's loader reads it."""
+    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
 
 
 def tensor_blur(picture: Image.Image, sigma: float) -> Image.Image:

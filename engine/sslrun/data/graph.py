@@ -93,10 +93,11 @@ def graph_inputs(views: Sequence[ViewGroup], part: Part) -> list[Input]:
     """
     for group in views:
         for _, transform in _steps(group, part):
-            operators.dispatch(type(transform))  # found now, since AutoGraph cannot read functools and would say so
-        if part == "geometry" and any(
-            isinstance(t, Resample | CenterCrop) for _, t in group.steps[group.num_geometric :]
-        ):
+            # Looked up here for all, since AutoGraph, which reads what follows, cannot read functools.
+            if operators.dispatch(type(transform)) is operators.dispatch(object):
+                raise UsageError(f'{type(transform).__name__} has no DALI operators; use data.augment = "exact"')
+        late = group.steps[group.num_geometric :]
+        if part == "geometry" and any(isinstance(transform, Resample | CenterCrop) for _, transform in late):
             raise UsageError(
                 'data.augment = "exact" on a GPU makes all crops and resizes first: '
                 'put them before the colours, or use data.augment = "dali"'
@@ -173,7 +174,7 @@ def operators(transform: Transform, x: Any, numbers: dict[str, Any]) -> Any:
     Returns:
         Node of HWC uint8 pictures.
     """
-    raise UsageError(f'{type(transform).__name__} has no operators; use data.augment = "exact"')
+    raise AssertionError("graph_inputs lets no transform through that has no operators")
 
 
 def _types() -> Any:

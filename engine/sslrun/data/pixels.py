@@ -14,8 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# The Gaussian is cut here, in standard deviations: beyond, a tap is less than half a unit of its fixed point.
-BLUR_REACH = 4.0
+from sslrun.data.transforms import BLUR_REACH
 
 
 def grey(x: torch.Tensor) -> torch.Tensor:
@@ -150,9 +149,18 @@ def resample(picture: torch.Tensor, box: Sequence[int], size: Sequence[int], int
     """
     top, left, height, width = box
     crop = picture[..., top : top + height, left : left + width]
-    if (height, width) == tuple(size):
-        return crop
-    return F.interpolate(crop, tuple(size), mode=interpolation, align_corners=False, antialias=True)
+    rows, columns = size
+    if height - rows > max(
+        0, 2 * (width - columns)
+    ):  # Pillow's rule, from 13 on: where it shrinks most, rows come first
+        crop = _interpolate(crop, rows, width, interpolation)
+    return _interpolate(crop, rows, columns, interpolation)
+
+
+def _interpolate(picture: torch.Tensor, rows: int, columns: int, interpolation: str) -> torch.Tensor:
+    if picture.shape[2:] == (rows, columns):
+        return picture
+    return F.interpolate(picture, (rows, columns), mode=interpolation, align_corners=False, antialias=True)
 
 
 def center_crop(picture: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:

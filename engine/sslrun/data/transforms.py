@@ -24,6 +24,9 @@ Interpolation = Literal["bilinear", "bicubic"]
 # Numbers of the jitter's operations, in the columns of `factors` and as the entries of `order`.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
+# A Gaussian is cut here, in standard deviations: beyond, a tap is less than half a unit of the fixed point in use.
+BLUR_REACH = 4.0
+
 # A uniform draw is below 1, so "draw < p" is always true at p = 1; this one never is, whatever p.
 _NEVER = 1.0
 
@@ -441,6 +444,9 @@ class ViewGroup:
                 "these transforms leave pictures of different sizes, which cannot form a batch: "
                 "give them a RandomResizedCrop, CenterCrop or Resize = [height, width] that always applies"
             )
+        for transform in opened:
+            if isinstance(transform, GaussianBlur) and min(self.size) <= math.ceil(BLUR_REACH * transform.sigma_max):
+                raise UsageError(f"views of {min(self.size)} pixels are too small for a blur of {transform.sigma_max}")
 
     @cached_property
     def num_draws(self) -> int:

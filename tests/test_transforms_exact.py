@@ -1,0 +1,229 @@
+"""The exact mode: its distance from PIL on photographs, and that nothing but the draws decides a single bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fidelity_cases import CASES, Case, decoded, exact_views, measure, recipe, sizes
+from sslrun.data import exact, native, pixels
+from sslrun.data.exact import ExactStage
+from sslrun.data.graph import Arguments, view_arguments
+from sslrun.data.transforms import (
+    CenterCrop,
+    ColorJitter,
+    GaussianBlur,
+    Normalize,
+    Parameters,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+    Solarization,
+    Transform,
+    ViewGroup,
+)
+from sslrun.errors import UsageError
+
+CPU = torch.device("cpu")
+GROUPS = [ViewGroup(2, [*recipe(64), Normalize()]), ViewGroup(3, [*recipe(33, (0.05, 0.14)), Normalize()])]
+
+
+def pictures() -> list[torch.Tensor]:
+    return [torch.from_numpy(array.copy()) for array in decoded()]
+
+
+def arguments_of(groups: list[ViewGroup], positions: np.ndarray | None = None) -> Arguments:
+    positions = np.arange(8) if positions is None else positions
+    return view_arguments(groups, 0, 0, positions, sizes()[positions])
+
+
+def made(groups: list[ViewGroup], **options: object) -> list[torch.Tensor]:
+    return ExactStage(groups, CPU, **options)(pictures(), arguments_of(groups))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_error_against_pil(case: Case) -> None:
+    error, _ = measure(case, "exact", num_views=2)
+    assert error.mean <= case.exact.mean and error.p99 <= case.exact.p99 and error.most <= case.exact.most, error
+
+
+def test_without_jitter_in_drawn_order_the_bound_is_missed() -> None:
+    """Negative control of the table: the same factors in the fixed order are another picture."""
+    groups = [ViewGroup(2, [CenterCrop(224), ColorJitter(0.4, 0.4, 0.4, 0.1)])]
+    arguments = arguments_of(groups)
+    fixed = arguments | {"0.1.order": np.sort(arguments["0.1.order"], axis=1)}
+    difference = np.abs(exact_views(groups, arguments)[0].astype(int) - exact_views(groups, fixed)[0])
+    assert difference.mean() > 0.5
+
+
+def test_output_is_float_normalised_channels_last_and_view_major() -> None:
+    groups = [ViewGroup(2, [Resize(40), CenterCrop([32, 24]), Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))])]
+    view = made(groups)[0]
+    assert view.shape == (16, 3, 32, 24) and view.dtype == torch.float32
+    assert view.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(view[:8], view[8:])
+    plain = made([ViewGroup(1, [Resize(40), CenterCrop([32, 24])])])[0]
+    expected = (plain - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    assert torch.allclose(view[:8], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("options", [{"num_threads": 3}, {"compiled": False}, {"compiled": False, "num_threads": 3}])
+def test_threads_and_compiler_decide_no_bit(options: dict) -> None:
+    for one, other in zip(made(GROUPS), made(GROUPS, **options), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("block", [1, 2**30])
+def test_block_size_decides_no_bit(monkeypatch: pytest.MonkeyPatch, compiled: bool, block: int) -> None:
+    """A block of all pictures is what a GPU makes, one picture what a large CPU recipe makes."""
+    expected = made(GROUPS)
+    monkeypatch.setattr(exact, "_BLOCK_PIXELS", block)
+    for one, other in zip(expected, made(GROUPS, compiled=compiled), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("positions", [np.arange(8)[::-1].copy(), np.array([5]), np.array([1, 6, 3])])
+def test_neighbours_and_place_in_the_batch_decide_no_bit(positions: np.ndarray, compiled: bool) -> None:
+    own = [pictures()[i] for i in positions]
+    part = ExactStage(GROUPS, CPU, compiled=compiled)(own, arguments_of(GROUPS, positions))
+    for group, one, other in zip(GROUPS, made(GROUPS), part, strict=True):
+        rows = np.concatenate([positions + 8 * view for view in range(group.num_views)])
+        assert torch.equal(one[rows], other)
+
+
+@pytest.mark.parametrize("name", ["0.1.0.factors", "0.3.sigma", "0.0.box", "0.5.apply", "0.4.apply", "0.2.apply"])
+def test_another_number_is_another_picture(name: str) -> None:
+    """Negative control of the zero tolerance: one number of one picture changes that view, and no other."""
+    arguments = arguments_of(GROUPS)
+    row = int(np.flatnonzero(arguments["0.1.0.apply"] & arguments["0.3.apply"])[0])
+    values = arguments[name].copy()
+    if name.endswith("apply"):
+        values[row] = ~values[row]
+    else:
+        values[row] += (0, 0, -1, -1) if name.endswith("box") else 0.05
+    changed = ExactStage(GROUPS, CPU)(pictures(), arguments | {name: values})[0]
+    same = (made(GROUPS)[0] == changed).flatten(1).all(dim=1)
+    assert (~same).nonzero().flatten().tolist() == [row]
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_flip_in_any_place_is_the_same_picture(place: int) -> None:
+    colours = [ColorJitter(0.4, 0.4, 0.4, 0.1), GaussianBlur(p=1.0), RandomGrayscale(0.3), Normalize()]
+    steps: list[Transform] = [CenterCrop(64), *colours]
+    unflipped = made([ViewGroup(1, steps)])[0]
+    steps.insert(place + 1, RandomHorizontalFlip(1.0))
+    # Draws are counted through the list: a flip in front of a colour would shift them.
+    arguments = arguments_of([ViewGroup(1, [CenterCrop(64), *colours])])
+    renamed = {_shifted(name, place): values for name, values in arguments.items()}
+    renamed[f"0.{place + 1}.apply"] = np.ones(8, dtype=bool)
+    flipped = ExactStage([ViewGroup(1, steps)], CPU)(pictures(), renamed)[0]
+    assert torch.equal(flipped, unflipped.flip(-1))
+    assert not torch.equal(flipped, unflipped)
+
+
+def _shifted(name: str, place: int) -> str:
+    group, step, rest = name.split(".")
+    return f"{group}.{int(step) + (int(step) > place)}.{rest}"
+
+
+def test_two_flips_are_none() -> None:
+    steps = [CenterCrop(64), RandomHorizontalFlip(1.0), Solarization(p=1.0), RandomHorizontalFlip(1.0)]
+    assert torch.equal(made([ViewGroup(1, steps)])[0], made([ViewGroup(1, [CenterCrop(64), Solarization(p=1.0)])])[0])
+
+
+def test_order_of_the_list_is_order_of_application() -> None:
+    before, after = [Solarization(100, p=1.0), Resize([40, 40])], [Resize([40, 40]), Solarization(100, p=1.0)]
+    groups = [ViewGroup(1, before), ViewGroup(1, after)]
+    first, second = exact_views(groups, arguments_of(groups))
+    for row, array in enumerate(decoded()):
+        solarised = Image.fromarray(np.where(array >= 100, 255 - array, array)).resize(
+            (40, 40), Image.Resampling.BILINEAR
+        )
+        assert np.abs(first[row].astype(int) - np.asarray(solarised)).max() <= 1
+    assert np.abs(first.astype(int) - second).mean() > 1
+
+
+@pytest.mark.parametrize("part", ["geometry", "all"])
+def test_the_rest_after_the_graph_is_the_rest_of_the_whole(part: str) -> None:
+    """`finish` from crops equals the whole from pictures; with everything done, it only normalises."""
+    steps: list[Transform] = [CenterCrop(64), RandomHorizontalFlip(), ColorJitter(0.4, 0.4, 0.4, 0.1), GaussianBlur()]
+    groups = [ViewGroup(2, [*steps, Normalize()])]
+    arguments = arguments_of(groups)
+    done = [ViewGroup(2, steps[: 2 if part == "geometry" else 4])]
+    crops = torch.from_numpy(exact_views(done, arguments)[0])
+    for compiled in (True, False):
+        views = ExactStage(groups, CPU, compiled=compiled).finish(list(crops.split(8)), arguments, part)  # type: ignore[arg-type]
+        assert torch.equal(views[0], made(groups)[0])
+
+
+def test_every_colour_keeps_its_hue_arithmetic() -> None:
+    """C and torch agree on all colours of a lattice that holds greys, ties and extremes."""
+    levels = torch.tensor([0, 1, 2, 50, 51, 85, 127, 128, 170, 204, 253, 254, 255], dtype=torch.uint8)
+    lattice = torch.cartesian_prod(levels, levels, levels).view(13, 169, 3)
+    group = [ViewGroup(1, [CenterCrop([13, 169]), ColorJitter(hue=0.5)])]
+    for steps in (-127, -1, 0, 1, 85, 127):
+        numbers = {"0.1.order": np.array([[3, -1, -1, -1]], dtype=np.int32), "0.1.apply": np.ones(1, dtype=bool)}
+        numbers["0.1.factors"] = np.array([[1, 1, 1, steps]], dtype=np.float32)
+        numbers["0.0.apply"] = np.zeros(1, dtype=bool)
+        one, other = (ExactStage(group, CPU, compiled=c)([lattice], numbers)[0] for c in (True, False))
+        assert torch.equal(one, other)
+
+
+def test_blur_weights_are_whole_and_sum_to_a_power_of_two() -> None:
+    for taps, total in zip(pixels.blur_taps(np.linspace(0.05, 3, 60, dtype=np.float32)), (2**16, 2**12), strict=True):
+        assert (taps == np.rint(taps)).all()
+        assert (taps[:, 0] + 2 * taps[:, 1:].sum(axis=1) == total).all()
+
+
+def test_small_views_fill_the_same_block_as_large_ones() -> None:
+    """Views whose size is no multiple of anything: the vector loops' tails."""
+    groups = [ViewGroup(1, [RandomResizedCrop([37, 91]), *recipe(64)[1:]]), ViewGroup(1, [RandomResizedCrop([9, 10])])]
+    for one, other in zip(made(groups), made(groups, compiled=False), strict=True):
+        assert torch.equal(one, other)
+
+
+class Negative(Transform):
+    """Of the tests: a transform that a user brings."""
+
+
+def test_a_transform_of_ones_own() -> None:
+    group = [ViewGroup(1, [CenterCrop(32), Negative(p=0.5), RandomHorizontalFlip()])]
+    with pytest.raises(UsageError, match="Negative has no exact form"):
+        made(group)
+
+    @exact.change.register
+    def _(transform: Negative, x: torch.Tensor, numbers: Parameters) -> None:
+        x[numbers["apply"]] = 255.0 - x[numbers["apply"]]
+
+    views, arguments = exact_views(group, arguments_of(group))[0], arguments_of(group)
+    plain = exact_views([ViewGroup(1, [CenterCrop(32)])], arguments)[0]
+    flipped = np.where(arguments["0.2.apply"][:, None, None, None], plain[:, :, ::-1], plain)
+    expected = np.where(arguments["0.1.apply"][:, None, None, None], 255 - flipped, flipped)
+    assert np.array_equal(views, expected)
+
+
+def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    expected = made(GROUPS)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)
+    stage = ExactStage(GROUPS, CPU)
+    assert not stage.compiled
+    assert torch.equal(stage(pictures(), arguments_of(GROUPS))[0], expected[0])
+
+
+def test_the_library_is_kept_and_compiled_where_there_is_no_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native.library.__wrapped__() is not None
+    (kept,) = (tmp_path / "sslrun").iterdir()
+    before = kept.stat().st_mtime_ns
+    assert native.library.__wrapped__() is not None
+    assert kept.stat().st_mtime_ns == before
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert native.library.__wrapped__() is not None
