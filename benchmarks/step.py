@@ -28,7 +28,8 @@ from sslrun.nn.norm import GroupBatchNorm, set_groups  # noqa: E402
 from sslrun.optim import learning_rates  # noqa: E402
 from sslrun.plan import choose_machine, device_of  # noqa: E402
 from sslrun.runtime.executor import LocalExecutor  # noqa: E402
-from sslrun.train import build, train_step  # noqa: E402
+from sslrun.session import build
+from sslrun.train import train_step  # noqa: E402
 from sslrun.window import Window  # noqa: E402
 
 
@@ -69,8 +70,10 @@ def main() -> None:
     }
     append_row("step", row)
     print(f"bare {row['bare_ms']['median']:.2f} ms, engine {row['engine_ms']['median']:.2f} ms per step of {group}")
-    print(f"overhead: median {row['overhead_pct']['median']:+.2f} %, quartiles {row['overhead_pct']['p25']:+.2f} "
-          f"{row['overhead_pct']['p75']:+.2f} %")
+    print(
+        f"overhead: median {row['overhead_pct']['median']:+.2f} %, quartiles {row['overhead_pct']['p25']:+.2f} "
+        f"{row['overhead_pct']['p75']:+.2f} %"
+    )
 
 
 def engine_loop(recipe, machine, batch, device):

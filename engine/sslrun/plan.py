@@ -33,6 +33,7 @@ class Machine:
     compile: bool
     micro_batch: int
     threads: int
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,13 @@ class Plan:
     def positions(self, step: int, rank: int) -> list[tuple[int, np.ndarray]]:
         """(epoch, positions in the epoch) of each micro-batch of `rank` at an optimiser step.
 
-        Past the end of an epoch that the global batch does not divide (drop_last = false) positions start again.
+        Where the global batch does not divide the epoch (drop_last = false) its last positions lie past the end: the
+        order starts again there, with crops of their own.
         """
         epoch, within = divmod(step, self.steps_per_epoch)
         per_rank = self.global_batch // self.world_size
         first = within * self.global_batch + rank * per_rank
-        block = np.arange(first, first + per_rank, dtype=np.int64) % self.num_samples
+        block = np.arange(first, first + per_rank, dtype=np.int64)
         return [(epoch, part) for part in np.split(block, self.accumulation)]
 
 
@@ -90,6 +92,7 @@ def choose_machine(
     engine = recipe.engine
     _check_batch(recipe.global_batch, recipe.data.samples_per_gpu, world_size)
     before = recorded or {}
+    cores = max(1, len(os.sched_getaffinity(0)) // ranks_on_node)
     cuda = device.type == "cuda"
     precision = engine.precision
     if precision == "auto":
@@ -106,7 +109,8 @@ def choose_machine(
         precision=precision,
         compile=engine.compile == "on" or (engine.compile == "auto" and cuda),
         micro_batch=micro_batch,
-        threads=engine.threads or before.get("threads") or max(1, len(os.sched_getaffinity(0)) // ranks_on_node),
+        threads=engine.threads or before.get("threads") or cores,
+        workers=min(recipe.data.workers_per_gpu, cores),
     )
 
 

@@ -5,52 +5,31 @@ import gc
 import itertools
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sslrun.config import Config
-from sslrun.data import BadSamples, Batch, Loader, Order, Source
-from sslrun.errors import Diverged, RunFailed, UsageError
+from sslrun.data import Batch, Order
+from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.collapse import collapse_warning
-from sslrun.evaluation.features import FeatureExtractor
-from sslrun.evaluation.monitor import KnnMonitor
 from sslrun.methods import Method, Progress
-from sslrun.nn.norm import commit_statistics, discard_statistics, group_norms, set_groups
+from sslrun.nn.norm import commit_statistics, discard_statistics, group_norms
 from sslrun.optim import learning_rates
-from sslrun.plan import Machine, Plan, choose_machine, describe, device_of, make_plan
-from sslrun.recipe import Recipe
-from sslrun.runtime import checkpoint, distributed
-from sslrun.runtime.environment import environment
-from sslrun.runtime.executor import Executor, LocalExecutor
-from sslrun.runtime.log import LOSS, RATE, RunLog, SpeedMeter, start_logging
-from sslrun.runtime.run_folder import RunFolder, rows
+from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
+from sslrun.runtime import distributed
+from sslrun.runtime.executor import Executor
+from sslrun.runtime.log import LOSS, RATE, SpeedMeter
+from sslrun.runtime.run_folder import rows
 from sslrun.runtime.signals import PREEMPTED, StopSignals
-from sslrun.window import Window
+from sslrun.session import Run, build, prepare, save
 
 logger = logging.getLogger("sslrun")
 
 GC_INTERVAL = 500  # steps between two collections, the same on every rank, so that none waits for another's
-
-
-@dataclass
-class Run:
-    """All that one process holds of a run. `folder` and `log` exist on rank 0 only."""
-
-    recipe: Recipe
-    plan: Plan
-    executor: Executor
-    loader: Loader
-    features: FeatureExtractor
-    knn: KnnMonitor | None
-    folder: RunFolder | None
-    log: RunLog | None
-    window: Window
-    step: int
 
 
 def run(config: Config, resume: str | None) -> int:
@@ -61,26 +40,17 @@ def run(config: Config, resume: str | None) -> int:
         resume: None refuses a run folder that holds a run, "" continues the run's own newest good checkpoint, a path
             continues that one.
     """
-    try:
-        recipe = build(config)
-        device = device_of(recipe, distributed.local_rank())
-        distributed.init(device)
-        start_logging(distributed.rank(), level=recipe.log.level)
-        source, holdout = recipe.data.open()
-        with StopSignals() as signals, contextlib.ExitStack() as stack:
-            folder = _open_folder(config, recipe, resume, stack)
-            try:
-                state = _prepare(config, recipe, source, holdout, device, folder, resume, stack)
-                code = _loop(state, signals)
-            except BaseException as error:
-                _record_failure(folder, error)
-                raise
-            if folder is not None:
-                folder.record_state("done" if code == 0 else "pre-empted" if code == PREEMPTED else "interrupted", code)
-                _say_goodbye(folder.path, config, code)
-            return code
-    finally:
-        distributed.shutdown()
+    recipe = build(config)
+    with StopSignals() as signals, contextlib.ExitStack() as stack:
+        state = prepare(config, recipe, resume, stack)
+        code = _loop(state, signals)
+        if state.folder is not None:
+            state.folder.record_state(
+                "done" if code == 0 else "pre-empted" if code == PREEMPTED else "interrupted", code
+            )
+    if state.folder is not None:
+        _say_goodbye(state.folder.path, config, code)
+    return code
 
 
 def dry_run(config: Config) -> str:
@@ -99,15 +69,6 @@ def dry_run(config: Config) -> str:
     (epoch, positions), *_ = plan.positions(0, 0)
     ids = Order(num_samples, recipe.seed).ids(epoch, positions[:4])
     return f"{config.name}\n{describe(recipe, plan, ids.tolist(), note)}"
-
-
-def build(config: Config) -> Recipe:
-    """The recipe's objects. Initial weights depend on the seed alone."""
-    torch.manual_seed(config.values.get("seed", Recipe.seed))
-    recipe: Recipe = config.build(Recipe)
-    if recipe.epochs is None and recipe.max_iters is None:
-        raise UsageError(f"{config.path}: neither epochs nor max_iters is set; how long should the run be?")
-    return recipe
 
 
 def train_step(
@@ -189,168 +150,6 @@ def _loop(run: Run, signals: StopSignals) -> int:
         stream.close()
 
 
-def _open_folder(config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack) -> RunFolder | None:
-    """Rank 0's run folder, locked. What goes wrong there goes wrong on every rank."""
-    folder, error = None, None
-    if distributed.rank() == 0:
-        try:
-            path = Path(recipe.work_dir) / config.name
-            folder = stack.enter_context(RunFolder(path, config.values, resume=resume is not None))
-            start_logging(0, folder.path / "log.txt", recipe.log.level)
-            folder.write_json("env.json", environment())
-        except (UsageError, RunFailed) as problem:
-            error = problem
-    error = distributed.broadcast_object(error)
-    if error is not None:
-        raise error
-    return folder
-
-
-def _prepare(
-    config: Config,
-    recipe: Recipe,
-    source: Source,
-    holdout: Source | None,
-    device: torch.device,
-    folder: RunFolder | None,
-    resume: str | None,
-    stack: contextlib.ExitStack,
-) -> Run:
-    """Everything that the loop needs, at the step where it begins."""
-    machine = _machine(recipe, device, folder)
-    torch.set_num_threads(machine.threads)
-    plan = make_plan(recipe, len(source), machine, distributed.world_size())
-    group = recipe.data.samples_per_gpu
-    set_groups(recipe.model, group, machine.micro_batch // group)
-    executor = _executor(recipe, plan, device)
-    bf16 = machine.precision == "bf16"
-    knn = None
-    if recipe.monitor.knn_interval and holdout is None:
-        logger.warning("no k-NN: monitor.knn_interval is set, but there are no held-out pictures (data.holdout)")
-    elif recipe.monitor.knn_interval and holdout is not None:
-        knn = KnnMonitor(recipe.monitor, recipe.data, source, holdout, device, bf16)
-    loader = Loader(
-        source,
-        recipe.data.views,
-        sampler=Order(len(source), recipe.seed),
-        seed=recipe.seed,
-        batch_size=machine.micro_batch,
-        device=device,
-        augment=recipe.data.augment,
-        num_threads=recipe.data.workers_per_gpu,
-        prefetch=recipe.data.prefetch,
-        bad=BadSamples(recipe.data.max_bad_pct),
-    )
-    features = FeatureExtractor(source, recipe.data, recipe.monitor.transforms, device, bf16)
-    run = Run(recipe, plan, executor, loader, features, knn, folder, log=None, window=Window(), step=0)
-    _restore(run, _checkpoint_to_continue(recipe, folder, resume))
-    if folder is not None:
-        folder.go_back_to(run.step)
-        run.log = RunLog(
-            folder.path,
-            name=config.name,
-            values=config.values,
-            first_step=run.step,
-            total_steps=plan.total_steps,
-            steps_per_epoch=plan.steps_per_epoch,
-            hooks=recipe.log.hooks,
-        )
-        stack.callback(run.log.close)
-        where = f"from step {run.step}" if run.step else f"{plan.total_steps} steps"
-        logger.info("%s: %s, %s, in %s", config.name, where, _devices(plan), folder.path)
-    return run
-
-
-def _devices(plan: Plan) -> str:
-    machine = plan.machine
-    return f"{plan.world_size} x {machine.device}, {machine.precision}, {machine.micro_batch} samples at once"
-
-
-def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> Machine:
-    """Rank 0 chooses for all; a resume on as many ranks of the same kind keeps what was chosen then."""
-    ranks, on_node = distributed.world_size(), distributed.ranks_on_node()
-    machine, error = None, None
-    if folder is not None:
-        try:
-            before = folder.machine_choice(
-                f"{device.type} x {ranks}", lambda: asdict(choose_machine(recipe, device, ranks, on_node))
-            )
-            machine = choose_machine(recipe, device, ranks, on_node, before)
-        except (UsageError, RunFailed) as problem:
-            error = problem
-    machine, error = distributed.broadcast_object((machine, error))
-    if error is not None:
-        raise error
-    return machine
-
-
-def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
-    clip = recipe.optimizer.grad_clip
-    options: dict[str, Any] = {
-        "device": device,
-        "precision": plan.machine.precision,
-        "accumulation": plan.accumulation,
-        "grad_clip": None if clip is None else clip.max_norm,
-        "max_skipped_steps": recipe.engine.max_skipped_steps,
-        "compile": plan.machine.compile,
-    }
-    optimizer = recipe.optimizer.create(recipe.model.named_parameters())
-    if plan.world_size == 1:
-        return LocalExecutor(recipe.model, optimizer, **options)
-    from sslrun.runtime.deepspeed_executor import DeepSpeedExecutor
-
-    return DeepSpeedExecutor(recipe.model, optimizer, zero_stage=recipe.engine.zero_stage, **options)
-
-
-def _checkpoint_to_continue(recipe: Recipe, folder: RunFolder | None, resume: str | None) -> Path | None:
-    """The one named by --resume=, else the run's own newest good one, else resume_from; None to start afresh."""
-    path, error = None, None
-    if folder is not None:
-        try:
-            if resume:
-                path = checkpoint.find(Path(resume))
-            elif resume is not None and (own := checkpoint.newest_good(folder.checkpoints)) is not None:
-                path = own
-            elif recipe.resume_from is not None:
-                path = checkpoint.find(Path(recipe.resume_from))
-        except UsageError as problem:
-            error = problem
-    path, error = distributed.broadcast_object((path, error))
-    if error is not None:
-        raise error
-    return path
-
-
-def _restore(run: Run, path: Path | None) -> None:
-    """Continue from a checkpoint, or take weights from load_from, or leave everything as it was built."""
-    if path is not None:
-        tensors, state = checkpoint.load(path)
-        run.executor.load_state(tensors["model"])
-        run.executor.load_optimizer_state(tensors["optimizer"])
-        run.window.load(state["window"], run.executor.device)
-        run.loader.bad.load_state_dict(state["bad_samples"])
-        run.step = state["step"]
-        logger.info("continuing from %s", path)
-    elif run.recipe.load_from is not None:
-        weights = checkpoint.load_weights(Path(run.recipe.load_from))
-        mismatch = run.executor.load_state(weights, strict=run.recipe.load_strict)
-        logger.info("weights from %s; %s", run.recipe.load_from, mismatch or "all of them fit")
-
-
-def save(run: Run) -> None:
-    """Write a checkpoint of the state after `run.step` steps; all ranks call it."""
-    run.executor.check()
-    tensors = {"model": run.executor.full_state(), "optimizer": run.executor.optimizer_state()}
-    bad: dict[str, str] = {}
-    for found in distributed.gather_objects(run.loader.bad.state_dict()):
-        bad |= found
-    state = {"step": run.step, "window": run.window.state(), "bad_samples": bad}
-    if run.folder is not None and run.log is not None:
-        run.log.sync()
-        checkpoint.save(run.folder.checkpoints, run.step, tensors, state)
-        checkpoint.prune(run.folder.checkpoints, run.recipe.checkpoint.max_keep_ckpts)
-
-
 def _cursor(plan: Plan, first_step: int) -> Iterator[tuple[int, np.ndarray]]:
     """What the loader is to make, from a step to the end of the run."""
     for step in range(first_step, plan.total_steps):
@@ -390,13 +189,6 @@ def _monitor(run: Run, meter: SpeedMeter) -> None:
 def _features(run: Run) -> Tensor:
     """(N, D) features of the whole training source, for clustering methods."""
     return run.features.extract(run.recipe.model.backbone, np.arange(run.plan.num_samples))
-
-
-def _record_failure(folder: RunFolder | None, error: BaseException) -> None:
-    if folder is None:
-        return
-    code = {UsageError: 2, Diverged: 3, KeyboardInterrupt: 130}.get(type(error), 1)
-    folder.record_state("interrupted" if code == 130 else "failed", code, error=str(error))
 
 
 def _say_goodbye(folder: Path, config: Config, code: int) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslrun.data import Batch, DataConfig, Loader, Sequential, Source, ViewGroup
+from sslrun.data import Batch, Loader, Sequential, Source, ViewGroup
+from sslrun.data.loader import Augment
 from sslrun.data.transforms import CenterCrop, Resize, Transform
 from sslrun.runtime import distributed
 
@@ -18,30 +19,33 @@ class FeatureExtractor:
 
     Args:
         source: opened.
-        data: the `[data]` table: how to read.
-        transforms: how to prepare the pictures; None is a centre crop like the first view of `data`.
+        transforms: how to prepare the pictures.
         device: where the network is.
         bf16: compute under bfloat16 autocast.
+        augment: "exact", "dali" or "auto", as for training.
+        num_threads: threads that read and decode.
     """
 
     def __init__(
         self,
         source: Source,
-        data: DataConfig,
-        transforms: list[Transform] | None,
+        transforms: list[Transform],
+        *,
         device: torch.device,
         bf16: bool = False,
+        augment: Augment = "auto",
+        num_threads: int = 1,
     ) -> None:
         self.source, self.device, self.bf16 = source, device, bf16
         self.loader = Loader(
             source,
-            [ViewGroup(num_views=1, transforms=transforms or centre_crop_like(data.views[0]))],
+            [ViewGroup(num_views=1, transforms=transforms)],
             sampler=Sequential(len(source)),
             seed=0,
             batch_size=BATCH,
             device=device,
-            augment=data.augment,
-            num_threads=data.workers_per_gpu,
+            augment=augment,
+            num_threads=num_threads,
         )
 
     def extract(self, backbone: nn.Module, ids: np.ndarray) -> Tensor:

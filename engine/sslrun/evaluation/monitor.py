@@ -5,9 +5,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sslrun.data import DataConfig, Source
+from sslrun.data import Source
 from sslrun.data.transforms import Transform
 from sslrun.errors import UsageError
 from sslrun.evaluation.features import FeatureExtractor
@@ -51,24 +51,23 @@ class KnnMonitor:
 
     Args:
         config: the `[monitor]` table.
-        data: the `[data]` table.
-        source: training pictures, opened, with labels.
-        holdout: held-out pictures, opened, with labels.
-        device: where the network is.
-        bf16: extract features under bfloat16 autocast.
+        training: features of the training pictures.
+        held_out: features of the held-out pictures.
+
+    Raises:
+        UsageError: one of the sources has no labels.
     """
 
-    def __init__(
-        self, config: MonitorConfig, data: DataConfig, source: Source, holdout: Source, device: torch.device, bf16: bool
-    ) -> None:
-        if source.labels is None or holdout.labels is None:
-            raise UsageError("monitor.knn_interval needs labels, but data.source or data.holdout has none; set it to 0")
-        self.config = config
-        self.extractors = [FeatureExtractor(part, data, config.transforms, device, bf16) for part in (source, holdout)]
-        bank_size = min(config.knn_bank, len(source))
-        self.ids = [np.linspace(0, len(source) - 1, bank_size).astype(np.int64), np.arange(len(holdout))]
-        labels = (source.labels[self.ids[0]], holdout.labels[self.ids[1]])
-        self.bank_labels, self.query_labels = (torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in labels)
+    def __init__(self, config: MonitorConfig, training: FeatureExtractor, held_out: FeatureExtractor) -> None:
+        self.config, self.extractors = config, (training, held_out)
+        bank_size = min(config.knn_bank, len(training.source))
+        self.ids = (
+            np.linspace(0, len(training.source) - 1, bank_size).astype(np.int64),
+            np.arange(len(held_out.source), dtype=np.int64),
+        )
+        self.bank_labels, self.query_labels = (
+            _labels(extractor.source, ids) for extractor, ids in zip(self.extractors, self.ids, strict=True)
+        )
 
     def top1_pct(self, backbone: nn.Module) -> float:
         """Per cent of held-out pictures whose neighbours vote for their class. All ranks call it and share the work."""
@@ -78,3 +77,9 @@ class KnnMonitor:
         return knn_top1(
             bank, self.bank_labels, queries, self.query_labels, k=config.knn_k, temperature=config.knn_temperature
         )
+
+
+def _labels(source: Source, ids: np.ndarray) -> Tensor:
+    if source.labels is None:
+        raise UsageError(f"monitor.knn_interval needs labels, but {source!r} has none; set it to 0")
+    return torch.from_numpy(source.labels[ids].astype(np.int64))

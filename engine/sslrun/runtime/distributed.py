@@ -7,14 +7,18 @@ shapes.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from sslrun.errors import RunFailed, UsageError
+
+T = TypeVar("T")
 
 gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
 _is_alone = False
@@ -100,6 +104,24 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=_collective_device())
     return box[0]
+
+
+def from_rank_0(work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank; a mistake of the user's found there is one on every rank.
+
+    Raises:
+        UsageError, RunFailed: as `work` did on rank 0.
+    """
+    value, error = None, None
+    if rank() == 0:
+        try:
+            value = work()
+        except (UsageError, RunFailed) as problem:
+            error = problem
+    value, error = broadcast_object((value, error))
+    if error is not None:
+        raise error
+    return value
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -1,0 +1,226 @@
+"""A run between the disk and its loop: built from a recipe, set up at the step where it begins, and saved."""
+
+import contextlib
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from sslrun.config import Config
+from sslrun.data import BadSamples, Loader, Order
+from sslrun.errors import Diverged, UsageError
+from sslrun.evaluation.features import FeatureExtractor, centre_crop_like
+from sslrun.evaluation.monitor import KnnMonitor
+from sslrun.nn.norm import set_groups
+from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan
+from sslrun.recipe import Recipe
+from sslrun.runtime import checkpoint, distributed
+from sslrun.runtime.environment import environment
+from sslrun.runtime.executor import Executor, LocalExecutor
+from sslrun.runtime.log import RunLog, start_logging
+from sslrun.runtime.run_folder import RunFolder
+from sslrun.window import Window
+
+logger = logging.getLogger("sslrun")
+
+
+@dataclass
+class Run:
+    """All that one process holds of a run at a step. `folder` and `log` exist on rank 0 only."""
+
+    recipe: Recipe
+    plan: Plan
+    executor: Executor
+    loader: Loader
+    features: FeatureExtractor
+    knn: KnnMonitor | None
+    folder: RunFolder | None
+    log: RunLog | None
+    window: Window
+    step: int
+
+
+def build(config: Config) -> Recipe:
+    """The recipe's objects. Initial weights depend on the seed alone."""
+    torch.manual_seed(config.values.get("seed", Recipe.seed))
+    recipe: Recipe = config.build(Recipe)
+    if recipe.epochs is None and recipe.max_iters is None:
+        raise UsageError(f"{config.path}: neither epochs nor max_iters is set; how long should the run be?")
+    return recipe
+
+
+def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack) -> Run:
+    """A run at the step where its loop begins.
+
+    Args:
+        config: what `recipe` was built from.
+        recipe: the recipe.
+        resume: None refuses a run folder that holds a run, "" continues the run's own newest good checkpoint, a path
+            continues that one.
+        stack: closes the run folder and the log, and records how the run ended.
+    """
+    device = device_of(recipe, distributed.local_rank())
+    distributed.init(device)
+    stack.callback(distributed.shutdown)
+    start_logging(distributed.rank(), level=recipe.log.level)
+    source, holdout = recipe.data.open()
+    folder = _open_folder(config, recipe, resume, stack)
+    machine = _machine(recipe, device, folder)
+    torch.set_num_threads(machine.threads)
+    plan = make_plan(recipe, len(source), machine, distributed.world_size())
+    reading: dict[str, Any] = {"device": device, "augment": recipe.data.augment, "num_threads": machine.workers}
+    loader = Loader(
+        source,
+        recipe.data.views,
+        sampler=Order(len(source), recipe.seed),
+        seed=recipe.seed,
+        batch_size=machine.micro_batch,
+        prefetch=recipe.data.prefetch,
+        bad=BadSamples(recipe.data.max_bad_pct),
+        **reading,
+    )
+    seen = recipe.monitor.transforms or centre_crop_like(recipe.data.views[0])
+    bf16 = machine.precision == "bf16"
+    features = FeatureExtractor(source, seen, bf16=bf16, **reading)
+    knn = None
+    if recipe.monitor.knn_interval and holdout is None:
+        logger.warning("no k-NN: monitor.knn_interval is set, but there are no held-out pictures (data.holdout)")
+    elif recipe.monitor.knn_interval and holdout is not None:
+        knn = KnnMonitor(recipe.monitor, features, FeatureExtractor(holdout, seen, bf16=bf16, **reading))
+    run = Run(
+        recipe, plan, _executor(recipe, plan, device), loader, features, knn, folder, log=None, window=Window(), step=0
+    )
+    _restore(run, _checkpoint_to_continue(recipe, folder, resume))
+    if folder is not None:
+        folder.go_back_to(run.step)
+        run.log = _open_log(config, run, folder, stack)
+    return run
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of the state after `run.step` steps; all ranks call it."""
+    run.executor.check()
+    tensors = {"model": run.executor.full_state(), "optimizer": run.executor.optimizer_state()}
+    bad: dict[str, str] = {}
+    for found in distributed.gather_objects(run.loader.bad.state_dict()):
+        bad |= found
+    state = {"step": run.step, "window": run.window.state(), "bad_samples": bad}
+    if run.folder is not None and run.log is not None:
+        run.log.sync()
+        checkpoint.save(run.folder.checkpoints, run.step, tensors, state)
+        checkpoint.prune(run.folder.checkpoints, run.recipe.checkpoint.max_keep_ckpts)
+
+
+def _open_folder(config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack) -> RunFolder | None:
+    """Rank 0's run folder, locked; what ends the run badly is recorded in it."""
+    opened: list[RunFolder] = []
+
+    def open_it() -> None:
+        path = Path(recipe.work_dir) / config.name
+        folder = stack.enter_context(RunFolder(path, config.values, resume=resume is not None))
+        start_logging(0, folder.path / "log.txt", recipe.log.level)
+        folder.write_json("env.json", environment())
+        opened.append(folder)
+
+    def record(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if opened and error is not None:
+            code = {UsageError: 2, Diverged: 3, KeyboardInterrupt: 130}.get(type(error), 1)
+            opened[0].record_state("interrupted" if code == 130 else "failed", code, error=str(error))
+
+    distributed.from_rank_0(open_it)
+    stack.push(record)
+    return opened[0] if opened else None
+
+
+def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> Machine:
+    """Rank 0 chooses for all; a resume on as many ranks of the same kind keeps what was chosen then."""
+    ranks, on_node = distributed.world_size(), distributed.ranks_on_node()
+
+    def choose() -> Machine:
+        assert folder is not None
+        before = folder.machine_choice(
+            f"{device.type} x {ranks}", lambda: asdict(choose_machine(recipe, device, ranks, on_node))
+        )
+        return choose_machine(recipe, device, ranks, on_node, before)
+
+    return distributed.from_rank_0(choose)
+
+
+def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
+    group = recipe.data.samples_per_gpu
+    set_groups(recipe.model, group, plan.machine.micro_batch // group)
+    clip = recipe.optimizer.grad_clip
+    options: dict[str, Any] = {
+        "device": device,
+        "precision": plan.machine.precision,
+        "accumulation": plan.accumulation,
+        "grad_clip": None if clip is None else clip.max_norm,
+        "max_skipped_steps": recipe.engine.max_skipped_steps,
+        "compile": plan.machine.compile,
+    }
+    optimizer = recipe.optimizer.create(recipe.model.named_parameters())
+    if plan.world_size == 1:
+        return LocalExecutor(recipe.model, optimizer, **options)
+    from sslrun.runtime.deepspeed_executor import DeepSpeedExecutor
+
+    return DeepSpeedExecutor(recipe.model, optimizer, zero_stage=recipe.engine.zero_stage, **options)
+
+
+def _checkpoint_to_continue(recipe: Recipe, folder: RunFolder | None, resume: str | None) -> Path | None:
+    """The one named by --resume=, else the run's own newest good one, else resume_from; None to start afresh."""
+
+    def choose() -> Path | None:
+        assert folder is not None
+        if resume:
+            return checkpoint.find(Path(resume))
+        own = checkpoint.newest_good(folder.checkpoints) if resume is not None else None
+        if own is None and recipe.resume_from is not None:
+            return checkpoint.find(Path(recipe.resume_from))
+        return own
+
+    return distributed.from_rank_0(choose)
+
+
+def _restore(run: Run, path: Path | None) -> None:
+    """Continue from a checkpoint, or take weights from load_from, or leave everything as it was built."""
+    if path is not None:
+        tensors, state = checkpoint.load(path)
+        run.executor.load_state(tensors["model"])
+        run.executor.load_optimizer_state(tensors["optimizer"])
+        run.window.load(state["window"], run.executor.device)
+        run.loader.bad.load_state_dict(state["bad_samples"])
+        run.step = state["step"]
+        logger.info("continuing from %s", path)
+    elif run.recipe.load_from is not None:
+        weights = checkpoint.load_weights(Path(run.recipe.load_from))
+        mismatch = run.executor.load_state(weights, strict=run.recipe.load_strict)
+        logger.info("weights from %s; %s", run.recipe.load_from, mismatch or "all of them fit")
+
+
+def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.ExitStack) -> RunLog:
+    plan, machine = run.plan, run.plan.machine
+    log = RunLog(
+        folder.path,
+        name=config.name,
+        values=config.values,
+        first_step=run.step,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        hooks=run.recipe.log.hooks,
+    )
+    stack.callback(log.close)
+    logger.info(
+        "%s: %s of %d steps on %d x %s (%s, %d samples at once), in %s",
+        config.name,
+        f"from step {run.step}" if run.step else "all",
+        plan.total_steps,
+        plan.world_size,
+        machine.device,
+        machine.precision,
+        machine.micro_batch,
+        folder.path,
+    )
+    return log
