@@ -123,7 +123,9 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], ti
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
-            raise AssertionError(f"it never came to that; exit code {process.poll()}:\n{process.communicate()[0][-3000:]}")
+            raise AssertionError(
+                f"it never came to that; exit code {process.poll()}:\n{process.communicate()[0][-3000:]}"
+            )
         time.sleep(0.005)
 
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_run
 import tomli
 
+import small_run
 from sslrun.cli import main
 from sslrun.runtime import checkpoint
 
@@ -92,7 +92,10 @@ MISTAKES = {
     "bad value": (["--set", "epochs=[1,"], ["epochs=[1,"]),
     "no value": (["--set", "epochs"], ["epochs"]),
     "missing element": (["--set", "data.views.7.num_views=1"], ["data.views", "1"]),
-    "cycle of references": (["--set", "seed=${global_batch}", "--set", "global_batch=${seed}"], ["global_batch", "seed"]),
+    "cycle of references": (
+        ["--set", "seed=${global_batch}", "--set", "global_batch=${seed}"],
+        ["global_batch", "seed"],
+    ),
     "both lengths": (["--set", "epochs=3"], ["epochs", "max_iters"]),
     "batch and group": (["--set", "data.samples_per_gpu=5"], ["global_batch 16", "samples_per_gpu 5"]),
     "micro-batch": (["--set", "engine.micro_batch=12"], ["engine.micro_batch is 12", "8, 16"]),

@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-import small_run
 
+import small_run
 from sslrun.runtime import checkpoint
 
 STEPS = 40
@@ -28,7 +28,9 @@ def test_killed_and_resumed_is_straight_through(tmp_path, pictures, ranks):
 
     process = small_run.start(small_run.command(recipe, "--work-dir", str(killed.parent), ranks=ranks))
     small_run.wait_until(lambda: small_run.last_step(killed) >= 9, process)  # an epoch is 4 steps: in the middle of one
-    os.kill(json.loads((killed / "state.json").read_text())["pid"], signal.SIGKILL)  # rank 0; its launcher ends the rest
+    os.kill(
+        json.loads((killed / "state.json").read_text())["pid"], signal.SIGKILL
+    )  # rank 0; its launcher ends the rest
     small_run.finish(process)
     newest = checkpoint.newest_good(killed / "checkpoints")
     assert newest is not None and newest.name < f"step_{STEPS:08d}", "it was over before it was killed"
@@ -52,7 +54,9 @@ def test_killed_and_resumed_is_straight_through(tmp_path, pictures, ranks):
         assert small_run.timeless(small_run.metrics(straight)) != small_run.timeless(small_run.metrics(control))
 
 
-@pytest.mark.parametrize(("number", "code", "state"), [(signal.SIGTERM, 75, "pre-empted"), (signal.SIGINT, 130, "interrupted")])
+@pytest.mark.parametrize(
+    ("number", "code", "state"), [(signal.SIGTERM, 75, "pre-empted"), (signal.SIGINT, 130, "interrupted")]
+)
 def test_a_signal_saves_and_leaves(tmp_path, pictures, number, code, state):
     recipe = small_run.write_recipe(tmp_path, pictures, steps=5000)
     run = tmp_path / "runs" / "small"
