@@ -50,6 +50,15 @@ def test_error_against_pil(case: Case) -> None:
     assert error.mean <= case.exact.mean and error.p99 <= case.exact.p99 and error.most <= case.exact.most, error
 
 
+def test_the_published_bounds_are_those_of_the_tests() -> None:
+    lines = (Path(__file__).parents[1] / "docs" / "fidelity.md").read_text(encoding="utf-8").splitlines()
+    cells = {
+        row[1].strip(): [cell.strip() for cell in row] for row in (line.split("|") for line in lines) if len(row) > 2
+    }
+    for case in CASES:
+        assert (cells[case.name][3], cells[case.name][7]) == (str(case.exact), str(case.dali))
+
+
 def test_without_jitter_in_drawn_order_the_bound_is_missed() -> None:
     """Negative control of the table: the same factors in the fixed order are another picture."""
     groups = [ViewGroup(2, [CenterCrop(224), ColorJitter(0.4, 0.4, 0.4, 0.1)])]

@@ -138,14 +138,10 @@ class _Program:
 
     def from_pictures(self, pictures: Sequence[torch.Tensor], rows: slice, out: torch.Tensor) -> None:
         """Makes `out[rows]` from one picture each, (1, 3, H, W) uint8."""
-        crops = torch.empty((len(pictures), 3, *self.size), dtype=torch.uint8)
+        crops = torch.empty((len(pictures), *self.size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         for i, picture in enumerate(pictures):
             crops[i : i + 1] = self._single(picture, rows.start + i)
-        self._make(crops, rows, out)
-
-    def from_crops(self, crops: torch.Tensor, rows: slice, out: torch.Tensor) -> None:
-        """Makes `out[rows]` from pictures that have their size, (N, 3, h, w) uint8."""
-        self._make(crops.clone(memory_format=torch.contiguous_format), rows, out)
+        self.from_crops(crops, rows, out)
 
     def _single(self, picture: torch.Tensor, row: int) -> torch.Tensor:
         for transform, numbers in self.single:
@@ -164,8 +160,8 @@ class _Program:
                 picture = x.to(torch.uint8)
         return picture
 
-    def _make(self, crops: torch.Tensor, rows: slice, out: torch.Tensor) -> None:
-        """Colours, flips and normalises contiguous (N, 3, h, w) uint8, overwriting them."""
+    def from_crops(self, crops: torch.Tensor, rows: slice, out: torch.Tensor) -> None:
+        """Makes `out[rows]` from pictures that have their size: (N, 3, h, w) uint8, contiguous as channels-last."""
         if self.told is not None:
             native.run(crops, self.told, rows, self.scale, self.offset, out[rows])
             return
@@ -173,7 +169,7 @@ class _Program:
         if flips:
             # No colour operation and no blur sees the difference, so all flips are done at once, on bytes.
             crops = _flip(crops, np.logical_xor.reduce(flips))
-        x = crops.to(torch.float32)
+        x = crops.to(torch.float32, memory_format=torch.contiguous_format)
         for transform, numbers in self.block:
             if not isinstance(transform, RandomHorizontalFlip):
                 change(transform, x, {name: values[rows] for name, values in numbers.items()})

@@ -157,7 +157,7 @@ def run(
     """Colours, flips and normalises a block.
 
     Args:
-        pixels: (n, 3, h, w) uint8, contiguous; overwritten.
+        pixels: (n, 3, h, w) uint8, contiguous as channels-last.
         told: instructions of the whole group.
         rows: which of its pictures these are.
         scale: three float32.
@@ -166,7 +166,8 @@ def run(
     """
     count, _, height, width = pixels.shape
     taps = told.horizontal.shape[1]
-    assert pixels.is_contiguous() and out.is_contiguous(memory_format=torch.channels_last)
+    assert pixels.permute(0, 2, 3, 1).is_contiguous() and out.permute(0, 2, 3, 1).is_contiguous()
+    planes = np.empty(3 * height * width, dtype=np.uint8)
     scratch = np.empty((height + 2) * (width + 2 * taps), dtype=np.float32)
     functions = library()
     assert functions is not None
@@ -183,5 +184,5 @@ def run(
         *(torch_(pixels), long(count), long(height), long(width)),
         *(numpy(told.operations[rows]), numpy(told.values[rows]), long(told.operations.shape[1])),
         *(numpy(told.horizontal), numpy(told.vertical), numpy(told.reaches), long(taps)),
-        *(numpy(told.flips[rows]), torch_(scale), torch_(offset), numpy(scratch), torch_(out)),
+        *(numpy(told.flips[rows]), torch_(scale), torch_(offset), numpy(planes), numpy(scratch), torch_(out)),
     )

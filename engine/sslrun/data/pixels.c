@@ -1,8 +1,8 @@
-/* The colour operations of exact.py once more, for the CPU: one call does all operations of a block of pictures.
+/* The colour operations of pixels.py once more, for the CPU: one call does all operations of a block of pictures.
  *
- * Pictures are planar bytes, (3, height, width). Every expression is the one of exact.py, operation by operation, in float
- * without fused multiply-adds (-ffp-contract=off), so that both give the same bits; sums are of whole numbers that float
- * holds exactly. Nothing here allocates or keeps state.
+ * Pictures are worked on as planar bytes, (3, height, width). Every expression is the one of pixels.py, operation by
+ * operation, in float without fused multiply-adds (-ffp-contract=off), so that both give the same bits; sums are of whole
+ * numbers that float holds exactly. Nothing here allocates or keeps state.
  */
 
 #include <stdint.h>
@@ -76,6 +76,15 @@ static void hue(uint8_t *restrict red, uint8_t *restrict green, uint8_t *restric
     }
 }
 
+static void to_planes(const uint8_t *restrict x, long pixels, uint8_t *restrict r, uint8_t *restrict g,
+                      uint8_t *restrict b) {
+    for (long i = 0; i < pixels; i++) {
+        r[i] = x[3 * i];
+        g[i] = x[3 * i + 1];
+        b[i] = x[3 * i + 2];
+    }
+}
+
 /* One row or column step of the blur: total += weight * (before + after), over a whole row. */
 static inline void tap(float *restrict total, const float *before, const float *after, float weight, long width) {
     for (long i = 0; i < width; i++) total[i] += weight * (before[i] + after[i]);
@@ -124,17 +133,19 @@ static void normalize(const uint8_t *x, long height, long width, int flip, const
 
 /* Colours, flips and normalises `count` pictures.
  *
- * pixels: (count, 3, height, width) bytes, overwritten. out: (count, height, width, 3) floats.
+ * pixels: (count, height, width, 3) bytes. out: (count, height, width, 3) floats.
  * operations, values: (count, steps), -1 for none; a blur's value is the row of its taps.
  * horizontal, vertical: (rows, taps), centre first. reaches: (rows,) how far a row's taps go.
- * flips: (count,). scratch: (height + 2) * (width + 2 * taps) floats.
+ * flips: (count,). planes: 3 * height * width bytes to work in. scratch: (height + 2) * (width + 2 * taps) floats.
  */
-void sslrun_views(uint8_t *pixels, long count, long height, long width, const int32_t *operations, const float *values,
+void sslrun_views(const uint8_t *pixels, long count, long height, long width, const int32_t *operations, const float *values,
                   long steps, const float *horizontal, const float *vertical, const int32_t *reaches, long taps,
-                  const uint8_t *flips, const float *scale, const float *offset, float *scratch, float *out) {
+                  const uint8_t *flips, const float *scale, const float *offset, uint8_t *planes, float *scratch,
+                  float *out) {
     long area = height * width;
     for (long n = 0; n < count; n++) {
-        uint8_t *x = pixels + n * 3 * area;
+        uint8_t *x = planes;
+        to_planes(pixels + n * 3 * area, area, x, x + area, x + 2 * area);
         for (long k = 0; k < steps; k++) {
             float value = values[n * steps + k];
             switch (operations[n * steps + k]) {

@@ -149,10 +149,10 @@ def resample(picture: torch.Tensor, box: Sequence[int], size: Sequence[int], int
     """
     top, left, height, width = box
     crop = picture[..., top : top + height, left : left + width]
+    crop = crop.contiguous(memory_format=torch.channels_last)  # a third of the time goes with the gaps between rows
     rows, columns = size
-    if height - rows > max(
-        0, 2 * (width - columns)
-    ):  # Pillow's rule, from 13 on: where it shrinks most, rows come first
+    # Pillow's rule from 13 on: the height goes first where it shrinks, and by more than twice the width does.
+    if height - rows > max(0, 2 * (width - columns)):
         crop = _interpolate(crop, rows, width, interpolation)
     return _interpolate(crop, rows, columns, interpolation)
 
@@ -167,4 +167,6 @@ def center_crop(picture: torch.Tensor, start: Sequence[int], size: Sequence[int]
     """Rows and columns from `start` on; black where they lie outside of the picture."""
     (top, left), (height, width) = start, size
     _, _, old_height, old_width = picture.shape
+    if top >= 0 and left >= 0 and top + height <= old_height and left + width <= old_width:
+        return picture[..., top : top + height, left : left + width]
     return F.pad(picture, (-left, left + width - old_width, -top, top + height - old_height))

@@ -1,0 +1,106 @@
+"""How far each transform of each mode is from PIL, beside what it costs: the table of docs/fidelity.md.
+
+    python benchmarks/fidelity.py
+
+Errors are those of the test table (tests/fidelity_cases.py), on more views. Costs are milliseconds of one core for each
+view, on the CPU, medians of interleaved rounds; those of the dali mode leave out the decoding, and say nothing about a
+GPU.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "benchmarks"), str(ROOT / "tests")]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from rows import append_row  # noqa: E402
+
+import pil_twins  # noqa: E402
+from fidelity_cases import CASES, Bound, Case, decoded, measure  # noqa: E402
+from sslrun.data.exact import ExactStage  # noqa: E402
+from sslrun.data.graph import Arguments, dali_views, graph_arguments, graph_inputs, view_arguments  # noqa: E402
+from sslrun.data.transforms import ViewGroup  # noqa: E402
+
+DOCUMENT = ROOT / "docs" / "fidelity.md"
+START, END = "<!-- table: benchmarks/fidelity.py -->", "<!-- end of table -->"
+VIEWS, ROUNDS = 8, 7
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    table = [
+        "| transform | exact: mean / p99 / max | bound | core-ms, C | core-ms, torch "
+        "| dali: mean / p99 / max | bound | core-ms | PIL core-ms |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in CASES:
+        (exact, worst_exact), (dali, worst_dali) = (measure(case, mode, VIEWS) for mode in ("exact", "dali"))
+        cost = costs(case)
+        row = {"benchmark": "fidelity", "case": case.name, "exact": vars(exact), "dali": vars(dali), "core_ms": cost}
+        append_row("fidelity", {**row, "worst_view_exact": worst_exact, "worst_view_dali": worst_dali})
+        table.append(
+            f"| {case.name} | {measured(exact)} | {case.exact} | {cost['C']:.2f} | {cost['torch']:.2f} "
+            f"| {measured(dali)} | {case.dali} | {cost['dali']:.2f} | {cost['PIL']:.2f} |"
+        )
+        print(table[-1], flush=True)
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
+    DOCUMENT.write_text("\n".join([before, *table, after]), encoding="utf-8")
+
+
+def measured(error: Bound) -> str:
+    return f"{error.mean:.4f} / {error.p99} / {error.most}"
+
+
+def costs(case: Case) -> dict[str, float]:
+    """Milliseconds of one core for each view, of pictures of 500 x 375 pixels."""
+    pictures = [np.asarray(Image.fromarray(pixels).resize((500, 375))) for pixels in decoded()]
+    groups = [ViewGroup(VIEWS // 2, case.transforms())]
+    sizes = np.tile((375, 500), (len(pictures), 1))
+    arguments = view_arguments(groups, 0, 0, np.arange(len(pictures)), sizes)
+    tensors = [torch.from_numpy(pixels.copy()) for pixels in pictures]
+    compiled, plain = (ExactStage(groups, torch.device("cpu"), compiled=c) for c in (True, False))
+    sides: dict[str, Callable[[], object]] = {
+        "C": lambda: compiled(tensors, arguments),
+        "torch": lambda: plain(tensors, arguments),
+        "PIL": lambda: pil_twins.views(pictures, groups, arguments, pil_twins.pil_blur),
+        "dali": graph(pictures, groups, arguments),
+    }
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for side in sides.values():
+        side()
+    for _ in range(ROUNDS):
+        for name, side in sides.items():
+            start = time.process_time()
+            side()
+            times[name].append(1e3 * (time.process_time() - start) / (len(pictures) * groups[0].num_views))
+    return {side: round(statistics.median(values), 3) for side, values in times.items()}
+
+
+def graph(pictures: list[np.ndarray], groups: list[ViewGroup], arguments: Arguments) -> Callable[[], object]:
+    """One run of the views as a DALI graph, one thread, from pictures in memory."""
+    from nvidia.dali import fn, pipeline_def
+
+    names = [argument.name for argument in graph_inputs(groups, "all")]
+    values = graph_arguments(groups, arguments, "all")
+
+    def views() -> tuple:
+        feed = [*(values[name] for name in names)]
+        image = fn.external_source(source=lambda: pictures, layout="HWC", batch=True)
+        nodes = fn.external_source(source=lambda: feed, num_outputs=len(names), batch=True) if names else []
+        return tuple(dali_views(image, groups, dict(zip(names, nodes)), "all"))  # noqa: B905 (AutoGraph's zip)
+
+    options = {"num_threads": 1, "device_id": None, "exec_dynamic": True, "prefetch_queue_depth": 1}
+    pipeline = pipeline_def(enable_conditionals=True)(views)(batch_size=len(pictures), **options)
+    pipeline.build()
+    return pipeline.run
+
+
+if __name__ == "__main__":
+    main()

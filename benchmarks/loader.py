@@ -1,0 +1,168 @@
+"""Images per second of the loader, beside decoding alone and beside PIL in a DataLoader, alternating in one run.
+
+    python benchmarks/loader.py [--threads 2] [--rounds 7] [--batches 16] [--dali]
+
+Two recipes: MoCo v2 (two views of 224 pixels) and SwAV (two of 224, six of 96, all from one decode). Pictures of
+ImageNet's usual size, 500 x 375 pixels and about 110 KB, are cut from photographs that come with scikit-learn and
+scikit-image. Both sides get as many threads or workers as `--threads` says; hold the process to as many cores
+(`taskset -c 0,1`) where the machine has more. Rounds alternate, so that a noisy machine hits all sides; the row has the
+quantiles of each and of the ratios of neighbours.
+"""
+
+import argparse
+import io
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "benchmarks"), str(ROOT / "tests")]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from pil_loader import pil_loader  # noqa: E402
+from rows import append_row, quantiles  # noqa: E402
+
+from pil_twins import photographs  # noqa: E402
+from sslrun.data.bad_samples import BadSamples  # noqa: E402
+from sslrun.data.loader import Loader  # noqa: E402
+from sslrun.data.order import Order  # noqa: E402
+from sslrun.data.pipeline import Pipeline  # noqa: E402
+from sslrun.data.sources import ImageFolder  # noqa: E402
+from sslrun.data.transforms import (  # noqa: E402
+    ColorJitter,
+    GaussianBlur,
+    Normalize,
+    RandomAppliedTrans,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    ViewGroup,
+)
+
+BYTES = 110_000
+WARM_UP = 4  # batches before the clock starts: whatever was made ahead is used up by then
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="threads of the loader, workers of PIL")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each side")
+    parser.add_argument("--batches", type=int, default=16, help="timed batches per round")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--images", type=int, default=512, help="files")
+    parser.add_argument("--dali", action="store_true", help="time the dali mode as well")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # the consumer's; the sides set their own
+    with tempfile.TemporaryDirectory() as folder:
+        size = write_pictures(Path(folder), args.images)
+        source = ImageFolder(folder)
+        source.open()
+        for name, views in {"mocov2 2x224": mocov2(), "swav 2x224+6x96": swav()}.items():
+            rates = measure(source, views, args)
+            ratio = [own / pil for own, pil in zip(rates["exact"], rates["pil"], strict=True)]
+            row = {
+                "benchmark": "loader",
+                "recipe": name,
+                "pictures": f"{args.images} JPEGs, 500x375, {size / 1000:.0f} KB",
+                "batch": args.batch_size,
+                "threads": args.threads,
+                **{f"{side}_images_per_s": quantiles(values) for side, values in rates.items()},
+                "exact_over_pil": quantiles(ratio),
+            }
+            append_row("loader", row)
+            medians = ", ".join(f"{side} {quantiles(values)['median']:.0f}" for side, values in rates.items())
+            print(f"{name}: {medians} images/s; exact over PIL {row['exact_over_pil']['median']:.2f}")
+
+
+def measure(source: ImageFolder, views: list[ViewGroup], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Images per second of each side and round."""
+    batches = args.batches + WARM_UP
+    options = {"batch_size": args.batch_size, "seed": 0, "sampler": Order(len(source), 0)}
+    pil = pil_loader(list(source.paths), views, args.batch_size, batches, args.threads)
+    epochs = itertools.count()
+
+    def cursor() -> list[tuple[int, np.ndarray]]:
+        epoch, positions = next(epochs), np.arange(batches * args.batch_size) % len(source)
+        return [(epoch, chunk) for chunk in positions.reshape(batches, args.batch_size)]
+
+    def own(augment: str) -> Iterable:
+        return Loader(source, views, augment=augment, num_threads=args.threads, **options).run(cursor())  # type: ignore[arg-type]
+
+    def decode() -> Iterable:
+        threads, device = args.threads, torch.device("cpu")
+        bad = BadSamples()
+        return Pipeline(source, views, part=None, device=device, num_threads=threads, bad=bad, **options).run(cursor())  # type: ignore[arg-type]
+
+    sides: dict[str, Callable[[], Iterable]] = {"exact": lambda: own("exact"), "pil": lambda: pil, "decode": decode}
+    if args.dali:
+        sides["dali"] = lambda: own("dali")
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(args.rounds):
+        for side, make in sides.items():
+            times = [time.perf_counter() for _ in make()]
+            rates[side].append(args.batches * args.batch_size / (times[-1] - times[WARM_UP - 1]))
+    return rates
+
+
+def mocov2() -> list[ViewGroup]:
+    """Views of configs/mocov2.toml."""
+    return [
+        ViewGroup(
+            2,
+            [
+                RandomResizedCrop(224, scale=(0.2, 1.0)),
+                ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+                RandomGrayscale(p=0.2),
+                GaussianBlur(0.1, 2.0, p=0.5),
+                RandomHorizontalFlip(p=0.5),
+                Normalize(),
+            ],
+        )
+    ]
+
+
+def swav() -> list[ViewGroup]:
+    """Views of SwAV's multi-crop recipe."""
+
+    def group(num_views: int, size: int, scale: tuple[float, float]) -> ViewGroup:
+        colours = [RandomAppliedTrans([ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8), RandomGrayscale(p=0.2)]
+        head = [RandomResizedCrop(size, scale=scale), RandomHorizontalFlip(p=0.5)]
+        return ViewGroup(num_views, [*head, *colours, GaussianBlur(0.1, 2.0, p=0.5), Normalize()])
+
+    return [group(2, 224, (0.14, 1.0)), group(6, 96, (0.05, 0.14))]
+
+
+def write_pictures(folder: Path, count: int) -> float:
+    """Writes JPEGs of 500 x 375 pixels, each at the quality that comes closest to 110 KB; their mean size in bytes."""
+    generator = np.random.default_rng(0)
+    large = [pixels for pixels in photographs() if pixels.shape[0] >= 375 and pixels.shape[1] >= 500]
+    sizes = []
+    for number in range(count):
+        pixels = large[number % len(large)]
+        top, left = (
+            generator.integers(0, have - want + 1) for have, want in zip(pixels.shape, (375, 500), strict=False)
+        )
+        picture = Image.fromarray(pixels[top : top + 375, left : left + 500])
+        low, high = 80, 98
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if len(encode(picture, middle)) < BYTES else (low, middle)
+        file = encode(picture, low)
+        (folder / f"{number:05d}.jpg").write_bytes(file)
+        sizes.append(len(file))
+    return float(np.mean(sizes))
+
+
+def encode(picture: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main()
