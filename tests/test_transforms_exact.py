@@ -236,3 +236,16 @@ def test_the_library_is_kept_and_compiled_where_there_is_no_home(
     assert kept.stat().st_mtime_ns == before
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     assert native.library.__wrapped__() is not None
+
+
+def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
+    stage, arguments = ExactStage(GROUPS, CPU), arguments_of(GROUPS)
+    held = stage(pictures(), arguments)[0][3:5, 1]  # a part of the tensor holds all of it
+    copy, address = held.clone(), held.untyped_storage().data_ptr()
+    other = stage(pictures()[::-1], arguments)[0]
+    assert other.untyped_storage().data_ptr() != address
+    assert torch.equal(held, copy)
+    del held
+    again = stage(pictures(), arguments)[0]
+    assert again.untyped_storage().data_ptr() == address
+    assert torch.equal(again[3:5, 1], copy)

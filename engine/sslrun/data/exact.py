@@ -4,6 +4,9 @@ A view is made picture by picture up to its last change of size, then by blocks 
 blocks are C (`native.py`), elsewhere, and where there is no compiler, torch (`pixels.py`); both give the same bits.
 """
 
+import math
+import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import singledispatch
@@ -51,11 +54,12 @@ class ExactStage:
         self.views = list(views)
         self.device = device
         self.compiled = compiled and device.type == "cpu" and native.library() is not None
+        self._memory = _Memory(device)
         # Threads of its own: torch's number of threads belongs to a thread, and these tensors are too small for two.
         self._pool = ThreadPoolExecutor(num_threads, "sslrun-exact", initializer=torch.set_num_threads, initargs=(1,))
 
     def __call__(self, decoded: Sequence[torch.Tensor], arguments: Arguments) -> list[torch.Tensor]:
-        """All transforms, from whole pictures.
+        """All transforms, from whole pictures; on the CPU only.
 
         Args:
             decoded: B pictures, (H, W, 3) uint8 RGB on the CPU, each of its own size.
@@ -67,7 +71,7 @@ class ExactStage:
         pictures = [picture.permute(2, 0, 1)[None] for picture in decoded]
         views, tasks = [], []
         for g, group in enumerate(self.views):
-            out = _empty_views(group, len(pictures), torch.device("cpu"))
+            out = self._memory.views(group, len(pictures))
             program = _Program(group, f"{g}.", arguments, len(out), 0, self.compiled)
             for rows in _blocks(0, len(out), group.size):
                 own = [pictures[row % len(pictures)] for row in range(rows.start, rows.stop)]
@@ -75,7 +79,7 @@ class ExactStage:
             views.append(out)
         for task in tasks:
             task.result()
-        return [out.to(self.device, non_blocking=True) for out in views]
+        return views
 
     def finish(self, crops: Sequence[torch.Tensor], arguments: Arguments, part: Part) -> list[torch.Tensor]:
         """What is left after the graph has done its part.
@@ -92,7 +96,7 @@ class ExactStage:
         for g, group in enumerate(self.views):
             done = group.num_geometric if part == "geometry" else len(group.steps)
             own = [next(remaining).permute(0, 3, 1, 2) for _ in range(group.num_views)]
-            out = _empty_views(group, len(own[0]), self.device)
+            out = self._memory.views(group, len(own[0]))
             program = _Program(group, f"{g}.", arguments, len(out), done, self.compiled)
             for view, crop in enumerate(own):
                 first = view * len(crop)
@@ -242,6 +246,20 @@ def _blocks(first: int, count: int, size: tuple[int, int]) -> Iterator[slice]:
         yield slice(start, min(start + length, first + count))
 
 
-def _empty_views(group: ViewGroup, batch: int, device: torch.device) -> torch.Tensor:
-    shape = (group.num_views * batch, *group.size, 3)
-    return torch.empty(shape, dtype=torch.float32, device=device).permute(0, 3, 1, 2)
+class _Memory:
+    """Memory for views, used again once nothing refers to it: new pages for every batch would cost a fifth of it all."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
+
+    def views(self, group: ViewGroup, batch: int) -> torch.Tensor:
+        """(num_views * batch, 3, h, w) float32 as channels-last, with anything in it."""
+        shape = (group.num_views * batch, *group.size, 3)
+        if self._device.type != "cpu":
+            return torch.empty(shape, device=self._device).permute(0, 3, 1, 2)
+        free = self._free[math.prod(shape)]
+        memory = free.pop() if free else np.empty(math.prod(shape), dtype=np.float32)
+        lent = memory.view()  # lives as long as the storage of the tensor, whoever shares that
+        weakref.finalize(lent, free.append, memory).atexit = False
+        return torch.from_numpy(lent).view(shape).permute(0, 3, 1, 2)
