@@ -6,12 +6,15 @@ Two recipes: MoCo v2 (two views of 224 pixels) and SwAV (two of 224, six of 96, 
 ImageNet's usual size, 500 x 375 pixels and about 110 KB, are cut from photographs that come with scikit-learn and
 scikit-image. Both sides get as many threads or workers as `--threads` says; hold the process to as many cores
 (`taskset -c 0,1`) where the machine has more. Rounds alternate, so that a noisy machine hits all sides; the row has the
-quantiles of each and of the ratios of neighbours.
+quantiles of each and of the ratios of neighbours. Where other programs compete for the cores, more threads get more of
+them: `core_ms`, processor time for each image with that of the workers, does not depend on it.
 """
 
 import argparse
 import io
 import itertools
+import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -63,8 +66,9 @@ def main() -> None:
         source = ImageFolder(folder)
         source.open()
         for name, views in {"mocov2 2x224": mocov2(), "swav 2x224+6x96": swav()}.items():
-            rates = measure(source, views, args)
+            rates, core_ms = measure(source, views, args)
             ratio = [own / pil for own, pil in zip(rates["exact"], rates["pil"], strict=True)]
+            core_ratio = [pil / own for own, pil in zip(core_ms["exact"], core_ms["pil"], strict=True)]
             row = {
                 "benchmark": "loader",
                 "recipe": name,
@@ -73,14 +77,21 @@ def main() -> None:
                 "threads": args.threads,
                 **{f"{side}_images_per_s": quantiles(values) for side, values in rates.items()},
                 "exact_over_pil": quantiles(ratio),
+                **{f"{side}_core_ms": quantiles(values) for side, values in core_ms.items()},
+                "exact_over_pil_core": quantiles(core_ratio),
             }
             append_row("loader", row)
             medians = ", ".join(f"{side} {quantiles(values)['median']:.0f}" for side, values in rates.items())
-            print(f"{name}: {medians} images/s; exact over PIL {row['exact_over_pil']['median']:.2f}")
+            print(
+                f"{name}: {medians} images/s; exact over PIL {row['exact_over_pil']['median']:.2f}, "
+                f"by processor time {row['exact_over_pil_core']['median']:.2f}"
+            )
 
 
-def measure(source: ImageFolder, views: list[ViewGroup], args: argparse.Namespace) -> dict[str, list[float]]:
-    """Images per second of each side and round."""
+def measure(
+    source: ImageFolder, views: list[ViewGroup], args: argparse.Namespace
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Images per second, and milliseconds of processor time for each image, of each side and round."""
     batches = args.batches + WARM_UP
     options = {"batch_size": args.batch_size, "seed": 0, "sampler": Order(len(source), 0)}
     pil = pil_loader(list(source.paths), views, args.batch_size, batches, args.threads)
@@ -102,11 +113,23 @@ def measure(source: ImageFolder, views: list[ViewGroup], args: argparse.Namespac
     if args.dali:
         sides["dali"] = lambda: own("dali")
     rates: dict[str, list[float]] = {side: [] for side in sides}
+    core_ms: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(args.rounds):
         for side, make in sides.items():
-            times = [time.perf_counter() for _ in make()]
-            rates[side].append(args.batches * args.batch_size / (times[-1] - times[WARM_UP - 1]))
-    return rates
+            times = [(time.perf_counter(), processor_s()) for _ in make()]
+            wall, processor = (last - first for first, last in zip(times[WARM_UP - 1], times[-1], strict=True))
+            rates[side].append(args.batches * args.batch_size / wall)
+            core_ms[side].append(1e3 * processor / (args.batches * args.batch_size))
+    return rates, core_ms
+
+
+def processor_s() -> float:
+    """Processor time of this process and of its workers."""
+    ticks = 0
+    for worker in multiprocessing.active_children():
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def mocov2() -> list[ViewGroup]:

@@ -247,7 +247,7 @@ def _blocks(first: int, count: int, size: tuple[int, int]) -> Iterator[slice]:
 
 
 class _Memory:
-    """Memory for views, used again once nothing refers to it: new pages for every batch would cost a fifth of it all."""
+    """Memory for views, used again once nothing refers to it: new pages for every batch would cost a fifth of all."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
