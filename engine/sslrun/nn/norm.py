@@ -50,6 +50,7 @@ class GroupBatchNorm(nn.Module):
     running_var: Tensor
     num_batches_tracked: Tensor
     pending: Tensor
+    one_pass: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
         super().__init__()
@@ -62,6 +63,7 @@ class GroupBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
         # Sums since the last step: [mean (C), unbiased variance (C), number of forward passes]. Zero between steps.
         self.register_buffer("pending", torch.zeros(2 * num_features + 1), persistent=False)
+        self.register_buffer("one_pass", torch.eye(2 * num_features + 1)[-1].clone(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -69,52 +71,63 @@ class GroupBatchNorm(nn.Module):
                 x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
         normalise = _by_formula if torch.compiler.is_compiling() else _group_by_group
-        y, mean, var = normalise(self._grouped(x), self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            self.pending.add_(torch.cat([mean, var, mean.new_ones(1)]))
-        return y.flatten(0, 2)
+        y, seen = normalise(x, self._shape(len(x)), self.one_pass, self.weight, self.bias, self.eps)
+        self.pending.add_(seen)
+        return y
 
-    def _grouped(self, x: Tensor) -> Tensor:
-        """(rows, C, ...) -> (V, G, n, C, ...), a view."""
+    def _shape(self, rows: int) -> tuple[int, int, int]:
+        """(V, G, n) of so many rows."""
         if self.num_groups == 1:
-            return x.unflatten(0, (1, 1, x.shape[0]))
+            return 1, 1, rows
         samples = self.num_groups * self.group_size
-        assert x.shape[0] % samples == 0, f"{x.shape[0]} rows are not views of {samples} samples"
-        return x.unflatten(0, (x.shape[0] // samples, self.num_groups, self.group_size))
+        assert rows % samples == 0, f"{rows} rows are not views of {samples} samples"
+        return rows // samples, self.num_groups, self.group_size
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, groups={self.num_groups}x{self.group_size or 'all'}"
 
 
-def _group_by_group(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _group_by_group(
+    x: Tensor, shape: tuple[int, int, int], one_pass: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     """Native BatchNorm on each group; the fast form outside a compiler (4x the formula on a CPU)."""
-    num_views, num_groups, group_size = x.shape[:3]
-    num_features = x.shape[3]
-    mean = x.new_zeros(num_groups, num_features, dtype=torch.promote_types(x.dtype, torch.float32))
-    var = torch.zeros_like(mean)
-    parts = [
-        F.batch_norm(group.flatten(0, 1), mean[g], var[g], weight, bias, training=True, momentum=1.0, eps=eps)
-        for g, group in enumerate(x.unbind(1))
-    ]
-    if num_views == 1:  # the usual case needs no second copy
-        y = (parts[0] if num_groups == 1 else torch.cat(parts)).unflatten(0, (1, num_groups, group_size))
+    num_views, num_groups, group_size = shape
+    channels = x.shape[1]
+    if num_groups == 1:
+        seen = one_pass.clone()  # BatchNorm fills in mean and variance
+        mean, var = seen[:channels], seen[channels:-1]
+        return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps), seen
+    if num_views == 1:  # pieces of the batch; grouping views would copy it once more
+        groups = x.split(group_size)
     else:
-        y = torch.stack([part.unflatten(0, (num_views, group_size)) for part in parts], dim=1)
-    return y, mean.mean(0), var.mean(0)
+        groups = tuple(group.flatten(0, 1) for group in x.unflatten(0, shape).unbind(1))
+    seen = one_pass.repeat(num_groups, 1)  # (G, 2C + 1)
+    mean, var = seen[:, :channels], seen[:, channels:-1]
+    parts = [
+        F.batch_norm(group, mean[g], var[g], weight, bias, training=True, momentum=1.0, eps=eps)
+        for g, group in enumerate(groups)
+    ]
+    if num_views == 1:
+        return torch.cat(parts), seen.mean(0)
+    y = torch.stack([part.unflatten(0, (num_views, group_size)) for part in parts], dim=1).flatten(0, 2)
+    return y, seen.mean(0)
 
 
-def _by_formula(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _by_formula(
+    x: Tensor, shape: tuple[int, int, int], one_pass: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     """The same as one expression, which a compiler fuses into one reduction and one pass, whatever the group count."""
-    axes = [axis for axis in range(x.dim()) if axis not in (1, 3)]
-    channel = [1, 1, 1, x.shape[3]] + [1] * (x.dim() - 4)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.unflatten(0, shape).to(torch.promote_types(x.dtype, torch.float32))  # (V, G, n, C, ...)
+    axes = [axis for axis in range(wide.dim()) if axis not in (1, 3)]
+    channel = [1, 1, 1, x.shape[1]] + [1] * (x.dim() - 2)
     var, mean = torch.var_mean(wide, axes, correction=0, keepdim=True)
     y = (wide - mean) * torch.rsqrt(var + eps)
     if weight is not None and bias is not None:
         y = y * weight.view(channel) + bias.view(channel)
-    count = x.numel() // (x.shape[1] * x.shape[3])
-    unbiased = var.mean(1).flatten() * (count / (count - 1))
-    return y.to(x.dtype), mean.mean(1).flatten(), unbiased
+    count = wide.numel() // (wide.shape[1] * wide.shape[3])
+    unbiased = var.detach().mean(1).flatten() * (count / (count - 1))
+    seen = torch.cat([mean.detach().mean(1).flatten(), unbiased, one_pass[-1:]])
+    return y.to(x.dtype).flatten(0, 2), seen
 
 
 def set_groups(model: nn.Module, group_size: int, num_groups: int) -> None:
@@ -141,18 +154,20 @@ def commit_statistics(
     sums = [layer.pending for layer in layers]
     if all_reduce_mean_ is not None:
         all_reduce_mean_(sums)
-    for layer, total in zip(layers, sums, strict=True):
-        passes = total[-1]
-        seen = (passes > 0).to(total.dtype)
-        mean, var = (total[:-1] / passes.clamp(min=1)).chunk(2)
-        layer.running_mean.lerp_(mean, seen * layer.momentum)
-        layer.running_var.lerp_(var, seen * layer.momentum)
-        layer.num_batches_tracked += seen.long()
+    passes = torch.stack([total[-1] for total in sums])
+    has_run = passes > 0
+    torch._foreach_mul_(sums, list((1 / passes.clamp(min=1)).unbind()))
+    weights = [weight * layer.momentum for weight, layer in zip(has_run.to(passes.dtype).unbind(), layers, strict=True)]
+    means = [total[: layer.num_features] for total, layer in zip(sums, layers, strict=True)]
+    variances = [total[layer.num_features : -1] for total, layer in zip(sums, layers, strict=True)]
+    torch._foreach_lerp_([layer.running_mean for layer in layers], means, weights)
+    torch._foreach_lerp_([layer.running_var for layer in layers], variances, weights)
+    torch._foreach_add_([layer.num_batches_tracked for layer in layers], list(has_run.long().unbind()))
     discard_statistics(layers)
 
 
 @torch.no_grad()
 def discard_statistics(layers: Sequence[GroupBatchNorm]) -> None:
     """Forget what the forward passes since the last commit saw: a skipped step leaves no trace."""
-    for layer in layers:
-        layer.pending.zero_()
+    if layers:
+        torch._foreach_zero_([layer.pending for layer in layers])
