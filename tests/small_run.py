@@ -15,7 +15,7 @@ import torch
 from sslrun.runtime import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-CHANGES_WITH_TIME = ("wall_s", "speed/", "data/", "mem/")
+CHANGES_WITH_TIME = ("wall_s", "speed/", "data/", "mem/", "compile/")
 
 RECIPE = """
 global_batch = 16

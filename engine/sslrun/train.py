@@ -4,6 +4,7 @@ import contextlib
 import gc
 import itertools
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -159,19 +160,19 @@ def _cursor(plan: Plan, first_step: int) -> Iterator[tuple[int, np.ndarray]]:
 def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
     """One row of metrics, and a look at whether the run has collapsed."""
     means = run.window.read()
+    loss, chance = means.pop("loss", math.nan), run.recipe.model.chance_loss()
+    if run.log is not None:
+        row = {LOSS: loss, RATE: rate, **{f"train/{name}": value for name, value in means.items()}}
+        if chance is not None:
+            row["train/loss_of_chance"] = loss / chance
+        if run.plan.machine.compile:
+            row["compile/graphs"] = run.executor.num_graphs
+        run.log.write(run.step, {**row, **meter.read()})
     epoch = run.step // run.plan.steps_per_epoch
-    if run.log is not None:
-        named = {f"train/{name}": value for name, value in means.items() if name != "loss"}
-        run.log.write(run.step, {LOSS: means.get("loss", float("nan")), RATE: rate, **named, **meter.read()})
-    if "loss" not in means:
-        return
-    chance = run.recipe.model.chance_loss()
-    warning = collapse_warning(means.get("feature_std"), means["loss"], chance, epoch)
-    if warning is None:
-        return
-    if run.recipe.monitor.collapse == "stop":
+    warning = collapse_warning(means.get("feature_std"), loss, chance, epoch)
+    if warning is not None and run.recipe.monitor.collapse == "stop":
         raise Diverged(warning)
-    if run.log is not None:
+    if warning is not None and run.log is not None:
         logger.warning("%s", warning)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sslrun.data.index import cache_dir
 from sslrun.data.pixels import blur_taps
 from sslrun.data.transforms import (
     ColorJitter,
@@ -70,9 +71,8 @@ def library() -> Any | None:
         return None
     version = subprocess.run([compiler, "--version"], capture_output=True).stdout
     key = hashlib.sha256(_SOURCE.read_bytes() + repr(_FLAGS).encode() + version + _processor()).hexdigest()[:16]
-    cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslrun"
     try:
-        path = _compiled(compiler, cache_dir, key)
+        path = _compiled(compiler, cache_dir(), key)
     except OSError:  # no home, or one that cannot be written to
         with tempfile.TemporaryDirectory() as folder:
             path = _compiled(compiler, Path(folder), key)

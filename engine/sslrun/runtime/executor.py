@@ -143,6 +143,11 @@ class Executor(ABC):
         if late is not None:
             self._count(applied=not late.read())
 
+    @property
+    def num_graphs(self) -> int:
+        """Graphs that torch.compile has made in this process so far: it must not grow once training is under way."""
+        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
     @torch.no_grad()
     def update_teachers(self, moves: Iterable[tuple[nn.Module, nn.Module, float]]) -> None:
         """(teacher, student, momentum): teacher = momentum teacher + (1 - momentum) student, parameters only."""
