@@ -16,16 +16,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from rows import append_row  # noqa: E402
+import numpy as np
+import torch
+from PIL import Image
+from rows import append_row
 
-import pil_twins  # noqa: E402
-from fidelity_cases import CASES, Bound, Case, decoded, measure  # noqa: E402
-from sslrun.data.exact import ExactStage  # noqa: E402
-from sslrun.data.graph import Arguments, dali_views, graph_arguments, graph_inputs, view_arguments  # noqa: E402
-from sslrun.data.transforms import ViewGroup  # noqa: E402
+import pil_twins
+from fidelity_cases import CASES, Bound, Case, decoded, measure
+from sslrun.data.exact import ExactStage
+from sslrun.data.graph import Arguments, dali_views, graph_arguments, graph_inputs, view_arguments
+from sslrun.data.transforms import ViewGroup
 
 DOCUMENT = ROOT / "docs" / "fidelity.md"
 START, END = "<!-- table: benchmarks/fidelity.py -->", "<!-- end of table -->"

@@ -24,19 +24,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from pil_loader import pil_loader  # noqa: E402
-from rows import append_row, quantiles  # noqa: E402
+import numpy as np
+import torch
+from PIL import Image
+from pil_loader import pil_loader
+from rows import append_row, quantiles
 
-from pil_twins import photographs  # noqa: E402
-from sslrun.data.bad_samples import BadSamples  # noqa: E402
-from sslrun.data.loader import Loader  # noqa: E402
-from sslrun.data.order import Order  # noqa: E402
-from sslrun.data.pipeline import Pipeline  # noqa: E402
-from sslrun.data.sources import ImageFolder  # noqa: E402
-from sslrun.data.transforms import (  # noqa: E402
+from pil_twins import photographs
+from sslrun.data.bad_samples import BadSamples
+from sslrun.data.loader import Loader
+from sslrun.data.order import Order
+from sslrun.data.pipeline import Pipeline
+from sslrun.data.sources import ImageFolder
+from sslrun.data.transforms import (
     ColorJitter,
     GaussianBlur,
     Normalize,

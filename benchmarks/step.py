@@ -16,21 +16,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from rows import append_row, quantiles  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+import torch.nn.functional as F
+from rows import append_row, quantiles
+from torch import nn
 
-from sslrun.config import load  # noqa: E402
-from sslrun.data import Batch  # noqa: E402
-from sslrun.methods import Progress  # noqa: E402
-from sslrun.nn.norm import GroupBatchNorm, set_groups  # noqa: E402
-from sslrun.optim import learning_rates  # noqa: E402
-from sslrun.plan import choose_machine, device_of  # noqa: E402
-from sslrun.runtime.executor import LocalExecutor  # noqa: E402
+from sslrun.config import load
+from sslrun.data import Batch
+from sslrun.methods import Progress
+from sslrun.nn.norm import GroupBatchNorm, set_groups
+from sslrun.optim import learning_rates
+from sslrun.plan import choose_machine, device_of
+from sslrun.runtime.executor import LocalExecutor
 from sslrun.session import build
-from sslrun.train import train_step  # noqa: E402
-from sslrun.window import Window  # noqa: E402
+from sslrun.train import train_step
+from sslrun.window import Window
 
 
 def main() -> None:
