@@ -202,5 +202,6 @@ def _say_goodbye(folder: Path, config: Config, code: int) -> None:
     accuracies = [row["knn/top1_pct"] for _, row in rows(folder / "metrics.jsonl") if "knn/top1_pct" in row]
     if len(accuracies) > 1:
         print(f"k-NN on held-out pictures: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
-    print(f"train longer:       {command} --resume --set epochs=...")
+    length = "epochs" if config.values.get("max_iters") is None else "max_iters"
+    print(f"train longer:       {command} --resume --set {length}=...")
     print("your own pictures:  see README.md, or: bin/sslrun config print " + str(config.path))
