@@ -9,6 +9,7 @@ both; the row has the quantiles of each side and of the ratio of neighbours.
 """
 
 import argparse
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--steps", type=int, default=20, help="steps per round")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of each side")
+    parser.add_argument("--only", choices=("bare", "engine"), help="run one side for its peak memory, in MiB")
     args = parser.parse_args()
     # One group of BatchNorm, so that both sides normalise alike; one micro-batch.
     config = load(args.config, [*args.overrides])
@@ -49,6 +51,12 @@ def main() -> None:
     machine = choose_machine(recipe, device, 1, 1)
     torch.set_num_threads(machine.threads)
     batch = _batch(recipe.data.views[0].size, group, device)
+    if args.only:
+        side = bare_loop(recipe, batch, device) if args.only == "bare" else engine_loop(recipe, machine, batch, device)
+        _timed(side, 5, device)
+        status = Path("/proc/self/status").read_text()  # not ru_maxrss, which a child inherits from its parent
+        print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+        return
     sides = {"bare": bare_loop(build(config), batch, device), "engine": engine_loop(recipe, machine, batch, device)}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for step in sides.values():
@@ -67,13 +75,22 @@ def main() -> None:
         "bare_ms": quantiles([1e3 * t for t in times["bare"]]),
         "engine_ms": quantiles([1e3 * t for t in times["engine"]]),
         "overhead_pct": quantiles(overhead),
+        "peak_rss_mib": {name: _peak_memory_mib(args, name) for name in sides},
     }
     append_row("step", row)
     print(f"bare {row['bare_ms']['median']:.2f} ms, engine {row['engine_ms']['median']:.2f} ms per step of {group}")
+    print(f"peak memory: {row['peak_rss_mib']} MiB")
     print(
         f"overhead: median {row['overhead_pct']['median']:+.2f} %, quartiles {row['overhead_pct']['p25']:+.2f} "
         f"{row['overhead_pct']['p75']:+.2f} %"
     )
+
+
+def _peak_memory_mib(args: argparse.Namespace, side: str) -> float:
+    """Of a process of its own that runs one side only."""
+    overrides = [word for override in args.overrides for word in ("--set", override)]
+    command = [sys.executable, __file__, args.config, *overrides, "--only", side]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def engine_loop(recipe, machine, batch, device):

@@ -1,6 +1,7 @@
 """torch.compile of the networks: the same training, and no graph made after the first step."""
 
 import pytest
+
 import small_run
 
 

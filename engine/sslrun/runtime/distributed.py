@@ -82,21 +82,6 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-def barrier() -> None:
-    """Wait until every rank is here."""
-    if world_size() > 1:
-        dist.barrier()
-
-
-def any_rank(flag: bool) -> bool:
-    """Whether any rank says so: how ranks agree on stopping. Waits for the device."""
-    if world_size() == 1:
-        return flag
-    count = torch.tensor(int(flag), device=_collective_device())
-    dist.all_reduce(count)
-    return bool(count.item())
-
-
 def broadcast_object(value: Any) -> Any:
     """Rank 0's `value`, on every rank."""
     if world_size() == 1:
