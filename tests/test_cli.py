@@ -106,6 +106,7 @@ MISTAKES = {
         ["bakbone", "backbone."],
     ),
     "no such device": (["--set", "engine.device=tpu"], ["engine.device", "cpu"]),
+    "a seed out of range": (["--set", "seed=-1"], ["seed is -1", "4294967295"]),
     "weights that are not there": (["--set", "load_from=nowhere"], ["nowhere"]),
 }
 
@@ -149,6 +150,17 @@ def test_the_same_command_twice_is_refused_and_loses_nothing(capsys, recipe, tmp
     assert "optimizer.lr: 0.05 -> 0.1" in line
     for path, content in before.items():
         assert path.read_bytes() == content, path
+
+
+def test_a_resume_on_other_data_is_refused(capsys, tmp_path, pictures):
+    own = tmp_path / "own"
+    shutil.copytree(pictures, own)
+    recipe = small_run.write_recipe(tmp_path, own, steps=4)
+    assert call(capsys, recipe)[0] == 0
+    shutil.copy(own / "class_0/00.jpg", own / "class_0/zz.jpg")
+    shutil.copy(own / "class_0/00.jpg", own / "class_0/zzz.jpg")
+    line = refused(capsys, recipe, "--resume")
+    assert "trained on 64 samples" in line and "load_from" in line
 
 
 def test_a_work_dir_in_use_is_refused(capsys, tmp_path, pictures):

@@ -45,7 +45,10 @@ class Run:
 
 def build(config: Config) -> Recipe:
     """The recipe's objects. Initial weights depend on the seed alone."""
-    torch.manual_seed(config.values.get("seed", Recipe.seed))
+    seed = config.values.get("seed", Recipe.seed)
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"{config.path}: seed is {seed}, expected 0 to {2**32 - 1}")
+    torch.manual_seed(seed)
     recipe: Recipe = config.build(Recipe)
     if recipe.epochs is None and recipe.max_iters is None:
         raise UsageError(f"{config.path}: neither epochs nor max_iters is set; how long should the run be?")
@@ -107,7 +110,12 @@ def save(run: Run) -> None:
     bad: dict[str, str] = {}
     for found in distributed.gather_objects(run.loader.bad.state_dict()):
         bad |= found
-    state = {"step": run.step, "window": run.window.state(), "bad_samples": bad}
+    state = {
+        "step": run.step,
+        "num_samples": run.plan.num_samples,
+        "window": run.window.state(),
+        "bad_samples": bad,
+    }
     if run.folder is not None and run.log is not None:
         run.log.sync()
         checkpoint.save(run.folder.checkpoints, run.step, tensors, state)
@@ -188,6 +196,11 @@ def _restore(run: Run, path: Path | None) -> None:
     """Continue from a checkpoint, or take weights from load_from, or leave everything as it was built."""
     if path is not None:
         tensors, state = checkpoint.load(path)
+        if state["num_samples"] != run.plan.num_samples:
+            raise UsageError(
+                f"{path} was trained on {state['num_samples']} samples, but data.source has {run.plan.num_samples}: "
+                "the order of samples would be another; take its weights with load_from, in another --work-dir"
+            )
         run.executor.load_state(tensors["model"])
         run.executor.load_optimizer_state(tensors["optimizer"])
         run.window.load(state["window"], run.executor.device)
