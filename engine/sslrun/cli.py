@@ -16,8 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(_normalised(sys.argv[1:] if argv is None else argv))
     try:
         return args.call(args)
-    except UsageError as error:
-        return _fail(error, USAGE)
+    except UsageError as error:  # the same on every rank: one per machine says it
+        return _fail(error, USAGE) if os.environ.get("LOCAL_RANK", "0") == "0" else USAGE
     except RunFailed as error:
         return _fail(error, FAILED)
     except Diverged as error:
