@@ -49,8 +49,7 @@ def explain(config: Config, key: str, schema: Schema | None = None) -> str:
     node = lookup(config.root, parts)
     if node is None:
         if not described:
-            known = _schema_at(config.root, schema, parts[:-1]).get("properties", {})
-            raise UsageError(f"{show(parts)}: there is no such key{nearest(str(parts[-1]), list(known))}")
+            raise UsageError(f"{show(parts)}: there is no such key{_hint(config.root, schema, parts)}")
         value = f" = {inline(described['default'])}" if "default" in described else ""
         return "\n".join([f"{show(parts)}{value}", *meaning, f"  {'default of the code' if value else 'not set'}"])
     value = f"{show(parts)} = {inline(plain(node))}" if parts else dump(config.values).rstrip()
@@ -67,6 +66,14 @@ def inline(value: Any) -> str:
         pairs = ", ".join(f"{show((key,))} = {inline(below)}" for key, below in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
     return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
+
+
+def _hint(root: Node, schema: Schema, key: Key) -> str:
+    """The nearest name to the first part of a key that nothing knows."""
+    for end, part in enumerate(key):
+        if lookup(root, key[: end + 1]) is None and not _schema_at(root, schema, key[: end + 1]):
+            return nearest(str(part), list(_schema_at(root, schema, key[:end]).get("properties", {})))
+    return ""
 
 
 def _places(root: Node, node: Node, indent: str) -> list[str]:
