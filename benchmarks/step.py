@@ -25,7 +25,7 @@ from torch import nn
 from sslrun.config import load
 from sslrun.data import Batch
 from sslrun.methods import Progress
-from sslrun.nn.norm import GroupBatchNorm, set_groups
+from sslrun.nn.norm import GroupBatchNorm, RunningStatistics, set_groups
 from sslrun.optim import learning_rates
 from sslrun.plan import choose_machine, device_of
 from sslrun.runtime.executor import LocalExecutor
@@ -98,13 +98,13 @@ def engine_loop(recipe, machine, batch, device):
     set_groups(recipe.model, recipe.data.samples_per_gpu, machine.micro_batch // recipe.data.samples_per_gpu)
     optimizer = recipe.optimizer.create(recipe.model.named_parameters())
     executor = LocalExecutor(recipe.model, optimizer, device=device, precision=machine.precision)
-    window, step = Window(), 0
+    statistics, window, step = RunningStatistics(recipe.model), Window(), 0
 
     def run() -> None:
         nonlocal step
         progress = Progress(step, 10_000, 100, recipe.seed)
         rates = learning_rates(executor.optimizer.param_groups, recipe.lr, step, 100, 10_000)
-        metrics, _ = train_step(executor, recipe.model, [batch], progress, rates)
+        metrics, _ = train_step(executor, recipe.model, statistics, [batch], progress, rates)
         window.add(metrics)
         step += 1
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sslrun.nn import norm
-from sslrun.nn.norm import BN, GroupBatchNorm, commit_statistics, discard_statistics, set_groups
+from sslrun.nn.norm import BN, GroupBatchNorm, RunningStatistics, set_groups
 
 
 def reference(x: torch.Tensor, num_views: int, groups: int, size: int) -> tuple[torch.Tensor, ...]:
@@ -34,7 +34,7 @@ def test_each_group_has_its_own_statistics(monkeypatch, shape, num_views, groups
     expected, mean, var = reference(x.detach(), num_views, groups, size)
     torch.testing.assert_close(y, expected)
     assert float(layer.running_mean.abs().sum()) == 0, "running statistics move with the step, not with the pass"
-    commit_statistics([layer])
+    RunningStatistics(layer).commit()
     torch.testing.assert_close(layer.running_mean, mean)
     torch.testing.assert_close(layer.running_var, var)
     assert int(layer.num_batches_tracked) == 1
@@ -65,8 +65,8 @@ def test_micro_batches_move_the_running_statistics_like_one_batch():
     whole(x)
     for part in x.split(4):
         pieces(part)
-    commit_statistics([whole])
-    commit_statistics([pieces])
+    RunningStatistics(whole).commit()
+    RunningStatistics(pieces).commit()
     torch.testing.assert_close(whole.running_mean, pieces.running_mean)
     torch.testing.assert_close(whole.running_var, pieces.running_var)
 
@@ -74,10 +74,33 @@ def test_micro_batches_move_the_running_statistics_like_one_batch():
 def test_a_skipped_step_leaves_no_trace():
     layer = GroupBatchNorm(3)
     layer(torch.full((4, 3, 2, 2), float("nan")))
-    discard_statistics([layer])
-    commit_statistics([layer])
+    statistics = RunningStatistics(layer)
+    statistics.discard()
+    statistics.commit()
     torch.testing.assert_close(layer.running_mean, torch.zeros(3))
     assert int(layer.num_batches_tracked) == 0
+
+
+def test_all_layers_move_as_one_and_keep_their_names():
+    """Layers of different widths and momenta, one of them used twice in a step, one not at all."""
+    torch.manual_seed(0)
+    once, twice, never = GroupBatchNorm(2, momentum=0.5), GroupBatchNorm(3), GroupBatchNorm(4)
+    model = nn.Sequential(once, twice, never)
+    for layer in model:
+        layer.running_mean.uniform_(), layer.running_var.uniform_()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    statistics = RunningStatistics(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    x, y, z = torch.randn(5, 2), torch.randn(6, 3), torch.randn(7, 3)
+    once(x), twice(y), twice(z)
+    statistics.commit()
+    torch.testing.assert_close(once.running_mean, before["0.running_mean"].lerp(x.mean(0), 0.5))
+    torch.testing.assert_close(once.running_var, before["0.running_var"].lerp(x.var(0), 0.5))
+    torch.testing.assert_close(twice.running_mean, before["1.running_mean"].lerp((y.mean(0) + z.mean(0)) / 2, 0.1))
+    torch.testing.assert_close(twice.running_var, before["1.running_var"].lerp((y.var(0) + z.var(0)) / 2, 0.1))
+    assert torch.equal(never.running_mean, before["2.running_mean"])
+    assert [int(layer.num_batches_tracked) for layer in model] == [1, 1, 0]
+    assert model.state_dict().keys() == before.keys()
 
 
 def test_evaluation_uses_the_running_statistics():

@@ -14,7 +14,7 @@ from sslrun.data import BadSamples, Loader, Order
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, centre_crop_like
 from sslrun.evaluation.monitor import KnnMonitor
-from sslrun.nn.norm import set_groups
+from sslrun.nn.norm import RunningStatistics, set_groups
 from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan
 from sslrun.recipe import Recipe
 from sslrun.runtime import checkpoint, distributed
@@ -34,6 +34,7 @@ class Run:
     recipe: Recipe
     plan: Plan
     executor: Executor
+    statistics: RunningStatistics
     loader: Loader
     features: FeatureExtractor
     knn: KnnMonitor | None
@@ -93,9 +94,9 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
         logger.warning("no k-NN: monitor.knn_interval is set, but there are no held-out pictures (data.holdout)")
     elif recipe.monitor.knn_interval and holdout is not None:
         knn = KnnMonitor(recipe.monitor, features, FeatureExtractor(holdout, seen, bf16=bf16, **reading))
-    run = Run(
-        recipe, plan, _executor(recipe, plan, device), loader, features, knn, folder, log=None, window=Window(), step=0
-    )
+    executor = _executor(recipe, plan, device)
+    statistics = RunningStatistics(recipe.model)  # after the executor has put the model where it stays
+    run = Run(recipe, plan, executor, statistics, loader, features, knn, folder, log=None, window=Window(), step=0)
     _restore(run, _checkpoint_to_continue(recipe, folder, resume))
     if folder is not None:
         folder.go_back_to(run.step)

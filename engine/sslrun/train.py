@@ -18,7 +18,7 @@ from sslrun.data import Batch, Order
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.collapse import collapse_warning
 from sslrun.methods import Method, Progress
-from sslrun.nn.norm import commit_statistics, discard_statistics, group_norms
+from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
 from sslrun.runtime import distributed
@@ -73,14 +73,18 @@ def dry_run(config: Config) -> str:
 
 
 def train_step(
-    executor: Executor, method: Method, batches: list[Batch], progress: Progress, rates: list[float]
+    executor: Executor,
+    method: Method,
+    statistics: RunningStatistics,
+    batches: list[Batch],
+    progress: Progress,
+    rates: list[float],
 ) -> tuple[dict[str, Tensor], bool]:
     """One optimiser step from this rank's micro-batches.
 
     Returns:
         Mean metrics over the micro-batches, still on the device, and whether the step was applied.
     """
-    norms = group_norms(method)
     targets = executor.targets(batches, progress)
     losses = []
     for batch, target in zip(batches, targets, strict=True):
@@ -91,11 +95,11 @@ def train_step(
     applied = outcome.applied is not False
     if applied:
         following = replace(progress, step=progress.step + 1)  # the update after step t uses the schedule at t + 1
-        commit_statistics(norms, distributed.all_reduce_mean_ if distributed.world_size() > 1 else None)
+        statistics.commit(distributed.all_reduce_mean_ if distributed.world_size() > 1 else None)
         executor.update_teachers(method.teachers(following))
         method.after_step(following, joined([loss.carry for loss in losses]))
     else:
-        discard_statistics(norms)
+        statistics.discard()
     named = [{"loss": loss.value, **loss.metrics} for loss in losses]
     metrics = {name: torch.stack([one[name].float() for one in named]).mean() for name in named[0]}
     return {**metrics, "grad_norm": outcome.grad_norm}, applied
@@ -127,7 +131,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             rates = learning_rates(
                 executor.optimizer.param_groups, recipe.lr, run.step, plan.steps_per_epoch, plan.total_steps
             )
-            metrics, applied = train_step(executor, method, batches, progress, rates)
+            metrics, applied = train_step(executor, method, run.statistics, batches, progress, rates)
             run.step += 1
             if applied:
                 run.window.add(metrics)

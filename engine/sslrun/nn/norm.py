@@ -3,10 +3,10 @@
 `samples_per_gpu` of a recipe is the group over which BatchNorm takes its statistics. A device may hold many groups at
 once, or one after the other (gradient accumulation), or share them with other ranks: `GroupBatchNorm` computes the same
 in all cases. Training statistics are per group; running statistics move once per optimiser step, towards the mean over
-all groups of the step (`commit_statistics`), so that a step that is skipped leaves no trace in them either.
+all groups of the step (`RunningStatistics`), so that a step that is skipped leaves no trace in them either.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -141,33 +141,60 @@ def group_norms(model: nn.Module) -> list[GroupBatchNorm]:
     return [module for module in model.modules() if isinstance(module, GroupBatchNorm)]
 
 
-@torch.no_grad()
-def commit_statistics(
-    layers: Sequence[GroupBatchNorm], all_reduce_mean_: Callable[[list[Tensor]], None] | None = None
-) -> None:
-    """Move the running statistics once, towards the mean over groups, micro-batches and ranks of this step.
+class RunningStatistics:
+    """The running statistics of all GroupBatchNorm layers of a model, moved once per step.
 
-    Layers that saw no forward pass since the last call are left alone. `all_reduce_mean_` averages over ranks in place.
+    The layers' running buffers become views of one vector, so that a step costs a handful of kernels however many
+    layers there are. Make it when the model is where it stays: moving it to another device would part them again.
+
+    Args:
+        model: whose layers to look after.
     """
-    if not layers:
-        return
-    sums = [layer.pending for layer in layers]
-    if all_reduce_mean_ is not None:
-        all_reduce_mean_(sums)
-    passes = torch.stack([total[-1] for total in sums])
-    has_run = passes > 0
-    torch._foreach_mul_(sums, list((1 / passes.clamp(min=1)).unbind()))
-    weights = [weight * layer.momentum for weight, layer in zip(has_run.to(passes.dtype).unbind(), layers, strict=True)]
-    means = [total[: layer.num_features] for total, layer in zip(sums, layers, strict=True)]
-    variances = [total[layer.num_features : -1] for total, layer in zip(sums, layers, strict=True)]
-    torch._foreach_lerp_([layer.running_mean for layer in layers], means, weights)
-    torch._foreach_lerp_([layer.running_var for layer in layers], variances, weights)
-    torch._foreach_add_([layer.num_batches_tracked for layer in layers], list(has_run.long().unbind()))
-    discard_statistics(layers)
 
+    @torch.no_grad()
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = group_norms(model)
+        if not self.layers:
+            return
+        sizes = [2 * layer.num_features + 1 for layer in self.layers]
+        first = self.layers[0].running_mean
+        # Laid out as `pending` is, so that both are one vector: mean, variance, and a place for the number of passes.
+        self._running = torch.cat(
+            [torch.cat([layer.running_mean, layer.running_var, layer.running_var[:1]]) for layer in self.layers]
+        )
+        self._tracked = torch.stack([layer.num_batches_tracked for layer in self.layers])
+        views = zip(self.layers, self._running.split(sizes), self._tracked.unbind(), strict=True)
+        for layer, running, tracked in views:
+            layer.running_mean, layer.running_var, _ = running.split([layer.num_features, layer.num_features, 1])
+            layer.num_batches_tracked = tracked
+        repeats = torch.tensor(sizes, device=first.device)
+        self._passes_at = repeats.cumsum(0) - 1  # per layer: where its number of passes stands
+        self._layer_at = torch.arange(len(sizes), device=first.device).repeat_interleave(repeats)
+        self._momentum = first.new_tensor([layer.momentum for layer in self.layers])
 
-@torch.no_grad()
-def discard_statistics(layers: Sequence[GroupBatchNorm]) -> None:
-    """Forget what the forward passes since the last commit saw: a skipped step leaves no trace."""
-    if layers:
-        torch._foreach_zero_([layer.pending for layer in layers])
+    @torch.no_grad()
+    def commit(self, all_reduce_mean_: Callable[[list[Tensor]], None] | None = None) -> None:
+        """Move them towards the mean over groups, micro-batches and ranks of this step.
+
+        Layers that saw no forward pass since the last call are left alone.
+
+        Args:
+            all_reduce_mean_: averages tensors over ranks in place.
+        """
+        if not self.layers:
+            return
+        sums = torch.cat([layer.pending for layer in self.layers])
+        if all_reduce_mean_ is not None:
+            all_reduce_mean_([sums])
+        passes = sums[self._passes_at]
+        has_run = passes > 0
+        means = sums / passes.clamp(min=1)[self._layer_at]
+        self._running.lerp_(means, (self._momentum * has_run)[self._layer_at])
+        self._tracked.add_(has_run)
+        self.discard()
+
+    @torch.no_grad()
+    def discard(self) -> None:
+        """Forget what the forward passes since the last commit saw: a skipped step leaves no trace."""
+        if self.layers:
+            torch._foreach_zero_([layer.pending for layer in self.layers])
