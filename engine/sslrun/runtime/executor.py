@@ -79,6 +79,7 @@ class Executor(ABC):
         self.method, self.optimizer, self.device = method, optimizer, device
         self.precision, self.accumulation, self.grad_clip = precision, accumulation, grad_clip
         self.max_skipped_steps, self.skipped_steps = max_skipped_steps, 0
+        self._pairs: dict[tuple[nn.Module, nn.Module], tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
         self.names = {parameter: name for name, parameter in method.named_parameters()}
         self._check_groups()
         method.to(device)
@@ -152,10 +153,15 @@ class Executor(ABC):
     def update_teachers(self, moves: Iterable[tuple[nn.Module, nn.Module, float]]) -> None:
         """(teacher, student, momentum): teacher = momentum teacher + (1 - momentum) student, parameters only."""
         for teacher, student, momentum in moves:
-            source = dict(student.named_parameters())
-            followers = dict(teacher.named_parameters())
+            self._lerp(*self._followed(teacher, student), 1.0 - momentum)
+
+    def _followed(self, teacher: nn.Module, student: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The teacher's parameters and those they follow; looked up once, since walking modules is slow."""
+        if (teacher, student) not in self._pairs:
+            source, followers = dict(student.named_parameters()), dict(teacher.named_parameters())
             assert followers.keys() <= source.keys(), f"no parameters to follow: {followers.keys() - source.keys()}"
-            self._lerp(list(followers.values()), [source[name] for name in followers], 1.0 - momentum)
+            self._pairs[teacher, student] = list(followers.values()), [source[name] for name in followers]
+        return self._pairs[teacher, student]
 
     @abstractmethod
     def write_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
