@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: install
-	$(BIN)/python bin/sslrun configs/quickstart.toml
+	$(BIN)/python bin/sslrun configs/quickstart.toml --resume  # a second time it goes on, or says that it is done
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,9 @@ VERBS = ("train", "config")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the process's exit code."""
-    args = _parser().parse_args(_normalised(sys.argv[1:] if argv is None else argv))
+    words = _normalised(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(words)
+    args.command = shlex.join(["bin/sslrun", *(word for word in words if not word.startswith("--resume="))])
     try:
         return args.call(args)
     except UsageError as error:  # the same on every rank: one per machine says it
@@ -102,7 +105,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(dry_run(config))
         return DONE
-    return run(config, resume=args.resume)
+    return run(config, args.resume, args.command)
 
 
 def _config_print(args: argparse.Namespace) -> int:

@@ -33,13 +33,14 @@ logger = logging.getLogger("sslrun")
 GC_INTERVAL = 500  # steps between two collections, the same on every rank, so that none waits for another's
 
 
-def run(config: Config, resume: str | None) -> int:
+def run(config: Config, resume: str | None, command: str) -> int:
     """Train by a recipe; returns the exit code.
 
     Args:
         config: the recipe.
         resume: None refuses a run folder that holds a run, "" continues the run's own newest good checkpoint, a path
             continues that one.
+        command: what the user typed, without --resume: for the advice at the end.
     """
     recipe = build(config)
     with StopSignals() as signals, contextlib.ExitStack() as stack:
@@ -50,7 +51,7 @@ def run(config: Config, resume: str | None) -> int:
                 "done" if code == 0 else "pre-empted" if code == PREEMPTED else "interrupted", code
             )
     if state.folder is not None:
-        _say_goodbye(state.folder.path, config, code)
+        _say_goodbye(state.folder.path, config, command, code)
     return code
 
 
@@ -196,9 +197,8 @@ def _features(run: Run) -> Tensor:
     return run.features.extract(run.recipe.model.backbone, np.arange(run.plan.num_samples))
 
 
-def _say_goodbye(folder: Path, config: Config, code: int) -> None:
+def _say_goodbye(folder: Path, config: Config, command: str, code: int) -> None:
     """Where everything is and what to do next."""
-    command = f"bin/sslrun {config.path}"
     if code:
         print(f"stopped and saved in {folder}; continue with: {command} --resume")
         return
