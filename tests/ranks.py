@@ -20,7 +20,8 @@ def run_ranks(
     """Call a module-level function in `world_size` new processes and return its results in rank order.
 
     With a world size of 1 this is a fresh process without any launcher. Arguments and results must be picklable. What a
-    failing process printed is the message of the error; the others are ended. `silent`: to print anything is to fail.
+    failing process printed is the message of the error; the others are ended. `silent`: a line of DeepSpeed's log on
+    the console is a failure.
     """
     with tempfile.TemporaryDirectory() as folder:
         task = Path(folder, "task")
@@ -42,7 +43,9 @@ def run_ranks(
             codes = ", ".join(f"rank {rank}: {processes[rank].returncode}" for rank in failed)
             tails = "\n".join(f"--- rank {rank} ---\n{logs[rank][-4000:]}" for rank in range(world_size))
             raise AssertionError(f"{function.__qualname__} failed ({codes}; -9 was ended from here)\n{tails}")
-        assert not silent or not any(logs), f"{function.__qualname__} printed:\n{''.join(logs)}"
+        # Not any line: under load torch's own store may say that it tries again.
+        chatter = [line for line in "".join(logs).splitlines() if "[INFO]" in line or "deepspeed" in line.lower()]
+        assert not silent or not chatter, f"{function.__qualname__} printed:\n{chatter}"
         return [pickle.loads(Path(folder, f"{rank}.result").read_bytes()) for rank in range(world_size)]
 
 
