@@ -87,3 +87,6 @@ def _main(task: str, result: str) -> None:
 
 if __name__ == "__main__":
     _main(*sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # as sslrun.cli.start does, and for its reason
