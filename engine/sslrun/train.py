@@ -1,4 +1,4 @@
-"""The training run: build, resume, loop, step. Readable top to bottom; everything optional lives elsewhere."""
+"""The training run: loop and step. Readable top to bottom; set-up and saving are in `session.py`."""
 
 import contextlib
 import gc
