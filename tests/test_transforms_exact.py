@@ -219,7 +219,7 @@ def test_a_transform_of_ones_own() -> None:
 def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     expected = made(GROUPS)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(native, "library", native.library.__wrapped__)
+    monkeypatch.setattr(native, "c_functions", native.c_functions.__wrapped__)
     stage = ExactStage(GROUPS, CPU)
     assert not stage.compiled
     assert torch.equal(stage(pictures(), arguments_of(GROUPS))[0], expected[0])
@@ -229,13 +229,13 @@ def test_the_library_is_kept_and_compiled_where_there_is_no_home(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert native.library.__wrapped__() is not None
+    assert native.c_functions.__wrapped__() is not None
     (kept,) = (tmp_path / "sslrun").iterdir()
     before = kept.stat().st_mtime_ns
-    assert native.library.__wrapped__() is not None
+    assert native.c_functions.__wrapped__() is not None
     assert kept.stat().st_mtime_ns == before
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    assert native.library.__wrapped__() is not None
+    assert native.c_functions.__wrapped__() is not None
 
 
 def test_memory_is_used_again_only_when_nobody_holds_it() -> None:

@@ -53,7 +53,7 @@ class ExactStage:
     ) -> None:
         self.views = list(views)
         self.device = device
-        self.compiled = compiled and device.type == "cpu" and native.library() is not None
+        self.compiled = compiled and device.type == "cpu" and native.c_functions() is not None
         self._memory = _Memory(device)
         # Threads of its own: torch's number of threads belongs to a thread, and these tensors are too small for two.
         self._pool = ThreadPoolExecutor(num_threads, "sslrun-exact", initializer=torch.set_num_threads, initargs=(1,))

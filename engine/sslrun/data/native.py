@@ -64,7 +64,7 @@ class Instructions:
 
 
 @cache
-def library() -> Any | None:
+def c_functions() -> Any | None:
     """The compiled functions; None where there is no compiler, or none that works."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -169,7 +169,7 @@ def run(
     assert pixels.permute(0, 2, 3, 1).is_contiguous() and out.permute(0, 2, 3, 1).is_contiguous()
     planes = np.empty(3 * height * width, dtype=np.uint8)
     scratch = np.empty((height + 2) * (width + 2 * taps), dtype=np.float32)
-    functions = library()
+    functions = c_functions()
     assert functions is not None
 
     def numpy(array: np.ndarray) -> ctypes.c_void_p:
