@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-nightly lint schema bench clean
+.PHONY: install quickstart test test-nightly lint schema kernel-table bench clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,9 @@ test-nightly: install
 
 schema: install
 	PYTHONPATH=engine:kernels $(BIN)/python -m sslrun.config.schema
+
+kernel-table: install
+	PYTHONPATH=kernels:tests/kernels $(BIN)/python -m test_ahead_of_time
 
 bench: install
 	$(BIN)/python benchmarks/loader.py

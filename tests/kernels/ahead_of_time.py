@@ -91,4 +91,3 @@ def _compiled(source: ASTSource, options: dict[str, Any], arch: int) -> Resource
         warps=compiled.metadata.num_warps,
         ptx=ptx,
     )
-

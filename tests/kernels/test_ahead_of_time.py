@@ -1,0 +1,59 @@
+"""Every kernel compiles for both architectures without a spilled byte, and takes no more than the committed table says.
+
+make kernel-table    writes the table anew: benchmarks/results/kernel_resources.json
+"""
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import triton
+from ahead_of_time import launched
+from launches import LAUNCHES
+
+from sslkernels.device import INTERPRETED
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "benchmarks" / "results" / "kernel_resources.json"
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # what one program may have
+
+
+def measured(name: str, arch: int) -> list[dict[str, Any]]:
+    """One line of the table for each kernel that the launch compiles."""
+    lines = []
+    for resources in launched(LAUNCHES[name], arch):
+        figures = asdict(resources)
+        del figures["ptx"]
+        lines.append({"launch": name, "arch": arch, **figures})
+    return lines
+
+
+def table() -> dict[str, Any]:
+    return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+@pytest.mark.parametrize("arch", SHARED_BYTES)
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_compiles_within_its_resources(name, arch):
+    lines = measured(name, arch)
+    assert lines, "nothing was launched"
+    for line in lines:
+        assert line["spilled_bytes"] == 0, line
+        assert line["shared_bytes"] <= SHARED_BYTES[arch], line
+    if table()["triton"] == triton.__version__:
+        expected = [line for line in table()["kernels"] if (line["launch"], line["arch"]) == (name, arch)]
+        assert lines == expected, "the kernel's resources changed: look why, then `make kernel-table`"
+
+
+if __name__ == "__main__":
+    cases = [(name, arch) for name in LAUNCHES for arch in SHARED_BYTES]
+    with ProcessPoolExecutor(2) as pool:
+        lines = [line for part in pool.map(measured, *zip(*cases, strict=True)) for line in part]
+    text = ",\n".join(f"    {json.dumps(line)}" for line in lines)
+    version = json.dumps(triton.__version__)
+    TABLE.write_text(f'{{\n  "triton": {version},\n  "kernels": [\n{text}\n  ]\n}}\n', encoding="utf-8")
+    print(f"{len(lines)} kernels in {TABLE.relative_to(ROOT)}")
