@@ -1,2 +1,9 @@
 """Functions on tensors for the hot operations of self-supervised training. Knows nothing of sslrun; imports torch and
 triton only. One file per operation; a kernel stays only with a benchmark row that pays for its lines."""
+
+from sslkernels.bank_nce import bank_nce
+from sslkernels.batch_nce import batch_nce
+from sslkernels.info_nce import info_nce
+from sslkernels.nt_xent import nt_xent
+
+__all__ = ["bank_nce", "batch_nce", "info_nce", "nt_xent"]

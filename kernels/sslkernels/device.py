@@ -9,6 +9,7 @@ from torch import Tensor
 
 # Triton's interpreter runs the kernels on CPU tensors; it has to be switched on before any kernel is defined.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+ASSUMED_ARCHITECTURE = 90  # where there is no GPU: what is compiled ahead of time
 
 KERNEL_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -26,12 +27,16 @@ def operand_dtype(dtype: torch.dtype) -> tl.dtype:
     return KERNEL_DTYPES[dtype]
 
 
-def product_precision(dtype: torch.dtype) -> str:
-    """How float32 operands are multiplied: as torch.get_float32_matmul_precision says; TF32 thrice is about float32."""
-    return "tf32x3" if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else "tf32"
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors, to size grids by; an H100's where there is no GPU."""
+    return _properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def architecture(device: torch.device) -> int:
+    """80 for Ampere, 90 for Hopper and so on."""
+    return 10 * _properties(device).major if device.type == "cuda" else ASSUMED_ARCHITECTURE
 
 
 @functools.cache
-def processors(device: torch.device) -> int:
-    """Streaming multiprocessors, to size grids by; an H100's where there is no GPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+def _properties(device: torch.device):  # type: ignore[no-untyped-def]
+    return torch.cuda.get_device_properties(device)

@@ -19,6 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from sslkernels import device
+
 ASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
@@ -49,7 +51,7 @@ def launched(call: Callable[[], Any], arch: int) -> list[Resources]:
         if key not in found:
             found[key] = _compiled(source, options, arch)
 
-    with mock.patch.object(JITFunction, "run", compile_instead):
+    with mock.patch.object(JITFunction, "run", compile_instead), mock.patch.object(device, "ASSUMED_ARCHITECTURE", arch):
         call()
     return list(found.values())
 

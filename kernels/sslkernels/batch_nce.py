@@ -1,0 +1,77 @@
+"""InfoNCE among the keys of the batch (MoCo v3: Chen, Xie & He 2021, arXiv 2104.02057, eq. 1 and algorithm 1).
+
+    loss_i = -log( exp(q_i.k_i+ / T) / sum_j exp(q_i.k_j / T) ),   q_i = queries_i / |queries_i|
+
+over the keys of all ranks, the query's own, k_i+, among them. One pass over the keys, as `sslkernels.info_nce`.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslkernels.arguments import check_index, check_matrix, check_no_gradient, check_one_device, check_positive
+from sslkernels.collective import gather_rows
+from sslkernels.contrast import contrast
+from sslkernels.gradient import with_gradient
+
+
+def batch_nce(
+    queries: Tensor,
+    keys: Tensor,
+    positive_index: Tensor,
+    temperature: float,
+    *,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Tell the own key from all others.
+
+    Products are taken in the dtype of the queries (or of the keys, if they alone are a half), everything else in
+    float32. A zero query has the similarity 0 to everything and gets no gradient. MoCo v3's factor 2T is the caller's.
+
+    Args:
+        queries: (B, D), not yet normalised; they get the gradient.
+        keys: (K, D), normalised rows. No gradient: they come from a momentum encoder.
+        positive_index: (B,) int64, the row of a query's own key, counted over the keys of all ranks in rank order.
+        temperature: T, above 0.
+        group: gather the keys of its ranks, each with equally many; None: this process alone.
+
+    Returns:
+        The mean over this rank's queries, 0-d, float32 (float64 for float64). Gradients that are averaged over ranks
+        are those of the mean over all queries.
+
+    Raises:
+        ValueError: an argument of the wrong shape, dtype or device.
+    """
+    check_matrix("queries", queries)
+    check_matrix("keys", keys, columns=queries.shape[1])
+    check_one_device(queries=queries, keys=keys, positive_index=positive_index)
+    check_no_gradient("only queries get one", keys=keys)
+    check_positive("temperature", temperature)
+    keys = gather_rows(keys, group)
+    check_index("positive_index", positive_index, (len(queries),), len(keys))
+    needs_gradient = torch.is_grad_enabled() and queries.requires_grad
+    losses, gradients = _batch_nce(queries.detach(), keys, positive_index, temperature, needs_gradient)
+    return (with_gradient(losses, queries, gradients) if needs_gradient else losses).mean()
+
+
+def reference(queries: Tensor, keys: Tensor, positive_index: Tensor, temperature: float) -> Tensor:
+    """The same for one process in plain PyTorch, with all B x K logits."""
+    return F.cross_entropy(F.normalize(queries, dim=1) @ keys.T / temperature, positive_index)
+
+
+@torch.library.custom_op("sslkernels::batch_nce", mutates_args=())
+def _batch_nce(
+    queries: Tensor, keys: Tensor, positive_index: Tensor, temperature: float, needs_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    positives = keys[positive_index]
+    losses, gradients, _ = contrast(queries, positives, keys, positive_index, temperature, needs_gradient)
+    return losses, gradients
+
+
+@_batch_nce.register_fake
+def _(
+    queries: Tensor, keys: Tensor, positive_index: Tensor, temperature: float, needs_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    losses = queries.new_empty(len(queries), dtype=torch.promote_types(queries.dtype, torch.float32))
+    return losses, losses.new_empty(queries.shape if needs_gradient else (0,))
