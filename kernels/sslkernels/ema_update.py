@@ -1,0 +1,221 @@
+"""Momentum update of a teacher, over whole lists of tensors (MoCo, He et al. 2019, arXiv 1911.05722, eq. 2).
+
+    teacher = m teacher + (1 - m) student = teacher + (1 - m) (student - teacher), in place
+
+Traffic: the teacher read and written, the student read, 12 bytes a parameter in float32, and no temporaries. On a GPU
+one launch for each pair of dtypes, whose programs find their block of elements in a table (a second launch where blocks
+are not aligned to 16 bytes). On the CPU torch's foreach.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sslkernels.arguments import describe
+from sslkernels.device import INTERPRETED, KERNEL_DTYPES, runs_triton
+
+BLOCK, WARPS = 4096, 8  # elements of a program; a multiple of 16 bytes in every dtype: a tensor's blocks begin alike
+ALIGNMENT = 16  # bytes, of the widest access to memory
+CHUNK = 1 << 18  # elements converted at once where the CPU has to: 1 MiB, which stays in the cache
+
+Pairs = list[tuple[Tensor, Tensor]]  # (teacher, student)
+
+
+@torch.no_grad()
+def ema_update_(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: float | Tensor) -> None:
+    """teacher[i] = momentum teacher[i] + (1 - momentum) student[i] for all i, in place.
+
+    Floating tensors of any dtypes are averaged, in float32 (float64 where either is); integer and bool tensors
+    (counters among buffers) are copied. Any strides: on a GPU those tensors take part in the one launch that are
+    contiguous, or dense with equal strides (channels-last); torch does the others one by one, and float64.
+    A CUDA graph can capture it once it has been called with the same tensors.
+
+    Args:
+        teacher: what changes, whether or not it requires a gradient. No two tensors share memory.
+        student: as many tensors, of the same shapes, all on one device with the teacher's.
+        momentum: 0 to 1; a number, or a 0-d float32 or float64 tensor on the host or on the device of the others. There
+            the kernel reads it: nothing waits for it, and nobody checks its range.
+
+    Raises:
+        ValueError: an argument is not as said.
+    """
+    _check_momentum(momentum)
+    if not torch.compiler.is_compiling():
+        _ema_update(teacher, student, momentum)
+        return
+    if not isinstance(momentum, Tensor):
+        momentum = torch.full((), momentum, dtype=torch.float64)
+    _ema_update_op([t.detach() for t in teacher], [s.detach() for s in student], momentum)
+
+
+@torch.no_grad()
+def reference(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: float | Tensor) -> None:
+    """`ema_update_`, tensor by tensor."""
+    for t, s in zip(teacher, student, strict=True):
+        t.copy_(momentum * t + (1 - momentum) * s if t.is_floating_point() else s)
+
+
+@torch.library.custom_op("sslkernels::ema_update_", mutates_args=("teacher",))
+def _ema_update_op(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: Tensor) -> None:
+    _ema_update(teacher, student, momentum)
+
+
+def _ema_update(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: float | Tensor) -> None:
+    groups = _groups(teacher, student)
+    if isinstance(momentum, Tensor):
+        if momentum.device.type == "cpu":
+            momentum = momentum.item()
+            _check_momentum(momentum)
+        elif teacher and momentum.device != teacher[0].device:
+            raise ValueError(f"momentum: expected on the host or on {teacher[0].device}, got on {momentum.device}")
+    for (dtype, _, are_alike), pairs in groups.items():
+        if not dtype.is_floating_point:
+            torch._foreach_copy_([t for t, _ in pairs], [s for _, s in pairs])
+        elif are_alike and runs_triton(*pairs[0]) and not (INTERPRETED and pairs[0][0].is_cuda):
+            _launch(pairs, momentum)
+        else:
+            _average(pairs, momentum)
+
+
+def _check_momentum(momentum: float | Tensor) -> None:
+    if isinstance(momentum, Tensor):
+        if momentum.shape != () or momentum.dtype not in (torch.float32, torch.float64):  # bfloat16 rounds 0.999 to 1
+            raise ValueError(f"momentum: expected a 0-d float32 or float64 tensor, got {describe(momentum)}")
+    elif not isinstance(momentum, (int, float)) or not 0 <= momentum <= 1:
+        raise ValueError(f"momentum: expected a number of 0 to 1, or a 0-d tensor, got {momentum!r}")
+
+
+def _groups(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> dict[tuple[torch.dtype, torch.dtype, bool], Pairs]:
+    """The pairs that are not empty, by dtypes and by whether both are laid out alike. Raises what is wrong."""
+    for name, tensors in (("teacher", teacher), ("student", student)):
+        wrong = [x for x in tensors if not isinstance(x, Tensor)] if isinstance(tensors, (list, tuple)) else [tensors]
+        if wrong:
+            raise ValueError(f"{name}: expected a list of tensors, got {type(wrong[0]).__name__}")
+    if len(teacher) != len(student):
+        raise ValueError(f"student: expected {len(teacher)} tensors, as many as in teacher, got {len(student)}")
+    device = teacher[0].device if teacher else None
+    groups: dict[tuple[torch.dtype, torch.dtype, bool], Pairs] = {}
+    for i, (t, s) in enumerate(zip(teacher, student, strict=True)):
+        if t.shape != s.shape:
+            raise ValueError(f"student[{i}]: expected the shape of teacher[{i}], {tuple(t.shape)}, got {describe(s)}")
+        for name, x in (("teacher", t), ("student", s)):
+            if x.device != device:
+                raise ValueError(f"{name}[{i}]: expected the device of teacher[0], {device}, got {x.device}")
+        if t.numel():
+            groups.setdefault((t.dtype, s.dtype, _are_laid_out_alike(t, s)), []).append((t, s))
+    for t_dtype, s_dtype, _ in groups:
+        if t_dtype.is_floating_point != s_dtype.is_floating_point or t_dtype.is_complex or s_dtype.is_complex:
+            raise ValueError(f"student: expected both floating or both integer, got {s_dtype} for {t_dtype} of teacher")
+    places = [t.data_ptr() for pairs in groups.values() for t, _ in pairs]
+    if len(set(places)) < len(places):
+        raise ValueError("teacher: expected tensors that share no memory, got two that begin at one address")
+    return groups
+
+
+def _are_laid_out_alike(t: Tensor, s: Tensor) -> bool:
+    """Whether walking both through memory side by side meets each element with its own, and nothing else."""
+    if t.is_contiguous() and s.is_contiguous():
+        return True
+    return t.stride() == s.stride() and torch.ops.aten.is_non_overlapping_and_dense(t)
+
+
+def _average(pairs: Pairs, momentum: float | Tensor) -> None:
+    """By torch: any dtypes, strides and devices; `pairs` have the same two dtypes."""
+    t, s = pairs[0]
+    wide = torch.float64 if torch.float64 in (t.dtype, s.dtype) else torch.float32
+    if isinstance(momentum, Tensor):
+        weight = (1 - momentum.double()).to(wide)
+    else:
+        weight = torch.full((), 1 - momentum, dtype=wide, device=t.device)
+    if t.dtype == s.dtype == wide:
+        # A list of weights: on the CPU a tenth faster than one number.
+        torch._foreach_lerp_([t for t, _ in pairs], [s for _, s in pairs], [weight] * len(pairs))
+        return
+    for pair in pairs:
+        t, s = (torch.atleast_1d(x) for x in pair)
+        rows = max(1, CHUNK * len(t) // t.numel())
+        for a, b in zip(t.split(rows), s.split(rows), strict=True):
+            a.copy_(a.to(wide).lerp_(b.to(wide), weight))
+
+
+def _launch(pairs: Pairs, momentum: float | Tensor) -> None:
+    """By Triton; `pairs` have the same two dtypes, and each is laid out alike."""
+    t, s = pairs[0]
+    rows = [(t.data_ptr(), s.data_ptr(), t.numel()) for t, s in pairs]
+    tables = _tables(t.device, t.element_size(), s.element_size(), tuple(rows))
+    number, pointer = (0.0, momentum) if isinstance(momentum, Tensor) else (1.0 - momentum, None)
+    with torch.cuda.device_of(t):
+        for alignment, table in tables:
+            _ema_kernel[(len(table),)](
+                table,
+                number,
+                pointer,
+                TEACHER=KERNEL_DTYPES[t.dtype],
+                STUDENT=KERNEL_DTYPES[s.dtype],
+                ALIGNMENT=alignment,
+                BLOCK=BLOCK,
+                num_warps=WARPS,
+            )
+            if table.is_cuda:
+                table.record_stream(torch.cuda.current_stream())  # it may be dropped while another stream reads it
+                if torch.cuda.is_current_stream_capturing():
+                    _captured.append(table)
+    torch.autograd.graph.increment_version([t for t, _ in pairs])
+
+
+_captured: list[Tensor] = []  # what CUDA graphs will read again
+
+
+@functools.lru_cache(16)
+def _tables(
+    device: torch.device, teacher_bytes: int, student_bytes: int, tensors: tuple[tuple[int, int, int], ...]
+) -> list[tuple[int, Tensor]]:
+    """(alignment, (blocks, 3) int64 on `device`): where a block begins in teacher and student, and its length.
+
+    Args:
+        tensors: address of the teacher, address of the student, number of elements.
+
+    A pure function of numbers: whichever tensors lie there now, a remembered table is what would be made anew. And a
+    table that one stream fills is never read too early by another: both would write the same teacher, so their callers
+    put one after the other.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("ema_update_: call it with these tensors once before a CUDA graph captures it")
+    tables: dict[int, list[tuple[int, int, int]]] = {ALIGNMENT: [], 1: []}
+    for t, s, size in tensors:
+        for offset in range(0, size, BLOCK):
+            row = (t + offset * teacher_bytes, s + offset * student_bytes, min(size - offset, BLOCK))
+            tables[1 if any(number % ALIGNMENT for number in row) else ALIGNMENT].append(row)
+    host = {alignment: torch.tensor(rows, dtype=torch.int64) for alignment, rows in tables.items() if rows}
+    if device.type == "cuda":  # without waiting for the device
+        host = {alignment: table.pin_memory() for alignment, table in host.items()}
+    return [(alignment, table.to(device, non_blocking=True)) for alignment, table in host.items()]
+
+
+@triton.jit
+def _ema_kernel(
+    table,
+    weight,  # 1 - momentum, where there is no pointer to the momentum
+    momentum,
+    TEACHER: tl.constexpr,
+    STUDENT: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = table + 3 * tl.program_id(0).to(tl.int64)
+    # Known to be aligned, 16 bytes are moved at once.
+    teacher = tl.multiple_of(tl.load(row).to(tl.pointer_type(TEACHER)), ALIGNMENT)
+    student = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(STUDENT)), ALIGNMENT)
+    size = tl.multiple_of(tl.load(row + 2), ALIGNMENT)
+    if momentum is not None:
+        weight = (1 - tl.load(momentum).to(tl.float64)).to(tl.float32)
+    at = tl.arange(0, BLOCK)
+    t = tl.load(teacher + at, mask=at < size).to(tl.float32)
+    s = tl.load(student + at, mask=at < size).to(tl.float32)
+    # From the nearer end, as torch.lerp: momentum 0 gives the student to the bit.
+    moved = tl.where(weight < 0.5, t + weight * (s - t), s - (1 - weight) * (s - t))
+    tl.store(teacher + at, moved.to(TEACHER), mask=at < size)
