@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslkernels.ema_update import ema_update_
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import (
     COUNTER,
@@ -195,11 +196,11 @@ class DeepSpeedExecutor(Executor):
         with deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().clone()
 
-    def _lerp(self, teachers: list[Any], students: list[Any], weight: float) -> None:
+    def _move(self, teachers: list[Any], students: list[Any], momentum: float) -> None:
         if self.zero_stage < 3:
-            super()._lerp(teachers, students, weight)
+            super()._move(teachers, students, momentum)
             return
-        torch._foreach_lerp_([p.ds_tensor for p in teachers], [p.ds_tensor for p in students], weight)
+        ema_update_([p.ds_tensor for p in teachers], [p.ds_tensor for p in students], momentum)
         gathered = [p for p in teachers if p.ds_status.name == "AVAILABLE"]
         if gathered:  # small parameters that DeepSpeed keeps whole beside the parts
             gathered[0].partition(param_list=gathered, has_been_updated=False)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sslkernels.ema_update import ema_update_
 from sslrun.errors import Diverged, UsageError
 from sslrun.runtime import distributed
 
@@ -153,7 +154,7 @@ class Executor(ABC):
     def update_teachers(self, moves: Iterable[tuple[nn.Module, nn.Module, float]]) -> None:
         """(teacher, student, momentum): teacher = momentum teacher + (1 - momentum) student, parameters only."""
         for teacher, student, momentum in moves:
-            self._lerp(*self._followed(teacher, student), 1.0 - momentum)
+            self._move(*self._followed(teacher, student), momentum)
 
     def _followed(self, teacher: nn.Module, student: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The teacher's parameters and those they follow; looked up once, since walking modules is slow."""
@@ -235,8 +236,8 @@ class Executor(ABC):
         """A parameter or buffer in full."""
         return tensor.detach()
 
-    def _lerp(self, teachers: list[nn.Parameter], students: list[nn.Parameter], weight: float) -> None:
-        torch._foreach_lerp_([p.detach() for p in teachers], [p.detach() for p in students], weight)
+    def _move(self, teachers: list[nn.Parameter], students: list[nn.Parameter], momentum: float) -> None:
+        ema_update_(teachers, students, momentum)
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
