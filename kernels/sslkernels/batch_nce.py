@@ -65,7 +65,7 @@ def _batch_nce(
     queries: Tensor, keys: Tensor, positive_index: Tensor, temperature: float, needs_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     positives = keys[positive_index]
-    losses, gradients, _ = contrast(queries, positives, keys, positive_index, temperature, needs_gradient)
+    losses, gradients, _ = contrast(queries, positives, keys, positive_index.unsqueeze(1), temperature, needs_gradient)
     return losses, gradients
 
 

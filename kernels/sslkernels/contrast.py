@@ -37,7 +37,7 @@ def contrast(
         queries: (B, D), not yet normalised.
         positives: (B, D), normalised.
         keys: (K, D), normalised.
-        skipped: (B,) int64, the one key that query i does not count; or None.
+        skipped: (B, 1) or (B, 2) int64, the keys that query i does not count; or None.
         temperature: T.
         needs_gradient: whether the gradient is wanted.
 
@@ -115,7 +115,7 @@ def sweep_in_chunks(
         tile = scratch[: num_queries * len(part)].view(num_queries, len(part))
         torch.mm(unit, part.T, out=tile)
         if skipped is not None:
-            fill_own_(tile, skipped - start, -2 * LARGE)
+            fill_columns_(tile, skipped - start, -2 * LARGE)
         new_best = torch.maximum(best, tile.amax(dim=1, keepdim=True))
         if not is_fixed:
             rescale = ((best - new_best) / temperature).exp_()
@@ -132,10 +132,11 @@ def sweep_in_chunks(
     return total.log().squeeze(1), shift.squeeze(1), best.squeeze(1), mean_key
 
 
-def fill_own_(tile: Tensor, column: Tensor, value: float) -> None:
-    """Set tile[i, column[i]], where that is inside the tile."""
-    place = column.unsqueeze(1).clamp(0, tile.shape[1] - 1)
-    tile.scatter_(1, place, tile.gather(1, place).masked_fill_(column.unsqueeze(1) == place, value))
+def fill_columns_(tile: Tensor, columns: Tensor, value: float) -> None:
+    """Set tile[i, columns[i]], where those are inside the tile."""
+    for column in columns.split(1, dim=1):
+        place = column.clamp(0, tile.shape[1] - 1)
+        tile.scatter_(1, place, tile.gather(1, place).masked_fill_(column == place, value))
 
 
 def finish(
@@ -221,7 +222,7 @@ def sweep_triton(
         queries, keys, skipped, totals, bests, key_sums,
         num_queries, num_keys, keys_per_split, math.log2(math.e) / temperature, queries.stride(0), keys.stride(0),
         D=dim, OPERAND=operand_dtype(dtype), FIXED_SHIFT=is_shift_fixed(temperature, dtype),
-        SKIP=skipped is not None, SUM_KEYS=needs_keys, NORMALISE=not is_unit, EPSILON=EPSILON, **block,
+        SKIP=0 if skipped is None else skipped.shape[1], SUM_KEYS=needs_keys, NORMALISE=not is_unit, EPSILON=EPSILON, **block,
     )  # fmt: skip
     return totals, bests, key_sums
 
@@ -270,7 +271,7 @@ def load_rows(start, row, valid, stride, D: tl.constexpr, BLOCK_D: tl.constexpr)
 
 @triton.jit
 def _tile(
-    unit, keys, start, num_keys, key_stride, skip, total, best, key_sum, scale,
+    unit, keys, start, num_keys, key_stride, skip, skip_too, total, best, key_sum, scale,
     BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, D: tl.constexpr, OPERAND: tl.constexpr,
     FIXED_SHIFT: tl.constexpr, SKIP: tl.constexpr, SUM_KEYS: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
@@ -279,6 +280,8 @@ def _tile(
     similarity = tl.dot(unit, tl.trans(key))
     if SKIP:
         similarity = tl.where(column[None, :] == skip[:, None], -1e30, similarity)
+    if SKIP == 2:
+        similarity = tl.where(column[None, :] == skip_too[:, None], -1e30, similarity)
     if TAIL:
         similarity = tl.where((column < num_keys)[None, :], similarity, -1e30)
     new_best = tl.maximum(best, tl.max(similarity, axis=1))
@@ -313,9 +316,10 @@ def _sweep(
         unit = unit.to(tl.float32)
         unit = unit / tl.maximum(tl.sqrt(tl.sum(unit * unit, axis=1)), EPSILON)[:, None]
     unit = unit.to(OPERAND)
-    skip = row
+    skip, skip_too = row, row
     if SKIP:
-        skip = tl.load(skipped + row, mask=valid, other=-1)
+        skip = tl.load(skipped + row * SKIP, mask=valid, other=-1)
+        skip_too = tl.load(skipped + row * SKIP + (SKIP - 1), mask=valid, other=-1)
     total = tl.zeros([BLOCK_B], tl.float32)
     best = tl.full([BLOCK_B], -1e30, tl.float32)
     key_sum = tl.zeros([BLOCK_B, BLOCK_D] if SUM_KEYS else [BLOCK_B, 1], tl.float32)
@@ -324,12 +328,12 @@ def _sweep(
     whole = first + (last - first) // BLOCK_K * BLOCK_K
     for start in range(first, whole, BLOCK_K):
         total, best, key_sum = _tile(
-            unit, keys, start, num_keys, key_stride, skip, total, best, key_sum, scale,
+            unit, keys, start, num_keys, key_stride, skip, skip_too, total, best, key_sum, scale,
             BLOCK_K, BLOCK_D, D, OPERAND, FIXED_SHIFT, SKIP, SUM_KEYS, False,
         )  # fmt: skip
     if whole < last:
         total, best, key_sum = _tile(
-            unit, keys, whole, num_keys, key_stride, skip, total, best, key_sum, scale,
+            unit, keys, whole, num_keys, key_stride, skip, skip_too, total, best, key_sum, scale,
             BLOCK_K, BLOCK_D, D, OPERAND, FIXED_SHIFT, SKIP, SUM_KEYS, True,
         )  # fmt: skip
     out = tl.program_id(1).to(tl.int64) * num_queries + row

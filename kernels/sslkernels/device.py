@@ -28,8 +28,10 @@ def operand_dtype(dtype: torch.dtype) -> tl.dtype:
 
 
 def processors(device: torch.device) -> int:
-    """Streaming multiprocessors, to size grids by; an H100's where there is no GPU."""
-    return _properties(device).multi_processor_count if device.type == "cuda" else 132
+    """Streaming multiprocessors, to size grids by; an H100's where there is no GPU, few where it is only played."""
+    if device.type == "cuda":
+        return _properties(device).multi_processor_count
+    return 4 if INTERPRETED else 132
 
 
 def architecture(device: torch.device) -> int:

@@ -8,7 +8,9 @@ respect to a row needs no gradient from other ranks, only their log-sums:
     d/dz_i = 1/(M T) ( sum_{j != i} (exp(x_ij - lse_i) + exp(x_ij - lse_j)) z_j - 2 z_pos(i) )
 
 So: gather the rows, one pass for the log-sums of the own rows, gather those, one pass for the gradient. Nothing of size
-M x M exists; 6 M^2 D operations, and backward only multiplies by what comes from above.
+M x M exists; 6 M^2 D operations, and backward only multiplies by what comes from above. Both passes leave the positive
+out and it is added by hand: lse_i - x_i,pos(i), and 1 minus the positive's probability, would be rounding errors where
+the network has learned its task.
 """
 
 import math
@@ -24,7 +26,7 @@ from sslkernels.arguments import check_matrix, check_positive, describe
 from sslkernels.collective import first_row, gather_rows
 from sslkernels.contrast import (
     CHUNK_ELEMENTS,
-    fill_own_,
+    fill_columns_,
     is_for_kernels,
     is_shift_fixed,
     load_rows,
@@ -63,17 +65,22 @@ def nt_xent(embeddings: Tensor, temperature: float, *, group: dist.ProcessGroup 
     check_positive("temperature", temperature)
     unit, length = normalise(embeddings.detach())
     # Both sides of every product are the same rounded rows, or x would not be symmetric.
-    rows = unit.to(embeddings.dtype) if is_for_kernels(embeddings, embeddings) else unit
-    columns = gather_rows(rows, group)
+    rows = (unit.to(embeddings.dtype) if is_for_kernels(embeddings, embeddings) else unit).contiguous()
+    columns, half = gather_rows(rows, group), len(rows) // 2
     own = torch.arange(len(rows), device=rows.device) + first_row(rows, group)
-    log_sum = _log_sums(rows, columns, own, temperature)
-    other = rows.roll(len(rows) // 2, dims=0).to(unit.dtype)
-    loss = (log_sum - (rows.to(unit.dtype) * other).sum(dim=1) / temperature).mean()
+    pair = torch.stack([own, own.roll(half)], dim=1)
+    other = rows.roll(half, dims=0).to(unit.dtype)
+    similarity = (rows.to(unit.dtype) * other).sum(dim=1) / temperature
+    margin = _log_sums(rows, columns, pair, temperature) - similarity
+    losses = F.softplus(margin, threshold=50)
     if not (torch.is_grad_enabled() and embeddings.requires_grad):
-        return loss
-    gradient = _attraction(rows, columns, own, log_sum, gather_rows(log_sum, group), temperature)
-    gradient = gradient.sub_(other, alpha=2).mul_(1 / (temperature * len(rows)))
-    return with_gradient(loss, embeddings, through_normalisation(gradient, unit, length))
+        return losses.mean()
+    log_sum = similarity + losses
+    gradient = _attraction(rows, columns, pair, log_sum, gather_rows(log_sum, group), temperature)
+    negatives_share = margin.sigmoid()  # of row i's probability; the pull towards the positive is i's and its partner's
+    gradient = gradient.addcmul_((negatives_share + negatives_share.roll(half)).unsqueeze(1), other, value=-1)
+    gradient = through_normalisation(gradient.mul_(1 / (temperature * len(rows))), unit, length)
+    return with_gradient(losses.mean(), embeddings, gradient)
 
 
 def reference(embeddings: Tensor, temperature: float) -> Tensor:
@@ -84,22 +91,22 @@ def reference(embeddings: Tensor, temperature: float) -> Tensor:
 
 
 @torch.library.custom_op("sslkernels::log_sums", mutates_args=())
-def _log_sums(rows: Tensor, columns: Tensor, own: Tensor, temperature: float) -> Tensor:
-    return log_sums(rows, columns, own, temperature)
+def _log_sums(rows: Tensor, columns: Tensor, pair: Tensor, temperature: float) -> Tensor:
+    return log_sums(rows, columns, pair, temperature)
 
 
 @_log_sums.register_fake
-def _(rows: Tensor, columns: Tensor, own: Tensor, temperature: float) -> Tensor:
+def _(rows: Tensor, columns: Tensor, pair: Tensor, temperature: float) -> Tensor:
     return rows.new_empty(len(rows), dtype=torch.promote_types(rows.dtype, torch.float32))
 
 
 @torch.library.custom_op("sslkernels::attraction", mutates_args=())
 def _attraction(
-    rows: Tensor, columns: Tensor, own: Tensor, log_sum: Tensor, column_log_sum: Tensor, temperature: float
+    rows: Tensor, columns: Tensor, pair: Tensor, log_sum: Tensor, column_log_sum: Tensor, temperature: float
 ) -> Tensor:
-    """(B, D): sum over all columns j but the own of (exp(x_ij - lse_i) + exp(x_ij - lse_j)) z_j."""
+    """(B, D): sum over all columns j but the pair's of (exp(x_ij - lse_i) + exp(x_ij - lse_j)) z_j."""
     if is_for_kernels(rows, columns):
-        return attraction_triton(rows, columns, own, log_sum, column_log_sum, temperature)
+        return attraction_triton(rows, columns, pair, log_sum, column_log_sum, temperature)
     result, is_fixed = torch.zeros_like(rows), is_shift_fixed(temperature, rows.dtype)
     row_term = log_sum.unsqueeze(1)
     chunk = min(len(columns), max(64, CHUNK_ELEMENTS // len(rows)))
@@ -112,20 +119,20 @@ def _attraction(
         else:
             tile.div_(temperature)
             tile = (tile - column_term).exp_().add_(tile.sub_(row_term).exp_())
-        fill_own_(tile, own - start, 0.0)
+        fill_columns_(tile, pair - start, 0.0)
         result.addmm_(tile, part)
     return result
 
 
 @_attraction.register_fake
 def _(
-    rows: Tensor, columns: Tensor, own: Tensor, log_sum: Tensor, column_log_sum: Tensor, temperature: float
+    rows: Tensor, columns: Tensor, pair: Tensor, log_sum: Tensor, column_log_sum: Tensor, temperature: float
 ) -> Tensor:
     return torch.empty_like(rows, dtype=log_sum.dtype)
 
 
 def attraction_triton(
-    rows: Tensor, columns: Tensor, own: Tensor, log_sum: Tensor, column_log_sum: Tensor, temperature: float
+    rows: Tensor, columns: Tensor, pair: Tensor, log_sum: Tensor, column_log_sum: Tensor, temperature: float
 ) -> Tensor:
     """As `_attraction`, by the kernel."""
     (num_rows, dim), num_columns = rows.shape, len(columns)
@@ -133,7 +140,7 @@ def attraction_triton(
     splits, columns_per_split = split_keys(num_rows, num_columns, block, rows.device)
     partials = log_sum.new_empty((splits, num_rows, dim))
     _attract[(triton.cdiv(num_rows, block["BLOCK_B"]), splits)](
-        rows, columns, own, log_sum, column_log_sum, partials,
+        rows, columns, pair, log_sum, column_log_sum, partials,
         num_rows, num_columns, columns_per_split, math.log2(math.e) / temperature, rows.stride(0), columns.stride(0),
         D=dim, OPERAND=operand_dtype(rows.dtype), FIXED_SHIFT=is_shift_fixed(temperature, rows.dtype), **block,
     )  # fmt: skip
@@ -142,7 +149,7 @@ def attraction_triton(
 
 @triton.jit
 def _attract(
-    rows, columns, own, log_sums, column_log_sums, partials,
+    rows, columns, pairs, log_sums, column_log_sums, partials,
     num_rows, num_columns, columns_per_split, scale, row_stride, column_stride,
     D: tl.constexpr, OPERAND: tl.constexpr, FIXED_SHIFT: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -153,7 +160,8 @@ def _attract(
     row = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     valid = row < num_rows
     block = load_rows(rows, row, valid, row_stride, D, BLOCK_D).to(OPERAND)
-    skip = tl.load(own + row, mask=valid, other=-1)
+    skip = tl.load(pairs + row * 2, mask=valid, other=-1)
+    skip_too = tl.load(pairs + row * 2 + 1, mask=valid, other=-1)
     # exp(x_ij - lse_i) is one exponential for both terms where exp(1/T - lse) is a normal number.
     row_term = tl.load(log_sums + row, mask=valid, other=0.0) * LOG2_E - GAIN
     if FIXED_SHIFT:
@@ -166,7 +174,8 @@ def _attract(
         key = load_rows(columns, column, inside, column_stride, D, BLOCK_D).to(OPERAND)
         column_term = tl.load(column_log_sums + column, mask=inside, other=0.0) * LOG2_E - GAIN
         logit = tl.dot(block, tl.trans(key)) * scale
-        logit = tl.where((column[None, :] == skip[:, None]) | (column >= num_columns)[None, :], -1e30, logit)
+        is_pair = (column[None, :] == skip[:, None]) | (column[None, :] == skip_too[:, None])
+        logit = tl.where(is_pair | (column >= num_columns)[None, :], -1e30, logit)
         if FIXED_SHIFT:
             weight = tl.exp2(logit - scale) * (row_term[:, None] + tl.exp2(scale - column_term)[None, :])
         else:

@@ -51,7 +51,10 @@ def launched(call: Callable[[], Any], arch: int) -> list[Resources]:
         if key not in found:
             found[key] = _compiled(source, options, arch)
 
-    with mock.patch.object(JITFunction, "run", compile_instead), mock.patch.object(device, "ASSUMED_ARCHITECTURE", arch):
+    with (
+        mock.patch.object(JITFunction, "run", compile_instead),
+        mock.patch.object(device, "ASSUMED_ARCHITECTURE", arch),
+    ):
         call()
     return list(found.values())
 

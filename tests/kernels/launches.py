@@ -1,12 +1,15 @@
 """What is compiled ahead of time: calls on meta tensors that launch each kernel as real shapes launch it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sslkernels import ema_update
+from sslkernels import contrast, ema_update
+from sslkernels.bank_nce import bank_nce_triton
+from sslkernels.nt_xent import attraction_triton
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -29,4 +32,45 @@ LAUNCHES |= {
     "ema_update: float32, sizes that are not aligned": lambda: _ema_update(torch.float32, torch.float32, 4095, 0.99),
     "ema_update: float32 after bfloat16": lambda: _ema_update(torch.float32, torch.bfloat16, 2048 * 512, 0.99),
     "ema_update: bfloat16": lambda: _ema_update(torch.bfloat16, torch.bfloat16, 2048 * 512, 0.99),
+}
+
+
+def _info_nce(dtype: torch.dtype, dim: int, temperature: float) -> None:
+    queries = _meta(1024, dim, dtype=dtype)
+    contrast._contrast_triton(queries, queries, _meta(65536, dim, dtype=dtype), None, temperature, True)
+
+
+def _batch_nce(dtype: torch.dtype, dim: int, temperature: float) -> None:
+    rows, own = _meta(4096, dim, dtype=dtype), _meta(4096, 1, dtype=torch.int64)
+    contrast._contrast_triton(rows, rows, rows, own, temperature, True)
+
+
+def _nt_xent(dtype: torch.dtype, dim: int, temperature: float) -> None:
+    rows, pair, log_sum = _meta(8192, dim, dtype=dtype), _meta(8192, 2, dtype=torch.int64), _meta(8192)
+    contrast.sweep_triton(rows, rows, pair, temperature, needs_keys=False, is_unit=True)
+    attraction_triton(rows, rows, pair, log_sum, log_sum, temperature)
+
+
+def _bank_nce(dtype: torch.dtype, dim: int, temperature: float) -> None:
+    rows, drawn = _meta(256, dim, dtype=dtype), _meta(256, 65536, dtype=torch.int64)
+    bank_nce_triton(rows, _meta(1281167, dim), rows, drawn, temperature, True)
+
+
+# float16 and small temperatures take the running maximum, the others the fixed shift.
+LAUNCHES |= {
+    f"{name}: {str(dtype).removeprefix('torch.')}, D {dim}, T {temperature}": partial(call, dtype, dim, temperature)
+    for name, call in {"info_nce": _info_nce, "batch_nce": _batch_nce, "nt_xent": _nt_xent}.items()
+    for dtype, dim, temperature in [
+        (torch.bfloat16, 128, 0.2),
+        (torch.bfloat16, 128, 0.01),
+        (torch.bfloat16, 256, 0.2),
+        (torch.bfloat16, 256, 0.01),
+        (torch.float16, 256, 0.2),
+        (torch.float32, 128, 0.2),
+        (torch.float32, 128, 0.01),
+    ]
+}
+LAUNCHES |= {
+    "bank_nce: bfloat16 against float32, D 128": partial(_bank_nce, torch.bfloat16, 128, 0.07),
+    "bank_nce: float32, D 1024": partial(_bank_nce, torch.float32, 1024, 0.07),
 }
