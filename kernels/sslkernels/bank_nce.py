@@ -26,10 +26,11 @@ from sslkernels.contrast import (
     merge_triton,
     normalise,
 )
-from sslkernels.device import processors, runs_triton
+from sslkernels.device import outside_autocast, processors, runs_triton
 from sslkernels.gradient import with_gradient
 
 
+@outside_autocast
 def bank_nce(
     queries: Tensor, bank: Tensor, positive_index: Tensor, negative_index: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:

@@ -222,7 +222,8 @@ def sweep_triton(
         queries, keys, skipped, totals, bests, key_sums,
         num_queries, num_keys, keys_per_split, math.log2(math.e) / temperature, queries.stride(0), keys.stride(0),
         D=dim, OPERAND=operand_dtype(dtype), FIXED_SHIFT=is_shift_fixed(temperature, dtype),
-        SKIP=0 if skipped is None else skipped.shape[1], SUM_KEYS=needs_keys, NORMALISE=not is_unit, EPSILON=EPSILON, **block,
+        SKIP=0 if skipped is None else skipped.shape[1], SUM_KEYS=needs_keys, NORMALISE=not is_unit, EPSILON=EPSILON,
+        **block,
     )  # fmt: skip
     return totals, bests, key_sums
 

@@ -2,6 +2,8 @@
 
 import functools
 import os
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 import triton.language as tl
@@ -11,7 +13,22 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ASSUMED_ARCHITECTURE = 90  # where there is no GPU: what is compiled ahead of time
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 KERNEL_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def outside_autocast(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+    """`function`, which chooses its dtypes by itself, as if its caller had no autocast on."""
+
+    @functools.wraps(function)
+    def call(first: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
+        device_type = first.device.type if isinstance(first, Tensor) else "cpu"
+        with torch.autocast(device_type, enabled=False):
+            return function(first, *args, **kwargs)
+
+    return call
 
 
 def runs_triton(*tensors: Tensor) -> bool:

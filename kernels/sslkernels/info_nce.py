@@ -13,9 +13,11 @@ from torch import Tensor
 
 from sslkernels.arguments import check_matrix, check_no_gradient, check_one_device, check_positive
 from sslkernels.contrast import contrast
+from sslkernels.device import outside_autocast
 from sslkernels.gradient import with_gradient
 
 
+@outside_autocast
 def info_nce(
     queries: Tensor,
     positives: Tensor,

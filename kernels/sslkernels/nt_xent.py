@@ -36,10 +36,11 @@ from sslkernels.contrast import (
     through_normalisation,
     tiles,
 )
-from sslkernels.device import operand_dtype
+from sslkernels.device import operand_dtype, outside_autocast
 from sslkernels.gradient import with_gradient
 
 
+@outside_autocast
 def nt_xent(embeddings: Tensor, temperature: float, *, group: dist.ProcessGroup | None = None) -> Tensor:
     """Tell the other view of a picture from all other rows.
 

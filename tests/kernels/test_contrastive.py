@@ -122,6 +122,15 @@ def test_scales_with_what_comes_from_above(name, device):
 
 
 @OPS
+def test_autocast_around_it_changes_nothing(name, device):
+    queries, others = arguments(name, 66, 24, 150, torch.float32, device)
+    expected = value_and_gradient(OPERATIONS[name], queries, *others, 0.2)
+    with torch.autocast(device.type, torch.bfloat16):
+        result = value_and_gradient(OPERATIONS[name], queries, *others, 0.2)
+    assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+
+
+@OPS
 def test_without_gradient_the_value_is_the_same(name, device):
     queries, others = arguments(name, 66, 24, 150, torch.float32, device)
     value, _ = value_and_gradient(OPERATIONS[name], queries, *others, 0.2)

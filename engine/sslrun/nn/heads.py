@@ -1,9 +1,8 @@
 """Losses with their hyper-parameters: what turns embeddings into a number to minimise."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslkernels import info_nce
 from sslrun.config.component import Component
 
 
@@ -35,12 +34,4 @@ class ContrastiveHead(Head):
         Returns:
             The loss, and the share of queries that are closest to their own positive; both 0-d fp32.
         """
-        with torch.autocast(queries.device.type, enabled=False):
-            q = F.normalize(queries.float(), dim=1)
-            positive = (q * positives.float()).sum(dim=1, keepdim=True)  # (B, 1)
-            negative = q @ negatives.float().T  # (B, K)
-            logits = torch.cat([positive, negative], dim=1) / self.temperature
-            loss = F.cross_entropy(logits, logits.new_zeros(len(q), dtype=torch.long))
-            with torch.no_grad():
-                top1 = (positive.squeeze(1) > negative.amax(dim=1)).float().mean()
-        return loss, top1
+        return info_nce(queries, positives, negatives, self.temperature)
