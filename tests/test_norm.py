@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from ranks import run_ranks
 from sslrun.nn import norm
-from sslrun.nn.norm import BN, GroupBatchNorm, RunningStatistics, set_groups
+from sslrun.nn.norm import BN, GroupBatchNorm, RunningStatistics, SyncBN, set_groups
+from sslrun.runtime import distributed
 
 
 def reference(x: torch.Tensor, num_views: int, groups: int, size: int) -> tuple[torch.Tensor, ...]:
@@ -122,3 +124,37 @@ def test_groups_reach_every_layer():
     assert [(layer.group_size, layer.num_groups) for layer in norm.group_norms(model)] == [(4, 2), (4, 2)]
     with pytest.raises(AssertionError, match="not views of 8 samples"):
         model(torch.randn(9, 2, 1, 1))
+
+
+def one_rank(compiled: bool) -> tuple[torch.Tensor, ...]:
+    """This rank's part of a batch of 12 through SyncBN: rows out and gradients in, summed gradients, statistics."""
+    distributed.init(torch.device("cpu"))
+    torch.manual_seed(0)
+    x, upstream = torch.randn(2, 12, 5, 3, 2, dtype=torch.float64).mul(2).add(70).unbind()
+    layer = SyncBN().layer(5).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.rand(5))
+        layer.bias.copy_(torch.rand(5))
+    mine = x.chunk(distributed.world_size())[distributed.rank()].clone().requires_grad_()
+    function = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+    y = function(mine)
+    y.backward(upstream.chunk(distributed.world_size())[distributed.rank()])
+    RunningStatistics(layer).commit(distributed.all_reduce_mean_)
+    learned = [distributed.all_reduce_sum_(p.grad) for p in layer.parameters()]
+    return y.detach(), mine.grad, *learned, layer.running_mean, layer.running_var
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_sync_over_ranks_is_one_batch_on_one(compiled):
+    (whole,) = run_ranks(one_rank, 1, False)
+    parts = run_ranks(one_rank, 2, compiled)
+    for index, expected in enumerate(whole):
+        result = torch.cat([part[index] for part in parts]) if index < 2 else parts[1][index]
+        torch.testing.assert_close(result, expected)
+
+
+def test_sync_ignores_the_groups_of_the_recipe():
+    x = torch.randn(12, 3, 2, 2)
+    synced, plain = SyncBN().layer(3), BN().layer(3)
+    set_groups(nn.Sequential(synced), 4, 3)
+    torch.testing.assert_close(synced(x), plain(x))

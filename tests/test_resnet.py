@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sslrun.nn.norm import group_norms
 from sslrun.nn.resnet import ResNet
 
 # Parameters of torchvision's resnetN without its classifier (fc has features x 1000 + 1000).
@@ -20,6 +21,33 @@ def test_parameter_count_is_torchvisions(depth):
     with torch.device("meta"):
         model = ResNet(depth)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[depth]
+
+
+@pytest.mark.parametrize(
+    ("depth", "groups", "width_per_group", "parameters"),
+    [(50, 32, 4, 25_028_904), (101, 32, 8, 88_791_336), (50, 1, 128, 68_883_240), (101, 1, 128, 126_886_696)],
+    ids=["resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"],
+)
+def test_parameter_count_of_wide_and_grouped_ones(depth, groups, width_per_group, parameters):
+    with torch.device("meta"):
+        model = ResNet(depth, groups=groups, width_per_group=width_per_group)
+    assert sum(p.numel() for p in model.parameters()) == parameters - 2_049_000
+
+
+@pytest.mark.parametrize("frozen_stages", [-1, 0, 2])
+def test_frozen_stages_do_not_move(frozen_stages):
+    model = ResNet(18, base_width=4, frozen_stages=frozen_stages).train()
+    model(torch.rand(4, 3, 32, 32))[-1].sum().backward()
+    stems = {"conv1": 0, "bn1": 0}
+    for name, child in model.named_children():
+        is_frozen = stems.get(name, int(name[-1])) <= frozen_stages
+        assert all((p.grad is None) == is_frozen for p in child.parameters()), name
+        assert all(bool(layer.pending.any()) != is_frozen for layer in group_norms(child)), name
+
+
+def test_depths_without_groups_say_so():
+    with pytest.raises(ValueError, match="groups and width_per_group are of depth 50 and more, not of 18"):
+        ResNet(18, groups=32, width_per_group=4)
 
 
 def test_names_are_torchvisions():

@@ -7,12 +7,16 @@ all groups of the step (`RunningStatistics`), so that a step that is skipped lea
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional_collectives
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.config.component import Component
+from sslrun.runtime.distributed import world_size
 
 
 class Norm(Component, kind="norms"):
@@ -39,9 +43,21 @@ class BN(Norm):
         return GroupBatchNorm(num_features, self.eps, self.momentum, self.affine)
 
 
+class SyncBN(BN):
+    """Batch normalisation with one group: all samples that are on the devices at once, over all ranks.
+
+    That is the global batch, unless it is accumulated from several micro-batches: then it is what enters at once.
+    """
+
+    def layer(self, num_features: int) -> nn.Module:
+        return GroupBatchNorm(num_features, self.eps, self.momentum, self.affine, sync=True)
+
+
 class GroupBatchNorm(nn.Module):
     """BatchNorm over (V x G x n) rows, view-major: each of the G groups of n samples (all V views of them) has its own
     statistics. Takes (rows, C) or (rows, C, H, W); parameter and buffer names are those of `torch.nn.BatchNorm2d`.
+
+    With `sync` all rows of all ranks are one group.
     """
 
     weight: Tensor | None
@@ -52,9 +68,11 @@ class GroupBatchNorm(nn.Module):
     pending: Tensor
     one_pass: Tensor
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True, sync: bool = False
+    ) -> None:
         super().__init__()
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.num_features, self.eps, self.momentum, self.sync = num_features, eps, momentum, sync
         self.group_size, self.num_groups = 0, 1  # one group of whatever comes, until `set_groups` says otherwise
         self.register_parameter("weight", nn.Parameter(torch.ones(num_features)) if affine else None)
         self.register_parameter("bias", nn.Parameter(torch.zeros(num_features)) if affine else None)
@@ -70,6 +88,10 @@ class GroupBatchNorm(nn.Module):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
+        if self.sync and world_size() > 1:
+            y, seen = _over_ranks(x, self.weight, self.bias, self.eps)
+            self.pending.add_(seen)
+            return y
         normalise = _by_formula if torch.compiler.is_compiling() else _group_by_group
         y, seen = normalise(x, self._shape(len(x)), self.one_pass, self.weight, self.bias, self.eps)
         self.pending.add_(seen)
@@ -130,10 +152,65 @@ def _by_formula(
     return y.to(x.dtype).flatten(0, 2), seen
 
 
+def _over_ranks(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """One group over all ranks, each with equally many rows."""
+    y, mean, var = _SyncBatchNorm.apply(x, weight, bias, eps)
+    count = x.numel() // x.shape[1] * world_size()
+    return y, torch.cat([mean, var * (count / (count - 1)), torch.ones_like(mean[:1])])
+
+
+class _SyncBatchNorm(torch.autograd.Function):
+    """Two collectives of 2C numbers, one forward, one backward; functional ones, which a compiled graph may contain."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        local_var, local_mean = torch.var_mean(wide, _axes(x), correction=0)
+        # Means of deviations, not of squares: nothing cancels. The ranks' rows count alike.
+        mean = _rank_mean(local_mean)
+        var = _rank_mean(local_var + (local_mean - mean).square())
+        scale = torch.rsqrt(var + eps)
+        ctx.save_for_backward(x, weight, mean, scale)
+        slope = scale if weight is None else scale * weight
+        y = (wide - _per_channel(mean, x)) * _per_channel(slope, x)
+        if bias is not None:
+            y = y + _per_channel(bias, x)
+        ctx.mark_non_differentiable(mean, var)
+        return y.to(x.dtype), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale = ctx.saved_tensors
+        dy = gradients[0].to(mean.dtype)
+        unit = (x.to(mean.dtype) - _per_channel(mean, x)) * _per_channel(scale, x)
+        d_bias, d_weight = dy.sum(_axes(x)), (dy * unit).sum(_axes(x))
+        count = x.numel() // x.shape[1]
+        mean_dy, mean_dy_unit = _rank_mean(torch.stack([d_bias, d_weight]) / count).unbind()
+        dx = dy - _per_channel(mean_dy, x) - unit * _per_channel(mean_dy_unit, x)
+        dx = dx * _per_channel(scale if weight is None else scale * weight, x)
+        learned = (d_weight, d_bias) if weight is not None else (None, None)
+        return dx.to(x.dtype), *learned, None
+
+
+def _rank_mean(x: Tensor) -> Tensor:
+    assert dist.group.WORLD is not None, "ranks have not met"
+    return functional_collectives.all_reduce(x, "sum", dist.group.WORLD) / world_size()
+
+
+def _axes(x: Tensor) -> list[int]:
+    """All but the channels'."""
+    return [axis for axis in range(x.dim()) if axis != 1]
+
+
+def _per_channel(x: Tensor, like: Tensor) -> Tensor:
+    return x.view([1, -1] + [1] * (like.dim() - 2))
+
+
 def set_groups(model: nn.Module, group_size: int, num_groups: int) -> None:
     """Tell every GroupBatchNorm of `model` that a micro-batch holds `num_groups` groups of `group_size` samples."""
     for layer in group_norms(model):
-        layer.group_size, layer.num_groups = group_size, num_groups
+        if not layer.sync:
+            layer.group_size, layer.num_groups = group_size, num_groups
 
 
 def group_norms(model: nn.Module) -> list[GroupBatchNorm]:

@@ -1,4 +1,5 @@
-"""ResNet 18 to 152 (He et al. 2016, arXiv 1512.03385), parameter names as in torchvision, without the classifier."""
+"""ResNet 18 to 152 (He et al. 2016, arXiv 1512.03385), wide (Zagoruyko & Komodakis 2016, arXiv 1605.07146) and ResNeXt
+(Xie et al. 2017, arXiv 1611.05431); parameter names as in torchvision, without the classifier."""
 
 from typing import Literal
 
@@ -16,8 +17,9 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, norm: Norm, inner: int, groups: int) -> None:
         super().__init__()
+        assert (inner, groups) == (width, 1), "only the blocks of deep networks come wide or in groups"
         self.conv1 = _conv(inputs, width, 3, stride)
         self.bn1 = norm.layer(width)
         self.conv2 = _conv(width, width, 3)
@@ -31,18 +33,18 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride), 1x1 with a residual connection (depth 50 and more)."""
+    """1x1, 3x3 (with the stride, in groups), 1x1 with a residual connection (depth 50 and more)."""
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, norm: Norm) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, norm: Norm, inner: int, groups: int) -> None:
         super().__init__()
         outputs = width * self.expansion
-        self.conv1 = _conv(inputs, width, 1)
-        self.bn1 = norm.layer(width)
-        self.conv2 = _conv(width, width, 3, stride)
-        self.bn2 = norm.layer(width)
-        self.conv3 = _conv(width, outputs, 1)
+        self.conv1 = _conv(inputs, inner, 1)
+        self.bn1 = norm.layer(inner)
+        self.conv2 = _conv(inner, inner, 3, stride, groups)
+        self.bn2 = norm.layer(inner)
+        self.conv3 = _conv(inner, outputs, 1)
         self.bn3 = norm.layer(outputs)
         self.downsample = _downsample(inputs, outputs, stride, norm)
 
@@ -65,6 +67,11 @@ class ResNet(Backbone):
             pictures of 32 to 64 pixels.
         base_width: channels of the stem and of the first stage; 64 in the paper.
         zero_init_residual: start every residual branch at zero (Goyal et al. 2017, arXiv 1706.02677).
+        groups: of the 3x3 convolutions: 32 with a width_per_group of 4 is ResNeXt's 32x4d. Depth 50 and more.
+        width_per_group: channels of a group in the first stage where base_width is 64; 128 with one group is twice as
+            wide. Depth 50 and more.
+        frozen_stages: the stem and so many stages are not trained, and their BatchNorm uses its running statistics; 0
+            is the stem alone, -1 nothing.
     """
 
     def __init__(
@@ -76,8 +83,15 @@ class ResNet(Backbone):
         stem: Literal["imagenet", "small"] = "imagenet",
         base_width: int = 64,
         zero_init_residual: bool = False,
+        groups: int = 1,
+        width_per_group: int = 64,
+        frozen_stages: int = -1,
     ) -> None:
         super().__init__()
+        if depth < 50 and (groups, width_per_group) != (1, 64):
+            raise ValueError(f"groups and width_per_group are of depth 50 and more, not of {depth}")
+        if not -1 <= frozen_stages <= 4:
+            raise ValueError(f"frozen_stages is {frozen_stages}, expected -1 (none) to 4")
         self.out_indices = [4] if out_indices is None else out_indices
         if not self.out_indices or not set(self.out_indices) <= set(range(5)):
             raise ValueError(f"out_indices is {self.out_indices}, but the feature maps are 0 (stem) to 4 (last stage)")
@@ -89,15 +103,26 @@ class ResNet(Backbone):
         channels = base_width
         widths = [base_width]
         for stage, num_blocks in enumerate(STAGE_BLOCKS[depth][: max(self.out_indices)], start=1):
+            width = base_width * 2 ** (stage - 1)
+            inner = width * width_per_group // 64 * groups
             blocks = []
             for index in range(num_blocks):
                 stride = 2 if index == 0 and stage > 1 else 1
-                blocks.append(block(channels, base_width * 2 ** (stage - 1), stride, norm))
-                channels = base_width * 2 ** (stage - 1) * block.expansion
+                blocks.append(block(channels, width, stride, norm, inner, groups))
+                channels = width * block.expansion
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
             widths.append(channels)
         self.num_features = widths[self.out_indices[-1]]
         self._initialise(zero_init_residual)
+        self.frozen_stages = frozen_stages
+        for module in self._frozen():
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "ResNet":
+        super().train(mode)
+        for module in self._frozen():
+            module.eval()
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
@@ -109,6 +134,10 @@ class ResNet(Backbone):
             maps.append(x)
         return [maps[index] for index in self.out_indices]
 
+    def _frozen(self) -> list[nn.Module]:
+        stages = {f"layer{stage}": stage for stage in range(1, 5)}  # what else there is, is the stem
+        return [child for name, child in self.named_children() if stages.get(name, 0) <= self.frozen_stages]
+
     def _initialise(self, zero_init_residual: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -119,8 +148,8 @@ class ResNet(Backbone):
                     nn.init.zeros_(last.weight)
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 def _downsample(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module | None:
