@@ -198,6 +198,37 @@ def test_write_parameter_and_wrong_groups() -> None:
         LocalExecutor(method, LARS(method.parameters(), lr=1.0), device=CPU)
 
 
+def test_rewrite_sees_the_whole_value() -> None:
+    executor = build()
+    before = executor.full_state()["scale"]
+    executor.rewrite([(executor.method.scale, lambda scale: 2 * scale + 1)])
+    assert torch.equal(executor.full_state()["scale"], 2 * before + 1)
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_a_group_without_rate_stays_as_it_is_and_gathers_no_momentum(optimizer: str) -> None:
+    executor, rates = build(optimizer), [RATES[optimizer], None]
+    frozen = [executor.names[p] for p in executor.optimizer.param_groups[1]["params"]]
+    before = executor.full_state()
+    for name, parameter in executor.method.named_parameters():
+        parameter.requires_grad_(name not in frozen and parameter.requires_grad)  # the method detaches it
+    for rate in (rates, rates):
+        (batch,) = micro_batches(0, 1)
+        (target,) = executor.targets([batch], 0)
+        executor.backward(executor.forward(batch, 0, target).value)
+        executor.step(rate)
+    after, state = executor.full_state(), executor.optimizer_state()
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert not torch.equal(before["student.0.weight"], after["student.0.weight"])
+    assert not any(
+        state[f"{name}/{key}"].any()
+        for name in frozen
+        for key in ("momentum_buffer", "exp_avg")
+        if f"{name}/{key}" in state
+    )
+    assert executor.optimizer.param_groups[0]["weight_decay"] > 0
+
+
 def test_accumulation_is_kept_to() -> None:
     executor = build(accumulation=2)
     (batch,) = micro_batches(0, 1)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sslrun.data.order import Order, Sequential
+from sslrun.data.order import Balanced, Order, Sequential
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 100, 1023, 1024, 1025, 5000])
@@ -62,3 +62,15 @@ def test_positions_past_the_end_wrap():
     order = Order(10, seed=0)
     assert np.array_equal(order.ids(0, np.arange(10, 20)), order.ids(0, np.arange(10)))
     assert np.array_equal(Sequential(10).ids(0, np.array([3, 9, 10, 12])), [3, 9, 0, 2])
+
+
+def test_clusters_are_drawn_equally_often_and_go_round_their_samples():
+    labels = np.array([7] * 60 + [2] * 30 + [9] * 9 + [4])
+    order = Balanced(labels, seed=5)
+    ids = order.ids(2, np.arange(100))
+    counts = {label: np.bincount(ids, minlength=100)[labels == label] for label in (7, 2, 9, 4)}
+    assert {label: int(count.sum()) for label, count in counts.items()} == {7: 25, 2: 25, 9: 25, 4: 25}
+    assert all(count.max() - count.min() <= 1 for count in counts.values())
+    assert [order.ids(2, np.array([p]))[0] for p in range(20)] == ids[:20].tolist()
+    assert not np.array_equal(order.ids(3, np.arange(100)), ids)
+    assert np.array_equal(Balanced(labels, seed=5).ids(2, np.arange(100)), ids)

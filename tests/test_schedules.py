@@ -112,5 +112,13 @@ def test_policies_are_found_by_name():
 
 
 def test_groups_have_their_own_rate_and_fixed_ones_keep_theirs():
-    groups = [{"initial_lr": rate, "fix_lr": fixed} for rate, fixed in [(1.0, False), (0.1, False), (0.5, True)]]
+    groups = [
+        {"initial_lr": rate, "fix_lr": fixed, "freeze_iters": 0}
+        for rate, fixed in [(1.0, False), (0.1, False), (0.5, True)]
+    ]
     assert learning_rates(groups, CosineAnnealing(by="iter"), 5, 10, 10) == pytest.approx([0.5, 0.05, 0.5])
+
+
+def test_a_frozen_group_has_no_rate_until_its_time():
+    groups = [{"initial_lr": 1.0, "fix_lr": True, "freeze_iters": 3}]
+    assert [learning_rates(groups, CosineAnnealing(), step, 10, 10) for step in (0, 2, 3)] == [[None], [None], [1.0]]

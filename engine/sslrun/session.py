@@ -71,6 +71,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     stack.callback(distributed.shutdown)
     start_logging(distributed.rank(), level=recipe.log.level)
     source, holdout = recipe.data.open()
+    recipe.model.prepare(len(source))
     folder = _open_folder(config, recipe, resume, stack)
     machine = _machine(recipe, device, folder)
     torch.set_num_threads(machine.threads)

@@ -1,6 +1,7 @@
 """The training run: loop and step. Readable top to bottom; set-up and saving are in `session.py`."""
 
 import contextlib
+import functools
 import gc
 import itertools
 import logging
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sslrun.config import Config
-from sslrun.data import Batch, Order
+from sslrun.data import Balanced, Batch, BatchStream, Order
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.collapse import collapse_warning
 from sslrun.methods import Method, Progress
@@ -66,6 +67,7 @@ def dry_run(config: Config) -> str:
         if recipe.data.source.nominal_size is None:
             raise
         num_samples, note = recipe.data.source.nominal_size, f"as published; {error}"
+    recipe.model.prepare(num_samples)
     machine = choose_machine(recipe, device, distributed.world_size(), distributed.ranks_on_node())
     plan = make_plan(recipe, num_samples, machine, distributed.world_size())
     (epoch, positions), *_ = plan.positions(0, 0)
@@ -79,7 +81,7 @@ def train_step(
     statistics: RunningStatistics,
     batches: list[Batch],
     progress: Progress,
-    rates: list[float],
+    rates: list[float | None],
 ) -> tuple[dict[str, Tensor], bool]:
     """One optimiser step from this rank's micro-batches.
 
@@ -97,6 +99,7 @@ def train_step(
     if applied:
         following = replace(progress, step=progress.step + 1)  # the update after step t uses the schedule at t + 1
         statistics.commit(distributed.all_reduce_mean_ if distributed.world_size() > 1 else None)
+        executor.rewrite(method.rewrites(following))
         executor.update_teachers(method.teachers(following))
         method.after_step(following, joined([loss.carry for loss in losses]))
     else:
@@ -116,7 +119,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
     plan, recipe, executor, method = run.plan, run.recipe, run.executor, run.recipe.model
     meter = SpeedMeter(executor.device)
     vote = distributed.Vote(executor.device)
-    stream = run.loader.run(_cursor(plan, run.step))
+    stream = None
     gc.collect()
     gc.disable()
     try:
@@ -126,7 +129,10 @@ def _loop(run: Run, signals: StopSignals) -> int:
         while run.step < plan.total_steps and not code:
             progress = Progress(run.step, plan.total_steps, plan.steps_per_epoch, recipe.seed)
             if run.step % plan.steps_per_epoch == 0:
-                method.before_epoch(progress, lambda: _features(run))
+                with meter.pausing():
+                    executor.rewrite(method.before_epoch(progress, functools.partial(_features, run)))
+            if stream is None or (run.step % plan.steps_per_epoch == 0 and method.sampling_labels() is not None):
+                stream = _stream(run, stream)
             with meter.waiting():
                 batches = list(itertools.islice(stream, plan.accumulation))
             rates = learning_rates(
@@ -142,7 +148,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             if run.log is not None:
                 run.log.tick(run.step)
             if run.step % recipe.log.interval == 0 or run.step == plan.total_steps:
-                _write_row(run, meter, rates[0])
+                _write_row(run, meter, next((rate for rate in rates if rate is not None), 0.0))
             _monitor(run, meter)
             code = vote.cast(signals.exit_code)
             if code or run.step == plan.total_steps or recipe.checkpoint.is_due(run.step, plan.steps_per_epoch):
@@ -153,12 +159,24 @@ def _loop(run: Run, signals: StopSignals) -> int:
         return code
     finally:
         gc.enable()
-        stream.close()
+        if stream is not None:
+            stream.close()
 
 
-def _cursor(plan: Plan, first_step: int) -> Iterator[tuple[int, np.ndarray]]:
-    """What the loader is to make, from a step to the end of the run."""
-    for step in range(first_step, plan.total_steps):
+def _stream(run: Run, previous: BatchStream | None) -> BatchStream:
+    """Batches from the run's step on: to its end, or, where the method's labels decide what is drawn, of its epoch."""
+    if previous is not None:
+        previous.close()
+    plan, last, labels = run.plan, run.plan.total_steps, run.recipe.model.sampling_labels()
+    if labels is not None:
+        run.loader.sampler = Balanced(labels.cpu().numpy(), run.recipe.seed)
+        last = min(last, (run.step // plan.steps_per_epoch + 1) * plan.steps_per_epoch)
+    return run.loader.run(_cursor(plan, run.step, last))
+
+
+def _cursor(plan: Plan, first_step: int, last_step: int) -> Iterator[tuple[int, np.ndarray]]:
+    """What the loader is to make for steps first_step to last_step - 1."""
+    for step in range(first_step, last_step):
         yield from plan.positions(step, distributed.rank())
 
 
@@ -192,9 +210,9 @@ def _monitor(run: Run, meter: SpeedMeter) -> None:
         run.log.write(run.step, {"knn/top1_pct": top1_pct})
 
 
-def _features(run: Run) -> Tensor:
-    """(N, D) features of the whole training source, for clustering methods."""
-    return run.features.extract(run.recipe.model.backbone, np.arange(run.plan.num_samples))
+def _features(run: Run, module: torch.nn.Module) -> Tensor:
+    """(N, D) outputs of a module for the whole training source, for clustering methods."""
+    return run.features.extract(module, np.arange(run.plan.num_samples))
 
 
 def _say_goodbye(folder: Path, config: Config, command: str, code: int) -> None:

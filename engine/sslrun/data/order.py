@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sslrun.data.draws import ORDER_VIEW, words
+from sslrun.data.draws import CLUSTER_VIEW, ORDER_VIEW, words
 
 _ROUNDS = 12
 _MIX = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -81,6 +81,35 @@ class Order:
             left = left ^ (_hash(right, keys[i]) & self._left_mask)
             right = right ^ (_hash(left, keys[i + 1]) & self._right_mask)
         return (left << self._right_bits) | right
+
+
+class Balanced:
+    """Every cluster of samples equally often, whatever its size: what DeepCluster trains on (Caron et al. 2018, arXiv
+    1807.05520, section 3.3).
+
+    In an epoch of N positions each of the K clusters that have samples stands at N // K or N // K + 1 of them, and goes
+    round its samples in an order of the epoch's own.
+
+    Args:
+        labels: (N,) cluster of each sample; any whole numbers.
+        seed: of the run.
+    """
+
+    def __init__(self, labels: np.ndarray, seed: int) -> None:
+        self.num_samples = len(labels)
+        self.seed = seed
+        _, self._cluster, self._sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._places = Order(self.num_samples, seed)  # shuffles which cluster stands where
+        self._epoch, self._members = -1, np.empty(0, dtype=np.int64)
+
+    def ids(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """(B,) int64 sample ids."""
+        if epoch != self._epoch:
+            keys = words(self.seed, epoch, np.arange(self.num_samples), CLUSTER_VIEW, 1)[:, 0]
+            self._epoch, self._members = epoch, np.lexsort((keys, self._cluster))  # cluster after cluster, shuffled
+        turn, cluster = np.divmod(self._places.ids(epoch, positions), len(self._sizes))
+        return self._members[self._starts[cluster] + turn % self._sizes[cluster]]
 
 
 def _hash(x: np.ndarray, key: np.uint64) -> np.ndarray:

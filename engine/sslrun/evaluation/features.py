@@ -48,13 +48,13 @@ class FeatureExtractor:
             num_threads=num_threads,
         )
 
-    def extract(self, backbone: nn.Module, ids: np.ndarray) -> Tensor:
+    def extract(self, module: nn.Module, ids: np.ndarray) -> Tensor:
         """(N, D) fp32 on the CPU, a row for each of the (N,) ids, the same on all ranks; all ranks call it."""
         ranks = distributed.world_size()
         padded = np.resize(ids, -(-len(ids) // ranks) * ranks)  # equal shares; what is there twice is cut off below
         mine = padded.reshape(ranks, -1)[distributed.rank()]
         cursor = [(0, mine[first : first + BATCH]) for first in range(0, len(mine), BATCH)]
-        rows = extract(backbone, self.loader.run(cursor), self.device, self.bf16)
+        rows = extract(module, self.loader.run(cursor), self.device, self.bf16)
         if ranks > 1:
             rows = distributed.all_gather_rows(rows.to(self.device)).cpu()
         return rows[: len(ids)]
@@ -67,20 +67,22 @@ def centre_crop_like(group: ViewGroup) -> list[Transform]:
 
 
 @torch.no_grad()
-def extract(backbone: nn.Module, batches: Iterable[Batch], device: torch.device, bf16: bool = False) -> Tensor:
-    """Globally averaged last feature maps, (N, D) fp32 on the CPU, one row per sample in the order of `batches`.
+def extract(module: nn.Module, batches: Iterable[Batch], device: torch.device, bf16: bool = False) -> Tensor:
+    """What a module makes of pictures, (N, D) fp32 on the CPU, one row per sample in the order of `batches`.
 
-    The network is put into evaluation mode and back; nothing else about it changes.
+    Rows (B, D) are taken as they are, feature maps (B, C, H, W) averaged over positions, and of a list the last entry.
+    The module is put into evaluation mode and back; nothing else about it changes.
     """
-    was_training = backbone.training
-    backbone.eval()
+    was_training = module.training
+    module.eval()
     rows = []
     try:
         for batch in batches:
             images = batch.to(device).views[0]
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                features = backbone(images)[-1]
-            rows.append(features.float().mean(dim=(2, 3)).cpu())
+                features = module(images)
+            features = (features[-1] if isinstance(features, list) else features).float()
+            rows.append((features.mean(dim=(2, 3)) if features.dim() == 4 else features).cpu())
     finally:
-        backbone.train(was_training)
+        module.train(was_training)
     return torch.cat(rows)

@@ -49,14 +49,21 @@ class Loss:
     carry: dict[str, Tensor] = field(default_factory=dict)
 
 
+# A parameter that the method sets by itself, and its new value as a function of the old; both whole, on every rank.
+Rewrite = tuple[nn.Parameter, Callable[[Tensor], Tensor]]
+
+
 class Method(nn.Module, Component, kind="methods"):
     """Networks as submodules, all state as parameters or buffers; `backbone` is what the run is for.
 
-    Methods call no optimiser, write no parameters and know no ranks but through the gather functions of
-    `sslrun.runtime.distributed`.
+    Methods call no optimiser, write no parameters (they say what is to be written: `rewrites`) and know no ranks but
+    through the gather functions of `sslrun.runtime.distributed`.
     """
 
     backbone: nn.Module
+
+    def prepare(self, num_samples: int) -> None:
+        """Once, before anything else: how many samples there are. Where buffers of that length are made."""
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
         """Without gradient, before any forward pass of a step: what each of its micro-batches is compared with.
@@ -77,8 +84,25 @@ class Method(nn.Module, Component, kind="methods"):
     def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:
         """Once per applied optimiser step, with the carries of the whole global batch in its order."""
 
-    def before_epoch(self, progress: Progress, features: Callable[[], Tensor]) -> None:
-        """Before the first step of an epoch; `features()` extracts (N, D) features of the training set on demand."""
+    def rewrites(self, progress: Progress) -> list[Rewrite]:
+        """Once per applied step, between the optimiser and the teachers."""
+        return []
+
+    def before_epoch(self, progress: Progress, features: Callable[[nn.Module], Tensor]) -> list[Rewrite]:
+        """Before the first step of an epoch.
+
+        Args:
+            progress: of that step.
+            features: runs a module of the method, in evaluation mode and without gradient, over the whole training set
+                (centre crops) and returns its outputs, (N, D) float32 on the CPU, in the order of sample ids, the same
+                on every rank. Feature maps, (B, C, H, W) or lists of them, are averaged over positions, the last one.
+        """
+        return []
+
+    def sampling_labels(self) -> Tensor | None:
+        """(N,) int64 pseudo-labels whose clusters are drawn equally often, from the next epoch on; None: every sample
+        once."""
+        return None
 
     def chance_loss(self) -> float | None:
         """The loss of a network that cannot tell pictures apart, where the method has such a number."""

@@ -27,6 +27,8 @@ class ParamRule:
         momentum: momentum, in place of the optimizer's.
         momentum_mult: the optimizer's momentum times this.
         lars_exclude: no layer-wise scaling of the learning rate by LARS (biases and norms, mostly).
+        freeze_iters: for so many steps from the start neither learning rate nor weight decay (SwAV's prototypes; the
+            method gives them no gradient for as long).
     """
 
     match: str
@@ -38,6 +40,7 @@ class ParamRule:
     momentum: float | None = None
     momentum_mult: float | None = None
     lars_exclude: bool | None = None
+    freeze_iters: int | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -70,7 +73,7 @@ def parameter_groups(
     """Groups for a torch optimizer: parameters with equal options together, with their names.
 
     Only parameters that require a gradient. Groups and the parameters in them keep the order of the model. Each group
-    has, besides every option, `initial_lr` (what a schedule starts from) and `fix_lr`.
+    has, besides every option, `initial_lr` (what a schedule starts from), `fix_lr` and `freeze_iters`.
 
     Args:
         named_parameters: as `module.named_parameters()` gives them.
@@ -81,7 +84,7 @@ def parameter_groups(
     Raises:
         UsageError: a rule matches no trained parameter, or sets an option that this optimizer does not have.
     """
-    known = {**defaults, "fix_lr": False}
+    known = {**defaults, "fix_lr": False, "freeze_iters": 0}
     for rule in rules:
         for name in rule.given():
             if name.removesuffix("_mult") not in known:

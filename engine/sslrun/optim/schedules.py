@@ -147,11 +147,14 @@ def _cosine(start: float, end: float, fraction: float) -> float:
 
 def learning_rates(
     groups: Sequence[Mapping[str, Any]], schedule: Schedule, step: int, steps_per_epoch: int, total_steps: int
-) -> list[float]:
-    """The rate of every parameter group for one step; a group with `fix_lr` keeps the one that it started with."""
-    return [
-        group["initial_lr"]
-        if group["fix_lr"]
-        else schedule.value(group["initial_lr"], step, steps_per_epoch, total_steps)
-        for group in groups
-    ]
+) -> list[float | None]:
+    """The rate of every parameter group for one step: a group with `fix_lr` keeps the one that it started with, and a
+    group that is frozen until later has None."""
+
+    def rate(group: Mapping[str, Any]) -> float | None:
+        if step < group["freeze_iters"]:
+            return None
+        initial: float = group["initial_lr"]
+        return initial if group["fix_lr"] else schedule.value(initial, step, steps_per_epoch, total_steps)
+
+    return [rate(group) for group in groups]

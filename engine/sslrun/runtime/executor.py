@@ -5,7 +5,7 @@ process. The guard's rule: a non-finite loss or gradient on any rank reaches nei
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -83,6 +83,7 @@ class Executor(ABC):
         self._pairs: dict[tuple[nn.Module, nn.Module], tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
         self.names = {parameter: name for name, parameter in method.named_parameters()}
         self._check_groups()
+        self._weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
         method.to(device)
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
@@ -111,11 +112,11 @@ class Executor(ABC):
         self._loss += value.detach()
         self._backward(value / self.accumulation)
 
-    def step(self, learning_rates: Sequence[float]) -> StepOutcome:
+    def step(self, learning_rates: Sequence[float | None]) -> StepOutcome:
         """Check, clip, update, and forget the gradients.
 
         Args:
-            learning_rates: one for each parameter group.
+            learning_rates: one for each parameter group; None leaves the group as it is, weight decay included.
 
         Raises:
             Diverged: more than `max_skipped_steps` steps in a row were not finite. The weights are those of the last
@@ -123,8 +124,10 @@ class Executor(ABC):
         """
         assert self._micro_batches == self.accumulation, f"{self._micro_batches} micro-batches, not {self.accumulation}"
         self.check()
-        for group, learning_rate in zip(self.optimizer.param_groups, learning_rates, strict=True):
-            group["lr"] = learning_rate
+        groups = zip(self.optimizer.param_groups, learning_rates, self._weight_decays, strict=True)
+        for group, learning_rate, weight_decay in groups:
+            is_frozen = learning_rate is None
+            group |= {"lr": 0.0 if is_frozen else learning_rate, "weight_decay": 0.0 if is_frozen else weight_decay}
         norm, is_bad = self._guard()
         applied = None
         if self.is_late:
@@ -163,6 +166,12 @@ class Executor(ABC):
             assert followers.keys() <= source.keys(), f"no parameters to follow: {followers.keys() - source.keys()}"
             self._pairs[teacher, student] = list(followers.values()), [source[name] for name in followers]
         return self._pairs[teacher, student]
+
+    @torch.no_grad()
+    def rewrite(self, rewrites: Iterable[tuple[nn.Parameter, Callable[[Tensor], Tensor]]]) -> None:
+        """Set parameters to functions of their whole values; all ranks call it alike."""
+        for parameter, function in rewrites:
+            self.write_parameter(parameter, function(self._whole(parameter)))
 
     @abstractmethod
     def write_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
