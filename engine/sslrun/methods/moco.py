@@ -4,14 +4,12 @@ He et al. 2020 (arXiv 1911.05722), algorithm 1; Chen et al. 2020 (arXiv 2003.042
 the cosine schedule, which are the recipe's business. The loss is eq. 1 of the first paper.
 
 The key encoder sees the pictures of the whole global batch shuffled over the BatchNorm groups (section 3.3 there:
-"shuffling BN"): groups, not devices, are what statistics leak through, so the shuffle is the same on one device and on
-many. Deviation: the momentum update runs after the step instead of before the next forward pass, which is the same
-sequence of weights.
+"shuffling BN", `sslrun.nn.momentum.encode_shuffled`). Deviation: the momentum update runs after the step instead of
+before the next forward pass, which is the same sequence of weights.
 """
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,9 +18,9 @@ from sslrun.methods.base import Loss, Method, Progress
 from sslrun.nn.backbone import Backbone
 from sslrun.nn.heads import Head
 from sslrun.nn.memory import Queue
-from sslrun.nn.momentum import teacher_of
+from sslrun.nn.momentum import encode_shuffled, teacher_of
 from sslrun.nn.necks import Neck
-from sslrun.runtime.distributed import exchange_rows, world_size
+from sslrun.nn.spread import spread
 
 
 class MoCo(Method):
@@ -58,17 +56,13 @@ class MoCo(Method):
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Tensor]:
         """Keys (B, D), normalised, per micro-batch, from pictures shuffled over the whole global batch."""
-        images = [batch.crops()[1] for batch in batches]
-        micro_batch = len(images[0])
-        order = torch.randperm(len(batches) * micro_batch * world_size(), generator=progress.generator())
-        shuffled = exchange_rows(torch.cat(images) if len(images) > 1 else images[0], order)
-        keys = torch.cat([self._keys(part) for part in shuffled.split(micro_batch)])
-        return list(exchange_rows(keys, order.argsort()).split(micro_batch))
+        encoded = encode_shuffled(self._keys, [batch.crops()[1] for batch in batches], progress.generator())
+        return [keys for (keys,) in encoded]
 
     def forward(self, batch: Batch, progress: Progress, targets: Tensor) -> Loss:
         queries = self.neck(self.backbone(batch.crops()[0])[-1])
         loss, top1 = self.head(queries, targets, self.queue.rows)
-        return Loss(loss, {"top1_pct": 100 * top1, "feature_std": _spread(queries)}, {"keys": targets})
+        return Loss(loss, {"top1_pct": 100 * top1, "feature_std": spread(queries)}, {"keys": targets})
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
         return [(self.key_backbone, self.backbone, self.momentum), (self.key_neck, self.neck, self.momentum)]
@@ -79,13 +73,5 @@ class MoCo(Method):
     def chance_loss(self) -> float:
         return math.log(len(self.queue.rows) + 1)
 
-    def _keys(self, images: Tensor) -> Tensor:
-        return F.normalize(self.key_neck(self.key_backbone(images)[-1]).float(), dim=1)
-
-
-@torch.no_grad()
-def _spread(embeddings: Tensor) -> Tensor:
-    """Standard deviation of the normalised embeddings per dimension, times sqrt(D): 1 when they fill the sphere evenly,
-    0 when all are equal (Chen & He 2021, arXiv 2011.10566, section 4.1)."""
-    unit = F.normalize(embeddings.float(), dim=1)
-    return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
+    def _keys(self, images: Tensor) -> tuple[Tensor]:
+        return (F.normalize(self.key_neck(self.key_backbone(images)[-1]).float(), dim=1),)

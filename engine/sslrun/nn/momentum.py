@@ -1,9 +1,14 @@
 """The momentum teacher: a copy of a student that follows it slowly and gets no gradient."""
 
 import copy
+import math
+from collections.abc import Callable
 from typing import TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from sslrun.runtime.distributed import exchange_rows, world_size
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -13,3 +18,34 @@ def teacher_of(student: ModuleT) -> ModuleT:
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
     return teacher
+
+
+def cosine_momentum(base: float, fraction: float, end: float = 1.0) -> float:
+    """From `base` to `end` along half a cosine as `fraction` of the run passes (BYOL: Grill et al. 2020, arXiv
+    2006.07733, section 3.3)."""
+    return end - (end - base) * (math.cos(math.pi * fraction) + 1) / 2
+
+
+def encode_shuffled(
+    encode: Callable[[Tensor], tuple[Tensor, ...]], images: list[Tensor], generator: torch.Generator
+) -> list[tuple[Tensor, ...]]:
+    """Run an encoder over pictures that are shuffled over the BatchNorm groups of the whole global batch, and put its
+    outputs back in order (He et al. 2020, arXiv 1911.05722, section 3.3: "shuffling BN").
+
+    Statistics leak through groups, not through devices, so the shuffle is the same on one device and on many.
+
+    Args:
+        encode: (B, 3, H, W) to tensors with B rows each; without gradient.
+        images: this rank's micro-batches.
+        generator: draws the permutation; in the same state on every rank.
+
+    Returns:
+        The outputs for each micro-batch.
+    """
+    micro_batch = len(images[0])
+    order = torch.randperm(len(images) * micro_batch * world_size(), generator=generator)
+    shuffled = exchange_rows(torch.cat(images) if len(images) > 1 else images[0], order)
+    parts = [encode(part) for part in shuffled.split(micro_batch)]
+    inverse = order.argsort()
+    whole = [exchange_rows(torch.cat(outputs), inverse).split(micro_batch) for outputs in zip(*parts, strict=True)]
+    return list(zip(*whole, strict=True))

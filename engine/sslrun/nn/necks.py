@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from sslrun.config.component import Component
+from sslrun.nn.norm import Norm, SyncBN
 
 
 class Neck(nn.Module, Component, kind="necks"):
@@ -12,6 +13,43 @@ class Neck(nn.Module, Component, kind="necks"):
 
     def forward(self, features: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+def pooled(features: Tensor) -> Tensor:
+    """A feature map (B, C, H, W) averaged over its positions; features (B, C) as they are."""
+    return features.mean(dim=(2, 3)) if features.dim() == 4 else features
+
+
+class AvgPool2dNeck(Neck):
+    """Global average pool and nothing else.
+
+    Args:
+        in_channels: channels of the feature map.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.out_channels = in_channels
+
+    def forward(self, features: Tensor) -> Tensor:
+        return pooled(features)
+
+
+class LinearNeck(Neck):
+    """Global average pool, linear: the projector of NPID and of MoCo v1.
+
+    Args:
+        in_channels: channels of the feature map.
+        out_channels: dimension D of the embedding.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.fc = nn.Linear(in_channels, out_channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc(pooled(features))
 
 
 class MoCoV2Neck(Neck):
@@ -36,3 +74,51 @@ class MoCoV2Neck(Neck):
         if self.with_avg_pool:
             features = features.mean(dim=(2, 3))
         return self.mlp(features)
+
+
+class NonLinearNeck(Neck):
+    """Global average pool and an MLP with batch normalisation: linear, norm, ReLU, as often as wanted, and a last
+    linear layer, with or without norm. The projector of SimCLR, BYOL, SimSiam, SwAV, Barlow Twins and MoCo v3, and the
+    predictor of those that have one.
+
+    Args:
+        in_channels: channels of the feature map, or of the embedding where it predicts.
+        hid_channels: width of the hidden layers.
+        out_channels: dimension D of the embedding.
+        num_layers: linear layers, 2 or more.
+        with_bias: whether the hidden layers have a bias; their norm has one too.
+        with_last_bn: whether a norm follows the last layer.
+        with_last_bn_affine: whether that norm learns a scale and a shift.
+        with_last_bias: whether the last layer has a bias.
+        norm_cfg: normalisation layer; SyncBN where it is not given.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hid_channels: int,
+        out_channels: int,
+        num_layers: int = 2,
+        with_bias: bool = False,
+        with_last_bn: bool = True,
+        with_last_bn_affine: bool = True,
+        with_last_bias: bool = False,
+        norm_cfg: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        if num_layers < 2:
+            raise ValueError(f"num_layers is {num_layers}, expected 2 or more; LinearNeck has one")
+        self.out_channels = out_channels
+        norm = norm_cfg or SyncBN()
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for _ in range(num_layers - 1):
+            layers += [nn.Linear(channels, hid_channels, with_bias), norm.layer(hid_channels), nn.ReLU(inplace=True)]
+            channels = hid_channels
+        layers.append(nn.Linear(channels, out_channels, with_last_bias))
+        if with_last_bn:
+            layers.append(norm.layer(out_channels, with_last_bn_affine))
+        self.mlp = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.mlp(pooled(features))

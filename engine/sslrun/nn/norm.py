@@ -22,8 +22,8 @@ from sslrun.runtime.distributed import world_size
 class Norm(Component, kind="norms"):
     """Which normalisation layer a network is built with."""
 
-    def layer(self, num_features: int) -> nn.Module:
-        """A new layer for `num_features` channels."""
+    def layer(self, num_features: int, affine: bool = True) -> nn.Module:
+        """A new layer for `num_features` channels; without `affine` it has no scale and shift, whatever the config."""
         raise NotImplementedError
 
 
@@ -39,8 +39,8 @@ class BN(Norm):
     def __init__(self, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
         self.eps, self.momentum, self.affine = eps, momentum, affine
 
-    def layer(self, num_features: int) -> nn.Module:
-        return GroupBatchNorm(num_features, self.eps, self.momentum, self.affine)
+    def layer(self, num_features: int, affine: bool = True) -> nn.Module:
+        return GroupBatchNorm(num_features, self.eps, self.momentum, self.affine and affine)
 
 
 class SyncBN(BN):
@@ -49,8 +49,8 @@ class SyncBN(BN):
     That is the global batch, unless it is accumulated from several micro-batches: then it is what enters at once.
     """
 
-    def layer(self, num_features: int) -> nn.Module:
-        return GroupBatchNorm(num_features, self.eps, self.momentum, self.affine, sync=True)
+    def layer(self, num_features: int, affine: bool = True) -> nn.Module:
+        return GroupBatchNorm(num_features, self.eps, self.momentum, self.affine and affine, sync=True)
 
 
 class GroupBatchNorm(nn.Module):
