@@ -10,6 +10,8 @@ from torch import Tensor
 from sslkernels import contrast, ema_update
 from sslkernels.bank_nce import bank_nce_triton
 from sslkernels.nt_xent import attraction_triton
+from sslkernels.sinkhorn import _assignments_triton, _column_levels_triton
+from sslkernels.soft_cross_entropy import _backward_triton, _forward_triton
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -73,4 +75,29 @@ LAUNCHES |= {
 LAUNCHES |= {
     "bank_nce: bfloat16 against float32, D 128": partial(_bank_nce, torch.bfloat16, 128, 0.07),
     "bank_nce: float32, D 1024": partial(_bank_nce, torch.float32, 1024, 0.07),
+}
+
+
+def _sinkhorn(dtype: torch.dtype, rows: int, columns: int) -> None:
+    scores = _meta(rows, columns, dtype=dtype)
+    _column_levels_triton(scores, None, 0.05)
+    _column_levels_triton(scores, _meta(rows), 0.05)
+    _assignments_triton(scores, _meta(columns), 0.05)
+
+
+def _soft_cross_entropy(dtype: torch.dtype, rows: int, columns: int) -> None:
+    scores = _meta(rows, columns, dtype=dtype)
+    for tau_t, centre in [(0.04, _meta(columns)), (0.04, None), (None, None)]:
+        losses, statistics = _forward_triton(scores, scores, centre, 0.1, tau_t)
+        _backward_triton(losses, scores, scores, centre, statistics, 0.1, tau_t)
+
+
+LAUNCHES |= {
+    f"{name}: {str(dtype).removeprefix('torch.')}, {rows} x {columns}": partial(call, dtype, rows, columns)
+    for name, call in {"sinkhorn": _sinkhorn, "soft_cross_entropy": _soft_cross_entropy}.items()
+    for dtype, rows, columns in [
+        (torch.bfloat16, 4000, 65536),
+        (torch.float32, 4000, 65536),
+        (torch.float32, 256, 3000),
+    ]
 }

@@ -1,0 +1,278 @@
+"""Sinkhorn-Knopp assignments of rows to prototypes (SwAV: Caron et al. 2020, arXiv 2006.09882, eq. 3-5 and listing).
+
+In the log domain, with x = scores / epsilon, B rows on all ranks and beta = 0:
+
+    repeat num_iters times:   alpha_k = -log sum_b exp(x_bk + beta_b)    (all columns get the same mass)
+                              beta_b  = -log sum_k exp(x_bk + alpha_k)   (all rows get the same mass)
+    q_bk = exp(x_bk + alpha_k + beta_b)
+
+which is what SwAV's code computes by dividing exp(x) by its column and row sums; its factors 1/K and 1/B cancel. As the
+rows come last, q_b = softmax((scores_b - centre) / epsilon) with centre = -epsilon alpha: a Sinkhorn target is that of
+a softmax with a centre, and `soft_cross_entropy` takes it as one, so that the B x K assignments need not exist.
+
+On a GPU the first iteration reads the scores once, each further one twice; the assignments take two more reads and one
+write. On the CPU, where a chunk of rows is normalised and added to the columns while it is in the cache, each iteration
+and the assignments read once.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sslkernels.arguments import check_matrix, check_positive
+from sslkernels.collective import gather_rows
+from sslkernels.contrast import contiguous_rows
+from sslkernels.device import INTERPRETED, runs_triton
+from sslkernels.running_softmax import (
+    LOWEST,
+    exponentiate_,
+    finite_max,
+    load_tile,
+    row_chunks,
+    split,
+    store_tile,
+    weigh,
+    weigh_all,
+)
+
+
+def sinkhorn(scores: Tensor, epsilon: float, num_iters: int, *, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Assignments of rows to prototypes that use all prototypes equally.
+
+    A score of -inf is an impossible assignment. A row of nothing else gets the assignments 0, a column of nothing else
+    takes nothing; the others are as if it did not exist.
+
+    Args:
+        scores: (B, K), this rank's rows.
+        epsilon: temperature, above 0; the lower, the sharper.
+        num_iters: at least 1. (None would be a plain softmax.)
+        group: the ranks that share the columns, this process alone by default. Each may have another number of rows, at
+            least one. One all-gather of K floats per iteration; all ranks get bit-equal columns.
+
+    Returns:
+        (B, K) in the dtype of the scores, rows summing to 1, without gradient.
+
+    Raises:
+        ValueError: an argument of the wrong shape, dtype or range.
+    """
+    centre = sinkhorn_centre(scores, epsilon, num_iters, group=group)
+    return _assignments(scores.detach(), centre, epsilon)
+
+
+@torch.no_grad()
+def sinkhorn_centre(
+    scores: Tensor, epsilon: float, num_iters: int, *, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """The centre for which softmax((scores - centre) / epsilon) are the assignments of `sinkhorn`.
+
+    Arguments and errors are those of `sinkhorn`.
+
+    Returns:
+        (K,) float32 (float64 for float64 scores), the same on all ranks; 0 for a column without a finite score.
+    """
+    check_matrix("scores", scores)
+    check_positive("epsilon", epsilon)
+    if not isinstance(num_iters, int) or num_iters < 1:
+        raise ValueError(f"num_iters: expected a whole number of at least 1, got {num_iters!r}")
+    centre = _iterate(scores, None, epsilon, group)
+    for _ in range(num_iters - 1):
+        centre = _iterate(scores, centre, epsilon, group)
+    return centre
+
+
+def _iterate(scores: Tensor, centre: Tensor | None, epsilon: float, group: dist.ProcessGroup | None) -> Tensor:
+    levels = _column_levels(scores, centre, epsilon)
+    if group is not None:
+        levels = _column_levels(gather_rows(levels.unsqueeze(0), group), None, epsilon)
+    return levels.nan_to_num(nan=math.nan, posinf=math.inf, neginf=0.0)
+
+
+def reference(scores: Tensor, epsilon: float, num_iters: int) -> Tensor:
+    """The assignments in plain PyTorch, by the formulas above."""
+    x = scores / epsilon
+    beta = x.new_zeros(len(x), 1)
+    for _ in range(num_iters):
+        alpha = -_finite(torch.logsumexp(x + beta, dim=0, keepdim=True))
+        beta = -_finite(torch.logsumexp(x + alpha, dim=1, keepdim=True))
+    return torch.exp(x + alpha + beta)
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.masked_fill(x == -math.inf, 0.0)
+
+
+@torch.library.custom_op("sslkernels::column_levels", mutates_args=())
+def _column_levels(scores: Tensor, centre: Tensor | None, epsilon: float) -> Tensor:
+    """epsilon log sum_b exp((scores_bk - level_b) / epsilon), (K,), with the row levels that go with the centre:
+    level_b = epsilon log sum_k exp((scores_bk - centre_k) / epsilon), or 0 without a centre."""
+    if not runs_triton(scores):
+        return _column_levels_in_chunks(scores, centre, epsilon)
+    row_levels = None if centre is None else _row_levels_triton(scores, centre, epsilon)
+    return _column_levels_triton(scores, row_levels, epsilon)
+
+
+@_column_levels.register_fake
+def _(scores: Tensor, centre: Tensor | None, epsilon: float) -> Tensor:
+    return scores.new_empty(scores.shape[1], dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+@torch.library.custom_op("sslkernels::sinkhorn_assignments", mutates_args=())
+def _assignments(scores: Tensor, centre: Tensor, epsilon: float) -> Tensor:
+    """softmax((scores - centre) / epsilon)."""
+    return (_assignments_triton if runs_triton(scores) else _assignments_in_chunks)(scores, centre, epsilon)
+
+
+@_assignments.register_fake
+def _(scores: Tensor, centre: Tensor, epsilon: float) -> Tensor:
+    return scores.new_empty(scores.shape)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In chunks
+
+
+def _column_levels_in_chunks(scores: Tensor, centre: Tensor | None, epsilon: float) -> Tensor:
+    """The columns' masses under the old centre are added up, and move it.
+
+    Without a centre, each column's maximum stands in for one, so that its greatest term is 1. A centre that comes from
+    an iteration gives every column at least the mass 1/K once the rows are normalised, over all ranks, so nothing that
+    underflows matters and there is no running maximum: the columns had mass 1 before, and no row had more than K.
+    """
+    is_first = centre is None
+    if centre is None:
+        centre = finite_max(scores, dim=0).squeeze(0).to(torch.promote_types(scores.dtype, torch.float32))
+    mass = torch.zeros_like(centre)
+    for rows in row_chunks(scores):
+        x = scores[rows] - centre
+        if is_first:
+            mass += exponentiate_(x, epsilon).sum(dim=0)
+        else:
+            mass.addmv_(x.T, _normalise_(x, epsilon))
+    return centre + mass.log_() * epsilon
+
+
+def _assignments_in_chunks(scores: Tensor, centre: Tensor, epsilon: float) -> Tensor:
+    result = scores.new_empty(scores.shape)
+    for rows in row_chunks(scores):
+        x = scores[rows] - centre
+        factors = _normalise_(x, epsilon)
+        torch.mul(x, factors.unsqueeze(1), out=result[rows])
+    return result
+
+
+def _normalise_(x: Tensor, epsilon: float) -> Tensor:
+    """exp(x / epsilon) in place, times a number for each row; returns the factors that make the rows' sums 1, or 0."""
+    total = exponentiate_(x.sub_(finite_max(x, dim=1)), epsilon).sum(dim=1)
+    return torch.where(total == 0, 0.0, 1 / total)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Triton
+
+
+def _row_levels_triton(scores: Tensor, centre: Tensor, epsilon: float) -> Tensor:
+    """epsilon log sum_k exp((scores_bk - centre_k) / epsilon), (B,)."""
+    scores = contiguous_rows(scores)
+    (rows, columns), block_rows, block_columns = scores.shape, 4, 512  # a warp for each row
+    row_blocks = triton.cdiv(rows, block_rows)
+    splits, per_split = split(columns, block_columns, 2, row_blocks, scores.device)
+    parts = scores.new_empty((splits, rows), dtype=torch.float32)
+    _sweep_rows[(row_blocks, splits)](
+        scores, centre, parts, rows, columns, per_split, scores.stride(0), math.log2(math.e) / epsilon,
+        ROWS=block_rows, COLUMNS=block_columns, num_warps=4,
+    )  # fmt: skip
+    return parts[0] if splits == 1 else _column_levels_triton(parts, None, epsilon)
+
+
+def _column_levels_triton(scores: Tensor, row_levels: Tensor | None, epsilon: float) -> Tensor:
+    """epsilon log sum_b exp((scores_bk - row_levels_b) / epsilon), (K,)."""
+    scores = contiguous_rows(scores)
+    (rows, columns), block_rows, block_columns = scores.shape, 16, 256
+    column_blocks = triton.cdiv(columns, block_columns)
+    splits, per_split = split(rows, block_rows, 2, column_blocks, scores.device)
+    parts = scores.new_empty((splits, columns), dtype=torch.float32)
+    _sweep_columns[(column_blocks, splits)](
+        scores, row_levels, parts, rows, columns, per_split, scores.stride(0), math.log2(math.e) / epsilon,
+        ROWS=block_rows, COLUMNS=block_columns, num_warps=8,
+    )  # fmt: skip
+    return parts[0] if splits == 1 else _column_levels_triton(parts, None, epsilon)
+
+
+def _assignments_triton(scores: Tensor, centre: Tensor, epsilon: float) -> Tensor:
+    row_levels = _row_levels_triton(scores, centre, epsilon)
+    scores = contiguous_rows(scores)
+    (rows, columns), block_rows, block_columns = scores.shape, 4, 512
+    result = scores.new_empty((rows, columns), dtype=torch.float32 if INTERPRETED else scores.dtype)
+    _assign[(triton.cdiv(rows, block_rows), triton.cdiv(columns, block_columns))](
+        scores, centre, row_levels, result, rows, columns, scores.stride(0), math.log2(math.e) / epsilon,
+        ROWS=block_rows, COLUMNS=block_columns, num_warps=4,
+    )  # fmt: skip
+    return result.to(scores.dtype)
+
+
+@triton.jit
+def _sweep_rows(
+    scores, centre, parts, rows, columns, per_split, stride, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Program (b, s): block b of rows, split s of the columns. `scale` is log2(e) / epsilon.
+
+    Every place in the tile has a sum of its own until the end: no exchange between threads in the loop.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    high = tl.full([ROWS, COLUMNS], LOWEST, tl.float32)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    first = tl.program_id(1) * per_split
+    for start in range(first, tl.minimum(first + per_split, columns), COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        x = load_tile(scores, row, column, rows, columns, stride, -float("inf"))
+        x -= load_tile(centre, row, column, rows, columns, 0, 0.0)
+        high, old, new = weigh(high, x, scale)
+        total = total * old + new
+    top, weight = weigh_all(high, scale, 1)
+    level = top + tl.log2(tl.sum(total * weight, axis=1)) / scale  # of a row of -inf: -inf
+    tl.store(parts + tl.program_id(1).to(tl.int64) * rows + row, level, mask=row < rows)
+
+
+@triton.jit
+def _sweep_columns(
+    scores, row_levels, parts, rows, columns, per_split, stride, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Program (k, s): block k of columns, split s of the rows."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    high = tl.full([ROWS, COLUMNS], LOWEST, tl.float32)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    first = tl.program_id(1) * per_split
+    last = tl.minimum(first + per_split, rows)
+    for start in range(first, last, ROWS):
+        row = start + tl.arange(0, ROWS)
+        x = load_tile(scores, row, column, last, columns, stride, -float("inf"))
+        if row_levels is not None:
+            x -= _finite_levels(row_levels, row, last)[:, None]
+        high, old, new = weigh(high, x, scale)
+        total = total * old + new
+    top, weight = weigh_all(high, scale, 0)
+    level = top + tl.log2(tl.sum(total * weight, axis=0)) / scale
+    tl.store(parts + tl.program_id(1).to(tl.int64) * columns + column, level, mask=column < columns)
+
+
+@triton.jit
+def _assign(
+    scores, centre, row_levels, result, rows, columns, stride, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x = load_tile(scores, row, column, rows, columns, stride, -float("inf"))
+    x -= load_tile(centre, row, column, rows, columns, 0, 0.0)
+    x -= _finite_levels(row_levels, row, rows)[:, None]
+    store_tile(result, row, column, rows, columns, tl.exp2(x * scale))
+
+
+@triton.jit
+def _finite_levels(row_levels, row, rows):
+    """0 for a row of -inf, which then stays one."""
+    level = tl.load(row_levels + row, mask=row < rows, other=0.0)
+    return tl.where(level == -float("inf"), 0.0, level)
