@@ -8,8 +8,8 @@ from sslrun.config.component import Component
 class Backbone(nn.Module, Component, kind="backbones"):
     """Images in, feature maps out.
 
-    `forward((B, C, H, W))` returns one feature map (B, C', H', W') per entry of `out_indices`; the last one is what
-    necks and evaluation use. `num_features` is its number of channels.
+    `forward((B, C, H, W))` returns feature maps, (B, C', H', W') each, or features (B, C'); the last is what necks and
+    evaluation use. `num_features` is its number of channels.
     """
 
     num_features: int

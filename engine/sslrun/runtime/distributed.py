@@ -52,6 +52,11 @@ def alone() -> Iterator[None]:
         _is_alone = False
 
 
+def group() -> dist.ProcessGroup | None:
+    """All ranks, as the functions of sslkernels want them; None in a run of one."""
+    return dist.group.WORLD if world_size() > 1 else None
+
+
 def ranks_on_node() -> int:
     """Number of processes of the run on this machine."""
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):  # torchrun; deepspeed

@@ -1,0 +1,149 @@
+"""Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), parameter names as in timm, without the classifier.
+
+Initialised and, by default, restrained as in MoCo v3 (Chen, Xie & He 2021, arXiv 2104.02057, section 4): fixed 2-D
+sine-cosine positions, and a patch projection that stays as it was drawn, which keeps training stable.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.nn.backbone import Backbone
+
+# width D, blocks, heads; MoCo v3's small one has 12 heads, not 6.
+SIZES = {"tiny": (192, 12, 12), "small": (384, 12, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        query, key, value = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        x = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each normalised before and added to what came in."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    """Pictures (B, 3, H, W) to tokens (B, T, D), row by row."""
+
+    def __init__(self, in_channels: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, patch_size, patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(Backbone):
+    """Transformer over patches and a class token, whose output (B, D) is the picture's feature.
+
+    Args:
+        arch: size: "tiny", "small", "base" or "large".
+        img_size: height and width of the pictures, in pixels.
+        patch_size: of a patch, in pixels; divides img_size.
+        in_channels: channels of the input images.
+        embed_dim: width D, in place of the size's own.
+        depth: number of blocks, in place of the size's own.
+        num_heads: attention heads, in place of the size's own.
+        mlp_ratio: hidden width of the MLPs over D.
+        frozen_patch_embed: never train the patch projection.
+    """
+
+    def __init__(
+        self,
+        arch: Literal["tiny", "small", "base", "large"] = "small",
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        embed_dim: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        mlp_ratio: float = 4.0,
+        frozen_patch_embed: bool = True,
+    ) -> None:
+        super().__init__()
+        width, blocks, heads = SIZES[arch]
+        width, blocks, heads = embed_dim or width, depth or blocks, num_heads or heads
+        if img_size % patch_size:
+            raise ValueError(f"patch_size is {patch_size}, which does not divide img_size {img_size}")
+        if width % heads or width % 4:
+            raise ValueError(f"embed_dim is {width}, expected a multiple of 4 and of num_heads, {heads}")
+        self.num_features = width
+        self.img_size = img_size
+        self.patch_embed = PatchEmbed(in_channels, patch_size, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(sine_cosine_positions(img_size // patch_size, width), requires_grad=False)
+        self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self._initialise(in_channels * patch_size**2)
+        self.patch_embed.requires_grad_(not frozen_patch_embed)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        if images.shape[-2:] != (self.img_size, self.img_size):
+            raise ValueError(f"pictures of {tuple(images.shape[-2:])} px, but img_size is {self.img_size}")
+        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), self.patch_embed(images)], dim=1)
+        return [self.norm(self.blocks(tokens + self.pos_embed))[:, 0]]
+
+    def _initialise(self, patch_numbers: int) -> None:
+        """Xavier's uniform; the projection as one matrix over a patch, query, key and value as three."""
+        width = self.num_features
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                bound = math.sqrt(6 / (width + width))
+                nn.init.uniform_(module.qkv.weight, -bound, bound)
+        bound = math.sqrt(6 / (patch_numbers + width))
+        nn.init.uniform_(self.patch_embed.proj.weight, -bound, bound)
+        assert self.patch_embed.proj.bias is not None
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        nn.init.normal_(self.cls_token, std=1e-6)
+
+
+def sine_cosine_positions(grid: int, width: int, temperature: float = 10000.0) -> Tensor:
+    """(1, 1 + grid^2, D): zeros for the class token; for each patch D/4 sines and D/4 cosines of its column, then of
+    its row, at frequencies temperature^(-4k/D)."""
+    frequency = temperature ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    angles = [place.flatten().double().unsqueeze(1) * frequency for place in (column, row)]
+    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
+    return torch.cat([torch.zeros(1, width, dtype=table.dtype), table]).unsqueeze(0).float()
