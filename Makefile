@@ -39,6 +39,8 @@ kernel-table: install
 bench: install
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/kernels.py --table
 
 clean:
 	rm -rf $(VENV) work_dirs build *.egg-info
