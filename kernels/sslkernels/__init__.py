@@ -3,9 +3,19 @@ triton only. One file per operation; a kernel stays only with a benchmark row th
 
 from sslkernels.bank_nce import bank_nce
 from sslkernels.batch_nce import batch_nce
+from sslkernels.ema_update import ema_update_
 from sslkernels.info_nce import info_nce
 from sslkernels.nt_xent import nt_xent
 from sslkernels.sinkhorn import sinkhorn, sinkhorn_centre
 from sslkernels.soft_cross_entropy import soft_cross_entropy
 
-__all__ = ["bank_nce", "batch_nce", "info_nce", "nt_xent", "sinkhorn", "sinkhorn_centre", "soft_cross_entropy"]
+__all__ = [
+    "bank_nce",
+    "batch_nce",
+    "ema_update_",
+    "info_nce",
+    "nt_xent",
+    "sinkhorn",
+    "sinkhorn_centre",
+    "soft_cross_entropy",
+]
