@@ -1,0 +1,50 @@
+"""Rotation prediction: which of four ways up is this picture? Gidaris, Singh, Komodakis 2018 (arXiv 1803.07728).
+
+The loss is eq. 2 and 3 there: cross-entropy over the four quarter turns, every picture in all four of them in the same
+batch. Turns are made where the pictures are, by exchanging and reversing axes, so no pixel is interpolated. BatchNorm
+groups hold all four turns of their samples. Without deviation.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sslrun.data.batch import Batch
+from sslrun.methods.base import Loss, Method, Progress
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.heads import ClsHead
+
+TURNS = 4
+
+
+class RotationPred(Method):
+    """Prediction of a picture's rotation.
+
+    Args:
+        backbone: the network to train.
+        head: classifier of its feature map, with 4 classes: counter-clockwise turns by 0, 90, 180, 270 degrees.
+    """
+
+    def __init__(self, backbone: Backbone, head: ClsHead) -> None:
+        super().__init__()
+        if head.num_classes != TURNS:
+            raise ValueError(f"num_classes is {head.num_classes}, expected {TURNS}: one for each quarter turn")
+        self.backbone, self.head = backbone, head
+
+    def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
+        images = turned(batch.views[0])
+        labels = torch.arange(TURNS, device=images.device).repeat_interleave(len(images) // TURNS)
+        loss, top1 = self.head(self.backbone(images)[-1], labels)
+        return Loss(loss, {"top1_pct": 100 * top1})
+
+    def chance_loss(self) -> float:
+        return math.log(TURNS)
+
+
+def turned(images: Tensor) -> Tensor:
+    """Square pictures (B, C, S, S) in all four turns, (4 * B, C, S, S): those of one turn together, as views are."""
+    if images.shape[2] != images.shape[3]:
+        raise ValueError(f"views are {images.shape[2]}x{images.shape[3]}, expected squares")
+    turns = [torch.rot90(images, turn, (2, 3)) for turn in range(TURNS)]
+    return torch.cat([turn.contiguous(memory_format=torch.channels_last) for turn in turns])
