@@ -539,8 +539,9 @@ def launches(call: Call) -> int:
 def table(measured: list[dict[str, Any]]) -> list[str]:
     """Markdown: a line for each row."""
     lines = [
-        "| operation | shape | device | ms | eager | compile | others | alone: eager, compile | memory | of ceiling |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| operation | shape | device | ms | eager | compile | others | alone: eager, compile | memory | of ceiling "
+        "| other load |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in measured:
         ratios, alone = row["over_kernel"], row.get("alone_over_kernel", {})
@@ -558,6 +559,7 @@ def table(measured: list[dict[str, Any]]) -> list[str]:
             ", ".join(f"{alone[name]['median']:.2f}" for name in ("eager", "compile") if name in alone) or "-",
             memory,
             f"{100 * row['of_ceiling']['median']:.0f} % {kind}",
+            f"{row['other_load']:.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
