@@ -1,0 +1,190 @@
+"""Every method by the same rules: what is built from its recipe trains, keeps its word, and comes back to the bit.
+
+The recipes are those of `make learn` (configs/learn/), on a few pictures and at a small batch.
+"""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import small_run
+from sslrun.cli import main
+from sslrun.config import load
+from sslrun.data import Batch
+from sslrun.methods import Progress
+from sslrun.nn.norm import RunningStatistics, set_groups
+from sslrun.recipe import Recipe
+from sslrun.runtime.executor import LocalExecutor
+from sslrun.session import build
+from sslrun.train import train_step
+
+ROOT = Path(__file__).parents[1]
+RECIPES = {path.stem: path for path in [*sorted(ROOT.glob("configs/learn/*.toml")), ROOT / "configs/quickstart.toml"]}
+SMALL = [
+    "epochs=2", "global_batch=16", "data.samples_per_gpu=4", "engine.device=cpu", "engine.threads=1",
+    "checkpoint.interval=1", "checkpoint.by=iter", "checkpoint.max_keep_ckpts=100", "log.interval=1",
+    "monitor.knn_interval=0",
+]  # fmt: skip
+SAMPLES, STEPS_PER_EPOCH = 80, 5
+
+EVERY_METHOD = pytest.mark.parametrize("name", RECIPES)
+
+
+def recipe_of(name: str) -> Recipe:
+    recipe = build(load(str(RECIPES[name]), SMALL))
+    recipe.model.prepare(SAMPLES)
+    return recipe
+
+
+def batches_of(recipe: Recipe, step: int, micro_batch: int = 16) -> list[Batch]:
+    """A global batch of random pictures, cut into micro-batches."""
+    random = torch.Generator().manual_seed(step)
+    index = torch.randperm(SAMPLES, generator=random)[:16]
+    crops = [torch.randn(view.num_views, 16, 3, *view.size, generator=random) for view in recipe.data.views]
+    parts = [slice(first, first + micro_batch) for first in range(0, 16, micro_batch)]
+    layout = torch.channels_last
+    return [
+        Batch([g[:, part].flatten(0, 1).contiguous(memory_format=layout) for g in crops], index[part], None)
+        for part in parts
+    ]
+
+
+def progress_at(step: int) -> Progress:
+    return Progress(step, total_steps=2 * STEPS_PER_EPOCH, steps_per_epoch=STEPS_PER_EPOCH, seed=0)
+
+
+def features(module: nn.Module) -> Tensor:
+    """A stand-in for the pass over the training set: what a module makes of fixed random pictures."""
+    random = torch.Generator().manual_seed(9)
+    module.eval()
+    with torch.no_grad():
+        outputs = module(torch.randn(SAMPLES, 3, 40, 40, generator=random))
+    module.train()
+    outputs = outputs[-1] if isinstance(outputs, list) else outputs
+    return outputs.mean(dim=(2, 3)) if outputs.dim() == 4 else outputs
+
+
+def started(recipe: Recipe, **options: Any) -> LocalExecutor:
+    """At the first step, with the first epoch's clusters made."""
+    set_groups(recipe.model, 4, 4 // options.get("accumulation", 1))
+    optimizer = recipe.optimizer.create(recipe.model.named_parameters())
+    executor = LocalExecutor(recipe.model, optimizer, device=torch.device("cpu"), **options)
+    executor.rewrite(recipe.model.before_epoch(progress_at(0), features))
+    return executor
+
+
+def take_step(recipe: Recipe, executor: LocalExecutor, step: int, micro_batch: int = 16) -> dict[str, Tensor]:
+    """One optimiser step, as the training loop does it; it must be applied."""
+    rates = [1e-3] * len(executor.optimizer.param_groups)
+    metrics, applied = train_step(
+        executor, recipe.model, RunningStatistics(recipe.model), batches_of(recipe, step, micro_batch),
+        progress_at(step), rates,
+    )  # fmt: skip
+    assert applied and all(bool(value.isfinite()) for value in metrics.values())
+    return metrics
+
+
+@EVERY_METHOD
+def test_gradients_reach_everything_that_is_trained_and_nothing_else(name):
+    recipe = recipe_of(name)
+    method = recipe.model
+    started(recipe)
+    late = replace(progress_at(0), step=10**6, total_steps=10**7)  # nothing is held back any more
+    (batch,) = batches_of(recipe, 0)
+    with torch.no_grad():
+        (target,) = method.targets([batch], late)
+    method(batch, late, target).value.backward()
+    trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
+    assert trained
+    without = [name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()]
+    assert without == [] or all(_has_no_effect(name, method) for name in without), without
+    assert all(parameter.grad is None for parameter in method.parameters() if not parameter.requires_grad)
+
+
+def _has_no_effect(name: str, method: nn.Module) -> bool:
+    """A bias right before a batch normalisation moves nothing."""
+    return name.endswith("bias") and method.get_submodule(name.rpartition(".")[0]).__class__ is nn.Linear
+
+
+@EVERY_METHOD
+def test_two_steps_move_the_student_and_only_the_momentum_moves_the_teacher(name):
+    recipe = recipe_of(name)
+    method, executor = recipe.model, started(recipe)
+    names = {parameter: name for name, parameter in method.named_parameters()}
+    trained = [name for name, parameter in method.named_parameters() if parameter.requires_grad]
+    for step in range(2):
+        before = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
+        take_step(recipe, executor, step)
+        followers = set()
+        for teacher, student, momentum in method.teachers(progress_at(step + 1)):
+            students = dict(student.named_parameters())
+            for key, parameter in teacher.named_parameters():
+                followers.add(names[parameter])
+                expected = momentum * before[names[parameter]] + (1 - momentum) * students[key].detach()
+                torch.testing.assert_close(parameter.detach(), expected)
+        moved = {name for name, value in before.items() if not torch.equal(value, method.get_parameter(name))}
+        assert moved <= followers | set(trained)
+        assert moved & set(trained)
+
+
+@EVERY_METHOD
+def test_bf16_computes_low_and_keeps_float32(name):
+    recipe = recipe_of(name)
+    take_step(recipe, started(recipe, precision="bf16"), 0)
+    assert {parameter.dtype for parameter in recipe.model.parameters()} == {torch.float32}
+
+
+@EVERY_METHOD
+def test_accumulation_updates_once_with_the_whole_batch(name):
+    recipe, seen = recipe_of(name), []
+    executor = started(recipe, accumulation=2)
+    with mock.patch.object(recipe.model, "after_step", lambda progress, carry: seen.append(carry)):
+        take_step(recipe, executor, 0, micro_batch=8)
+    take_step(recipe, executor, 1, micro_batch=8)
+    assert len(seen) == 1
+    assert all(len(rows) % 16 == 0 for rows in seen[0].values())
+
+
+@EVERY_METHOD
+def test_there_is_no_state_outside_parameters_and_buffers(name):
+    recipe = recipe_of(name)
+    take_step(recipe, started(recipe), 0)
+    for path, module in recipe.model.named_modules():
+        held = [key for key, value in vars(module).items() if not key.startswith("_") and _holds_tensor(value)]
+        assert held == [], f"{path or 'the method'} holds tensors in {held}"
+    passing = dict(recipe.model.named_buffers()).keys() - recipe.model.state_dict().keys()
+    assert {name.rpartition(".")[2] for name in passing} <= {"pending", "one_pass"}
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_tensor(each) for each in value.values())
+    if isinstance(value, (list, tuple, set)):
+        return any(_holds_tensor(each) for each in value)
+    return isinstance(value, Tensor)
+
+
+@EVERY_METHOD
+def test_a_resume_is_the_same_bits(name, tmp_path, pictures):
+    """From the middle of an epoch, from the end of one (before its clustering) and from right after the next began."""
+    source = f'{{ _delete_ = true, type = "ImageFolder", data_prefix = "{pictures}" }}'
+    recipe = tmp_path / f"{name}.toml"
+    recipe.write_text(f'extends = "{RECIPES[name]}"\n[data]\nsource = {source}\nholdout = {source}\n')
+    arguments = [str(recipe), *(f"--set={each}" for each in SMALL)]
+    assert main([*arguments, "--work-dir", str(tmp_path / "straight")]) == 0
+    straight = tmp_path / "straight" / name
+    last = f"checkpoints/step_{2 * STEPS_PER_EPOCH:08d}"
+    for step in (2, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1):
+        resumed = tmp_path / f"from_{step}" / name
+        shutil.copytree(straight, resumed)
+        for later in (resumed / "checkpoints").glob("step_*"):
+            if int(later.name.removeprefix("step_")) > step:
+                shutil.rmtree(later)
+        assert main([*arguments, "--work-dir", str(resumed.parent), "--resume"]) == 0
+        assert small_run.differences(straight / last, resumed / last) == [], f"from step {step}"
