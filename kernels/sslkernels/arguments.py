@@ -21,14 +21,15 @@ def check_matrix(name: str, x: Tensor, *, rows: int | None = None, columns: int 
 def check_index(name: str, x: Tensor, shape: tuple[int | None, ...], bound: int) -> None:
     """An int64 tensor of that shape (None: any size above 0) with entries of 0 to bound - 1.
 
-    The entries themselves are looked at on the CPU only: on a GPU that would wait for the device.
+    The entries themselves are looked at on the CPU only: on a GPU that would wait for the device. A fake tensor, with
+    which a network is tried out without computing, has none.
     """
     expected = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
     if not isinstance(x, Tensor) or x.dtype != torch.int64 or x.ndim != len(shape):
         raise ValueError(f"{name}: expected an int64 tensor of shape {expected}, got {describe(x)}")
     if 0 in x.shape or any(size not in (None, own) for size, own in zip(shape, x.shape, strict=True)):
         raise ValueError(f"{name}: expected shape {expected}, got {describe(x)}")
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling():
         low, high = (int(value) for value in x.aminmax())
         if low < 0 or high >= bound:
             raise ValueError(f"{name}: expected entries of 0 to {bound - 1}, got {low} to {high}")

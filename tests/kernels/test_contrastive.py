@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contrastive_cases import OPERATIONS, batch_nce_over_ranks, near, nt_xent_over_ranks, one_process, unit_rows
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from truth import DTYPES, assert_as_accurate, error, value_and_gradient
 
@@ -291,6 +292,18 @@ def test_bad_input_is_one_line(call, message):
         call()
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="of what comes before any kernel")
+@OPS
+def test_a_network_can_be_tried_out_with_fake_tensors(name):
+    """Indices then have a shape but no entries to check; this is how the memory of a step is foreseen."""
+    queries, others = arguments(name, 6, 4, 9, torch.float32, "cpu")
+    with FakeTensorMode() as fake:
+        queries = fake.from_tensor(queries).requires_grad_()
+        loss = OPERATIONS[name](queries, *(fake.from_tensor(x) for x in others), 0.2).sum()
+        loss.backward()
+    assert loss.shape == () and queries.grad.shape == (6, 4)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="of the dispatcher on a real GPU")
