@@ -4,12 +4,16 @@ from sslrun.data.bad_samples import BadSamples
 from sslrun.data.batch import Batch
 from sslrun.data.data_config import DataConfig
 from sslrun.data.loader import BatchStream, Loader, resolve_augment
+from sslrun.data.memory import CIFAR10, CIFAR100, STL10
 from sslrun.data.order import Balanced, Order, Sampler, Sequential
 from sslrun.data.shapes import Shapes
 from sslrun.data.sources import ImageFolder, ImageList, ImageNet, Source, Subset, split_holdout
 from sslrun.data.transforms import Transform, ViewGroup
 
 __all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "STL10",
     "BadSamples",
     "Balanced",
     "Batch",

@@ -1,5 +1,7 @@
 """Reading and decoding: DALI graphs fed from Python, and what to do when a picture does not decode.
 
+Pictures that a source keeps in memory enter the graph as they are; where nothing is left to it, there is no graph.
+
 A graph holds no random state. What enters it (paths, boxes, factors) is computed per batch from (seed, epoch,
 positions), so the same batch comes out whatever ran before it, and a graph that failed is thrown away and built anew at
 the same place. DALI fails a whole batch, at the iteration that holds the bad picture, and rarely says which one it is:
@@ -86,7 +88,8 @@ class Pipeline:
         self._trial: Any = None
 
     def run(self, cursor: Cursor, stream: Any = None) -> Iterator[tuple[Plan, list[Any]]]:
-        """One item per cursor item, in order: the plan and the graph's outputs as DALI tensor lists.
+        """One item per cursor item, in order: the plan and the graph's outputs as DALI tensor lists (of pictures that
+        are in memory and only have to be handed on: one array of all).
 
         Args:
             cursor: (epoch, positions) of each batch; read a few items ahead.
@@ -97,6 +100,11 @@ class Pipeline:
             Whatever the cursor raises, after the batches before it.
         """
         cursor = iter(cursor)
+        if self.source.in_memory and self.part is None:
+            for epoch, positions in cursor:
+                plan = self._plan(epoch, positions)
+                yield plan, [self.source.pictures(plan.ids)]
+            return
         waiting: deque[Plan] = deque()  # to be handed to DALI again, after a failure
         flying: deque[Plan] = deque()  # handed to DALI, not yet come back
         trouble: list[Exception] = []  # what stopped the feeding
@@ -155,17 +163,19 @@ class Pipeline:
         """The graph, its inputs taken from plans."""
         from nvidia.dali import fn, pipeline_def
 
-        views, part, cuda = self.views, self.part, self._cuda
+        views, part, cuda, in_memory = self.views, self.part, self._cuda, self.source.in_memory
         names = [] if part is None else [argument.name for argument in graph_inputs(views, part)]
 
         def inputs() -> list[Any]:
             plan = feed()
             arguments = {} if part is None else graph_arguments(views, plan.arguments, part)
-            return [self._encoded(plan.ids), *(arguments[name] for name in names)]
+            pictures = self.source.pictures(plan.ids) if in_memory else self._encoded(plan.ids)
+            return [pictures, *(arguments[name] for name in names)]
 
         def whole() -> Any:
-            paths, *nodes = fn.external_source(source=inputs, num_outputs=1 + len(names), batch=True)
-            pictures = decoded(paths, cuda)
+            layout = ["HWC" if in_memory else "", *("" for _ in names)]
+            first, *nodes = fn.external_source(source=inputs, num_outputs=1 + len(names), batch=True, layout=layout)
+            pictures = resident(first, cuda) if in_memory else decoded(first, cuda)
             if part is None:
                 return pictures
             arguments = dict(zip(names, nodes))  # noqa: B905 (AutoGraph's zip has no `strict`)
@@ -205,6 +215,8 @@ class Pipeline:
 
     def _blame(self, plan: Plan, message: str) -> bool:
         """Find the pictures of a failed batch that do not decode; False where all do."""
+        if self.source.in_memory:
+            return False
         paths = [self.source.paths[sample] for sample in plan.ids.tolist()]
         named = {int(row) for row in re.findall(r"sample #(\d+)", message)}
         named |= {row for row, path in enumerate(paths) if path in message}
@@ -256,6 +268,11 @@ def decoded(paths: Any, cuda: bool) -> Any:
     # Plain reads: a mapped file that is cut short while it is mapped would kill the process, and reads are no slower.
     encoded = fn.io.file.read(paths, dont_use_mmap=True)  # type: ignore[attr-defined]
     return fn.decoders.image(encoded, device="mixed" if cuda else "cpu", adjust_orientation=False)
+
+
+def resident(pictures: Any, cuda: bool) -> Any:
+    """DALI nodes that hand on decoded pictures, RGB, uint8, H W 3, where the views are made."""
+    return pictures.gpu() if cuda else pictures
 
 
 def file_trouble(path: str) -> str | None:

@@ -60,6 +60,9 @@ class Source(Component, kind="sources"):
     nominal_size: int | None = None
     """Number of samples where it is known without the data."""
 
+    in_memory: bool = False
+    """Whether `pictures` has them all, decoded; otherwise they are files that `paths` names."""
+
     paths: Sequence[str]
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
@@ -93,6 +96,10 @@ class Source(Component, kind="sources"):
 
     def __repr__(self) -> str:
         return type(self).__name__
+
+    def pictures(self, ids: np.ndarray) -> np.ndarray:
+        """Decoded pictures of a source that keeps them: (B, H, W, 3) uint8 RGB, a copy."""
+        raise NotImplementedError
 
     @property
     def index(self) -> Index:
@@ -215,10 +222,14 @@ class Subset(Source, listed=False):
         self.ids = np.asarray(ids, dtype=np.int64)
         self.labels = None if source.labels is None else source.labels[self.ids]
         self.class_names = source.class_names
+        self.in_memory = source.in_memory
         self.paths = _Picked(source.paths, self.ids)
 
     def __repr__(self) -> str:
         return f"{len(self)} of {self.source!r}"
+
+    def pictures(self, ids: np.ndarray) -> np.ndarray:
+        return self.source.pictures(self.ids[ids])
 
     @property
     def index(self) -> Index:
