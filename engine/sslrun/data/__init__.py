@@ -6,6 +6,7 @@ from sslrun.data.data_config import DataConfig
 from sslrun.data.loader import BatchStream, Loader, resolve_augment
 from sslrun.data.memory import CIFAR10, CIFAR100, STL10
 from sslrun.data.order import Balanced, Order, Sampler, Sequential
+from sslrun.data.published import ImageNet100, INaturalist2018, Places205
 from sslrun.data.shapes import Shapes
 from sslrun.data.sources import ImageFolder, ImageList, ImageNet, Source, Subset, split_holdout
 from sslrun.data.transforms import Transform, ViewGroup
@@ -19,11 +20,14 @@ __all__ = [
     "Batch",
     "BatchStream",
     "DataConfig",
+    "INaturalist2018",
     "ImageFolder",
     "ImageList",
     "ImageNet",
+    "ImageNet100",
     "Loader",
     "Order",
+    "Places205",
     "Sampler",
     "Sequential",
     "Shapes",

@@ -137,25 +137,16 @@ class ImageFolder(Source):
         return f"{type(self).__name__}({self.data_prefix!r})"
 
     def _list(self, key: str) -> Sequence[str]:
-        root = _folder(self.data_prefix, key)
+        root = folder_of(self.data_prefix, key)
         files, folders = _entries(root)
-        counts: list[int] = []
-
-        def listed() -> Iterator[str]:
-            for name in folders:
-                counts.append(0)
-                for path in _walk(root, name):
-                    counts[-1] += 1
-                    yield path
-
-        paths = Paths(root, _walk(root, "") if files else listed())
+        paths, labels = (Paths(root, walk(root)), None) if files else in_class_folders(root, folders)
         if len(paths) == 0:
             raise UsageError(
                 f"{self.data_prefix} has no pictures ({', '.join(EXTENSIONS[:4])}, ...): "
                 f"set {key}.data_prefix to a folder of pictures or of class folders"
             )
-        if not files:
-            self.class_names, self.labels = folders, np.repeat(np.arange(len(counts)), counts)
+        if labels is not None:
+            self.class_names, self.labels = folders, labels
         return paths
 
 
@@ -175,8 +166,8 @@ class ImageList(Source):
         return f"{type(self).__name__}({self.ann_file!r})"
 
     def _list(self, key: str) -> Sequence[str]:
-        root = _folder(self.data_prefix, key)
-        paths, self.labels = _read_annotations(self.ann_file, root, key)
+        root = folder_of(self.data_prefix, key)
+        paths, self.labels = read_annotations(self.ann_file, root, key)
         return paths
 
 
@@ -199,9 +190,9 @@ class ImageNet(Source):
         return f"{type(self).__name__}({self.data_prefix!r})"
 
     def _list(self, key: str) -> Sequence[str]:
-        root = _folder(self.data_prefix, key)
+        root = folder_of(self.data_prefix, key)
         if self.ann_file is not None and os.path.exists(self.ann_file):
-            paths, self.labels = _read_annotations(self.ann_file, root, key)
+            paths, self.labels = read_annotations(self.ann_file, root, key)
             return paths
         folder = ImageFolder(root)
         folder.open(key)
@@ -278,7 +269,7 @@ class _Picked(Sequence[str]):
         return self._paths[self._ids[i]]
 
 
-def _folder(data_prefix: str, key: str) -> str:
+def folder_of(data_prefix: str, key: str) -> str:
     """The folder's absolute path, so that a later change of the working directory does no harm."""
     if not os.path.isdir(data_prefix):
         state = "is not a folder" if os.path.exists(data_prefix) else "does not exist"
@@ -300,7 +291,22 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
     return sorted(files), sorted(folders)
 
 
-def _walk(root: str, below: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+def in_class_folders(root: str, folders: Sequence[str]) -> tuple[Paths, np.ndarray]:
+    """The pictures below each of some folders of `root`, in their order, and the numbers of their folders."""
+    counts: list[int] = []
+
+    def listed() -> Iterator[str]:
+        for name in folders:
+            counts.append(0)
+            for path in walk(root, name):
+                counts[-1] += 1
+                yield path
+
+    paths = Paths(root, listed())
+    return paths, np.repeat(np.arange(len(counts)), counts)
+
+
+def walk(root: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
     """Pictures below `root/below`, relative to `root`: a folder's own first, then its subfolders; no loops of links."""
     folder = os.path.join(root, below)
     status = os.stat(folder)
@@ -311,10 +317,10 @@ def _walk(root: str, below: str, above: tuple[tuple[int, int], ...] = ()) -> Ite
     for name in files:
         yield os.path.join(below, name)
     for name in folders:
-        yield from _walk(root, os.path.join(below, name), (*above, identity))
+        yield from walk(root, os.path.join(below, name), (*above, identity))
 
 
-def _read_annotations(ann_file: str, root: str, key: str) -> tuple[Paths, np.ndarray | None]:
+def read_annotations(ann_file: str, root: str, key: str) -> tuple[Paths, np.ndarray | None]:
     """Paths and labels of an annotation file. A path may hold spaces: only a last word that is a number is a label."""
     labels: list[int] = []
     unlabelled = 0
