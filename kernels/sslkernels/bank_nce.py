@@ -3,9 +3,8 @@ form of eq. 1 of arXiv 1911.05722, as later implementations of NPID have it).
 
     loss_i = -log( exp(q_i.b_pos(i) / T) / (exp(q_i.b_pos(i) / T) + sum_j exp(q_i.b_neg(i,j) / T)) )
 
-The rows of the bank are gathered and multiplied in one pass, a tile at a time: no B x K x D tensor exists, and each
-negative is read once, B K D numbers, for loss and gradient together. (On the CPU twice; there the B x K similarities
-are kept, which are D times smaller than what is gathered.)
+The rows of the bank are gathered and multiplied in one pass, a tile at a time: no B x K x D and no B x K tensor exists,
+and each negative is read once, B K D numbers, for loss and gradient together.
 """
 
 import math
@@ -20,6 +19,7 @@ from sslkernels.arguments import check_index, check_matrix, check_no_gradient, c
 from sslkernels.contrast import (
     CHUNK_ELEMENTS,
     EPSILON,
+    LARGE,
     contiguous_rows,
     finish,
     is_shift_fixed,
@@ -112,18 +112,24 @@ def _(
 def _gather_in_chunks(
     unit: Tensor, bank: Tensor, negative_index: Tensor, temperature: float, needs_keys: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """log_total, shift, best and mean_key, as `sslkernels.contrast.sweep_in_chunks` returns them."""
-    chunk = max(1, CHUNK_ELEMENTS // unit.numel())
-    parts = negative_index.split(chunk, dim=1)
-    similarities = torch.cat([torch.bmm(bank[p].to(unit.dtype), unit.unsqueeze(2)).squeeze(2) for p in parts], dim=1)
-    best = similarities.amax(dim=1, keepdim=True)
-    weights = similarities.sub_(best).div_(temperature).exp_()
-    total = weights.sum(dim=1, keepdim=True)
-    mean_key = None
-    if needs_keys:
-        mean_key = torch.zeros_like(unit)
-        for part, weight in zip(parts, weights.div_(total).split(chunk, dim=1), strict=True):
-            mean_key += torch.bmm(weight.unsqueeze(1), bank[part].to(unit.dtype)).squeeze(1)
+    """log_total, shift, best and mean_key, as `sslkernels.contrast.sweep_in_chunks` returns them.
+
+    A query at a time: its rows are gathered into the cache once, for the similarities and for their sum.
+    """
+    chunk = min(negative_index.shape[1], max(1, CHUNK_ELEMENTS // unit.shape[1]))
+    rows = bank.new_empty((chunk, unit.shape[1]))
+    best, total, key_sum = unit.new_full((len(unit), 1), -LARGE), unit.new_zeros((len(unit), 1)), torch.zeros_like(unit)
+    for i, index in enumerate(negative_index.unbind()):
+        for part in index.split(chunk):
+            keys = torch.index_select(bank, 0, part, out=rows[: len(part)]).to(unit.dtype)
+            similarity = torch.mv(keys, unit[i])
+            previous, best[i] = best[i].clone(), torch.maximum(best[i], similarity.max())
+            weight = similarity.sub_(best[i]).div_(temperature).exp_()
+            rescale = ((previous - best[i]) / temperature).exp_()
+            total[i] = total[i] * rescale + weight.sum()
+            if needs_keys:
+                key_sum[i].mul_(rescale).addmv_(keys.T, weight)
+    mean_key = key_sum / total if needs_keys else None
     return total.log().squeeze(1), best.squeeze(1), best.squeeze(1), mean_key
 
 

@@ -81,7 +81,7 @@ def through_normalisation(gradient: Tensor, unit: Tensor, length: Tensor) -> Ten
 def log_sums(unit: Tensor, keys: Tensor, skipped: Tensor | None, temperature: float) -> Tensor:
     """(B,): log sum_j exp(u_i.k_j / T), for rows u (B, D) that are normalised already; arguments as in `contrast`."""
     if not is_for_kernels(unit, keys):
-        log_total, shift, _, _ = sweep_in_chunks(unit, keys, skipped, temperature, needs_keys=False)
+        log_total, shift, _, _ = sweep_in_chunks(unit, keys, skipped, temperature, needs_keys=False, needs_best=False)
         return log_total + shift / temperature
     totals, bests, _ = sweep_triton(unit, keys, skipped, temperature, needs_keys=False, is_unit=True)
     if is_shift_fixed(temperature, product_dtype(unit, keys)):
@@ -95,13 +95,18 @@ def is_shift_fixed(temperature: float, dtype: torch.dtype) -> bool:
 
 
 def sweep_in_chunks(
-    unit: Tensor, keys: Tensor, skipped: Tensor | None, temperature: float, needs_keys: bool
+    unit: Tensor,
+    keys: Tensor,
+    skipped: Tensor | None,
+    temperature: float,
+    needs_keys: bool,
+    needs_best: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The pass in plain PyTorch, on a B x chunk tile that is used again and again.
 
     Returns:
-        log_total (B,): log sum_j exp((s_ij - shift_i) / T); shift (B,); best (B,): max_j s_ij; mean_key (B, D):
-        sum_j softmax_j(s_ij / T) k_j, or None if it is not needed.
+        log_total (B,): log sum_j exp((s_ij - shift_i) / T); shift (B,); best (B,): max_j s_ij, undefined unless needed;
+        mean_key (B, D): sum_j softmax_j(s_ij / T) k_j, or None if it is not needed.
     """
     num_queries, num_keys = len(unit), len(keys)
     chunk = min(num_keys, max(64, CHUNK_ELEMENTS // num_queries))
@@ -116,14 +121,15 @@ def sweep_in_chunks(
         torch.mm(unit, part.T, out=tile)
         if skipped is not None:
             fill_columns_(tile, skipped - start, -2 * LARGE)
-        new_best = torch.maximum(best, tile.amax(dim=1, keepdim=True))
+        previous = best
+        if needs_best or not is_fixed:
+            best = torch.maximum(best, tile.amax(dim=1, keepdim=True))
         if not is_fixed:
-            rescale = ((best - new_best) / temperature).exp_()
+            rescale = ((previous - best) / temperature).exp_()
             total.mul_(rescale)
             if key_sum is not None:
                 key_sum.mul_(rescale)
-            shift = new_best
-        best = new_best
+            shift = best
         tile.sub_(shift).mul_(1 / temperature).exp_()
         total.add_(tile.sum(dim=1, keepdim=True))
         if key_sum is not None:
