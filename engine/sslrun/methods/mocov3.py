@@ -1,0 +1,86 @@
+"""MoCo v3: predict the other view's key among all keys of the batch; no queue.
+
+Chen, Xie & He 2021 (arXiv 2104.02057), algorithm 1. For views 1 and 2 of a picture, queries q = predictor(projector(
+f(x))) and keys k = projector'(f'(x)) of a momentum encoder, all normalised; with L(q, k) the InfoNCE of eq. 1 over the
+keys of the whole global batch, the loss is 2T (L(q1, k2) + L(q2, k1)).
+
+The keys of all micro-batches and ranks are computed before any query, so every query meets all of them: the loss is
+that of the whole global batch however it is cut up. What SyncBN sees at once is another matter (`sslrun.nn.norm`).
+
+The momentum grows to 1 along half a cosine. Views pass the networks one after the other, so that each has its own
+BatchNorm statistics, as in the paper's code. Deviations: the momentum update runs after the step instead of before the
+next keys, which is the same sequence of weights; the momentum encoder keeps BatchNorm's running statistics of its own
+instead of a copy of the student's: training never reads them.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.data.batch import Batch
+from sslrun.methods.base import Loss, Method, Progress
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.heads import MoCoV3Head
+from sslrun.nn.momentum import cosine_momentum, teacher_of
+from sslrun.nn.necks import Neck
+from sslrun.nn.spread import spread
+from sslrun.runtime.distributed import all_gather_rows, rank, world_size
+
+
+class Keys(NamedTuple):
+    """What the queries of one micro-batch are compared with.
+
+    Attributes:
+        first: (N, D), normalised keys of the first views of the global batch, in its order.
+        second: (N, D), of the second views.
+        own: (B,) int64, the rows of the micro-batch's own samples.
+    """
+
+    first: Tensor
+    second: Tensor
+    own: Tensor
+
+
+class MoCoV3(Method):
+    """Momentum contrast within the batch, for ResNets and vision transformers.
+
+    Args:
+        backbone: the network to train.
+        neck: projector on top of it.
+        head: predictor and contrastive loss.
+        base_momentum: of the key encoder at the start of the run; 1 at its end.
+    """
+
+    def __init__(self, backbone: Backbone, neck: Neck, head: MoCoV3Head, base_momentum: float = 0.99) -> None:
+        super().__init__()
+        if head.predictor.out_channels != neck.out_channels:
+            raise ValueError(
+                f"the predictor gives {head.predictor.out_channels} channels, but the neck {neck.out_channels}"
+            )
+        if not 0 <= base_momentum <= 1:
+            raise ValueError(f"base_momentum is {base_momentum}, expected 0 to 1")
+        self.backbone, self.neck, self.head = backbone, neck, head
+        self.key_backbone, self.key_neck = teacher_of(backbone), teacher_of(neck)
+        self.base_momentum = base_momentum
+
+    def targets(self, batches: list[Batch], progress: Progress) -> list[Keys]:
+        """The keys of the whole global batch, for each micro-batch with the rows that are its own."""
+        encoded = [[self._keys(view) for view in batch.crops()] for batch in batches]
+        first, second = (all_gather_rows(torch.cat(keys)) for keys in zip(*encoded, strict=True))
+        own = torch.arange(len(first), device=first.device).view(world_size(), len(batches), -1)[rank()]
+        return [Keys(first, second, rows) for rows in own]
+
+    def forward(self, batch: Batch, progress: Progress, targets: Keys) -> Loss:
+        first, second = (self.neck(self.backbone(view)[-1]) for view in batch.crops())
+        loss, queries = self.head(first, targets.second, targets.own)
+        mirrored, _ = self.head(second, targets.first, targets.own)
+        return Loss(loss + mirrored, {"feature_std": spread(queries)})
+
+    def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
+        momentum = cosine_momentum(self.base_momentum, progress.fraction)
+        return [(self.key_backbone, self.backbone, momentum), (self.key_neck, self.neck, momentum)]
+
+    def _keys(self, images: Tensor) -> Tensor:
+        return F.normalize(self.key_neck(self.key_backbone(images)[-1]).float(), dim=1)

@@ -1,0 +1,235 @@
+"""MoCo v3 against its paper written longhand, and against itself on other cuts of the same global batch."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from ranks import run_ranks
+from sslrun.config import load
+from sslrun.config.build import build
+from sslrun.data.batch import Batch
+from sslrun.methods import Progress
+from sslrun.methods.mocov3 import MoCoV3
+from sslrun.nn.heads import MoCoV3Head
+from sslrun.nn.necks import NonLinearNeck
+from sslrun.nn.norm import BN, SyncBN, set_groups
+from sslrun.nn.resnet import ResNet
+from sslrun.nn.vit import VisionTransformer
+from sslrun.optim import Optimizer
+from sslrun.runtime import distributed
+from sslrun.runtime.executor import LocalExecutor
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)
+TEMPERATURE = 0.3
+
+
+def small_mocov3(norm: BN | None = None, **options: float) -> MoCoV3:
+    torch.manual_seed(0)
+    norm = norm or BN()
+    backbone = ResNet(18, stem="small", base_width=4, norm_cfg=norm)
+    neck = NonLinearNeck(32, 12, 6, with_last_bn_affine=False, norm_cfg=norm)
+    predictor = NonLinearNeck(6, 12, 6, with_last_bn_affine=False, norm_cfg=norm)
+    return MoCoV3(backbone, neck, MoCoV3Head(predictor, TEMPERATURE), **options).double()
+
+
+def random_batch(num_samples: int, size: int = 8) -> Batch:
+    """Two views that resemble each other, as two groups of one."""
+    generator = torch.Generator().manual_seed(5)
+    shape = (num_samples, 3, size, size)
+    first = torch.randn(shape, dtype=torch.float64, generator=generator)
+    second = first + 0.5 * torch.randn(shape, dtype=torch.float64, generator=generator)
+    return Batch([first, second], torch.arange(num_samples), None)
+
+
+def piece(batch: Batch, first: int, size: int) -> Batch:
+    return Batch([view[first : first + size] for view in batch.views], batch.index[first : first + size], None)
+
+
+def step(method: MoCoV3, batches: list[Batch]) -> tuple[float, list[torch.Tensor]]:
+    """Loss and gradients of one optimiser step over micro-batches."""
+    method.zero_grad()
+    with torch.no_grad():
+        targets = method.targets(batches, PROGRESS)
+    values = []
+    for batch, target in zip(batches, targets, strict=True):
+        loss = method(batch, PROGRESS, target)
+        (loss.value / len(batches)).backward()
+        values.append(loss.value.item())
+    return sum(values) / len(values), [p.grad.clone() for p in method.parameters() if p.requires_grad]
+
+
+def same(ours: tuple[float, list[torch.Tensor]], theirs: tuple[float, list[torch.Tensor]]) -> None:
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)  # keys are float32
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def longhand(method: MoCoV3, batch: Batch) -> torch.Tensor:
+    """Algorithm 1 of arXiv 2104.02057 with loops: ctr(q1, k2) + ctr(q2, k1)."""
+    first, second = batch.crops()
+
+    def queries(images: torch.Tensor) -> torch.Tensor:
+        return method.head.predictor(method.neck(method.backbone(images)[-1].mean(dim=(2, 3))))
+
+    def keys(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return method.key_neck(method.key_backbone(images)[-1].mean(dim=(2, 3)))
+
+    def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return sum(a * b) / (sum(a * a) * sum(b * b)).sqrt()
+
+    total = torch.zeros((), dtype=torch.float64)
+    for q, k in ((queries(first), keys(second)), (queries(second), keys(first))):
+        for i in range(len(q)):
+            logits = [cosine(q[i], other) / TEMPERATURE for other in k]
+            total = total - 2 * TEMPERATURE * torch.log(logits[i].exp() / sum(x.exp() for x in logits)) / len(q)
+    return total
+
+
+def test_loss_and_gradient_are_the_papers() -> None:
+    batch, twin = random_batch(5), small_mocov3()
+    expected = longhand(twin, batch)
+    expected.backward()
+    gradients = [p.grad for p in twin.parameters() if p.requires_grad]
+    same(step(small_mocov3(), [batch]), (expected.item(), gradients))
+
+
+def test_every_trained_parameter_gets_a_gradient_and_no_other() -> None:
+    method = small_mocov3()
+    step(method, [random_batch(6)])
+    for name, parameter in method.named_parameters():
+        assert name.startswith("key_") == (parameter.grad is None), name
+        assert parameter.grad is None or parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("micro_batch", [4, 8])
+def test_the_cut_of_a_global_batch_does_not_show(micro_batch: int) -> None:
+    """16 samples with BatchNorm in groups of 4, at once and accumulated: every query meets all 16 keys."""
+    whole, cut, batch = small_mocov3(), small_mocov3(), random_batch(16)
+    set_groups(whole, 4, 4)
+    set_groups(cut, 4, micro_batch // 4)
+    pieces = [piece(batch, start, micro_batch) for start in range(0, 16, micro_batch)]
+    assert [target.own.tolist() for target in cut.targets(pieces, PROGRESS)] == [p.index.tolist() for p in pieces]
+    same(step(cut, pieces), step(whole, [batch]))
+
+
+CUTS = [(BN(), 1), (BN(), 2), (SyncBN(), 1)]  # norm, and micro-batches per rank
+
+
+def one_rank(cuts: list[tuple[BN, int]]) -> list[tuple[float, list[torch.Tensor]]]:
+    """This rank's share of 16 samples, averaged over ranks as the executor does."""
+    distributed.init(torch.device("cpu"))
+    share, results = 16 // distributed.world_size(), []
+    for norm, accumulation in cuts:
+        size, start = share // accumulation, distributed.rank() * share
+        method, batch = small_mocov3(norm), random_batch(16)
+        set_groups(method, 4, size // 4)
+        loss, gradients = step(method, [piece(batch, start + part * size, size) for part in range(accumulation)])
+        total = torch.tensor(loss, dtype=torch.float64)
+        distributed.all_reduce_mean_([total, *gradients])
+        results.append((total.item(), gradients))
+    distributed.shutdown()
+    return results
+
+
+@pytest.mark.parametrize(("world_size", "cuts"), [(2, CUTS), (4, CUTS[:1])], ids=["2 ranks", "4 ranks"])
+def test_ranks_are_one_process(world_size: int, cuts: list[tuple[BN, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    expected = []
+    for norm, _ in cuts:
+        whole = small_mocov3(norm)
+        set_groups(whole, 4, 4)
+        expected.append(step(whole, [random_batch(16)]))
+    for results in run_ranks(one_rank, world_size, cuts):
+        for ours, theirs in zip(results, expected, strict=True):
+            same(ours, theirs)
+
+
+def test_the_momentum_encoder_follows_as_in_the_paper() -> None:
+    """Before the keys of iteration t: k = m_t k + (1 - m_t) q, with m_t = 1 - (1 - m_0) (1 + cos(pi t / T)) / 2."""
+    method, total_steps = small_mocov3(base_momentum=0.8), 4
+    names = [name for name, _ in method.key_backbone.named_parameters()]
+    teacher = {name: p.detach().clone() for name, p in method.key_backbone.named_parameters()}
+    executor = LocalExecutor(
+        method, torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1), device=torch.device("cpu")
+    )
+    for t in range(total_steps):
+        momentum = 1 - 0.2 * (1 + math.cos(math.pi * t / total_steps)) / 2
+        for name in names:
+            student = method.backbone.get_parameter(name).detach()
+            teacher[name] = momentum * teacher[name] + (1 - momentum) * student
+            torch.testing.assert_close(method.key_backbone.get_parameter(name), teacher[name])
+        progress = Progress(t, total_steps, 2, seed=1)
+        (targets,) = executor.targets([random_batch(6)], progress)
+        executor.backward(executor.forward(random_batch(6), progress, targets).value)
+        executor.step([0.1])
+        executor.update_teachers(method.teachers(Progress(t + 1, total_steps, 2, seed=1)))
+    assert [pair[2] for pair in method.teachers(Progress(total_steps, total_steps, 2, seed=1))] == [1.0, 1.0]
+
+
+def test_a_vision_transformer_keeps_its_patch_projection() -> None:
+    torch.manual_seed(0)
+    backbone = VisionTransformer(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
+    neck = NonLinearNeck(16, 12, 6, num_layers=3, with_last_bn_affine=False)
+    predictor = NonLinearNeck(6, 12, 6, with_last_bn_affine=False)
+    method = MoCoV3(backbone, neck, MoCoV3Head(predictor, TEMPERATURE)).double()
+    step(method, [random_batch(6)])
+    without = {name for name, p in method.named_parameters() if p.grad is None and not name.startswith("key_")}
+    assert without == {"backbone.pos_embed", "backbone.patch_embed.proj.weight", "backbone.patch_embed.proj.bias"}
+
+
+def test_bad_arguments_are_named() -> None:
+    backbone, neck = ResNet(18, base_width=4), NonLinearNeck(32, 12, 6)
+    with pytest.raises(ValueError, match="the predictor gives 5 channels, but the neck 6"):
+        MoCoV3(backbone, neck, MoCoV3Head(NonLinearNeck(6, 12, 5)))
+    with pytest.raises(ValueError, match=r"base_momentum is 1\.5, expected 0 to 1"):
+        small_mocov3(base_momentum=1.5)
+    with pytest.raises(ValueError, match="temperature is 0, expected a number above 0"):
+        MoCoV3Head(NonLinearNeck(6, 12, 6), 0)
+
+
+def test_the_resnet_recipes_are_the_published_ones() -> None:
+    alias = load(CONFIGS / "mocov3.toml")
+    assert alias.name == "mocov3_resnet50_8xb512-amp-coslr-100e_in1k"
+    published = {100: (9.6, 1e-6, 0.99), 300: (4.8, 1e-6, 0.99), 800: (4.8, 1.5e-6, 0.996)}
+    for epochs, (lr, weight_decay, momentum) in published.items():
+        values = load(CONFIGS / f"selfsup/mocov3/{alias.name.replace('100e', f'{epochs}e')}.toml").values
+        optimizer, model = values["optimizer"], values["model"]
+        assert (values["epochs"], values["global_batch"], values["data"]["samples_per_gpu"]) == (epochs, 4096, 512)
+        assert (optimizer["type"], optimizer["lr"], optimizer["weight_decay"]) == ("LARS", lr, weight_decay)
+        assert (model["base_momentum"], model["head"]["temperature"], optimizer["momentum"]) == (momentum, 1.0, 0.9)
+        assert (values["lr"]["warmup_epochs"], values["lr"]["by"], values["lr"]["min_lr"]) == (10, "iter", 0.0)
+        views = [[t["type"] for t in group["transforms"]] for group in values["data"]["views"]]
+        assert ("Solarization" in views[0], "Solarization" in views[1]) == (False, True)
+        assert [group["transforms"][3]["p"] for group in values["data"]["views"]] == [1.0, 0.1]  # blur
+
+
+def test_lars_leaves_out_every_norm_and_bias() -> None:
+    """By the recipe's rules, on the recipe's names: what has one dimension is what is left out."""
+    torch.manual_seed(0)
+    backbone, neck = ResNet(50, base_width=4), NonLinearNeck(128, 12, 6, with_last_bn_affine=False)
+    method = MoCoV3(backbone, neck, MoCoV3Head(NonLinearNeck(6, 12, 6, with_last_bn_affine=False)))
+    optimizer = build(load(CONFIGS / "mocov3.toml"), Optimizer, ("optimizer",))
+    excluded = set()
+    for group in optimizer.create(method.named_parameters()).param_groups:
+        assert group["weight_decay"] == (0.0 if group["lars_exclude"] else 1e-6)
+        excluded |= set(group["param_names"]) if group["lars_exclude"] else set()
+    assert excluded == {name for name, p in method.named_parameters() if p.requires_grad and p.dim() == 1}
+
+
+def test_the_transformer_recipes_are_the_published_ones() -> None:
+    sizes = {"small-p16_16xb256": (384, 256), "base-p16_16xb256": (768, 256), "large-p16_64xb64": (1024, 64)}
+    for name, (width, samples) in sizes.items():
+        values = load(CONFIGS / f"selfsup/mocov3/mocov3_vit-{name}-amp-coslr-300e_in1k.toml").values
+        model, optimizer = values["model"], values["optimizer"]
+        assert model["backbone"]["arch"] == name.split("-")[0] and model["backbone"]["frozen_patch_embed"]
+        assert (model["neck"]["in_channels"], model["neck"]["num_layers"]) == (width, 3)
+        assert (model["base_momentum"], model["head"]["temperature"]) == (0.99, 0.2)
+        assert (values["epochs"], values["global_batch"], values["data"]["samples_per_gpu"]) == (300, 4096, samples)
+        assert (optimizer["type"], optimizer["lr"], optimizer["weight_decay"]) == ("AdamW", 2.4e-3, 0.1)
+        assert optimizer.get("grad_clip") == ({"max_norm": 5.0} if width == 1024 else None)
+        assert (values["lr"]["warmup_epochs"], values["lr"]["by"]) == (40, "iter")
+        assert [group["transforms"][0]["scale"] for group in values["data"]["views"]] == [[0.08, 1.0], [0.08, 1.0]]
