@@ -4,7 +4,7 @@
 
 Traffic: the teacher read and written, the student read, 12 bytes a parameter in float32, and no temporaries. On a GPU
 one launch for each pair of dtypes, whose programs find their block of elements in a table (a second launch where blocks
-are not aligned to 16 bytes). On the CPU torch's foreach.
+are not aligned to 16 bytes). On the CPU torch's foreach; `torch.compile` of `reference` takes 0.85 of its time there.
 """
 
 import functools

@@ -12,7 +12,7 @@ a softmax with a centre, and `soft_cross_entropy` takes it as one, so that the B
 
 On a GPU the first iteration reads the scores once, each further one twice; the assignments take two more reads and one
 write. On the CPU, where a chunk of rows is normalised and added to the columns while it is in the cache, each iteration
-and the assignments read once.
+and the assignments read once; there `torch.compile` of `reference` takes 0.8 to 1.1 of the time (docs/kernels.md).
 """
 
 import math
