@@ -8,8 +8,8 @@ centre of section 3.1; SwAV: Caron et al. 2020, arXiv 2006.09882, eq. 2, with th
 One pass over student and teacher carries both sums of exponentials and the sum of their cross terms; backward takes the
 exponentials anew. Besides the gradient, in the dtype of the student, no B x K tensor is made: four numbers a row are
 kept. Bytes for each of the B x K scores, of s bytes each: 2 s forward, 3 s backward (the centre is 4 K, mostly cached).
-On the CPU, where a chunk takes several passes through the cache, `torch.compile` of `reference` is faster, by 0.6 to 0.9
-of the time (docs/kernels.md).
+On the CPU, where a chunk takes several passes through the cache, `torch.compile` of `reference` takes 0.6 to 0.9 of the
+time (docs/kernels.md).
 """
 
 import math
