@@ -1,11 +1,15 @@
 """Losses with their hyper-parameters: what turns embeddings into a number to minimise."""
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslkernels import batch_nce, info_nce
+from sslkernels import batch_nce, info_nce, nt_xent
 from sslrun.config.component import Component
 from sslrun.nn.necks import Neck, pooled
+from sslrun.runtime.distributed import all_reduce_mean_with_gradient, group
 
 
 class Head(nn.Module, Component, kind="heads"):
@@ -38,6 +42,18 @@ class ContrastiveHead(Head):
         """
         return info_nce(queries, positives, negatives, self.temperature)
 
+    def between_views(self, embeddings: Tensor) -> Tensor:
+        """NT-Xent: the positive is a picture's other view, negatives are all other rows that are on the devices at
+        once, over all ranks (Chen et al. 2020, arXiv 2002.05709, eq. 1).
+
+        Args:
+            embeddings: (2B, D), not yet normalised; rows i and i + B are one picture.
+
+        Returns:
+            Mean over the rows, 0-d fp32.
+        """
+        return nt_xent(embeddings, self.temperature, group=group())
+
 
 class ClsHead(Head):
     """Linear classifier with cross-entropy, on features averaged over their positions.
@@ -54,23 +70,36 @@ class ClsHead(Head):
             raise ValueError(f"in_channels is {in_channels} and num_classes {num_classes}, expected at least 1 and 2")
         if init_std <= 0:
             raise ValueError(f"init_std is {init_std}, expected a number above 0")
-        self.num_classes = num_classes
+        self.num_classes, self.init_std = num_classes, init_std
         self.fc = nn.Linear(in_channels, num_classes)
         nn.init.normal_(self.fc.weight, std=init_std)
         nn.init.zeros_(self.fc.bias)
 
-    def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """-log softmax(W x + b)_label, mean over the rows.
 
         Args:
             features: (B, C), or a feature map (B, C, H, W).
             labels: (B,) int64, 0 to K - 1.
+            weights: (B,), of the rows, with a mean of 1 over the global batch: then the loss is the weighted mean of
+                the global batch, however that is cut. (Weights that sum to 1 over the classes would make it K times
+                too small.)
 
         Returns:
             The loss, and the share of rows whose largest score is that of their label; both 0-d.
         """
         scores = self.fc(pooled(features))  # under autocast the loss is fp32 by itself
-        return F.cross_entropy(scores, labels), (scores.argmax(dim=1) == labels).float().mean()
+        losses = F.cross_entropy(scores, labels, reduction="none")
+        loss = (losses if weights is None else losses * weights).mean()
+        return loss, (scores.argmax(dim=1) == labels).float().mean()
+
+    def redrawn(self, generator: torch.Generator) -> list[tuple[nn.Parameter, Callable[[Tensor], Tensor]]]:
+        """What sets the head back to new first weights, as `Method.rewrites` has it; drawn now."""
+        weight = torch.randn(self.fc.weight.shape, generator=generator) * self.init_std
+        return [
+            (self.fc.get_parameter("weight"), lambda old: weight.to(old)),
+            (self.fc.get_parameter("bias"), torch.zeros_like),
+        ]
 
 
 class MoCoV3Head(Head):
@@ -101,3 +130,81 @@ class MoCoV3Head(Head):
         """
         queries = self.predictor(projections)
         return 2 * self.temperature * batch_nce(queries, keys, own, self.temperature), queries
+
+
+class LatentPredictHead(Head):
+    """Negative cosine between what a predictor makes of one view's embedding and the embedding of another view, which
+    gets no gradient (Grill et al. 2020, arXiv 2006.07733, eq. 2, without its constant; Chen & He 2021, arXiv
+    2011.10566, eq. 1 and 3).
+
+    Args:
+        predictor: from an embedding to an embedding of the same dimension.
+    """
+
+    def __init__(self, predictor: Neck) -> None:
+        super().__init__()
+        self.predictor = predictor
+
+    def check_fits(self, neck: Neck) -> None:
+        """Raise ValueError where predictions are not of the dimension of what they predict."""
+        if self.predictor.out_channels != neck.out_channels:
+            raise ValueError(
+                f"the head's predictor gives {self.predictor.out_channels} channels (out_channels), "
+                f"but the neck {neck.out_channels}"
+            )
+
+    def forward(self, embeddings: Tensor, targets: Tensor) -> Tensor:
+        """-cos(predictor(embeddings), targets), mean over the rows: -1 where they agree, 0 where they are unrelated.
+
+        Args:
+            embeddings: (B, D), not normalised.
+            targets: (B, D), not normalised; row i is the other view of row i.
+        """
+        predictions = F.normalize(_wide(self.predictor(embeddings)), dim=1)
+        return -(predictions * F.normalize(_wide(targets.detach()), dim=1)).sum(dim=1).mean()
+
+
+class LatentCrossCorrelationHead(Head):
+    """Makes the cross-correlation of two views' embeddings the identity (Zbontar et al. 2021, arXiv 2103.03230, eq. 1
+    and 2).
+
+        C = A^T B / rows,   loss = sum_i (1 - C_ii)^2 + lambd sum_i sum_{j != i} C_ij^2
+
+    A and B are the embeddings, each dimension with mean 0 and variance 1 over the rows of all ranks. C is their sum
+    over ranks too, so ranks compute what one process does with all rows; each holds the whole C, D x D.
+
+    Args:
+        lambd: weight of what is off the diagonal.
+    """
+
+    def __init__(self, lambd: float = 0.0051) -> None:
+        super().__init__()
+        if lambd < 0:
+            raise ValueError(f"lambd is {lambd}, expected 0 or more")
+        self.lambd = lambd
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """The loss, 0-d, the same on all ranks.
+
+        Args:
+            first: (B, D), one view; as many rows on every rank.
+            second: (B, D), the other view of the same pictures.
+        """
+        with torch.autocast(first.device.type, enabled=False):  # 1 - C_ii is small where C_ii would be rounded
+            local = _standardised(_wide(first)).T @ _standardised(_wide(second)) / len(first)
+            correlation = all_reduce_mean_with_gradient(local)
+            diagonal = correlation.diagonal()
+            redundancy = correlation.square().sum() - diagonal.square().sum()
+            return (1 - diagonal).square().sum() + self.lambd * redundancy
+
+
+def _standardised(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Batch normalisation without scale, shift and memory, (B, D), over the rows of all ranks."""
+    centred = x - all_reduce_mean_with_gradient(x.mean(dim=0))
+    variance = all_reduce_mean_with_gradient(centred.square().mean(dim=0))
+    return centred * torch.rsqrt(variance + eps)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32, whatever autocast made of it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional_collectives
 from torch import Tensor
 
 from sslrun.errors import RunFailed, UsageError
@@ -200,6 +201,14 @@ def all_gather_rows_with_gradient(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _GatherRows.apply(x)
 
 
+def all_reduce_mean_with_gradient(x: Tensor) -> Tensor:
+    """The mean over ranks; backward hands each rank the mean, over all ranks, of the gradients with respect to it.
+
+    With a loss that is averaged over ranks (as the executor averages gradients) this is the exact gradient of it.
+    """
+    return x if world_size() == 1 else _RankMean.apply(x)
+
+
 @torch.no_grad()
 def exchange_rows(x: Tensor, permutation: Tensor) -> Tensor:
     """Row p of the global batch becomes row `permutation[p]` of the concatenation over ranks.
@@ -241,6 +250,24 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = all_reduce_sum_(gradients[0].contiguous().clone())
         return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+class _RankMean(torch.autograd.Function):
+    """By functional collectives, which a compiled graph may contain."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _rank_mean(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _rank_mean(gradients[0])
+
+
+def _rank_mean(x: Tensor) -> Tensor:
+    everyone = group()
+    assert everyone is not None, "one process has nothing to reduce"
+    return functional_collectives.all_reduce(x.contiguous(), "sum", everyone) / world_size()
 
 
 def _row_major(x: Tensor) -> tuple[Tensor, bool]:
