@@ -1,0 +1,41 @@
+"""SimCLR: each view of a picture must find the other among all views of a batch.
+
+Chen et al. 2020 (arXiv 2002.05709), algorithm 1; the loss is NT-Xent, eq. 1 there. Both views of all pictures go
+through the network in one call, so that BatchNorm sees them together, as in the paper's code.
+
+Negatives are the rows of all ranks, and the gradient is that of one process with the whole batch. (MMSelfSup's is
+divided by the number of ranks once too often; LARS hides that, but not from the parameters that it leaves out.) Where a
+global batch is accumulated from micro-batches, rows are compared within what is on the devices at once, and there are
+fewer negatives.
+"""
+
+import torch
+from torch import Tensor
+
+from sslrun.data.batch import Batch
+from sslrun.methods.base import Loss, Method, Progress
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.heads import ContrastiveHead
+from sslrun.nn.necks import Neck
+from sslrun.nn.spread import spread
+
+
+class SimCLR(Method):
+    """Contrast within the batch. Recipes have two views of each picture, in one view group or two.
+
+    Args:
+        backbone: the network to train.
+        neck: projector on top of it.
+        head: contrastive loss.
+    """
+
+    def __init__(self, backbone: Backbone, neck: Neck, head: ContrastiveHead) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.head = backbone, neck, head
+
+    def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
+        images = batch.views[0] if len(batch.views) == 1 else torch.cat(batch.views)
+        if len(images) != 2 * len(batch.index):
+            raise ValueError(f"SimCLR compares 2 views of each picture, not {len(images) // len(batch.index)}")
+        embeddings: Tensor = self.neck(self.backbone(images)[-1])
+        return Loss(self.head.between_views(embeddings), {"feature_std": spread(embeddings)})
