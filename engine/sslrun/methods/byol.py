@@ -1,0 +1,69 @@
+"""BYOL: predict what a slow copy of the network makes of another view; there are no negatives.
+
+Grill et al. 2020 (arXiv 2006.07733), section 3. The loss is 2 (-cos(q(z1), t2) - cos(q(z2), t1)), from -4 to 4, as
+MMSelfSup writes it; the paper's, eq. 2 and its mirror image, is that plus 4. The gradients are equal, and curves can be
+laid beside MMSelfSup's. The teacher's momentum rises along a cosine (section 3.2 there).
+
+As in the paper's code each view goes through the network by itself: the two are augmented differently, and so have
+BatchNorm statistics of their own. The teacher runs in training mode, on its own statistics.
+
+Accumulating a global batch from micro-batches changes nothing but what SyncBN averages over: what is on the devices at
+once (`engine.micro_batch` times the number of ranks).
+"""
+
+from torch import Tensor, nn
+
+from sslrun.data.batch import Batch
+from sslrun.methods.base import Loss, Method, Progress
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.heads import LatentPredictHead
+from sslrun.nn.momentum import cosine_momentum, teacher_of
+from sslrun.nn.necks import Neck
+from sslrun.nn.spread import spread
+
+
+class BYOL(Method):
+    """Bootstrap your own latent. Recipes have two views of each picture.
+
+    Args:
+        backbone: the network to train.
+        neck: projector on top of it.
+        head: predictor on top of that, and the loss. The teacher has none.
+        base_momentum: of the teacher, at the start.
+        end_momentum: of the teacher, at the end of the run.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        neck: Neck,
+        head: LatentPredictHead,
+        base_momentum: float = 0.99,
+        end_momentum: float = 1.0,
+    ) -> None:
+        super().__init__()
+        head.check_fits(neck)
+        for name, momentum in (("base_momentum", base_momentum), ("end_momentum", end_momentum)):
+            if not 0 <= momentum <= 1:
+                raise ValueError(f"{name} is {momentum}, expected 0 to 1")
+        self.backbone, self.neck, self.head = backbone, neck, head
+        self.target_backbone, self.target_neck = teacher_of(backbone), teacher_of(neck)
+        self.base_momentum, self.end_momentum = base_momentum, end_momentum
+
+    def targets(self, batches: list[Batch], progress: Progress) -> list[tuple[Tensor, Tensor]]:
+        """The teacher's projections (B, D) of the first and of the second views, per micro-batch."""
+        return [self._pair(self.target_backbone, self.target_neck, batch) for batch in batches]
+
+    def forward(self, batch: Batch, progress: Progress, targets: tuple[Tensor, Tensor]) -> Loss:
+        first, second = self._pair(self.backbone, self.neck, batch)
+        target_of_first, target_of_second = targets
+        loss = 2 * (self.head(first, target_of_second) + self.head(second, target_of_first))
+        return Loss(loss, {"feature_std": spread(first)})
+
+    def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
+        momentum = cosine_momentum(self.base_momentum, progress.fraction, self.end_momentum)
+        return [(self.target_backbone, self.backbone, momentum), (self.target_neck, self.neck, momentum)]
+
+    def _pair(self, backbone: nn.Module, neck: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        first, second = batch.crops()
+        return neck(backbone(first)[-1]), neck(backbone(second)[-1])
