@@ -1,0 +1,41 @@
+"""SimSiam: predict the other view's embedding through a stopped gradient; no negatives, no teacher.
+
+Chen & He 2021 (arXiv 2011.10566), algorithm 1 and eq. 4: the loss is -(cos(p1, z2) + cos(p2, z1)) / 2, from -1 to 1. As
+there, each view goes through the network by itself and has BatchNorm statistics of its own; the predictor keeps its
+learning rate (`fix_lr`) and the projector's last norm has no scale and shift: recipe's business.
+
+Accumulating a global batch from micro-batches changes nothing but what SyncBN averages over: what is on the devices at
+once.
+"""
+
+from torch import Tensor
+
+from sslrun.data.batch import Batch
+from sslrun.methods.base import Loss, Method, Progress
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.heads import LatentPredictHead
+from sslrun.nn.necks import Neck
+from sslrun.nn.spread import spread
+
+
+class SimSiam(Method):
+    """Simple siamese network. Recipes have two views of each picture.
+
+    Args:
+        backbone: the network to train.
+        neck: projector on top of it.
+        head: predictor on top of that, and the loss, which stops the gradient of its second argument.
+    """
+
+    def __init__(self, backbone: Backbone, neck: Neck, head: LatentPredictHead) -> None:
+        super().__init__()
+        head.check_fits(neck)
+        self.backbone, self.neck, self.head = backbone, neck, head
+
+    def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
+        first, second = (self._embed(images) for images in batch.crops())
+        loss = 0.5 * (self.head(first, second) + self.head(second, first))
+        return Loss(loss, {"feature_std": spread(first)})
+
+    def _embed(self, images: Tensor) -> Tensor:
+        return self.neck(self.backbone(images)[-1])
