@@ -1,0 +1,41 @@
+"""Barlow Twins: two views agree in every dimension, and no two dimensions say the same.
+
+Zbontar et al. 2021 (arXiv 2103.03230), algorithm 1; the loss is eq. 1 there, a plain sum over the D x D
+cross-correlations. As in the paper each view goes through the network by itself and has BatchNorm statistics of its
+own.
+
+Correlations are taken over the batch of all ranks, and the gradient is that of one process with the whole batch. (In
+the paper's code, and in MMSelfSup's, autograd does not see the sum over ranks, so the gradient is divided by their
+number once too often. LARS hides that, but not from the parameters that it leaves out.) Where a global batch is
+accumulated from micro-batches, correlations are taken over what is on the devices at once.
+"""
+
+from torch import Tensor
+
+from sslrun.data.batch import Batch
+from sslrun.methods.base import Loss, Method, Progress
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.heads import LatentCrossCorrelationHead
+from sslrun.nn.necks import Neck
+from sslrun.nn.spread import spread
+
+
+class BarlowTwins(Method):
+    """Redundancy reduction. Recipes have two views of each picture.
+
+    Args:
+        backbone: the network to train.
+        neck: projector on top of it; its out_channels D are the dimensions that are correlated.
+        head: the loss.
+    """
+
+    def __init__(self, backbone: Backbone, neck: Neck, head: LatentCrossCorrelationHead) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.head = backbone, neck, head
+
+    def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
+        first, second = (self._embed(images) for images in batch.crops())
+        return Loss(self.head(first, second), {"feature_std": spread(first)})
+
+    def _embed(self, images: Tensor) -> Tensor:
+        return self.neck(self.backbone(images)[-1])
