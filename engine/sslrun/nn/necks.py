@@ -76,6 +76,33 @@ class MoCoV2Neck(Neck):
         return self.mlp(features)
 
 
+class DenseCLNeck(Neck):
+    """The two projectors of DenseCL (Wang et al. 2021, arXiv 2011.09157, section 3.2): global average pool, linear,
+    ReLU, linear; and the same without the pool, for every cell of the feature map.
+
+    Args:
+        in_channels: channels of the feature map.
+        hid_channels: width of the hidden layers.
+        out_channels: dimension D of the embeddings.
+    """
+
+    def __init__(self, in_channels: int, hid_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.mlp = nn.Sequential(
+            nn.Linear(in_channels, hid_channels), nn.ReLU(inplace=True), nn.Linear(hid_channels, out_channels)
+        )
+        self.mlp2 = nn.Sequential(
+            nn.Conv2d(in_channels, hid_channels, 1), nn.ReLU(inplace=True), nn.Conv2d(hid_channels, out_channels, 1)
+        )
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        """A feature map (B, C, S, S) to three embeddings, none normalised: global (B, D), dense (B, D, S^2), and dense
+        averaged over its cells (B, D)."""
+        dense = self.mlp2(features).flatten(2)
+        return self.mlp(pooled(features)), dense, dense.mean(dim=2)
+
+
 class NonLinearNeck(Neck):
     """Global average pool and an MLP with batch normalisation: linear, norm, ReLU, as often as wanted, and a last
     linear layer, with or without norm. The projector of SimCLR, BYOL, SimSiam, SwAV, Barlow Twins and MoCo v3, and the

@@ -1,0 +1,135 @@
+"""DenseCL: MoCo v2 on whole pictures and, by a second branch, on every cell of the feature map.
+
+Wang et al. 2021 (arXiv 2011.09157): the global loss is MoCo's (eq. 1); the dense loss (eq. 2) does the same for each of
+the S^2 cells of a query's map, whose positive is the key's cell with the most similar backbone feature (eq. 3), and
+whose negatives are a queue of pooled dense keys of other pictures. The total is (1 - lambda) global + lambda dense
+(eq. 4).
+
+The paper holds lambda at 0 for the first 1000 iterations; the published recipe does not, nor does this class unless
+`loss_lambda_start_iters` says so. As in MoCo, the key encoder sees the pictures of the whole global batch shuffled over
+the BatchNorm groups. Deviation: the momentum update runs after the step instead of before the next forward pass, which
+is the same sequence of weights.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.data.batch import Batch
+from sslrun.methods.base import Loss, Method, Progress
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.heads import Head
+from sslrun.nn.memory import Queue
+from sslrun.nn.momentum import encode_shuffled, teacher_of
+from sslrun.nn.necks import DenseCLNeck
+from sslrun.nn.spread import spread
+
+
+class Keys(NamedTuple):
+    """What the key encoder makes of the second views; every vector normalised, float32.
+
+    Attributes:
+        whole: (B, D), of the global branch.
+        dense: (B, D, S^2), of the dense branch.
+        pooled: (B, D), the dense branch averaged over its cells before it was normalised.
+        cells: (B, C, S^2), the backbone's feature map.
+    """
+
+    whole: Tensor
+    dense: Tensor
+    pooled: Tensor
+    cells: Tensor
+
+
+class DenseCL(Method):
+    """Dense contrastive learning.
+
+    Args:
+        backbone: the network to train.
+        neck: global and dense projector on top of it.
+        head: contrastive loss, of both branches.
+        queue_len: number K of negative keys, of each branch.
+        feat_dim: dimension D of the embeddings; equal to the neck's out_channels.
+        momentum: of the key encoder.
+        loss_lambda: weight of the dense loss; the global one has the rest.
+        loss_lambda_start_iters: optimiser steps at the start of the run with the global loss alone; 0 for none.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        neck: DenseCLNeck,
+        head: Head,
+        queue_len: int = 65536,
+        feat_dim: int = 128,
+        momentum: float = 0.999,
+        loss_lambda: float = 0.5,
+        loss_lambda_start_iters: int = 0,
+    ) -> None:
+        super().__init__()
+        if feat_dim != neck.out_channels:
+            raise ValueError(f"feat_dim is {feat_dim}, but the neck gives {neck.out_channels} channels (out_channels)")
+        for name, value in (("momentum", momentum), ("loss_lambda", loss_lambda)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}, expected 0 to 1")
+        if loss_lambda_start_iters < 0:
+            raise ValueError(f"loss_lambda_start_iters is {loss_lambda_start_iters}, expected 0 or more")
+        self.backbone, self.neck, self.head = backbone, neck, head
+        self.key_backbone, self.key_neck = teacher_of(backbone), teacher_of(neck)
+        self.queue, self.dense_queue = Queue(queue_len, feat_dim), Queue(queue_len, feat_dim)
+        self.momentum = momentum
+        self.loss_lambda, self.loss_lambda_start_iters = loss_lambda, loss_lambda_start_iters
+
+    def targets(self, batches: list[Batch], progress: Progress) -> list[Keys]:
+        """Keys per micro-batch, from pictures shuffled over the whole global batch."""
+        encoded = encode_shuffled(self._keys, [batch.crops()[1] for batch in batches], progress.generator())
+        return [Keys(*keys) for keys in encoded]
+
+    def forward(self, batch: Batch, progress: Progress, targets: Keys) -> Loss:
+        features = self.backbone(batch.crops()[0])[-1]
+        queries, dense, _ = self.neck(features)
+        loss, top1 = self.head(queries, targets.whole, self.queue.rows)
+        dense_loss, dense_top1 = self.head(_rows(dense), _rows(matched(features, targets)), self.dense_queue.rows)
+        weight = self.loss_lambda if progress.step >= self.loss_lambda_start_iters else 0.0
+        metrics = {
+            "global_loss": loss.detach(),
+            "dense_loss": dense_loss.detach(),
+            "top1_pct": 100 * top1,
+            "dense_top1_pct": 100 * dense_top1,
+            "feature_std": spread(queries),
+        }
+        carry = {"keys": targets.whole, "dense_keys": targets.pooled}
+        return Loss((1 - weight) * loss + weight * dense_loss, metrics, carry)
+
+    def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
+        return [(self.key_backbone, self.backbone, self.momentum), (self.key_neck, self.neck, self.momentum)]
+
+    def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:
+        self.queue.push(carry["keys"])
+        self.dense_queue.push(carry["dense_keys"])
+
+    def chance_loss(self) -> float:
+        return math.log(len(self.queue.rows) + 1)
+
+    def _keys(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = self.key_backbone(images)[-1]
+        outputs = (*self.key_neck(features), features.flatten(2))
+        return tuple(F.normalize(output.float(), dim=1) for output in outputs)
+
+
+@torch.no_grad()
+def matched(features: Tensor, keys: Keys) -> Tensor:
+    """(B, D, S^2): for each cell of the queries' feature maps (B, C, S, S), the dense key of the most similar cell."""
+    with torch.autocast(features.device.type, enabled=False):  # rounded similarities would tie
+        # A query cell's length is the same for all key cells, so it need not be divided by.
+        similarity = torch.einsum("bcq,bck->bqk", features.flatten(2).to(keys.cells.dtype), keys.cells)
+    match = similarity.argmax(dim=2).unsqueeze(1)
+    return keys.dense.gather(2, match.expand(-1, keys.dense.shape[1], -1))
+
+
+def _rows(dense: Tensor) -> Tensor:
+    """(B, D, S^2) as (B x S^2, D)."""
+    return dense.transpose(1, 2).flatten(0, 1)
