@@ -9,17 +9,27 @@ class Queue(nn.Module):
     """First-in-first-out store of K normalised rows (He et al. 2020, arXiv 1911.05722, section 3.2).
 
     Starts with random directions. Rows are overwritten oldest first; any number may be pushed at once.
+
+    Args:
+        length: number K of rows.
+        dim: numbers in a row.
+        starts_empty: begin with zeros instead; then `is_full` says when none of them is left.
     """
 
     rows: Tensor
     oldest: Tensor
 
-    def __init__(self, length: int, dim: int) -> None:
+    def __init__(self, length: int, dim: int, starts_empty: bool = False) -> None:
         super().__init__()
         if length < 1 or dim < 1:
             raise ValueError(f"a queue of {length} x {dim} rows is empty")
-        self.register_buffer("rows", F.normalize(torch.randn(length, dim), dim=1))
+        rows = torch.zeros(length, dim) if starts_empty else F.normalize(torch.randn(length, dim), dim=1)
+        self.register_buffer("rows", rows)
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))  # a tensor: no host synchronisation
+
+    def is_full(self) -> Tensor:
+        """Whether all rows have been written, 0-d bool. They are written in order, so the last one tells."""
+        return self.rows[-1].any()
 
     @torch.no_grad()
     def push(self, rows: Tensor) -> None:
@@ -30,3 +40,46 @@ class Queue(nn.Module):
         offset = torch.arange(pushed - len(kept), pushed, device=rows.device)
         self.rows.index_copy_(0, (self.oldest + offset) % length, kept.to(self.rows.dtype))
         self.oldest.add_(pushed).remainder_(length)
+
+
+class Bank(nn.Module):
+    """One normalised row for every sample, that follows the sample's embeddings (Wu et al. 2018, arXiv 1805.01978,
+    section 3.1 and, for the momentum, the authors' code).
+
+    Starts with random directions.
+
+    Args:
+        length: number N of samples.
+        dim: dimension D of the embeddings.
+        momentum: weight of the new embedding in the row: 1 replaces it.
+        generator: draws the first rows; torch's own where it is not given.
+    """
+
+    rows: Tensor
+
+    def __init__(self, length: int, dim: int, momentum: float = 0.5, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if length < 1 or dim < 1:
+            raise ValueError(f"a bank of {length} x {dim} rows is empty")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is {momentum}, expected 0 to 1")
+        self.momentum = momentum
+        self.register_buffer("rows", F.normalize(torch.randn(length, dim, generator=generator), dim=1))
+
+    @torch.no_grad()
+    def update(self, index: Tensor, embeddings: Tensor) -> None:
+        """rows[i] = l2((1 - momentum) rows[i] + momentum z_i); of a sample that occurs twice the last z_i counts.
+
+        Args:
+            index: (B,) int64, sample ids.
+            embeddings: (B, D), normalised.
+        """
+        latest = embeddings[last_occurrence(index)].to(self.rows.dtype)
+        rows = F.normalize(torch.lerp(self.rows[index], latest, self.momentum), dim=1)
+        self.rows.index_copy_(0, index, rows)  # equal rows where an index repeats: their order does not matter
+
+
+def last_occurrence(index: Tensor) -> Tensor:
+    """(B,) int64: for each entry of `index` (B,) the highest position that holds the same value."""
+    ordered, position = index.sort(stable=True)
+    return position[torch.searchsorted(ordered, index, right=True) - 1]

@@ -1,0 +1,131 @@
+"""NPID, non-parametric instance discrimination: tell each picture from others by a memory of how all of them look.
+
+Wu, Xiong, Yu & Lin 2018 (arXiv 1805.01978). A bank keeps one embedding per picture of the training set (section 3.1);
+the loss is that of MMSelfSup and of He et al. 2020 (arXiv 1911.05722, eq. 1): a softmax over a picture's own row and
+`neg_num` rows drawn from the bank. Rows follow the embeddings with momentum after each step.
+
+Deviations from the paper, shared with MMSelfSup: softmax over the drawn rows in place of noise-contrastive estimation
+with its constant Z (eq. 4 to 8), and no proximal term (eq. 10). From MMSelfSup: negatives are drawn by a function of
+(seed, step, position in the global batch) without an alias table, so that any number of ranks and any accumulation
+draws the same; where a picture occurs twice in a global batch, its bank row takes the later embedding.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslkernels import bank_nce
+from sslrun.data.batch import Batch
+from sslrun.methods.base import Loss, Method, Progress
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.heads import ContrastiveHead
+from sslrun.nn.memory import Bank
+from sslrun.nn.necks import Neck
+from sslrun.nn.spread import spread
+from sslrun.runtime.distributed import rank, world_size
+
+# Of SplitMix64 (Steele, Lea & Flood 2014): the increment of its counter, and its two rounds of shift and factor.
+INCREMENT = 0x9E3779B97F4A7C15 - 2**64
+ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+
+
+class NPID(Method):
+    """Non-parametric instance discrimination.
+
+    Args:
+        backbone: the network to train.
+        neck: projector on top of it.
+        head: its temperature is that of the softmax.
+        neg_num: negatives K drawn from the bank for each picture, with replacement.
+        feat_dim: dimension D of the embeddings; equal to the neck's out_channels.
+        momentum: weight of a new embedding in its row of the bank.
+        ensure_neg: never draw the picture's own row as a negative.
+    """
+
+    bank: Bank
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        neck: Neck,
+        head: ContrastiveHead,
+        neg_num: int = 65536,
+        feat_dim: int = 128,
+        momentum: float = 0.5,
+        ensure_neg: bool = False,
+    ) -> None:
+        super().__init__()
+        if feat_dim != neck.out_channels:
+            raise ValueError(f"feat_dim is {feat_dim}, but the neck gives {neck.out_channels} channels (out_channels)")
+        if neg_num < 1:
+            raise ValueError(f"neg_num is {neg_num}, expected at least 1")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is {momentum}, expected 0 to 1")
+        self.backbone, self.neck, self.head = backbone, neck, head
+        self.neg_num, self.feat_dim, self.momentum, self.ensure_neg = neg_num, feat_dim, momentum, ensure_neg
+        self.bank_seed = int(torch.randint(2**62, ()))  # drawn here, where the run's seed has just been set
+
+    def prepare(self, num_samples: int) -> None:
+        """Make the bank, (N, D) float32: 656 MB for ImageNet."""
+        generator = torch.Generator().manual_seed(self.bank_seed)
+        self.bank = Bank(num_samples, self.feat_dim, self.momentum, generator)
+
+    def targets(self, batches: list[Batch], progress: Progress) -> list[Tensor]:
+        """For each micro-batch the keys (B,) from which the negatives are drawn; they go by position in the global
+        batch."""
+        index = [batch.index for batch in batches]
+        own = sum(map(len, index))
+        keys = torch.randint(2**63 - 1, (own * world_size(),), generator=progress.generator())
+        keys = keys[rank() * own : (rank() + 1) * own].to(index[0].device, non_blocking=True)
+        return list(keys.split(len(index[0])))
+
+    def forward(self, batch: Batch, progress: Progress, targets: Tensor) -> Loss:
+        queries = self.neck(self.backbone(batch.crops()[0])[-1])
+        others = uniform_indices(targets, self.neg_num, len(self.bank.rows), batch.index if self.ensure_neg else None)
+        loss, top1 = bank_nce(queries, self.bank.rows, batch.index, others, self.head.temperature)
+        embeddings = F.normalize(queries.detach().to(self.bank.rows.dtype), dim=1)
+        return Loss(
+            loss,
+            {"top1_pct": 100 * top1, "feature_std": spread(embeddings)},
+            {"index": batch.index, "embeddings": embeddings},
+        )
+
+    def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:
+        self.bank.update(carry["index"], carry["embeddings"])
+
+    def chance_loss(self) -> float:
+        return math.log(self.neg_num + 1)
+
+
+def uniform_indices(keys: Tensor, count: int, bound: int, excluded: Tensor | None = None) -> Tensor:
+    """Draws from 0 to bound - 1, uniform (to bound / 2^63) and with replacement; row b is a function of its key alone.
+
+    The k-th draw of a row is SplitMix64's at state key + k times the increment, so it is the same on every device and
+    needs no state: about 15 passes over the result.
+
+    Args:
+        keys: (B,) int64, any numbers.
+        count: draws K for each of them.
+        bound: number of things to draw from; 2 or more with `excluded`.
+        excluded: (B,) int64, one index for each row that is never drawn; the others stay equally likely.
+
+    Returns:
+        (B, K) int64.
+    """
+    x = torch.arange(1, count + 1, device=keys.device).mul_(INCREMENT) + keys.unsqueeze(1)
+    for shift, factor in ROUNDS:
+        x ^= logical_shift(x, shift)
+        x *= factor
+    x ^= logical_shift(x, 31)
+    x &= 2**63 - 1
+    if excluded is None:
+        return x.remainder_(bound)
+    x.remainder_(bound - 1)
+    return x.add_(x >= excluded.unsqueeze(1))
+
+
+def logical_shift(x: Tensor, bits: int) -> Tensor:
+    """int64 shifted to the right, zeros coming in from the left."""
+    return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)

@@ -1,0 +1,197 @@
+"""SwAV: predict from one crop of a picture to which prototypes another crop of it was assigned.
+
+Caron et al. 2020 (arXiv 2006.09882). Scores of a crop are the dot products of its normalised embedding with K
+normalised prototypes. Each of the crops in `crops_for_assign` (the two large ones) gets a target q by Sinkhorn's
+iteration over the scores of the global batch (eq. 3 to 5), and every other crop of the picture predicts it (eq. 2 and
+6, multi-crop: eq. 7): the loss is the mean over those crops of the cross-entropy of q and softmax(scores / T).
+
+A queue of earlier embeddings joins the batch in Sinkhorn's iteration once it is full (section 4.1, "working with small
+batches"). Targets exist only as a centre of the scores (`sslkernels.sinkhorn_centre`).
+
+Assignments are made for what is on the devices at once, over all ranks, together with the queue: a global batch that is
+accumulated from micro-batches is assigned one micro-batch after the other. One forward pass of the backbone per group
+of views, one of the neck for all crops, so the neck's BatchNorm sees all of them, as in the authors' code.
+
+Deviations: Sinkhorn's column sums are those of all ranks, as in the paper; MMSelfSup's were each rank's own. Prototypes
+are normalised after each step instead of before each forward pass, which is the same sequence of weights. The queue may
+have any length (the authors shorten it to a multiple of the batch). Scores are float32 under autocast too.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslkernels import sinkhorn_centre, soft_cross_entropy
+from sslrun.data.batch import Batch
+from sslrun.methods.base import Loss, Method, Progress, Rewrite
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.heads import Head
+from sslrun.nn.memory import Queue
+from sslrun.nn.necks import Neck, pooled
+from sslrun.nn.spread import spread
+from sslrun.runtime import distributed
+
+
+class Prototypes(nn.Linear):
+    """K normalised directions; `forward` gives the scores of embeddings (..., D), (..., K)."""
+
+    weight: nn.Parameter
+
+    def __init__(self, dim: int, num_prototypes: int) -> None:
+        super().__init__(dim, num_prototypes, bias=False)
+        with torch.no_grad():
+            self.weight.copy_(unit_rows(self.weight))
+
+    def forward(self, embeddings: Tensor, is_frozen: bool = False) -> Tensor:
+        """Without a gradient for the prototypes where they are frozen."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return F.linear(embeddings, self.weight.detach() if is_frozen else self.weight)
+
+
+class SwAVHead(Head):
+    """Prototypes, and the cross-entropy between the assignments of some crops and the predictions from others.
+
+    Args:
+        feat_dim: dimension D of the embeddings.
+        num_prototypes: number K of prototypes.
+        temperature: T of the predictions.
+        epsilon: temperature of the assignments; the lower, the closer to one prototype for each crop.
+        sinkhorn_iterations: how often columns and rows are normalised in turn.
+        crops_for_assign: which crops get an assignment, counted through the groups of views from 0.
+    """
+
+    def __init__(
+        self,
+        feat_dim: int = 128,
+        num_prototypes: int = 3000,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        sinkhorn_iterations: int = 3,
+        crops_for_assign: Sequence[int] = (0, 1),
+    ) -> None:
+        super().__init__()
+        for name, value in (("temperature", temperature), ("epsilon", epsilon)):
+            if not value > 0:
+                raise ValueError(f"{name} is {value}, expected a number above 0")
+        if num_prototypes < 2 or sinkhorn_iterations < 1:
+            raise ValueError(
+                f"num_prototypes is {num_prototypes} and sinkhorn_iterations {sinkhorn_iterations}, "
+                "expected at least 2 and 1"
+            )
+        if not crops_for_assign or min(crops_for_assign) < 0 or len(set(crops_for_assign)) < len(crops_for_assign):
+            raise ValueError(f"crops_for_assign is {list(crops_for_assign)}, expected different numbers of crops")
+        self.prototypes = Prototypes(feat_dim, num_prototypes)
+        self.feat_dim, self.temperature, self.epsilon = feat_dim, temperature, epsilon
+        self.sinkhorn_iterations, self.crops_for_assign = sinkhorn_iterations, list(crops_for_assign)
+
+    @torch.compiler.disable  # collectives, and a flag that changes once; its operations are kernels already
+    def forward(self, crops: Tensor, is_frozen: bool, stored: Tensor | None = None) -> Tensor:
+        """The mean over assigned crops, other crops and samples.
+
+        Args:
+            crops: (V, B, D), normalised embeddings of all crops, this rank's.
+            is_frozen: give the prototypes no gradient.
+            stored: (L, A, D), normalised embeddings of earlier samples, for each of the A assigned crops; this rank's
+                share of them. A row of zeros stands for none.
+
+        Returns:
+            0-d, float32 (float64 for float64 crops).
+        """
+        if len(crops) <= max(1, *self.crops_for_assign):
+            raise ValueError(f"data.views give {len(crops)} crop(s); SwAV needs two or more, and crops_for_assign")
+        scores = self.prototypes(crops, is_frozen).unbind()
+        losses = []
+        for place, assigned in enumerate(self.crops_for_assign):
+            teacher = scores[assigned].detach()
+            centre = self._centre(teacher, None if stored is None else stored[:, place])
+            losses += [
+                soft_cross_entropy(student, teacher, self.temperature, self.epsilon, centre)
+                for crop, student in enumerate(scores)
+                if crop != assigned
+            ]
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def _centre(self, scores: Tensor, stored: Tensor | None) -> Tensor:
+        """(K,): softmax((scores - centre) / epsilon) are the assignments."""
+        if stored is not None:
+            is_none = ~stored.any(dim=1, keepdim=True)
+            scores = torch.cat([self.prototypes(stored).masked_fill(is_none, -math.inf), scores])
+        return sinkhorn_centre(scores, self.epsilon, self.sinkhorn_iterations, group=distributed.group())
+
+
+class SwAV(Method):
+    """Swapped assignments between views.
+
+    Args:
+        backbone: the network to train.
+        neck: projector on top of it.
+        head: prototypes and loss; its feat_dim equals the neck's out_channels.
+        queue_length: earlier samples whose embeddings join a batch for its assignments; 0 for none.
+        epoch_queue_starts: from which epoch on, counted from 0, embeddings are kept; used as soon as the queue is full.
+        freeze_prototypes_iters: for so many steps from the start the prototypes get no gradient. The recipe's rule with
+            `freeze_iters` keeps weight decay away from them for as long.
+    """
+
+    queue: Queue | None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        neck: Neck,
+        head: SwAVHead,
+        queue_length: int = 0,
+        epoch_queue_starts: int = 15,
+        freeze_prototypes_iters: int = 0,
+    ) -> None:
+        super().__init__()
+        if head.feat_dim != neck.out_channels:
+            raise ValueError(
+                f"feat_dim is {head.feat_dim}, but the neck gives {neck.out_channels} channels (out_channels)"
+            )
+        if min(queue_length, epoch_queue_starts, freeze_prototypes_iters) < 0:
+            raise ValueError("queue_length, epoch_queue_starts and freeze_prototypes_iters cannot be negative")
+        self.backbone, self.neck, self.head = backbone, neck, head
+        self.epoch_queue_starts, self.freeze_prototypes_iters = epoch_queue_starts, freeze_prototypes_iters
+        # In a row the embeddings of all assigned crops of a picture, side by side.
+        dim = len(head.crops_for_assign) * head.feat_dim
+        self.queue = Queue(queue_length, dim, starts_empty=True) if queue_length else None
+
+    def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
+        features = torch.cat([pooled(self.backbone(views)[-1]) for views in batch.views])
+        dtype = self.head.prototypes.weight.dtype  # float32, also where autocast computed in less
+        crops = F.normalize(self.neck(features).to(dtype), dim=1).unflatten(0, (-1, len(batch.index)))
+        loss = self.head(crops, progress.step < self.freeze_prototypes_iters, self._stored(progress))
+        assigned = crops.detach()[self.head.crops_for_assign]
+        carry = {"embeddings": assigned.transpose(0, 1).flatten(1)} if self._keeps(progress) else {}
+        return Loss(loss, {"feature_std": spread(assigned[0])}, carry)
+
+    def rewrites(self, progress: Progress) -> list[Rewrite]:
+        if progress.step <= self.freeze_prototypes_iters:  # they have not moved: it was step - 1 that was applied
+            return []
+        return [(self.head.prototypes.weight, unit_rows)]
+
+    def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:
+        if self.queue is not None and carry:
+            self.queue.push(carry["embeddings"])
+
+    def chance_loss(self) -> float:
+        return math.log(self.head.prototypes.out_features)
+
+    def _keeps(self, progress: Progress) -> bool:
+        return self.queue is not None and progress.epoch >= self.epoch_queue_starts
+
+    def _stored(self, progress: Progress) -> Tensor | None:
+        """(L, A, D), this rank's share of the queue, so that every row counts once; zeros until the queue is full."""
+        if self.queue is None or not self._keeps(progress):
+            return None
+        share = self.queue.rows[distributed.rank() :: distributed.world_size()] * self.queue.is_full()
+        return share.unflatten(1, (-1, self.head.feat_dim))
+
+
+def unit_rows(weight: Tensor) -> Tensor:
+    """(K, D) with every row at length 1."""
+    return F.normalize(weight, dim=1)
