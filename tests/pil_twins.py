@@ -19,8 +19,8 @@ from sslrun.data.transforms import (
     CONTRAST,
     HUE,
     SATURATION,
-    CenterCrop,
     ColorJitter,
+    Crop,
     GaussianBlur,
     RandomGrayscale,
     RandomHorizontalFlip,
@@ -102,7 +102,7 @@ def apply(transform: Transform, picture: Image.Image, numbers: Numbers, blur: Bl
         rows, columns = map(int, numbers["size"])
         crop = picture.crop((left, top, left + width, top + height))
         return crop.resize((columns, rows), FILTERS[transform.interpolation])
-    if isinstance(transform, CenterCrop):
+    if isinstance(transform, Crop):
         (top, left), (height, width) = map(int, numbers["start"]), map(int, numbers["size"])
         return picture.crop((left, top, left + width, top + height))
     if isinstance(transform, RandomHorizontalFlip):

@@ -21,8 +21,8 @@ from sslrun.data.transforms import (
     CONTRAST,
     HUE,
     SATURATION,
-    CenterCrop,
     ColorJitter,
+    Crop,
     GaussianBlur,
     Parameters,
     RandomGrayscale,
@@ -73,8 +73,11 @@ class ExactStage:
         for g, group in enumerate(self.views):
             out = self._memory.views(group, len(pictures))
             program = _Program(group, f"{g}.", arguments, len(out), 0, self.compiled)
+            common = pictures
+            if program.common:
+                common = list(self._pool.map(program.common_part, pictures, range(len(pictures))))
             for rows in _blocks(0, len(out), group.size):
-                own = [pictures[row % len(pictures)] for row in range(rows.start, rows.stop)]
+                own = [common[row % len(pictures)] for row in range(rows.start, rows.stop)]
                 tasks.append(self._pool.submit(program.from_pictures, own, rows, out))
             views.append(out)
         for task in tasks:
@@ -132,37 +135,26 @@ class _Program:
             return {name[len(own) :]: values for name, values in arguments.items() if name.startswith(own)}
 
         steps = [(transform, numbers(step)) for step, transform in group.steps[done:]]
-        resizing = [i for i, (transform, _) in enumerate(steps) if isinstance(transform, Resample | CenterCrop)]
+        resizing = [i for i, (transform, _) in enumerate(steps) if isinstance(transform, Resample | Crop)]
         assert not (resizing and done), "the graph leaves no change of size to the stage"
         split = resizing[-1] + 1 if resizing else 0
-        self.single, self.block, self.size = steps[:split], steps[split:], group.size
+        common = 0 if done else min(group.num_common, split)
+        self.common, self.single, self.block = steps[:common], steps[common:split], steps[split:]
+        self.size = group.size
         mean, std = (torch.tensor(v, dtype=torch.float64) for v in (group.normalize.mean, group.normalize.std))
         self.scale, self.offset = (1 / (255 * std)).to(torch.float32), (-mean / std).to(torch.float32)
         self.told = native.instructions(self.block, rows) if compiled else None
 
+    def common_part(self, picture: torch.Tensor, row: int) -> torch.Tensor:
+        """A picture (1, 3, H, W) uint8 after what its views, of which `row` is the first, have in common."""
+        return _applied(self.common, picture, row)
+
     def from_pictures(self, pictures: Sequence[torch.Tensor], rows: slice, out: torch.Tensor) -> None:
-        """Makes `out[rows]` from one picture each, (1, 3, H, W) uint8."""
+        """Makes `out[rows]` from one picture each, (1, 3, H, W) uint8, of `common_part`."""
         crops = torch.empty((len(pictures), *self.size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         for i, picture in enumerate(pictures):
-            crops[i : i + 1] = self._single(picture, rows.start + i)
+            crops[i : i + 1] = _applied(self.single, picture, rows.start + i)
         self.from_crops(crops, rows, out)
-
-    def _single(self, picture: torch.Tensor, row: int) -> torch.Tensor:
-        for transform, numbers in self.single:
-            if not numbers["apply"][row]:
-                continue
-            if isinstance(transform, Resample):
-                box, size = numbers["box"][row].tolist(), numbers["size"][row].tolist()
-                picture = pixels.resample(picture, box, size, transform.interpolation)
-            elif isinstance(transform, CenterCrop):
-                picture = pixels.center_crop(picture, numbers["start"][row].tolist(), numbers["size"][row].tolist())
-            elif isinstance(transform, RandomHorizontalFlip):
-                picture = picture.flip(-1)
-            else:
-                x = picture.to(torch.float32, memory_format=torch.contiguous_format)
-                change(transform, x, {name: values[row : row + 1] for name, values in numbers.items()})
-                picture = x.to(torch.uint8)
-        return picture
 
     def from_crops(self, crops: torch.Tensor, rows: slice, out: torch.Tensor) -> None:
         """Makes `out[rows]` from pictures that have their size: (N, 3, h, w) uint8, contiguous as channels-last."""
@@ -179,6 +171,25 @@ class _Program:
                 change(transform, x, {name: values[rows] for name, values in numbers.items()})
         scale, offset = (v.view(1, 3, 1, 1).to(x.device) for v in (self.scale, self.offset))
         out[rows] = x.mul_(scale).add_(offset)
+
+
+def _applied(steps: Sequence[tuple[Transform, Parameters]], picture: torch.Tensor, row: int) -> torch.Tensor:
+    """One picture, (1, 3, H, W) uint8, after some steps with the numbers of view `row`."""
+    for transform, numbers in steps:
+        if not numbers["apply"][row]:
+            continue
+        if isinstance(transform, Resample):
+            box, size = numbers["box"][row].tolist(), numbers["size"][row].tolist()
+            picture = pixels.resample(picture, box, size, transform.interpolation)
+        elif isinstance(transform, Crop):
+            picture = pixels.center_crop(picture, numbers["start"][row].tolist(), numbers["size"][row].tolist())
+        elif isinstance(transform, RandomHorizontalFlip):
+            picture = picture.flip(-1)
+        else:
+            x = picture.to(torch.float32, memory_format=torch.contiguous_format)
+            change(transform, x, {name: values[row : row + 1] for name, values in numbers.items()})
+            picture = x.to(torch.uint8)
+    return picture
 
 
 @singledispatch

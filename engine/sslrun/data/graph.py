@@ -21,8 +21,8 @@ from sslrun.data.transforms import (
     CONTRAST,
     HUE,
     SATURATION,
-    CenterCrop,
     ColorJitter,
+    Crop,
     GaussianBlur,
     Parameters,
     RandomGrayscale,
@@ -78,6 +78,9 @@ def view_arguments(
             for view in range(first, first + group.num_views)
         ]
         first += group.num_views
+        for view, own in enumerate(uniforms):
+            own[:, group.shared_draws] = uniforms[0][:, group.shared_draws]
+            own[:, group.view_draws] = (view + 0.5) / group.num_views
         parameters = chain_parameters(
             group.transforms, np.concatenate(uniforms), np.tile(np.asarray(sizes), (group.num_views, 1))
         )
@@ -97,7 +100,7 @@ def graph_inputs(views: Sequence[ViewGroup], part: Part) -> list[Input]:
             if operators.dispatch(type(transform)) is operators.dispatch(object):
                 raise UsageError(f'{type(transform).__name__} has no DALI operators; use data.augment = "exact"')
         late = group.steps[group.num_geometric :]
-        if part == "geometry" and any(isinstance(transform, Resample | CenterCrop) for _, transform in late):
+        if part == "geometry" and any(isinstance(transform, Resample | Crop) for _, transform in late):
             raise UsageError(
                 'data.augment = "exact" on a GPU makes all crops and resizes first: '
                 'put them before the colours, or use data.augment = "dali"'
@@ -116,11 +119,12 @@ def graph_arguments(views: Sequence[ViewGroup], arguments: Arguments, part: Part
     """
     result: Arguments = {}
     for g, group in enumerate(views):
-        for step, transform in _steps(group, part):
+        for place, (step, transform) in enumerate(_steps(group, part)):
             prefix = f"{g}.{step}"
             numbers = {name[len(prefix) :]: a for name, a in arguments.items() if name.startswith(prefix)}
+            views_told = 1 if place < group.num_common else group.num_views
             for name, values in operator_arguments(transform, numbers).items():
-                for view, own in enumerate(np.split(values, group.num_views)):
+                for view, own in enumerate(np.split(values, group.num_views)[:views_told]):
                     result[f"{g}.{view}.{step}{name}"] = np.ascontiguousarray(own)
     return result
 
@@ -139,14 +143,18 @@ def dali_views(images: Any, views: Sequence[ViewGroup], nodes: dict[str, Any], p
     """
     made = []
     for g, group in enumerate(views):
-        for view in range(group.num_views):
-            x = images
-            for step, transform in _steps(group, part):
-                prefix = f"{g}.{view}.{step}"
-                own = {name[len(prefix) :]: node for name, node in nodes.items() if name.startswith(prefix)}
-                x = operators(transform, x, own)
-            made.append(x)
+        steps = _steps(group, part)
+        common = _applied(steps[: group.num_common], images, nodes, f"{g}.0.")
+        made += [_applied(steps[group.num_common :], common, nodes, f"{g}.{view}.") for view in range(group.num_views)]
     return made
+
+
+def _applied(steps: Sequence[tuple[str, Transform]], x: Any, nodes: dict[str, Any], prefix: str) -> Any:
+    for step, transform in steps:
+        first = len(prefix + step)
+        own = {name[first:]: node for name, node in nodes.items() if name.startswith(prefix + step)}
+        x = operators(transform, x, own)
+    return x
 
 
 def _steps(group: ViewGroup, part: Part) -> list[tuple[str, Transform]]:
@@ -209,12 +217,12 @@ def _(transform: Resample, x: Any, numbers: dict[str, Any]) -> Any:
 
 
 @operator_arguments.register
-def _(transform: CenterCrop, numbers: Parameters) -> Parameters:
+def _(transform: Crop, numbers: Parameters) -> Parameters:
     return {"start": numbers["start"], "size": numbers["size"]}
 
 
 @operators.register
-def _(transform: CenterCrop, x: Any, numbers: dict[str, Any]) -> Any:
+def _(transform: Crop, x: Any, numbers: dict[str, Any]) -> Any:
     from nvidia.dali import fn
 
     return fn.slice(x, numbers["start"], numbers["size"], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)

@@ -7,6 +7,7 @@ boxes, factors and yes or no, so that they can be compared picture by picture.
 Legend: B pictures (or views of pictures), sizes are (B, 2) height and width of what enters. Numbers and numpy only.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,9 @@ class Transform(Component, kind="transforms"):
 
     num_draws: int = 1
     """Uniform draws that each picture consumes, the first of which decides whether the transform applies."""
+
+    view_draw: int | None = None
+    """Which of its draws is none but says what view of its group it is: view v of V has (v + 0.5) / V there."""
 
     geometric: bool = False
     """Whether it only moves pixels (and so may be done before the colours, by other hands)."""
@@ -190,8 +194,8 @@ class Resize(Resample):
         return int(height), int(width)
 
 
-class CenterCrop(Transform):
-    """The middle of the picture; where the picture is smaller, black is added around it, as torchvision does.
+class Crop(Transform, listed=False):
+    """What crops share: a window of the picture, pixel for pixel; black where it reaches beyond the picture.
 
     Args:
         size: height and width in pixels; one number for a square.
@@ -206,18 +210,81 @@ class CenterCrop(Transform):
 
     def parameters(self, uniforms: np.ndarray, sizes: np.ndarray) -> Parameters:
         """Adds `start` (B, 2), top and left, negative where black is added, and `size` (B, 2)."""
-        apply = (uniforms[:, 0] < self.p)[:, None]
-        # torchvision pads half the lack, rounded down, on the top and left; what is cut is halved to the even number.
-        lack = np.maximum(np.array(self.size) - sizes, 0)
-        start = np.where(lack > 0, -(lack // 2), np.rint((sizes - self.size) / 2.0).astype(np.int64))
+        apply = uniforms[:, :1] < self.p
         return {
             "apply": apply[:, 0],
-            "start": np.where(apply, start, 0).astype(np.int32),
+            "start": np.where(apply, self.starts(uniforms[:, 1:], sizes.astype(np.int64)), 0).astype(np.int32),
             "size": np.where(apply, self.size, sizes).astype(np.int32),
         }
 
+    def starts(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Top and left (B, 2) of the windows of pictures to which the transform applies."""
+        raise NotImplementedError
+
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
         return self.size if self.p == 1.0 or size == self.size else size if self.p == 0.0 else None
+
+
+class CenterCrop(Crop):
+    """The middle of the picture; where the picture is smaller, black is added around it, as torchvision does.
+
+    Args:
+        size: height and width in pixels; one number for a square.
+        p: probability; a picture that is not cropped keeps its size.
+    """
+
+    def starts(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        # torchvision pads half the lack, rounded down, on the top and left; what is cut is halved to the even number.
+        lack = np.maximum(np.array(self.size) - sizes, 0)
+        return np.where(lack > 0, -(lack // 2), np.rint((sizes - self.size) / 2.0).astype(np.int64))
+
+
+class RandomCrop(Crop):
+    """A window anywhere in the picture; where the picture is smaller, black is added around it.
+
+    Args:
+        size: height and width in pixels; one number for a square.
+        p: probability; a picture that is not cropped keeps its size.
+    """
+
+    num_draws = 3
+
+    def starts(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        slack = sizes - self.size
+        return np.where(slack < 0, -(-slack // 2), np.floor(uniforms * (slack + 1)).astype(np.int64))
+
+
+class RandomGridPatch(Crop):
+    """A grid over the picture, one cell for each view of its group, row by row; of the cell a window anywhere in it.
+
+    The patches of Relative-Loc (Doersch et al. 2015, arXiv 1505.05192): 64 pixels of cells of 85, 3 x 3 of them in
+    255 pixels; gap and jitter keep edges from telling where a neighbour is. What is left over beyond the last cell of a
+    row or column is not seen.
+
+    Args:
+        size: height and width of the window in pixels; one number for a square.
+        grid: rows and columns of cells; the group has grid x grid views.
+    """
+
+    num_draws = 4
+    view_draw = 1
+
+    def __init__(self, size: int | list[int], grid: int = 3) -> None:
+        super().__init__(size)
+        if grid < 1:
+            raise UsageError(f"grid must be at least 1, not {grid}")
+        self.grid = grid
+
+    def starts(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        view = np.floor(uniforms[:, 0] * self.grid**2).astype(np.int64)
+        cell = sizes // self.grid
+        jitter = np.floor(uniforms[:, 1:] * (np.maximum(cell - self.size, 0) + 1)).astype(np.int64)
+        return np.stack([view // self.grid, view % self.grid], axis=1) * cell + jitter
+
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        if size is not None and (size[0] // self.grid < self.size[0] or size[1] // self.grid < self.size[1]):
+            raise UsageError(f"patches of {self.size} do not fit into {self.grid} x {self.grid} cells of {size} pixels")
+        return self.size
 
 
 class RandomHorizontalFlip(Transform):
@@ -363,6 +430,20 @@ class RandomAppliedTrans(Transform):
         return applied if self.p == 1.0 or applied == size else size if self.p == 0.0 else None
 
 
+class SharedTrans(RandomAppliedTrans):
+    """Transforms that do the same to all views of a picture in their group of views: their draws are shared.
+
+    Those at the head of a list are done once for each picture.
+
+    Args:
+        transforms: the members, in order.
+        p: probability of the whole group.
+    """
+
+    def __init__(self, transforms: list[Transform], p: float = 1.0) -> None:
+        super().__init__(transforms, p)
+
+
 class Normalize(Transform):
     """(x / 255 - mean) / std for each channel. Last in its list, but for a flip; without it pixels are x / 255.
 
@@ -439,6 +520,12 @@ class ViewGroup:
         if not all(isinstance(transform, RandomHorizontalFlip) for transform in after):
             raise UsageError("Normalize must be the last of the transforms (only a flip may follow)")
         self.normalize = normalize[0] if normalize else Normalize(mean=(0, 0, 0), std=(1, 1, 1))
+        for inner in (member for transform in self.transforms for member in _members(transform)):
+            if isinstance(inner, SharedTrans) or inner.view_draw is not None:
+                raise UsageError(f"{type(inner).__name__} must stand in the list of transforms itself, not in a group")
+        for transform in opened:
+            if isinstance(transform, RandomGridPatch) and transform.grid**2 != self.num_views:
+                raise UsageError(f"num_views is {self.num_views}, but RandomGridPatch has {transform.grid**2} cells")
         if self._fixed_size() is None:
             raise UsageError(
                 "these transforms leave pictures of different sizes, which cannot form a batch: "
@@ -454,6 +541,17 @@ class ViewGroup:
         return sum(transform.num_draws for transform in self.transforms)
 
     @cached_property
+    def shared_draws(self) -> np.ndarray:
+        """(num_draws,) bool: which draws all views of a picture have in common."""
+        return np.repeat([isinstance(t, SharedTrans) for t in self.transforms], [t.num_draws for t in self.transforms])
+
+    @cached_property
+    def view_draws(self) -> list[int]:
+        """Which draws say what view of the group it is; see `Transform.view_draw`."""
+        starts = itertools.accumulate((transform.num_draws for transform in self.transforms), initial=0)
+        return [start + t.view_draw for start, t in zip(starts, self.transforms) if t.view_draw is not None]  # noqa: B905
+
+    @cached_property
     def steps(self) -> list[tuple[str, Transform]]:
         """What changes pixels, in order, with the prefix of its parameters; groups opened, Normalize left out."""
         return [(prefix, t) for prefix, t in leaves(self.transforms) if not isinstance(t, Normalize)]
@@ -463,6 +561,12 @@ class ViewGroup:
         """How many of the first steps only move pixels."""
         kinds = [transform.geometric for _, transform in self.steps]
         return kinds.index(False) if False in kinds else len(kinds)
+
+    @cached_property
+    def num_common(self) -> int:
+        """How many of the first steps do the same to all views, where there are several: they are done once."""
+        leading = itertools.takewhile(lambda transform: isinstance(transform, SharedTrans), self.transforms)
+        return len(list(leaves(list(leading)))) if self.num_views > 1 else 0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -476,6 +580,12 @@ class ViewGroup:
         for transform in self.transforms:
             size = transform.output_size(size)
         return size
+
+
+def _members(transform: Transform) -> list[Transform]:
+    """What stands in a group, at any depth."""
+    own = transform.transforms if isinstance(transform, RandomAppliedTrans) else []
+    return [*own, *(inner for member in own for inner in _members(member))]
 
 
 def _pair_of_pixels(name: str, value: int | Sequence[int]) -> tuple[int, int]:

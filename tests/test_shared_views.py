@@ -1,0 +1,155 @@
+"""Views that share draws and views that know their number: Relative-Loc's nine patches, longhand, in both modes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pil_twins
+from fidelity_cases import decoded, exact_views, graph_views, sizes
+from sslrun.data import pixels
+from sslrun.data.draws import uniforms
+from sslrun.data.graph import graph_inputs, view_arguments
+from sslrun.data.transforms import (
+    CenterCrop,
+    ColorJitter,
+    RandomAppliedTrans,
+    RandomCrop,
+    RandomGrayscale,
+    RandomGridPatch,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+    SharedTrans,
+    Solarization,
+    ViewGroup,
+)
+from sslrun.errors import UsageError
+
+
+def patches() -> ViewGroup:
+    shared = SharedTrans([Resize(292), RandomCrop(255)])
+    return ViewGroup(9, [shared, RandomGridPatch(64), SharedTrans([RandomGrayscale(p=0.66)])])
+
+
+def longhand(seed: int, position: int) -> list[np.ndarray]:
+    """The nine patches of a photograph with PIL, (64, 64, 3) uint8 each, from the draws themselves."""
+    # Draws of view v: gate, Resize's, RandomCrop's three; patch: p, (view), y, x; gate, grey's.
+    draws = [uniforms(seed, 0, np.array([position]), view, 11)[0] for view in range(9)]
+    picture = Image.fromarray(decoded()[position])
+    short = min(picture.size)
+    width, height = (292 if side == short else int(292 * side / short) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    top, left = int(draws[0][3] * (height - 255 + 1)), int(draws[0][4] * (width - 255 + 1))
+    picture = picture.crop((left, top, left + 255, top + 255))
+    if draws[0][10] < 0.66:
+        picture = picture.convert("L").convert("RGB")
+    found = []
+    for view in range(9):
+        row, column = divmod(view, 3)
+        y = 85 * row + int(draws[view][7] * 22)
+        x = 85 * column + int(draws[view][8] * 22)
+        found.append(np.asarray(picture.crop((x, y, x + 64, y + 64))))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("make", "mean", "most"), [(exact_views, 0.02, 1), (graph_views, 0.25, 4)], ids=["exact", "dali"]
+)
+def test_patches_are_the_longhand_ones(make, mean, most):
+    group = patches()
+    made = make([group], view_arguments([group], 3, 0, np.arange(8), sizes()))[0].reshape(9, 8, 64, 64, 3)
+    expected = np.stack([longhand(3, position) for position in range(8)], axis=1)
+    difference = np.abs(made.astype(int) - expected)
+    assert difference.mean() <= mean and difference.max() <= most
+    is_grey = (made == made[..., :1]).all(axis=(0, 2, 3, 4))  # whole pictures, or not at all
+    assert 0 < is_grey.sum() < 8 and not (made == made[..., :1]).all(axis=(2, 3, 4))[:, ~is_grey].any()
+
+
+def test_the_graph_that_stops_at_geometry_gives_the_same_patches():
+    group = patches()
+    arguments = view_arguments([group], 3, 0, np.arange(8), sizes())
+    difference = np.abs(graph_views([group], arguments, "geometry")[0].astype(int) - exact_views([group], arguments)[0])
+    assert difference.mean() <= 0.25 and difference.max() <= 4
+
+
+def test_what_views_share_is_done_once(monkeypatch):
+    calls = []
+    resample = pixels.resample
+    monkeypatch.setattr(pixels, "resample", lambda *arguments: calls.append(1) or resample(*arguments))
+    group = patches()
+    exact_views([group], view_arguments([group], 0, 0, np.arange(8), sizes()))
+    assert len(calls) == 8
+    assert {i.name for i in graph_inputs([group], "geometry")} == {
+        *("0.0.0.0.start", "0.0.0.0.shape", "0.0.0.0.size", "0.0.0.1.start", "0.0.0.1.size"),
+        *(f"0.{view}.1.{name}" for view in range(9) for name in ("start", "size")),
+    }
+
+
+def test_shared_draws_are_equal_and_others_are_not():
+    shared = SharedTrans([RandomCrop(20), ColorJitter(0.4, p=0.5)])
+    group = ViewGroup(3, [shared, RandomHorizontalFlip(), SharedTrans([Solarization(p=0.5)], p=0.5), Resize([8, 9])])
+    numbers = view_arguments([ViewGroup(2, [CenterCrop(8)]), group], 1, 2, np.arange(50), np.tile((30, 40), (50, 1)))
+    apart = {name[2:]: values.reshape(3, 50, -1) for name, values in numbers.items() if name.startswith("1.")}
+    for name, values in apart.items():
+        alike = (values == values[:1]).all()
+        assert alike == (name != "1.apply"), name
+    assert len(np.unique(apart["0.0.start"][0], axis=0)) > 30, "pictures share nothing with each other"
+    assert 5 < apart["2.0.apply"][0].sum() < 25
+    draws = uniforms(1, 2, np.arange(50), 2, group.num_draws)  # of the group's first view, the third of all
+    assert np.array_equal(apart["0.0.start"][0], np.floor(draws[:, 2:4] * (11, 21)))
+
+
+def test_patches_fill_their_cells_and_stay_in_them():
+    count = 4000
+    numbers = view_arguments([patches()], 0, 0, np.arange(count), np.tile((292, 400), (count, 1)))
+    starts = numbers["0.1.start"].reshape(9, count, 2)
+    for view in range(9):
+        low = np.array(divmod(view, 3)) * 85
+        offsets = starts[view] - low
+        for axis in range(2):
+            assert set(offsets[:, axis]) == set(range(22))  # 0 to 85 - 64
+        assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.06
+    crops = numbers["0.0.1.start"].reshape(9, count, 2)
+    assert (crops == crops[0]).all() and set(crops[0, :, 0]) == set(range(38)) and crops[0, :, 1].max() == 145
+
+
+@pytest.mark.parametrize(
+    ("entering", "allowed"),
+    [((100, 100), (range(37), range(37))), ((64, 70), (range(1), range(7))), ((40, 90), (range(-12, -11), range(27)))],
+)
+def test_random_crop(entering, allowed):
+    numbers = RandomCrop(64).parameters(uniforms(0, 0, np.arange(2000), 0, 3), np.tile(entering, (2000, 1)))
+    assert [set(numbers["start"][:, axis]) for axis in range(2)] == [set(values) for values in allowed]
+    assert (numbers["size"] == 64).all() and numbers["apply"].all()
+    kept = RandomCrop(64, p=0.0).parameters(uniforms(0, 0, np.arange(5), 0, 3), np.tile(entering, (5, 1)))
+    assert not kept["apply"].any() and not kept["start"].any() and (kept["size"] == entering).all()
+
+
+def test_both_modes_agree_with_pil_where_more_is_shared():
+    """Sharing at the head, in the middle, with a probability; a group without sharing beside it."""
+    colours = RandomAppliedTrans([ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+    head = [SharedTrans([CenterCrop(200), RandomHorizontalFlip()], p=0.5), RandomResizedCrop(48), RandomGrayscale(0.3)]
+    groups = [ViewGroup(4, [*head, SharedTrans([colours], p=0.7)]), ViewGroup(1, [CenterCrop(40)])]
+    arguments = view_arguments(groups, 0, 0, np.arange(8), sizes())
+    expected = pil_twins.views(decoded(), groups, arguments)
+    for make, mean in ((exact_views, 0.04), (graph_views, 0.4)):
+        for made, twin in zip(make(groups, arguments), expected, strict=True):
+            assert np.abs(made.astype(int) - twin).mean() <= mean
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ViewGroup(8, [CenterCrop(255), RandomGridPatch(64)]), "num_views is 8, but RandomGridPatch has 9"),
+        (lambda: ViewGroup(9, [CenterCrop(180), RandomGridPatch(64)]), "do not fit into 3 x 3 cells"),
+        (lambda: RandomGridPatch(64, grid=0), "grid must be at least 1"),
+        (lambda: ViewGroup(9, [CenterCrop(255), SharedTrans([RandomGridPatch(64)])]), "RandomGridPatch must stand in"),
+        (
+            lambda: ViewGroup(2, [RandomAppliedTrans([SharedTrans([CenterCrop(8)])], p=1.0)]),
+            "SharedTrans must stand in",
+        ),
+    ],
+)
+def test_what_a_user_gets_wrong(make, message):
+    with pytest.raises(UsageError, match=message):
+        make()
