@@ -1,9 +1,10 @@
 """Projectors between a backbone's feature map and a loss."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.config.component import Component
-from sslrun.nn.norm import Norm, SyncBN
+from sslrun.nn.norm import BN, Norm, SyncBN
 
 
 class Neck(nn.Module, Component, kind="necks"):
@@ -149,3 +150,82 @@ class NonLinearNeck(Neck):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.mlp(pooled(features))
+
+
+class ODCNeck(Neck):
+    """Global average pool, linear, norm, ReLU, dropout, linear, ReLU: the projector of ODC (Zhan et al. 2020, arXiv
+    2006.10645, section 4.1).
+
+    Args:
+        in_channels: channels of the feature map.
+        hid_channels: width of the hidden layer.
+        out_channels: dimension D of the embedding.
+        dropout: part of the hidden layer that is left out in training; from 0 to below 1.
+        norm_cfg: normalisation layer; where it is not given, SyncBN with a momentum of 0.001, without scale and shift.
+    """
+
+    def __init__(
+        self, in_channels: int, hid_channels: int, out_channels: int, dropout: float = 0.5, norm_cfg: Norm | None = None
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}, expected 0 to below 1")
+        self.hid_channels, self.out_channels, self.dropout = hid_channels, out_channels, dropout
+        self.fc0 = nn.Linear(in_channels, hid_channels)
+        self.bn0 = (norm_cfg or SyncBN(momentum=0.001, affine=False)).layer(hid_channels)
+        self.fc1 = nn.Linear(hid_channels, out_channels)
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Embeddings (B, D), none negative.
+
+        Args:
+            features: (B, C, H, W) or (B, C).
+            mask: (B, hid_channels), of `sslrun.nn.dropout`, where there is dropout in training.
+        """
+        assert self.dropout == 0 or (mask is None) != self.training, "dropout is for training, and needs a mask there"
+        hidden = F.relu(self.bn0(self.fc0(pooled(features))), inplace=True)
+        return F.relu(self.fc1(hidden if mask is None else hidden * mask), inplace=True)
+
+
+class RelativeLocNeck(Neck):
+    """Linear, norm, ReLU, dropout on the features of two patches side by side: the hidden layer that fuses them in
+    Relative-Loc (Doersch et al. 2015, arXiv 1505.05192, figure 3), as wide as MMSelfSup has it.
+
+    Args:
+        in_channels: C of one patch's features.
+        out_channels: width D of the layer.
+        dropout: part of it that is left out in training; from 0 to below 1.
+        norm_cfg: normalisation layer; where it is not given, BN with a momentum of 0.003.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.5, norm_cfg: Norm | None = None) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}, expected 0 to below 1")
+        self.out_channels, self.dropout = out_channels, dropout
+        self.fc = nn.Linear(2 * in_channels, out_channels)
+        self.bn = (norm_cfg or BN(momentum=0.003)).layer(out_channels)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, D), none negative.
+
+        Args:
+            features: (B, 2C), averaged over positions.
+            mask: (B, D), of `sslrun.nn.dropout`, where there is dropout in training.
+        """
+        assert self.dropout == 0 or (mask is None) != self.training, "dropout is for training, and needs a mask there"
+        hidden = F.relu(self.bn(self.fc(features)), inplace=True)
+        return hidden if mask is None else hidden * mask
+
+
+class Embedder(nn.Module):
+    """A backbone and its neck as one module, (B, 3, H, W) to (B, D); made where it is needed, it holds nothing else."""
+
+    def __init__(self, backbone: nn.Module, neck: Neck) -> None:
+        super().__init__()
+        self.backbone, self.neck = backbone, neck
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.neck(self.backbone(images)[-1])

@@ -1,0 +1,73 @@
+"""Relative patch location: where, around the centre, does this patch belong? Doersch, Gupta, Efros 2015 (arXiv
+1505.05192), in MMSelfSup's form.
+
+Of nine patches in a 3 x 3 grid each of the eight outer ones is paired with the centre; the pair's features, outer patch
+first, are classified into the eight places, row by row (section 3 there). All eight pairs of a picture are used in each
+step, and the centre is encoded once, its features repeated.
+
+The outer patches and the centres go through the backbone separately, as in MMSelfSup, so each kind has BatchNorm
+statistics of its own; repeated eight times, centres would have the same. Deviations from the paper, with MMSelfSup:
+ResNet, a BatchNorm where the paper has none, grey pictures at random in place of colour dropping. From MMSelfSup:
+pictures keep their proportions (its 1.x squashes them), and what dropout leaves out is a function of seed, step and
+place in the global batch.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslrun.data.batch import Batch
+from sslrun.methods.base import Loss, Method, Progress
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.dropout import dropout_masks
+from sslrun.nn.heads import ClsHead
+from sslrun.nn.necks import RelativeLocNeck, pooled
+
+PATCHES = 9
+PAIRS = PATCHES - 1
+CENTRE = PATCHES // 2
+
+
+class RelativeLoc(Method):
+    """Prediction of a patch's place relative to another.
+
+    Args:
+        backbone: the network to train, which sees one patch at a time.
+        neck: fuses the features of two patches.
+        head: classifier with 8 classes.
+    """
+
+    def __init__(self, backbone: Backbone, neck: RelativeLocNeck, head: ClsHead) -> None:
+        super().__init__()
+        if head.num_classes != PAIRS:
+            raise ValueError(
+                f"num_classes is {head.num_classes}, expected {PAIRS}: one for each place beside the centre"
+            )
+        self.backbone, self.neck, self.head = backbone, neck, head
+
+    def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
+        """Dropout masks (8B, D), or None, of each micro-batch."""
+        if self.neck.dropout == 0:
+            return [None] * len(batches)
+        samples, width = len(batches[0].index), self.neck.out_channels
+        seed = progress.generator().initial_seed()
+        device = batches[0].index.device
+        masks = dropout_masks(len(batches), (samples, PAIRS * width), self.neck.dropout, seed, device)
+        return [mask.unflatten(1, (PAIRS, width)).transpose(0, 1).flatten(0, 1) for mask in masks]
+
+    def forward(self, batch: Batch, progress: Progress, targets: Tensor | None) -> Loss:
+        patches, samples = batch.views[0], len(batch.index)
+        if len(patches) != PATCHES * samples:
+            raise ValueError(f"a picture has {len(patches) // samples} views, expected {PATCHES} patches")
+        before, centre, after = patches.split([CENTRE * samples, samples, CENTRE * samples])
+        outer_features = pooled(self.backbone(torch.cat([before, after]))[-1])
+        centre_features = pooled(self.backbone(centre)[-1])
+        pairs = torch.cat([outer_features, centre_features.repeat(PAIRS, 1)], dim=1)
+        labels = torch.arange(PAIRS, device=pairs.device).repeat_interleave(samples)
+        loss, top1 = self.head(self.neck(pairs, targets), labels)
+        return Loss(loss, {"top1_pct": 100 * top1})
+
+    def chance_loss(self) -> float:
+        return math.log(PAIRS)

@@ -1,0 +1,187 @@
+"""Relative-Loc: its loss pair by pair, the centre encoded once, dropout and BatchNorm whatever the batch's cut."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from ranks import run_ranks
+from sslrun.data.batch import Batch
+from sslrun.methods import Progress
+from sslrun.methods.relative_loc import RelativeLoc
+from sslrun.nn.dropout import dropout_masks
+from sslrun.nn.heads import ClsHead
+from sslrun.nn.necks import RelativeLocNeck
+from sslrun.nn.norm import SyncBN, group_norms, set_groups
+from sslrun.nn.resnet import ResNet
+from sslrun.runtime import distributed
+
+PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)
+WIDTH = 10
+
+
+def small(sync: bool = False, dropout: float = 0.5) -> RelativeLoc:
+    torch.manual_seed(0)
+    norm = SyncBN() if sync else None
+    backbone = ResNet(18, stem="small", base_width=4, norm_cfg=norm)
+    neck = RelativeLocNeck(in_channels=32, out_channels=WIDTH, dropout=dropout, norm_cfg=norm)
+    return RelativeLoc(backbone, neck, ClsHead(in_channels=WIDTH, num_classes=8, init_std=0.3)).double()
+
+
+def random_batch(num_samples: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(9 * num_samples, 3, 8, 8, dtype=torch.float64, generator=generator)
+    return Batch([patches], torch.arange(num_samples), None)
+
+
+def piece(batch: Batch, first: int, size: int) -> Batch:
+    views = torch.cat([view[first : first + size] for view in batch.crops()])
+    return Batch([views], batch.index[first : first + size], None)
+
+
+def step(method: RelativeLoc, batches: list[Batch]) -> tuple[float, list[torch.Tensor]]:
+    """Loss and gradients of one optimiser step over micro-batches."""
+    method.zero_grad()
+    losses = []
+    for batch, target in zip(batches, method.targets(batches, PROGRESS), strict=True):
+        loss = method(batch, PROGRESS, target)
+        (loss.value / len(batches)).backward()
+        losses.append(loss.value.item())
+    return sum(losses) / len(losses), [p.grad.clone() for p in method.parameters()]
+
+
+class Pixels(torch.nn.Module):
+    """A backbone without norm layers, so that a patch can be encoded alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.seen = torch.nn.Conv2d(3, 6, 3), 0
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        self.seen += len(images)
+        return [torch.relu(self.conv(images))]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_loss_and_gradient_are_the_papers(dropout):
+    """Every picture's eight pairs one by one: outer patch and centre fused, normalised over all pairs, classified."""
+    torch.manual_seed(0)
+    neck = RelativeLocNeck(in_channels=6, out_channels=WIDTH, dropout=dropout)
+    method = RelativeLoc(Pixels(), neck, ClsHead(WIDTH, 8, init_std=1.0)).double()
+    batch = random_batch(3)
+    (target,) = method.targets([batch], PROGRESS)
+    loss = method(batch, PROGRESS, target)
+    loss.value.backward()
+    found = {name: p.grad.clone() for name, p in method.named_parameters()}
+    assert method.backbone.seen == 9 * 3, "the centre is encoded more than once"
+
+    method.zero_grad()
+    patches = batch.views[0].view(9, 3, 3, 8, 8)
+    masks = dropout_masks(1, (3, 8 * WIDTH), dropout, (1 << 31) + 3, torch.device("cpu"))[0].view(3, 8, WIDTH)
+    hidden, kept, labels = [], [], []
+    for sample in range(3):
+        centre = method.backbone(patches[4, sample][None])[0][0].mean(dim=(1, 2))
+        for label, place in enumerate([0, 1, 2, 3, 5, 6, 7, 8]):
+            outer = method.backbone(patches[place, sample][None])[0][0].mean(dim=(1, 2))
+            pair = [*outer, *centre]
+            hidden.append(torch.stack([sum(w * x for w, x in zip(row, pair, strict=True)) for row in neck.fc.weight]))
+            kept.append(masks[sample, label] if dropout else torch.ones(WIDTH))
+            labels.append(label)
+    rows = torch.stack(hidden) + neck.fc.bias
+    variance = (rows - rows.mean(0)).square().mean(0)
+    rows = (rows - rows.mean(0)) / torch.sqrt(variance + 1e-5) * neck.bn.weight + neck.bn.bias
+    rows = rows.clamp(min=0) * torch.stack(kept)
+    scores = rows @ method.head.fc.weight.T + method.head.fc.bias
+    losses = [torch.logsumexp(row, 0) - row[label] for row, label in zip(scores, labels, strict=True)]
+    expected = sum(losses) / 24
+    expected.backward()
+    hits = sum(int(row.argmax()) == label for row, label in zip(scores, labels, strict=True))
+    assert loss.value.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert float(loss.metrics["top1_pct"]) == pytest.approx(100 * hits / 24)
+    for name, parameter in method.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-8, atol=1e-12, msg=name)
+    assert not dropout or 0.3 < torch.stack(kept).eq(0).float().mean() < 0.7
+
+
+def test_the_repeated_centre_would_be_the_same():
+    """MMSelfSup runs the centre eight times: BatchNorm statistics, and so the loss, are the same to the last digits."""
+    method = small(dropout=0.0)
+    batch = random_batch(6)
+    views = batch.crops()
+    outer = method.backbone(torch.cat([view for place, view in enumerate(views) if place != 4]))[-1]
+    centre = method.backbone(torch.cat([views[4]] * 8))[-1]
+    rows = method.neck(torch.cat([outer, centre], dim=1).mean(dim=(2, 3)))
+    expected, _ = method.head(rows, torch.arange(8).repeat_interleave(6))
+    assert float(method(batch, PROGRESS, None).value) == pytest.approx(float(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize("groups_at_once", [1, 2])
+def test_the_cut_of_a_global_batch_does_not_show(groups_at_once):
+    """BatchNorm groups of 3 samples with all their patches, and dropout: as one batch of 12, and in pieces."""
+    whole, cut = small(), small()
+    set_groups(whole, 3, 4)
+    set_groups(cut, 3, groups_at_once)
+    batch = random_batch(12)
+    loss, gradients = step(whole, [batch])
+    size = 3 * groups_at_once
+    loss_cut, gradients_cut = step(cut, [piece(batch, first, size) for first in range(0, 12, size)])
+    assert loss == pytest.approx(loss_cut, rel=1e-12)
+    torch.testing.assert_close(gradients, gradients_cut, rtol=1e-9, atol=1e-12)
+    set_groups(cut, 6, 2)
+    assert step(cut, [batch])[0] != pytest.approx(loss, rel=1e-6), "other groups compute the same"
+
+
+def of_a_rank() -> tuple[float, list[torch.Tensor]]:
+    """Loss and gradients of this rank's half of a batch with SyncBN, both averaged over the ranks."""
+    torch.set_num_threads(1)
+    distributed.init(torch.device("cpu"))
+    loss, gradients = step(small(sync=True), [piece(random_batch(6), 3 * distributed.rank(), 3)])
+    tensors = [torch.tensor(loss, dtype=torch.float64), *gradients]
+    distributed.all_reduce_mean_(tensors)
+    distributed.shutdown()
+    return tensors[0].item(), tensors[1:]
+
+
+def test_two_ranks_are_one_batch(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    loss, gradients = step(small(sync=True), [random_batch(6)])
+    for rank_loss, rank_gradients in run_ranks(of_a_rank, 2):
+        assert rank_loss == pytest.approx(loss, rel=1e-12)
+        torch.testing.assert_close(rank_gradients, gradients, rtol=1e-9, atol=1e-12)
+
+
+def test_dropout_changes_with_the_step_alone():
+    method, batch = small(), random_batch(4)
+    (first,), (again,) = method.targets([batch], PROGRESS), method.targets([batch], PROGRESS)
+    (later,) = method.targets([batch], Progress(4, 10, 5, 1))
+    assert torch.equal(first, again) and not torch.equal(first, later)
+    assert first.shape == (32, WIDTH) and set(first.unique().tolist()) == {0.0, 2.0}
+    assert small(dropout=0.0).targets([batch], PROGRESS) == [None]
+
+
+def test_gradients_reach_everything():
+    method = small()
+    step(method, [random_batch(4)])
+    # A BatchNorm follows the layer, so its bias has no gradient but rounding.
+    assert all(p.grad.abs().sum() > 0 for name, p in method.named_parameters() if name != "neck.fc.bias")
+
+
+def test_layers_start_and_average_as_the_recipe_says():
+    torch.manual_seed(0)
+    neck = RelativeLocNeck(256, 512)
+    assert [norm.momentum for norm in group_norms(neck)] == [0.003] and not group_norms(neck)[0].sync
+    assert neck.fc.in_features == 512 and float(neck.fc.weight.std()) == pytest.approx(0.01, rel=0.02)
+    assert not neck.fc.bias.any() and small().chance_loss() == math.log(8)
+    neck.eval()
+    assert torch.equal(neck(torch.ones(2, 512)), torch.relu(neck.bn(neck.fc(torch.ones(2, 512)))))
+
+
+def test_bad_arguments_are_named():
+    backbone, neck = ResNet(18, base_width=4), RelativeLocNeck(32, WIDTH)
+    with pytest.raises(ValueError, match="num_classes is 9, expected 8"):
+        RelativeLoc(backbone, neck, ClsHead(WIDTH, 9))
+    with pytest.raises(ValueError, match="dropout is 1, expected 0 to below 1"):
+        RelativeLocNeck(32, WIDTH, dropout=1)
+    with pytest.raises(ValueError, match="a picture has 2 views, expected 9 patches"):
+        small(dropout=0.0)(Batch([torch.zeros(4, 3, 8, 8).double()], torch.arange(2), None), PROGRESS, None)
