@@ -1,6 +1,6 @@
 """The quickstart's MoCo v2 trained with the fused loss and momentum update, and with plain PyTorch in their place.
 
-    python benchmarks/loss_curve.py [CONFIG] [--set KEY=VALUE]... [--nudges 2]
+    python benchmarks/loss_curve.py [CONFIG] [--set KEY=VALUE]... [--nudges 2] [--kinds fused plain]
 
 At each step of every run loss and gradient are computed both ways on the very same embeddings, and the momentum update
 is compared with float64: the row has the largest differences of a run. Two runs of equal steps drift apart all the
@@ -40,9 +40,10 @@ def main() -> None:
     parser.add_argument("config", nargs="?", default=str(ROOT / "configs/quickstart.toml"))
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--nudges", type=int, default=2, help="further runs of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=("fused", "plain"), default=["fused", "plain"])
     args = parser.parse_args()
     for nudge in range(args.nudges + 1):
-        for kind in ("fused", "plain"):
+        for kind in args.kinds:
             row = {"benchmark": "loss_curve", "config": Path(args.config).stem, "overrides": args.overrides}
             row |= {"kind": kind, "nudge": nudge, **measure(kind, nudge, args.config, args.overrides)}
             append_row("loss_curve", row)
