@@ -1,0 +1,292 @@
+"""Clusters of a whole set of features: PCA with whitening and k-means over ranks, and clusters that are kept up step by
+step.
+
+Every rank works on its share of the rows, and sums are all-reduced. Rows that are clustered have a length of 1 at most,
+so that sums of them can be taken in fixed point: integers add up alike in any order, on any number of ranks, on a GPU
+too, and what was added can be taken away again without a trace. Distances are computed in pieces; no N x K matrix
+exists.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.nn.memory import Bank, last_occurrence
+from sslrun.runtime import distributed
+
+FIXED_POINT = 2.0**36  # of a sum: steps of 1.5e-11, and room for 67 million rows
+PIECE = 2**24  # numbers in a piece of a matrix of distances
+
+
+def share(num_rows: int) -> slice:
+    """The part of so many rows that is this rank's."""
+    ranks = distributed.world_size()
+    rank = distributed.rank() if ranks > 1 else 0
+    return slice(num_rows * rank // ranks, num_rows * (rank + 1) // ranks)
+
+
+@torch.no_grad()
+def whitened(features: Tensor, dim: int, device: torch.device) -> Tensor:
+    """PCA to `dim` dimensions, each of them scaled to a variance of 1 (DeepCluster: Caron et al. 2018, arXiv
+    1807.05520, section 3.4).
+
+    Directions in which the features do not vary come out as zeros.
+
+    Args:
+        features: (N, C), the same on every rank; in any memory.
+        dim: at most C.
+        device: where to compute, in float64 up to the projection.
+
+    Returns:
+        (n, dim) fp32 on the device: this rank's share of the rows.
+    """
+    num_rows, channels = features.shape
+    if not 1 <= dim <= channels:
+        raise ValueError(f"PCA to {dim} dimensions of features that have {channels}")
+    pieces = features[share(num_rows)].split(max(1, PIECE // channels))
+    mean = torch.zeros(channels, dtype=torch.float64, device=device)
+    for piece in pieces:
+        mean += piece.to(device).double().sum(0)
+    mean = distributed.all_reduce_sum_(mean) / num_rows
+    covariance = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+    for piece in pieces:
+        centred = piece.to(device).double() - mean
+        covariance.addmm_(centred.T, centred)
+    variances, directions = torch.linalg.eigh(distributed.all_reduce_sum_(covariance) / num_rows)
+    floor = variances[-1] * channels * torch.finfo(torch.float32).eps ** 2  # what rounding of float32 features makes
+    scales = torch.where(variances > floor, variances.clamp(min=floor).rsqrt(), 0)
+    projection = (directions * scales)[:, -dim:].contiguous()
+    distributed.broadcast_([projection])  # a direction's sign is the library's choice
+    return torch.cat([((piece.to(device).double() - mean) @ projection).float() for piece in pieces])
+
+
+@torch.no_grad()
+def k_means(rows: Tensor, num_clusters: int, generator: torch.Generator, iterations: int = 20) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm from random rows.
+
+    A cluster that becomes empty gets half of the largest one: both continue from its centroid, moved apart by a 1024th,
+    as in faiss (which draws the cluster to split, likelier where it is larger). After the last assignment there may be
+    empty ones.
+
+    Args:
+        rows: (n, D) fp32, this rank's `share` of N rows, each of a length of 1 at most.
+        num_clusters: K, at most N.
+        generator: on the CPU, in the same state on every rank.
+        iterations: how often centroids are computed.
+
+    Returns:
+        Centroids (K, D) and labels (N,) int64 of all rows, the same on every rank.
+    """
+    num_rows = int(distributed.all_reduce_sum_(torch.tensor(len(rows), device=rows.device)))
+    if not 1 <= num_clusters <= num_rows:
+        raise ValueError(f"cannot make {num_clusters} clusters of {num_rows} samples")
+    mine = share(num_rows)
+    assert len(rows) == mine.stop - mine.start, "not this rank's share of the rows"
+    chosen = torch.randperm(num_rows, generator=generator)[:num_clusters]
+    here = ((chosen >= mine.start) & (chosen < mine.stop)).nonzero().flatten()
+    centroids = rows.new_zeros(num_clusters, rows.shape[1])
+    centroids[here.to(rows.device)] = rows[(chosen[here] - mine.start).to(rows.device)]
+    distributed.all_reduce_sum_(centroids)
+    for _ in range(iterations):
+        sums, counts = totals(rows, _nearest(rows, centroids), num_clusters)
+        distributed.all_reduce_sum_(sums)
+        distributed.all_reduce_sum_(counts)
+        centroids = means(sums, counts, centroids)
+        _split_for_empty(centroids, counts)
+    return centroids, _all_rows(_nearest(rows, centroids), num_rows)
+
+
+def totals(rows: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
+    """Sums (K, D) in fixed point and counts (K,) of the rows (n, D) with each label (n,); int64."""
+    sums = torch.zeros(num_clusters, rows.shape[1], dtype=torch.long, device=rows.device)
+    size = max(1, PIECE // rows.shape[1])
+    for piece, piece_labels in zip(rows.split(size), labels.split(size), strict=True):
+        sums.index_add_(0, piece_labels, fixed_point(piece))
+    counts = torch.zeros(num_clusters, dtype=torch.long, device=rows.device)
+    return sums, counts.index_add_(0, labels, torch.ones_like(labels))
+
+
+def fixed_point(rows: Tensor) -> Tensor:
+    """Numbers of 1 at most, as int64 whose sums are exact."""
+    return (rows.double() * FIXED_POINT).round().long()
+
+
+def means(sums: Tensor, counts: Tensor, old: Tensor) -> Tensor:
+    """(K, D) from fixed-point sums and counts; the `old` centroids where there is nothing to average."""
+    average = (sums.double() / FIXED_POINT / counts.clamp(min=1).unsqueeze(1)).to(old.dtype)
+    return torch.where(counts.unsqueeze(1) > 0, average, old)
+
+
+def _nearest(rows: Tensor, centroids: Tensor) -> Tensor:
+    """(n,) int64: the centroid at the smallest Euclidean distance from each row."""
+    squares = centroids.square().sum(1)
+    pieces = rows.split(max(1, PIECE // len(centroids)))
+    return torch.cat([torch.addmm(squares, piece, centroids.T, alpha=-2).argmin(1) for piece in pieces])
+
+
+def _split_for_empty(centroids: Tensor, counts: Tensor) -> None:
+    """Give each empty cluster half of what is the largest then, in place."""
+    sizes = counts.cpu()
+    apart = torch.ones(centroids.shape[1], device=centroids.device)
+    apart[0::2], apart[1::2] = 1 + 1 / 1024, 1 - 1 / 1024
+    for empty in (sizes == 0).nonzero().flatten().tolist():
+        largest = int(sizes.argmax())
+        sizes[empty] = sizes[largest] // 2
+        sizes[largest] -= sizes[empty]
+        centroids[empty] = centroids[largest] * apart
+        centroids[largest] *= 2 - apart
+
+
+def _all_rows(labels: Tensor, num_rows: int) -> Tensor:
+    """Labels of all ranks' shares, put together."""
+    ranks = distributed.world_size()
+    longest = -(-num_rows // ranks)
+    padded = F.pad(labels, (0, longest - len(labels)), value=-1)
+    gathered = distributed.all_gather_rows(padded)
+    return gathered[gathered >= 0] if ranks > 1 else labels
+
+
+class OnlineClusters(nn.Module):
+    """A feature and a cluster for every sample, kept up batch by batch: the samples memory and the centroids memory of
+    Zhan et al. 2020 (arXiv 2006.10645), section 3.2.
+
+    All ranks hold all of it and do the same with it. Sizes and sums of the clusters follow every sample that moves, so
+    that neither is ever counted afresh over all N.
+
+    Args:
+        num_samples: N.
+        dim: dimension D of the features.
+        num_clusters: K.
+        momentum: weight of a new feature in a sample's row of the bank.
+    """
+
+    labels: Tensor
+    centroids: Tensor
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, num_samples: int, dim: int, num_clusters: int, momentum: float = 0.5) -> None:
+        super().__init__()
+        self.bank = Bank(num_samples, dim, momentum)
+        self.register_buffer("labels", torch.zeros(num_samples, dtype=torch.long))
+        self.register_buffer("centroids", torch.zeros(num_clusters, dim))
+        self.register_buffer("sums", torch.zeros(num_clusters, dim, dtype=torch.long))  # fixed point
+        self.register_buffer("counts", torch.zeros(num_clusters, dtype=torch.long))
+
+    @torch.no_grad()
+    def start(self, features: Tensor, generator: torch.Generator) -> None:
+        """k-means of all features, (N, D), the same on every rank; `generator` likewise."""
+        unit = F.normalize(features, dim=1)
+        mine = unit[share(len(unit))].to(self.labels.device)
+        centroids, labels = k_means(mine, len(self.centroids), generator)
+        self.bank.rows.copy_(unit)
+        self.labels.copy_(labels)
+        sums, counts = totals(self.bank.rows, self.labels, len(self.centroids))
+        self.sums.copy_(sums)
+        self.counts.copy_(counts)
+        self.centroids.copy_(means(sums, counts, centroids))
+
+    @torch.no_grad()
+    def update(self, index: Tensor, features: Tensor) -> Tensor:
+        """New features of some samples into the bank, and the clusters whose centroids are most like what is there now.
+
+        Args:
+            index: (B,) int64, sample ids; of a sample that occurs twice the last feature counts.
+            features: (B, D), normalised.
+
+        Returns:
+            The share of samples that changed their cluster, 0-d.
+        """
+        before = self.labels[index]
+        old = self.bank.rows[index]
+        self.bank.update(index, features)
+        new = self.bank.rows[index]
+        after = self._most_alike(new)
+        once = (last_occurrence(index) == torch.arange(len(index), device=index.device)).long()
+        self._move(index, old, new, after, once)
+        return (before != after).float().mean()
+
+    @torch.no_grad()
+    def update_centroids(self) -> None:
+        """Each becomes the mean of its samples' rows; those without samples stay."""
+        self.centroids.copy_(means(self.sums, self.counts, self.centroids))
+
+    @torch.no_grad()
+    def tend_small(self, min_size: int, generator: torch.Generator) -> None:
+        """Dissolve clusters of fewer than `min_size` samples and refill them: their samples go where they are most at
+        home among the others; then each, one after the other, gets half of what is the largest cluster, by 2-means.
+
+        The host reads whether there are any: a decision that no device can take for it.
+
+        Args:
+            min_size: 0 or more.
+            generator: for 2-means; on the CPU, in the same state on every rank.
+        """
+        is_small = self.counts < min_size
+        if not is_small.any() or is_small.all():
+            return
+        members = is_small[self.labels].nonzero().flatten()
+        size = max(1, PIECE // self.bank.rows.shape[1])
+        for first in range(0, len(members), size):
+            index = members[first : first + size]
+            rows = self.bank.rows[index]
+            self._move(index, rows, rows, self._most_alike(rows, is_small), torch.ones_like(index))
+        for cluster in is_small.nonzero().flatten().tolist():
+            self._take_half_of_largest(cluster, generator)
+
+    def _take_half_of_largest(self, cluster: int, generator: torch.Generator) -> None:
+        largest = int(self.counts.argmax())
+        index = (self.labels == largest).nonzero().flatten()
+        if len(index) < 2:
+            return
+        rows = self.bank.rows[index]
+        with distributed.alone():  # each rank has all of the rows
+            _, half = k_means(rows, 2, generator)
+        leaves = half == 1
+        if leaves.all() or not leaves.any():  # rows that are all equal
+            leaves = torch.arange(len(index), device=index.device) % 2 == 1
+        index, rows = index[leaves], rows[leaves]
+        self._move(index, rows, rows, torch.full_like(index, cluster), torch.ones_like(index))
+        pair = [largest, cluster]
+        self.centroids[pair] = means(self.sums[pair], self.counts[pair], self.centroids[pair])
+
+    def _most_alike(self, rows: Tensor, is_barred: Tensor | None = None) -> Tensor:
+        """(n,) int64: the cluster whose centroid has the largest inner product with each row; none that is barred."""
+        found = []
+        for piece in rows.split(max(1, PIECE // len(self.centroids))):
+            scores = piece @ self.centroids.T
+            found.append((scores if is_barred is None else scores.masked_fill(is_barred, -torch.inf)).argmax(1))
+        return torch.cat(found)
+
+    def _move(self, index: Tensor, old: Tensor, new: Tensor, after: Tensor, times: Tensor) -> None:
+        """Samples leave their cluster with their old row and enter another with their new one.
+
+        Args:
+            index: (n,) int64, sample ids.
+            old: (n, D), their rows as they were counted.
+            new: (n, D), their rows as they are.
+            after: (n,) int64, where they go.
+            times: (n,) int64: 0 where a sample occurs again further down, else 1.
+        """
+        before = self.labels[index]
+        self.sums.index_add_(0, before, fixed_point(old) * times.unsqueeze(1), alpha=-1)
+        self.sums.index_add_(0, after, fixed_point(new) * times.unsqueeze(1))
+        self.counts.index_add_(0, before, times, alpha=-1)
+        self.counts.index_add_(0, after, times)
+        self.labels.index_copy_(0, index, after)
+
+
+def balancing_weights(labels: list[Tensor], counts: Tensor, power: float) -> list[Tensor]:
+    """Weights of samples by the size of their cluster, size ** -power, with a mean of 1 over the global batch.
+
+    Args:
+        labels: (B,) int64 of each of this rank's micro-batches.
+        counts: (K,) sizes of the clusters, above 0 for the labels.
+        power: 0 weighs all alike, 1 all clusters.
+
+    Returns:
+        (B,) fp32 for each micro-batch.
+    """
+    weights = counts.clamp(min=1)[torch.cat(labels)].float() ** -power
+    mean = distributed.all_reduce_sum_(weights.sum()) / (len(weights) * distributed.world_size())
+    return list((weights / mean).split([len(part) for part in labels]))

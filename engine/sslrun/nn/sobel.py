@@ -1,0 +1,30 @@
+"""Edges instead of colours: what DeepCluster's networks see in the paper."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslrun.nn.backbone import Backbone
+
+HORIZONTAL = [[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]
+VERTICAL = [[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]]
+
+
+class Sobel(Backbone):
+    """A backbone behind a fixed Sobel filter: the mean of the three (normalised) colours, then its horizontal and
+    vertical gradient (Caron et al. 2018, arXiv 1807.05520, section 4.1). Every evaluation sees the same filter.
+
+    Args:
+        backbone: the network, with in_channels = 2.
+    """
+
+    kernels: Tensor
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone, self.num_features = backbone, backbone.num_features
+        self.register_buffer("kernels", torch.tensor([[HORIZONTAL], [VERTICAL]]), persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        grey = images.mean(dim=1, keepdim=True)
+        return self.backbone(F.conv2d(grey, self.kernels, padding=1))
