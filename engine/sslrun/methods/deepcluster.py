@@ -1,0 +1,97 @@
+"""DeepCluster: cluster what the network makes of the pictures, then let it learn to predict the clusters, and again.
+
+Caron et al. 2018 (arXiv 1807.05520), section 3. Before every epoch the features of the whole training set are taken
+with centre crops, reduced by PCA to whitened dimensions, normalised and clustered by k-means (section 3.4); the
+classifier on top starts anew, because the new clusters have nothing to do with the old. The epoch draws all clusters
+equally often (section 3.3), or weighs them.
+
+Deviations from MMSelfSup, whose recipe this is: pseudo-labels are looked up by sample id where the batch is, so that no
+worker keeps those of an epoch before; k-means and its sums are spread over all ranks; a clustering is a function of the
+weights, the seed and the step, so that a resume repeats it; weights of samples, if any, have a mean of 1 over the
+global batch.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.data.batch import Batch
+from sslrun.errors import UsageError
+from sslrun.methods.base import Loss, Method, Progress, Rewrite
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.clustering import balancing_weights, k_means, whitened
+from sslrun.nn.heads import ClsHead
+from sslrun.nn.necks import Embedder, Neck
+
+
+class DeepCluster(Method):
+    """Prediction of clusters that are made anew before every epoch.
+
+    Args:
+        backbone: the network to train.
+        neck: between the feature map and what is clustered and classified: AvgPool2dNeck.
+        head: classifier, with num_classes clusters.
+        pca_dim: dimensions that are clustered; at most the neck's out_channels.
+        iterations: of k-means.
+        uniform_sampling: draw every cluster equally often; else every sample once.
+        reweight: weigh samples by the size of their cluster.
+        reweight_power: size ** -reweight_power is the weight.
+    """
+
+    labels: Tensor
+    counts: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        neck: Neck,
+        head: ClsHead,
+        pca_dim: int = 256,
+        iterations: int = 20,
+        uniform_sampling: bool = True,
+        reweight: bool = False,
+        reweight_power: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not 1 <= pca_dim <= neck.out_channels:
+            raise ValueError(f"pca_dim is {pca_dim}, expected 1 to {neck.out_channels}, the neck's out_channels")
+        if iterations < 1:
+            raise ValueError(f"iterations is {iterations}, expected 1 or more")
+        self.backbone, self.neck, self.head = backbone, neck, head
+        self.pca_dim, self.iterations, self.uniform_sampling = pca_dim, iterations, uniform_sampling
+        self.reweight, self.reweight_power = reweight, reweight_power
+
+    def prepare(self, num_samples: int) -> None:
+        if num_samples < self.head.num_classes:
+            raise UsageError(f"{num_samples} samples cannot be put into {self.head.num_classes} clusters (num_classes)")
+        self.register_buffer("labels", torch.zeros(num_samples, dtype=torch.long))
+        self.register_buffer("counts", torch.zeros(self.head.num_classes, dtype=torch.long))
+
+    def before_epoch(self, progress: Progress, features: Callable[[nn.Module], Tensor]) -> list[Rewrite]:
+        generator = progress.generator()
+        rows = whitened(features(Embedder(self.backbone, self.neck)), self.pca_dim, self.labels.device)
+        _, labels = k_means(F.normalize(rows, dim=1), self.head.num_classes, generator, self.iterations)
+        self.labels.copy_(labels)
+        self.counts.zero_().index_add_(0, labels, torch.ones_like(labels))
+        return self.head.redrawn(generator)
+
+    def sampling_labels(self) -> Tensor | None:
+        return self.labels if self.uniform_sampling else None
+
+    def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
+        """Labels (B,) and weights (B,), or None, of each micro-batch."""
+        labels = [self.labels[batch.index] for batch in batches]
+        if not self.reweight:
+            return [(own, None) for own in labels]
+        return list(zip(labels, balancing_weights(labels, self.counts, self.reweight_power), strict=True))
+
+    def forward(self, batch: Batch, progress: Progress, targets: tuple[Tensor, Tensor | None]) -> Loss:
+        loss, top1 = self.head(self.neck(self.backbone(batch.views[0])[-1]), *targets)
+        return Loss(loss, {"top1_pct": 100 * top1, "clusters_in_use": (self.counts > 0).sum()})
+
+    def chance_loss(self) -> float:
+        return math.log(self.head.num_classes)

@@ -1,0 +1,257 @@
+"""DeepCluster: what it clusters, what it learns from, and that a resume around a clustering is the same bits."""
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import small_run
+from sslrun.cli import main
+from sslrun.data.batch import Batch
+from sslrun.errors import UsageError
+from sslrun.methods import Progress
+from sslrun.methods.deepcluster import DeepCluster
+from sslrun.nn.clustering import k_means, whitened
+from sslrun.nn.heads import ClsHead
+from sslrun.nn.necks import AvgPool2dNeck
+from sslrun.nn.resnet import ResNet
+from sslrun.nn.sobel import Sobel
+from sslrun.runtime import checkpoint
+
+PROGRESS = Progress(step=6, total_steps=30, steps_per_epoch=3, seed=1)
+SAMPLES, CLUSTERS = 40, 5
+
+
+def small(**options) -> DeepCluster:
+    torch.manual_seed(0)
+    method = DeepCluster(
+        ResNet(18, stem="small", base_width=4), AvgPool2dNeck(32), ClsHead(32, CLUSTERS), pca_dim=8, **options
+    )
+    method.prepare(SAMPLES)
+    return method
+
+
+def pictures() -> Tensor:
+    return torch.randn(SAMPLES, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+def features(module: nn.Module) -> Tensor:
+    """What the engine hands a method: outputs of a module in evaluation mode for all samples."""
+    module.eval()
+    with torch.no_grad():
+        outputs = module(pictures())
+    module.train()
+    return outputs
+
+
+def clustered(**options) -> DeepCluster:
+    method = small(**options)
+    for parameter, function in method.before_epoch(PROGRESS, features):
+        parameter.data.copy_(function(parameter.data))
+    return method
+
+
+def batch_of(first: int, last: int) -> Batch:
+    generator = torch.Generator().manual_seed(first)
+    index = torch.arange(first, last).flip(0)
+    return Batch([torch.randn(last - first, 3, 16, 16, generator=generator)], index, None)
+
+
+def step(method: DeepCluster, batches: list[Batch]) -> float:
+    """Gradients of one step over micro-batches; returns its loss."""
+    method.zero_grad()
+    values = []
+    for batch, target in zip(batches, method.targets(batches, PROGRESS), strict=True):
+        loss = method(batch, PROGRESS, target).value / len(batches)
+        loss.backward()
+        values.append(loss.item())
+    return sum(values)
+
+
+def test_clusters_are_of_averaged_whitened_normalised_features():
+    method = clustered()
+    twin = small()
+    twin.eval()
+    with torch.no_grad():
+        averaged = twin.backbone(pictures())[-1].mean(dim=(2, 3))
+    rows = F.normalize(whitened(averaged, 8, torch.device("cpu")), dim=1)
+    _, expected = k_means(rows, CLUSTERS, PROGRESS.generator())
+    assert torch.equal(method.labels, expected) and len(expected.unique()) == CLUSTERS
+    assert method.counts.tolist() == expected.bincount(minlength=CLUSTERS).tolist()
+    assert torch.equal(method.sampling_labels(), expected)
+    assert clustered(uniform_sampling=False).sampling_labels() is None
+
+
+def test_a_clustering_starts_the_head_anew_and_leaves_the_rest_alone():
+    method = small()
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    state = torch.get_rng_state()
+    rewrites = method.before_epoch(PROGRESS, features)
+    assert torch.equal(torch.get_rng_state(), state)
+    changed = {name for name, tensor in method.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"labels", "counts"} and method.training
+    assert {parameter for parameter, _ in rewrites} == {method.head.fc.weight, method.head.fc.bias}
+    again = small().before_epoch(PROGRESS, features)
+    for (parameter, function), (other, same) in zip(rewrites, again, strict=True):
+        assert torch.equal(function(parameter.data), same(other.data))
+    later = small().before_epoch(Progress(9, 30, 3, 1), features)
+    assert not torch.equal(rewrites[0][1](rewrites[0][0].data), later[0][1](later[0][0].data))
+
+
+@pytest.mark.parametrize("reweight", [False, True])
+def test_loss_is_cross_entropy_with_the_samples_own_labels(reweight):
+    """Eq. 1 of the paper with loops; with weights, the weighted mean of the batch, however it is cut."""
+    method = clustered(reweight=reweight).double()
+    method.eval()  # BatchNorm by running statistics: a sample does not see the others
+    batches = [batch_of(0, 8), batch_of(20, 28)]
+    total, weights = torch.zeros((), dtype=torch.float64), 0.0
+    for batch in batches:
+        pooled = method.backbone(batch.views[0].double())[-1].mean(dim=(2, 3))
+        for row, sample in zip(pooled, batch.index.tolist(), strict=True):
+            label = int(method.labels[sample])
+            scores = method.head.fc.weight @ row + method.head.fc.bias
+            weight = int(method.counts[label]) ** -0.5 if reweight else 1.0
+            total = total - weight * torch.log(scores[label].exp() / scores.exp().sum())
+            weights += weight
+    expected = total / weights
+    method.zero_grad()
+    expected.backward()
+    wanted = {name: parameter.grad.clone() for name, parameter in method.named_parameters()}
+
+    doubles = [Batch([batch.views[0].double()], batch.index, None) for batch in batches]
+    assert step(method, doubles) == pytest.approx(expected.item(), rel=1e-6)
+    for name, parameter in method.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-5, atol=1e-7)
+    assert all(gradient.any() for gradient in wanted.values())
+    whole = [Batch([torch.cat([b.views[0] for b in doubles])], torch.cat([b.index for b in doubles]), None)]
+    assert step(method, whole) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_metrics_and_chance():
+    method = clustered()
+    (target,) = method.targets([batch_of(0, 8)], PROGRESS)
+    metrics = method(batch_of(0, 8), PROGRESS, target).metrics
+    assert metrics["clusters_in_use"] == CLUSTERS and 0 <= metrics["top1_pct"] <= 100
+    assert method.chance_loss() == pytest.approx(math.log(CLUSTERS))
+
+
+def test_sobel_is_two_gradients_of_the_grey_picture():
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 7, 6)
+    seen = []
+
+    class Inner(ResNet):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x)
+
+    network = Sobel(Inner(18, stem="small", base_width=4, in_channels=2))
+    assert network(images)[-1].shape[:2] == (2, network.num_features)
+    grey = F.pad(images.double().sum(1) / 3, (1, 1, 1, 1))
+    for n in range(2):
+        for y in range(7):
+            for x in range(6):
+                p = grey[n, y : y + 3, x : x + 3]
+                across = p[0, 0] + 2 * p[1, 0] + p[2, 0] - p[0, 2] - 2 * p[1, 2] - p[2, 2]
+                down = p[0, 0] + 2 * p[0, 1] + p[0, 2] - p[2, 0] - 2 * p[2, 1] - p[2, 2]
+                assert seen[0][n, :, y, x].tolist() == pytest.approx([float(across), float(down)], abs=1e-5)
+    assert all(not name.startswith("kernels") for name, _ in network.named_parameters())
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="pca_dim is 33, expected 1 to 32"):
+        DeepCluster(ResNet(18, base_width=4), AvgPool2dNeck(32), ClsHead(32, 5), pca_dim=33)
+    with pytest.raises(ValueError, match="iterations is 0"):
+        DeepCluster(ResNet(18, base_width=4), AvgPool2dNeck(32), ClsHead(32, 5), pca_dim=3, iterations=0)
+    with pytest.raises(UsageError, match=r"4 samples cannot be put into 5 clusters \(num_classes\)"):
+        DeepCluster(ResNet(18, base_width=4), AvgPool2dNeck(32), ClsHead(32, 5), pca_dim=3).prepare(4)
+
+
+RECIPE = """
+global_batch = 16
+epochs = 2
+seed = 3
+
+[model]
+type = "DeepCluster"
+pca_dim = 8
+backbone = {{ type = "ResNet", depth = 18, base_width = 4, stem = "small" }}
+neck = {{ type = "AvgPool2dNeck", in_channels = 32 }}
+head = {{ type = "ClsHead", in_channels = 32, num_classes = 6 }}
+
+[data]
+samples_per_gpu = 8
+workers_per_gpu = 1
+source = {{ type = "ImageFolder", data_prefix = "{pictures}" }}
+holdout = 0.2
+views = [{{ transforms = [{{ type = "RandomResizedCrop", size = 24 }}, {{ type = "RandomHorizontalFlip" }}] }}]
+
+[optimizer]
+type = "SGD"
+lr = 0.05
+momentum = 0.9
+paramwise = [{{ match = "^head", momentum = 0.0 }}]
+
+[lr]
+policy = "CosineAnnealing"
+by = "iter"
+
+[checkpoint]
+interval = 1
+by = "iter"
+max_keep_ckpts = 100
+
+[log]
+interval = 1
+
+[monitor]
+knn_interval = 1
+knn_k = 5
+
+[engine]
+device = "cpu"
+threads = 1
+"""
+STEPS_PER_EPOCH = 4  # 64 training pictures
+
+
+def test_a_resume_around_a_clustering_is_the_same_bits(tmp_path: Path, pictures: Path):
+    """From the end of the first epoch, where the next clustering is to come, and from the step after it."""
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(RECIPE.format(pictures=pictures))
+    assert main([str(recipe), "--work-dir", str(tmp_path / "straight")]) == 0
+    straight = tmp_path / "straight" / "small"
+
+    def saved(run: Path, at: int) -> Path:
+        return run / f"checkpoints/step_{at:08d}"
+
+    def resumed(name: str, at: int) -> Path:
+        run = tmp_path / name / "small"
+        shutil.copytree(straight, run)
+        for later in range(at + 1, 2 * STEPS_PER_EPOCH + 1):
+            shutil.rmtree(saved(run, later))
+        return run
+
+    def finish(run: Path) -> list[str]:
+        assert main([str(recipe), "--work-dir", str(run.parent), "--resume"]) == 0
+        return small_run.differences(*(saved(each, 2 * STEPS_PER_EPOCH) for each in (straight, run)))
+
+    end, next_one = (checkpoint.load(saved(straight, at))[0] for at in (STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1))
+    assert not torch.equal(end["model"]["labels"], next_one["model"]["labels"]), "nothing was clustered in between"
+    assert "head.fc.weight/momentum_buffer" not in end["optimizer"]
+
+    for at in (STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1):
+        run = resumed(f"from_{at}", at)
+        assert finish(run) == []
+        assert small_run.timeless(small_run.metrics(straight)) == small_run.timeless(small_run.metrics(run))
+
+    control = resumed("control", STEPS_PER_EPOCH + 1)  # the comparison can fail: two samples change their labels
+    tensors, state = checkpoint.load(saved(control, STEPS_PER_EPOCH + 1))
+    tensors["model"]["labels"] = tensors["model"]["labels"].roll(1)
+    shutil.rmtree(control / "checkpoints")
+    checkpoint.save(control / "checkpoints", state["step"], tensors, state)
+    assert "model/backbone.conv1.weight" in finish(control)
