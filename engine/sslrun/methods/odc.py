@@ -1,0 +1,125 @@
+"""ODC: clusters that change a little with every batch, while the network learns to predict them.
+
+Zhan et al. 2020 (arXiv 2006.10645), section 3.2 and 3.3. A bank holds a feature and a label for every sample. After a
+step the batch's rows of the bank move towards its new features (eq. 2) and get new labels; every few steps centroids
+are computed from the bank, and clusters that have become small are dissolved and refilled. The loss weighs samples by
+the size of their cluster (section 3.3). k-means of the untrained network's features makes the first clusters.
+
+As in the authors' code and MMSelfSup, rows of the bank are normalised again after they moved, and a sample's new label
+is the cluster whose centroid has the largest inner product with its row: eq. 3 takes the nearest centroid, which is
+another where centroids differ in length. Deviations from both: weights of samples have a mean of 1 over the global
+batch; every epoch sees every sample once (theirs draws with replacement, for which the paper gives no reason); the
+first k-means clusters the normalised features that the bank holds; all of it is in buffers, so that a resume goes on
+where it was.
+
+Small clusters are looked for every `deal_with_small_clusters_interval` steps. That the host then waits for the device
+is the price: what is to be done depends on the answer.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.data.batch import Batch
+from sslrun.errors import UsageError
+from sslrun.methods.base import Loss, Method, Progress, Rewrite
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.clustering import OnlineClusters, balancing_weights
+from sslrun.nn.dropout import dropout_masks
+from sslrun.nn.heads import ClsHead
+from sslrun.nn.necks import Embedder, ODCNeck
+
+
+class ODC(Method):
+    """Online deep clustering.
+
+    Args:
+        backbone: the network to train.
+        neck: makes the features that are clustered and classified.
+        head: classifier, with num_classes clusters.
+        momentum: weight of a new feature in its row of the bank.
+        min_cluster: clusters of fewer samples are dissolved.
+        centroids_update_interval: steps between two computations of the centroids.
+        deal_with_small_clusters_interval: steps between two looks at the smallest clusters.
+        reweight_power: size ** -reweight_power is the weight of a cluster's samples in the loss.
+    """
+
+    changed: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        neck: ODCNeck,
+        head: ClsHead,
+        momentum: float = 0.5,
+        min_cluster: int = 20,
+        centroids_update_interval: int = 10,
+        deal_with_small_clusters_interval: int = 1,
+        reweight_power: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is {momentum}, expected 0 to 1")
+        if min_cluster < 0:
+            raise ValueError(f"min_cluster is {min_cluster}, expected 0 or more")
+        if min(centroids_update_interval, deal_with_small_clusters_interval) < 1:
+            raise ValueError(
+                f"centroids_update_interval is {centroids_update_interval} and deal_with_small_clusters_interval "
+                f"{deal_with_small_clusters_interval}, expected 1 or more"
+            )
+        self.backbone, self.neck, self.head = backbone, neck, head
+        self.momentum, self.min_cluster, self.reweight_power = momentum, min_cluster, reweight_power
+        self.centroids_update_interval = centroids_update_interval
+        self.deal_with_small_clusters_interval = deal_with_small_clusters_interval
+        self.register_buffer("changed", torch.zeros(()))  # part of the last batch that got another label
+
+    def prepare(self, num_samples: int) -> None:
+        num_clusters = self.head.num_classes
+        if num_samples < num_clusters:
+            raise UsageError(f"{num_samples} samples cannot be put into {num_clusters} clusters (num_classes)")
+        self.clusters = OnlineClusters(num_samples, self.neck.out_channels, num_clusters, self.momentum)
+
+    def before_epoch(self, progress: Progress, features: Callable[[nn.Module], Tensor]) -> list[Rewrite]:
+        if progress.step > 0:
+            return []
+        generator = progress.generator()
+        self.clusters.start(features(Embedder(self.backbone, self.neck)), generator)
+        return self.head.redrawn(generator)
+
+    def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
+        """Labels (B,), weights (B,) and dropout masks (B, hid_channels), or None, of each micro-batch."""
+        labels = [self.clusters.labels[batch.index] for batch in batches]
+        weights = balancing_weights(labels, self.clusters.counts, self.reweight_power)
+        masks: list[Any] = [None] * len(batches)
+        if self.neck.dropout > 0:
+            shape = (len(labels[0]), self.neck.hid_channels)
+            seed = progress.generator().initial_seed()
+            masks = dropout_masks(len(batches), shape, self.neck.dropout, seed, labels[0].device)
+        return list(zip(labels, weights, masks, strict=True))
+
+    def forward(self, batch: Batch, progress: Progress, targets: tuple[Tensor, Tensor, Tensor | None]) -> Loss:
+        labels, weights, mask = targets
+        embeddings = self.neck(self.backbone(batch.views[0])[-1], mask)
+        loss, top1 = self.head(embeddings, labels, weights)
+        metrics = {
+            "top1_pct": 100 * top1,
+            "labels_changed_pct": 100 * self.changed,
+            "smallest_cluster": self.clusters.counts.min(),
+            "largest_cluster": self.clusters.counts.max(),
+        }
+        rows = F.normalize(embeddings.detach().float(), dim=1)
+        return Loss(loss, metrics, {"index": batch.index, "features": rows})
+
+    def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:
+        self.changed.copy_(self.clusters.update(carry["index"], carry["features"]))
+        if progress.step % self.centroids_update_interval == 0:
+            self.clusters.update_centroids()
+        if progress.step % self.deal_with_small_clusters_interval == 0:
+            self.clusters.tend_small(self.min_cluster, progress.generator())
+
+    def chance_loss(self) -> float:
+        return math.log(self.head.num_classes)
