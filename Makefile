@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-nightly lint schema kernel-table bench clean
+.PHONY: install quickstart test test-nightly lint schema kernel-table learn bench clean
 
 install: $(VENV)/.installed
 
@@ -35,6 +35,9 @@ schema: install
 
 kernel-table: install
 	PYTHONPATH=kernels:tests/kernels $(BIN)/python -m test_ahead_of_time
+
+learn: install
+	$(BIN)/python benchmarks/learn.py
 
 bench: install
 	$(BIN)/python benchmarks/loader.py

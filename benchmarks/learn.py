@@ -1,0 +1,122 @@
+"""Every method on drawn pictures: k-NN before and after training, over seeds, for docs/learning.md.
+
+    python benchmarks/learn.py [METHOD ...] [--seeds 3] [--jobs 2]    run what has no row yet; stop and repeat it freely
+    python benchmarks/learn.py --table                                write the table and the plot from the rows
+
+A recipe of configs/learn/ is one method at the scale of the quickstart, one thread. Runs lie in work_dirs/learn/ and
+continue where they stopped; a row in benchmarks/results/learn.jsonl says that one is done.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "benchmarks")]
+
+from rows import RESULTS, append_row
+
+RECIPES = {path.stem: path for path in sorted((ROOT / "configs/learn").glob("*.toml"))} | {
+    "mocov2": ROOT / "configs/quickstart.toml"
+}
+DOCUMENT = ROOT / "docs" / "learning.md"
+START, END = "<!-- table: benchmarks/learn.py --table -->", "<!-- end of table -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", default=list(RECIPES), help="all by default")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, a thread each")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    unknown = set(args.methods) - RECIPES.keys()
+    if unknown:
+        parser.error(f"no such method: {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
+    if not args.table:
+        done = {(row["method"], row["seed"]) for row in rows()}
+        todo = [(name, seed) for seed in range(args.seeds) for name in args.methods if (name, seed) not in done]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            for name, seed, row in pool.map(lambda each: (*each, train(*each)), todo):
+                append_row("learn", {"benchmark": "learn", "method": name, "seed": seed, **row})
+                print(
+                    f"{name}, seed {seed}: k-NN {row['untrained_pct']} -> {row['trained_pct']} % in {row['wall_s']} s"
+                )
+    write_document()
+
+
+def train(name: str, seed: int) -> dict[str, Any]:
+    """One run to its end, and what it learned."""
+    work_dir = ROOT / "work_dirs" / "learn" / f"seed_{seed}"
+    command = [sys.executable, str(ROOT / "bin/sslrun"), str(RECIPES[name]), f"--set=seed={seed}", "--resume"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([*command, f"--work-dir={work_dir}"], env=environment, capture_output=True, text=True)
+    if ran.returncode:
+        raise SystemExit(f"{name}, seed {seed}, failed:\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
+    metrics = work_dir / RECIPES[name].stem / "metrics.jsonl"
+    entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    curve = [(entry["epoch"], entry["knn/top1_pct"]) for entry in entries if "knn/top1_pct" in entry]
+    return {
+        "untrained_pct": curve[0][1],
+        "trained_pct": curve[-1][1],
+        "wall_s": round(max(entry["wall_s"] for entry in entries)),
+        "knn_curve": curve,
+    }
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    path = RESULTS / "learn.jsonl"
+    if path.exists():
+        yield from (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def write_document() -> None:
+    """The table and the plot of all rows."""
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for row in rows():
+        by_method.setdefault(row["method"], []).append(row)
+    lines = ["| method | seeds | untrained, % | trained, % | gain, points | least gain |", "|---|---|---|---|---|---|"]
+    for name, runs in sorted(by_method.items()):
+        gains = [run["trained_pct"] - run["untrained_pct"] for run in runs]
+        before, after = ([run[key] for run in runs] for key in ("untrained_pct", "trained_pct"))
+        lines.append(
+            f"| {name} | {len(runs)} | {_spread(before)} | {_spread(after)} | {_spread(gains)} | {min(gains):.1f} |"
+        )
+    head, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(START)
+    DOCUMENT.write_text(f"{head}{START}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    _plot(by_method)
+
+
+def _spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} +- {deviation:.1f}"
+
+
+def _plot(by_method: dict[str, list[dict[str, Any]]]) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "learn"  # the same picture for the same rows
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    colours = plt.get_cmap("tab20")
+    for index, (name, runs) in enumerate(sorted(by_method.items())):
+        for run in runs:
+            epochs, accuracies = zip(*run["knn_curve"], strict=True)
+            axes.plot(epochs, accuracies, color=colours(index), alpha=0.8, label=name if run is runs[0] else None)
+    axes.set(xlabel="epoch", ylabel="k-NN accuracy on held-out pictures, %")
+    axes.legend(ncols=2, fontsize="small")
+    figure.savefig(DOCUMENT.with_suffix(".svg"), metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
