@@ -228,9 +228,9 @@ class Longhand:
         rows = [self.rows[sample] for sample in self.members(cluster)]
         return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
-    def most_alike(self, row: list[float], allowed: list[int]) -> int:
-        scores = [sum(a * b for a, b in zip(row, self.centroids[k], strict=True)) for k in allowed]
-        return allowed[scores.index(max(scores))]
+    def nearest(self, row: list[float], allowed: list[int]) -> int:
+        squares = [sum((a - b) ** 2 for a, b in zip(row, self.centroids[k], strict=True)) for k in allowed]
+        return allowed[squares.index(min(squares))]
 
     def update(self, index: list[int], features: list[list[float]], momentum: float) -> int:
         latest = dict(zip(index, features, strict=True))  # of a sample that occurs twice the last one stays
@@ -239,7 +239,7 @@ class Longhand:
             row = [(1 - momentum) * a + momentum * b for a, b in zip(self.rows[sample], feature, strict=True)]
             length = math.sqrt(sum(x * x for x in row))
             self.rows[sample] = [x / length for x in row]
-            label = self.most_alike(self.rows[sample], list(range(len(self.centroids))))
+            label = self.nearest(self.rows[sample], list(range(len(self.centroids))))
             if label != self.labels[sample]:
                 changed.add(sample)
             self.labels[sample] = label
@@ -256,7 +256,7 @@ class Longhand:
         large = [k for k in every if k not in small]
         for sample, label in list(self.labels.items()):
             if label in small:
-                self.labels[sample] = self.most_alike(self.rows[sample], large)
+                self.labels[sample] = self.nearest(self.rows[sample], large)
         for cluster in small:
             sizes = [len(self.members(k)) for k in every]
             largest = sizes.index(max(sizes))

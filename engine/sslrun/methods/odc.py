@@ -5,12 +5,12 @@ step the batch's rows of the bank move towards its new features (eq. 2) and get 
 are computed from the bank, and clusters that have become small are dissolved and refilled. The loss weighs samples by
 the size of their cluster (section 3.3). k-means of the untrained network's features makes the first clusters.
 
-As in the authors' code and MMSelfSup, rows of the bank are normalised again after they moved, and a sample's new label
-is the cluster whose centroid has the largest inner product with its row: eq. 3 takes the nearest centroid, which is
-another where centroids differ in length. Deviations from both: weights of samples have a mean of 1 over the global
-batch; every epoch sees every sample once (theirs draws with replacement, for which the paper gives no reason); the
-first k-means clusters the normalised features that the bank holds; all of it is in buffers, so that a resume goes on
-where it was.
+As in the authors' code and MMSelfSup, rows of the bank are normalised again after they moved. Deviations from both: a
+sample's new label is the nearest centroid, as the paper and k-means have it (theirs is the one with the largest inner
+product, which prefers clusters whose members are alike); weights of samples have a mean of 1 over the global batch;
+every epoch sees every sample once (theirs draws with replacement, for which the paper gives no reason); the first
+k-means clusters the normalised features that the bank holds; all of it is in buffers, so that a resume goes on where it
+was.
 
 Small clusters are looked for every `deal_with_small_clusters_interval` steps. That the host then waits for the device
 is the price: what is to be done depends on the answer.

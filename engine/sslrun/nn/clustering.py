@@ -117,9 +117,11 @@ def means(sums: Tensor, counts: Tensor, old: Tensor) -> Tensor:
     return torch.where(counts.unsqueeze(1) > 0, average, old)
 
 
-def _nearest(rows: Tensor, centroids: Tensor) -> Tensor:
-    """(n,) int64: the centroid at the smallest Euclidean distance from each row."""
+def _nearest(rows: Tensor, centroids: Tensor, is_barred: Tensor | None = None) -> Tensor:
+    """(n,) int64: the centroid at the smallest Euclidean distance from each row; none that is barred, (K,) bool."""
     squares = centroids.square().sum(1)
+    if is_barred is not None:
+        squares = squares.masked_fill(is_barred, torch.inf)
     pieces = rows.split(max(1, PIECE // len(centroids)))
     return torch.cat([torch.addmm(squares, piece, centroids.T, alpha=-2).argmin(1) for piece in pieces])
 
@@ -188,7 +190,7 @@ class OnlineClusters(nn.Module):
 
     @torch.no_grad()
     def update(self, index: Tensor, features: Tensor) -> Tensor:
-        """New features of some samples into the bank, and the clusters whose centroids are most like what is there now.
+        """New features of some samples into the bank, and new labels: the centroids nearest to what is there now.
 
         Args:
             index: (B,) int64, sample ids; of a sample that occurs twice the last feature counts.
@@ -201,7 +203,7 @@ class OnlineClusters(nn.Module):
         old = self.bank.rows[index]
         self.bank.update(index, features)
         new = self.bank.rows[index]
-        after = self._most_alike(new)
+        after = _nearest(new, self.centroids)
         once = (last_occurrence(index) == torch.arange(len(index), device=index.device)).long()
         self._move(index, old, new, after, once)
         return (before != after).float().mean()
@@ -213,8 +215,8 @@ class OnlineClusters(nn.Module):
 
     @torch.no_grad()
     def tend_small(self, min_size: int, generator: torch.Generator) -> None:
-        """Dissolve clusters of fewer than `min_size` samples and refill them: their samples go where they are most at
-        home among the others; then each, one after the other, gets half of what is the largest cluster, by 2-means.
+        """Dissolve clusters of fewer than `min_size` samples and refill them: their samples go to the nearest
+        of the others; then each, one after the other, gets half of what is the largest cluster, by 2-means.
 
         The host reads whether there are any: a decision that no device can take for it.
 
@@ -230,7 +232,7 @@ class OnlineClusters(nn.Module):
         for first in range(0, len(members), size):
             index = members[first : first + size]
             rows = self.bank.rows[index]
-            self._move(index, rows, rows, self._most_alike(rows, is_small), torch.ones_like(index))
+            self._move(index, rows, rows, _nearest(rows, self.centroids, is_small), torch.ones_like(index))
         for cluster in is_small.nonzero().flatten().tolist():
             self._take_half_of_largest(cluster, generator)
 
@@ -249,14 +251,6 @@ class OnlineClusters(nn.Module):
         self._move(index, rows, rows, torch.full_like(index, cluster), torch.ones_like(index))
         pair = [largest, cluster]
         self.centroids[pair] = means(self.sums[pair], self.counts[pair], self.centroids[pair])
-
-    def _most_alike(self, rows: Tensor, is_barred: Tensor | None = None) -> Tensor:
-        """(n,) int64: the cluster whose centroid has the largest inner product with each row; none that is barred."""
-        found = []
-        for piece in rows.split(max(1, PIECE // len(self.centroids))):
-            scores = piece @ self.centroids.T
-            found.append((scores if is_barred is None else scores.masked_fill(is_barred, -torch.inf)).argmax(1))
-        return torch.cat(found)
 
     def _move(self, index: Tensor, old: Tensor, new: Tensor, after: Tensor, times: Tensor) -> None:
         """Samples leave their cluster with their old row and enter another with their new one.
