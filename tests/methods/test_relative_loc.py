@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ranks import run_ranks
+from sslrun.config import load
 from sslrun.data.batch import Batch
 from sslrun.methods import Progress
 from sslrun.methods.relative_loc import RelativeLoc
@@ -15,6 +16,7 @@ from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import RelativeLocNeck
 from sslrun.nn.norm import SyncBN, group_norms, set_groups
 from sslrun.nn.resnet import ResNet
+from sslrun.recipe import Recipe
 from sslrun.runtime import distributed
 
 PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)
@@ -171,7 +173,7 @@ def test_layers_start_and_average_as_the_recipe_says():
     torch.manual_seed(0)
     neck = RelativeLocNeck(256, 512)
     assert [norm.momentum for norm in group_norms(neck)] == [0.003] and not group_norms(neck)[0].sync
-    assert neck.fc.in_features == 512 and float(neck.fc.weight.std()) == pytest.approx(0.01, rel=0.02)
+    assert neck.fc.in_features == 512 and neck.fc.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert not neck.fc.bias.any() and small().chance_loss() == math.log(8)
     neck.eval()
     assert torch.equal(neck(torch.ones(2, 512)), torch.relu(neck.bn(neck.fc(torch.ones(2, 512)))))
@@ -185,3 +187,24 @@ def test_bad_arguments_are_named():
         RelativeLocNeck(32, WIDTH, dropout=1)
     with pytest.raises(ValueError, match="a picture has 2 views, expected 9 patches"):
         small(dropout=0.0)(Batch([torch.zeros(4, 3, 8, 8).double()], torch.arange(2), None), PROGRESS, None)
+
+
+def test_the_recipe_is_the_published_one():
+    root = Path(__file__).parents[2]
+    smaller = ["model.backbone.depth=18", "model.backbone.base_width=4", "model.neck.in_channels=32"]
+    config = load(root / "configs/relative_loc.toml", smaller)
+    assert config.name == "relative-loc_resnet50_8xb64-steplr-70e_in1k" and config.notes == []
+    recipe = config.build(Recipe)
+    assert (recipe.epochs, recipe.global_batch, recipe.data.samples_per_gpu) == (70, 8 * 64, 64)
+    groups = recipe.optimizer.create(recipe.model.named_parameters()).param_groups
+    decays = {name: group["weight_decay"] for group in groups for name in group["param_names"]}
+    assert all(decay == (1e-4 if name.startswith("backbone.") else 5e-4) for name, decay in decays.items())
+    assert len(decays) == len(list(recipe.model.parameters())) and {group["lr"] for group in groups} == {0.2}
+    rates = [recipe.lr.value(0.2, epoch * 100, 100, 7000) for epoch in (0, 5, 29, 30, 49, 50, 69)]
+    assert rates == pytest.approx([0.02, 0.2, 0.2, 0.02, 0.02, 0.002, 0.002])
+    (group,) = recipe.data.views
+    assert (group.num_views, group.size, recipe.model.neck.out_channels) == (9, (64, 64), 4096)
+    assert [type(transform).__name__ for _, transform in group.steps] == [
+        *("Resize", "RandomCrop", "RandomGridPatch", "RandomGrayscale")
+    ]
+    assert [round(255 * x) for x in group.normalize.mean + group.normalize.std] == [124, 117, 104, 59, 58, 58]

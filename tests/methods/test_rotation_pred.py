@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from ranks import run_ranks
+from sslrun.config import load
 from sslrun.data.batch import Batch
 from sslrun.methods import Progress
 from sslrun.methods.rotation_pred import RotationPred, turned
 from sslrun.nn.heads import ClsHead
-from sslrun.nn.norm import BN, SyncBN, set_groups
+from sslrun.nn.norm import BN, SyncBN, group_norms, set_groups
 from sslrun.nn.resnet import ResNet
+from sslrun.recipe import Recipe
 from sslrun.runtime import distributed
 
 PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)
@@ -156,3 +158,22 @@ def test_bad_arguments_are_named():
         ClsHead(8, 1)
     with pytest.raises(ValueError, match="init_std is 0"):
         ClsHead(8, 4, init_std=0)
+
+
+def test_the_recipe_is_the_published_one():
+    root = Path(__file__).parents[2]
+    smaller = ["model.backbone.depth=18", "model.backbone.base_width=4", "model.head.in_channels=32"]
+    config = load(root / "configs/rotation_pred.toml", smaller)
+    assert config.name == "rotation-pred_resnet50_8xb16-steplr-70e_in1k" and config.notes == []
+    recipe = config.build(Recipe)
+    assert (recipe.epochs, recipe.global_batch, recipe.data.samples_per_gpu) == (70, 8 * 16, 16)
+    (options,) = recipe.optimizer.create(recipe.model.named_parameters()).param_groups
+    assert (options["lr"], options["weight_decay"], options["momentum"]) == (0.2, 1e-4, 0.9)
+    rates = [recipe.lr.value(0.2, epoch * 100, 100, 7000) for epoch in (0, 5, 29, 30, 49, 50, 69)]
+    assert rates == pytest.approx([0.02, 0.2, 0.2, 0.02, 0.02, 0.002, 0.002])
+    assert all(norm.sync for norm in group_norms(recipe.model))
+    (group,) = recipe.data.views
+    assert [type(transform).__name__ for transform in group.transforms] == [
+        *("RandomResizedCrop", "RandomHorizontalFlip", "Normalize")
+    ]
+    assert group.transforms[0].scale == (0.08, 1.0) and (group.num_views, group.size) == (1, (224, 224))
