@@ -255,3 +255,23 @@ def test_a_resume_around_a_clustering_is_the_same_bits(tmp_path: Path, pictures:
     shutil.rmtree(control / "checkpoints")
     checkpoint.save(control / "checkpoints", state["step"], tensors, state)
     assert "model/backbone.conv1.weight" in finish(control)
+
+
+def test_two_processes_cluster_and_compute_what_one_does(tmp_path: Path, pictures: Path):
+    """Each extracts and clusters its share, and the head that starts anew is in shards (ZeRO 3): one step is equal."""
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(RECIPE.format(pictures=pictures))
+    options = ["--set", "epochs=1", "--set", "checkpoint.interval=10", "--set", "monitor.knn_interval=0"]
+
+    def weights(name: str, ranks: int, *more: str) -> dict[str, Tensor]:
+        work_dir = ["--work-dir", str(tmp_path / name)]
+        started = small_run.start(small_run.command(recipe, *work_dir, *options, *more, ranks=ranks))
+        code, output = small_run.finish(started)
+        assert code == 0, output[-3000:]
+        return checkpoint.load(tmp_path / name / "small/checkpoints/step_00000001")[0]["model"]
+
+    once = ["--set", "data.drop_last=true", "--set", "global_batch=64"]
+    one, two = weights("one", 1, *once), weights("two", 2, *once, "--set", "engine.zero_stage=3")
+    assert torch.equal(one["labels"], two["labels"]) and len(one["labels"].unique()) > 1
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4, msg=name)

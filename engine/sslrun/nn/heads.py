@@ -95,7 +95,7 @@ class ClsHead(Head):
 
     def redrawn(self, generator: torch.Generator) -> list[tuple[nn.Parameter, Callable[[Tensor], Tensor]]]:
         """What sets the head back to new first weights, as `Method.rewrites` has it; drawn now."""
-        weight = torch.randn(self.fc.weight.shape, generator=generator) * self.init_std
+        weight = torch.randn(self.fc.out_features, self.fc.in_features, generator=generator) * self.init_std
         return [
             (self.fc.get_parameter("weight"), lambda old: weight.to(old)),
             (self.fc.get_parameter("bias"), torch.zeros_like),
