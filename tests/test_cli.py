@@ -248,7 +248,7 @@ def test_a_method_of_ones_own(capsys, tmp_path, pictures, monkeypatch):
         "        self.register_buffer('centre', torch.zeros(backbone.num_features))\n"
         "        self.register_buffer('shape', torch.zeros(2))\n"
         "    def before_epoch(self, progress, features):\n"
-        "        rows = features()\n"
+        "        rows = features(self.backbone)\n"
         "        self.centre.copy_(rows.mean(0))\n"
         "        self.shape.copy_(torch.tensor(rows.shape))\n"
         "    def forward(self, batch, progress, targets):\n"

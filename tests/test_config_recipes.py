@@ -195,7 +195,7 @@ def test_old_names_are_answered(override, hint):
         ("model.head.temperature=true", "model.head.temperature: expected a number, got the boolean true"),
         (
             "model.neck.type=MoCov2Neck",
-            "model.neck.type: there is no 'MoCov2Neck' among the necks; did you mean MoCoV2Neck?",
+            "model.neck.type: there is no 'MoCov2Neck' among the necks; did you mean MoCoV2Neck or ODCNeck?",
         ),
         ("lr.policy=Cosine", "lr.policy: there is no 'Cosine' among the schedules; did you mean CosineAnnealing?"),
         ("max_iters=5", "epochs and max_iters are both set"),

@@ -130,7 +130,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             progress = Progress(run.step, plan.total_steps, plan.steps_per_epoch, recipe.seed)
             if run.step % plan.steps_per_epoch == 0:
                 with meter.pausing():
-                    executor.rewrite(method.before_epoch(progress, functools.partial(_features, run)))
+                    executor.rewrite(method.before_epoch(progress, functools.partial(_features, run)) or [])
             if stream is None or (run.step % plan.steps_per_epoch == 0 and method.sampling_labels() is not None):
                 stream = _stream(run, stream)
             with meter.waiting():
