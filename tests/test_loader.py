@@ -208,8 +208,10 @@ def test_waiting_is_measured(source):
 
 @pytest.mark.parametrize("ending", ["exit", "interrupt"])
 def test_process_ends_with_an_open_stream(source, ending):
+    # A suite started in the background hands down that SIGINT is to be ignored.
     script = f"""
-        import itertools, sys, time
+        import itertools, signal, sys, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         import numpy as np
         from sslrun.data import ImageFolder, Loader, Sequential, ViewGroup
         from sslrun.data.transforms import Resize
