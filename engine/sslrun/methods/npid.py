@@ -20,15 +20,12 @@ from sslkernels import bank_nce
 from sslrun.data.batch import Batch
 from sslrun.methods.base import Loss, Method, Progress
 from sslrun.nn.backbone import Backbone
+from sslrun.nn.hashing import INCREMENT, mixed_
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.memory import Bank
 from sslrun.nn.necks import Neck
 from sslrun.nn.spread import spread
 from sslrun.runtime.distributed import rank, world_size
-
-# Of SplitMix64 (Steele, Lea & Flood 2014): the increment of its counter, and its two rounds of shift and factor.
-INCREMENT = 0x9E3779B97F4A7C15 - 2**64
-ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 class NPID(Method):
@@ -115,17 +112,8 @@ def uniform_indices(keys: Tensor, count: int, bound: int, excluded: Tensor | Non
         (B, K) int64.
     """
     x = torch.arange(1, count + 1, device=keys.device).mul_(INCREMENT) + keys.unsqueeze(1)
-    for shift, factor in ROUNDS:
-        x ^= logical_shift(x, shift)
-        x *= factor
-    x ^= logical_shift(x, 31)
-    x &= 2**63 - 1
+    mixed_(x).bitwise_and_(2**63 - 1)
     if excluded is None:
         return x.remainder_(bound)
     x.remainder_(bound - 1)
     return x.add_(x >= excluded.unsqueeze(1))
-
-
-def logical_shift(x: Tensor, bits: int) -> Tensor:
-    """int64 shifted to the right, zeros coming in from the left."""
-    return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)

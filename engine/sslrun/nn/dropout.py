@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
+from sslrun.nn.hashing import INCREMENT, mixed_, shifted
 from sslrun.runtime import distributed
-
-_FACTORS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # SplitMix64's
 
 
 def dropout_masks(
@@ -30,26 +29,7 @@ def dropout_masks(
     rows, columns = shape
     count = num_micro_batches * rows * columns
     first = distributed.rank() * count if distributed.world_size() > 1 else 0
-    x = torch.arange(first, first + count, device=device) + _mixed(seed)
-    x = (x ^ _shifted(x, 30)) * _signed(_FACTORS[0])
-    x = (x ^ _shifted(x, 27)) * _signed(_FACTORS[1])
-    uniform = _shifted(x ^ _shifted(x, 31), 40).float() / 2**24
+    start = mixed_(torch.tensor(seed + INCREMENT))  # the places of one step are not those of the next, shifted
+    x = mixed_(torch.arange(first, first + count, device=device) + start)
+    uniform = shifted(x, 40).float() / 2**24
     return list(((uniform >= p) / (1 - p)).view(num_micro_batches, rows, columns).unbind())
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """To the right, with zeros from the left."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mixed(seed: int) -> int:
-    """SplitMix64 of a number, so that the places of one step are not those of the next, shifted; an int64."""
-    x = seed + 0x9E3779B97F4A7C15
-    for shift, factor in zip((30, 27), _FACTORS, strict=True):
-        x = ((x ^ (x >> shift)) * factor) % 2**64
-    return _signed(x ^ (x >> 31))
-
-
-def _signed(x: int) -> int:
-    """The int64 with the bits of an unsigned one."""
-    return x - 2**64 if x >= 2**63 else x
