@@ -40,6 +40,14 @@ def test_environment_of_deepspeed_and_torchrun(environment: pytest.MonkeyPatch) 
     assert distributed.ranks_on_node() == 4
 
 
+def test_alone_within_a_run_of_several(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("RANK", "5")
+    environment.setenv("WORLD_SIZE", "8")
+    with distributed.alone():
+        assert (distributed.rank(), distributed.world_size(), distributed.group()) == (0, 1, None)
+    assert (distributed.rank(), distributed.world_size()) == (5, 8)
+
+
 def test_environment_of_srun(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("SLURM_NTASKS", "8")
     environment.setenv("SLURM_PROCID", "0")

@@ -1,12 +1,14 @@
 """The plan: how a recipe is cut up for the hardware, and that the cut changes nothing about what is seen."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from sslrun.config import load
 from sslrun.data import Loader, Order, ViewGroup
 from sslrun.data.sources import ImageFolder
 from sslrun.data.transforms import ColorJitter, Normalize, RandomResizedCrop
@@ -17,8 +19,10 @@ from sslrun.nn.necks import MoCoV2Neck
 from sslrun.nn.resnet import ResNet
 from sslrun.plan import Machine, Plan, activation_bytes, choose_machine, make_plan
 from sslrun.recipe import EngineConfig
+from sslrun.session import build
 from sslrun.window import Window
 
+ROOT = Path(__file__).parents[1]
 MACHINE = Machine(device="cpu", precision="fp32", compile=False, micro_batch=8, threads=1, workers=1)
 VIEWS = [ViewGroup(num_views=2, transforms=[RandomResizedCrop(size=24), ColorJitter(brightness=0.4), Normalize()])]
 
@@ -116,6 +120,16 @@ def test_activation_bytes_are_those_that_autograd_keeps():
         tried.model.head(features, torch.randn(8, 8), tried.model.queue.rows)
     assert counted == pytest.approx(sum(kept.values()), rel=0.1)
     assert activation_bytes(tried, "bf16") == counted // 2
+
+
+@pytest.mark.parametrize("name", ["npid", "mocov3", "relative_loc"])  # methods that ask which rank they are
+def test_activation_bytes_are_the_same_on_every_rank(name, monkeypatch):
+    tried = build(load(str(ROOT / f"configs/learn/{name}.toml"), ["data.samples_per_gpu=8"]))
+    tried.model.prepare(64)
+    counted = activation_bytes(tried, "fp32")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert activation_bytes(tried, "fp32") == counted > 0
 
 
 def test_window_means_and_state():

@@ -20,8 +20,7 @@ PIECE = 2**24  # numbers in a piece of a matrix of distances
 
 def share(num_rows: int) -> slice:
     """The part of so many rows that is this rank's."""
-    ranks = distributed.world_size()
-    rank = distributed.rank() if ranks > 1 else 0
+    rank, ranks = distributed.rank(), distributed.world_size()
     return slice(num_rows * rank // ranks, num_rows * (rank + 1) // ranks)
 
 

@@ -28,7 +28,7 @@ def dropout_masks(
     """
     rows, columns = shape
     count = num_micro_batches * rows * columns
-    first = distributed.rank() * count if distributed.world_size() > 1 else 0
+    first = distributed.rank() * count
     start = mixed_(torch.tensor(seed + INCREMENT))  # the places of one step are not those of the next, shifted
     x = mixed_(torch.arange(first, first + count, device=device) + start)
     uniform = shifted(x, 40).float() / 2**24

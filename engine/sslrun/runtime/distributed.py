@@ -29,7 +29,7 @@ TIMEOUT = timedelta(minutes=30)  # rank 0 may be busy with a checkpoint or an ev
 
 def rank() -> int:
     """This process among all, 0 the first."""
-    return _from_launcher("RANK", "SLURM_PROCID", 0)
+    return 0 if _is_alone else _from_launcher("RANK", "SLURM_PROCID", 0)
 
 
 def local_rank() -> int:
