@@ -7,6 +7,7 @@ import pytest
 
 from sslrun.config import Component, load
 from sslrun.config.explain import explain
+from sslrun.config.load import committed_schema
 from sslrun.config.schema import describe, parameters
 from sslrun.errors import UsageError
 
@@ -32,6 +33,8 @@ class Stack(Net):
     """Layers in a row.
 
     More about them.
+
+        even in columns
 
     Args:
         layers: the layers.
@@ -75,6 +78,17 @@ class Step(Plan):
 
     def __init__(self, step: list[int]) -> None:
         self.step = step
+
+
+@dataclass
+class Every(Plan):
+    """At every n-th.
+
+    Args:
+        n: n.
+    """
+
+    n: int
 
 
 @dataclass(frozen=True)
@@ -159,7 +173,7 @@ class TestDescribe:
             "type": "object",
             "x-module": __name__,
             "properties": {
-                "type": {"enum": ["Linear"]},
+                "type": {"enum": ["Linear"], "description": "A linear layer."},
                 "in_channels": {"type": "integer", "description": "width that enters, in features."},
                 "bias": {"type": "boolean", "description": "whether a bias is added.", "default": True},
             },
@@ -189,6 +203,35 @@ class TestDescribe:
         number = {"type": "number"}
         assert scale == {"type": "array", "items": number, "minItems": 2, "maxItems": 2, "default": (0.0, 1.0)}
         assert SCHEMA["$defs"]["Recipe"]["required"] == ["net"]
+
+    def test_a_default_table_is_what_makes_it(self):
+        @dataclass
+        class Defaults:
+            """Tables.
+
+            Attributes:
+                log: all defaults.
+                often: one of them changed.
+                plan: a component.
+            """
+
+            log: Log = field(default_factory=Log)
+            often: Log = field(default_factory=lambda: Log(interval=1))
+            plan: Every = field(default_factory=lambda: Every(2))
+            none: Log | None = None
+
+        found = describe(Defaults)["$defs"]["Defaults"]["properties"]
+        defaults = {key: asked.get("default") for key, asked in found.items()}
+        assert defaults == {"log": {}, "often": {"interval": 1}, "plan": {"policy": "Every", "n": 2}, "none": None}
+
+    def test_docs_are_what_follows_the_first_paragraph(self):
+        assert SCHEMA["$defs"]["nets.Stack"]["x-docs"] == "More about them.\n\n    even in columns"
+        assert "x-docs" not in SCHEMA["$defs"]["nets.Linear"]
+
+    def test_a_module_speaks_for_the_only_one_of_its_kind_in_it(self):
+        found = committed_schema()["$defs"]
+        assert found["methods.SwAV"]["x-docs"].startswith("SwAV: predict from one crop")
+        assert "x-docs" not in found["necks.LinearNeck"]
 
     def test_what_no_config_can_say_takes_anything(self):
         assert describe(Any) == {"$defs": {}} and describe(bytes) == {"$defs": {}}
@@ -273,7 +316,7 @@ class TestCheck:
                 "x.toml:3: holdout: in_channels is missing; Linear needs it: a whole number",
             ),
             (LINEAR + 'sizes = { a = 1, b = "x" }', 'x.toml:3: sizes.b: expected a whole number, got the string "x"'),
-            (LINEAR + "plan.step = [1]", "x.toml:3: plan: policy is missing; it names one of the plans: Step"),
+            (LINEAR + "plan.step = [1]", "x.toml:3: plan: policy is missing; it names one of the plans: Every, Step"),
             (
                 LINEAR + 'plan = { policy = "step", step = [1] }',
                 "x.toml:3: plan.policy: there is no 'step' among the plans; did you mean Step?",

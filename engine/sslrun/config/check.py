@@ -1,31 +1,20 @@
 """Whether a configuration says what its schema asks for: unknown keys, wrong types and missing keys.
 
 The same checker walks the committed schema.json, without torch, and the schema derived at run time from the classes
-themselves, where a user's own component is known too. It understands the part of JSON Schema that
-`sslrun.config.schema` writes: tables, lists, scalars, enumerations, alternatives (`anyOf`), and tagged unions: `oneOf`
-with `x-tag`, the key whose value names the alternative.
+themselves, where a user's own component is known too.
 """
 
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from sslrun.config.catalogue import Schema, classes, expected, follow
 from sslrun.config.merge import kind, nearest
 from sslrun.config.node import Key, Node, Origin, show, walk
 from sslrun.config.renamed import renamed
 from sslrun.errors import UsageError
 
-Schema = dict[str, Any]
-
 TAGS = ("type", "policy")
-_WORDS = {
-    "integer": ("a whole number", "whole numbers"),
-    "number": ("a number", "numbers"),
-    "boolean": ("true or false", "booleans"),
-    "string": ("a string", "strings"),
-    "object": ("a table", "tables"),
-    "array": ("a list", "lists"),
-}
 
 
 class Problem(NamedTuple):
@@ -95,11 +84,11 @@ def _changed_tags(table: Node) -> list[tuple[str, Origin, Origin]]:
 
 
 def _problems(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Problem]:
-    schema = _follow(scope, schema)
+    schema = follow(scope.definitions, schema)
     if "anyOf" in schema:
         yield from _alternatives(scope, node, schema, key)
     elif not _has_kind(scope, node, schema):
-        yield Problem(node.where, key, f"expected {_expected(scope, schema)}, got {kind(node.value)}")
+        yield Problem(node.where, key, f"expected {expected(scope.definitions, schema)}, got {kind(node.value)}")
     elif "x-tag" in schema:
         yield from _tagged(scope, node, schema, key)
     elif schema.get("type") == "object":
@@ -108,15 +97,15 @@ def _problems(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[P
         low, high = schema.get("minItems", 0), schema.get("maxItems", len(node.value))
         if not low <= len(node.value) <= high:
             got = f"a list of {len(node.value)}"
-            yield Problem(node.where, key, f"expected {_expected(scope, schema)}, got {got}")
+            yield Problem(node.where, key, f"expected {expected(scope.definitions, schema)}, got {got}")
         for index, element in enumerate(node.value):
             yield from _problems(scope, element, schema.get("items", {}), (*key, index))
 
 
 def _alternatives(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Problem]:
-    fitting = [option for option in schema["anyOf"] if _has_kind(scope, node, _follow(scope, option))]
+    fitting = [option for option in schema["anyOf"] if _has_kind(scope, node, follow(scope.definitions, option))]
     if not fitting:
-        yield Problem(node.where, key, f"expected {_expected(scope, schema)}, got {kind(node.value)}")
+        yield Problem(node.where, key, f"expected {expected(scope.definitions, schema)}, got {kind(node.value)}")
     elif all(any(_problems(scope, node, option, key)) for option in fitting):
         yield from _problems(scope, node, fitting[0], key)
 
@@ -124,7 +113,7 @@ def _alternatives(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterat
 def _tagged(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Problem]:
     """A table that names its class."""
     tag = schema["x-tag"]
-    options = {option["$ref"].rpartition(".")[2]: option for option in schema["oneOf"]}
+    options = classes(schema)
     if tag not in node.value:
         yield Problem(file_of(node), key, f"{tag} is missing; it names one of the {schema['title']}: {_some(options)}")
         return
@@ -132,7 +121,7 @@ def _tagged(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Pro
     if not isinstance(named.value, str):
         yield Problem(named.where, (*key, tag), f"expected the name of a class, got {kind(named.value)}")
     elif named.value in options:
-        yield from _table(scope, node, _follow(scope, options[named.value]), key)
+        yield from _table(scope, node, follow(scope.definitions, options[named.value]), key)
     elif not scope.allows_custom:
         near = nearest(named.value, list(options)) or f"; known: {_some(options)}"
         own = "; one's own classes are made known by custom_imports" if near.startswith("; known") else ""
@@ -153,8 +142,8 @@ def _table(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Prob
                 yield problem._replace(message=problem.message + hint) if problem.key == (*key, part) else problem
     for part in schema.get("required", []):
         if part not in node.value:
-            title, expected = schema.get("title", "this table"), _expected(scope, _follow(scope, known[part]))
-            yield Problem(file_of(node), key, f"{part} is missing; {title} needs it: {expected}")
+            title, needed = schema.get("title", "this table"), expected(scope.definitions, known[part])
+            yield Problem(file_of(node), key, f"{part} is missing; {title} needs it: {needed}")
 
 
 def _unknown(table: Node, value: Node, schema: Schema, key: Key) -> str:
@@ -194,27 +183,6 @@ def _has_kind(scope: _Scope, node: Node, schema: Schema) -> bool:
         case "object":
             return isinstance(value, dict)
     return True
-
-
-def _expected(scope: _Scope, schema: Schema) -> str:
-    """What a schema asks for, in words."""
-    if "anyOf" in schema:
-        return " or ".join(_expected(scope, _follow(scope, option)) for option in schema["anyOf"])
-    if "enum" in schema:
-        options = [f'"{option}"' if isinstance(option, str) else str(option) for option in schema["enum"]]
-        return " or ".join(filter(None, [", ".join(options[:-1]), options[-1]]))
-    if "x-tag" in schema:
-        return f"a table whose {schema['x-tag']} names one of the {schema['title']}"
-    if schema.get("type") == "array" and schema.get("items"):
-        inner = _follow(scope, schema["items"])
-        count = f"{schema['minItems']} " if schema.get("minItems", 0) == schema.get("maxItems") else ""
-        of_type = "object" if "x-tag" in inner else inner.get("type")
-        return f"a list of {count}{_WORDS[of_type][1] if of_type else _expected(scope, inner)}"
-    return _WORDS[schema["type"]][0] if "type" in schema else "any value"
-
-
-def _follow(scope: _Scope, schema: Schema) -> Schema:
-    return scope.definitions[schema["$ref"].removeprefix("#/$defs/")] if "$ref" in schema else schema
 
 
 def _some(options: Any) -> str:

@@ -17,7 +17,7 @@ import types
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from sslrun.config.check import Schema
+from sslrun.config.catalogue import Schema
 from sslrun.config.component import Component
 from sslrun.config.load import SCHEMA_PATH
 from sslrun.errors import UsageError
@@ -130,11 +130,13 @@ def _define(name: str, cls: Any, definitions: dict[str, Schema], prefix: str) ->
     """A dataclass or one component as a table with exactly its keys."""
     if name not in definitions:
         table: Schema = {"title": cls.__name__, "description": _summary(cls), "type": "object"}
+        if docs := _docs(cls):
+            table["x-docs"] = docs
         definitions[name] = table
         known = {key: _property(p, definitions, prefix) for key, p in parameters(cls).items()}
         required = [key for key, p in parameters(cls).items() if p.default is REQUIRED]
         if is_component(cls):
-            known = {cls.tag: {"enum": [cls.__name__]}, **known}
+            known = {cls.tag: {"enum": [cls.__name__], "description": table["description"]}, **known}
             required = [cls.tag, *required]
             table["x-module"] = cls.__module__
         table |= {"properties": known, "required": required, "additionalProperties": False}
@@ -145,9 +147,19 @@ def _property(parameter: Parameter, definitions: dict[str, Schema], prefix: str)
     schema = dict(_schema(parameter.annotation, definitions, prefix))
     if parameter.description:
         schema["description"] = parameter.description
-    if _is_plain(parameter.default):
-        schema["default"] = parameter.default
+    default = _as_table(parameter.default)
+    if _is_plain(default):
+        schema["default"] = default
     return schema
+
+
+def _as_table(value: Any) -> Any:
+    """A dataclass instance as the table that makes it, without its defaults; anything else as it is."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    cls: Any = type(value)
+    given = {name: getattr(value, name) for name, p in parameters(cls).items() if getattr(value, name) != p.default}
+    return {cls.tag: cls.__name__, **given} if is_component(cls) else given
 
 
 def _is_plain(value: Any) -> bool:
@@ -161,6 +173,14 @@ def _is_plain(value: Any) -> bool:
 def _summary(cls: type) -> str:
     """The first paragraph of a class's own docstring."""
     return " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
+
+
+def _docs(cls: type) -> str:
+    """What follows that paragraph; for the only one of its kind in a module, the module's docstring too."""
+    own = _SECTION.sub("", inspect.cleandoc(cls.__doc__ or "") + "\n").partition("\n\n")[2].strip("\n")
+    here = [other for other in getattr(cls, "registry", {}).values() if other.__module__ == cls.__module__]
+    module = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "") if here == [cls] else ""
+    return "\n\n".join(filter(None, [own, module]))
 
 
 def _hints(owner: type, constructor: Any) -> dict[str, Any]:
