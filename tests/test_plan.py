@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sslrun.cli import main
 from sslrun.config import load
 from sslrun.data import Loader, Order, ViewGroup
 from sslrun.data.sources import ImageFolder
@@ -17,7 +18,7 @@ from sslrun.methods.moco import MoCo
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import MoCoV2Neck
 from sslrun.nn.resnet import ResNet
-from sslrun.plan import Machine, Plan, activation_bytes, choose_machine, make_plan
+from sslrun.plan import Machine, Plan, activation_bytes, choose_machine, describe, make_plan, seen_in_part
 from sslrun.recipe import EngineConfig
 from sslrun.session import build
 from sslrun.window import Window
@@ -130,6 +131,48 @@ def test_activation_bytes_are_the_same_on_every_rank(name, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert activation_bytes(tried, "fp32") == counted > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("mocov1", None),
+        ("byol", "SyncBN's statistics"),
+        ("mocov3", "SyncBN's statistics"),  # the keys of the whole batch are there before the first forward pass
+        ("simclr", "SyncBN's statistics and the loss of SimCLR"),
+        ("barlowtwins", "SyncBN's statistics and the loss of BarlowTwins"),
+        ("swav", "SyncBN's statistics and the loss of SwAV"),
+    ],
+)
+def test_what_sees_a_part_of_an_accumulated_batch_is_said(name, told):
+    tried = build(load(str(ROOT / f"configs/learn/{name}.toml")))
+    whole, halves, two_ranks = (
+        make_plan(tried, 100, replace(MACHINE, micro_batch=size), ranks) for size, ranks in ((64, 1), (32, 1), (32, 2))
+    )
+    assert seen_in_part(tried, whole) is None and seen_in_part(tried, two_ranks) is None
+    found = seen_in_part(tried, halves)
+    assert found == (None if told is None else f"{told}: of 32 samples at a time, not of all 64")
+    if found is not None:
+        assert f"in parts     {found}\n" in describe(tried, halves, [0], "") and found not in describe(
+            tried, whole, [0], ""
+        )
+
+
+def test_the_loss_alone_may_see_a_part():
+    tried = build(load(str(ROOT / "configs/learn/simclr.toml"), ['model.neck.norm_cfg={ type = "BN" }']))
+    halves = make_plan(tried, 100, replace(MACHINE, micro_batch=32), 1)
+    assert seen_in_part(tried, halves) == "the loss of SimCLR: of 32 samples at a time, not of all 64"
+
+
+def test_a_run_says_so_too(pictures, tmp_path):
+    source = f'{{ _delete_ = true, type = "ImageFolder", data_prefix = "{pictures}" }}'
+    recipe = tmp_path / "parts.toml"
+    recipe.write_text(f'extends = "{ROOT}/configs/learn/simclr.toml"\n[data]\nsource = {source}\n')
+    options = ["global_batch=64", "data.samples_per_gpu=16", "engine.micro_batch=32", "epochs=1", "engine.device=cpu"]
+    options += ["monitor.knn_interval=0", "model.backbone.base_width=4", "model.neck.in_channels=32"]
+    assert main([str(recipe), "--work-dir", str(tmp_path), *(f"--set={option}" for option in options)]) == 0
+    told = "SyncBN's statistics and the loss of SimCLR: of 32 samples at a time, not of all 64"
+    assert told in (tmp_path / "parts/log.txt").read_text()
 
 
 def test_window_means_and_state():

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from sslrun.data.batch import Batch
 from sslrun.errors import UsageError
 from sslrun.methods import Progress
-from sslrun.nn.norm import set_groups
+from sslrun.nn.norm import group_norms, set_groups
 from sslrun.recipe import Recipe
 from sslrun.runtime import distributed
 
@@ -134,6 +134,17 @@ def make_plan(recipe: Recipe, num_samples: int, machine: Machine, world_size: in
     )
 
 
+def seen_in_part(recipe: Recipe, plan: Plan) -> str | None:
+    """What of the recipe is about the whole global batch, but sees only what is on the devices at once; None where
+    there is nothing of the kind, or where all of the batch is."""
+    norms = ["SyncBN's statistics"] * any(layer.sync for layer in group_norms(recipe.model))
+    losses = [f"the loss of {type(recipe.model).__name__}"] * recipe.model.compares_samples
+    if plan.accumulation == 1 or not norms + losses:
+        return None
+    at_once = plan.global_batch // plan.accumulation
+    return f"{' and '.join(norms + losses)}: of {at_once} samples at a time, not of all {plan.global_batch}"
+
+
 def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -> str:
     """The text of `--dry-run`."""
     trained = sum(p.numel() for p in recipe.model.parameters() if p.requires_grad)
@@ -151,6 +162,7 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
             f"{plan.global_batch} = {plan.world_size} rank(s) x {plan.accumulation} accumulated "
             f"x {machine.micro_batch} at once, BatchNorm groups of {recipe.data.samples_per_gpu}",
         ),
+        *(("in parts", note) for note in [seen_in_part(recipe, plan)] if note is not None),
         (
             "steps",
             f"{plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:g} epochs x {plan.steps_per_epoch:,}",

@@ -15,7 +15,7 @@ from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, centre_crop_like
 from sslrun.evaluation.monitor import KnnMonitor
 from sslrun.nn.norm import RunningStatistics, set_groups
-from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan
+from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, seen_in_part
 from sslrun.recipe import Recipe
 from sslrun.runtime import checkpoint, distributed
 from sslrun.runtime.environment import environment
@@ -238,4 +238,7 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
         machine.micro_batch,
         folder.path,
     )
+    note = seen_in_part(run.recipe, plan)
+    if note is not None:
+        logger.info("%s", note)
     return log

@@ -29,6 +29,8 @@ class BarlowTwins(Method):
         head: the loss.
     """
 
+    compares_samples = True
+
     def __init__(self, backbone: Backbone, neck: Neck, head: LatentCrossCorrelationHead) -> None:
         super().__init__()
         self.backbone, self.neck, self.head = backbone, neck, head

@@ -62,6 +62,10 @@ class Method(nn.Module, Component, kind="methods"):
 
     backbone: nn.Module
 
+    compares_samples: bool = False
+    """Whether the loss compares samples of a batch with one another. Those of all ranks, but of an accumulated global
+    batch only those that are on the devices at once (what `targets` gathers beforehand does not count)."""
+
     def prepare(self, num_samples: int) -> None:
         """Once, before anything else: how many samples there are. Where buffers of that length are made."""
 

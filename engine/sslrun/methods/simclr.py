@@ -29,6 +29,8 @@ class SimCLR(Method):
         head: contrastive loss.
     """
 
+    compares_samples = True
+
     def __init__(self, backbone: Backbone, neck: Neck, head: ContrastiveHead) -> None:
         super().__init__()
         self.backbone, self.neck, self.head = backbone, neck, head

@@ -136,6 +136,7 @@ class SwAV(Method):
             `freeze_iters` keeps weight decay away from them for as long.
     """
 
+    compares_samples = True
     queue: Queue | None
 
     def __init__(
