@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Backbone": "sslrun.nn.backbone",
+    "Batch": "sslrun.data",
     "Head": "sslrun.nn.heads",
     "Loss": "sslrun.methods",
     "Method": "sslrun.methods",
