@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslrun.config import load
-from sslrun.config.explain import inline
+from sslrun.config.dump import inline
 from sslrun.config.interpolate import escape
 from sslrun.config.node import show
 from sslrun.errors import UsageError

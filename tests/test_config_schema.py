@@ -1,15 +1,21 @@
 """From annotations to a schema, what the checker says with it, and the objects that come out."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from sslrun.config import Component, load
-from sslrun.config.explain import explain
+from sslrun.config.dump import inline
+from sslrun.config.explain import explain, explain_all
 from sslrun.config.load import committed_schema
+from sslrun.config.node import show, walk
 from sslrun.config.schema import describe, parameters
 from sslrun.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+ALIASES = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "configs").glob("*.toml"))]
 
 
 class Net(Component, kind="nets"):
@@ -496,3 +502,80 @@ class TestExplain:
             with pytest.raises(UsageError) as caught:
                 explain(config, key, SCHEMA)
             assert str(caught.value) == f"{key}: there is no such key" + (f"; {hint}" if hint else "")
+
+    def test_all_of_a_part(self, made):
+        text = 'vars.n = 1\n[net]\ntype = "Stack"\n[[net.layers]]\ntype = "Linear"\nin_channels = "${vars.n}"\n'
+        config = made(text, base='[net]\ntype = "Stack"\nscale = [0, 2]\n')
+        assert explain_all(config, "net", SCHEMA, 60) == "\n".join(
+            [
+                "[net]",
+                "  # the network.",
+                'type = "Stack"',
+                "  # Layers in a row.",
+                '  base.toml:2  "Stack"',
+                '  x.toml:4  "Stack"',
+                "scale = [0, 2]                                   base.toml:3",
+                "  # factors, low and high.",
+                "dropout = 0.0                            default of the code",
+                "  # probability; True is refused.",
+                "",
+                "[net.layers]",
+                "  # the layers.",
+                "  x.toml:5",
+                "",
+                "[net.layers.0]",
+                'type = "Linear"                                     x.toml:6',
+                "  # A linear layer.",
+                "in_channels = 1",
+                "  # width that enters, in features.",
+                '  x.toml:7  "${vars.n}"',
+                "    ${vars.n}",
+                "      x.toml:2  1",
+                "bias = true                              default of the code",
+                "  # whether a bias is added.",
+            ]
+        )
+
+    def test_all_of_the_whole(self, made):
+        lines = explain_all(made(LINEAR, "log.interval=5"), "", SCHEMA, 60).splitlines()
+        assert lines[:4] == [
+            "# x, set by (later over earlier)",
+            "#   base.toml",
+            "#   x.toml",
+            "#   --set log.interval=5",
+        ]
+        assert f"epochs{'not set':>54}" in lines
+        assert f"sizes = {{}}{'default of the code':>50}" in lines
+        log = lines.index("[log]")
+        assert lines[log + 1 :] == [
+            "  # What is written down.",
+            "interval = 5                          --set log.interval=5",
+            "  # steps between rows.",
+            'micro = "auto"                           default of the code',
+            "  # samples at once.",
+            'hooks = ["wandb"]                        default of the code',
+        ]
+
+    def test_what_does_not_fit_goes_below(self, made):
+        config = made(f'{LINEAR}vars.long = "{"x" * 70}"\nvars.numbers = [{"1000, " * 20}]', "log.interval=5")
+        lines = explain_all(config, "vars", SCHEMA, 60).splitlines()
+        assert lines[1:3] == [f'long = "{"x" * 70}"', "  x.toml:3"]
+        assert lines[3:5] == ["numbers = [", "  1000,"] and lines[-2:] == ["]", "  x.toml:4"]
+
+    @pytest.mark.parametrize("path", ALIASES)
+    def test_nothing_is_forgotten_in_a_shipped_recipe(self, path, monkeypatch):
+        """Every value that `config print` prints stands under its header, and no line is too long but for its value."""
+        monkeypatch.chdir(ROOT)
+        config = load(path)
+        told, table = {}, ""
+        for line in explain_all(config, width=90).splitlines():
+            assert len(line) <= 90 or " " not in line.strip(), line
+            if line.startswith("["):
+                table = line[1:-1] + "."
+            elif line[:1] not in ("", " ", "#", "]", "}"):
+                name, _, value = line.partition(" = ")
+                told[table + name] = value
+        for key, node in walk(config.root):
+            if not isinstance(node.value, dict | list) and not isinstance(key[-1], int):
+                assert told[show(key)].startswith(inline(node.value)), show(key)
+        assert "monitor.knn_k" in told and "engine.threads" in told

@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -88,9 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     show = config_verbs.add_parser("print", help="the resolved config as TOML")
     _add_config(show)
     show.set_defaults(call=_config_print)
-    explain = config_verbs.add_parser("explain", help="one value and the chain of files and lines that set it")
+    explain = config_verbs.add_parser("explain", help="values, what they mean, and the files and lines that set them")
     _add_config(explain)
-    explain.add_argument("key", metavar="KEY", help="for example model.backbone.depth or data.views.0.num_views")
+    explain.add_argument(
+        "key", metavar="KEY", nargs="?", default="", help="such as data.views.0.num_views; without it, everything"
+    )
+    explain.add_argument("--all", action="store_true", help="every key below KEY, those that nothing sets too")
     explain.set_defaults(call=_config_explain)
     return parser
 
@@ -136,10 +140,16 @@ def _config_print(args: argparse.Namespace) -> int:
 
 def _config_explain(args: argparse.Namespace) -> int:
     from sslrun.config import load
-    from sslrun.config.explain import explain
+    from sslrun.config.explain import explain, explain_all
 
-    print(explain(load(args.config, args.overrides), args.key))
+    show = explain_all if args.all or not args.key else explain
+    print(show(load(args.config, args.overrides), args.key, width=_width()))
     return DONE
+
+
+def _width() -> int:
+    """Columns to write in: the terminal's, 100 without one."""
+    return min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
 
 
 def _toml_string(text: str) -> str:

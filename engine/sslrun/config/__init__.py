@@ -4,7 +4,7 @@ Loading, printing and explaining need neither torch nor numpy.
 """
 
 from sslrun.config.component import Component
-from sslrun.config.explain import dump
+from sslrun.config.dump import dump
 from sslrun.config.load import Config, load
 
 __all__ = ["Component", "Config", "dump", "load"]

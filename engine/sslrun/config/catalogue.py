@@ -56,8 +56,8 @@ def inside(table: Schema, node: Node) -> dict[str | int, Schema]:
 def named(definitions: Schema, schema: Schema, node: Node) -> Schema:
     """What is asked of one value: references followed, of alternatives the one of its kind, of a union its class."""
     found = follow(definitions, schema)
-    if "anyOf" in found:
-        kind = "object" if isinstance(node.value, dict) else "array" if isinstance(node.value, list) else None
+    if "anyOf" in found and isinstance(node.value, dict | list):
+        kind = "object" if isinstance(node.value, dict) else "array"
         options = [follow(definitions, option) for option in found["anyOf"]]
         found = next((option for option in options if "x-tag" in option or option.get("type") == kind), found)
     if "x-tag" in found and isinstance(node.value, dict):

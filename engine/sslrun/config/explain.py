@@ -1,82 +1,122 @@
-"""A configuration as text: printed whole, or one key with the places that set it."""
+"""Where values come from: one key, or everything, each key with its meaning and the places that set it."""
 
+import textwrap
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
-from sslrun.config.check import Schema
-from sslrun.config.interpolate import escape, references
+from sslrun.config.catalogue import Schema, at, inside, named
+from sslrun.config.dump import inline, is_section, laid_out
+from sslrun.config.interpolate import references
 from sslrun.config.load import Config, as_key, committed_schema
 from sslrun.config.merge import nearest
 from sslrun.config.node import Key, Node, child, lookup, parse_key, plain, show
 from sslrun.errors import UsageError
 
-
-def dump(values: dict[str, Any]) -> str:
-    """Values as TOML that `load` reads back as the same values: a literal `${` is written `$${`."""
-    return "\n".join(_table(escape(values), ())).lstrip("\n") + "\n"
+DEFAULT, UNSET = "default of the code", "not set"
 
 
-def _table(table: dict[str, Any], key: Key) -> Iterator[str]:
-    """The lines of one table: what fits on a line first, then its own tables and lists of tables."""
-    below = {part: value for part, value in table.items() if _is_section(value)}
-    for part, value in table.items():
-        if part not in below:
-            yield f"{show((part,))} = {inline(value)}"
-    for part, value in below.items():
-        header = show((*key, part))
-        for section in value if isinstance(value, list) else [value]:
-            yield from ("", f"[[{header}]]" if isinstance(value, list) else f"[{header}]")
-            yield from _table(section, (*key, part))
+class _Setting(NamedTuple):
+    """One key: what stands there (None: nothing sets it), and what its schema asks for."""
+
+    key: Key
+    node: Node | None
+    asked: Schema
 
 
-def _is_section(value: Any) -> bool:
-    """Whether a value is written with headers of its own: a table, or a list of nothing but tables."""
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(element, dict) for element in value)
-    return isinstance(value, dict)
-
-
-def explain(config: Config, key: str, schema: Schema | None = None) -> str:
+def explain(config: Config, key: str, schema: Schema | None = None, width: int = 100) -> str:
     """The value at a key, what it means, and a line for each place that set it, outermost last.
 
     Below a place that refers to other keys stand, indented, the places that set those. A key that nothing sets is
     explained by the schema. Raises UsageError for a key that does not exist.
     """
-    parts = as_key(key)
     schema = committed_schema() if schema is None else schema
-    described = _schema_at(config.root, schema, parts)
-    meaning = [f"  # {described['description']}"] if "description" in described else []
-    node = lookup(config.root, parts)
-    if node is None:
-        if not described:
-            raise UsageError(f"{show(parts)}: there is no such key{_hint(config.root, schema, parts)}")
-        value = f" = {inline(described['default'])}" if "default" in described else ""
-        return "\n".join([f"{show(parts)}{value}", *meaning, f"  {'default of the code' if value else 'not set'}"])
-    value = f"{show(parts)} = {inline(plain(node))}" if parts else dump(config.values).rstrip()
-    return "\n".join([value, *meaning, *_places(config.root, node, "  ")])
+    setting = _setting(config, as_key(key), schema)
+    return "\n".join(
+        [*_value(setting, show(setting.key), width), *_meaning(setting, schema, width), *_places(config.root, setting)]
+    )
 
 
-def inline(value: Any) -> str:
-    """Any value on one line of TOML."""
-    import tomli_w
+def explain_all(config: Config, key: str = "", schema: Schema | None = None, width: int = 100) -> str:
+    """All keys at and below a key, with those that nothing sets: first those with values, then table by table.
 
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(inline, value))}]"
-    if isinstance(value, dict):
-        pairs = ", ".join(f"{show((key,))} = {inline(below)}" for key, below in value.items())
-        return f"{{ {pairs} }}" if pairs else "{}"
-    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
-
-
-def _hint(root: Node, schema: Schema, key: Key) -> str:
-    """The nearest name to the first part of a key that nothing knows."""
-    for end, part in enumerate(key):
-        if lookup(root, key[: end + 1]) is None and not _schema_at(root, schema, key[: end + 1]):
-            return nearest(str(part), list(_schema_at(root, schema, key[:end]).get("properties", {})))
-    return ""
+    Where one place set a value, it stands at the right if there is room.
+    """
+    schema = committed_schema() if schema is None else schema
+    lines = list(_below(config.root, _setting(config, as_key(key), schema), schema, width))
+    if not key:
+        files = [f"#   {layer.source}" for layer in sorted({origin.layer for origin in config.root.origins})]
+        lines = [f"# {config.name}, set by (later over earlier)", *files, "", *lines]
+    return "\n".join(lines).strip("\n")
 
 
-def _places(root: Node, node: Node, indent: str) -> list[str]:
+def _setting(config: Config, key: Key, schema: Schema) -> _Setting:
+    setting = _Setting(key, lookup(config.root, key), at(schema, config.root, key))
+    if setting.node is None and not setting.asked:
+        raise UsageError(f"{show(key)}: there is no such key{_hint(config.root, schema, key)}")
+    return setting
+
+
+def _below(root: Node, setting: _Setting, schema: Schema, width: int) -> Iterator[str]:
+    """One key with all that is in it."""
+    table = _table_of(setting)
+    if table is None:
+        yield from _leaf(root, setting, schema, width)
+        return
+    here = named(schema.get("$defs", {}), setting.asked, table)
+    if setting.key:
+        is_said_at_its_type = "x-module" in here and "description" not in setting.asked
+        yield from ("", f"[{show(setting.key)}]")
+        yield from () if is_said_at_its_type else _meaning(setting, schema, width)
+        yield from _places(root, setting) if isinstance(table.value, list) else ()
+    parts = inside(here, table)
+    inner = [_Setting((*setting.key, part), _node(table, part), asked) for part, asked in parts.items()]
+    for part in sorted(inner, key=lambda part: _table_of(part) is not None):
+        yield from _below(root, part, schema, width)
+
+
+def _table_of(setting: _Setting) -> Node | None:
+    """The table, or list of tables, that stands at a key, or would if the code had its way; None for other values."""
+    if setting.node is not None:
+        return setting.node if is_section(plain(setting.node)) else None
+    return Node({}, ()) if setting.asked.get("default") == {} and "$ref" in setting.asked else None
+
+
+def _node(table: Node, part: str | int) -> Node | None:
+    step = child(table, part)
+    return step[1] if step else None
+
+
+def _leaf(root: Node, setting: _Setting, schema: Schema, width: int) -> Iterator[str]:
+    first, *rest = _value(setting, show(setting.key[-1:]), width)
+    places = _places(root, setting)
+    if len(places) == 1 and not rest and len(first) + len(places[0]) <= width:
+        first, places = first + places[0].strip().rjust(width - len(first)), []
+    yield from (first, *rest, *_meaning(setting, schema, width), *places)
+
+
+def _value(setting: _Setting, name: str, width: int) -> list[str]:
+    if setting.node is None:
+        return [f"{name} = {inline(setting.asked['default'])}" if "default" in setting.asked else name]
+    return laid_out(plain(setting.node), width, f"{name} = ")
+
+
+def _meaning(setting: _Setting, schema: Schema, width: int) -> list[str]:
+    """What the schema says of a key; of an element of a list, what it says of the class."""
+    found = named(schema.get("$defs", {}), setting.asked, setting.node or Node(None, ()))
+    text = setting.asked.get("description") or found.get("description", "")
+    return textwrap.wrap(text, width, initial_indent="  # ", subsequent_indent="  # ", break_on_hyphens=False)
+
+
+def _places(root: Node, setting: _Setting) -> list[str]:
+    """The places that set a key, in merge order."""
+    if setting.node is None:
+        return [f"  {DEFAULT if 'default' in setting.asked else UNSET}"]
+    is_plain = len(setting.node.origins) == 1 and setting.node.where.raw == plain(setting.node)
+    return [f"  {setting.node.where}"] if is_plain else _chain(root, setting.node, "  ")
+
+
+def _chain(root: Node, node: Node, indent: str) -> list[str]:
+    """The places that set a value, with what each of them wrote; indented below, those that it refers to."""
     lines = []
     for origin in node.origins:
         written = "" if isinstance(origin.raw, dict | list) else f"  {inline(origin.raw)}"
@@ -86,28 +126,15 @@ def _places(root: Node, node: Node, indent: str) -> list[str]:
         lines.append(f"{indent}  ${{{target}}}")
         referred = lookup(root, parse_key(target))
         assert referred is not None  # it was resolved
-        lines += _places(root, referred, indent + "    ")
+        lines += _chain(root, referred, indent + "    ")
     return lines
 
 
-def _schema_at(root: Node, schema: Schema, key: Key) -> Schema:
-    """What the schema says of a key, following the classes that the configuration names; empty where it is silent."""
-    definitions, node = schema.get("$defs", {}), root
-    here = _named(schema, root, definitions)
-    for part in key:
-        step = child(node, part)
-        node = step[1] if step else Node({}, ())
-        is_element = str(part).isdigit() and "items" in here
-        here = here["items"] if is_element else here.get("properties", {}).get(str(part), {})
-        here = _named(here, node, definitions)
-    return here
-
-
-def _named(schema: Schema, node: Node, definitions: dict[str, Schema]) -> Schema:
-    """A reference replaced by what it names, a union by the class that the table names."""
-    found = definitions[schema["$ref"].removeprefix("#/$defs/")] if "$ref" in schema else schema
-    if "x-tag" in found and isinstance(node.value, dict) and found["x-tag"] in node.value:
-        options = {option["$ref"].rpartition(".")[2]: option for option in found["oneOf"]}
-        named = options.get(node.value[found["x-tag"]].value)
-        found = definitions[named["$ref"].removeprefix("#/$defs/")] if named else {}
-    return found | {key: schema[key] for key in ("description", "default") if key in schema}
+def _hint(root: Node, schema: Schema, key: Key) -> str:
+    """The nearest name to the first part of a key that nothing knows."""
+    for end, part in enumerate(key):
+        above = lookup(root, key[:end]) or Node({}, ())
+        known = inside(named(schema.get("$defs", {}), at(schema, root, key[:end]), above), above)
+        if part not in known and lookup(root, key[: end + 1]) is None:
+            return nearest(str(part), list(map(str, known)))
+    return ""
