@@ -141,7 +141,6 @@ def test_activation_bytes_are_the_same_on_every_rank(name, monkeypatch):
         ("mocov3", "SyncBN's statistics"),  # the keys of the whole batch are there before the first forward pass
         ("simclr", "SyncBN's statistics and the loss of SimCLR"),
         ("barlowtwins", "SyncBN's statistics and the loss of BarlowTwins"),
-        ("swav", "SyncBN's statistics and the loss of SwAV"),
     ],
 )
 def test_what_sees_a_part_of_an_accumulated_batch_is_said(name, told):

@@ -238,6 +238,7 @@ def test_targets_of_the_whole_batch_are_not_those_of_its_parts():
     """The control of the test above: the loss tells a global Sinkhorn from one for each rank."""
     batch = random_batch()
     crops, prototypes = embedded(small_swav(), batch).detach(), small_swav().head.prototypes.weight.detach()
+    assert SwAV.compares_samples  # so `--dry-run` says where a batch is assigned in parts
     whole = swapped(crops, prototypes, targets(crops, prototypes))
     parts = [part.contiguous() for part in crops.split(4, dim=1)]
     apart = [swapped(part, prototypes, targets(part, prototypes)) for part in parts]
