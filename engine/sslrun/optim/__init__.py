@@ -1,6 +1,7 @@
 """Update rules, parameter groups and learning-rate schedules. Importing the room makes all of them known to configs."""
 
+from sslrun.optim import policies
 from sslrun.optim.optimizers import GradClip, Optimizer
 from sslrun.optim.schedules import Schedule, learning_rates
 
-__all__ = ["GradClip", "Optimizer", "Schedule", "learning_rates"]
+__all__ = ["GradClip", "Optimizer", "Schedule", "learning_rates", "policies"]

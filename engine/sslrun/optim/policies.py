@@ -1,0 +1,312 @@
+"""What `policy` of `[lr]` can name: mmcv's learning-rate policies, with its arithmetic.
+
+Each is a function of the step alone. `at` is in optimiser steps; with by = "epoch" it is the first step of its epoch.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sslrun.errors import UsageError
+from sslrun.optim.schedules import Schedule
+
+Anneal = Literal["cos", "linear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """The stated learning rate, all along."""
+
+    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+        return base
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Schedule):
+    """The learning rate is multiplied by `gamma` at each of some points of the run, or again and again.
+
+    Args:
+        step: where, in the unit of `by` (epochs or iterations): a list of points, of which a number below 1 is a
+            fraction of the run, or one number, the distance between two.
+        gamma: the factor.
+        min_lr: the rate is never below it.
+    """
+
+    step: int | list[float]
+    gamma: float = 0.1
+    min_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.step, int):
+            if self.step < 1:
+                raise UsageError(f"step must be at least 1, not {self.step}")
+        elif not self.step or min(self.step) <= 0:
+            raise UsageError("step must list epochs, iterations or fractions of the run, all above 0")
+        _not_negative(gamma=self.gamma, min_lr=self.min_lr)
+
+    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+        unit = self.unit(steps_per_epoch)
+        if isinstance(self.step, int):
+            passed = at // (self.step * unit)
+        else:
+            passed = sum(at >= (point * total_steps if point < 1 else point * unit) for point in self.step)
+        return max(base * self.gamma**passed, self.min_lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exp(Schedule):
+    """The learning rate is multiplied by `gamma` after every epoch or iteration.
+
+    Args:
+        gamma: the factor.
+    """
+
+    gamma: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _not_negative(gamma=self.gamma)
+
+    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+        return base * self.gamma ** (at / self.unit(steps_per_epoch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inv(Schedule):
+    """The stated learning rate times (1 + gamma t) ** -power, t in epochs or iterations.
+
+    Args:
+        gamma: how soon it falls.
+        power: how steeply.
+    """
+
+    gamma: float
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _not_negative(gamma=self.gamma, power=self.power)
+
+    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+        return base * (1 + self.gamma * at / self.unit(steps_per_epoch)) ** -self.power
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annealing(Schedule, listed=False):
+    """A policy that leads from the stated learning rate down to an end.
+
+    Args:
+        min_lr: where it ends. A group whose rate is below it is raised to it, as in mmcv.
+        min_lr_ratio: where it ends as a part of the stated learning rate, instead of `min_lr`.
+    """
+
+    min_lr: float = 0.0
+    min_lr_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _not_negative(min_lr=self.min_lr, min_lr_ratio=self.min_lr_ratio or 0.0)
+        if self.min_lr and self.min_lr_ratio is not None:
+            raise UsageError("min_lr and min_lr_ratio are both set; either says where the learning rate ends")
+
+    def end(self, base: float) -> float:
+        """The last learning rate of a group that begins with `base`."""
+        return self.min_lr if self.min_lr_ratio is None else base * self.min_lr_ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poly(Annealing):
+    """From the stated learning rate to the end as (1 - t / T) ** power; the power 1 is a straight line.
+
+    Args:
+        power: above 1 it falls faster at first, below 1 at last.
+    """
+
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.power > 0:
+            raise UsageError(f"power must be above 0, not {self.power}")
+
+    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+        end = self.end(base)
+        return end + (base - end) * (1 - min(at / total_steps, 1.0)) ** self.power
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineAnnealing(Annealing):
+    """Half a cosine from the stated learning rate to the end, reached with the end of the run."""
+
+    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+        return _anneal("cos", base, self.end(base), at / total_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatCosineAnnealing(Annealing):
+    """The stated learning rate for the first part of the run, then half a cosine to the end.
+
+    Args:
+        start_percent: where the cosine begins, as a part of the run (0.75: after three quarters), rounded to the unit
+            of `by`; from 0 to below 1.
+    """
+
+    start_percent: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.start_percent < 1:
+            raise UsageError(f"start_percent is a part of the run, from 0 to below 1, not {self.start_percent}")
+
+    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+        unit = self.unit(steps_per_epoch)
+        start = round(total_steps / unit * self.start_percent) * unit
+        return base if at < start else _anneal("cos", base, self.end(base), _part(at, start, total_steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineRestart(Annealing):
+    """One half cosine after another, each down to the end (Loshchilov and Hutter 2017, arXiv 1608.03983).
+
+    Args:
+        periods: length of each of them in the unit of `by`; together at least as long as the run.
+        restart_weights: where each begins, between the end (0) and the stated learning rate (1); 1 for each where they
+            are not given.
+    """
+
+    periods: list[int]
+    restart_weights: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.periods or min(self.periods) < 1:
+            raise UsageError("periods must list lengths in epochs or iterations, all at least 1")
+        if self.restart_weights is not None and len(self.restart_weights) != len(self.periods):
+            raise UsageError(
+                f"periods has {len(self.periods)} entries and restart_weights {len(self.restart_weights)}; "
+                "each period needs one weight"
+            )
+
+    def reach(self, steps_per_epoch: int) -> int:
+        return sum(self.periods) * self.unit(steps_per_epoch)
+
+    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+        unit = self.unit(steps_per_epoch)
+        weights = self.restart_weights or [1.0] * len(self.periods)
+        begin, end = 0, self.end(base)
+        for period, weight in zip(self.periods, weights, strict=True):
+            if at < begin + period * unit:
+                return _anneal("cos", end + weight * (base - end), end, (at - begin) / (period * unit))
+            begin += period * unit
+        return end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cyclic(Schedule):
+    """Up to a peak and down again, some times over the run (Smith 2017, arXiv 1506.01186).
+
+    Args:
+        by: "iter" changes the rate at every step, "epoch" holds it within an epoch.
+        target_ratio: the peak and the end of a cycle, as multiples of the stated learning rate; one number is the peak,
+            and the end is 1e-5 of it.
+        cyclic_times: number of cycles in the run.
+        step_ratio_up: the rising part of a cycle; from 0 to below 1.
+        anneal_strategy: the way up and down: half cosines ("cos") or straight lines ("linear").
+        gamma: by how much a cycle's peak comes nearer to the stated learning rate: their distance is multiplied by it
+            for each cycle; above 0, at most 1.
+    """
+
+    by: Literal["epoch", "iter"] = "iter"
+    target_ratio: float | tuple[float, float] = (10.0, 1e-4)
+    cyclic_times: int = 1
+    step_ratio_up: float = 0.4
+    anneal_strategy: Anneal = "cos"
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cyclic_times < 1:
+            raise UsageError(f"cyclic_times must be at least 1, not {self.cyclic_times}")
+        if not 0 <= self.step_ratio_up < 1:
+            raise UsageError(f"step_ratio_up must be from 0 to below 1, not {self.step_ratio_up}")
+        if not 0 < self.gamma <= 1:
+            raise UsageError(f"gamma must be above 0 and at most 1, not {self.gamma}")
+
+    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+        ratios = self.target_ratio
+        top, bottom = ratios if isinstance(ratios, tuple) else (ratios, ratios / 1e5)
+        length = max(total_steps // self.cyclic_times, 1)  # steps left over begin one more cycle, as in mmcv
+        up = int(self.step_ratio_up * length)
+        cycle, at = divmod(at, length)
+        peak = base * (1 + self.gamma**cycle * (top - 1))
+        if at < up:
+            return _anneal(self.anneal_strategy, base, peak, at / up)
+        return _anneal(self.anneal_strategy, peak, base * bottom, _part(at, up, length))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle(Schedule):
+    """From a small learning rate up to the stated one and down to almost nothing (Smith and Topin 2018, arXiv
+    1708.07120), as torch and mmcv do it. What they call max_lr is the optimizer's `lr`.
+
+    Args:
+        by: "iter" changes the rate at every step, "epoch" holds it within an epoch.
+        total_steps: optimiser steps of the cycle, at least those of the run; the run's where it is not given.
+        pct_start: the rising part of the cycle, 0 to 1.
+        anneal_strategy: the way up and down: half cosines ("cos") or straight lines ("linear").
+        div_factor: the first rate is the stated one divided by this.
+        final_div_factor: the last rate is the first one divided by this.
+        three_phase: go down to the first rate as fast as it went up, and to the last one in what is left.
+    """
+
+    by: Literal["epoch", "iter"] = "iter"
+    total_steps: int | None = None
+    pct_start: float = 0.3
+    anneal_strategy: Anneal = "cos"
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    three_phase: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.pct_start <= 1:
+            raise UsageError(f"pct_start is a part of the cycle, 0 to 1, not {self.pct_start}")
+        if not min(self.div_factor, self.final_div_factor) > 0:
+            raise UsageError(f"div_factor is {self.div_factor} and final_div_factor {self.final_div_factor}; above 0")
+
+    def reach(self, steps_per_epoch: int) -> int | None:
+        return self.total_steps
+
+    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+        total = self.total_steps or total_steps
+        first = base / self.div_factor
+        last = first / self.final_div_factor
+        phases = [(self.pct_start * total - 1, first, base), (total - 1, base, last)]  # until which step, from, to
+        if self.three_phase:
+            phases[1:] = [(2 * self.pct_start * total - 2, base, first), (total - 1, first, last)]
+        begin = 0.0
+        for until, start, end in phases:
+            if at <= until:
+                return _anneal(self.anneal_strategy, start, end, _part(at, begin, until))
+            begin = until
+        return last
+
+
+def _anneal(strategy: Anneal, start: float, end: float, fraction: float) -> float:
+    """From `start` to `end` as `fraction` goes from 0 to 1, and no further."""
+    fraction = min(fraction, 1.0)
+    if strategy == "linear":
+        return start + (end - start) * fraction
+    return end + 0.5 * (start - end) * (math.cos(math.pi * fraction) + 1)
+
+
+def _part(at: float, begin: float, end: float) -> float:
+    """Where `at` lies between two points, 0 to 1; where they are one, at its end."""
+    return (at - begin) / (end - begin) if end > begin else 1.0
+
+
+def _not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise UsageError(f"{name} cannot be {value}")
