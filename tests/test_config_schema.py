@@ -549,7 +549,7 @@ class TestExplain:
         log = lines.index("[log]")
         assert lines[log + 1 :] == [
             "  # What is written down.",
-            "interval = 5                          --set log.interval=5",
+            "interval = 5                            --set log.interval=5",
             "  # steps between rows.",
             'micro = "auto"                           default of the code',
             "  # samples at once.",
