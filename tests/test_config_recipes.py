@@ -151,7 +151,8 @@ def test_any_values_survive_printing(tmp_path_factory, values):
         ("lr_config.min_lr=0.0", "lr_config is written [lr]"),
         ("checkpoint_config.interval=1", "checkpoint_config is written [checkpoint]"),
         ("log_config.interval=1", "log_config is written [log]"),
-        ("optimizer_config.grad_clip.max_norm=1", "optimizer_config is gone: gradient clipping is optimizer.grad_clip"),
+        ("optimizer_config.coalesce=true", "optimizer_config is gone: gradient clipping is optimizer.grad_clip"),
+        ("optimizer_config.grad_clip.max_norm=1", "optimizer_config.grad_clip is written optimizer.grad_clip"),
         (
             "optimizer.paramwise_options={ head = { momentum = 0.0 } }",
             "optimizer.paramwise_options is written [[optimizer.paramwise]], each with match (a regular expression)",
@@ -177,13 +178,30 @@ def test_any_values_survive_printing(tmp_path_factory, values):
         ),
         ("prefetch=true", "prefetch is written data.prefetch"),
         ("log_level=INFO", "log_level is written log.level"),
+        ("lr.by_epoch=false", 'lr.by_epoch is written lr.by = "epoch" or lr.by = "iter"'),
+        (
+            "lr.warmup_by_epoch=true",
+            "lr.warmup_by_epoch is gone: the length of the warm-up is written warmup_epochs, or warmup_iters",
+        ),
+        (
+            "checkpoint.by_epoch=true",
+            'checkpoint.by_epoch is written checkpoint.by = "epoch" or checkpoint.by = "iter"',
+        ),
+        ("workflow=[]", "workflow is gone: the loss on data.holdout every n epochs is monitor.loss_interval = n"),
+        ("evaluation.interval=1", "evaluation is written [monitor]: knn_interval, loss_interval"),
     ],
 )
 def test_old_names_are_answered(override, hint):
     with pytest.raises(UsageError) as caught:
         load("configs/mocov2.toml", [override])
     key = hint.split(" is ")[0]
-    key = "data.train" if key.startswith("data.train") else key.split(".")[0] if "runner" in key else key
+    key = (
+        "data.train"
+        if key.startswith("data.train")
+        else key.split(".")[0]
+        if "_config" in key or "runner" in key
+        else key
+    )
     assert str(caught.value) == f"--set {override}: {key}: unknown key: {hint}"
 
 
@@ -197,7 +215,15 @@ def test_old_names_are_answered(override, hint):
             "model.neck.type=MoCov2Neck",
             "model.neck.type: there is no 'MoCov2Neck' among the necks; did you mean MoCoV2Neck or ODCNeck?",
         ),
-        ("lr.policy=Cosine", "lr.policy: there is no 'Cosine' among the schedules; did you mean CosineAnnealing?"),
+        ("lr.policy=Cosine", "lr.policy: there is no 'Cosine' among the schedules; Cosine is CosineAnnealing here"),
+        ("lr.policy=step", "lr.policy: there is no 'step' among the schedules; did you mean Step?"),
+        ("lr.policy=poly", "lr.policy: there is no 'poly' among the schedules; did you mean Poly?"),
+        ("lr.policy=fixed", "lr.policy: there is no 'fixed' among the schedules; fixed is Constant here"),
+        (
+            "lr.policy=StepFixCosineAnnealing",
+            "lr.policy: there is no 'StepFixCosineAnnealing' among the schedules; StepFixCosineAnnealing is "
+            "CosineAnnealing with after_warmup = true here",
+        ),
         ("max_iters=5", "epochs and max_iters are both set"),
     ],
 )

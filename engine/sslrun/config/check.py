@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sslrun.config.catalogue import Schema, classes, expected, follow
 from sslrun.config.merge import kind, nearest
 from sslrun.config.node import Key, Node, Origin, show, walk
-from sslrun.config.renamed import renamed
+from sslrun.config.renamed import renamed, renamed_class
 from sslrun.errors import UsageError
 
 TAGS = ("type", "policy")
@@ -123,7 +123,8 @@ def _tagged(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Pro
     elif named.value in options:
         yield from _table(scope, node, follow(scope.definitions, options[named.value]), key)
     elif not scope.allows_custom:
-        near = nearest(named.value, list(options)) or f"; known: {_some(options)}"
+        near = renamed_class(schema["title"], named.value) or nearest(named.value, list(options))
+        near = near or f"; known: {_some(options)}"
         own = "; one's own classes are made known by custom_imports" if near.startswith("; known") else ""
         yield Problem(named.where, (*key, tag), f"there is no {named.value!r} among the {schema['title']}{near}{own}")
 

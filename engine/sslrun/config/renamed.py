@@ -12,10 +12,15 @@ RENAMED: dict[Key, str] = {
     ("runner", "max_epochs"): "is written epochs, at the top level",
     ("runner", "max_iters"): "is written max_iters, at the top level",
     ("lr_config",): "is written [lr]",
+    ("lr", "by_epoch"): 'is written lr.by = "epoch" or lr.by = "iter"',
+    ("lr", "warmup_by_epoch"): "is gone: the length of the warm-up is written warmup_epochs, or warmup_iters",
+    ("lr", "max_lr"): "is gone: the peak of OneCycle is the optimizer's lr, that of its parameter groups included",
     ("checkpoint_config",): "is written [checkpoint]",
+    ("checkpoint", "by_epoch"): 'is written checkpoint.by = "epoch" or checkpoint.by = "iter"',
     ("log_config",): "is written [log]",
     ("log_level",): "is written log.level",
     ("optimizer_config",): "is gone: gradient clipping is optimizer.grad_clip",
+    ("optimizer_config", "grad_clip"): "is written optimizer.grad_clip",
     ("optimizer", "paramwise_options"): "is written [[optimizer.paramwise]], each with match (a regular expression)",
     ("data", "train"): "is gone: its keys stand in [data] itself, as data.source and [[data.views]]",
     ("data", "train", "data_source"): "is written data.source",
@@ -28,12 +33,34 @@ RENAMED: dict[Key, str] = {
     ("dist_params",): "is gone: what concerns machines stands in [engine], ranks come from the launcher",
     ("persistent_workers",): "is gone: loader threads live as long as the run; see [engine] and data.prefetch",
     ("prefetch",): "is written data.prefetch",
-    ("workflow",): "is gone: a run trains, and [monitor] measures beside it",
+    ("workflow",): "is gone: the loss on data.holdout every n epochs is monitor.loss_interval = n",
+    ("evaluation",): "is written [monitor]: knn_interval, loss_interval",
     ("data_source",): OWN_VARIABLE,
     ("dataset_type",): OWN_VARIABLE,
     ("img_norm_cfg",): OWN_VARIABLE,
     ("train_pipeline",): OWN_VARIABLE,
 }
+
+# By the word of `sslrun list`, in lower case: names of classes in MMSelfSup, mmcv and MMEngine that differ in more
+# than their case.
+RENAMED_CLASSES: dict[str, dict[str, str]] = {
+    "schedules": {
+        "fixed": "Constant",
+        "cosine": "CosineAnnealing",
+        "linear": "Poly with power = 1",
+        "linearannealing": "Poly with power = 1",
+        "stepfixcosineannealing": "CosineAnnealing with after_warmup = true",
+        "multistep": "Step",
+        "multisteplr": "Step",
+        "exponentiallr": "Exp",
+    },
+}
+
+
+def renamed_class(kind: str, name: str) -> str:
+    """A hint to end an error about an unknown class with; empty where the name is nobody's."""
+    ours = RENAMED_CLASSES.get(kind, {}).get(name.lower())
+    return f"; {name} is {ours} here" if ours else ""
 
 
 def renamed(key: Key, node: Node) -> str | None:
