@@ -11,6 +11,7 @@ from typing import NoReturn
 from sslrun.errors import Diverged, RunFailed, UsageError
 
 DONE, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+FINDINGS = 1  # of `config lint`
 VERBS = ("train", "config")
 
 
@@ -96,6 +97,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("--all", action="store_true", help="every key below KEY, those that nothing sets too")
     explain.set_defaults(call=_config_explain)
+    lint = config_verbs.add_parser(
+        "lint",
+        help="whether recipes do what their names say, and inherit without surprises",
+        description="One finding per line, as FILE:LINE: MESSAGE. "
+        "Exit codes: 0 nothing found, 1 findings, 2 a file that cannot be read as a config.",
+        epilog="`sslrun config lint convention` prints the naming convention.",
+    )
+    lint.add_argument("files", metavar="FILES", nargs="+", help="configs and folders of them, or: convention")
+    lint.set_defaults(call=_config_lint)
     return parser
 
 
@@ -145,6 +155,28 @@ def _config_explain(args: argparse.Namespace) -> int:
     show = explain_all if args.all or not args.key else explain
     print(show(load(args.config, args.overrides), args.key, width=_width()))
     return DONE
+
+
+def _config_lint(args: argparse.Namespace) -> int:
+    if args.files == ["convention"]:
+        from sslrun.config.naming import convention
+
+        print(convention(), end="")
+        return DONE
+    from sslrun.config.lint import lint, toml_files
+
+    code, files = DONE, toml_files(args.files)
+    for file in files:
+        try:
+            findings = lint(file)
+        except UsageError as error:  # the others are checked all the same
+            code = _fail(error, USAGE)
+            continue
+        code = max(code, FINDINGS if findings else DONE)
+        for finding in findings:
+            print(finding)
+    print(f"{len(files)} file{'s' if len(files) > 1 else ''} checked", file=sys.stderr)
+    return code
 
 
 def _width() -> int:
