@@ -25,7 +25,7 @@ import pil_twins
 from fidelity_cases import CASES, Bound, Case, decoded, measure
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import Arguments, dali_views, graph_arguments, graph_inputs, view_arguments
-from sslrun.data.transforms import ViewGroup
+from sslrun.data.views import ViewGroup
 
 DOCUMENT = ROOT / "docs" / "fidelity.md"
 START, END = "<!-- table: benchmarks/fidelity.py -->", "<!-- end of table -->"

@@ -44,8 +44,8 @@ from sslrun.data.transforms import (
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
-    ViewGroup,
 )
+from sslrun.data.views import ViewGroup
 
 BYTES = 110_000
 WARM_UP = 4  # batches before the clock starts: whatever was made ahead is used up by then

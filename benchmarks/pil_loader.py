@@ -21,8 +21,8 @@ from sslrun.data.transforms import (
     RandomHorizontalFlip,
     RandomResizedCrop,
     Transform,
-    ViewGroup,
 )
+from sslrun.data.views import ViewGroup
 
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 

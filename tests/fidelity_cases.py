@@ -22,8 +22,8 @@ from sslrun.data.transforms import (
     Resize,
     Solarization,
     Transform,
-    ViewGroup,
 )
+from sslrun.data.views import ViewGroup
 
 
 @dataclass(frozen=True)

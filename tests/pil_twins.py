@@ -15,10 +15,6 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from sslrun.data.graph import Arguments
 from sslrun.data.transforms import (
-    BRIGHTNESS,
-    CONTRAST,
-    HUE,
-    SATURATION,
     ColorJitter,
     Crop,
     GaussianBlur,
@@ -27,8 +23,9 @@ from sslrun.data.transforms import (
     Resample,
     Solarization,
     Transform,
-    ViewGroup,
 )
+from sslrun.data.transforms.colour import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from sslrun.data.views import ViewGroup
 
 Numbers = dict[str, np.ndarray]
 Blur = Callable[[Image.Image, float], Image.Image]

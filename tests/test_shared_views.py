@@ -21,8 +21,8 @@ from sslrun.data.transforms import (
     Resize,
     SharedTrans,
     Solarization,
-    ViewGroup,
 )
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 
 

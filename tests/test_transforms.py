@@ -20,9 +20,9 @@ from sslrun.data.transforms import (
     Resize,
     Solarization,
     Transform,
-    ViewGroup,
-    chain_parameters,
 )
+from sslrun.data.transforms.groups import chain_parameters
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 
 MANY = np.arange(4000)

@@ -5,7 +5,8 @@ import pytest
 
 from fidelity_cases import CASES, Case, exact_views, graph_views, measure, recipe, sizes
 from sslrun.data.graph import Arguments, operators, view_arguments
-from sslrun.data.transforms import CenterCrop, ColorJitter, RandomHorizontalFlip, Transform, ViewGroup
+from sslrun.data.transforms import CenterCrop, ColorJitter, RandomHorizontalFlip, Transform
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 
 GROUPS = [ViewGroup(2, recipe(48)), ViewGroup(1, recipe(33, (0.05, 0.14)))]

@@ -23,8 +23,8 @@ from sslrun.data.transforms import (
     Resize,
     Solarization,
     Transform,
-    ViewGroup,
 )
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 
 CPU = torch.device("cpu")

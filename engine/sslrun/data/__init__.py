@@ -9,7 +9,8 @@ from sslrun.data.order import Balanced, Order, Sampler, Sequential
 from sslrun.data.published import ImageNet100, INaturalist2018, Places205
 from sslrun.data.shapes import Shapes
 from sslrun.data.sources import ImageFolder, ImageList, ImageNet, Source, Subset, split_holdout
-from sslrun.data.transforms import Transform, ViewGroup
+from sslrun.data.transforms import Transform
+from sslrun.data.views import ViewGroup
 
 __all__ = [
     "CIFAR10",

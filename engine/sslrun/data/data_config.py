@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sslrun.data.sources import Source, split_holdout
-from sslrun.data.transforms import ViewGroup
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 
 

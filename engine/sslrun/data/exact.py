@@ -17,10 +17,6 @@ import torch
 from sslrun.data import native, pixels
 from sslrun.data.graph import Arguments, Part
 from sslrun.data.transforms import (
-    BRIGHTNESS,
-    CONTRAST,
-    HUE,
-    SATURATION,
     ColorJitter,
     Crop,
     GaussianBlur,
@@ -30,8 +26,9 @@ from sslrun.data.transforms import (
     Resample,
     Solarization,
     Transform,
-    ViewGroup,
 )
+from sslrun.data.transforms.colour import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 
 # Pictures that one call makes: few enough to stay in the cache and to share among threads, enough to be worth a call.

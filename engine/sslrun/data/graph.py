@@ -17,10 +17,6 @@ import numpy as np
 
 from sslrun.data import draws
 from sslrun.data.transforms import (
-    BRIGHTNESS,
-    CONTRAST,
-    HUE,
-    SATURATION,
     ColorJitter,
     Crop,
     GaussianBlur,
@@ -30,9 +26,10 @@ from sslrun.data.transforms import (
     Resample,
     Solarization,
     Transform,
-    ViewGroup,
-    chain_parameters,
 )
+from sslrun.data.transforms.colour import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from sslrun.data.transforms.groups import chain_parameters
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 
 Arguments = dict[str, np.ndarray]

@@ -23,7 +23,7 @@ from sslrun.data.graph import Part
 from sslrun.data.order import Sampler
 from sslrun.data.pipeline import Cursor, Pipeline, Plan, import_dali
 from sslrun.data.sources import Source
-from sslrun.data.transforms import ViewGroup
+from sslrun.data.views import ViewGroup
 
 Augment = Literal["auto", "dali", "exact"]
 

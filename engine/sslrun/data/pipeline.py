@@ -23,7 +23,7 @@ from sslrun.data.bad_samples import BadSamples
 from sslrun.data.graph import Arguments, Part, dali_views, graph_arguments, graph_inputs, view_arguments
 from sslrun.data.order import Sampler
 from sslrun.data.sources import Source
-from sslrun.data.transforms import ViewGroup
+from sslrun.data.views import ViewGroup
 from sslrun.errors import RunFailed
 
 Cursor = Iterable[tuple[int, np.ndarray]]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sslrun.data.transforms import BLUR_REACH
+from sslrun.data.transforms.colour import BLUR_REACH
 
 
 def grey(x: torch.Tensor) -> torch.Tensor:
