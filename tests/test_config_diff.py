@@ -1,0 +1,217 @@
+"""`sslrun config diff`: what differs and nothing else, lists lined up, colours on a terminal only."""
+
+import itertools
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sslrun.cli import main
+from sslrun.config import load
+from sslrun.config.diff import differences, render
+
+ROOT = Path(__file__).parents[1]
+ALIASES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.toml"))
+MOCOV2 = "configs/mocov2.toml"
+DATA = "configs/_base_/datasets/imagenet_mocov2.toml"
+GREY, FLIP = '{ type = "RandomGrayscale", p = 0.2 }', '{ type = "RandomHorizontalFlip" }'
+BLUR = '{ type = "GaussianBlur", sigma_min = 0.1, sigma_max = 2.0 }'
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def diff(*words):
+    """(key of the old, old value, key of the new, new value) of each difference between two configurations.
+
+    Words are `--set` texts, those before the word "|" of the old one.
+    """
+    middle = words.index("|")
+    found = differences(load(MOCOV2, words[:middle]), load(MOCOV2, words[middle + 1 :]))
+    lines = render(found, ("", ""), 10_000).splitlines()[3:]
+    return [" ".join(line.split()) for line in lines]
+
+
+def transforms(*elements):
+    return f"data.views.0.transforms=[{', '.join(elements)}]"
+
+
+def views(*groups):
+    return "data.views=[" + ", ".join(f"{{ num_views = {n}, transforms = [{t}] }}" for n, t in groups) + "]"
+
+
+class TestValues:
+    def test_changed(self):
+        assert diff("|", "epochs=800") == [
+            "epochs",
+            "- 200 configs/_base_/schedules/sgd_coslr-200e_in1k.toml:4",
+            "+ 800 --set epochs=800",
+        ]
+
+    def test_only_one_side_has_it(self):
+        assert diff("|", "load_from='x'") == ["load_from", "+ \"x\" --set load_from='x'"]
+        assert diff("load_from='x'", "|") == ["load_from", "- \"x\" --set load_from='x'"]
+        assert diff("|", "optimizer.grad_clip.max_norm=1") == [
+            "optimizer.grad_clip",
+            "+ { max_norm = 1 } --set optimizer.grad_clip.max_norm=1",
+        ]
+
+    def test_an_absent_key_is_as_its_default(self):
+        assert diff("|", "data.prefetch=2", "monitor.knn_k=20") == []
+        assert diff("monitor.knn_k=3", "|") == [
+            "monitor.knn_k",
+            "- 3 --set monitor.knn_k=3",
+            "+ 20 default of the code",
+        ]
+
+    def test_numbers_are_compared_as_numbers_and_booleans_are_none(self):
+        assert diff("optimizer.lr=1", "|", "optimizer.lr=1.0") == []
+        assert diff("optimizer.lr=nan", "|", "optimizer.lr=nan") == []
+        whole, broken = (transforms(f'{{ type = "ColorJitter", hue = [{zero}, 1] }}') for zero in ("0", "0.0"))
+        assert diff(whole, "|", broken) == []
+        mine = ["custom_imports=['my']", "model.head.type=Mine"]
+        assert diff(*mine, "model.head.x=1", "|", *mine, "model.head.x=true")[0] == "model.head.x"
+
+    def test_variables_count_where_they_are_referred_to(self):
+        assert diff("|", "vars.other=1") == []
+        found = diff("|", "vars.mean=[0.5, 0.5, 0.5]")
+        assert found == [
+            "data.views.0.transforms.5.mean",
+            f"- [0.485, 0.456, 0.406] {DATA}:26",
+            f"+ [0.5, 0.5, 0.5] {DATA}:26",
+        ]
+
+    def test_a_changed_class(self):
+        assert diff("|", "lr.policy=Constant", "lr._delete_=['min_lr']")[:3] == [
+            "lr.policy",
+            '- "CosineAnnealing" configs/_base_/schedules/sgd_coslr-200e_in1k.toml:6',
+            '+ "Constant" --set lr.policy=Constant',
+        ]
+
+    def test_a_number_for_a_table(self):
+        assert diff("data.holdout=0.1", "|", "data.holdout={ type='Shapes' }")[1:] == [
+            "- 0.1 --set data.holdout=0.1",
+            "+ { type = \"Shapes\" } --set data.holdout={ type='Shapes' }",
+        ]
+
+
+class TestLists:
+    def test_an_element_put_in_is_one_difference(self):
+        assert diff(transforms(GREY, FLIP), "|", transforms(GREY, BLUR, FLIP))[:2] == [
+            "data.views.0.transforms.1",
+            f"+ {BLUR} --set {transforms(GREY, BLUR, FLIP)}",
+        ]
+        assert len(diff(transforms(GREY, FLIP), "|", transforms(GREY, BLUR, FLIP))) == 2
+
+    def test_an_element_taken_out(self):
+        assert diff(transforms(BLUR, GREY), "|", transforms(GREY)) == [
+            "data.views.0.transforms.0",
+            f"- {BLUR} --set {transforms(BLUR, GREY)}",
+        ]
+
+    def test_an_element_changed_behind_one_put_in(self):
+        found = diff(transforms(GREY, FLIP), "|", transforms(BLUR, GREY.replace("0.2", "0.5"), FLIP))
+        assert [line for line in found if line[0] not in "+-"] == [
+            "data.views.0.transforms.0",
+            "data.views.0.transforms.0.p -> data.views.0.transforms.1.p",
+        ]
+
+    def test_an_element_moved_and_changed(self):
+        found = diff(transforms(GREY, BLUR, FLIP), "|", transforms(BLUR, FLIP, GREY.replace("0.2", "0.5")))
+        assert [line.split(" --set")[0] for line in found] == [
+            "data.views.0.transforms.0 -> data.views.0.transforms.2: RandomGrayscale moved",
+            "-",
+            "+",
+            "data.views.0.transforms.0.p -> data.views.0.transforms.2.p",
+            "- 0.2",
+            "+ 0.5",
+        ]
+
+    def test_an_element_of_another_class_is_not_changed_key_by_key(self):
+        found = diff(transforms(GREY), "|", transforms(FLIP))
+        assert [line.split(" --set")[0] for line in found] == [
+            "data.views.0.transforms.0", f"- {GREY}", "data.views.0.transforms.0", f"+ {FLIP}",
+        ]  # fmt: skip
+
+    def test_equal_elements_that_say_a_default_or_not(self):
+        assert diff(transforms(FLIP), "|", transforms('{ type = "RandomHorizontalFlip", p = 0.5 }')) == []
+
+    def test_groups_of_views(self):
+        small = "{ type = 'RandomResizedCrop', size = 96 }"
+        assert diff(views((2, BLUR)), "|", views((2, BLUR), (6, small)))[0] == "data.views.1"
+        assert diff(views((2, BLUR), (6, small)), "|", views((6, small)))[0] == "data.views.0"
+        found = diff(views((2, BLUR), (6, small)), "|", views((2, BLUR), (4, small)))
+        assert [line.split(" --set")[0] for line in found] == ["data.views.1.num_views", "- 6", "+ 4"]
+
+    def test_from_no_rules_to_one(self):
+        rule = "optimizer.paramwise=[{ match = 'x' }]"
+        assert diff("|", rule) == ["optimizer.paramwise.0", f'+ {{ match = "x" }} --set {rule}']
+
+    def test_lists_of_values_are_values(self):
+        assert diff("|", "model.backbone.out_indices=[3, 4]")[1:] == [
+            "- [4] configs/_base_/models/mocov2.toml:14",
+            "+ [3, 4] --set model.backbone.out_indices=[3, 4]",
+        ]
+        assert len(diff("log.hooks=['wandb']", "|")) == 3
+
+
+def test_of_all_pairs_of_recipes_only_equal_ones_do_not_differ():
+    configs = {path: load(path) for path in ALIASES}
+    for a, b in itertools.product(configs, configs):
+        assert bool(differences(configs[a], configs[b])) == (a != b), (a, b)
+
+
+class TestCommand:
+    def test_exit_codes(self, capsys):
+        assert main(["config", "diff", MOCOV2, MOCOV2]) == 0
+        assert capsys.readouterr().out == "no difference\n"
+        assert main(["config", "diff", MOCOV2, "--set", "epochs=800"]) == 1
+        assert capsys.readouterr().out == (
+            "--- configs/mocov2.toml\n+++ configs/mocov2.toml --set epochs=800\n\nepochs\n"
+            f"  - 200{'configs/_base_/schedules/sgd_coslr-200e_in1k.toml:4':>93}\n"
+            f"  + 800{'--set epochs=800':>93}\n"
+        )
+        assert main(["config", "diff", MOCOV2, "configs/none.toml"]) == 2
+        captured = capsys.readouterr()
+        assert not captured.out and captured.err.startswith("error: configs/none.toml: No such file")
+
+    def test_set_is_of_the_second(self, capsys):
+        assert main(["config", "diff", MOCOV2, "configs/mocov1.toml", "--set", "model.momentum=0.5"]) == 1
+        assert "  + 0.5" in capsys.readouterr().out
+
+    def test_what_does_not_fit_is_laid_out(self):
+        found = differences(load(MOCOV2, [views((2, GREY))]), load(MOCOV2, [views((2, GREY), (6, f"{BLUR}, {FLIP}"))]))
+        assert render(found, ("a", "b"), 60).splitlines()[4:-1] == [
+            "  + {",
+            "  +   num_views = 6,",
+            "  +   transforms = [",
+            "  +     {",
+            '  +       type = "GaussianBlur",',
+            "  +       sigma_min = 0.1,",
+            "  +       sigma_max = 2.0,",
+            "  +     },",
+            '  +     { type = "RandomHorizontalFlip" },',
+            "  +   ],",
+            "  + }",
+        ]
+
+    @pytest.mark.parametrize(
+        ("variables", "is_coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+    )
+    def test_colours_on_a_terminal_only(self, variables, is_coloured):
+        environment = {**os.environ, "PYTHONPATH": "engine", "TERM": "xterm", **variables}
+        words = [sys.executable, "bin/sslrun", "config", "diff", MOCOV2, "--set", "epochs=800"]
+        controller, terminal = pty.openpty()
+        done = subprocess.run(words, env=environment, stdout=terminal, stderr=subprocess.PIPE)
+        os.close(terminal)
+        seen = os.read(controller, 65536).decode()
+        assert done.returncode == 1 and ("\x1b[31m  - 200\x1b[0m" in seen) is is_coloured and "200" in seen
+        assert ("\x1b" in seen) is is_coloured
+        piped = subprocess.run(words, env=environment, capture_output=True, text=True)
+        assert "\x1b" not in piped.stdout and "- 200" in piped.stdout
