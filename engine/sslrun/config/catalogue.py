@@ -5,6 +5,7 @@ the part of JSON Schema that `sslrun.config.schema` writes: tables, lists, scala
 (`anyOf`), and unions: `oneOf` with `x-tag`, the key whose value names the class.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,11 @@ def follow(definitions: Schema, schema: Schema) -> Schema:
 def keys(table: Schema) -> dict[str, Schema]:
     """What a table takes besides the key that names its class."""
     return {name: asked for name, asked in table["properties"].items() if asked.get("enum") != [table["title"]]}
+
+
+def first_sentence(text: str) -> str:
+    """What comes before a full stop (or ? or !) that a capital follows: not that of `et al. 2020`."""
+    return re.split(r"(?<=[.?!])\s+(?=[A-Z])", text, maxsplit=1)[0]
 
 
 def inside(table: Schema, node: Node) -> dict[str | int, Schema]:

@@ -1,0 +1,103 @@
+"""`sslrun list`: everything that a config can name, with its keys, as text that fits and as JSON."""
+
+import json
+
+import pytest
+
+from sslrun.cli import main
+from sslrun.config.catalogue import classes, first_sentence, kinds
+from sslrun.config.dump import inline
+from sslrun.config.load import committed_schema
+
+SCHEMA = committed_schema()
+COMPONENTS = [(kind, name) for kind, union in kinds(SCHEMA).items() for name in classes(union)]
+
+
+@pytest.fixture
+def listed(capsys, monkeypatch):
+    """What `sslrun list WORDS` prints on a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*words):
+        assert main(["list", *words]) == 0
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method"], "there is no kind of component called 'method'; did you mean methods?"),
+        (["losses", "X"], "there is no kind of component called 'losses'; there are backbones, heads, methods, "),
+        (["methods", "MoCov2"], "there is no 'MoCov2' among the methods; did you mean MoCo"),
+        (["methods", "MoCov2", "--json"], "there is no 'MoCov2' among the methods; did you mean MoCo"),
+        (["necks", "Zzz"], "there is no 'Zzz' among the necks; `sslrun list necks` names them"),
+    ],
+)
+def test_a_misspelt_name(capsys, words, message):
+    assert main(["list", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {message}") and not captured.out and len(captured.err.splitlines()) == 1
+
+
+def test_the_kinds(listed):
+    wanted = ["methods", "backbones", "necks", "heads", "transforms", "sources", "optimizers", "schedules"]
+    assert {*wanted, "norms"} <= kinds(SCHEMA).keys()
+    text = " ".join(listed().split())
+    for kind, union in kinds(SCHEMA).items():
+        assert f"{kind} {', '.join(classes(union))}" in text
+    assert json.loads(listed("--json"))["norms"] == ["BN", "SyncBN"]
+
+
+@pytest.mark.parametrize("kind", kinds(SCHEMA))
+def test_a_kind_is_a_line_for_each_class(listed, kind):
+    text = listed(kind)
+    assert max(map(len, text.splitlines())) <= 80
+    began = [line.split()[0] for line in text.splitlines() if line[:3].strip()]
+    assert began == list(classes(kinds(SCHEMA)[kind]))
+    for name in began:
+        sentence = first_sentence(SCHEMA["$defs"][f"{kind}.{name}"]["description"])
+        assert f"{name} {sentence}" in " ".join(text.split())
+    assert [row["name"] for row in json.loads(listed(kind, "--json"))] == began
+
+
+@pytest.mark.parametrize(("kind", "name"), COMPONENTS)
+def test_a_component_says_all_that_is_known_of_it(listed, kind, name):
+    text = listed(kind, name)
+    assert max(map(len, text.splitlines())) <= 80 or name == "LatentCrossCorrelationHead"  # which has a formula
+    told, table = " ".join(text.split()), SCHEMA["$defs"][f"{kind}.{name}"]
+    assert told.startswith(f"{name}, of the {kind} ({table['x-module']}) {table['description']}")
+    assert " ".join(table.get("x-docs", "").split()) in told
+    as_json = {row["name"]: row for row in json.loads(listed(kind, name, "--json"))["keys"]}
+    assert list(as_json) == list(table["properties"])[1:]
+    for key, row in as_json.items():
+        asked = table["properties"][key]
+        given = f"{key} = {inline(asked['default'])}" if "default" in asked else key
+        takes = row["type"] + ("; required" if row["required"] else "")
+        assert f"{given} {takes} {asked['description']}" in told
+        assert row.get("default") == asked.get("default") and row["required"] == (key in table["required"])
+
+
+def test_tables_inside_are_told_too(listed):
+    lines = listed("optimizers", "SGD").splitlines()
+    place = lines.index("  grad_clip                   a table")
+    assert lines[place + 2] == "        max_norm              a number; required"
+
+
+def test_paragraphs_are_filled_and_formulas_are_left_alone(listed):
+    lines = listed("heads", "LatentCrossCorrelationHead").splitlines()
+    assert "    C = A^T B / rows,   loss = sum_i (1 - C_ii)^2 + lambd sum_i sum_{j != i} C_ij^2" in lines
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("Momentum contrast. More.", "Momentum contrast."),
+        ("By Chen et al. 2020 (arXiv 2002.05709, eq. 1). It has", "By Chen et al. 2020 (arXiv 2002.05709, eq. 1)."),
+        ("Which way up? Gidaris", "Which way up?"),
+        ("No stop", "No stop"),
+    ],
+)
+def test_the_first_sentence(text, first):
+    assert first_sentence(text) == first
