@@ -11,8 +11,8 @@ from typing import NoReturn
 from sslrun.errors import Diverged, RunFailed, UsageError
 
 DONE, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
-FINDINGS = 1  # of `config lint`
-VERBS = ("train", "config")
+FINDINGS = DIFFERENT = 1  # of `config lint` and `config diff`
+VERBS = ("train", "config", "list", "publish")
 
 
 def start() -> NoReturn:
@@ -85,6 +85,27 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="print the plan; needs neither data nor GPU")
     train.set_defaults(call=_train)
 
+    publish = verbs.add_parser(
+        "publish",
+        help="a run's weights as one file, named by recipe, date and hash",
+        description="Write the model of a run's newest good checkpoint as {config_name}_{date}-{hash}.pth, verify it, "
+        "and print its path. `load_from` takes it, and so does torch.load with weights_only=True.",
+    )
+    publish.add_argument("run", metavar="RUN", help="a run folder, or one of its checkpoints")
+    publish.add_argument("-o", dest="directory", metavar="DIR", help="where the file goes (the run folder)")
+    publish.set_defaults(call=_publish)
+
+    listing = verbs.add_parser(
+        "list",
+        help="what a config can name",
+        description="The methods, backbones, necks, heads, transforms, sources, optimizers, schedules and norms that a "
+        "config can name, and what each of them takes.",
+    )
+    listing.add_argument("kind", metavar="KIND", nargs="?", help="methods, backbones, ...; without it, all names")
+    listing.add_argument("name", metavar="NAME", nargs="?", help="one of them, with its keys")
+    listing.add_argument("--json", action="store_true", help="for programs")
+    listing.set_defaults(call=_list)
+
     config = verbs.add_parser("config", help="look at a config without running it")
     config_verbs = config.add_subparsers(required=True, metavar="VERB")
     show = config_verbs.add_parser("print", help="the resolved config as TOML")
@@ -97,6 +118,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("--all", action="store_true", help="every key below KEY, those that nothing sets too")
     explain.set_defaults(call=_config_explain)
+    diff = config_verbs.add_parser(
+        "diff",
+        help="in what two configs differ",
+        description="In what two resolved configs differ: what a run would do, not what the files say. Exit code 0: in "
+        "nothing, 1: they differ.",
+    )
+    diff.add_argument("old", metavar="A", help="a TOML recipe, or the config.toml of a run")
+    diff.add_argument("config", metavar="B", nargs="?", help="another; without it, A again, for what --set changes")
+    _add_overrides(diff, "set one value of B, as a line of TOML merged last; may be repeated")
+    diff.set_defaults(call=_config_diff)
     lint = config_verbs.add_parser(
         "lint",
         help="whether recipes do what their names say, and inherit without surprises",
@@ -111,14 +142,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a TOML recipe")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="set one value, as a line of TOML merged last; may be repeated",
-    )
+    _add_overrides(parser, "set one value, as a line of TOML merged last; may be repeated")
+
+
+def _add_overrides(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help=help)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -136,6 +164,33 @@ def _train(args: argparse.Namespace) -> int:
         print(dry_run(config))
         return DONE
     return run(config, args.resume, args.command)
+
+
+def _publish(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from sslrun.export import publish
+    from sslrun.runtime.log import start_logging
+
+    start_logging()
+    print(publish(Path(args.run), Path(args.directory) if args.directory is not None else None))
+    return DONE
+
+
+def _list(args: argparse.Namespace) -> int:
+    from sslrun.config import listing
+    from sslrun.config.load import committed_schema
+
+    schema = committed_schema()
+    if args.json:
+        print(listing.as_json(schema, args.kind, args.name))
+    elif args.name:
+        print(listing.list_component(schema, args.kind, args.name, _width()))
+    elif args.kind:
+        print(listing.list_kind(schema, args.kind, _width()))
+    else:
+        print(listing.list_kinds(schema, _width()))
+    return DONE
 
 
 def _config_print(args: argparse.Namespace) -> int:
@@ -177,6 +232,18 @@ def _config_lint(args: argparse.Namespace) -> int:
             print(finding)
     print(f"{len(files)} file{'s' if len(files) > 1 else ''} checked", file=sys.stderr)
     return code
+
+
+def _config_diff(args: argparse.Namespace) -> int:
+    from sslrun.config import load
+    from sslrun.config.diff import differences, render
+
+    new = args.config or args.old
+    found = differences(load(args.old), load(new, args.overrides))
+    names = args.old, " ".join([new, *(f"--set {override}" for override in args.overrides)])
+    is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    print(render(found, names, _width(), is_coloured) if found else "no difference")
+    return DIFFERENT if found else DONE
 
 
 def _width() -> int:

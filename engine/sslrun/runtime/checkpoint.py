@@ -10,11 +10,13 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +31,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 PREFIX = "step_"
+PUBLISHED = re.compile(r".*_\d{8}-([0-9a-f]{8})\.pth")  # {config_name}_{date}-{hash}.pth
 UNFINISHED, DELETED, SET_ASIDE = ".tmp", ".del", ".aside"
 
 Tensors = dict[str, dict[str, torch.Tensor]]
@@ -87,7 +90,7 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Te
             f"{name}.safetensors": _write_tensors(beside / f"{name}.safetensors", t) for name, t in tensors.items()
         }
         files[STATE] = _write_json(beside / STATE, state)
-        _write_json(beside / MANIFEST, {"format": FORMAT, "step": step, "files": files})
+        _write_json(beside / MANIFEST, {"format": FORMAT, "step": step, "time": time.time(), "files": files})
         sync_directory(beside)
         if folder.exists():
             _delete(folder)
@@ -120,7 +123,10 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The model's tensors of a checkpoint, of a run's newest good one, or of a .safetensors file.
+    """The model's tensors of a checkpoint, of a run's newest good one, or of a .safetensors or .pth file.
+
+    A .pth file holds tensors by name and is never unpickled further than that; one with a published name is compared
+    with the hash in it.
 
     Raises:
         UsageError: there is no such thing, or it is damaged.
@@ -130,7 +136,16 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{path} cannot be loaded: {error}") from error
+    if path.suffix == ".pth":
+        return _load_pth(path)
     return load(find(path))[0]["model"]
+
+
+def saved_at(path: Path) -> float:
+    """When a checkpoint was saved, in seconds since 1970; a copy of it was saved when the original was."""
+    manifest = path / MANIFEST
+    written: float = json.loads(manifest.read_bytes()).get("time", manifest.stat().st_mtime)  # the first had no time
+    return written
 
 
 def damage(path: Path) -> str | None:
@@ -228,6 +243,33 @@ def _step(path: Path) -> int | None:
     """The step in a checkpoint's name; None for any other name, unfinished and set-aside ones included."""
     digits = path.name.removeprefix(PREFIX)
     return int(digits) if path.name.startswith(PREFIX) and digits.isdecimal() else None
+
+
+def _load_pth(path: Path) -> dict[str, torch.Tensor]:
+    promised = PUBLISHED.fullmatch(path.name)
+    try:
+        with open(path, "rb") as file:
+            if promised and not hashlib.file_digest(file, "sha256").hexdigest().startswith(promised[1]):
+                raise UsageError(
+                    f"{path} cannot be loaded: it is damaged, its SHA-256 does not begin with {promised[1]}"
+                )
+            file.seek(0)
+            weights = _unpickled(file)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be loaded: {error.strerror}") from error
+    if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+        raise UsageError(f"{path} cannot be loaded: it does not hold tensors by name and nothing else")
+    return weights
+
+
+def _unpickled(file: IO[bytes]) -> Any:
+    """What torch.save wrote, if it is harmless; None for anything else."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # in bytes that are no such file the reader may stumble over anything
+        return None
 
 
 def _delete(path: Path) -> None:
