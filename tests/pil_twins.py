@@ -5,6 +5,7 @@ arithmetic on PIL pictures is a few lines for each transform, its tensor blur is
 """
 
 import io
+import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from sslrun.data.transforms import (
     GaussianBlur,
     RandomGrayscale,
     RandomHorizontalFlip,
+    RandomRotation,
     Resample,
     Solarization,
     Transform,
@@ -102,6 +104,9 @@ def apply(transform: Transform, picture: Image.Image, numbers: Numbers, blur: Bl
     if isinstance(transform, Crop):
         (top, left), (height, width) = map(int, numbers["start"]), map(int, numbers["size"])
         return picture.crop((left, top, left + width, top + height))
+    if isinstance(transform, RandomRotation):
+        a, b, *_ = numbers["affine"]
+        return picture.rotate(math.degrees(math.atan2(-b, a)))
     if isinstance(transform, RandomHorizontalFlip):
         return ImageOps.mirror(picture)
     if isinstance(transform, ColorJitter):

@@ -17,6 +17,7 @@ from sslrun.data.transforms import (
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
+    RandomRotation,
     Resize,
     Solarization,
     Transform,
@@ -115,6 +116,22 @@ def test_jitter_leaves_out_what_is_zero() -> None:
     assert (numbers["order"][~numbers["apply"]] == -1).all()
 
 
+@pytest.mark.parametrize(("degrees", "low", "high"), [(2, -2, 2), ([10.0, 30.0], 10, 30), (0.0, 0, 0)])
+def test_turns_are_uniform(degrees: float | list[float], low: float, high: float) -> None:
+    numbers = drawn(RandomRotation(degrees, p=0.5))
+    a, b, _, d, e, _ = numbers["affine"].T
+    assert (a == e).all() and (b == -d).all()
+    turns = np.degrees(np.arctan2(d, a))
+    quartiles = np.quantile(turns[numbers["apply"]], [0, 0.25, 0.5, 0.75, 1])
+    assert quartiles == pytest.approx(np.linspace(low, high, 5), abs=0.05 * (high - low) + 1e-9)
+    assert (numbers["affine"][~numbers["apply"]] == (1, 0, 0, 0, 1, 0)).all()
+
+
+def test_a_turn_leaves_the_middle_in_its_place() -> None:
+    a, b, c, d, e, f = drawn(RandomRotation(180), size=(60, 90))["affine"].T
+    assert a * 45 + b * 30 + c == pytest.approx(45) and d * 45 + e * 30 + f == pytest.approx(30)
+
+
 def test_sigma_is_uniform() -> None:
     sigma = drawn(GaussianBlur(0.1, 2.0))["sigma"]
     assert np.quantile(sigma, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([0.1, 0.575, 1.05, 1.525, 2.0], abs=0.05)
@@ -188,6 +205,8 @@ def test_the_size_of_a_view_is_known_beforehand() -> None:
         (lambda: RandomResizedCrop(0), "at least 1"),
         (lambda: RandomResizedCrop(224, scale=(1.0, 0.2)), "scale must be"),
         (lambda: Resize(224, interpolation="nearest"), "bilinear"),
+        (lambda: RandomRotation(-1), "degrees must be 0 or more"),
+        (lambda: RandomRotation([3, 2]), "degrees must be"),
         (lambda: ColorJitter(hue=0.7), "hue must lie"),
         (lambda: ColorJitter(brightness=-1.0), "brightness must lie"),
         (lambda: GaussianBlur(2.0, 0.1), "sigma_min"),
@@ -208,6 +227,7 @@ def test_what_a_user_gets_wrong(make: object, message: str) -> None:
         make()  # type: ignore[operator]
 
 
-def test_exact_mode_on_a_gpu_refuses_crops_after_colours() -> None:
+@pytest.mark.parametrize("late", [RandomResizedCrop(8), RandomRotation(2)])
+def test_exact_mode_on_a_gpu_refuses_crops_and_turns_after_colours(late: Transform) -> None:
     with pytest.raises(UsageError, match="before the colours"):
-        graph_inputs([ViewGroup(1, [ColorJitter(0.4), RandomResizedCrop(8)])], "geometry")
+        graph_inputs([ViewGroup(1, [RandomResizedCrop(8), ColorJitter(0.4), late])], "geometry")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import pil_twins
 from fidelity_cases import CASES, Case, decoded, exact_views, measure, recipe, sizes
 from sslrun.data import exact, native, pixels
 from sslrun.data.exact import ExactStage
@@ -20,6 +21,7 @@ from sslrun.data.transforms import (
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
+    RandomRotation,
     Resize,
     Solarization,
     Transform,
@@ -143,6 +145,17 @@ def _shifted(name: str, place: int) -> str:
 def test_two_flips_are_none() -> None:
     steps = [CenterCrop(64), RandomHorizontalFlip(1.0), Solarization(p=1.0), RandomHorizontalFlip(1.0)]
     assert torch.equal(made([ViewGroup(1, steps)])[0], made([ViewGroup(1, [CenterCrop(64), Solarization(p=1.0)])])[0])
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_turns_of_whole_pictures_between_other_steps_are_pils(compiled: bool) -> None:
+    """Pictures that are not square, before a crop, after a flip and after colours."""
+    steps: list[Transform] = [RandomRotation(180), CenterCrop([96, 64]), RandomHorizontalFlip(), Solarization(p=0.5)]
+    groups = [ViewGroup(2, [*steps, RandomRotation([80, 100], p=0.5), RandomGrayscale(0.5)])]
+    arguments = arguments_of(groups)
+    found = exact_views(groups, arguments, compiled=compiled)[0]
+    assert np.array_equal(found, pil_twins.views(decoded(), groups, arguments)[0])
+    assert (found == 0).all(axis=3).any(), "no corner came in"
 
 
 def test_order_of_the_list_is_order_of_application() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import small_run
 from sslrun.cli import main
+from sslrun.config import load
 from sslrun.data.batch import Batch
 from sslrun.errors import UsageError
 from sslrun.methods import Progress
@@ -169,6 +170,34 @@ def test_bad_arguments_are_named():
         DeepCluster(ResNet(18, base_width=4), AvgPool2dNeck(32), ClsHead(32, 5), pca_dim=3, iterations=0)
     with pytest.raises(UsageError, match=r"4 samples cannot be put into 5 clusters \(num_classes\)"):
         DeepCluster(ResNet(18, base_width=4), AvgPool2dNeck(32), ClsHead(32, 5), pca_dim=3).prepare(4)
+
+
+def test_the_recipes_are_the_published_ones():
+    config = load(str(small_run.ROOT / "configs/deepcluster.toml"))
+    assert config.name == "deepcluster_resnet50_8xb64-steplr-200e_in1k"
+    values = config.values
+    model = values["model"]
+    clustering = ("pca_dim", "iterations", "uniform_sampling", "reweight", "reweight_power")
+    assert [model[key] for key in clustering] == [256, 20, True, False, 0.5]
+    assert model["backbone"]["norm_cfg"] == {"type": "BN"} and model["backbone"]["depth"] == 50
+    assert model["head"] == {"type": "ClsHead", "in_channels": 2048, "num_classes": 10000}
+    assert values["optimizer"] == {
+        "type": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-5,
+        "paramwise": [{"match": r"^head\.", "momentum": 0.0}],
+    }  # fmt: skip
+    assert values["lr"] == {"policy": "Step", "step": [400], "gamma": 0.1, "by": "epoch"}
+    assert (values["epochs"], values["global_batch"], values["data"]["samples_per_gpu"]) == (200, 512, 64)
+    (view,) = values["data"]["views"]
+    assert view["num_views"] == 1 and view["transforms"][:-1] == [
+        {"type": "RandomResizedCrop", "size": 224},
+        {"type": "RandomHorizontalFlip", "p": 0.5},
+        {"type": "RandomRotation", "degrees": 2},
+        {"type": "ColorJitter", "brightness": 0.4, "contrast": 0.4, "saturation": 1.0, "hue": 0.5},
+        {"type": "RandomGrayscale", "p": 0.2},
+    ]
+    sobel = load(str(next((small_run.ROOT / "configs/selfsup/deepcluster").glob("deepcluster-sobel_*.toml")))).values
+    inner = model["backbone"] | {"in_channels": 2}
+    assert sobel == values | {"model": model | {"backbone": {"type": "Sobel", "backbone": inner}}}
 
 
 RECIPE = """

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ranks import run_ranks
+from sslrun.config import load
 from sslrun.data.batch import Batch
 from sslrun.errors import UsageError
 from sslrun.methods import Progress
@@ -22,6 +23,7 @@ from sslrun.nn.resnet import ResNet
 from sslrun.runtime import distributed
 from sslrun.train import joined
 
+ROOT = Path(__file__).parents[2]
 START = Progress(step=0, total_steps=40, steps_per_epoch=4, seed=1)
 SAMPLES, CLUSTERS = 48, 5
 
@@ -245,3 +247,28 @@ def test_other_mistakes_are_named():
         ODCNeck(32, 8, 6, dropout=1)
     with pytest.raises(UsageError, match="4 samples cannot be put into 5 clusters"):
         ODC(ResNet(18, base_width=4), ODCNeck(32, 8, 6), ClsHead(6, 5)).prepare(4)
+
+
+def test_the_recipe_is_the_published_one():
+    config = load(str(ROOT / "configs/odc.toml"))
+    assert config.name == "odc_resnet50_8xb64-steplr-440e_in1k"
+    values = config.values
+    model = values["model"]
+    neck, head = model.pop("neck"), model.pop("head")
+    assert model.pop("backbone")["norm_cfg"] == {"type": "SyncBN"}
+    assert model == {
+        "type": "ODC", "momentum": 0.5, "min_cluster": 20, "centroids_update_interval": 10,
+        "deal_with_small_clusters_interval": 1, "reweight_power": 0.5,
+    }  # fmt: skip
+    assert neck == {
+        "type": "ODCNeck", "in_channels": 2048, "hid_channels": 512, "out_channels": 256, "dropout": 0.5,
+        "norm_cfg": {"type": "SyncBN", "momentum": 0.001, "affine": False},
+    }  # fmt: skip
+    assert head == {"type": "ClsHead", "in_channels": 256, "num_classes": 10000}
+    assert values["optimizer"] == {
+        "type": "SGD", "lr": 0.06, "momentum": 0.9, "weight_decay": 1e-5,
+        "paramwise": [{"match": r"^head\.", "momentum": 0.0}],
+    }  # fmt: skip
+    assert values["lr"] == {"policy": "Step", "step": [400], "gamma": 0.4, "by": "epoch"}
+    assert (values["epochs"], values["global_batch"], values["data"]["samples_per_gpu"]) == (440, 512, 64)
+    assert values["data"]["views"] == load(str(ROOT / "configs/deepcluster.toml")).values["data"]["views"]

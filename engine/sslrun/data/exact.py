@@ -1,7 +1,8 @@
 """The exact stage: decoded pictures become views, with PIL's arithmetic.
 
-A view is made picture by picture up to its last change of size, then by blocks of pictures of that size. On the CPU the
-blocks are C (`native.py`), elsewhere, and where there is no compiler, torch (`pixels.py`); both give the same bits.
+A view is made picture by picture up to its last crop, resize or turn, then by blocks of pictures of one size. On the
+CPU the blocks are C (`native.py`), elsewhere, and where there is no compiler, torch (`pixels.py`); both give the same
+bits.
 """
 
 import math
@@ -21,8 +22,10 @@ from sslrun.data.transforms import (
     Crop,
     GaussianBlur,
     Parameters,
+    Placing,
     RandomGrayscale,
     RandomHorizontalFlip,
+    RandomRotation,
     Resample,
     Solarization,
     Transform,
@@ -132,9 +135,9 @@ class _Program:
             return {name[len(own) :]: values for name, values in arguments.items() if name.startswith(own)}
 
         steps = [(transform, numbers(step)) for step, transform in group.steps[done:]]
-        resizing = [i for i, (transform, _) in enumerate(steps) if isinstance(transform, Resample | Crop)]
-        assert not (resizing and done), "the graph leaves no change of size to the stage"
-        split = resizing[-1] + 1 if resizing else 0
+        placing = [i for i, (transform, _) in enumerate(steps) if isinstance(transform, Placing)]
+        assert not (placing and done), "the graph leaves no crop, resize or turn to the stage"
+        split = placing[-1] + 1 if placing else 0
         common = 0 if done else min(group.num_common, split)
         self.common, self.single, self.block = steps[:common], steps[common:split], steps[split:]
         self.size = group.size
@@ -180,6 +183,8 @@ def _applied(steps: Sequence[tuple[Transform, Parameters]], picture: torch.Tenso
             picture = pixels.resample(picture, box, size, transform.interpolation)
         elif isinstance(transform, Crop):
             picture = pixels.center_crop(picture, numbers["start"][row].tolist(), numbers["size"][row].tolist())
+        elif isinstance(transform, RandomRotation):
+            picture = pixels.rotate(picture, numbers["affine"][row].tolist())
         elif isinstance(transform, RandomHorizontalFlip):
             picture = picture.flip(-1)
         else:

@@ -21,8 +21,10 @@ from sslrun.data.transforms import (
     Crop,
     GaussianBlur,
     Parameters,
+    Placing,
     RandomGrayscale,
     RandomHorizontalFlip,
+    RandomRotation,
     Resample,
     Solarization,
     Transform,
@@ -97,9 +99,9 @@ def graph_inputs(views: Sequence[ViewGroup], part: Part) -> list[Input]:
             if operators.dispatch(type(transform)) is operators.dispatch(object):
                 raise UsageError(f'{type(transform).__name__} has no DALI operators; use data.augment = "exact"')
         late = group.steps[group.num_geometric :]
-        if part == "geometry" and any(isinstance(transform, Resample | Crop) for _, transform in late):
+        if part == "geometry" and any(isinstance(transform, Placing) for _, transform in late):
             raise UsageError(
-                'data.augment = "exact" on a GPU makes all crops and resizes first: '
+                'data.augment = "exact" on a GPU makes all crops, resizes and turns first: '
                 'put them before the colours, or use data.augment = "dali"'
             )
     example = view_arguments(views, 0, 0, np.zeros(1, dtype=np.int64), np.full((1, 2), 64))
@@ -223,6 +225,20 @@ def _(transform: Crop, x: Any, numbers: dict[str, Any]) -> Any:
     from nvidia.dali import fn
 
     return fn.slice(x, numbers["start"], numbers["size"], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
+
+
+@operator_arguments.register
+def _(transform: RandomRotation, numbers: Parameters) -> Parameters:
+    return {"affine": numbers["affine"].astype(np.float32)}
+
+
+@operators.register
+def _(transform: RandomRotation, x: Any, numbers: dict[str, Any]) -> Any:
+    from nvidia.dali import fn
+
+    types = _types()
+    matrix = fn.reshape(numbers["affine"], shape=[2, 3])  # from the result to the picture: DALI's default
+    return fn.warp_affine(x, matrix=matrix, interp_type=types.INTERP_NN, fill_value=0)
 
 
 @operator_arguments.register

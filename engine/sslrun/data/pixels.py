@@ -8,6 +8,7 @@ for each of the N pictures, as (N, 1, 1, 1). `pixels.c` holds the same expressio
 Sources: Pillow's Blend.c, Convert.c (grey and HSV) and ImageEnhance; torchvision's functional transforms.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -170,3 +171,29 @@ def center_crop(picture: torch.Tensor, start: Sequence[int], size: Sequence[int]
     if top >= 0 and left >= 0 and top + height <= old_height and left + width <= old_width:
         return picture[..., top : top + height, left : left + width]
     return F.pad(picture, (-left, left + width - old_width, -top, top + height - old_height))
+
+
+def rotate(picture: torch.Tensor, affine: Sequence[float]) -> torch.Tensor:
+    """One picture with each pixel taken from elsewhere in it, the nearest one; black where that lies outside.
+
+    Places are counted in 65536ths of a pixel, as in Pillow's Geometry.c.
+
+    Args:
+        picture: (1, 3, H, W) uint8, of any strides.
+        affine: of `RandomRotation`.
+    """
+    a, b, c, d, e, f = affine
+    _, _, height, width = picture.shape
+    x, y = torch.arange(width), torch.arange(height).unsqueeze(1)
+
+    def place(slope_x: float, slope_y: float, start: float) -> torch.Tensor:
+        first, by_x, by_y = (
+            math.floor(65536.0 * v + 0.5) for v in (start + slope_x * 0.5 + slope_y * 0.5, slope_x, slope_y)
+        )
+        return ((first + by_y * y) + by_x * x) >> 16
+
+    column, row = place(a, b, c), place(d, e, f)
+    outside = (column < 0) | (column >= width) | (row < 0) | (row >= height)
+    source = (row * width + column).masked_fill_(outside, height * width).flatten()
+    pixels = torch.cat([picture.permute(0, 2, 3, 1).reshape(-1, 3), picture.new_zeros(1, 3)])
+    return pixels.index_select(0, source).view(1, height, width, 3).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Transforms that only move pixels: crops, resizes, flips."""
+"""Transforms that only move pixels: crops, resizes, turns, flips."""
 
 import math
 from collections.abc import Sequence
@@ -12,10 +12,14 @@ from sslrun.errors import UsageError
 Interpolation = Literal["bilinear", "bicubic"]
 
 
-class Resample(Transform, listed=False):
-    """What crops and resizes share: a box of the picture becomes a picture of a new size."""
+class Placing(Transform, listed=False):
+    """What takes the pixels of each picture from places of its own: it is done picture by picture, a flip is not."""
 
     geometric = True
+
+
+class Resample(Placing, listed=False):
+    """What crops and resizes share: a box of the picture becomes a picture of a new size."""
 
     def __init__(self, *, interpolation: Interpolation, p: float) -> None:
         super().__init__(p=p)
@@ -131,15 +135,13 @@ class Resize(Resample):
         return int(height), int(width)
 
 
-class Crop(Transform, listed=False):
+class Crop(Placing, listed=False):
     """What crops share: a window of the picture, pixel for pixel; black where it reaches beyond the picture.
 
     Args:
         size: height and width in pixels; one number for a square.
         p: probability; a picture that is not cropped keeps its size.
     """
-
-    geometric = True
 
     def __init__(self, size: int | list[int], p: float = 1.0) -> None:
         super().__init__(p=p)
@@ -222,6 +224,34 @@ class RandomGridPatch(Crop):
         if size is not None and (size[0] // self.grid < self.size[0] or size[1] // self.grid < self.size[1]):
             raise UsageError(f"patches of {self.size} do not fit into {self.grid} x {self.grid} cells of {size} pixels")
         return self.size
+
+
+class RandomRotation(Placing):
+    """The picture turned about its middle by a random angle, pixel for nearest pixel; corners that come in are black.
+
+    Args:
+        degrees: the largest turn to either side, or the smallest and largest counter-clockwise turn.
+        p: probability.
+    """
+
+    num_draws = 2
+
+    def __init__(self, degrees: float | list[float], p: float = 1.0) -> None:
+        super().__init__(p=p)
+        if not isinstance(degrees, Sequence) and degrees < 0:
+            raise UsageError(f"degrees must be 0 or more, or [smallest, largest], not {degrees}")
+        both_ends = degrees if isinstance(degrees, Sequence) else [-degrees, degrees]
+        self.degrees = within("degrees", both_ends, -360.0, 360.0)
+
+    def parameters(self, uniforms: np.ndarray, sizes: np.ndarray) -> Parameters:
+        """Adds `affine` (B, 6), a to f: the pixel at column x and row y comes from column a x + b y + c and row
+        d x + e y + f, where the middle of the first pixel is at 0.5, 0.5."""
+        apply = uniforms[:, 0] < self.p
+        turns = np.radians(self.degrees[0] + uniforms[:, 1] * (self.degrees[1] - self.degrees[0]))
+        cosine, sine = (np.round(f(np.where(apply, turns, 0.0)), 15) for f in (np.cos, np.sin))  # as in PIL
+        y, x = sizes.T / 2.0
+        columns = cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
+        return {"apply": apply, "affine": np.stack(columns, axis=1)}
 
 
 class RandomHorizontalFlip(Transform):
