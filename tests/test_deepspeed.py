@@ -3,6 +3,7 @@
 Importing torch and DeepSpeed takes seconds and a ZeRO engine milliseconds, so each process checks many things.
 """
 
+import math
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ def first_life(cases: list[Case], optimizers: list[str]) -> dict[str, Any]:
         "saved": {optimizer: straight_then_save(optimizer) for optimizer in optimizers},
         "spoiled": spoiled_steps(),
         "odds and ends": odds_and_ends(),
+        "clipped": clipped_by_other_norms(),
     }
     distributed.shutdown()
     return results
@@ -193,6 +195,25 @@ def test_one_bad_rank_stops_the_step_of_all(lives: list[dict[str, Any]]) -> None
     trained = {name for name in before if not name.startswith("teacher")}
     assert is_equal({name: before[name] for name in trained}, {name: after[name] for name in trained})
     assert "not finite" in message
+
+
+OTHER_CLIPS = [{"grad_clip": 1.0, "norm_type": 1.0}, {"grad_clip": 0.1, "norm_type": math.inf}]
+
+
+def clipped_by_other_norms() -> list[Any]:
+    executors = [build_sharded(stage, "sgd", accumulation=2, **clip) for stage in STAGES for clip in OTHER_CLIPS]
+    return [(train(executor, range(3), 0.2), state_of(executor)) for executor in executors]
+
+
+def test_norms_other_than_the_euclidean_one_are_of_the_whole_gradient(lives: list[dict[str, Any]]) -> None:
+    cases = [(stage, clip) for stage in STAGES for clip in OTHER_CLIPS]
+    for (stage, clip), (rows, state) in zip(cases, lives[0]["clipped"], strict=True):
+        local = build(accumulation=2, **clip)
+        expected = [row["grad_norm"] for row in train(local, range(3), 0.2)]
+        assert [row["grad_norm"] for row in rows] == pytest.approx(expected, rel=1e-5), (stage, clip)
+        assert max(expected) > clip["grad_clip"], clip
+        assert largest_difference(state, state_of(local)) < 1e-6, (stage, clip)
+    assert [rows for rows, _ in lives[0]["clipped"]] == [rows for rows, _ in lives[1]["clipped"]]
 
 
 def odds_and_ends() -> dict[str, Any]:

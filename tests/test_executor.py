@@ -1,6 +1,7 @@
 """The local executor against plain torch; the guard; state in and out. (DeepSpeed: test_deepspeed.py.)"""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -26,9 +27,9 @@ from toy import (
 
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
-@pytest.mark.parametrize("grad_clip", [None, 0.3])
-def test_equals_a_plain_loop_over_the_whole_batch(optimizer: str, grad_clip: float | None) -> None:
-    executor = build(optimizer, accumulation=4, grad_clip=grad_clip)
+@pytest.mark.parametrize(("grad_clip", "norm_type"), [(None, 2.0), (0.3, 2.0), (1.0, 1.0), (0.4, 3.5), (0.1, math.inf)])
+def test_equals_a_plain_loop_over_the_whole_batch(optimizer: str, grad_clip: float | None, norm_type: float) -> None:
+    executor = build(optimizer, accumulation=4, grad_clip=grad_clip, norm_type=norm_type)
     rows = train(executor, range(4), RATES[optimizer])
 
     method = ToyMethod()
@@ -47,7 +48,7 @@ def test_equals_a_plain_loop_over_the_whole_batch(optimizer: str, grad_clip: flo
             (target,) = method.targets([batch], step)
         loss = method(batch, step, target).value + 0 * sum(p.sum() for p in method.sometimes.parameters())
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(trained, float("inf") if grad_clip is None else grad_clip)
+        norm = nn.utils.clip_grad_norm_(trained, math.inf if grad_clip is None else grad_clip, norm_type)
         plain.step()
         plain.zero_grad()
         with torch.no_grad():
@@ -61,17 +62,18 @@ def test_equals_a_plain_loop_over_the_whole_batch(optimizer: str, grad_clip: flo
     assert largest_difference(executor.full_state(), method.state_dict()) < 1e-6
 
 
+@pytest.mark.parametrize("norm_type", [2.0, math.inf])
 @pytest.mark.parametrize("spoil", ["gradient", "loss"])
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
-def test_a_step_that_is_not_finite_leaves_no_trace(optimizer: str, spoil: str) -> None:
-    executor = build(optimizer, accumulation=2, grad_clip=1.0, max_skipped_steps=1)
+def test_a_step_that_is_not_finite_leaves_no_trace(optimizer: str, spoil: str, norm_type: float) -> None:
+    executor = build(optimizer, accumulation=2, grad_clip=1.0, norm_type=norm_type, max_skipped_steps=1)
     train(executor, range(2), RATES[optimizer])
     before = state_of(executor)
     rows = train(executor, range(2, 3), RATES[optimizer], {2: spoil})
     assert rows[0]["applied"] is False
     assert is_equal(state_of(executor), before)
     assert train(executor, range(3, 4), RATES[optimizer])[0]["applied"] is True
-    reference = build(optimizer, accumulation=2, grad_clip=1.0)
+    reference = build(optimizer, accumulation=2, grad_clip=1.0, norm_type=norm_type)
     train(reference, range(2), RATES[optimizer])
     train(reference, range(3, 4), RATES[optimizer])
     assert is_equal(state_of(executor), state_of(reference))

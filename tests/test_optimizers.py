@@ -1,6 +1,7 @@
 """Optimisers as recipes state them: parameter groups by name, torch's arithmetic, state that survives a checkpoint."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +64,67 @@ def test_a_mult_is_of_the_optimizers_own_value_not_of_an_earlier_rules():
     assert groups_of(optimizer)["predictor.weight"]["lr"] == pytest.approx(0.3)
 
 
+PLAIN = {
+    "lr": 0.5,
+    "weight_decay": 0.25,
+    "momentum": 0.125,
+    "nesterov": True,
+    "betas": (0.5, 0.75),
+    "eps": 0.5,
+    "eta": 2.0,
+}
+OPTIMIZERS = [
+    SGD(lr=0.1, momentum=0.8, weight_decay=0.01),
+    AdamW(lr=0.1, weight_decay=0.01, betas=(0.9, 0.99), eps=1e-6),
+    LARS(lr=0.1, momentum=0.8, weight_decay=0.01, eta=0.01, eps=1e-6),
+]
+
+
+@pytest.mark.parametrize("recipe", OPTIMIZERS, ids=lambda recipe: type(recipe).__name__)
+def test_every_option_of_every_optimizer_has_its_forms(recipe):
+    """For each option: as written, multiplied, and both after one another; refused where the optimizer has no such."""
+    own = recipe.options()
+    numbers = [name for name, value in own.items() if type(value) is float]
+    for name in PLAIN:
+        forms = [({name: PLAIN[name]}, PLAIN[name])]
+        if name in numbers:
+            forms.append(({f"{name}_mult": 3.0}, 3 * own[name]))
+        for options, expected in forms:
+            ruled = replace(recipe, paramwise=[ParamRule(match="^predictor", **options)])
+            if name not in own:
+                with pytest.raises(UsageError, match=f"sets {name}.*, which {type(recipe).__name__} does not have"):
+                    ruled.create(Network().named_parameters())
+                continue
+            groups = groups_of(ruled.create(Network().named_parameters()))
+            assert groups["predictor.weight"][name] == groups["predictor.bias"][name] == pytest.approx(expected)
+            assert groups["backbone.0.weight"][name] == own[name]
+        if name in numbers:
+            for order, expected in ((1, 3 * own[name]), (-1, PLAIN[name])):
+                rules = [ParamRule(match="p", **{name: PLAIN[name]}), ParamRule(match="p", **{f"{name}_mult": 3.0})]
+                groups = groups_of(replace(recipe, paramwise=rules[::order]).create(Network().named_parameters()))
+                assert groups["predictor.weight"][name] == pytest.approx(expected), (name, order)
+
+
+@pytest.mark.parametrize("recipe", OPTIMIZERS, ids=lambda recipe: type(recipe).__name__)
+def test_a_group_moves_as_an_optimizer_with_its_options_would(recipe):
+    """What a rule sets reaches the arithmetic: a parameter in a group against one alone under those options."""
+    given = {name: PLAIN[name] for name in PLAIN if name in recipe.options()}
+    alone = replace(recipe, **given)
+    ruled = replace(recipe, paramwise=[ParamRule(match="second", **given)])
+    torch.manual_seed(0)
+    first, second = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4, 3))
+    expected = nn.Parameter(second.detach().clone())
+    pair, single = ruled.create([("first", first), ("second", second)]), alone.create([("second", expected)])
+    before = second.detach().clone()
+    for _ in range(3):
+        gradient = torch.randn(4, 3)
+        for parameter in (first, second, expected):
+            parameter.grad = gradient.clone()
+        pair.step()
+        single.step()
+    assert torch.equal(second, expected) and not torch.equal(second, before)
+
+
 def test_the_tutorials_rule():
     """paramwise_options={'\\Ahead.': dict(momentum=0.)}: parameters whose name begins with "head"."""
     module = nn.ModuleDict({"head": nn.Linear(2, 2), "neck": nn.ModuleDict({"head": nn.Linear(2, 2)})})
@@ -79,7 +141,14 @@ def test_the_tutorials_rule():
         (lambda: ParamRule(match="(bias", lr=0.1), "is no regular expression"),
         (lambda: ParamRule(match="bias"), "sets nothing"),
         (lambda: ParamRule(match="bias", lr=0.1, lr_mult=2.0), "both lr and lr_mult"),
+        (lambda: ParamRule(match="bias", lr=-0.1), "match = 'bias': lr cannot be -0.1"),
+        (lambda: ParamRule(match="bias", weight_decay_mult=float("nan")), "weight_decay_mult cannot be nan"),
+        (lambda: ParamRule(match="bias", momentum=-1.0), "momentum cannot be -1.0"),
+        (lambda: ParamRule(match="bias", betas=(0.9, 1.0)), r"betas cannot be \(0.9, 1.0\)"),
+        (lambda: ParamRule(match="bias", freeze_iters=-1), "freeze_iters cannot be -1"),
         (lambda: GradClip(max_norm=0.0), "max_norm must be above 0"),
+        (lambda: GradClip(max_norm=float("nan")), "max_norm must be above 0"),
+        (lambda: GradClip(max_norm=1.0, norm_type=0.0), "norm_type must be above 0"),
         (lambda: SGD(lr=-0.1), "^lr cannot be -0.1"),
         (lambda: SGD(lr=float("nan")), "^lr cannot be nan"),
     ],

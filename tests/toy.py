@@ -42,6 +42,7 @@ class ToyMethod(nn.Module):
             )  # fmt: skip
             self.sometimes = nn.Linear(5, 5)
         self.scale = nn.Parameter(torch.ones(5))  # of no submodule
+        self.shift = nn.Parameter(torch.zeros(1))  # too small for every rank to have a part of it
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.register_buffer("centre", torch.full((5,), 0.5))
         self.register_buffer("count", torch.tensor(3))
@@ -54,7 +55,7 @@ class ToyMethod(nn.Module):
     def forward(self, batch: Tensor, progress: int, targets: Tensor) -> ToyLoss:
         output = self.student(batch)
         self.dtype_seen = output.dtype
-        output = output * self.scale
+        output = output * self.scale + self.shift
         if progress % 2 == 0:
             output = output + self.sometimes(output)
         value = (output.float() - targets.float() - 1).square().mean()

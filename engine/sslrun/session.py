@@ -168,6 +168,7 @@ def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
         "precision": plan.machine.precision,
         "accumulation": plan.accumulation,
         "grad_clip": None if clip is None else clip.max_norm,
+        "norm_type": 2.0 if clip is None else float(clip.norm_type),
         "max_skipped_steps": recipe.engine.max_skipped_steps,
         "compile": plan.machine.compile,
     }

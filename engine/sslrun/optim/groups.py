@@ -26,6 +26,12 @@ class ParamRule:
         weight_decay_mult: the optimizer's weight decay times this.
         momentum: momentum, in place of the optimizer's.
         momentum_mult: the optimizer's momentum times this.
+        nesterov: Nesterov's form of the momentum, in place of what the optimizer says.
+        betas: decay of the running means, in place of the optimizer's.
+        eps: added to the denominator, in place of the optimizer's.
+        eps_mult: the optimizer's eps times this.
+        eta: LARS's trust coefficient, in place of the optimizer's.
+        eta_mult: the optimizer's eta times this.
         lars_exclude: no layer-wise scaling of the learning rate by LARS (biases and norms, mostly).
         freeze_iters: for so many steps from the start neither learning rate nor weight decay (SwAV's prototypes; the
             method gives them no gradient for as long).
@@ -39,6 +45,12 @@ class ParamRule:
     weight_decay_mult: float | None = None
     momentum: float | None = None
     momentum_mult: float | None = None
+    nesterov: bool | None = None
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+    eps_mult: float | None = None
+    eta: float | None = None
+    eta_mult: float | None = None
     lars_exclude: bool | None = None
     freeze_iters: int | None = None
 
@@ -50,9 +62,13 @@ class ParamRule:
         given = self.given()
         if not given:
             raise UsageError(f"the rule with match = {self.match!r} sets nothing")
-        for name in given:
+        for name, value in given.items():
             if f"{name}_mult" in given:
                 raise UsageError(f"match = {self.match!r} sets both {name} and {name}_mult")
+            # torch looks at what an optimizer is given for all parameters, not at what a group has.
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(number >= 0 for number in numbers) or (name == "betas" and max(numbers) >= 1):
+                raise UsageError(f"match = {self.match!r}: {name} cannot be {value}")
 
     def given(self) -> dict[str, Any]:
         """The options that the rule sets, as written."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -15,17 +15,21 @@ from sslrun.optim.groups import ParamRule, parameter_groups
 
 @dataclass(frozen=True, kw_only=True)
 class GradClip:
-    """The `[optimizer.grad_clip]` table.
+    """The `[optimizer.grad_clip]` table. As torch's `clip_grad_norm_`, but a norm that is not finite ends the step
+    before it reaches the weights.
 
     Attributes:
         max_norm: gradients are scaled down so that the norm of all of them together is at most this; above 0.
+        norm_type: which norm: 2 is the Euclidean one, "inf" the largest absolute value; above 0.
     """
 
     max_norm: float
+    norm_type: float | Literal["inf"] = 2.0
 
     def __post_init__(self) -> None:
-        if not self.max_norm > 0:
-            raise UsageError(f"max_norm must be above 0, not {self.max_norm}")
+        for name in ("max_norm", "norm_type"):
+            if not float(getattr(self, name)) > 0:
+                raise UsageError(f"{name} must be above 0, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@
 process. The guard's rule: a non-finite loss or gradient on any rank reaches neither weights nor optimiser state of any.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,7 +28,7 @@ class StepOutcome:
     Attributes:
         applied: whether the weights moved; None where that is known one step later (the device itself saw to it that
             they did not move if they must not).
-        grad_norm: 0-d, global, before clipping; on the device.
+        grad_norm: 0-d, global, of the kind that is clipped, before clipping; on the device.
     """
 
     applied: bool | None
@@ -61,6 +62,7 @@ class Executor(ABC):
         precision: "bf16" computes under autocast; parameters stay float32.
         accumulation: micro-batches per step.
         grad_clip: largest global norm of the gradient, or None.
+        norm_type: which norm that is; 2 is the Euclidean one, infinity the largest absolute value.
         max_skipped_steps: how many steps in a row may be skipped for a non-finite loss or gradient.
         compile: compile the direct submodules of the method (not the method: its `progress` changes each step).
     """
@@ -74,11 +76,13 @@ class Executor(ABC):
         precision: Literal["fp32", "bf16"] = "fp32",
         accumulation: int = 1,
         grad_clip: float | None = None,
+        norm_type: float = 2.0,
         max_skipped_steps: int = 0,
         compile: bool = False,
     ) -> None:
         self.method, self.optimizer, self.device = method, optimizer, device
-        self.precision, self.accumulation, self.grad_clip = precision, accumulation, grad_clip
+        self.precision, self.accumulation = precision, accumulation
+        self.grad_clip, self.norm_type = grad_clip, norm_type
         self.max_skipped_steps, self.skipped_steps = max_skipped_steps, 0
         self._pairs: dict[tuple[nn.Module, nn.Module], tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
         self.names = {parameter: name for name, parameter in method.named_parameters()}
@@ -235,7 +239,7 @@ class Executor(ABC):
         """Update unless told not to, and forget the gradients either way."""
 
     def _norm_share(self) -> float:
-        """What this rank's squared norm counts in the sum over ranks."""
+        """What this rank's part counts in the sum over ranks."""
         return 1.0
 
     def _shape(self, tensor: Tensor) -> torch.Size:
@@ -253,13 +257,15 @@ class Executor(ABC):
 
     def _guard(self) -> tuple[Tensor, Tensor]:
         """(global norm before clipping, float64; whether anything on any rank is not finite); clips in place."""
-        gradients = self._gradients()
-        square = torch.stack(torch._foreach_norm(gradients)).double().square().sum() * self._norm_share()
-        square, loss = distributed.all_reduce_sum_(torch.stack([square, self._loss.double()])).unbind()
-        norm = square.sqrt()
+        gradients, power = self._gradients(), self.norm_type
+        norms = torch._foreach_norm([gradient for gradient in gradients if gradient.numel()], power)
+        norms_here = torch.stack([torch.zeros_like(self._loss), *norms]).double()
+        mine = norms_here.max() if power == math.inf else norms_here.pow(power).sum() * self._norm_share()
+        shares, losses = distributed.all_gather_rows(torch.stack([mine, self._loss.double()]).unsqueeze(0)).unbind(1)
+        norm = shares.max() if power == math.inf else shares.sum().pow(1 / power)
         if self.grad_clip is not None:
             torch._foreach_mul_(gradients, (self.grad_clip / (norm + 1e-6)).clamp(max=1.0).float())
-        return norm, ~(torch.isfinite(square) & torch.isfinite(loss))
+        return norm, ~(torch.isfinite(norm) & torch.isfinite(losses).all())
 
     def _count(self, applied: bool) -> None:
         self.skipped_steps = 0 if applied else self.skipped_steps + 1
