@@ -77,11 +77,15 @@ def test_bad_arguments_are_named():
         LatentCrossCorrelationHead(-1)
 
 
-@pytest.mark.parametrize("epochs", [300, 1000])
-def test_recipes_are_as_published(epochs):
-    recipe = two_views.recipe(f"selfsup/barlowtwins/barlowtwins_resnet50_8xb256-coslr-{epochs}e_in1k.toml")
+@pytest.mark.parametrize(
+    ("batch", "per_gpu", "micro_batch", "epochs"),
+    [("8xb256", 256, "auto", 300), ("8xb256", 256, "auto", 1000), ("8xb32-accum8", 32, 32, 100)],
+)
+def test_recipes_are_as_published(batch, per_gpu, micro_batch, epochs):
+    recipe = two_views.recipe(f"selfsup/barlowtwins/barlowtwins_resnet50_{batch}-coslr-{epochs}e_in1k.toml")
     two_views.assert_lars_leaves_out_biases_and_norms(recipe, 1.6, 1.6 * 0.024)
-    assert (recipe.global_batch, recipe.data.samples_per_gpu, recipe.epochs) == (2048, 256, epochs)
+    assert (recipe.global_batch, recipe.data.samples_per_gpu, recipe.epochs) == (2048, per_gpu, epochs)
+    assert recipe.engine.micro_batch == micro_batch
     assert recipe.model.head.lambd == 0.0051 and recipe.model.neck.out_channels == 8192
     rates = [recipe.lr.value(1.6, at, 10, 10 * epochs) for at in (0, 100, 101, 10 * epochs)]
     assert rates[0] == pytest.approx(1.6e-4 * 1.6) and rates[3] == pytest.approx(1.6e-3)

@@ -111,16 +111,21 @@ def test_bad_arguments_are_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "per_gpu", "micro_batch", "epochs"),
+    ("name", "per_gpu", "micro_batch", "epochs", "lr"),
     [
-        ("16xb256-coslr-200e", 256, "auto", 200),
-        ("8xb32-accum16-coslr-200e", 32, 32, 200),
-        ("8xb32-accum16-coslr-300e", 32, 32, 300),
+        ("16xb256-coslr-200e", 256, "auto", 200, 4.8),
+        ("8xb32-accum16-coslr-100e", 32, 32, 100, 7.2),
+        ("8xb32-accum16-coslr-200e", 32, 32, 200, 4.8),
+        ("8xb32-accum16-coslr-300e", 32, 32, 300, 4.8),
+        ("8xb256-amp-accum2-coslr-100e", 256, 256, 100, 7.2),
+        ("8xb256-amp-accum2-coslr-200e", 256, 256, 200, 4.8),
+        ("8xb256-amp-accum2-coslr-300e", 256, 256, 300, 4.8),
     ],
 )
-def test_recipes_are_as_published(name, per_gpu, micro_batch, epochs):
+def test_recipes_are_as_published(name, per_gpu, micro_batch, epochs, lr):
     recipe = two_views.recipe(f"selfsup/byol/byol_resnet50_{name}_in1k.toml")
-    two_views.assert_lars_leaves_out_biases_and_norms(recipe, 4.8, 4.8)
+    two_views.assert_lars_leaves_out_biases_and_norms(recipe, lr, lr)
+    assert recipe.engine.precision == ("bf16" if "-amp-" in name else "auto")
     assert (recipe.global_batch, recipe.epochs) == (4096, epochs)
     assert (recipe.data.samples_per_gpu, recipe.engine.micro_batch) == (per_gpu, micro_batch)
     assert (recipe.model.base_momentum, recipe.model.end_momentum) == (0.99, 1.0)

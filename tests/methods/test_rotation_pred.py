@@ -177,3 +177,7 @@ def test_the_recipe_is_the_published_one():
         *("RandomResizedCrop", "RandomHorizontalFlip", "Normalize")
     ]
     assert group.transforms[0].scale == (0.08, 1.0) and (group.num_views, group.size) == (1, (224, 224))
+    name = "rotation-pred_resnet50_8xb16-amp-steplr-70e_in1k"
+    values = load(root / "configs/rotation_pred.toml").values
+    low = load(root / f"configs/selfsup/rotation_pred/{name}.toml").values
+    assert low == values | {"engine": values["engine"] | {"precision": "bf16"}}
