@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import small_run
+from ranks import run_ranks
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.data.batch import Batch
@@ -19,9 +20,10 @@ from sslrun.methods.deepcluster import DeepCluster
 from sslrun.nn.clustering import k_means, whitened
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import AvgPool2dNeck
+from sslrun.nn.norm import set_groups
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.sobel import Sobel
-from sslrun.runtime import checkpoint
+from sslrun.runtime import checkpoint, distributed
 
 PROGRESS = Progress(step=6, total_steps=30, steps_per_epoch=3, seed=1)
 SAMPLES, CLUSTERS = 40, 5
@@ -130,6 +132,31 @@ def test_loss_is_cross_entropy_with_the_samples_own_labels(reweight):
     assert all(gradient.any() for gradient in wanted.values())
     whole = [Batch([torch.cat([b.views[0] for b in doubles])], torch.cat([b.index for b in doubles]), None)]
     assert step(method, whole) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def of_a_rank() -> list[Tensor]:
+    """Clusters, then loss and gradients of this rank's part of a step in BatchNorm groups of 4, averaged over ranks."""
+    distributed.init(torch.device("cpu"))
+    method = clustered(reweight=True)
+    own = 16 // distributed.world_size()
+    set_groups(method, 4, own // 4)
+    whole, first = batch_of(0, 16), own * distributed.rank()
+    loss = step(method, [Batch([whole.views[0][first : first + own]], whole.index[first : first + own], None)])
+    values = [torch.tensor(loss), *(parameter.grad for parameter in method.parameters())]
+    distributed.all_reduce_mean_(values)
+    distributed.shutdown()
+    return [method.labels, *values]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_compute_what_one_process_does(world_size, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    labels, *values = of_a_rank()
+    assert len(set(labels.bincount().tolist())) > 1, "all clusters weigh the same"
+    for other_labels, *others in run_ranks(of_a_rank, world_size):
+        assert torch.equal(other_labels, labels)
+        for value, other in zip(values, others, strict=True):
+            torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-6)
 
 
 def test_metrics_and_chance():

@@ -88,8 +88,7 @@ def step(method: ODC, at: int, batches: list[Batch]) -> tuple[float, list[Tensor
 def train(num_steps: int, accumulation: int) -> tuple[list[float], dict[str, Tensor]]:
     distributed.init(torch.device("cpu"))
     method = started()
-    ranks = distributed.world_size()
-    rank = distributed.rank() if ranks > 1 else 0
+    rank, ranks = distributed.rank(), distributed.world_size()
     values = []
     for at in range(num_steps):
         mine = batches_at(at, ranks * accumulation)[rank * accumulation : (rank + 1) * accumulation]
@@ -185,10 +184,11 @@ def test_the_cut_of_a_global_batch_does_not_show():
     assert torch.equal(whole.clusters.labels, cut.clusters.labels)
 
 
-def test_ranks_compute_what_one_process_does(monkeypatch):
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_compute_what_one_process_does(world_size, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     values, state = train(3, 2)
-    ranks = run_ranks(train, 2, 3, 1)
+    ranks = run_ranks(train, world_size, 3, 1)
     for other_values, other_state in ranks:
         assert other_values == pytest.approx(values, rel=1e-5)
         for name in ("clusters.labels", "clusters.counts"):

@@ -117,20 +117,22 @@ def test_the_cut_of_a_global_batch_does_not_show(groups_at_once):
 
 
 def of_a_rank() -> tuple[float, list[torch.Tensor]]:
-    """Loss and gradients of this rank's half of a batch with SyncBN, both averaged over the ranks."""
+    """Loss and gradients of this rank's part of a batch with SyncBN, both averaged over the ranks."""
     torch.set_num_threads(1)
     distributed.init(torch.device("cpu"))
-    loss, gradients = step(small(SyncBN()), [piece(random_batch(8), 4 * distributed.rank(), 4)])
+    own = 8 // distributed.world_size()
+    loss, gradients = step(small(SyncBN()), [piece(random_batch(8), own * distributed.rank(), own)])
     tensors = [torch.tensor(loss, dtype=torch.float64), *gradients]
     distributed.all_reduce_mean_(tensors)
     distributed.shutdown()
     return tensors[0].item(), tensors[1:]
 
 
-def test_two_ranks_are_one_batch(monkeypatch):
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_are_one_batch(ranks, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     loss, gradients = step(small(SyncBN()), [random_batch(8)])
-    for rank_loss, rank_gradients in run_ranks(of_a_rank, 2):
+    for rank_loss, rank_gradients in run_ranks(of_a_rank, ranks):
         assert rank_loss == pytest.approx(loss, rel=1e-12)
         torch.testing.assert_close(rank_gradients, gradients, rtol=1e-9, atol=1e-12)
 
