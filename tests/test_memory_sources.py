@@ -20,6 +20,9 @@ from sslrun.errors import UsageError
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
+CPU = torch.device("cpu")
+
+
 def drawn(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
     """(N, H, W, 3), every pixel its own."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
@@ -241,8 +244,8 @@ def test_a_subset_is_looked_up_in_its_source(source, mode):
             [(0, ids)]
         )
         found = batch.views[0].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        assert np.array_equal(found, subset.pictures(ids)) and batch.label.tolist() == subset.labels[ids].tolist()
-    assert np.array_equal(kept.pictures(np.array([2])), source.pixels[kept.ids[[2]]])
+        assert np.array_equal(found, subset.pictures(ids, CPU)) and batch.label.tolist() == subset.labels[ids].tolist()
+    assert np.array_equal(kept.pictures(np.array([2]), CPU), source.pixels[kept.ids[[2]]])
 
 
 def test_views_are_those_of_the_same_pictures_in_files(source, tmp_path):
@@ -269,6 +272,26 @@ def test_the_exact_mode_needs_no_graph(source, monkeypatch):
     assert len(batches(source, "exact")) == 4
     with pytest.raises(AssertionError, match="a graph was built"):
         batches(source, "dali")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["exact", "dali"])
+def test_on_a_gpu_the_pictures_are_there(source, mode):
+    device = torch.device("cuda", 0)
+    ids = np.array([3, 25, 0, 7, 3])
+    rows = source.pictures(ids, device)
+    assert rows.device == device and np.array_equal(rows.cpu().numpy(), source.pixels[ids])
+    pixels, sizes = source.pixels, source.sizes
+    assert len(sizes) == len(pixels)
+    source.pixels = None  # nothing is taken from the host any more
+    views = [ViewGroup(2, [CenterCrop(32)])]
+    loader = Loader(
+        source, views, sampler=Sequential(len(pixels)), seed=0, batch_size=5, augment=mode, device=device, num_threads=1
+    )
+    for batch in loader.run([(0, ids), (0, ids[::-1])]):
+        found = batch.views[0].float().mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        wanted = pixels[batch.index.cpu().numpy()]
+        assert np.array_equal(found, np.concatenate([wanted, wanted])) and batch.views[0].device == device
 
 
 def test_memory_stays_flat(source):

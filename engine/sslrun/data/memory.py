@@ -1,4 +1,5 @@
-"""Sources whose pictures are small enough to stay in memory, decoded: CIFAR-10, CIFAR-100, STL-10.
+"""Sources whose pictures are small enough to stay in memory, decoded: CIFAR-10, CIFAR-100, STL-10. With a GPU, in its
+memory.
 
 They are read once, in the layouts in which their authors publish them. One array holds all pictures; batches are rows
 of it, and subsets look them up there.
@@ -10,6 +11,7 @@ from functools import cached_property
 from typing import Literal, TypeVar
 
 import numpy as np
+import torch
 
 from sslrun.data import cifar_pickle
 from sslrun.data.index import Index
@@ -34,14 +36,21 @@ class InMemory(Source, listed=False):
     pixels: np.ndarray
     """(N, H, W, 3) uint8."""
 
+    _resident: torch.Tensor | None = None
+    """The same on the GPU, where there is one."""
+
     def __init__(self, data_prefix: str, split: str) -> None:
         self.data_prefix, self.split = data_prefix, split
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.data_prefix!r}, {self.split!r})"
 
-    def pictures(self, ids: np.ndarray) -> np.ndarray:
-        return self.pixels[ids]
+    def pictures(self, ids: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
+        if device.type == "cpu":
+            return self.pixels[ids]
+        if self._resident is None:
+            self._resident = torch.from_numpy(self.pixels).to(device)  # once, for all that read this source
+        return self._resident[torch.from_numpy(ids).to(device)]
 
     @cached_property
     def index(self) -> Index:

@@ -8,6 +8,7 @@ the same place. DALI fails a whole batch, at the iteration that holds the bad pi
 each is then tried alone.
 """
 
+import itertools
 import os
 import re
 from collections import deque
@@ -103,7 +104,7 @@ class Pipeline:
         if self.source.in_memory and self.part is None:
             for epoch, positions in cursor:
                 plan = self._plan(epoch, positions)
-                yield plan, [self.source.pictures(plan.ids)]
+                yield plan, [self.source.pictures(plan.ids, self.device)]
             return
         waiting: deque[Plan] = deque()  # to be handed to DALI again, after a failure
         flying: deque[Plan] = deque()  # handed to DALI, not yet come back
@@ -165,21 +166,29 @@ class Pipeline:
 
         views, part, cuda, in_memory = self.views, self.part, self._cuda, self.source.in_memory
         names = [] if part is None else [argument.name for argument in graph_inputs(views, part)]
+        plans = iter(feed, None)
+        # DALI asks for pictures and arguments in any order.
+        plans, same_plans = itertools.tee(plans) if names else (plans, plans)
 
-        def inputs() -> list[Any]:
-            plan = feed()
-            arguments = {} if part is None else graph_arguments(views, plan.arguments, part)
-            pictures = self.source.pictures(plan.ids) if in_memory else self._encoded(plan.ids)
-            return [pictures, *(arguments[name] for name in names)]
+        def pictures() -> Any:
+            ids = next(plans).ids
+            return self.source.pictures(ids, self.device) if in_memory else self._encoded(ids)
+
+        def arguments() -> list[np.ndarray]:
+            assert part is not None
+            values = graph_arguments(views, next(same_plans).arguments, part)
+            return [values[name] for name in names]
 
         def whole() -> Any:
-            layout = ["HWC" if in_memory else "", *("" for _ in names)]
-            first, *nodes = fn.external_source(source=inputs, num_outputs=1 + len(names), batch=True, layout=layout)
-            pictures = resident(first, cuda) if in_memory else decoded(first, cuda)
+            if in_memory:
+                device = "gpu" if cuda else "cpu"
+                first = fn.external_source(source=pictures, batch=True, layout="HWC", device=device)
+            else:
+                first = decoded(fn.external_source(source=pictures, batch=True), cuda)
             if part is None:
-                return pictures
-            arguments = dict(zip(names, nodes))  # noqa: B905 (AutoGraph's zip has no `strict`)
-            return tuple(dali_views(pictures, views, arguments, part))
+                return first
+            nodes = fn.external_source(source=arguments, num_outputs=len(names), batch=True)
+            return tuple(dali_views(first, views, dict(zip(names, nodes)), part))  # noqa: B905 (AutoGraph's zip)
 
         graph = pipeline_def(enable_conditionals=part is not None)(whole)
         dali = graph(batch_size=self.batch_size, prefetch_queue_depth=2, **self._options)
@@ -268,11 +277,6 @@ def decoded(paths: Any, cuda: bool) -> Any:
     # Plain reads: a mapped file that is cut short while it is mapped would kill the process, and reads are no slower.
     encoded = fn.io.file.read(paths, dont_use_mmap=True)  # type: ignore[attr-defined]
     return fn.decoders.image(encoded, device="mixed" if cuda else "cpu", adjust_orientation=False)
-
-
-def resident(pictures: Any, cuda: bool) -> Any:
-    """DALI nodes that hand on decoded pictures, RGB, uint8, H W 3, where the views are made."""
-    return pictures.gpu() if cuda else pictures
 
 
 def file_trouble(path: str) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
+import torch
 
 from sslrun.config.component import Component
 from sslrun.data.draws import HOLDOUT_VIEW, uniforms
@@ -97,8 +98,8 @@ class Source(Component, kind="sources"):
     def __repr__(self) -> str:
         return type(self).__name__
 
-    def pictures(self, ids: np.ndarray) -> np.ndarray:
-        """Decoded pictures of a source that keeps them: (B, H, W, 3) uint8 RGB, a copy."""
+    def pictures(self, ids: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
+        """Decoded pictures of a source that keeps them: (B, H, W, 3) uint8 RGB, a copy; on a GPU a tensor there."""
         raise NotImplementedError
 
     @property
@@ -219,8 +220,8 @@ class Subset(Source, listed=False):
     def __repr__(self) -> str:
         return f"{len(self)} of {self.source!r}"
 
-    def pictures(self, ids: np.ndarray) -> np.ndarray:
-        return self.source.pictures(self.ids[ids])
+    def pictures(self, ids: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
+        return self.source.pictures(self.ids[ids], device)
 
     @property
     def index(self) -> Index:
