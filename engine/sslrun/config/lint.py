@@ -18,7 +18,7 @@ from sslrun.config.lines import key_lines
 from sslrun.config.load import Config, as_key, load
 from sslrun.config.merge import DELETE, merge
 from sslrun.config.naming import SCHEDULES, method_of, parse
-from sslrun.config.node import Key, Node, lookup, plain, show
+from sslrun.config.node import Key, Node, Origin, lookup, plain, show
 from sslrun.errors import UsageError
 
 MAX_STEPS = 3  # of extends, from a recipe down to its last building block
@@ -92,14 +92,12 @@ def kind_of(path: Path, file: File) -> Kind:
 
 def _depth(tree: list[File], kind: Kind) -> Found:
     """Inheritance that nobody can follow. The step from an alias to its recipe does not count."""
-    by_path = {file.path: file for file in tree}
-
-    def longest(file: File) -> list[File]:
-        return [file, *max((longest(by_path[base]) for base in file.bases), key=len, default=[])]
-
-    chain = longest(tree[-1])[1 if kind == "alias" else 0 :]
+    longest: dict[Path, list[str]] = {}
+    for file in tree:  # bases come before the files that name them
+        longest[file.path] = [file.path.name, *max((longest[base] for base in file.bases), key=len, default=[])]
+    chain = longest[tree[-1].path][1 if kind == "alias" else 0 :]
     if len(chain) - 1 > MAX_STEPS:
-        files = " -> ".join(file.path.name for file in chain)
+        files = " -> ".join(chain)
         yield _extends(tree[-1]), f"inherits over {len(chain) - 1} steps, at most {MAX_STEPS} can be followed: {files}"
 
 
@@ -115,22 +113,30 @@ def _repetitions(tree: list[File]) -> Found:
 
 def _disagreeing_bases(tree: list[File]) -> Found:
     """Keys for which the order of `extends` decides: bases set them differently, unaware of each other."""
-    file, result = tree[-1], _merged(tree)
-    families = [line_up(base) for base in file.bases]
-    bases = {shorten(one.path): {shorten(base.path) for base in line_up(one.path)} for f in families for one in f}
-    seen: dict[Key, Node] = {}
-    for family in families:
-        fresh = {key for one in family for key, _, is_fresh in _written(one.table) if is_fresh}
-        for key, node in _leaves(_merged(family)):
-            before, decided = seen.get(key), lookup(result, key)
-            seen[key] = node
-            if before is None or _same(plain(before), plain(node)) or key in fresh:
-                continue
-            one, other = before.where.layer.source, node.where.layer.source
-            by_the_file_itself = decided is None or decided.where.layer.source == shorten(file.path)
-            if not by_the_file_itself and one not in bases[other] and other not in bases[one]:
-                values = " and ".join(f"{show(key)}{_shown(plain(n))} at {n.where}" for n in (before, node))
+    file = tree[-1]
+    if len(file.bases) < 2:
+        return
+    known: dict[str, set[str]] = {}  # a file -> itself and all that it inherits from
+    for one in tree:
+        known[shorten(one.path)] = {shorten(one.path)}.union(*(known[shorten(base)] for base in one.bases))
+    for key, node in _leaves(_merged(tree)):
+        winner = node.where
+        if winner.layer.source == shorten(file.path):
+            continue
+        for base in file.bases:
+            said = [origin for origin in node.origins if origin.layer.source in known[shorten(base)]]
+            if said and _disagree(said[-1], winner, known):
+                values = " and ".join(f"{show(key)}{_shown(origin.raw)} at {origin}" for origin in (said[-1], winner))
                 yield _extends(file), f"bases disagree: {values}; set it here, or leave one of them out"
+                break
+
+
+def _disagree(one: Origin, other: Origin, known: dict[str, set[str]]) -> bool:
+    """Whether two files set a key differently though neither inherits from the other, nor edits the other's list."""
+    is_edit = isinstance(one.raw, dict) or isinstance(other.raw, dict)
+    files = one.layer.source, other.layer.source
+    is_aware = files[0] in known[files[1]] or files[1] in known[files[0]]
+    return not (is_edit or is_aware or _same(one.raw, other.raw))
 
 
 def _merged(tree: list[File]) -> Node:

@@ -1,0 +1,510 @@
+"""config lint: what ships has no findings, every rule finds what it is for, and nothing else."""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tomli_w
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sslrun.cli import main
+from sslrun.config.files import line_up
+from sslrun.config.lint import kind_of, toml_files
+
+ROOT = Path(__file__).parents[1]
+RECIPES, BLOCKS = ROOT / "configs/selfsup", ROOT / "configs/_base_"
+MOCOV2 = RECIPES / "mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.toml"
+NPID = RECIPES / "npid/npid_resnet50_8xb32-steplr-200e_in1k.toml"
+SWAV = RECIPES / "swav/swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96.toml"
+VIT = RECIPES / "mocov3/mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k.toml"
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """`write("a.toml", text, base, ...)` writes a file that extends the bases, into the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def write_file(name, text="", *bases):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        extends = ", ".join(f'"{base if Path(base).is_absolute() else tmp_path / base}"' for base in bases)
+        path.write_text((f"extends = [{extends}]\n" if bases else "") + text)
+        return name
+
+    return write_file
+
+
+@pytest.fixture
+def lint(capsys):
+    """`lint("a.toml")` gives its findings without the name of the file, `LINE: MESSAGE`."""
+
+    def findings(name):
+        capsys.readouterr()
+        code = main(["config", "lint", str(name)])
+        out, err = capsys.readouterr()
+        assert (code, err) == (1 if out else 0, "1 file checked\n")
+        prefix = f"{name}:"
+        assert all(line.startswith(prefix) for line in out.splitlines())
+        return [line.removeprefix(prefix) for line in out.splitlines()]
+
+    return findings
+
+
+def test_what_ships_has_no_findings(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main(["config", "lint", "configs"]) == 0
+    out, err = capsys.readouterr()
+    files = toml_files(["configs"])
+    assert (out, err) == ("", f"{len(files)} files checked\n")
+    kinds = {file: kind_of(file, line_up(file)[-1]) for file in files}
+    assert {file.parent for file in files if kinds[file] == "alias"} == {Path("configs")}
+    assert {file for file in files if RECIPES.name in file.parts} == {f for f in files if kinds[f] == "recipe"}
+    assert kinds[Path("configs/quickstart.toml")] == kinds[Path("configs/learn/byol.toml")] == "free name"
+    assert min(Counter(kinds.values()).values()) > 10
+
+
+# A name for the very recipe of MoCo v2, and what is found.
+NAMES = {
+    "mocov2_resnet50_8xb32-coslr-200e_in1k": [],
+    "mocov2-mine_resnet50-mlp_8xb32-randaug-amp-coslr-200e_in1k-10pct-224px": [],
+    "mocov1_resnet50_8xb32-coslr-200e_in1k-224": [],
+    "moco_resnet50w1_8xb32-accum1-coslr-200e_in1k": [],
+    "mocov3_resnet50_8xb32-coslr-200e_in1k": ["mocov3 in the name stands for MoCoV3, model.type is MoCo"],
+    "byol-moco_resnet50_8xb32-coslr-200e_in1k": ["byol-moco in the name stands for BYOL, model.type is MoCo"],
+    "mine_resnet50_8xb32-coslr-200e_in1k": ["mine in the name is no method that ships, model.type is MoCo"],
+    "mocov2-sobel_resnet50_8xb32-coslr-200e_in1k": ["the name says sobel, and nothing in the recipe is a Sobel"],
+    "mocov2_resnet18_8xb32-coslr-200e_in1k": ["resnet18 in the name says depth 18, model.backbone.depth is 50"],
+    "mocov2_vit-small-p16_8xb32-coslr-200e_in1k": [
+        "vit-small-p16 in the name does not begin like resnet50, and model.backbone is a ResNet"
+    ],
+    "mocov2_resnet50_4xb32-coslr-200e_in1k": ["the name says 4 GPUs x 32 samples = 128, global_batch is 256"],
+    "mocov2_resnet50_8xb32-accum16-coslr-200e_in1k": [
+        "the name says 8 GPUs x 32 samples x 16 accumulated = 4096, global_batch is 256"
+    ],
+    "mocov2_resnet50_4xb64-coslr-200e_in1k": ["4xb64 in the name says 64 samples per GPU, data.samples_per_gpu is 32"],
+    "mocov2_resnet50_8xb32-steplr-200e_in1k": ["the name says steplr, lr.policy is CosineAnnealing (coslr)"],
+    "mocov2_resnet50_8xb32-coslr-800e_in1k": ["the name says epochs = 800, not epochs = 200"],
+    "mocov2_resnet50_8xb32-coslr-100k_in1k": ["the name says max_iters = 100000, not epochs = 200"],
+    "mocov2_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k": ["the name says mcrop-2-6, the views are mcrop-2"],
+    "mocov2_resnet50_8xb32-coslr-200e_imagenet": ["the name says imagenet, data.source is ImageNet (in1k)"],
+    "mocov2_resnet50_8xb32-coslr-200e_in1k-384px": ["the name says 384 px, the views have 224 px"],
+    "mocov2_resnet50_8xb32-coslr-200e_in1k-224-96": ["the name says 224 and 96 px, the views have 224 px"],
+    "mocov2_8xb32": ["the name does not follow the convention: 2 parts joined by '_', not the four of"],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_held_against_the_recipe(write, lint, name):
+    found = lint(write(f"{name}.toml", "log.interval = 10", MOCOV2))
+    assert len(found) == len(NAMES[name])
+    assert all(re.match(r"\d+: ", line) for line in found)
+    assert all(said in line for line, said in zip(found, NAMES[name], strict=True))
+
+
+# A name, what the recipe changes about a base, and what is found.
+CONTENTS = [
+    ("npid-ensure-neg_resnet50_8xb32-steplr-200e_in1k", NPID, "", ["1: the name says ensure-neg, model.ensure_neg is"]),
+    ("npid-ensure-neg_resnet50_8xb32-steplr-200e_in1k", NPID, "model.ensure_neg = true", []),
+    (
+        "npid-ensure-neg_resnet50_8xb32-steplr-200e_in1k",
+        NPID,
+        'model._delete_ = ["ensure_neg"]',
+        ["1: the name says ens"],
+    ),
+    (
+        "swav_resnet50_8xb32-coslr-200e_in1k-224-96",
+        SWAV,
+        "",
+        ["1: views of 224 and 96 px: the name does not say mcrop-2-6"],
+    ),
+    (
+        "swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k",
+        SWAV,
+        "",
+        ["1: the name says in1k without a size, which means 224"],
+    ),
+    (
+        "swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96",
+        SWAV,
+        "data.views.0.transforms.0.size = [96, 96]\n",
+        [
+            "2: the name says 224 and 96 px, the views have 96 px",
+        ],
+    ),
+    ("swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96", SWAV, "data.views.0.transforms.0.size = [96, 80]\n", []),
+    ("swav_resnet50_8xb32-mcrop-2-8-coslr-200e_in1k-224-96", SWAV, "data.views.1.num_views = 8\n", []),
+    (
+        "mocov3_vit-base-p16_16xb256-amp-coslr-300e_in1k",
+        VIT,
+        "",
+        ["1: vit-base-p16 in the name says arch base, model.back"],
+    ),
+    ("mocov3_vit-small-p8_16xb256-amp-coslr-300e_in1k", VIT, "model.backbone.patch_size = 8", []),
+    (
+        "mocov3_vit-small-p8_16xb256-amp-coslr-300e_in1k",
+        VIT,
+        'model.backbone._delete_ = ["patch_size"]',
+        [
+            "1: vit-small-p8 in the name says patch_size 8, model.backbone.patch_size is 16",
+        ],
+    ),
+    ("mocov3_vit_16xb256-amp-coslr-300e_in1k", VIT, "", []),
+    (
+        "mocov3_deit-small_16xb256-amp-coslr-300e_in1k",
+        VIT,
+        "",
+        ["1: deit-small in the name does not begin like vit-small-"],
+    ),
+    (
+        "mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k",
+        VIT,
+        'engine.precision = "fp32"',
+        ["2: the name says mixed prec"],
+    ),
+    ("mocov2_resnet50_8xb32-coslr-100k_in1k", MOCOV2, '_delete_ = ["epochs"]\nmax_iters = 100000', []),
+    (
+        "mocov2_resnet50_8xb32-coslr-200e_in1k",
+        MOCOV2,
+        '_delete_ = ["epochs"]\nmax_iters = 100000',
+        [
+            "3: the name says epochs = 200, not max_iters = 100000",
+        ],
+    ),
+    (
+        "mocov2_resnet50_8xb32-coslr-200e_in1k",
+        MOCOV2,
+        "\nglobal_batch = 512",
+        ["3: the name says 8 GPUs x 32 samples = 256"],
+    ),
+    (
+        "mocov2_resnet50_8xb32-coslr-200e_cats",
+        MOCOV2,
+        'data.source = { _delete_ = true, type = "ImageFolder", data_prefix = "x" }\n'
+        "data.views.0.transforms.0.size = 160",
+        [],
+    ),
+    (
+        "mocov2_resnet50_8xb32-coslr-200e_in1k",
+        MOCOV2,
+        'data.source = { _delete_ = true, type = "ImageFolder", data_prefix = "x" }',
+        [],
+    ),
+    (
+        "mocov2_resnet50_8xb32-coslr-200e_in1k",
+        MOCOV2,
+        'data.source = { _delete_ = true, type = "Shapes" }',
+        [
+            "2: the name says in1k, data.source draws Shapes",
+        ],
+    ),
+    (
+        "mocov2_resnet50_8xb32-coslr-200e_cifar10",
+        MOCOV2,
+        'data.source = { _delete_ = true, type = "CIFAR10" }\n',
+        [
+            "1: the name says cifar10 without a size, which means 32 px, the views have 224 px",
+        ],
+    ),
+    (
+        "mine_mynet_8xb32-mylr-200e_mine",
+        MOCOV2,
+        'custom_imports = ["my"]\nmodel = { type = "Mine", backbone.type = "MyNet" }\n'
+        'lr.policy = "My"\ndata.source.type = "Other"',
+        [],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "base", "text", "expected"), CONTENTS)
+def test_a_recipe_is_held_against_its_name(write, lint, name, base, text, expected):
+    found = lint(write(f"{name}.toml", text or "log.interval = 10", base))
+    assert [line[: len(said)] for line, said in zip(found, expected, strict=True)] == expected
+
+
+def test_a_value_from_another_file_is_placed(write, lint):
+    write("base.toml", "\nglobal_batch = 64", MOCOV2)
+    name = write("mocov2_resnet50_8xb32-coslr-200e_in1k.toml", "epochs = 300\nlog.interval = 10", "base.toml")
+    assert lint(name) == [
+        "1: the name says 8 GPUs x 32 samples = 256, global_batch is 64 (set at base.toml:3)",
+        "2: the name says epochs = 200, not epochs = 300",
+    ]
+
+
+class TestInheritance:
+    def test_four_steps_are_too_many(self, write, lint):
+        write("1.toml", "log.interval = 1", MOCOV2)
+        write("2.toml", "log.interval = 2", "1.toml")
+        assert lint("2.toml") == []
+        write("3.toml", "log.interval = 3", "2.toml")
+        line = "1: inherits over 4 steps, at most 3 can be followed: 3.toml -> 2.toml -> 1.toml -> "
+        assert [found.startswith(line) for found in lint("3.toml")] == [True]
+        assert lint(write("alias.toml", "", "2.toml")) == [], "an alias is no step"
+
+    def test_the_longest_way_counts(self, write, lint):
+        """The last block is met on a short way first."""
+        write("_base_/d.toml", "log.interval = 1")
+        write("_base_/c.toml", "seed = 1", "_base_/d.toml")
+        write("_base_/b.toml", "seed = 2", "_base_/c.toml")
+        write("_base_/a.toml", "seed = 3", "_base_/b.toml")
+        found = lint(write("_base_/x.toml", "seed = 4", "_base_/d.toml", "_base_/a.toml"))
+        assert len(found) == 1 and "x.toml -> a.toml -> b.toml -> c.toml -> d.toml" in found[0]
+
+    BASE = 'epochs = 3\n[t]\na = 1\nb = [1, 2.5]\nc = true\nd = "${t.a}"\nl = [{ x = 1, y = 2 }]\nu = { v = 1 }\n'
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("epochs = 3", ["2: epochs = 3 repeats what it inherits from _base_/base.toml:1"]),
+            ("epochs = 3.0", ["2: epochs = 3.0 repeats what it inherits from _base_/base.toml:1"]),
+            ("epochs = 4", []),
+            ("[t]\nb = [1, 2.5]", ["3: t.b = [1, 2.5] repeats what it inherits from _base_/base.toml:4"]),
+            ("[t]\nb = [1]", []),
+            ("t.a = true\nt.c = 1\nt.b = [true, 2.5]", []),
+            ("[t]\nd = '${t.a}'", ['3: t.d = "${t.a}" repeats what it inherits from _base_/base.toml:6']),
+            ("[t]\nd = 1", []),
+            ("[t.l.0]\nx = 3\ny = 2", ["4: t.l.0.y = 2 repeats what it inherits from _base_/base.toml:7"]),
+            (
+                "[t]\nl = [{ x = 1, y = 2 }]",
+                ["3: t.l = [{ x = 1, y = 2 }] repeats what it inherits from _base_/base.t"],
+            ),
+            ("[t]\nl = [{ x = true, y = 2 }]", []),
+            ("[t]\n_delete_ = true\na = 1\nu = { v = 1 }", []),
+            ("[t]\n_delete_ = ['a']\na = 1", []),
+            ("[t]\n_delete_ = ['a']\na = 1\nc = true", ["5: t.c = true repeats"]),
+            ("[t]\n_delete_ = ['u']\nu = { v = 1 }", []),
+            ("[t]\n_delete_ = false\na = 1", ["4: t.a = 1 repeats"]),
+            ("[t]\nu = {}", []),
+            ("new = 1", []),
+        ],
+    )
+    def test_repetitions(self, write, lint, text, expected):
+        write("_base_/base.toml", self.BASE)
+        found = lint(write("_base_/x/file.toml", text, "_base_/base.toml"))
+        assert [line[: len(said)] for line, said in zip(found, expected, strict=True)] == expected
+
+    def test_a_long_value_is_not_printed(self, write, lint):
+        text = f"x = {list(range(30))}"
+        write("_base_/base.toml", text)
+        assert lint(write("_base_/file.toml", text, "_base_/base.toml")) == [
+            "2: x repeats what it inherits from _base_/base.toml:1"
+        ]
+
+    @pytest.mark.parametrize(
+        ("left", "right", "own", "disagree"),
+        [
+            ("t.a = 1", "t.a = 2", "", True),
+            ("t.a = 1", "t.a = 1.0", "", False),
+            ("t.a = 1", "t.a = true", "", True),
+            ("t.a = 1", "t.b = 2", "", False),
+            ("t.a = [1]", "t.a = [2]", "", True),
+            ("t.a = 1", "t.a = 2", "t.a = 3", False),  # this file decides
+            ("t.a = [1]", "t.a = [2]", "t.a.0 = 3", False),
+            ("t.a = 1", "t.a = 2", "t = { _delete_ = true, b = 1 }", False),
+            ("t.a = 1", "t.a = 2", 't._delete_ = ["a"]', False),
+            ("t.a = 1", "t = { _delete_ = true, a = 2 }", "", False),  # the later base knows that it replaces
+            ("t.a = 1", 't = { _delete_ = ["a"], a = 2 }', "", False),
+            ("t.shared = 1", "t.b = 1", "", False),  # one changes what both inherit
+            ("t.b = 1", "t.shared = 1", "", False),
+            ("t.shared = 1", "t.shared = 2", "", True),
+        ],
+    )
+    def test_bases_that_disagree(self, write, lint, left, right, own, disagree):
+        write("_base_/shared.toml", "t.shared = 0")
+        write("_base_/left.toml", left, "_base_/shared.toml")
+        write("_base_/right.toml", right, "_base_/shared.toml")
+        found = lint(write("_base_/file.toml", own, "_base_/left.toml", "_base_/right.toml"))
+        assert [
+            " at _base_/left.toml:2 and t." in line and line.startswith("1: bases disagree: ") for line in found
+        ] == ([True] if disagree else [])
+
+    def test_what_a_base_has_settled_itself_is_settled(self, write, lint):
+        write("_base_/x.toml", "a = 1\nb = 1")
+        write("_base_/y.toml", "a = 2\nb = 1")
+        write("_base_/left.toml", "a = 2", "_base_/x.toml")
+        assert lint(write("_base_/file.toml", "", "_base_/left.toml", "_base_/y.toml")) == []
+        assert len(lint(write("_base_/file.toml", "", "_base_/x.toml", "_base_/y.toml"))) == 1
+        assert lint(write("_base_/heir.toml", "c = 1", "_base_/file.toml")) == [], "it is said once"
+
+    def test_editing_anothers_list_is_no_disagreement(self, write, lint):
+        write("_base_/x.toml", "a = [1, 2]")
+        write("_base_/y.toml", "a.0 = 3")
+        assert lint(write("_base_/file.toml", "", "_base_/x.toml", "_base_/y.toml")) == []
+
+    def test_a_base_that_extends_another_knows_it(self, write, lint):
+        write("_base_/a.toml", "x = 1\ny = 1")
+        write("_base_/b.toml", "x = 2", "_base_/a.toml")
+        assert lint(write("_base_/file.toml", "z = 1", "_base_/a.toml", "_base_/b.toml")) == []
+        assert lint(write("_base_/file.toml", "z = 1", "_base_/b.toml", "_base_/a.toml")) == []
+
+
+class TestKinds:
+    def test_an_alias_stands_for_a_recipe(self, write, lint):
+        assert lint(write("fast.toml", "", MOCOV2)) == lint(write("mocov2.toml", "", MOCOV2)) == []
+        assert lint(write("moco.toml", "", MOCOV2)) == [
+            "1: moco is an alias of mocov2_resnet50_8xb32-coslr-200e_in1k, which is another method"
+        ]
+        assert "byol is an alias of mocov2_" in lint(write("byol.toml", "", MOCOV2))[0]
+        alias = ROOT / "configs/mocov2.toml"
+        assert lint(write("x.toml", "", alias)) == [f"1: an alias stands for a recipe, and {alias} is an alias"]
+        assert (
+            lint(
+                write(
+                    "relative_loc.toml", "", RECIPES / "relative_loc/relative-loc_resnet50_8xb64-steplr-70e_in1k.toml"
+                )
+            )
+            == []
+        )
+
+    def test_a_block_keeps_to_its_subject(self, write, lint):
+        assert (
+            lint(write("_base_/models/x.toml", '[model]\na = 1\n[[optimizer.paramwise]]\nmatch = "x"\n[vars]\nb = 1'))
+            == []
+        )
+        assert lint(write("_base_/models/x.toml", "model.a = 1\ndata.a = 1\noptimizer.lr = 1")) == [
+            "2: data.a is no business of a building block in _base_/models",
+            "3: optimizer.lr is no business of a building block in _base_/models",
+        ]
+        assert lint(write("_base_/datasets/x.toml", "[data]\na = 1\n[vars]\nb = 1\n[monitor]\nc = 1")) == []
+        assert lint(write("_base_/datasets/x.toml", "epochs = 1")) == [
+            "1: epochs is no business of a building block in _base_/datasets"
+        ]
+        assert lint(write("_base_/schedules/x.toml", "epochs = 1\nlr.a = 1\noptimizer.a = 1\nglobal_batch = 1")) == []
+        assert len(lint(write("_base_/schedules/x.toml", "model.a = 1\ndata.a = 1\nlog.a = 1"))) == 3
+        assert lint(write("_base_/runtime.toml", "seed = 1\nlog.a = 1\nmonitor.a = 1\nengine.a = 1")) == []
+        assert lint(write("_base_/runtime.toml", "seed = 1\nlr.a = 1")) == [
+            "2: lr.a is no business of runtime settings"
+        ]
+        assert lint(write("_base_/losses/x.toml", "model.a = 1\ndata.a = 1")) == [], "a folder of one's own"
+
+    def test_a_block_does_not_know_recipes(self, write, lint):
+        write("recipe.toml", "seed = 1")
+        assert lint(write("_base_/x.toml", "work_dir = 'x'", "recipe.toml")) == [
+            "1: a building block extends only building blocks, and recipe.toml is none"
+        ]
+
+    def test_a_schedule_does_what_its_name_says(self, write, lint):
+        text = 'epochs = 100\noptimizer.type = "LARS"\nlr.policy = "Step"'
+        assert lint(write("_base_/schedules/sgd_coslr-200e_in1k.toml", text)) == [
+            "1: the name says 200, epochs is 100",
+            "2: the name says sgd, optimizer.type is LARS",
+            "3: the name says CosineAnnealing, lr.policy is Step",
+        ]
+        assert lint(write("_base_/schedules/lars_steplr-100e.toml", text)) == []
+        assert lint(write("_base_/schedules/mine.toml", text)) == []
+
+    def test_a_free_name_is_not_another_methods(self, write, lint):
+        assert lint(write("mine.toml", "seed = 1", MOCOV2)) == []
+        assert lint(write("moco.toml", "seed = 1", MOCOV2)) == []
+        assert lint(write("byol_or_not.toml", "seed = 1", MOCOV2)) == []
+        place = "(set at " + str(BLOCKS / "models/mocov2.toml") + ":5)"
+        assert lint(write("byol.toml", "seed = 1", MOCOV2)) == [f"1: the name says BYOL, model.type is MoCo {place}"]
+
+    def test_a_name_is_a_recipes_by_its_place_or_its_batch(self, write, lint):
+        assert "convention" in lint(write("selfsup/mine.toml", "seed = 1", MOCOV2))[0]
+        assert "convention" in lint(write("mine-8xb32.toml", "seed = 1", MOCOV2))[0]
+        assert lint(write("mine_with-3xbits.toml", "seed = 1", MOCOV2)) == []
+
+    def test_one_primitive_recipe_in_a_folder(self, write, lint):
+        blocks = [
+            BLOCKS / "models/mocov2.toml",
+            BLOCKS / "datasets/imagenet_mocov2.toml",
+            BLOCKS / "default_runtime.toml",
+        ]
+        schedules = BLOCKS / "schedules"
+        text = "global_batch = 256"
+        one = write("mocov2_resnet50_8xb32-coslr-200e_in1k.toml", text, *blocks, schedules / "sgd_coslr-200e_in1k.toml")
+        assert lint(one) == []
+        write("broken.toml", "x = ", *blocks)
+        write("heir.toml", "seed = 1", one)
+        write("alias.toml", "", one)
+        write("other.toml", text, BLOCKS / "models/byol.toml", *blocks[1:], schedules / "sgd_coslr-200e_in1k.toml")
+        assert lint(one) == lint("heir.toml") == lint("alias.toml") == lint("other.toml") == []
+        two = write(
+            "mocov2_resnet50_8xb32-steplr-200e_in1k.toml", text, *blocks, schedules / "sgd_steplr-200e_in1k.toml"
+        )
+        advice = "let one config of a folder be primitive and the others extend it"
+        assert lint(one) == [f"1: is put together from building blocks, and so is {two}: {advice}"]
+        assert lint(two) == [f"1: is put together from building blocks, and so is {one}: {advice}"]
+
+
+class TestCommand:
+    def test_files_and_folders(self, write, capsys):
+        write("a/b/1.toml", "epochs = 200", MOCOV2)
+        write("a/2.toml", "epochs = 200", MOCOV2)
+        write("a/notes.txt", "no config")
+        assert main(["config", "lint", "a", "a/2.toml"]) == 1
+        out, err = capsys.readouterr()
+        assert [line.partition(": ")[0] for line in out.splitlines()] == ["a/2.toml:2", "a/b/1.toml:2"]
+        assert err == "2 files checked\n"
+
+    def test_what_cannot_be_read_is_said_and_the_others_are_checked(self, write, capsys):
+        for name, text in (("1", "seed = 1\nepocs = 3"), ("2", "epochs = 200"), ("3", "x = "), ("4", "")):
+            write(f"{name}.toml", text, MOCOV2)
+        write("_base_/5.toml", "", "3.toml")
+        assert main(["config", "lint", "."]) == 2
+        out, err = capsys.readouterr()
+        assert [line.partition(": ")[0] for line in out.splitlines()] == ["2.toml:2"]
+        errors = err.splitlines()
+        assert [line.partition(": ")[2].partition(": ")[0] for line in errors[:-1]] == [
+            "1.toml:3",
+            "3.toml:2",
+            "3.toml:2",
+        ]
+        assert all(line.startswith("error: ") for line in errors[:-1]) and errors[-1] == "5 files checked"
+
+    def test_nothing_to_check(self, tmp_path, capsys):
+        assert main(["config", "lint", str(tmp_path)]) == 2
+        assert capsys.readouterr().err == f"error: {tmp_path}: there is no .toml file in this folder\n"
+        assert main(["config", "lint", str(tmp_path / "gone.toml")]) == 2
+        assert "gone.toml: No such file or directory" in capsys.readouterr().err
+
+    def test_help_names_the_convention(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["config", "lint", "--help"])
+        assert "sslrun config lint convention" in capsys.readouterr().out
+
+    def test_no_torch(self):
+        code = "import sys; from sslrun.cli import main\nassert main(sys.argv[1:]) == 0\n"
+        code += "assert not {'torch', 'numpy', 'nvidia.dali'} & set(sys.modules)"
+        words = [sys.executable, "-c", code, "config", "lint"]
+        for what in ("configs", "convention"):
+            environment = {**os.environ, "PYTHONPATH": str(ROOT / "engine")}
+            done = subprocess.run([*words, what], cwd=ROOT, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+
+    def test_a_chain_without_end(self, write, capsys):
+        write("0.toml", "")
+        for step in range(1, 1200):
+            write(f"{step}.toml", "", f"{step - 1}.toml")
+        assert main(["config", "lint", "1199.toml"]) == 2
+        assert capsys.readouterr().err == "error: 1199.toml: inherits over too many files\n1 file checked\n"
+
+
+scalars = (
+    st.integers()
+    | st.floats(allow_nan=False)
+    | st.booleans()
+    | st.text(max_size=3)
+    | st.sampled_from(["MoCo", "ResNet"])
+)
+keys = st.sampled_from(
+    ["type", "backbone", "depth", "views", "size", "num_views", "transforms", "0", "policy", "_delete_"]
+)
+values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(keys, v, max_size=4), max_leaves=12)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(["model", "data", "lr", "optimizer", "engine", "epochs", "vars"]), values))
+def test_any_content_is_findings_or_one_line(write, capsys, content):
+    write(
+        "swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k.toml", 'custom_imports = ["my"]\n' + tomli_w.dumps(content), SWAV
+    )
+    code = main(["config", "lint", "."])
+    out, err = capsys.readouterr()
+    assert code == (2 if "error: " in err else 1 if out else 0)
+    assert len(err.splitlines()) == (2 if code == 2 else 1)
