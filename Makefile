@@ -40,6 +40,7 @@ learn: install
 	$(BIN)/python benchmarks/learn.py
 
 bench: install
+	$(BIN)/python benchmarks/config.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/kernels.py

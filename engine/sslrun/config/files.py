@@ -1,5 +1,6 @@
 """Reading the files of an `extends` tree and putting them in one line."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -35,7 +36,8 @@ class File(NamedTuple):
     def node(self, order: int) -> Node:
         """The file as a layer, at a place in the merge order."""
         shown = tuple(shorten(path) for path in self.chain)
-        return wrap(self.table, Layer(order, shown[-1], str(self.path.parent), shown), key_lines(self.text))
+        lines = functools.partial(key_lines, self.text)
+        return wrap(self.table, Layer(order, shown[-1], str(self.path.parent), shown, lines), ())
 
 
 def line_up(started: Path) -> list[File]:
@@ -115,18 +117,21 @@ def _parse(text: str, chain: tuple[Path, ...]) -> dict[str, Any]:
 
 def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
     """The files that `extends` names, relative to the file it stands in."""
-    line = key_lines(text).get(("extends",))
+
+    def line() -> int | None:
+        return key_lines(text).get(("extends",))
+
     named = extends if isinstance(extends, list) else [extends]
     bases = []
     for name in named:
         if not isinstance(name, str):
-            _fail(chain, line, f"extends: expected a path or a list of paths, got {kind(name)}")
+            _fail(chain, line(), f"extends: expected a path or a list of paths, got {kind(name)}")
         if "${" in name:
-            _fail(chain, line, f"extends: {name!r}: references are not resolved here")
+            _fail(chain, line(), f"extends: {name!r}: references are not resolved here")
         base = Path(os.path.realpath(chain[-1].parent / name))
         if not base.is_file():
             what = "is a folder, not a file" if base.is_dir() else f"does not exist{_siblings(base)}"
-            _fail((*chain, base), line, f"extends: {shorten(base)} {what}", at=chain[-1])
+            _fail((*chain, base), line(), f"extends: {shorten(base)} {what}", at=chain[-1])
         bases.append(base)
     return bases
 

@@ -7,6 +7,7 @@ element of tomli's result it gives the line where that key path is first written
 
 import re
 from bisect import bisect_right
+from functools import lru_cache
 
 from sslrun.config.node import BARE, QUOTED, Key, unquote
 
@@ -42,8 +43,10 @@ class _Scan:
         return match.end()
 
 
+@lru_cache(maxsize=64)
 def key_lines(text: str) -> dict[Key, int]:
-    """Line (from 1) of every key path of a valid TOML text; elements of lists are named by their index."""
+    """Line (from 1) of every key path of a valid TOML text; elements of lists are named by their index. Not to be
+    changed."""
     scan = _Scan(text)
     table: Key = ()
     position = scan.skip(0)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 Key = tuple[str | int, ...]
@@ -21,20 +21,32 @@ class Layer(NamedTuple):
         source: the file as shown to people, or the text of the `--set`.
         folder: what `${config.dir}` means in it.
         chain: the files that led here by `extends`, the started one first, this one last.
+        lines: gives the line of each key path; looked for when somebody asks, since most configurations are right.
     """
 
     order: int
     source: str
     folder: str
     chain: tuple[str, ...]
+    lines: Callable[[], dict[Key, int]] = dict
 
 
 class Origin(NamedTuple):
-    """One place that set a value: `str()` gives file:line, or the `--set`. `raw` is what was written there."""
+    """One place that set a value: `str()` gives file:line, or the `--set`.
+
+    Attributes:
+        layer: the file.
+        key: where the value stands in it; None for what has no line (a `--set`, the environment).
+        raw: what was written there.
+    """
 
     layer: Layer
-    line: int | None
+    key: Key | None
     raw: Any
+
+    @property
+    def line(self) -> int | None:
+        return None if self.key is None else self.layer.lines().get(self.key, 1)
 
     def __str__(self) -> str:
         return self.layer.source if self.line is None else f"{self.layer.source}:{self.line}"
@@ -54,15 +66,14 @@ class Node(NamedTuple):
         return self.origins[-1]
 
 
-def wrap(value: Any, layer: Layer, lines: dict[Key, int] | None = None, key: Key = ()) -> Node:
-    """A parsed value as nodes; without `lines` (a `--set`, the environment) no value has a line."""
-    line = None if lines is None else lines.get(key, 1)
+def wrap(value: Any, layer: Layer, key: Key | None = None) -> Node:
+    """A parsed value that stands at a key of a layer as nodes."""
     inner: Any = value
     if isinstance(value, dict):
-        inner = {k: wrap(v, layer, lines, (*key, k)) for k, v in value.items()}
+        inner = {k: wrap(v, layer, None if key is None else (*key, k)) for k, v in value.items()}
     elif isinstance(value, list):
-        inner = [wrap(v, layer, lines, (*key, i)) for i, v in enumerate(value)]
-    return Node(inner, (Origin(layer, line, value),))
+        inner = [wrap(v, layer, None if key is None else (*key, i)) for i, v in enumerate(value)]
+    return Node(inner, (Origin(layer, key, value),))
 
 
 def plain(node: Node) -> Any:
