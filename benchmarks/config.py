@@ -2,7 +2,7 @@
 
     python benchmarks/config.py    every shipped recipe, processor time of this process, a row in results/config.jsonl
 
-Each recipe is loaded as if for the first time: the schema and the parser are in memory, nothing of the recipe itself is.
+Each recipe is loaded as if for the first time: only the schema and the parser are in memory.
 """
 
 import statistics
