@@ -50,7 +50,7 @@ class TestValues:
     def test_changed(self):
         assert diff("|", "epochs=800") == [
             "epochs",
-            "- 200 configs/_base_/schedules/sgd_coslr-200e_in1k.toml:4",
+            "- 200 configs/_base_/schedules/sgd_coslr-200e_in1k.toml:5",
             "+ 800 --set epochs=800",
         ]
 
@@ -83,14 +83,14 @@ class TestValues:
         found = diff("|", "vars.mean=[0.5, 0.5, 0.5]")
         assert found == [
             "data.views.0.transforms.5.mean",
-            f"- [0.485, 0.456, 0.406] {DATA}:26",
-            f"+ [0.5, 0.5, 0.5] {DATA}:26",
+            f"- [0.485, 0.456, 0.406] {DATA}:27",
+            f"+ [0.5, 0.5, 0.5] {DATA}:27",
         ]
 
     def test_a_changed_class(self):
         assert diff("|", "lr.policy=Constant", "lr._delete_=['min_lr']")[:3] == [
             "lr.policy",
-            '- "CosineAnnealing" configs/_base_/schedules/sgd_coslr-200e_in1k.toml:6',
+            '- "CosineAnnealing" configs/_base_/schedules/sgd_coslr-200e_in1k.toml:7',
             '+ "Constant" --set lr.policy=Constant',
         ]
 
@@ -155,7 +155,7 @@ class TestLists:
 
     def test_lists_of_values_are_values(self):
         assert diff("|", "model.backbone.out_indices=[3, 4]")[1:] == [
-            "- [4] configs/_base_/models/mocov2.toml:14",
+            "- [4] configs/_base_/models/mocov2.toml:15",
             "+ [3, 4] --set model.backbone.out_indices=[3, 4]",
         ]
         assert len(diff("log.hooks=['wandb']", "|")) == 3
@@ -174,7 +174,7 @@ class TestCommand:
         assert main(["config", "diff", MOCOV2, "--set", "epochs=800"]) == 1
         assert capsys.readouterr().out == (
             "--- configs/mocov2.toml\n+++ configs/mocov2.toml --set epochs=800\n\nepochs\n"
-            f"  - 200{'configs/_base_/schedules/sgd_coslr-200e_in1k.toml:4':>93}\n"
+            f"  - 200{'configs/_base_/schedules/sgd_coslr-200e_in1k.toml:5':>93}\n"
             f"  + 800{'--set epochs=800':>93}\n"
         )
         assert main(["config", "diff", MOCOV2, "configs/none.toml"]) == 2

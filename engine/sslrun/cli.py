@@ -128,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("config", metavar="B", nargs="?", help="another; without it, A again, for what --set changes")
     _add_overrides(diff, "set one value of B, as a line of TOML merged last; may be repeated")
     diff.set_defaults(call=_config_diff)
+    schema = config_verbs.add_parser("schema", help="the JSON Schema of recipes")
+    schema.add_argument("--editor", action="store_true", help="the one for single files, for an editor's #:schema")
+    schema.set_defaults(call=_config_schema)
     lint = config_verbs.add_parser(
         "lint",
         help="whether recipes do what their names say, and inherit without surprises",
@@ -244,6 +247,14 @@ def _config_diff(args: argparse.Namespace) -> int:
     is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     print(render(found, names, _width(), is_coloured) if found else "no difference")
     return DIFFERENT if found else DONE
+
+
+def _config_schema(args: argparse.Namespace) -> int:
+    from sslrun.config.editor import EDITOR_PATH
+    from sslrun.config.load import SCHEMA_PATH
+
+    print((EDITOR_PATH if args.editor else SCHEMA_PATH).read_text(encoding="utf-8"), end="")
+    return DONE
 
 
 def _width() -> int:

@@ -43,6 +43,30 @@ def keys(table: Schema) -> dict[str, Schema]:
     return {name: asked for name, asked in table["properties"].items() if asked.get("enum") != [table["title"]]}
 
 
+def places(schema: Schema) -> dict[str, list[Key]]:
+    """Where in a recipe each definition is asked for, in its order; "N" stands for the place in a list.
+
+    A definition is entered where it is met first, so that what holds others of its kind is not entered for ever.
+    """
+    found: dict[str, list[Key]] = {}
+
+    def visit(asked: Schema, key: Key) -> None:
+        if "$ref" in asked:
+            name = asked["$ref"].removeprefix("#/$defs/")
+            is_new, known = name not in found, found.setdefault(name, [])
+            known += [key] if key not in known else []
+            asked = schema["$defs"][name] if is_new else {}
+        for option in (*asked.get("anyOf", ()), *asked.get("oneOf", ())):
+            visit(option, key)
+        for part, below in asked.get("properties", {}).items():
+            visit(below, (*key, part))
+        if "items" in asked:
+            visit(asked["items"], (*key, "N"))
+
+    visit(schema, ())
+    return found
+
+
 def first_sentence(text: str) -> str:
     """What comes before a full stop (or ? or !) that a capital follows: not that of `et al. 2020`."""
     return re.split(r"(?<=[.?!])\s+(?=[A-Z])", text, maxsplit=1)[0]
@@ -98,6 +122,7 @@ def expected(definitions: Schema, schema: Schema, link: Callable[[str], str] = s
     if schema.get("type") == "array" and schema.get("items"):
         inner = follow(definitions, schema["items"])
         count = f"{schema['minItems']} " if schema.get("minItems", 0) == schema.get("maxItems") else ""
-        of_type = "object" if "x-tag" in inner else inner.get("type")
-        return f"a list of {count}{_WORDS[of_type][1] if of_type else expected(definitions, inner, link)}"
+        if inner.get("type") in _WORDS:
+            return f"a list of {count}{_WORDS[inner['type']][1]}"
+        return f"a list of {count}{expected(definitions, inner, link).replace('a table', 'tables', 1)}"
     return _WORDS[schema["type"]][0] if "type" in schema else "any value"

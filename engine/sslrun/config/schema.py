@@ -1,8 +1,9 @@
 """What annotations ask for, as JSON Schema.
 
 `describe` turns an annotation (a dataclass, a component's base class, a list of floats, ...) into a schema. Run as
-`python -m sslrun.config.schema` it writes schema.json for everything that ships; with `--check` it only says whether
-that file is current. Descriptions come from the `Args:` or `Attributes:` section of class docstrings.
+`python -m sslrun.config.schema` it writes schema.json for everything that ships, and what is made of that: the schema
+for editors and docs/reference.md; with `--check` it only says whether these files are current. Descriptions come from
+the `Args:` or `Attributes:` section of class docstrings.
 """
 
 import dataclasses
@@ -15,14 +16,18 @@ import re
 import sys
 import types
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from sslrun.config.catalogue import Schema
 from sslrun.config.component import Component
+from sslrun.config.editor import EDITOR_PATH, editor_schema
 from sslrun.config.load import SCHEMA_PATH
+from sslrun.config.reference import reference
 from sslrun.errors import UsageError
 
 RECIPE = "sslrun.recipe:Recipe"  # of an upper floor: named here, imported only by the generator
+REFERENCE_PATH = Path(__file__).parents[3] / "docs/reference.md"
 REQUIRED = inspect.Parameter.empty
 
 _SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -211,15 +216,27 @@ def everything() -> Schema:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described}
 
 
+def generated() -> dict[Path, str]:
+    """The files that are made of the code, and what should stand in them."""
+    schema = json.loads(json.dumps(everything()))
+    texts = {
+        path: json.dumps(made, indent=1) + "\n"
+        for path, made in ((SCHEMA_PATH, schema), (EDITOR_PATH, editor_schema(schema)))
+    }
+    return texts | {REFERENCE_PATH: reference(schema)}
+
+
 def main(arguments: list[str]) -> int:
-    """Writes schema.json, or with `--check` only compares it; 1 where it was not current."""
-    text = json.dumps(everything(), indent=1) + "\n"
-    is_current = SCHEMA_PATH.is_file() and SCHEMA_PATH.read_text(encoding="utf-8") == text
-    if "--check" in arguments:
-        print(f"{SCHEMA_PATH} is {'current' if is_current else 'out of date: python -m sslrun.config.schema'}")
-        return 0 if is_current else 1
-    SCHEMA_PATH.write_text(text, encoding="utf-8")
-    return 0
+    """Writes the files, or with `--check` only compares them; 1 where one was not current."""
+    is_check, code = "--check" in arguments, 0
+    for path, text in generated().items():
+        is_current = path.is_file() and path.read_text(encoding="utf-8") == text
+        if is_check:
+            print(f"{path} is {'current' if is_current else 'out of date: make schema'}")
+            code = code if is_current else 1
+        elif not is_current:
+            path.write_text(text, encoding="utf-8")
+    return code
 
 
 if __name__ == "__main__":
