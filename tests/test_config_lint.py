@@ -424,7 +424,10 @@ class TestKinds:
         assert found.startswith(f"1: the name says BYOL, model.type is MoCo (set at {BLOCKS / 'models/mocov2.toml'}:")
 
     def test_a_name_is_a_recipes_by_its_place_or_its_batch(self, write, lint):
+        assert lint(write("selfsup/mine.toml", "seed = 1", MOCOV2)) == [], "a folder of somebody's who calls it so"
+        write("_base_/runtime.toml", "")
         assert "convention" in lint(write("selfsup/mine.toml", "seed = 1", MOCOV2))[0]
+        assert "convention" in lint(write("selfsup/moco/mine.toml", "seed = 1", MOCOV2))[0]
         assert "convention" in lint(write("mine-8xb32.toml", "seed = 1", MOCOV2))[0]
         assert lint(write("mine_with-3xbits.toml", "seed = 1", MOCOV2)) == []
 

@@ -84,7 +84,9 @@ def kind_of(path: Path, file: File) -> Kind:
         return "building block"
     if not file.table and len(file.bases) == 1:
         return "alias"
-    return "recipe" if RECIPES in file.path.parts or _HAS_BATCH.fullmatch(path.stem) else "free name"
+    # Beside _base_, so that a checkout in somebody's folder "selfsup" is not taken for it.
+    shipped = any(folder.name == RECIPES and (folder.parent / BLOCKS).is_dir() for folder in file.path.parents)
+    return "recipe" if shipped or _HAS_BATCH.fullmatch(path.stem) else "free name"
 
 
 # Rules of inheritance
