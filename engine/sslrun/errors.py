@@ -4,6 +4,11 @@
 class UsageError(ValueError):
     """Something the user wrote or pointed to is wrong: one line, no traceback, exit code 2."""
 
+    def __str__(self) -> str:
+        """With escapes for what would end the line or upset a terminal: messages quote what they were given."""
+        text = super().__str__()
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class RunFailed(RuntimeError):
     """The run itself cannot go on (too many bad pictures, disk full): one line, exit code 1."""

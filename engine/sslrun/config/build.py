@@ -61,9 +61,9 @@ def _call(cls: Any, node: Node, key: Key, tag: str | None = None) -> Any:
     made = {part: _make(taken[part].annotation, value, (*key, part)) for part, value in given.items()}
     try:
         return cls(**made)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # torch refuses sizes with a RuntimeError
         place = f"{node.where}: {show(key)}" if key else file_of(node).layer.source
-        raise UsageError(f"{place}: {error}") from error
+        raise UsageError(f"{place}: {str(error).splitlines()[0]}") from error
 
 
 def _import_custom(root: Node) -> None:

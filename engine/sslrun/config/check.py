@@ -4,6 +4,7 @@ The same checker walks the committed schema.json, without torch, and the schema 
 themselves, where a user's own component is known too.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -174,9 +175,9 @@ def _has_kind(scope: _Scope, node: Node, schema: Schema) -> bool:
         case "boolean":
             return isinstance(value, bool)
         case "integer":
-            return isinstance(value, int) and not isinstance(value, bool)
+            return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
         case "number":
-            return isinstance(value, int | float) and not isinstance(value, bool)
+            return _is_number(value)
         case "string":
             return isinstance(value, str)
         case "array":
@@ -184,6 +185,13 @@ def _has_kind(scope: _Scope, node: Node, schema: Schema) -> bool:
         case "object":
             return isinstance(value, dict)
     return True
+
+
+def _is_number(value: Any) -> bool:
+    """What a float can hold; NaN is the answer to no question that a recipe asks."""
+    if isinstance(value, float):
+        return not math.isnan(value)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023
 
 
 def _some(options: Any) -> str:

@@ -1,5 +1,6 @@
 """Losses with their hyper-parameters: what turns embeddings into a number to minimise."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -25,8 +26,8 @@ class ContrastiveHead(Head):
 
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}, expected a number above 0")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}, expected a finite number above 0")
         self.temperature = temperature
 
     def forward(self, queries: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,8 +114,8 @@ class MoCoV3Head(Head):
 
     def __init__(self, predictor: Neck, temperature: float = 1.0) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}, expected a number above 0")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}, expected a finite number above 0")
         self.predictor, self.temperature = predictor, temperature
 
     def forward(self, projections: Tensor, keys: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

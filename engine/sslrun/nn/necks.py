@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from sslrun.config.component import Component
 from sslrun.nn.norm import BN, Norm, SyncBN
+from sslrun.nn.sizes import require_positive
 
 
 class Neck(nn.Module, Component, kind="necks"):
@@ -30,6 +31,7 @@ class AvgPool2dNeck(Neck):
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
+        require_positive(in_channels=in_channels)
         self.out_channels = in_channels
 
     def forward(self, features: Tensor) -> Tensor:
@@ -46,6 +48,7 @@ class LinearNeck(Neck):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        require_positive(in_channels=in_channels, out_channels=out_channels)
         self.out_channels = out_channels
         self.fc = nn.Linear(in_channels, out_channels)
 
@@ -65,6 +68,7 @@ class MoCoV2Neck(Neck):
 
     def __init__(self, in_channels: int, hid_channels: int, out_channels: int, with_avg_pool: bool = True) -> None:
         super().__init__()
+        require_positive(in_channels=in_channels, hid_channels=hid_channels, out_channels=out_channels)
         self.with_avg_pool = with_avg_pool
         self.out_channels = out_channels
         self.mlp = nn.Sequential(
@@ -89,6 +93,7 @@ class DenseCLNeck(Neck):
 
     def __init__(self, in_channels: int, hid_channels: int, out_channels: int) -> None:
         super().__init__()
+        require_positive(in_channels=in_channels, hid_channels=hid_channels, out_channels=out_channels)
         self.out_channels = out_channels
         self.mlp = nn.Sequential(
             nn.Linear(in_channels, hid_channels), nn.ReLU(inplace=True), nn.Linear(hid_channels, out_channels)
@@ -134,6 +139,7 @@ class NonLinearNeck(Neck):
         norm_cfg: Norm | None = None,
     ) -> None:
         super().__init__()
+        require_positive(in_channels=in_channels, hid_channels=hid_channels, out_channels=out_channels)
         if num_layers < 2:
             raise ValueError(f"num_layers is {num_layers}, expected 2 or more; LinearNeck has one")
         self.out_channels = out_channels
@@ -168,6 +174,7 @@ class ODCNeck(Neck):
         self, in_channels: int, hid_channels: int, out_channels: int, dropout: float = 0.5, norm_cfg: Norm | None = None
     ) -> None:
         super().__init__()
+        require_positive(in_channels=in_channels, hid_channels=hid_channels, out_channels=out_channels)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}, expected 0 to below 1")
         self.hid_channels, self.out_channels, self.dropout = hid_channels, out_channels, dropout
@@ -200,6 +207,7 @@ class RelativeLocNeck(Neck):
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.5, norm_cfg: Norm | None = None) -> None:
         super().__init__()
+        require_positive(in_channels=in_channels, out_channels=out_channels)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}, expected 0 to below 1")
         self.out_channels, self.dropout = out_channels, dropout

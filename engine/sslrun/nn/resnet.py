@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sslrun.nn.backbone import Backbone
 from sslrun.nn.norm import BN, GroupBatchNorm, Norm
+from sslrun.nn.sizes import require_positive
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -88,6 +89,7 @@ class ResNet(Backbone):
         frozen_stages: int = -1,
     ) -> None:
         super().__init__()
+        require_positive(in_channels=in_channels, base_width=base_width, groups=groups, width_per_group=width_per_group)
         if depth < 50 and (groups, width_per_group) != (1, 64):
             raise ValueError(f"groups and width_per_group are of depth 50 and more, not of {depth}")
         if not -1 <= frozen_stages <= 4:

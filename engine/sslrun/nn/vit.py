@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.nn.backbone import Backbone
+from sslrun.nn.sizes import require_positive
 
 # width D, blocks, heads; MoCo v3's small one has 12 heads, not 6.
 SIZES = {"tiny": (192, 12, 12), "small": (384, 12, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -101,6 +102,8 @@ class VisionTransformer(Backbone):
         super().__init__()
         width, blocks, heads = SIZES[arch]
         width, blocks, heads = embed_dim or width, depth or blocks, num_heads or heads
+        require_positive(img_size=img_size, patch_size=patch_size, in_channels=in_channels, embed_dim=width)
+        require_positive(depth=blocks, num_heads=heads)
         if img_size % patch_size:
             raise ValueError(f"patch_size is {patch_size}, which does not divide img_size {img_size}")
         if width % heads or width % 4:

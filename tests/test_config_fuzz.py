@@ -1,0 +1,155 @@
+"""No config makes a traceback: whatever is in a file or behind a --set, a failure is one line and exit code 2."""
+
+import io
+import itertools
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import small_run
+from sslrun.cli import main
+from sslrun.config import dump, load
+from sslrun.config.explain import explain
+from sslrun.config.node import Key, show
+from sslrun.errors import UsageError
+
+QUICKSTART = small_run.ROOT / "configs" / "quickstart.toml"
+NIGHTLY, DAILY = 10_000, 150
+
+# Pieces that mean something to the parser, the merge or the references, so that a case gets past the first of them.
+WORDS = "a b 0 1 _delete_ extends model type data.views.0 [ ] [[ ]] { } ${ ${a} ${a.b} $${ ${env:HOME} true nan -inf"
+ODDITIES = '0x_f 1.5 1e999 1979-05-27 """ \'\'\' # "MoCo" \'x\' "\u00e9\\u0000" = = = . , \u00e9 \ufeff'
+PIECES = st.sampled_from([*f"{WORDS} {ODDITIES}".split(" "), "9" * 400, *"\n\n\n\t\x00\x85\u2028", "\r\n"])
+TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=40).map("".join))
+HARSH = ["nan", "inf", "-inf", "0", "-1", "1" + "0" * 30, "1e308", "0.5", '""', '"x"', "true", "[]", "{}", "[[1]]"]
+
+
+def fails_in_one_line(path: Path, overrides: list[str]) -> None:
+    """Loads, prints and explains a config; nothing but a UsageError of one line comes out."""
+    try:
+        config = load(path, overrides)
+        dump(config.values)
+        explain(config, "")
+    except UsageError as error:
+        assert str(error) and len(str(error).splitlines()) == 1, repr(str(error))
+
+
+def dry_run(*words: str) -> None:
+    """The command line's answer: a plan, or one line and exit code 2."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([str(QUICKSTART), "--dry-run", *words])
+    told = [line for line in err.getvalue().splitlines() if not line.startswith("note: ")]
+    assert (code, len(told)) in ((0, 0), (2, 1)), f"{words}: exit code {code}\n{err.getvalue()}"
+
+
+def leaves(value: object, key: Key = ()) -> list[Key]:
+    """Every key of a config that has a value of its own."""
+    if isinstance(value, dict):
+        return [leaf for part, below in value.items() for leaf in leaves(below, (*key, part))]
+    if isinstance(value, list):
+        return [key, *(leaf for index, below in enumerate(value) for leaf in leaves(below, (*key, str(index))))]
+    return [key]
+
+
+def fuzz(cases: int):
+    return settings(
+        max_examples=cases, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True
+    )
+
+
+def files(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    fails_in_one_line(path, [])
+
+
+def overrides(texts: list[str]) -> None:
+    fails_in_one_line(QUICKSTART, texts)
+
+
+def damaged_recipe(path: Path, cuts: list[tuple[int, int, str]]) -> None:
+    """A shipped recipe, some pieces of it replaced."""
+    text = (small_run.ROOT / "configs/learn/swav.toml").read_text().replace('"..', f'"{small_run.ROOT}/configs')
+    for place, length, piece in cuts:
+        place %= len(text)
+        text = text[:place] + piece + text[place + length :]
+    files(path, text)
+
+
+CUTS = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 30), st.one_of(PIECES, st.text(max_size=3))), max_size=4)
+SETS = st.lists(st.one_of(TEXTS, st.tuples(TEXTS, TEXTS).map("=".join)), max_size=3)
+
+
+@pytest.mark.parametrize("cases", [DAILY, pytest.param(NIGHTLY, marks=pytest.mark.nightly)])
+class TestFuzz:
+    def test_files(self, tmp_path, cases):
+        fuzz(cases)(given(TEXTS)(lambda text: files(tmp_path / "x.toml", text)))()
+
+    def test_damaged_recipes(self, tmp_path, cases):
+        fuzz(cases)(given(CUTS)(lambda cuts: damaged_recipe(tmp_path / "x.toml", cuts)))()
+
+    def test_overrides(self, tmp_path, cases):
+        fuzz(cases)(given(SETS)(overrides))()
+
+
+def deep(folder: Path) -> str:
+    return "".join(f"[{'.'.join('a' * n)}]\n" for n in range(1, 1001))
+
+
+def huge(folder: Path) -> str:
+    return "# " + "x" * 50_000_000
+
+
+def symlinks(folder: Path) -> str:
+    (folder / "one.toml").symlink_to(folder / "two.toml")
+    (folder / "two.toml").symlink_to(folder / "one.toml")
+    return 'extends = "one.toml"'
+
+
+def through_a_link(folder: Path) -> str:
+    (folder / "me.toml").symlink_to(folder / "x.toml")
+    return 'extends = "me.toml"'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed = nan", "x.toml:1: seed: expected a whole number, got the number nan"),
+        ("[optimizer]\ntype = 'SGD'\nlr = nan", "x.toml:3: optimizer.lr: expected a number, got the number nan"),
+        ("seed = 1" + "0" * 30, "x.toml:1: seed: expected a whole number, got the number 1" + "0" * 30),
+        ('"s\u00e9ed" = 1', 'x.toml:1: "s\u00e9ed": unknown key of Recipe; did you mean seed?'),
+        ("seed = 1\nseed = 2", "x.toml:2: Cannot overwrite a value (column 9)"),
+        ('extends = "."', "x.toml:1: extends: FOLDER is a folder, not a file"),
+        (deep, "x.toml: tables or lists nested more than 64 deep"),
+        (huge, "x.toml: 50,000,002 bytes; a recipe has at most 1,048,576"),
+        (symlinks, "x.toml:1: extends: one.toml does not exist"),
+        (through_a_link, "extends goes in a circle: x.toml -> x.toml"),
+        ("[vars]\na = '${vars.b}'\nb = '${vars.a}'", "x.toml:2: vars.a: references go in a circle: "),
+        ("[vars]\na = { b = 1 }\nc = 'x${vars.a}'", "x.toml:3: vars.c: ${vars.a} is a table and can only be a whole"),
+    ],
+)
+def test_bad_files(tmp_path, monkeypatch, text, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.toml").write_text(text(tmp_path) if callable(text) else text, encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        load("x.toml")
+    told = str(caught.value)
+    assert expected.replace("FOLDER", str(tmp_path)) in told.replace(": . is", f": {tmp_path} is")
+    assert len(told.splitlines()) == 1
+
+
+def test_an_element_that_does_not_exist():
+    with pytest.raises(UsageError, match=r"index 9 does not exist, the list set at .* has 5 elements"):
+        load(QUICKSTART, ["data.views.0.transforms.9.p=1"])
+
+
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.nightly) for part in range(1, 12))])
+def test_harsh_values_for_every_key(part, tmp_path, monkeypatch):
+    """NaN, infinities, zeros, huge numbers and wrong types, one at a time, for every key of a recipe."""
+    monkeypatch.chdir(small_run.ROOT)
+    cases = list(itertools.product(leaves(load(QUICKSTART).values), HARSH))
+    for key, value in cases[part::12]:
+        dry_run("--set", f"{show(key)}={value}")
