@@ -54,7 +54,7 @@ def _table(found: Schema) -> Schema:
 def _union(found: Schema, definitions: Schema) -> Schema:
     """A table of the class that it names, of a class of one's own, or of one that a base names."""
     tag, options = found["x-tag"], classes(found)
-    named: Schema = {}
+    named: Schema = {"properties": {tag: {"type": "string"}}}
     for name, option in reversed(options.items()):
         named = {"if": {"properties": {tag: {"enum": [name]}}}, "then": option, "else": named}
     inherited: dict[str, dict[str, Schema]] = {}
@@ -65,7 +65,7 @@ def _union(found: Schema, definitions: Schema) -> Schema:
     return {
         "description": f"one of the {found['title']}: {', '.join(options)}",
         **_or_reference("object"),
-        "anyOf": [*options.values(), {}],
+        "anyOf": [{}, *options.values()],  # nothing is tried after what accepts everything
         "if": {"required": [tag]},
         "then": named,
         "else": _only({key: values[0] if len(values) == 1 else {"anyOf": values} for key, values in of_any.items()}),

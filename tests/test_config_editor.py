@@ -1,0 +1,203 @@
+"""What editors are told of recipes: single files, before anything is merged or resolved, are held against a schema."""
+
+import functools
+import json
+import os
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from sslrun.cli import main
+from sslrun.config import load
+from sslrun.config.dump import dump
+from sslrun.config.editor import EDITOR_PATH
+from sslrun.config.load import SCHEMA_PATH, committed_schema
+from sslrun.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").rglob("*.toml"))
+EDITOR = json.loads(EDITOR_PATH.read_text())
+VALIDATOR = jsonschema.Draft7Validator(EDITOR)
+MOCOV2, SWAV = "configs/mocov2.toml", "configs/swav.toml"
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+def flagged(file):
+    """(key, message) of each thing that an editor marks in a file, given as its text or as what it says."""
+    errors = VALIDATOR.iter_errors(tomllib.loads(file) if isinstance(file, str) else file)
+    return [(".".join(map(str, error.absolute_path)), error.message) for error in errors]
+
+
+def paths(value, path=()):
+    """Every place below a value: a path of keys and indices."""
+    for part in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*path, part)
+        yield from paths(value[part], (*path, part))
+
+
+def unexpected(key):
+    return f"Additional properties are not allowed ('{key}' was unexpected)"
+
+
+def put(value, path, new):
+    """A copy of a value with something else at a path."""
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = put(value[path[0]], path[1:], new) if path[1:] else new
+    return copy
+
+
+def misspelt(value, path):
+    """A copy of a value with an x behind the key at a path."""
+    if path[1:]:
+        return put(value, path[:1], misspelt(value[path[0]], path[1:]))
+    return {(key + "x" if key == path[0] else key): below for key, below in value.items()}
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_the_schema_is_one():
+    jsonschema.Draft7Validator.check_schema(EDITOR)
+    references = {found for found in _found(EDITOR, "$ref")}
+    for reference in references:
+        here = EDITOR
+        for part in reference.removeprefix("#/").split("/"):
+            here = here[part]
+    assert len(references) > 100
+
+
+def _found(value, key):
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _found(part, key)
+    if isinstance(value, dict) and isinstance(value.get(key), str):
+        yield value[key]
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_every_file_that_ships_is_clean(path):
+    assert flagged(path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_every_file_that_ships_points_to_the_schema(path):
+    expected = f"#:schema {os.path.relpath(EDITOR_PATH, path.parent)}"
+    assert path.read_text().splitlines()[0] == expected, "the first line"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "_base_" not in path.parts], ids=relative)
+def test_what_is_printed_is_clean(path):
+    """Nothing that runs is marked: the editor's schema never asks for more than the one that runs are checked by."""
+    assert flagged(dump(load(path).values)) == []
+
+
+@pytest.mark.parametrize("recipe", [MOCOV2, SWAV])
+def test_any_value_may_be_a_reference(recipe):
+    values = load(recipe).values
+    for path in paths(values):
+        is_tag = path[-1] in ("type", "policy")
+        if path[0] != "vars" and not is_tag:
+            assert flagged(put(values, path, "${vars.x}")) == [], path
+
+
+@pytest.mark.parametrize("recipe", [MOCOV2, SWAV])
+def test_a_misspelt_key_is_marked_wherever_it_stands(recipe):
+    """Each key of a whole recipe in turn: marked once in the table it stands in, as the run refuses it."""
+    values = load(recipe).values
+    tried = 0
+    for path in paths(values):
+        if path[0] == "vars" or isinstance(path[-1], int) or path[-1] in ("type", "policy"):
+            continue
+        marked = flagged(misspelt(values, path))
+        assert marked == [(".".join(map(str, path[:-1])), unexpected(f"{path[-1]}x"))], path
+        tried += 1
+    assert tried > 50
+
+
+@pytest.mark.parametrize("recipe", [MOCOV2, SWAV])
+def test_a_wrong_type_is_marked_where_it_stands(recipe):
+    values = load(recipe).values
+    for path in paths(values):
+        if path[0] != "vars":  # which may hold anything
+            here = functools.reduce(lambda inside, part: inside[part], path, values)
+            marked = flagged(put(values, path, 2024 if isinstance(here, bool) else False))
+            assert {key for key, _ in marked} == {".".join(map(str, path))}, path
+
+
+ALLOWED = {
+    "a base gives the rest": 'extends = "x.toml"\nepochs = 3',
+    "two bases": 'extends = ["a.toml", "b.toml"]',
+    "a class that a base gives": "[model]\nqueue_len = 3\nbackbone = { depth = 18, base_width = 24 }",
+    "an element of a list": "[data.views.0.transforms.1]\np = 0.0",
+    "elements of a list of numbers": "[model]\nbackbone.out_indices.0 = 3",
+    "a list for a list": "data.views = []",
+    "dropping a table": "[model]\n_delete_ = true\ntype = 'SimCLR'",
+    "dropping keys": '_delete_ = ["epochs"]\nmax_iters = 5\n[data.views.0.transforms]\n_delete_ = ["1"]',
+    "a class of one's own": 'custom_imports = ["my"]\n[model.head]\ntype = "MyHead"\nsize = { a = [1, "x"] }',
+    "one's own transform": '[[data.views]]\ntransforms = [{ type = "Mine", x = 1 }, { type = "Resize", size = 3 }]',
+    "one's own method": '[model]\ntype = "Mine"\nbackbone = { type = "ResNet", depth = 18 }\nbanana = 1',
+    "one's own schedule": 'lr = { policy = "Mine", x = 1 }',
+    "anything in vars": "[vars]\na = 1\nb.c = [{ d = 2 }]",
+    "an environment variable": 'work_dir = "${env:WORK}/x"\nseed = "${env:SEED,3}"',
+    "a whole number for a number": "optimizer.lr = 1",
+    "a number or a source": "data.holdout = 0.1",
+    "a source for a number": 'data.holdout = { type = "Shapes", split = "test" }',
+    "a whole number or auto": 'engine.micro_batch = "auto"',
+}
+
+
+@pytest.mark.parametrize("text", ALLOWED.values(), ids=ALLOWED.keys())
+def test_what_a_file_may_say(text):
+    assert flagged(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("epocs = 3", [("", unexpected("epocs"))]),
+        ('[model]\ntype = "MoCo"\nquue_len = 1', [("model", unexpected("quue_len"))]),
+        ("[model]\nquue_len = 1", [("model", unexpected("quue_len"))]),
+        ("[model.backbone]\ndpth = 18", [("model.backbone", unexpected("dpth"))]),
+        ("[data.views.0.transforms.1]\npp = 1", [("data.views.0.transforms.1", unexpected("pp"))]),
+        ("[[data.views]]\nnum_view = 2", [("data.views.0", unexpected("num_view"))]),
+        ('global_batch = "many"', [("global_batch", "'many' is not of type 'integer'")]),
+        ("log.interval = true", [("log.interval", "True is not of type 'integer', 'string'")]),
+        ('_delete_ = "all"', [("_delete_", "'all' is not of type 'boolean', 'array'")]),
+        ("model = 3", [("model", "3 is not of type 'object', 'string'")]),
+        ('model = "MoCo"', [("model", "'MoCo' does not match '\\\\$\\\\{'")]),
+        ("extends = 3", [("extends", "3 is not of type 'string', 'array'")]),
+    ],
+)
+def test_what_is_marked_and_where(text, expected):
+    marked = flagged(text)
+    assert set(expected) <= set(marked) and {key for key, _ in marked} == {key for key, _ in expected}
+
+
+def test_elements_of_a_list_are_named_by_numbers():
+    assert [key for key, _ in flagged("[data.views]\nfirst = 1")] == ["data.views"]
+
+
+def test_a_wrong_word_is_answered_with_the_right_ones():
+    assert ("engine.precision", "'fp61' is not one of ['auto', 'fp32', 'bf16']") in flagged('engine.precision = "fp61"')
+
+
+def test_what_is_marked_in_a_whole_file_is_refused(tmp_path):
+    path = tmp_path / "x.toml"
+    for key, value in (("epochs", "3.5"), ("data.prefetch", '"two"'), ("engine.precision", '"fp61"')):
+        path.write_text(dump(load(MOCOV2).values))
+        with pytest.raises(UsageError):
+            load(path, [f"{key}={value}"])
+        assert flagged(f"{key} = {value}")
+
+
+def test_the_command_prints_both(capsys):
+    assert main(["config", "schema"]) == 0
+    assert capsys.readouterr().out == SCHEMA_PATH.read_text() and committed_schema()["$ref"] == "#/$defs/Recipe"
+    assert main(["config", "schema", "--editor"]) == 0
+    assert capsys.readouterr().out == EDITOR_PATH.read_text()

@@ -1,0 +1,114 @@
+"""docs/reference.md: current, complete, and Markdown whose links lead somewhere."""
+
+import re
+from html.parser import HTMLParser
+
+import markdown
+import pytest
+
+from sslrun.config.catalogue import classes, keys, kinds, places
+from sslrun.config.dump import inline
+from sslrun.config.load import committed_schema
+from sslrun.config.reference import anchor, reference
+from sslrun.config.schema import REFERENCE_PATH
+
+SCHEMA = committed_schema()
+TEXT = reference(SCHEMA)
+DEFINITIONS = SCHEMA["$defs"]
+TABLES = {name: table for name, table in DEFINITIONS.items() if "properties" in table}
+
+
+class Page(HTMLParser):
+    """What a reader sees: headings with the text and the items below them, and where links lead."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.headings, self.below, self.items, self.stack = [], [], {}, {}, []
+        self.feed(markdown.markdown(text, extensions=["tables"]))
+
+    def handle_starttag(self, tag, attributes):
+        self.stack.append(tag)
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append("")
+        if tag == "li":
+            self.items.setdefault(self.headings[-1], []).append("")
+        self.links += [value for name, value in attributes if name == "href"]
+
+    def handle_endtag(self, tag):
+        self.stack.pop()
+
+    def handle_data(self, data):
+        if {"h1", "h2", "h3"} & set(self.stack):
+            self.headings[-1] += data
+            return
+        heading = self.headings[-1]
+        self.below[heading] = self.below.get(heading, "") + data
+        if "li" in self.stack:
+            self.items[heading][-1] += data
+
+
+PAGE = Page(TEXT)
+
+
+def words(text):
+    return " ".join(text.split())
+
+
+def heading_of(name):
+    """Under which heading a table stands."""
+    if "x-module" in TABLES[name]:
+        return TABLES[name]["title"]
+    key = places(SCHEMA)[name][0]
+    table = ".".join(map(str, key[:-1] if key[-1:] == ("N",) else key))
+    return f"[[{table}]]" if key[-1:] == ("N",) else f"[{table}]" if key else "The recipe"
+
+
+def test_the_committed_document_is_current():
+    assert REFERENCE_PATH.read_text() == TEXT, "make schema"
+
+
+def test_headings_and_the_links_to_them():
+    anchors = [anchor(heading) for heading in PAGE.headings]
+    assert len(set(anchors)) == len(anchors), "GitHub numbers equal ones, and links lead to the first"
+    inside = {link[1:] for link in PAGE.links if link.startswith("#")}
+    assert inside <= set(anchors)
+    assert set(anchors) - inside == {"reference"}, "everything is in the contents"
+    files = {link for link in PAGE.links if not link.startswith("#")}
+    assert len(files) > 20 and all((REFERENCE_PATH.parent / link).is_file() for link in files)
+
+
+@pytest.mark.parametrize(
+    ("heading", "expected"), [("`[[data.views]]`", "dataviews"), ("The recipe", "the-recipe"), ("`[a.b_c]`", "ab_c")]
+)
+def test_anchors_are_githubs(heading, expected):
+    assert anchor(heading) == expected
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_with_all_that_is_known_of_it(name):
+    """As it is rendered: no sentence is taken for a list, a link or emphasis."""
+    table, heading = TABLES[name], heading_of(name)
+    below = words(PAGE.below[heading])
+    assert below.startswith(words(table["description"]).replace("`", ""))
+    for paragraph in table.get("x-docs", "").split("\n\n"):
+        assert words(paragraph).replace("`", "") in below
+    items = PAGE.items.get(heading, [])
+    assert len(items) == len(keys(table))
+    for item, (key, asked) in zip(items, keys(table).items(), strict=True):
+        has_default = asked.get("default", {}) != {}
+        assert item.startswith(f"{key} = {inline(asked['default'])} (" if has_default else f"{key} (")
+        assert words(item).endswith("): " + asked["description"].replace("`", ""))
+        assert ("; required)" in words(item)) == (key in table["required"])
+
+
+def test_every_kind_says_where_it_is_named_and_names_its_classes():
+    for kind, union in kinds(SCHEMA).items():
+        below = words(PAGE.below[kind.capitalize()])
+        assert below.startswith(f"Named by {union['x-tag']} at ")
+        assert all(re.search(rf"\b{name}\b", below) for name in classes(union))
+    assert "Named by type at data.source, data.holdout." in words(PAGE.below["Sources"])
+    assert "Named by policy at lr." in words(PAGE.below["Schedules"])
+
+
+def test_lines_are_as_short_as_elsewhere():
+    assert max(len(line) for line in TEXT.splitlines() if not line.startswith("|")) <= 120
