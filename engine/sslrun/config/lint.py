@@ -122,23 +122,19 @@ def _disagreeing_bases(tree: list[File]) -> Found:
     for one in tree:
         known[shorten(one.path)] = {shorten(one.path)}.union(*(known[shorten(base)] for base in one.bases))
     for key, node in _leaves(_merged(tree)):
-        winner = node.where
-        if winner.layer.source == shorten(file.path):
-            continue
         for base in file.bases:
             said = [origin for origin in node.origins if origin.layer.source in known[shorten(base)]]
-            if said and _disagree(said[-1], winner, known):
-                values = " and ".join(f"{show(key)}{_shown(origin.raw)} at {origin}" for origin in (said[-1], winner))
+            if said and _disagree(said[-1], node.where, known):
+                values = " and ".join(f"{show(key)}{_shown(o.raw)} at {o}" for o in (said[-1], node.where))
                 yield _extends(file), f"bases disagree: {values}; set it here, or leave one of them out"
                 break
 
 
-def _disagree(one: Origin, other: Origin, known: dict[str, set[str]]) -> bool:
-    """Whether two files set a key differently though neither inherits from the other, nor edits the other's list."""
-    is_edit = isinstance(one.raw, dict) or isinstance(other.raw, dict)
-    files = one.layer.source, other.layer.source
-    is_aware = files[0] in known[files[1]] or files[1] in known[files[0]]
-    return not (is_edit or is_aware or _same(one.raw, other.raw))
+def _disagree(one: Origin, winner: Origin, known: dict[str, set[str]]) -> bool:
+    """Whether the winner says something else without inheriting from the other file or editing a list of its."""
+    is_edit = isinstance(one.raw, dict) or isinstance(winner.raw, dict)
+    is_aware = one.layer.source in known[winner.layer.source]
+    return not (is_edit or is_aware or _same(one.raw, winner.raw))
 
 
 def _merged(tree: list[File]) -> Node:
