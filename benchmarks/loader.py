@@ -105,9 +105,8 @@ def measure(
         return Loader(source, views, augment=augment, num_threads=args.threads, **options).run(cursor())  # type: ignore[arg-type]
 
     def decode() -> Iterable:
-        threads, device = args.threads, torch.device("cpu")
-        bad = BadSamples()
-        return Pipeline(source, views, part=None, device=device, num_threads=threads, bad=bad, **options).run(cursor())  # type: ignore[arg-type]
+        plain = {"part": None, "device": torch.device("cpu"), "num_threads": args.threads, "prefetch": 2}
+        return Pipeline(source, views, bad=BadSamples(), **plain, **options).run(cursor())  # type: ignore[arg-type]
 
     sides: dict[str, Callable[[], Iterable]] = {"exact": lambda: own("exact"), "pil": lambda: pil, "decode": decode}
     if args.dali:

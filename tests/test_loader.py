@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from sslrun.data import ImageFolder, Loader, Order, Sequential, ViewGroup
+from sslrun.data.pipeline import Pipeline
 from sslrun.data.transforms import ColorJitter, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
 
 NUM_PICTURES = 26
@@ -188,6 +189,30 @@ def test_an_error_in_the_consumer_leaves_no_thread(source):
         consume()
     gc.collect()
     assert not data_threads()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_threads_and_prefetch_are_dalis(source, monkeypatch, mode):
+    """As many threads and as deep a queue as asked for, and as many finished batches beside it; no more are begun."""
+    graphs, begun, build = [], [], Pipeline._build
+    monkeypatch.setattr(Pipeline, "_build", lambda self, feed: graphs.append(build(self, feed)) or graphs[-1])
+
+    def noted():
+        for item in cursor(8, epochs=100):
+            begun.append(item)
+            yield item
+
+    for prefetch in (1, 4):
+        begun.clear()
+        stream = loader_of(source, num_threads=3, prefetch=prefetch, augment=mode).run(noted())
+        next(stream)
+        deadline = time.monotonic() + 60
+        while len(begun) < 1 + 2 * prefetch and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert len(begun) == 1 + 2 * prefetch  # the one that was taken, those that wait, those in the graph
+        stream.close()
+        assert (graphs[-1].num_threads, graphs[-1].prefetch_queue_depth) == (3, prefetch)
 
 
 def test_waiting_is_measured(source):

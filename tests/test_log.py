@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 import types
 from pathlib import Path
 
@@ -220,6 +221,24 @@ def test_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, round(event.value, 4)) for event in events.Scalars("train/loss")] == [(50, 6.9312)]
     assert [event.step for event in events.Scalars("epoch")] == [50, 100]
+
+
+def test_tensorboard_forgets_what_a_resume_goes_back_over(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def shown(first_step: int, *steps: int) -> list[int]:
+        one = run_log(tmp_path, hooks=["tensorboard"], first_step=first_step)
+        for step in steps:
+            one.write(step, ROW)
+        one.close()
+        time.sleep(1.1)  # files of events are told apart, and ordered, by seconds
+        events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+        return [event.step for event in events.Scalars("train/loss")]
+
+    assert shown(0, 10, 20, 30) == [10, 20, 30]
+    assert shown(20, 30, 40) == [10, 20, 30, 40]
+    assert shown(0, 15) == [15], "started anew: there was no checkpoint"
 
 
 @pytest.mark.parametrize("hook", ["tensorboard", "wandb"])

@@ -18,6 +18,7 @@ from sslrun.methods.moco import MoCo
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import MoCoV2Neck
 from sslrun.nn.resnet import ResNet
+from sslrun.optim.policies import Constant, CosineRestart
 from sslrun.plan import Machine, Plan, activation_bytes, choose_machine, describe, make_plan, seen_in_part
 from sslrun.recipe import EngineConfig
 from sslrun.session import build
@@ -33,6 +34,7 @@ def recipe(batch: int = 32, group: int = 8, **changes) -> SimpleNamespace:
     data = SimpleNamespace(samples_per_gpu=group, drop_last=drop_last, views=VIEWS, workers_per_gpu=1)
     model = MoCo(ResNet(18, base_width=4), MoCoV2Neck(32, 16, 8), ContrastiveHead(), queue_len=16, feat_dim=8)
     fields = {"global_batch": batch, "data": data, "model": model, "epochs": 3, "max_iters": None, "seed": 0}
+    fields["lr"] = changes.pop("lr", Constant())
     return SimpleNamespace(**fields, engine=EngineConfig(**changes))
 
 
@@ -84,6 +86,12 @@ def test_impossible_cuts_list_the_possible_ones():
     with pytest.raises(UsageError, match="has 31 samples, fewer than one global_batch of 32"):
         plan(1, 8, num_samples=31)
     assert choose(2, micro_batch=16).micro_batch == 16
+
+
+def test_a_schedule_shorter_than_the_run_is_refused():
+    assert plan(1, 8, lr=CosineRestart(periods=[1, 2])).total_steps == 9
+    with pytest.raises(UsageError, match=r"CosineRestart ends after 6 steps \(2 epochs\), but has to last for 9"):
+        plan(1, 8, lr=CosineRestart(periods=[1, 1]))
 
 
 def test_the_recipe_comes_before_what_was_chosen_before_and_that_before_a_new_choice():

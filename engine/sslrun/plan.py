@@ -5,6 +5,7 @@ global batch, and its micro-batches are contiguous pieces of that block.
 """
 
 import copy
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from sslrun.recipe import Recipe
 from sslrun.runtime import distributed
 
 MEMORY_SHARE = 0.7  # of the free memory that activations may take; the rest is for weights, gradients and the data path
+MAX_BATCH = 2**24  # what is computed for a whole batch (its positions, the ways to cut it up) stays small
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,12 @@ def choose_machine(
     precision = engine.precision
     if precision == "auto":
         precision = before.get("precision") or ("bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32")
+    group_bytes = activation_bytes(recipe, precision)  # and in any case: does the model fit together?
     micro_batch = engine.micro_batch
     if micro_batch == "auto":
         per_rank = recipe.global_batch // world_size
         micro_batch = before.get("micro_batch") or _largest_that_fits(
-            recipe, per_rank, device, precision, ranks_on_node
+            recipe, per_rank, device, group_bytes, ranks_on_node
         )
     _check_micro_batch(micro_batch, recipe.global_batch, recipe.data.samples_per_gpu, world_size)
     return Machine(
@@ -115,7 +118,7 @@ def choose_machine(
 
 
 def make_plan(recipe: Recipe, num_samples: int, machine: Machine, world_size: int) -> Plan:
-    """The loop in numbers; UsageError where there are too few samples for one step."""
+    """The loop in numbers; UsageError where there are too few samples for one step, or the schedule is too short."""
     batch = recipe.global_batch
     steps_per_epoch = num_samples // batch if recipe.data.drop_last else -(-num_samples // batch)
     if steps_per_epoch == 0:
@@ -123,12 +126,14 @@ def make_plan(recipe: Recipe, num_samples: int, machine: Machine, world_size: in
             f"the training source has {num_samples} samples, fewer than one global_batch of {batch}; "
             f"use a smaller global_batch, or data.drop_last = false"
         )
+    total_steps = recipe.max_iters if recipe.max_iters is not None else (recipe.epochs or 0) * steps_per_epoch
+    recipe.lr.check(steps_per_epoch, total_steps)
     return Plan(
         machine=machine,
         world_size=world_size,
         accumulation=batch // (world_size * machine.micro_batch),
         steps_per_epoch=steps_per_epoch,
-        total_steps=recipe.max_iters if recipe.max_iters is not None else (recipe.epochs or 0) * steps_per_epoch,
+        total_steps=total_steps,
         global_batch=batch,
         num_samples=num_samples,
     )
@@ -183,10 +188,24 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
 
 
 def activation_bytes(recipe: Recipe, precision: str) -> int:
-    """Bytes that the forward pass of one BatchNorm group keeps for the backward pass, counted without computing."""
+    """Bytes that the forward pass of one BatchNorm group keeps for the backward pass, counted without computing.
+
+    Raises:
+        UsageError: there is no forward pass, because the parts of the model do not fit together.
+    """
+    try:
+        return _bytes_kept(recipe) // (2 if precision == "bf16" else 1)
+    except (RuntimeError, ValueError) as error:
+        told = str(error).splitlines()[0]
+        raise UsageError(f"[model] does not fit together, or not with data.views: {told}") from error
+
+
+def _bytes_kept(recipe: Recipe) -> int:
+    """In float32."""
     group = recipe.data.samples_per_gpu
     progress = Progress(step=0, total_steps=1, steps_per_epoch=1, seed=0)
     kept: dict[int, torch.Tensor] = {}  # by storage, so that views of one count once
+    logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it prints what it raises
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor
@@ -201,15 +220,16 @@ def activation_bytes(recipe: Recipe, precision: str) -> int:
         (target,) = method.targets([batch], progress)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             method(batch, progress, target)
-    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    return total // (2 if precision == "bf16" else 1)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def _largest_that_fits(recipe: Recipe, per_rank: int, device: torch.device, precision: str, ranks_on_node: int) -> int:
+def _largest_that_fits(
+    recipe: Recipe, per_rank: int, device: torch.device, group_bytes: int, ranks_on_node: int
+) -> int:
     """The most groups whose activations fit into the free memory, among those that divide the rank's share."""
     group = recipe.data.samples_per_gpu
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes_of_host() // ranks_on_node
-    fitting = int(free * MEMORY_SHARE // max(1, activation_bytes(recipe, precision)))
+    fitting = int(free * MEMORY_SHARE // max(1, group_bytes))
     groups = per_rank // group
     return group * max(n for n in range(1, groups + 1) if groups % n == 0 and n <= max(1, fitting))
 
@@ -222,8 +242,11 @@ def _free_bytes_of_host() -> int:
 
 
 def _check_batch(batch: int, group: int, world_size: int) -> None:
-    if batch < 1 or group < 1:
-        raise UsageError(f"global_batch is {batch} and data.samples_per_gpu is {group}, expected both above 0")
+    if not 1 <= batch <= MAX_BATCH or group < 1:
+        raise UsageError(
+            f"global_batch is {batch} and data.samples_per_gpu is {group}, expected both above 0, "
+            f"and a batch of at most {MAX_BATCH:,}"
+        )
     if batch % (group * world_size) == 0:
         return
     possible = [n for n in range(1, batch // group + 1) if batch % (group * n) == 0]

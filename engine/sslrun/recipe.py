@@ -97,3 +97,9 @@ class Recipe:
     log: LogConfig = field(default_factory=LogConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     vars: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_iters"):
+            length = getattr(self, name)
+            if length is not None and length < 1:
+                raise UsageError(f"{name} must be at least 1, not {length}")

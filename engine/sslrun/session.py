@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from sslrun.config import Config
-from sslrun.data import BadSamples, Loader, Order
+from sslrun.data import BadSamples, Loader, Order, Source
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, centre_crop_like
+from sslrun.evaluation.held_out import HeldOutLoss
 from sslrun.evaluation.monitor import KnnMonitor
+from sslrun.methods import Method
 from sslrun.nn.norm import RunningStatistics, set_groups
 from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, seen_in_part
 from sslrun.recipe import Recipe
@@ -38,6 +40,7 @@ class Run:
     loader: Loader
     features: FeatureExtractor
     knn: KnnMonitor | None
+    held_out_loss: HeldOutLoss | None
     folder: RunFolder | None
     log: RunLog | None
     window: Window
@@ -53,6 +56,18 @@ def build(config: Config) -> Recipe:
     recipe: Recipe = config.build(Recipe)
     if recipe.epochs is None and recipe.max_iters is None:
         raise UsageError(f"{config.path}: neither epochs nor max_iters is set; how long should the run be?")
+    views = sum(group.num_views for group in recipe.data.views)
+    if recipe.model.num_views not in (None, views):
+        place = config.origins("data.views")[-1]
+        raise UsageError(
+            f"{place}: data.views: {views} of each picture (num_views, all groups together), but "
+            f"{type(recipe.model).__name__} takes {recipe.model.num_views}"
+        )
+    if recipe.monitor.loss_interval and type(recipe.model).prepare is not Method.prepare:
+        raise UsageError(
+            f"monitor.loss_interval is set, but {type(recipe.model).__name__} has no loss on pictures that it does not "
+            "train on: it remembers something of each that it does; set it to 0"
+        )
     return recipe
 
 
@@ -77,27 +92,21 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     torch.set_num_threads(machine.threads)
     plan = make_plan(recipe, len(source), machine, distributed.world_size())
     reading: dict[str, Any] = {"device": device, "augment": recipe.data.augment, "num_threads": machine.workers}
-    loader = Loader(
-        source,
-        recipe.data.views,
-        sampler=Order(len(source), recipe.seed),
-        seed=recipe.seed,
-        batch_size=machine.micro_batch,
-        prefetch=recipe.data.prefetch,
-        bad=BadSamples(recipe.data.max_bad_pct),
-        **reading,
-    )
+    loader = _loader(recipe, plan, source, reading)
     seen = recipe.monitor.transforms or centre_crop_like(recipe.data.views[0])
     bf16 = machine.precision == "bf16"
     features = FeatureExtractor(source, seen, bf16=bf16, **reading)
-    knn = None
-    if recipe.monitor.knn_interval and holdout is None:
-        logger.warning("no k-NN: monitor.knn_interval is set, but there are no held-out pictures (data.holdout)")
-    elif recipe.monitor.knn_interval and holdout is not None:
+    knn = held_out_loss = None
+    if holdout is None and (recipe.monitor.knn_interval or recipe.monitor.loss_interval):
+        logger.warning("[monitor] measures nothing: there are no held-out pictures (data.holdout)")
+    if holdout is not None and recipe.monitor.knn_interval:
         knn = KnnMonitor(recipe.monitor, features, FeatureExtractor(holdout, seen, bf16=bf16, **reading))
+    if holdout is not None and recipe.monitor.loss_interval:
+        held_out_loss = _held_out_loss(_loader(recipe, plan, holdout, reading), plan)
     executor = _executor(recipe, plan, device)
     statistics = RunningStatistics(recipe.model)  # after the executor has put the model where it stays
-    run = Run(recipe, plan, executor, statistics, loader, features, knn, folder, log=None, window=Window(), step=0)
+    window = Window()
+    run = Run(recipe, plan, executor, statistics, loader, features, knn, held_out_loss, folder, None, window, step=0)
     _restore(run, _checkpoint_to_continue(recipe, folder, resume))
     if folder is not None:
         folder.go_back_to(run.step)
@@ -157,6 +166,35 @@ def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> 
         return choose_machine(recipe, device, ranks, on_node, before)
 
     return distributed.from_rank_0(choose)
+
+
+def _loader(recipe: Recipe, plan: Plan, source: Source, reading: dict[str, Any]) -> Loader:
+    """The recipe's views of a source's pictures, in micro-batches."""
+    return Loader(
+        source,
+        recipe.data.views,
+        sampler=Order(len(source), recipe.seed),
+        seed=recipe.seed,
+        batch_size=plan.machine.micro_batch,
+        prefetch=recipe.data.prefetch,
+        bad=BadSamples(recipe.data.max_bad_pct),
+        **reading,
+    )
+
+
+def _held_out_loss(loader: Loader, plan: Plan) -> HeldOutLoss:
+    """Over as many whole global batches as there are; where there is not one, pictures are in it more than once."""
+    num_samples = len(loader.source)
+    steps = max(1, num_samples // plan.global_batch)
+    if num_samples < plan.global_batch:
+        logger.info(
+            "val/loss: the %d held-out pictures fill a global batch of %d only with some of them more than once",
+            num_samples,
+            plan.global_batch,
+        )
+    like_training = replace(plan, steps_per_epoch=steps, total_steps=steps, num_samples=num_samples)
+    cursor = [part for step in range(steps) for part in like_training.positions(step, distributed.rank())]
+    return HeldOutLoss(loader, cursor, plan.accumulation)
 
 
 def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
@@ -228,6 +266,9 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
         hooks=run.recipe.log.hooks,
     )
     stack.callback(log.close)
+    if run.step >= plan.total_steps:
+        logger.info("nothing is left to do: %d steps are done, of %d", run.step, plan.total_steps)
+        return log
     logger.info(
         "%s: %s of %d steps on %d x %s (%s, %d samples at once), in %s",
         config.name,

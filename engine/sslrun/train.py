@@ -200,14 +200,17 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
 
 
 def _monitor(run: Run, meter: SpeedMeter) -> None:
-    """k-NN on the held-out pictures, where it is due: before the first step, every so many epochs, and at the end."""
-    is_last = run.step == run.plan.total_steps
-    if run.knn is None or not (is_last or run.recipe.monitor.is_due(run.step, run.plan.steps_per_epoch)):
-        return
+    """What is due on the held-out pictures: before the first step, at the recipe's intervals, and at the end."""
+    plan, config = run.plan, run.recipe.monitor
+    measured: dict[str, float] = {}
     with meter.pausing():
-        top1_pct = run.knn.top1_pct(run.recipe.model.backbone)
-    if run.log is not None:
-        run.log.write(run.step, {"knn/top1_pct": top1_pct})
+        if run.held_out_loss and config.is_due(config.loss_interval, run.step, plan.steps_per_epoch, plan.total_steps):
+            progress = Progress(run.step, plan.total_steps, plan.steps_per_epoch, run.recipe.seed)
+            measured |= run.held_out_loss.measure(run.executor, progress)
+        if run.knn and config.is_due(config.knn_interval, run.step, plan.steps_per_epoch, plan.total_steps):
+            measured["knn/top1_pct"] = run.knn.top1_pct(run.recipe.model.backbone)
+    if measured and run.log is not None:
+        run.log.write(run.step, measured)
 
 
 def _features(run: Run, module: torch.nn.Module) -> Tensor:

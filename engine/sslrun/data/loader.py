@@ -42,7 +42,7 @@ class Loader:
         device: where batches are handed over.
         augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is exact on the CPU and dali on CUDA.
         num_threads: CPU threads of DALI, and as many of the exact stage.
-        prefetch: finished batches that may wait.
+        prefetch: batches in DALI's queue, and as many finished ones that may wait.
         bad: what is known of bad pictures; its state belongs into the checkpoint.
     """
 
@@ -93,6 +93,7 @@ class Loader:
             batch_size=self.batch_size,
             device=self.device,
             num_threads=self.num_threads,
+            prefetch=self.prefetch,
             bad=self.bad,
         )
         stage = ExactStage(self.views, self.device, self.num_threads)

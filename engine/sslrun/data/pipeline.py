@@ -61,6 +61,7 @@ class Pipeline:
         batch_size: most samples of a batch.
         device: where the graph's outputs live; on CUDA, JPEGs are decoded there.
         num_threads: DALI's own CPU threads.
+        prefetch: batches that a graph works ahead.
         bad: what is known of bad pictures; grows.
     """
 
@@ -75,6 +76,7 @@ class Pipeline:
         batch_size: int,
         device: torch.device,
         num_threads: int,
+        prefetch: int,
         bad: BadSamples,
     ) -> None:
         self.source = source
@@ -85,6 +87,7 @@ class Pipeline:
         self.batch_size = batch_size
         self.device = device
         self.num_threads = num_threads
+        self.prefetch = prefetch
         self.bad = bad
         self._trial: Any = None
 
@@ -191,7 +194,7 @@ class Pipeline:
             return tuple(dali_views(first, views, dict(zip(names, nodes)), part))  # noqa: B905 (AutoGraph's zip)
 
         graph = pipeline_def(enable_conditionals=part is not None)(whole)
-        dali = graph(batch_size=self.batch_size, prefetch_queue_depth=2, **self._options)
+        dali = graph(batch_size=self.batch_size, prefetch_queue_depth=self.prefetch, **self._options)
         dali.build()
         return dali
 

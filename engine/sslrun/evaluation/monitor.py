@@ -19,7 +19,10 @@ class MonitorConfig:
     """The `[monitor]` table: what is measured on pictures that are not trained on (data.holdout).
 
     Attributes:
-        knn_interval: epochs between two k-NN classifications, the first before training; 0 for none.
+        by: unit of the intervals: "epoch" or "iter" (optimiser steps). What is measured at all is also measured before
+            the first step and after the last.
+        loss_interval: epochs, or iterations, between two measurements of the method's loss; 0 for none.
+        knn_interval: epochs, or iterations, between two k-NN classifications; 0 for none.
         knn_k: neighbours that vote.
         knn_temperature: of the votes' weights.
         knn_bank: most training pictures that the held-out ones are compared with.
@@ -27,6 +30,8 @@ class MonitorConfig:
         collapse: what to do when the embeddings of different pictures become equal.
     """
 
+    by: Literal["epoch", "iter"] = "epoch"
+    loss_interval: int = 0
     knn_interval: int = 0
     knn_k: int = 20
     knn_temperature: float = 0.07
@@ -35,15 +40,16 @@ class MonitorConfig:
     collapse: Literal["warn", "stop"] = "warn"
 
     def __post_init__(self) -> None:
-        for name, least in (("knn_interval", 0), ("knn_k", 1), ("knn_bank", 1)):
+        for name, least in (("loss_interval", 0), ("knn_interval", 0), ("knn_k", 1), ("knn_bank", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"monitor.{name} must be at least {least}, not {getattr(self, name)}")
         if not self.knn_temperature > 0:
             raise UsageError(f"monitor.knn_temperature must be above 0, not {self.knn_temperature}")
 
-    def is_due(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether k-NN is due after this many optimiser steps."""
-        return self.knn_interval > 0 and step % (self.knn_interval * steps_per_epoch) == 0
+    def is_due(self, interval: int, step: int, steps_per_epoch: int, total_steps: int) -> bool:
+        """Whether what has this interval is due after so many optimiser steps."""
+        unit = steps_per_epoch if self.by == "epoch" else 1
+        return interval > 0 and (step == total_steps or step % (interval * unit) == 0)
 
 
 class KnnMonitor:

@@ -62,12 +62,18 @@ class Method(nn.Module, Component, kind="methods"):
 
     backbone: nn.Module
 
+    num_views: int | None = None
+    """Views of each picture that a recipe has to give, over all groups of views; None where that may vary."""
+
     compares_samples: bool = False
     """Whether the loss compares samples of a batch with one another. Those of all ranks, but of an accumulated global
     batch only those that are on the devices at once (what `targets` gathers beforehand does not count)."""
 
     def prepare(self, num_samples: int) -> None:
-        """Once, before anything else: how many samples there are. Where buffers of that length are made."""
+        """Once, before anything else: how many samples there are. Where buffers of that length are made.
+
+        A method with a `prepare` of its own has no loss on pictures that it does not train on (monitor.loss_interval).
+        """
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
         """Without gradient, before any forward pass of a step: what each of its micro-batches is compared with.

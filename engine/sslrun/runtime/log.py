@@ -313,7 +313,8 @@ class _TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UsageError('log.hooks: "tensorboard" needs a package: pip install tensorboard') from error
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        purge_step = first_step + 1 if first_step else 0  # what a run that was killed wrote after that is not shown
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
 
     def write(self, row: Mapping[str, float]) -> None:
         for name, value in row.items():
