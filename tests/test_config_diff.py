@@ -1,6 +1,7 @@
 """`sslrun config diff`: what differs and nothing else, lists lined up, colours on a terminal only."""
 
 import itertools
+import json
 import os
 import pty
 import subprocess
@@ -8,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sslrun.cli import main
-from sslrun.config import load
+from sslrun.config import dump, load
 from sslrun.config.diff import differences, render
+from sslrun.config.explain import explain_all
 
 ROOT = Path(__file__).parents[1]
 ALIASES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.toml"))
@@ -72,11 +76,11 @@ class TestValues:
 
     def test_numbers_are_compared_as_numbers_and_booleans_are_none(self):
         assert diff("optimizer.lr=1", "|", "optimizer.lr=1.0") == []
-        assert diff("optimizer.lr=nan", "|", "optimizer.lr=nan") == []
         whole, broken = (transforms(f'{{ type = "ColorJitter", hue = [{zero}, 1] }}') for zero in ("0", "0.0"))
         assert diff(whole, "|", broken) == []
         mine = ["custom_imports=['my']", "model.head.type=Mine"]
         assert diff(*mine, "model.head.x=1", "|", *mine, "model.head.x=true")[0] == "model.head.x"
+        assert diff(*mine, "model.head.x=nan", "|", *mine, "model.head.x=nan") == []
 
     def test_variables_count_where_they_are_referred_to(self):
         assert diff("|", "vars.other=1") == []
@@ -165,6 +169,27 @@ def test_of_all_pairs_of_recipes_only_equal_ones_do_not_differ():
     configs = {path: load(path) for path in ALIASES}
     for a, b in itertools.product(configs, configs):
         assert bool(differences(configs[a], configs[b])) == (a != b), (a, b)
+
+
+keys = st.sampled_from(["a", "b", "type"])
+leaves = st.integers(0, 2) | st.booleans() | st.sampled_from(["x", "y", "${"])
+values = st.recursive(leaves, lambda v: st.lists(v, max_size=3) | st.dictionaries(keys, v, max_size=3), max_leaves=12)
+tables = st.dictionaries(keys, values, max_size=3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables, tables)
+def test_any_values_differ_where_they_are_not_equal(tmp_path_factory, old, new):
+    folder = tmp_path_factory.mktemp("diff")
+    for name, table in (("old", old), ("new", new)):
+        (folder / f"{name}.toml").write_text(dump(table))
+    a, b = (load(folder / f"{name}.toml", (), {}) for name in ("old", "new"))
+    there, back = differences(a, b, {}), differences(b, a, {})
+    assert bool(there) == bool(back) == (json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True))
+    render(there, ("old", "new"), 60)
+    for config in (a, b):
+        assert differences(config, config, {}) == []
+        explain_all(config, "", {}, 60)
 
 
 class TestCommand:

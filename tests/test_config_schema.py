@@ -288,7 +288,7 @@ class TestCheck:
             ),
             (
                 '[net]\ntype = "Stack"\nlayers = [\n { type = "Linear", in_channels = 1 },\n { type = "Stack" },\n]',
-                "x.toml:6: net.layers.1: layers is missing; Stack needs it: a list of tables",
+                "x.toml:6: net.layers.1: layers is missing; Stack needs it: a list of tables whose type names one of the nets",
             ),
             (
                 '[net]\ntype = "Stack"\nlayers = []\ndropout = false',
@@ -502,6 +502,13 @@ class TestExplain:
             with pytest.raises(UsageError) as caught:
                 explain(config, key, SCHEMA)
             assert str(caught.value) == f"{key}: there is no such key" + (f"; {hint}" if hint else "")
+
+    @pytest.mark.parametrize(("layers", "length"), [([], "0 elements"), ([LINEAR[6:-1]], "1 element")])
+    def test_an_element_that_does_not_exist(self, made, layers, length):
+        config = made(f'net = {{ type = "Stack", layers = [{", ".join(layers)}] }}')
+        with pytest.raises(UsageError) as caught:
+            explain(config, "net.layers.3.bias", SCHEMA)
+        assert str(caught.value) == f"net.layers.3.bias: there is no such key; net.layers has {length}"
 
     def test_all_of_a_part(self, made):
         text = 'vars.n = 1\n[net]\ntype = "Stack"\n[[net.layers]]\ntype = "Linear"\nin_channels = "${vars.n}"\n'

@@ -131,10 +131,12 @@ def _chain(root: Node, node: Node, indent: str) -> list[str]:
 
 
 def _hint(root: Node, schema: Schema, key: Key) -> str:
-    """The nearest name to the first part of a key that nothing knows."""
+    """The nearest name to the first part of a key that nothing knows; of a list, its length."""
     for end, part in enumerate(key):
         above = lookup(root, key[:end]) or Node({}, ())
         known = inside(named(schema.get("$defs", {}), at(schema, root, key[:end]), above), above)
         if part not in known and lookup(root, key[: end + 1]) is None:
+            if isinstance(above.value, list):
+                return f"; {show(key[:end])} has {len(above.value)} element{'s' * (len(above.value) != 1)}"
             return nearest(str(part), list(map(str, known)))
     return ""
