@@ -48,13 +48,34 @@ def test_config_print_parses_back(capsys, tmp_path):
     assert call(capsys, "config", "print", again)[1] == out
 
 
+def test_config_explain_tells_everything_where_no_key_is_named(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = call(capsys, "config", "explain", MOCOV2)
+    assert code == 0 and out == call(capsys, "config", "explain", MOCOV2, "--all")[1]
+    assert "\n[model.backbone]\n" in out and f"\nseed = 0{'default of the code':>72}\n" in out
+    code, part, _ = call(capsys, "config", "explain", MOCOV2, "model.backbone", "--all")
+    assert code == 0 and part.startswith("[model.backbone]\n") and part.rstrip() in out
+
+
 def test_config_explain_names_the_chain(capsys):
     code, out, _ = call(capsys, "config", "explain", MOCOV2, "epochs", "--set", "epochs=800")
     assert code == 0
     assert "sgd_coslr-200e_in1k.toml:" in out and out.rstrip().splitlines()[-1].strip().startswith("--set epochs=800")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["config", "print", MOCOV2], ["config", "explain", MOCOV2, "model"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["config", "print", MOCOV2],
+        ["config", "explain", MOCOV2, "model"],
+        ["config", "explain", MOCOV2, "--all"],
+        ["config", "diff", MOCOV2, "--set", "epochs=800"],
+        ["config", "schema", "--editor"],
+        ["list", "transforms", "ColorJitter"],
+        ["list", "--json"],
+    ],
+)
 def test_looking_imports_no_torch(words):
     code = "import sys; from sslrun.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'numpy', 'nvidia.dali'} & set(sys.modules), 'heavy imports'"

@@ -288,7 +288,8 @@ class TestCheck:
             ),
             (
                 '[net]\ntype = "Stack"\nlayers = [\n { type = "Linear", in_channels = 1 },\n { type = "Stack" },\n]',
-                "x.toml:6: net.layers.1: layers is missing; Stack needs it: a list of tables whose type names one of the nets",
+                "x.toml:6: net.layers.1: layers is missing; Stack needs it: "
+                "a list of tables whose type names one of the nets",
             ),
             (
                 '[net]\ntype = "Stack"\nlayers = []\ndropout = false',
