@@ -146,6 +146,29 @@ def test_an_element_that_does_not_exist():
         load(QUICKSTART, ["data.views.0.transforms.9.p=1"])
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("model.neck.in_channels=100", "[model] does not fit together, or not with data.views: "),
+        ("model.backbone.out_indices=[2]", "[model] does not fit together, or not with data.views: "),
+        (
+            "data.views.0.num_views=1",
+            "data.views: 1 of each picture (num_views, all groups together), but MoCo takes 2",
+        ),
+        ("global_batch=1000000000000000", "and a batch of at most 16,777,216"),
+        ("model.neck.hid_channels=0", "hid_channels is 0, expected 1 or more"),
+        ("model.queue_len=1000000000000000", "can't allocate memory"),
+    ],
+)
+def test_what_a_plan_finds_out(capfd, setting, expected):
+    """Also where nothing is left to choose, so that no run begins that cannot take its first step."""
+    for micro_batch in ("auto", "32"):
+        words = [str(QUICKSTART), "--dry-run", "--set", setting, "--set", f"engine.micro_batch={micro_batch}"]
+        assert main(words) == 2
+        out, err = capfd.readouterr()  # of the process: libraries print, too
+        assert out == "" and len(err.splitlines()) == 1 and expected in err
+
+
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.nightly) for part in range(1, 12))])
 def test_harsh_values_for_every_key(part, tmp_path, monkeypatch):
     """NaN, infinities, zeros, huge numbers and wrong types, one at a time, for every key of a recipe."""

@@ -29,6 +29,7 @@ class BarlowTwins(Method):
         head: the loss.
     """
 
+    num_views = 2
     compares_samples = True
 
     def __init__(self, backbone: Backbone, neck: Neck, head: LatentCrossCorrelationHead) -> None:

@@ -33,6 +33,8 @@ class BYOL(Method):
         end_momentum: of the teacher, at the end of the run.
     """
 
+    num_views = 2
+
     def __init__(
         self,
         backbone: Backbone,

@@ -42,6 +42,8 @@ class DeepCluster(Method):
         reweight_power: size ** -reweight_power is the weight.
     """
 
+    num_views = 1
+
     labels: Tensor
     counts: Tensor
 

@@ -58,6 +58,8 @@ class DenseCL(Method):
         loss_lambda_start_iters: optimiser steps at the start of the run with the global loss alone; 0 for none.
     """
 
+    num_views = 2
+
     def __init__(
         self,
         backbone: Backbone,

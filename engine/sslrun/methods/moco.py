@@ -35,6 +35,8 @@ class MoCo(Method):
         momentum: of the key encoder.
     """
 
+    num_views = 2
+
     def __init__(
         self,
         backbone: Backbone,

@@ -53,6 +53,8 @@ class MoCoV3(Method):
         base_momentum: of the key encoder at the start of the run; 1 at its end.
     """
 
+    num_views = 2
+
     def __init__(self, backbone: Backbone, neck: Neck, head: MoCoV3Head, base_momentum: float = 0.99) -> None:
         super().__init__()
         if head.predictor.out_channels != neck.out_channels:

@@ -41,6 +41,8 @@ class NPID(Method):
         ensure_neg: never draw the picture's own row as a negative.
     """
 
+    num_views = 1
+
     bank: Bank
 
     def __init__(

@@ -48,6 +48,8 @@ class ODC(Method):
         reweight_power: size ** -reweight_power is the weight of a cluster's samples in the loss.
     """
 
+    num_views = 1
+
     changed: Tensor
 
     def __init__(

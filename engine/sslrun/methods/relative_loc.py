@@ -39,6 +39,8 @@ class RelativeLoc(Method):
         head: classifier with 8 classes.
     """
 
+    num_views = PATCHES
+
     def __init__(self, backbone: Backbone, neck: RelativeLocNeck, head: ClsHead) -> None:
         super().__init__()
         if head.num_classes != PAIRS:

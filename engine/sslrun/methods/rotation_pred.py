@@ -26,6 +26,8 @@ class RotationPred(Method):
         head: classifier of its feature map, with 4 classes: counter-clockwise turns by 0, 90, 180, 270 degrees.
     """
 
+    num_views = 1
+
     def __init__(self, backbone: Backbone, head: ClsHead) -> None:
         super().__init__()
         if head.num_classes != TURNS:

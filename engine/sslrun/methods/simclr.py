@@ -29,6 +29,7 @@ class SimCLR(Method):
         head: contrastive loss.
     """
 
+    num_views = 2
     compares_samples = True
 
     def __init__(self, backbone: Backbone, neck: Neck, head: ContrastiveHead) -> None:

@@ -27,6 +27,8 @@ class SimSiam(Method):
         head: predictor on top of that, and the loss, which stops the gradient of its second argument.
     """
 
+    num_views = 2
+
     def __init__(self, backbone: Backbone, neck: Neck, head: LatentPredictHead) -> None:
         super().__init__()
         head.check_fits(neck)
