@@ -63,11 +63,13 @@ def train(name: str, seed: int) -> dict[str, Any]:
     metrics = work_dir / RECIPES[name].stem / "metrics.jsonl"
     entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     curve = [(entry["epoch"], entry["knn/top1_pct"]) for entry in entries if "knn/top1_pct" in entry]
+    held_out = [{name: value for name, value in entry.items() if name.startswith("val/")} for entry in entries]
     return {
         "untrained_pct": curve[0][1],
         "trained_pct": curve[-1][1],
         "wall_s": round(max(entry["wall_s"] for entry in entries)),
         "knn_curve": curve,
+        **next((each for each in reversed(held_out) if each), {}),
     }
 
 
