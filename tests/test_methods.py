@@ -17,6 +17,7 @@ import small_run
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.data import Batch
+from sslrun.evaluation.held_out import untouched
 from sslrun.methods import Progress
 from sslrun.nn.norm import RunningStatistics, set_groups
 from sslrun.recipe import Recipe
@@ -131,6 +132,24 @@ def test_two_steps_move_the_student_and_only_the_momentum_moves_the_teacher(name
         moved = {name for name, value in before.items() if not torch.equal(value, method.get_parameter(name))}
         assert moved <= followers | set(trained)
         assert moved & set(trained)
+
+
+@EVERY_METHOD
+def test_a_look_at_the_loss_leaves_no_trace(name):
+    """Between two steps, as the held-out loss is measured: the second step is that of a run that was not looked at."""
+    seen = []
+    for is_looked_at in (True, False):
+        recipe = recipe_of(name)
+        executor = started(recipe)
+        take_step(recipe, executor, 0)
+        if is_looked_at:
+            with untouched(recipe.model, executor.device):
+                batches = batches_of(recipe, 7)
+                (target,) = executor.targets(batches, progress_at(1))
+                assert executor.forward(batches[0], progress_at(1), target).value.isfinite()
+        metrics = take_step(recipe, executor, 1)
+        seen.append({**recipe.model.state_dict(), **executor.optimizer_state(), **metrics})
+    assert [key for key in seen[0] if not torch.equal(seen[0][key], seen[1][key])] == []
 
 
 @EVERY_METHOD
