@@ -202,8 +202,9 @@ class OnlineClusters(nn.Module):
         old = self.bank.rows[index]
         self.bank.update(index, features)
         new = self.bank.rows[index]
-        after = _nearest(new, self.centroids)
-        once = (last_occurrence(index) == torch.arange(len(index), device=index.device)).long()
+        last = last_occurrence(index)
+        after = _nearest(new, self.centroids)[last]  # of equal rows one answer, however a product rounds each
+        once = (last == torch.arange(len(index), device=index.device)).long()
         self._move(index, old, new, after, once)
         return (before != after).float().mean()
 
