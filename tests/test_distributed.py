@@ -22,6 +22,7 @@ def test_alone_everything_answers_for_itself(environment: pytest.MonkeyPatch) ->
     assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (0, 0, 1)
     x = torch.arange(6.0).view(3, 2)
     assert torch.equal(distributed.all_gather_rows(x), x)
+    assert distributed.share(7) == slice(0, 7) and torch.equal(distributed.all_gather_shares(x, 3), x)
     assert torch.equal(distributed.exchange_rows(x, torch.tensor([2, 0, 1])), x[[2, 0, 1]])
     assert distributed.broadcast_object("a") == "a" and distributed.gather_objects("a") == ["a"]
     assert distributed.Vote(torch.device("cpu")).cast(75) == 75
@@ -100,6 +101,8 @@ def each_collective() -> dict[str, object]:
         "there_and_back": distributed.exchange_rows(distributed.exchange_rows(x, permutation), permutation.argsort()),
         "kept_layout": distributed.all_gather_rows(last).is_contiguous(memory_format=torch.channels_last)
         and distributed.exchange_rows(last, permutation).is_contiguous(memory_format=torch.channels_last),
+        "shares": [distributed.all_gather_shares(torch.arange(n)[distributed.share(n)], n).tolist() for n in (7, 3, 2)],
+        "share": len(range(100)[distributed.share(100)]),
         "means": means,
         "gradient": leaf.grad,
         "sum": distributed.all_reduce_sum_(torch.tensor([1.0, rank])),
@@ -130,6 +133,7 @@ def test_collectives_on_three_ranks() -> None:
         assert torch.equal(result["vectors"], whole[permutation][block, 0, 0, 0])
         assert torch.equal(result["there_and_back"], rows_of(rank))
         assert result["kept_layout"]
+        assert result["shares"] == [list(range(n)) for n in (7, 3, 2)] and result["share"] in (33, 34)
         assert torch.equal(result["means"][0], torch.ones(2, 2)) and result["means"][1].item() == 3.0
         torch.testing.assert_close(result["gradient"], leaf.grad[block])
         assert result["sum"].tolist() == [3.0, 3.0]

@@ -214,8 +214,8 @@ def _monitor(run: Run, meter: SpeedMeter) -> None:
 
 
 def _features(run: Run, module: torch.nn.Module) -> Tensor:
-    """(N, D) outputs of a module for the whole training source, for clustering methods."""
-    return run.features.extract(module, np.arange(run.plan.num_samples))
+    """(n, D) outputs of a module for this rank's share of the training source, for clustering methods."""
+    return run.features.extract_share(module, np.arange(run.plan.num_samples))
 
 
 def _say_goodbye(folder: Path, config: Config, command: str, code: int) -> None:

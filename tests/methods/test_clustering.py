@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ranks import run_ranks
 from sslrun.nn import clustering
-from sslrun.nn.clustering import OnlineClusters, balancing_weights, k_means, share, totals, whitened
+from sslrun.nn.clustering import OnlineClusters, balancing_weights, k_means, totals, whitened
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead
 from sslrun.runtime import distributed
@@ -129,33 +129,32 @@ def clustered_here(num_rows: int) -> tuple[Tensor, ...]:
     device = torch.device("cpu")
     distributed.init(device)
     features = unit_rows(num_rows, 12, num_blobs=5) * 4 + 1
-    rows = whitened(features, 6, device)
+    mine = distributed.share(num_rows)
+    rows = whitened(features[mine], 6, device)
     centroids, labels = k_means(F.normalize(rows, dim=1), 8, seeded(2), iterations=5)
     counts = labels.bincount(minlength=8)
     drawn = labels[torch.randperm(num_rows, generator=seeded(4))[:16]].view(distributed.world_size(), 2, -1)
-    mine = drawn[distributed.rank() if distributed.world_size() > 1 else 0]
-    weights = torch.cat(balancing_weights(list(mine), counts, 0.5))
+    weights = torch.cat(balancing_weights(list(drawn[distributed.rank()]), counts, 0.5))
     masks = torch.cat(dropout_masks(2, (8 // distributed.world_size(), 5), 0.4, 7, device))
+    online = OnlineClusters(num_rows, 12, 8)
+    online.start(features[mine], seeded(3))
     distributed.shutdown()
-    return rows, centroids, labels, weights, masks
+    return rows, centroids, labels, weights, masks, online.bank.rows, online.labels, online.sums
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_cluster_as_one_process_does(world_size, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     ranks = run_ranks(clustered_here, world_size, 103)
-    rows, centroids, labels, weights, masks = clustered_here(103)
+    rows, centroids, labels, weights, masks, *online = clustered_here(103)
     torch.testing.assert_close(torch.cat([rank[0] for rank in ranks]).abs(), rows.abs(), atol=1e-6, rtol=1e-5)
-    for _, other_centroids, other_labels, _, _ in ranks:
+    for _, other_centroids, other_labels, _, _, *other_online in ranks:
+        assert all(torch.equal(one, other) for one, other in zip(online, other_online, strict=True))
         assert torch.equal(other_labels, labels)
         torch.testing.assert_close(other_centroids.abs(), centroids.abs(), atol=1e-6, rtol=1e-5)
         assert torch.equal(other_centroids, ranks[0][1])
     torch.testing.assert_close(torch.cat([rank[3] for rank in ranks]), weights)
     assert torch.equal(torch.cat([rank[4] for rank in ranks]), masks)
-
-
-def test_shares_are_all_rows_once():
-    assert share(7) == slice(0, 7)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])

@@ -45,7 +45,7 @@ def features(module: nn.Module) -> Tensor:
     with torch.no_grad():
         outputs = module(torch.randn(SAMPLES, 3, 16, 16, generator=generator))
     module.train()
-    return outputs
+    return outputs[distributed.share(SAMPLES)]
 
 
 def started(**options) -> ODC:

@@ -48,16 +48,23 @@ class FeatureExtractor:
             num_threads=num_threads,
         )
 
+    def extract_share(self, module: nn.Module, ids: np.ndarray) -> Tensor:
+        """(n, D) fp32 on the CPU, a row for each of the ids in this rank's share (`distributed.share`) of the (N,)."""
+        return self._rows(module, ids[distributed.share(len(ids))])
+
     def extract(self, module: nn.Module, ids: np.ndarray) -> Tensor:
         """(N, D) fp32 on the CPU, a row for each of the (N,) ids, the same on all ranks; all ranks call it."""
         ranks = distributed.world_size()
         padded = np.resize(ids, -(-len(ids) // ranks) * ranks)  # equal shares; what is there twice is cut off below
         mine = padded.reshape(ranks, -1)[distributed.rank()]
-        cursor = [(0, mine[first : first + BATCH]) for first in range(0, len(mine), BATCH)]
-        rows = extract(module, self.loader.run(cursor), self.device, self.bf16)
+        rows = self._rows(module, mine)
         if ranks > 1:
             rows = distributed.all_gather_rows(rows.to(self.device)).cpu()
         return rows[: len(ids)]
+
+    def _rows(self, module: nn.Module, ids: np.ndarray) -> Tensor:
+        cursor = [(0, ids[first : first + BATCH]) for first in range(0, len(ids), BATCH)]
+        return extract(module, self.loader.run(cursor), self.device, self.bf16)
 
 
 def centre_crop_like(group: ViewGroup) -> list[Transform]:

@@ -104,8 +104,9 @@ class Method(nn.Module, Component, kind="methods"):
         Args:
             progress: of that step.
             features: runs a module of the method, in evaluation mode and without gradient, over the whole training set
-                (centre crops) and returns its outputs, (N, D) float32 on the CPU, in the order of sample ids, the same
-                on every rank. Feature maps, (B, C, H, W) or lists of them, are averaged over positions, the last one.
+                (centre crops) and returns its outputs, (n, D) float32 on the CPU, in the order of sample ids: those of
+                this rank's share of the samples (`distributed.share`). Feature maps, (B, C, H, W) or lists of them, are
+                averaged over positions, the last one.
         """
         return []
 

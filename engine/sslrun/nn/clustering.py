@@ -18,12 +18,6 @@ FIXED_POINT = 2.0**36  # of a sum: steps of 1.5e-11, and room for 67 million row
 PIECE = 2**24  # numbers in a piece of a matrix of distances
 
 
-def share(num_rows: int) -> slice:
-    """The part of so many rows that is this rank's."""
-    rank, ranks = distributed.rank(), distributed.world_size()
-    return slice(num_rows * rank // ranks, num_rows * (rank + 1) // ranks)
-
-
 @torch.no_grad()
 def whitened(features: Tensor, dim: int, device: torch.device) -> Tensor:
     """PCA to `dim` dimensions, each of them scaled to a variance of 1 (DeepCluster: Caron et al. 2018, arXiv
@@ -32,17 +26,18 @@ def whitened(features: Tensor, dim: int, device: torch.device) -> Tensor:
     Directions in which the features do not vary come out as zeros.
 
     Args:
-        features: (N, C), the same on every rank; in any memory.
+        features: (n, C), this rank's share of N rows; in any memory.
         dim: at most C.
         device: where to compute, in float64 up to the projection.
 
     Returns:
-        (n, dim) fp32 on the device: this rank's share of the rows.
+        (n, dim) fp32 on the device.
     """
-    num_rows, channels = features.shape
+    channels = features.shape[1]
     if not 1 <= dim <= channels:
         raise ValueError(f"PCA to {dim} dimensions of features that have {channels}")
-    pieces = features[share(num_rows)].split(max(1, PIECE // channels))
+    num_rows = _num_rows(features, device)
+    pieces = features.split(max(1, PIECE // channels))
     mean = torch.zeros(channels, dtype=torch.float64, device=device)
     for piece in pieces:
         mean += piece.to(device).double().sum(0)
@@ -68,7 +63,7 @@ def k_means(rows: Tensor, num_clusters: int, generator: torch.Generator, iterati
     empty ones.
 
     Args:
-        rows: (n, D) fp32, this rank's `share` of N rows, each of a length of 1 at most.
+        rows: (n, D) fp32, this rank's share of N rows (`distributed.share`), each of a length of 1 at most.
         num_clusters: K, at most N.
         generator: on the CPU, in the same state on every rank.
         iterations: how often centroids are computed.
@@ -76,10 +71,10 @@ def k_means(rows: Tensor, num_clusters: int, generator: torch.Generator, iterati
     Returns:
         Centroids (K, D) and labels (N,) int64 of all rows, the same on every rank.
     """
-    num_rows = int(distributed.all_reduce_sum_(torch.tensor(len(rows), device=rows.device)))
+    num_rows = _num_rows(rows, rows.device)
     if not 1 <= num_clusters <= num_rows:
         raise ValueError(f"cannot make {num_clusters} clusters of {num_rows} samples")
-    mine = share(num_rows)
+    mine = distributed.share(num_rows)
     assert len(rows) == mine.stop - mine.start, "not this rank's share of the rows"
     chosen = torch.randperm(num_rows, generator=generator)[:num_clusters]
     here = ((chosen >= mine.start) & (chosen < mine.stop)).nonzero().flatten()
@@ -92,7 +87,7 @@ def k_means(rows: Tensor, num_clusters: int, generator: torch.Generator, iterati
         distributed.all_reduce_sum_(counts)
         centroids = means(sums, counts, centroids)
         _split_for_empty(centroids, counts)
-    return centroids, _all_rows(_nearest(rows, centroids), num_rows)
+    return centroids, distributed.all_gather_shares(_nearest(rows, centroids), num_rows)
 
 
 def totals(rows: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
@@ -138,13 +133,9 @@ def _split_for_empty(centroids: Tensor, counts: Tensor) -> None:
         centroids[largest] *= 2 - apart
 
 
-def _all_rows(labels: Tensor, num_rows: int) -> Tensor:
-    """Labels of all ranks' shares, put together."""
-    ranks = distributed.world_size()
-    longest = -(-num_rows // ranks)
-    padded = F.pad(labels, (0, longest - len(labels)), value=-1)
-    gathered = distributed.all_gather_rows(padded)
-    return gathered[gathered >= 0] if ranks > 1 else labels
+def _num_rows(share: Tensor, device: torch.device) -> int:
+    """Of all ranks' shares together."""
+    return int(distributed.all_reduce_sum_(torch.tensor(len(share), device=device)))
 
 
 class OnlineClusters(nn.Module):
@@ -176,11 +167,10 @@ class OnlineClusters(nn.Module):
 
     @torch.no_grad()
     def start(self, features: Tensor, generator: torch.Generator) -> None:
-        """k-means of all features, (N, D), the same on every rank; `generator` likewise."""
-        unit = F.normalize(features, dim=1)
-        mine = unit[share(len(unit))].to(self.labels.device)
-        centroids, labels = k_means(mine, len(self.centroids), generator)
-        self.bank.rows.copy_(unit)
+        """k-means of all samples' features, of which this rank has its share, (n, D); `generator` as there."""
+        unit = F.normalize(features.to(self.labels.device), dim=1)
+        centroids, labels = k_means(unit, len(self.centroids), generator)
+        self.bank.rows.copy_(distributed.all_gather_shares(unit, len(self.labels)))
         self.labels.copy_(labels)
         sums, counts = totals(self.bank.rows, self.labels, len(self.centroids))
         self.sums.copy_(sums)

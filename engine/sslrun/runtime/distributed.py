@@ -193,6 +193,24 @@ def all_gather_rows(x: Tensor) -> Tensor:
     return gathered.permute(0, 3, 1, 2) if channels_last else gathered
 
 
+def share(num_rows: int) -> slice:
+    """Which of so many rows are this rank's, where they are dealt out evenly."""
+    return slice(*_share(num_rows, rank(), world_size()))
+
+
+@torch.no_grad()
+def all_gather_shares(x: Tensor, num_rows: int) -> Tensor:
+    """Each rank's `share` of so many rows, (n, ...) -> all of them, (num_rows, ...), without gradient."""
+    ranks = world_size()
+    if ranks == 1:
+        return x.detach()
+    padded = x.new_zeros((-(-num_rows // ranks), *x.shape[1:]))
+    padded[: len(x)] = x
+    parts = all_gather_rows(padded).split(len(padded))
+    shares = (_share(num_rows, r, ranks) for r in range(ranks))
+    return torch.cat([part[: last - first] for part, (first, last) in zip(parts, shares, strict=True)])
+
+
 def all_gather_rows_with_gradient(x: Tensor) -> Tensor:
     """As `all_gather_rows`; backward hands each rank the sum, over all ranks, of the gradients of its own rows.
 
@@ -238,6 +256,10 @@ def exchange_rows(x: Tensor, permutation: Tensor) -> Tensor:
     )
     result = torch.empty_like(received).index_copy_(0, place.to(x.device, non_blocking=True), received)
     return result.permute(0, 3, 1, 2) if channels_last else result
+
+
+def _share(num_rows: int, rank: int, ranks: int) -> tuple[int, int]:
+    return num_rows * rank // ranks, num_rows * (rank + 1) // ranks
 
 
 class _GatherRows(torch.autograd.Function):
