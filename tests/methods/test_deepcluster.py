@@ -1,6 +1,5 @@
 """DeepCluster: what it clusters, what it learns from, and that a resume around a clustering is the same bits."""
 
-import math
 import shutil
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def features(module: nn.Module) -> Tensor:
     with torch.no_grad():
         outputs = module(pictures())
     module.train()
-    return outputs
+    return outputs[distributed.share(SAMPLES)]
 
 
 def clustered(**options) -> DeepCluster:
@@ -164,7 +163,7 @@ def test_metrics_and_chance():
     (target,) = method.targets([batch_of(0, 8)], PROGRESS)
     metrics = method(batch_of(0, 8), PROGRESS, target).metrics
     assert metrics["clusters_in_use"] == CLUSTERS and 0 <= metrics["top1_pct"] <= 100
-    assert method.chance_loss() == pytest.approx(math.log(CLUSTERS))
+    assert method.chance_loss() is None  # a new head guesses, in every epoch: no sign of a collapse
 
 
 def test_sobel_is_two_gradients_of_the_grey_picture():

@@ -11,7 +11,6 @@ weights, the seed and the step, so that a resume repeats it; weights of samples,
 global batch.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +29,8 @@ from sslrun.nn.necks import Embedder, Neck
 
 class DeepCluster(Method):
     """Prediction of clusters that are made anew before every epoch.
+
+    Its loss begins at that of guessing in every epoch, so there is no `chance_loss` that a healthy run stays below.
 
     Args:
         backbone: the network to train.
@@ -94,6 +95,3 @@ class DeepCluster(Method):
     def forward(self, batch: Batch, progress: Progress, targets: tuple[Tensor, Tensor | None]) -> Loss:
         loss, top1 = self.head(self.neck(self.backbone(batch.views[0])[-1]), *targets)
         return Loss(loss, {"top1_pct": 100 * top1, "clusters_in_use": (self.counts > 0).sum()})
-
-    def chance_loss(self) -> float:
-        return math.log(self.head.num_classes)
