@@ -2,21 +2,28 @@
 
 import copy
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import small_run
 from ranks import run_ranks
+from sslrun.cli import main
 from sslrun.config import load
 from sslrun.data.batch import Batch
 from sslrun.methods import Progress
 from sslrun.methods.swav import SwAV, SwAVHead
 from sslrun.nn.backbone import Backbone
 from sslrun.nn.necks import NonLinearNeck
-from sslrun.runtime import distributed
-from sslrun.train import joined
+from sslrun.nn.norm import RunningStatistics
+from sslrun.optim.groups import ParamRule
+from sslrun.optim.optimizers import SGD
+from sslrun.runtime import checkpoint, distributed
+from sslrun.runtime.executor import LocalExecutor
+from sslrun.train import joined, train_step
 
 ROOT = Path(__file__).parents[2]
 DIM, PROTOTYPES = 4, 7
@@ -204,6 +211,50 @@ def test_prototypes_are_on_the_sphere_at_first_and_after_each_step():
     torch.testing.assert_close(normalised(moved), torch.tensor(expected, dtype=torch.float64))
 
 
+def test_steps_of_the_engine_are_the_listings():
+    """Six steps of SGD, of which the prototypes miss three, against the loop of the paper's appendix: prototypes are
+    normalised, then come the loss, its gradient, and the update with momentum and weight decay."""
+    method = small_swav(freeze_prototypes_iters=3)
+    prototypes = method.head.prototypes.weight
+    prototypes.data = F.normalize(prototypes.data, dim=1)  # they were in float32
+    twin = copy.deepcopy(method)
+    lr, momentum, weight_decay = 0.5, 0.9, 0.01
+    rule = ParamRule(match="prototypes", freeze_iters=3)
+    recipe = SGD(lr=lr, momentum=momentum, weight_decay=weight_decay, paramwise=[rule])
+    executor = LocalExecutor(method, recipe.create(method.named_parameters()), device=torch.device("cpu"))
+    statistics = RunningStatistics(method)
+    buffers = {name: torch.zeros_like(parameter) for name, parameter in twin.named_parameters()}
+    for number in range(6):
+        batch, progress = random_batch(seed=number), at(number)
+        rates = [None if number < group["freeze_iters"] else lr for group in executor.optimizer.param_groups]
+        metrics, applied = train_step(executor, method, statistics, [batch], progress, rates)
+        assert applied
+
+        weight = twin.head.prototypes.weight
+        weight.data = weight.data / weight.data.square().sum(dim=1, keepdim=True).sqrt()
+        crops = embedded(twin, batch)
+        found = targets(crops.detach(), weight.detach())
+        total = 0.0
+        for crop, q in found.items():
+            for other in set(range(len(crops))) - {crop}:
+                scores = crops[other] @ weight.T / 0.1
+                total = total - (torch.tensor(q, dtype=torch.float64) * scores.log_softmax(dim=1)).sum(dim=1).mean()
+        loss = total / 2 / (len(crops) - 1)
+        twin.zero_grad()
+        loss.backward()
+        assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-6)  # metrics are float32
+        for name, parameter in twin.named_parameters():
+            if number < 3 and "prototypes" in name:
+                continue
+            buffers[name] = momentum * buffers[name] + parameter.grad + weight_decay * parameter.data
+            parameter.data = parameter.data - lr * buffers[name]
+        for name, parameter in method.named_parameters():
+            other = twin.get_parameter(name).data
+            expected = F.normalize(other, dim=1) if "prototypes" in name else other
+            torch.testing.assert_close(parameter.data, expected, rtol=1e-8, atol=1e-10, msg=f"{name}, step {number}")
+    assert not torch.allclose(prototypes, small_swav().head.prototypes.weight)
+
+
 def test_scores_are_float32_under_autocast():
     head = SwAVHead(DIM, PROTOTYPES)
     crops = F.normalize(torch.randn(3, 6, DIM), dim=2)
@@ -254,6 +305,32 @@ def test_state_is_whole():
         values = (step(one, random_batch(seed=number), at(number)) for one in (method, twin))
         assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
     assert torch.equal(method.queue.rows, twin.queue.rows)
+
+
+def test_a_resume_with_the_queue_half_full_is_the_same_bits(tmp_path, pictures):
+    """Steps of 16 samples and a queue of 48: saved after the second step, in use from the fourth on."""
+    source = f'{{ _delete_ = true, type = "ImageFolder", data_prefix = "{pictures}" }}'
+    recipe = tmp_path / "swav.toml"
+    recipe.write_text(f'extends = "{ROOT}/configs/learn/swav.toml"\n[data]\nsource = {source}\n')
+    options = [
+        "model.queue_length=48", "model.epoch_queue_starts=0", "model.freeze_prototypes_iters=3", "epochs=1",
+        "global_batch=16", "data.samples_per_gpu=4", "engine.device=cpu", "engine.threads=1", "monitor.knn_interval=0",
+        "checkpoint.interval=1", "checkpoint.by=iter", "checkpoint.max_keep_ckpts=100", "log.interval=1",
+    ]  # fmt: skip
+
+    def finished(name: str, *more: str) -> Path:
+        arguments = [f"--set={option}" for option in options]
+        assert main([str(recipe), *arguments, "--work-dir", str(tmp_path / name), *more]) == 0
+        return tmp_path / name / "swav/checkpoints/step_00000005"
+
+    straight = finished("straight")
+    rows = checkpoint.load(straight.with_name("step_00000002"))[0]["model"]["queue.rows"]
+    assert rows.any(dim=1).tolist() == [True] * 32 + [False] * 16
+    resumed = tmp_path / "resumed" / "swav"
+    shutil.copytree(straight.parents[1], resumed)
+    for step in (3, 4, 5):
+        shutil.rmtree(resumed / f"checkpoints/step_{step:08d}")
+    assert small_run.differences(straight, finished("resumed", "--resume")) == []
 
 
 def test_bad_arguments_are_named():
