@@ -26,6 +26,7 @@ from rows import RESULTS, append_row
 RECIPES = {path.stem: path for path in sorted((ROOT / "configs/learn").glob("*.toml"))} | {
     "mocov2": ROOT / "configs/quickstart.toml"
 }
+COLUMNS = 5
 DOCUMENT = ROOT / "docs" / "learning.md"
 START, END = "<!-- table: benchmarks/learn.py --table -->", "<!-- end of table -->"
 
@@ -109,14 +110,19 @@ def _plot(by_method: dict[str, list[dict[str, Any]]]) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "learn"  # the same picture for the same rows
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    colours = plt.get_cmap("tab20")
-    for index, (name, runs) in enumerate(sorted(by_method.items())):
+    lines = -(-len(by_method) // COLUMNS)
+    figure, axes = plt.subplots(
+        lines, COLUMNS, figsize=(9, 1.9 * lines), sharex=True, sharey=True, layout="constrained", squeeze=False
+    )
+    for panel in axes.flat[len(by_method) :]:
+        panel.set_axis_off()
+    for panel, (name, runs) in zip(axes.flat, sorted(by_method.items()), strict=False):
         for run in runs:
-            epochs, accuracies = zip(*run["knn_curve"], strict=True)
-            axes.plot(epochs, accuracies, color=colours(index), alpha=0.8, label=name if run is runs[0] else None)
-    axes.set(xlabel="epoch", ylabel="k-NN accuracy on held-out pictures, %")
-    axes.legend(ncols=2, fontsize="small")
+            panel.plot(*zip(*run["knn_curve"], strict=True), color="tab:blue", alpha=0.7)
+        panel.set_title(name, fontsize="medium")
+        panel.grid(alpha=0.3)
+    figure.supxlabel("epoch")
+    figure.supylabel("k-NN accuracy, %")
     figure.savefig(DOCUMENT.with_suffix(".svg"), metadata={"Date": None})
 
 
