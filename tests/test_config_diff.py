@@ -4,8 +4,10 @@ import itertools
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from sslrun.cli import main
 from sslrun.config import dump, load
 from sslrun.config.diff import differences, render
+from sslrun.config.dump import laid_out
 from sslrun.config.explain import explain_all
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +140,14 @@ class TestLists:
             "+ 0.5",
         ]
 
+    def test_of_two_of_a_class_each_is_found_where_it_has_moved(self):
+        often = GREY.replace("0.2", "0.5")
+        found = diff(transforms(GREY, often, BLUR, FLIP), "|", transforms(BLUR, FLIP, often, GREY))
+        assert [line for line in found if line[0] not in "+-"] == [
+            "data.views.0.transforms.1 -> data.views.0.transforms.2: RandomGrayscale moved",
+            "data.views.0.transforms.0 -> data.views.0.transforms.3: RandomGrayscale moved",
+        ]
+
     def test_an_element_of_another_class_is_not_changed_key_by_key(self):
         found = diff(transforms(GREY), "|", transforms(FLIP))
         assert [line.split(" --set")[0] for line in found] == [
@@ -169,6 +180,14 @@ def test_of_all_pairs_of_recipes_only_equal_ones_do_not_differ():
     configs = {path: load(path) for path in ALIASES}
     for a, b in itertools.product(configs, configs):
         assert bool(differences(configs[a], configs[b])) == (a != b), (a, b)
+
+
+@pytest.mark.parametrize("width", range(10, 50))
+def test_a_value_is_laid_out_as_wide_as_it_may_be(width):
+    value = {"mean": [123, 456], "table": {"a": [{"b": 1, "c": 22}]}}
+    lines = laid_out(value, width)
+    assert max(map(len, lines)) <= max(width, len("          c = 22,"))
+    assert tomllib.loads("x = " + re.sub(r",\s*([\]}])", r"\1", "".join(lines)))["x"] == value
 
 
 keys = st.sampled_from(["a", "b", "type"])

@@ -163,6 +163,7 @@ def test_what_a_file_may_say(text):
         ("epocs = 3", [("", unexpected("epocs"))]),
         ('[model]\ntype = "MoCo"\nquue_len = 1', [("model", unexpected("quue_len"))]),
         ("[model]\nquue_len = 1", [("model", unexpected("quue_len"))]),
+        ('[model.head]\ntype = "ContrastiveHead"\ntemp = 1', [("model.head", unexpected("temp"))]),
         ("[model.backbone]\ndpth = 18", [("model.backbone", unexpected("dpth"))]),
         ("[data.views.0.transforms.1]\npp = 1", [("data.views.0.transforms.1", unexpected("pp"))]),
         ("[[data.views]]\nnum_view = 2", [("data.views.0", unexpected("num_view"))]),

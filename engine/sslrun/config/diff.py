@@ -102,8 +102,8 @@ def _compare_elements(definitions: Schema, old: list[Side], new: list[Side]) -> 
     pairs: list[tuple[Side, Side]] = []
     gone: list[Side] = []
     come: list[Side] = []
-    for olds, news, are_equal in _runs(old, new, _value):
-        for left, right, are_of_one_class in [] if are_equal else _runs(olds, news, _class):
+    for olds, news, _ in _runs(old, new, _value):
+        for left, right, are_of_one_class in _runs(olds, news, _class):
             if are_of_one_class:
                 pairs += zip(left, right, strict=True)
             else:
