@@ -21,7 +21,9 @@ from sslrun.nn.spread import spread
 
 
 class BarlowTwins(Method):
-    """Redundancy reduction. Recipes have two views of each picture.
+    """Redundancy reduction: two views agree in each dimension, and no two dimensions say the same (arXiv 2103.03230).
+
+    Recipes have two views of each picture.
 
     Args:
         backbone: the network to train.

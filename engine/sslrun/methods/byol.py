@@ -23,7 +23,9 @@ from sslrun.nn.spread import spread
 
 
 class BYOL(Method):
-    """Bootstrap your own latent. Recipes have two views of each picture.
+    """Bootstrap your own latent: predicts what a slow copy of the network makes of another view (arXiv 2006.07733).
+
+    Recipes have two views of each picture.
 
     Args:
         backbone: the network to train.

@@ -28,7 +28,7 @@ from sslrun.nn.necks import Embedder, Neck
 
 
 class DeepCluster(Method):
-    """Prediction of clusters that are made anew before every epoch.
+    """Predicts clusters that are made anew before every epoch (arXiv 1807.05520).
 
     Its loss begins at that of guessing in every epoch, so there is no `chance_loss` that a healthy run stays below.
 

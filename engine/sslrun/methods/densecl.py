@@ -45,7 +45,7 @@ class Keys(NamedTuple):
 
 
 class DenseCL(Method):
-    """Dense contrastive learning.
+    """MoCo v2 on whole pictures and, at the same time, on every cell of the feature map (arXiv 2011.09157).
 
     Args:
         backbone: the network to train.

@@ -24,7 +24,7 @@ from sslrun.nn.spread import spread
 
 
 class MoCo(Method):
-    """Momentum contrast.
+    """Momentum contrast: finds its key among a queue of others, from a slow copy of the network (arXiv 1911.05722).
 
     Args:
         backbone: the network to train.

@@ -44,7 +44,7 @@ class Keys(NamedTuple):
 
 
 class MoCoV3(Method):
-    """Momentum contrast within the batch, for ResNets and vision transformers.
+    """Momentum contrast within the batch, for ResNets and vision transformers (arXiv 2104.02057).
 
     Args:
         backbone: the network to train.

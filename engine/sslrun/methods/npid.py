@@ -29,7 +29,7 @@ from sslrun.runtime.distributed import rank, world_size
 
 
 class NPID(Method):
-    """Non-parametric instance discrimination.
+    """Tells each picture from others by a memory of how all of them look (arXiv 1805.01978).
 
     Args:
         backbone: the network to train.

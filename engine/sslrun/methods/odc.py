@@ -35,7 +35,7 @@ from sslrun.nn.necks import Embedder, ODCNeck
 
 
 class ODC(Method):
-    """Online deep clustering.
+    """Predicts clusters that change a little with every batch (arXiv 2006.10645).
 
     Args:
         backbone: the network to train.

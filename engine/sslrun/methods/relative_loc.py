@@ -31,7 +31,7 @@ CENTRE = PATCHES // 2
 
 
 class RelativeLoc(Method):
-    """Prediction of a patch's place relative to another.
+    """Predicts where a patch lies relative to another (arXiv 1505.05192).
 
     Args:
         backbone: the network to train, which sees one patch at a time.

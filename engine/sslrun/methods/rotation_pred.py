@@ -19,7 +19,7 @@ TURNS = 4
 
 
 class RotationPred(Method):
-    """Prediction of a picture's rotation.
+    """Predicts which of four ways up a picture is (arXiv 1803.07728).
 
     Args:
         backbone: the network to train.

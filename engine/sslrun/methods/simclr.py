@@ -21,7 +21,9 @@ from sslrun.nn.spread import spread
 
 
 class SimCLR(Method):
-    """Contrast within the batch. Recipes have two views of each picture, in one view group or two.
+    """Finds the other view of a picture among all views of the batch (arXiv 2002.05709).
+
+    Recipes have two views of each picture, in one view group or two.
 
     Args:
         backbone: the network to train.

@@ -19,7 +19,9 @@ from sslrun.nn.spread import spread
 
 
 class SimSiam(Method):
-    """Simple siamese network. Recipes have two views of each picture.
+    """Predicts the other view's embedding, with neither negatives nor a slow copy (arXiv 2011.10566).
+
+    Recipes have two views of each picture.
 
     Args:
         backbone: the network to train.

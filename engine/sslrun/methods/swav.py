@@ -124,7 +124,7 @@ class SwAVHead(Head):
 
 
 class SwAV(Method):
-    """Swapped assignments between views.
+    """Predicts from one view to which prototypes another was assigned (arXiv 2006.09882).
 
     Args:
         backbone: the network to train.
