@@ -192,6 +192,14 @@ class TestDescribe:
         assert SCHEMA["$defs"]["nets"] == {"title": "nets", "x-tag": "type", "oneOf": options}
         assert SCHEMA["$defs"]["plans"]["x-tag"] == "policy"
 
+    def test_a_part_of_a_union_brings_the_whole(self):
+        found = describe(Linear)["$defs"]
+        assert [option["$ref"] for option in found["nets:Linear"]["oneOf"]] == [
+            "#/$defs/nets.Linear",
+            "#/$defs/nets.Scaled",
+        ]
+        assert found["nets"] == SCHEMA["$defs"]["nets"]
+
     def test_kwargs_stand_for_the_constructor_above(self):
         found = parameters(Scaled)
         assert list(found) == ["factor", "bias", "in_channels"]

@@ -108,7 +108,7 @@ def at(schema: Schema, root: Node, key: Key) -> Schema:
 
 
 def expected(definitions: Schema, schema: Schema, link: Callable[[str], str] = str) -> str:
-    """What is asked for, in words. `link` may make a link of a kind of component."""
+    """What is asked for, in words. `link` may make a link of a kind of component, or of the name of one."""
     schema = follow(definitions, schema)
     if "anyOf" in schema:
         return " or ".join(expected(definitions, option, link) for option in schema["anyOf"])
@@ -117,7 +117,7 @@ def expected(definitions: Schema, schema: Schema, link: Callable[[str], str] = s
         return " or ".join(filter(None, [", ".join(options[:-1]), options[-1]]))
     if "x-tag" in schema:
         names = list(classes(schema))
-        which = f"is {names[0]}" if len(names) == 1 else f"names one of the {link(schema['title'])}"
+        which = f"is {link(names[0])}" if len(names) == 1 else f"names one of the {link(schema['title'])}"
         return f"a table whose {schema['x-tag']} {which}"
     if schema.get("type") == "array" and schema.get("items"):
         inner = follow(definitions, schema["items"])

@@ -99,7 +99,7 @@ def _keys(definitions: Schema, table: Schema, tables: dict[str, Key]) -> str:
     lines = []
     for key, asked in keys(table).items():
         given = f"{key} = {inline(asked['default'])}" if asked.get("default", {}) != {} else key
-        takes = expected(definitions, asked, lambda kind: _link(kind.capitalize(), kind))
+        takes = expected(definitions, asked, _link)
         ref = asked.get("$ref") or asked.get("items", {}).get("$ref")
         takes = _link(_header(tables[ref]), takes) if ref in tables else takes
         needed = "; *required*" if key in table["required"] else ""

@@ -128,6 +128,8 @@ def _union(base: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
         for cls in sorted(usable, key=lambda cls: cls.__name__):
             option = _define(f"{base.kind}.{cls.__name__}", cls, definitions, prefix)
             definitions[name]["oneOf"].append(option)
+        root = next(cls for cls in base.__mro__ if "registry" in cls.__dict__)
+        _union(root, definitions, prefix)  # where a part of a kind is asked for, what shows schemas wants all of it
     return {"$ref": f"#/$defs/{name}"}
 
 
