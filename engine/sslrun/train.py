@@ -17,7 +17,7 @@ from torch import Tensor
 from sslrun.config import Config
 from sslrun.data import Balanced, Batch, BatchStream, Order
 from sslrun.errors import Diverged, UsageError
-from sslrun.evaluation.collapse import collapse_warning
+from sslrun.evaluation.collapse import collapse_warning, guessing_warning
 from sslrun.methods import Method, Progress
 from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
@@ -192,9 +192,10 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
             row["compile/graphs"] = run.executor.num_graphs
         run.log.write(run.step, {**row, **meter.read()})
     epoch = run.step // run.plan.steps_per_epoch
-    warning = collapse_warning(means.get("feature_std"), loss, chance, epoch)
-    if warning is not None and run.recipe.monitor.collapse == "stop":
-        raise Diverged(warning)
+    collapsed = collapse_warning(means.get("feature_std"), epoch)
+    if collapsed is not None and run.recipe.monitor.collapse == "stop":
+        raise Diverged(collapsed)
+    warning = collapsed or guessing_warning(loss, chance, epoch)
     if warning is not None and run.log is not None:
         logger.warning("%s", warning)
 
