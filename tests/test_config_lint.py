@@ -21,6 +21,7 @@ RECIPES, BLOCKS = ROOT / "configs/selfsup", ROOT / "configs/_base_"
 MOCOV2 = RECIPES / "mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.toml"
 NPID = RECIPES / "npid/npid_resnet50_8xb32-steplr-200e_in1k.toml"
 SWAV = RECIPES / "swav/swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96.toml"
+SOBEL = RECIPES / "deepcluster/deepcluster-sobel_resnet50_8xb64-steplr-200e_in1k.toml"
 VIT = RECIPES / "mocov3/mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k.toml"
 
 
@@ -73,6 +74,7 @@ NAMES = {
     "mocov2_resnet50_8xb32-coslr-200e_in1k": [],
     "mocov2-mine_resnet50-mlp_8xb32-randaug-amp-coslr-200e_in1k-10pct-224px": [],
     "mocov1_resnet50_8xb32-coslr-200e_in1k-224": [],
+    "mocov2-swav_resnet50_8xb32-coslr-200e_in1k": [],
     "moco_resnet50w1_8xb32-accum1-coslr-200e_in1k": [],
     "mocov3_resnet50_8xb32-coslr-200e_in1k": ["mocov3 in the name stands for MoCoV3, model.type is MoCo"],
     "byol-moco_resnet50_8xb32-coslr-200e_in1k": ["byol-moco in the name stands for BYOL, model.type is MoCo"],
@@ -119,6 +121,14 @@ transforms = [{CROP.replace("224", "96")}]
 
 # A name, what the recipe changes about a base, and what is found.
 CONTENTS = [
+    ("mocov2_resnet50_8xb32-coslr-200e_in1k", MOCOV2, 'engine.precision = "fp32"', []),
+    ("deepcluster-sobel_resnet50_8xb64-steplr-200e_in1k", SOBEL, "", []),
+    (
+        "deepcluster-sobel_resnet18_8xb64-steplr-200e_in1k",
+        SOBEL,
+        "",
+        ["1: resnet18 in the name says depth 18, model.backbone.backbone.depth is 50"],
+    ),
     ("swav_resnet50_8xb32-mcrop-1-1-6-coslr-200e_in1k-224-96", SWAV, THREE_GROUPS, []),
     ("swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96", SWAV, THREE_GROUPS, []),
     (
@@ -348,6 +358,11 @@ class TestInheritance:
         assert lint(write("_base_/file.toml", "", "_base_/left.toml", "_base_/y.toml")) == []
         assert len(lint(write("_base_/file.toml", "", "_base_/x.toml", "_base_/y.toml"))) == 1
         assert lint(write("_base_/heir.toml", "c = 1", "_base_/file.toml")) == [], "it is said once"
+
+    def test_a_block_may_need_what_stands_beside_it(self, write, lint):
+        write("_base_/x.toml", "t.a = 1")
+        assert lint(write("_base_/y.toml", 't = { _delete_ = ["a"], b = 1 }')) == []
+        assert lint(write("_base_/file.toml", "", "_base_/x.toml", "_base_/y.toml")) == []
 
     def test_editing_anothers_list_is_no_disagreement(self, write, lint):
         write("_base_/x.toml", "a = [1, 2]")
