@@ -97,6 +97,18 @@ def test_what_is_printed_is_clean(path):
     assert flagged(dump(load(path).values)) == []
 
 
+def test_schema_json_means_to_others_what_it_means_to_us():
+    """The whole recipes are valid, and only whole, by a validator that is not ours."""
+    jsonschema.Draft202012Validator.check_schema(committed_schema())
+    validator = jsonschema.Draft202012Validator(committed_schema())
+    for path in FILES:
+        if "_base_" not in path.parts:
+            assert not list(validator.iter_errors(load(path).values)), path
+    values = load(SWAV).values
+    for wrong in (misspelt(values, ("model", "backbone", "depth")), put(values, ("data", "views", 0), 3)):
+        assert not validator.is_valid(wrong)
+
+
 @pytest.mark.parametrize("recipe", [MOCOV2, SWAV])
 def test_any_value_may_be_a_reference(recipe):
     values = load(recipe).values
