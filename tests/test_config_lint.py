@@ -360,8 +360,9 @@ class TestInheritance:
         assert lint(write("_base_/heir.toml", "c = 1", "_base_/file.toml")) == [], "it is said once"
 
     def test_a_block_may_need_what_stands_beside_it(self, write, lint):
+        write("_base_/shared.toml", "t.b = 0")
         write("_base_/x.toml", "t.a = 1")
-        assert lint(write("_base_/y.toml", 't = { _delete_ = ["a"], b = 1 }')) == []
+        assert lint(write("_base_/y.toml", 't = { _delete_ = ["a"], b = 1 }', "_base_/shared.toml")) == []
         assert lint(write("_base_/file.toml", "", "_base_/x.toml", "_base_/y.toml")) == []
 
     def test_editing_anothers_list_is_no_disagreement(self, write, lint):
