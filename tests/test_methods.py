@@ -4,6 +4,7 @@ The recipes are those of `make learn` (configs/learn/), on a few pictures and at
 """
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import small_run
 from sslrun.cli import main
@@ -19,11 +21,12 @@ from sslrun.config import load
 from sslrun.data import Batch
 from sslrun.evaluation.held_out import untouched
 from sslrun.methods import Progress
+from sslrun.nn.clustering import OnlineClusters
 from sslrun.nn.norm import RunningStatistics, set_groups
 from sslrun.recipe import Recipe
 from sslrun.runtime.executor import LocalExecutor
 from sslrun.session import build
-from sslrun.train import train_step
+from sslrun.train import joined, train_step
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.stem: path for path in [*sorted(ROOT.glob("configs/learn/*.toml")), ROOT / "configs/quickstart.toml"]}
@@ -168,6 +171,45 @@ def test_accumulation_updates_once_with_the_whole_batch(name):
     take_step(recipe, executor, 1, micro_batch=8)
     assert len(seen) == 1
     assert all(len(rows) % 16 == 0 for rows in seen[0].values())
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on a copy from one device to another that would keep the host waiting."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        result = function(*arguments, **options)
+        if function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            tensors = [x for x in (*arguments, result) if isinstance(x, Tensor)]
+            is_asynchronous = options.get("non_blocking") or arguments[2:] == (True,)
+            assert is_asynchronous or len({x.device for x in tensors}) == 1, "a copy that is waited for"
+        return result
+
+
+def take_step_without_values(method: nn.Module, batch: Batch) -> None:
+    """All of a late step that is the method's, on the meta device, where an operation that needs a value raises."""
+    method.to("meta")
+    batch, late = batch.to(torch.device("meta")), replace(progress_at(0), step=10**6, total_steps=10**7)
+    with mock.patch("torch.autocast", lambda *_, **__: nullcontext()), NoWaiting():  # autocast knows no such device
+        with torch.no_grad():
+            (target,) = method.targets([batch], late)
+        loss = method(batch, late, target)
+        loss.value.backward()
+        for parameter, function in method.rewrites(late):
+            function(parameter.detach())
+        method.after_step(late, joined([loss.carry]))
+
+
+@EVERY_METHOD
+def test_a_step_waits_for_nothing(name):
+    recipe = recipe_of(name)
+    set_groups(recipe.model, 4, 4)
+    (batch,) = batches_of(recipe, 0)
+    if name == "odc":  # it looks for small clusters: the one thing that the host must know
+        with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):
+            take_step_without_values(recipe.model, batch)
+    with mock.patch.object(OnlineClusters, "tend_small", lambda *_: None):
+        take_step_without_values(recipe.model, batch)
 
 
 @EVERY_METHOD

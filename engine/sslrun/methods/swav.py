@@ -166,8 +166,8 @@ class SwAV(Method):
         dtype = self.head.prototypes.weight.dtype  # float32, also where autocast computed in less
         crops = F.normalize(self.neck(features).to(dtype), dim=1).unflatten(0, (-1, len(batch.index)))
         loss = self.head(crops, progress.step < self.freeze_prototypes_iters, self._stored(progress))
-        assigned = crops.detach()[self.head.crops_for_assign]
-        carry = {"embeddings": assigned.transpose(0, 1).flatten(1)} if self._keeps(progress) else {}
+        assigned = [crops[crop].detach() for crop in self.head.crops_for_assign]  # a list as index waits
+        carry = {"embeddings": torch.cat(assigned, dim=1)} if self._keeps(progress) else {}
         return Loss(loss, {"feature_std": spread(assigned[0])}, carry)
 
     def rewrites(self, progress: Progress) -> list[Rewrite]:
