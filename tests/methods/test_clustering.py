@@ -77,6 +77,14 @@ def test_an_empty_cluster_gets_half_of_the_largest():
     torch.testing.assert_close(centroids.double(), torch.tensor(expected).double(), atol=1e-6, rtol=0)
 
 
+def test_k_means_fills_what_is_empty():
+    """Both first centroids are the same point: one cluster takes all, and would for ever."""
+    rows = torch.cat([unit_rows(1, 4).expand(30, 4), unit_rows(1, 4, seed=1).expand(10, 4)])
+    seed = next(seed for seed in range(99) if (torch.randperm(40, generator=seeded(seed))[:2] < 30).all())
+    _, labels = k_means(rows, 2, seeded(seed), iterations=3)
+    assert labels.bincount().tolist() in ([30, 10], [10, 30]) and len(labels[:30].unique()) == 1
+
+
 def test_k_means_depends_on_the_generator_alone():
     rows = unit_rows(80, 5)
     state = torch.get_rng_state()
