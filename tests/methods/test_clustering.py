@@ -78,11 +78,12 @@ def test_an_empty_cluster_gets_half_of_the_largest():
 
 
 def test_k_means_fills_what_is_empty():
-    """Both first centroids are the same point: one cluster takes all, and would for ever."""
-    rows = torch.cat([unit_rows(1, 4).expand(30, 4), unit_rows(1, 4, seed=1).expand(10, 4)])
-    seed = next(seed for seed in range(99) if (torch.randperm(40, generator=seeded(seed))[:2] < 30).all())
-    _, labels = k_means(rows, 2, seeded(seed), iterations=3)
-    assert labels.bincount().tolist() in ([30, 10], [10, 30]) and len(labels[:30].unique()) == 1
+    """All first centroids are the same point: two clusters stay empty, and one of those left holds two blobs."""
+    blobs = torch.tensor([0] * 12 + [1] * 20 + [2] * 20)
+    rows = torch.cat([unit_rows(1, 4, seed=seed) for seed in range(3)])[blobs]
+    seed = next(seed for seed in range(9999) if (torch.randperm(52, generator=seeded(seed))[:3] < 12).all())
+    _, labels = k_means(rows, 3, seeded(seed), iterations=8)
+    assert len({*zip(blobs.tolist(), labels.tolist(), strict=True)}) == len(labels.unique()) == 3
 
 
 def test_k_means_depends_on_the_generator_alone():
