@@ -118,6 +118,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("--all", action="store_true", help="every key below KEY, those that nothing sets too")
     explain.set_defaults(call=_config_explain)
+    importing = config_verbs.add_parser(
+        "import",
+        help="a recipe from a config of MMSelfSup, 0.x or 1.x",
+        description="Convert a Python config of MMSelfSup, with its bases, without executing it. What the recipe does "
+        "not have as it was is listed, as FILE:LINE: KEY: MESSAGE, and stands at the head of the recipe too.",
+    )
+    importing.add_argument("old", metavar="OLD.py", help="a config of MMSelfSup")
+    importing.add_argument("-o", dest="new", metavar="NEW.toml", required=True, help="the recipe to write")
+    importing.add_argument("--force", action="store_true", help="replace NEW.toml")
+    importing.add_argument(
+        "--gpus", type=int, metavar="N", help="number of GPUs that the batch is for, where OLD's name (8xb32) is silent"
+    )
+    importing.set_defaults(call=_config_import)
     diff = config_verbs.add_parser(
         "diff",
         help="in what two configs differ",
@@ -235,6 +248,30 @@ def _config_lint(args: argparse.Namespace) -> int:
             print(finding)
     print(f"{len(files)} file{'s' if len(files) > 1 else ''} checked", file=sys.stderr)
     return code
+
+
+def _config_import(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from sslrun.config.importer import import_config
+    from sslrun.runtime.durable import replace_file
+
+    new = Path(args.new)
+    if os.path.exists(new) and os.path.exists(args.old) and os.path.samefile(new, args.old):
+        raise UsageError(f"{new} is what is to be imported; -o names another file")
+    if os.path.lexists(new) and not args.force:
+        raise UsageError(f"{new} exists; --force replaces it")
+    if new.is_dir():
+        raise UsageError(f"{new}: is a folder, not a file")
+    imported = import_config(Path(args.old), args.gpus)
+    try:
+        replace_file(new, imported.text.encode())
+    except OSError as error:
+        raise UsageError(f"{new}: {error.strerror}") from None
+    for line in imported.report.lines():
+        print(line, file=sys.stderr)
+    print(f"{new}: {imported.report.count()}")
+    return DONE
 
 
 def _config_diff(args: argparse.Namespace) -> int:

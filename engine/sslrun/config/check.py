@@ -50,6 +50,11 @@ def check_part(node: Node, schema: Schema, key: Key, allows_custom: bool = False
         raise UsageError(str(problem))
 
 
+def problems(root: Node, schema: Schema) -> list[Problem]:
+    """Everything that is wrong with a whole configuration, key by key."""
+    return list(_problems(_Scope(schema.get("$defs", {}), False), root, schema, ()))
+
+
 def fits(node: Node, schema: Schema) -> bool:
     """Whether a value satisfies a schema."""
     return not any(_problems(_Scope(schema.get("$defs", {}), False), node, schema, ()))

@@ -1,0 +1,89 @@
+"""A recipe as text: in the order and the form of those that ship, so that it can be read and edited."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sslrun.config.dump import inline
+from sslrun.config.importer.parts import Part
+from sslrun.config.importer.report import Effect, Report, one_line
+from sslrun.config.node import plain, show
+
+_ORDER = ("epochs", "max_iters", "global_batch", "seed", "work_dir", "load_from", "load_strict", "resume_from", "vars")
+_SECTIONS = ("backbone", "neck", "head", "source")  # tables that have a header however short they are
+_WIDTH = 120
+_HEADINGS = {
+    Effect.LOST: "Not converted",
+    Effect.CHANGED: "Converted, but not to the same",
+    Effect.LEFT: "Left out, since nothing depends on it here",
+}
+
+
+def text(recipe: Part, report: Report, made_of: str) -> str:
+    """The whole file.
+
+    Args:
+        recipe: by top-level keys.
+        report: what the head of the file says of the conversion.
+        made_of: the old file, as shown to people.
+    """
+    values = {key: plain(value) for key, value in recipe.items()}
+    ordered = {key: values[key] for key in (*_ORDER, *values) if key in values}
+    return "\n".join([*_head(report, made_of), "", *_table(ordered, "")]).rstrip("\n") + "\n"
+
+
+def _head(report: Report, made_of: str) -> Iterator[str]:
+    yield one_line(f"# Made by `sslrun config import` from {made_of}.")
+    for effect, heading in _HEADINGS.items():
+        findings = report.findings(effect)
+        if findings:
+            yield "#"
+            yield f"# {heading}:"
+            yield from (f"#   {finding.line()}" for finding in findings)
+
+
+def _table(table: dict[str, Any], header: str) -> Iterator[str]:
+    """One table: what stands on a line first, then what has a header of its own."""
+    sections = {key: value for key, value in table.items() if _is_section(key, value, header)}
+    for key, value in table.items():
+        if key not in sections:
+            yield f"{show((key,))} = {_value(value, len(show((key,))) + 3)}"
+    for key, value in sections.items():
+        name = f"{header}{show((key,))}"
+        for below in value if isinstance(value, list) else [value]:
+            yield from ("", f"[[{name}]]" if isinstance(value, list) else f"[{name}]")
+            yield from _table(below, f"{name}.")
+
+
+def _is_section(key: str, value: Any, header: str) -> bool:
+    """Whether a value gets a header: tables of the first two levels, and lists of tables but for transforms."""
+    if isinstance(value, list):
+        return bool(value) and key != "transforms" and all(isinstance(element, dict) for element in value)
+    if not isinstance(value, dict):
+        return False
+    return not header or key in _SECTIONS or len(inline(value)) + len(key) > 60 or _has_table(value)
+
+
+def _has_table(value: dict[str, Any]) -> bool:
+    return any(isinstance(below, dict) for below in value.values())
+
+
+def _value(value: Any, indent: int) -> str:
+    """A value; a list of tables, or one that is too long for its line, with a line for each element."""
+    if isinstance(value, str) and "\\" in value and "'" not in value and value.isprintable():
+        return f"'{value}'"
+    line = inline(value)
+    if not isinstance(value, list) or not value:
+        return line
+    if len(line) + indent <= _WIDTH and not isinstance(value[0], dict):
+        return line
+    return "\n".join(["[", *(f"  {_element(element)}," for element in value), "]"])
+
+
+def _element(value: Any) -> str:
+    """An element of a list of transforms; a group of transforms has them on lines of their own."""
+    line = inline(value)
+    if len(line) <= _WIDTH - 3 or not isinstance(value, dict) or not isinstance(value.get("transforms"), list):
+        return line
+    others = {key: below for key, below in value.items() if key != "transforms"}
+    inner = [f"    {inline(element)}," for element in value["transforms"]]
+    return "\n".join([f"{inline(others)[:-2]}, transforms = [", *inner, "  ] }"])

@@ -1,0 +1,467 @@
+"""`sslrun config import`: old configurations are read without being executed, and become recipes that say the same.
+
+The inputs in old_configs/ are written for these tests, in the forms that MMSelfSup's own have: v0 is 0.x, v1 is 1.x.
+"""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from old_config import evaluated
+from sslrun.cli import main
+from sslrun.config import load
+from sslrun.config.catalogue import inside, named
+from sslrun.config.dump import inline
+from sslrun.config.importer import import_config
+from sslrun.config.importer.parameters import pattern_of, trained
+from sslrun.config.importer.report import Effect
+from sslrun.config.load import committed_schema
+from sslrun.config.node import Node
+from sslrun.errors import UsageError
+from sslrun.methods import Method
+from sslrun.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+OLD = Path(__file__).with_name("old_configs")
+V0, V1 = sorted((OLD / "v0").glob("*.py")), sorted((OLD / "v1").glob("*.py"))
+SHIPPED = {path.stem: path for path in (ROOT / "configs/selfsup").rglob("*.toml")}
+METHODS = {
+    "barlowtwins", "byol", "deepcluster", "deepcluster-sobel", "densecl", "mocov1", "mocov2", "mocov3", "npid", "odc",
+    "relative-loc", "rotation-pred", "simclr", "simsiam", "swav",
+}  # fmt: skip
+
+
+def label(path):
+    return f"{path.parent.name}-{path.stem.partition('_in1k')[0]}"
+
+
+def findings(imported, effect):
+    return [finding.line() for finding in imported.report.findings(effect)]
+
+
+DROP_LAST = "MMSelfSup keeps an incomplete last batch unless it is told to drop it; ours drop it"
+WORKERS = "a machine's business; ours have one number for a data set"
+NO_SOLARIZE = "solarisation with probability 0 is not written in ours"
+AFTER = "1.x begins the cosine after the warm-up, 0.x and ours with the run"
+PER_PASS = "every 50 backward passes there are every 4 steps; ours are every 50 steps"
+STEPS = "the same written otherwise"
+SQUARE = "1.x squeezes pictures to a square, 0.x and ours keep their proportions"
+
+# Where a converted recipe differs from the one that ships: form and file -> key -> (converted, shipped, why).
+# Not compared here: patterns of optimizer.paramwise (TestBuild compares what they choose).
+_SOLARIZE = {
+    "data.views.0.transforms.4": ("Solarization", "RandomHorizontalFlip", NO_SOLARIZE),
+    "data.views.0.transforms.5": ("RandomHorizontalFlip", "Normalize", NO_SOLARIZE),
+    "data.views.0.transforms.6": ("Normalize", None, NO_SOLARIZE),
+}
+_NORMS = {
+    "model.neck.norm_cfg": (None, "SyncBN", "ours name what holds anyway"),
+    "model.head.predictor.norm_cfg": (None, "SyncBN", "ours name what holds anyway"),
+}
+_4_WORKERS = {"data.workers_per_gpu": (4, 8, WORKERS)}
+_8_WORKERS = {"data.workers_per_gpu": (8, 4, WORKERS)}
+_INCOMPLETE = {"data.drop_last": (False, True, DROP_LAST)}
+_AFTER = {"lr.after_warmup": (True, False, AFTER)}
+DIFFERENCES = {
+    "v0-barlowtwins_resnet50_8xb256-coslr-300e": _INCOMPLETE,
+    "v0-byol_resnet50_16xb256-coslr-200e": _INCOMPLETE,
+    "v0-byol_resnet50_8xb32-accum16-coslr-200e": _INCOMPLETE | {"log.interval": (4, 50, PER_PASS)},
+    "v0-deepcluster_resnet50_8xb64-steplr-200e": _INCOMPLETE | _4_WORKERS,
+    "v0-deepcluster-sobel_resnet50_8xb64-steplr-200e": _INCOMPLETE | _4_WORKERS,
+    "v0-mocov3_resnet50_8xb512-amp-coslr-100e": _INCOMPLETE | _SOLARIZE | _NORMS,
+    "v0-mocov3_vit-small-p16_16xb256-amp-coslr-300e": _INCOMPLETE | _SOLARIZE | _NORMS,
+    "v0-odc_resnet50_8xb64-steplr-440e": _INCOMPLETE | _4_WORKERS,
+    "v1-barlowtwins_resnet50_8xb256-coslr-300e": _AFTER,
+    "v1-byol_resnet50_8xb32-accum16-coslr-200e": _AFTER | {"log.interval": (4, 50, PER_PASS)},
+    "v1-deepcluster_resnet50_8xb64-steplr-200e": _4_WORKERS,
+    "v1-deepcluster-sobel_resnet50_8xb64-steplr-200e": _4_WORKERS,
+    "v1-densecl_resnet50_8xb32-coslr-200e": _8_WORKERS,
+    "v1-mocov1_resnet50_8xb32-steplr-200e": _8_WORKERS,
+    "v1-mocov2_resnet50_8xb32-coslr-200e": _8_WORKERS,
+    "v1-mocov3_resnet50_8xb512-amp-coslr-100e": _AFTER | _SOLARIZE | _NORMS,
+    "v1-mocov3_vit-small-p16_16xb256-amp-coslr-300e": _AFTER | _SOLARIZE | _NORMS,
+    "v1-npid_resnet50_8xb32-steplr-200e": _8_WORKERS,
+    "v1-odc_resnet50_8xb64-steplr-440e": _4_WORKERS
+    | {"model.neck.norm_cfg": (None, "SyncBN", "ours name what holds anyway")},
+    "v1-relative-loc_resnet50_8xb64-steplr-70e": _4_WORKERS
+    | {"data.views.0.transforms.0.transforms.0.size": ([292, 292], 292, SQUARE)}
+    | {"optimizer.paramwise.0.weight_decay": (None, 5e-4, STEPS)}
+    | {"optimizer.paramwise.0.weight_decay_mult": (5.0, None, STEPS)},
+    "v1-rotation-pred_resnet50_8xb16-steplr-70e": {"data.workers_per_gpu": (2, 4, WORKERS)},
+    "v1-simclr_resnet50_8xb32-coslr-200e": _8_WORKERS | _AFTER,
+    "v1-simsiam_resnet50_8xb32-coslr-200e": _8_WORKERS,
+    "v1-swav_resnet50_8xb32-mcrop-2-6-coslr-200e": _8_WORKERS,
+}
+
+# What is reported as not converted or changed, by the end of the line; all else of these configurations is converted.
+REPORTED = {
+    "v0-barlowtwins_resnet50_8xb256-coslr-300e": ["model.neck.init_cfg"],
+    "v0-odc_resnet50_8xb64-steplr-440e": ["data.replace", "clustering"],
+    "v1-barlowtwins_resnet50_8xb256-coslr-300e": ["model.neck.init_cfg"],
+    "v1-byol_resnet50_8xb32-accum16-coslr-200e": ["model"],
+    "v1-odc_resnet50_8xb64-steplr-440e": ["train_dataloader.sampler.replace"],
+}
+
+
+def with_defaults(values):
+    """A recipe with every default of the code filled in."""
+    schema = committed_schema()
+
+    def filled(node, asked):
+        table = named(schema["$defs"], asked, node)
+        if isinstance(node.value, list):
+            return [filled(element, table.get("items", {})) for element in node.value]
+        if not isinstance(node.value, dict):
+            return node.value
+        made = {}
+        for part, below in inside(table, node).items():
+            value = node.value.get(part)
+            if value is not None or isinstance(below.get("default"), dict):
+                made[part] = filled(value or as_node(below["default"]), below)
+            elif "default" in below:
+                made[part] = below["default"]
+        return made
+
+    return filled(as_node(values), schema)
+
+
+def as_node(value):
+    if isinstance(value, dict):
+        return Node({key: as_node(below) for key, below in value.items()}, ())
+    return Node([as_node(below) for below in value], ()) if isinstance(value, list) else Node(value, ())
+
+
+def differences(new, old, key=""):
+    """(key, converted, shipped) of what differs; of tables of different classes the classes."""
+    if isinstance(new, dict) and isinstance(old, dict) and new.get("type") == old.get("type"):
+        for part in sorted({*new, *old}):
+            yield from differences(new.get(part), old.get(part), f"{key}.{part}" if key else part)
+    elif isinstance(new, list) and isinstance(old, list) and any(isinstance(part, dict) for part in [*new, *old]):
+        for index in range(max(len(new), len(old))):
+            pair = (values[index] if index < len(values) else None for values in (new, old))
+            yield from differences(*pair, f"{key}.{index}")
+    elif new != old and not key.endswith(".match"):
+        yield key, *(value.get("type") if isinstance(value, dict) else value for value in (new, old))
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """The recipes made of all old configurations, by their labels."""
+    folder = tmp_path_factory.mktemp("converted")
+
+    def convert(path):
+        new = folder / path.parent.name / f"{path.stem}.toml"
+        if not new.exists():
+            new.parent.mkdir(exist_ok=True)
+            new.write_text(import_config(path).text, encoding="utf-8")
+        return new
+
+    return convert
+
+
+class TestRecipes:
+    """All methods that we have, in both forms, become what ships."""
+
+    def test_there_is_one_of_each(self):
+        assert {path.stem.partition("_")[0] for path in V0} - {"npid-ensure-neg"} == METHODS
+        assert {path.stem.partition("_")[0] for path in V1} == METHODS
+
+    @pytest.mark.parametrize("path", [*V0, *V1], ids=label)
+    def test_equals_what_ships(self, converted, path):
+        new, old = (with_defaults(load(file).values) for file in (converted(path), SHIPPED[path.stem]))
+        found = {key: (here, there) for key, here, there in differences(new, old)}
+        assert found == {key: pair[:2] for key, pair in DIFFERENCES.get(label(path), {}).items()}
+
+    @pytest.mark.parametrize("path", [*V0, *V1], ids=label)
+    def test_says_what_it_could_not_convert(self, path):
+        imported = import_config(path)
+        lines = findings(imported, Effect.LOST) + findings(imported, Effect.CHANGED)
+        assert [line.split(": ")[1] for line in lines] == REPORTED.get(label(path), [])
+        for line in findings(imported, Effect.LEFT):
+            file, number = line.split(":")[:2]
+            key = line.split(": ")[1].rpartition(".")[2]
+            text = Path(file).read_text().splitlines()[int(number) - 1]
+            assert key in text or "dict(" in text, "the line is that of the key"
+
+    def test_reads_like_those_that_ship(self, converted):
+        """Whole files, as a reader sees them."""
+        text = converted(OLD / "v0/mocov2_resnet50_8xb32-coslr-200e_in1k.py").read_text()
+        body = text[text.index("\n\n") + 2 :]
+        assert body.startswith("epochs = 200\nglobal_batch = 256\n\n[vars]\nmean = [0.485, 0.456, 0.406]\n")
+        assert '[model.backbone]\ntype = "ResNet"\ndepth = 50\nin_channels = 3\nout_indices = [4]\n' in body
+        assert (
+            "[[data.views]]\n"
+            "num_views = 2\n"
+            "transforms = [\n"
+            '  { type = "RandomResizedCrop", size = 224, scale = [0.2, 1.0] },\n'
+            '  { type = "ColorJitter", p = 0.8, brightness = 0.4, contrast = 0.4, saturation = 0.4, hue = 0.1 },\n'
+            '  { type = "RandomGrayscale", p = 0.2 },\n'
+            '  { type = "GaussianBlur", sigma_min = 0.1, sigma_max = 2.0, p = 0.5 },\n'
+            '  { type = "RandomHorizontalFlip", p = 0.5 },\n'
+            '  { type = "Normalize", mean = "${vars.mean}", std = "${vars.std}" },\n'
+            "]\n"
+        ) in body
+        head = text[: text.index("\n\n")].splitlines()
+        assert head[0].startswith("# Made by `sslrun config import` from ")
+        assert all(line.startswith("#") for line in head) and "runtime.py:4: dist_params: " in "\n".join(head)
+        assert max(map(len, body.splitlines())) <= 120
+
+
+class TestBuild:
+    """Converted recipes are those that ship, down to the parameters that each rule chooses."""
+
+    @pytest.mark.parametrize("path", [*V0, *V1], ids=label)
+    def test_networks_and_parameter_groups(self, converted, path):
+        networks, groups = [], []
+        for file in (converted(path), SHIPPED[path.stem]):
+            recipe = built(load(file), Recipe)
+            networks.append(str(recipe.model))
+            made = recipe.optimizer.create(recipe.model.named_parameters()).param_groups
+            groups.append({json.dumps(options(group), sort_keys=True): sorted(names(group)) for group in made})
+        assert networks[0] == networks[1]
+        assert groups[0] == groups[1]
+
+    @pytest.mark.nightly
+    @pytest.mark.parametrize("path", [*V0, *V1], ids=label)
+    def test_dry_run(self, converted, capsys, path):
+        assert main([str(converted(path)), "--dry-run"]) == 0
+        assert capsys.readouterr().out.startswith(path.stem)
+
+    def test_a_dry_run_of_one(self, converted, capsys):
+        """The others: make test-nightly."""
+        path = OLD / "v1/swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96.py"
+        assert main([str(converted(path)), "--set", "engine.micro_batch=32", "--dry-run"]) == 0
+        assert "2 of 224x224 px + 6 of 96x96 px" in capsys.readouterr().out
+
+
+def built(config, annotation, key=""):
+    """What a config makes, without memory for its parameters where the method lets that be (NPID draws a number)."""
+    with torch.device("cpu" if config.values["model"]["type"] == "NPID" else "meta"):
+        return config.build(annotation, key)
+
+
+def options(group):
+    return {key: value for key, value in group.items() if key not in ("params", "param_names")}
+
+
+def names(group):
+    return group["param_names"]
+
+
+class TestNames:
+    """The lists of parameters that patterns are answered from are those of the models."""
+
+    @pytest.mark.parametrize("path", V0, ids=label)
+    def test_of_all_methods(self, converted, path):
+        config = load(converted(path))
+        model = built(config, Method, "model")
+        assert {parameter.name for parameter in trained(config.values["model"])} == {
+            name for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            {"backbone": {"depth": 18}},
+            {"backbone": {"depth": 101, "out_indices": [2, 3]}},
+            {"backbone": {"frozen_stages": 0}},
+            {"backbone": {"frozen_stages": 2, "depth": 34, "stem": "small"}},
+            {"backbone": {"norm_cfg": {"type": "BN", "momentum": 0.2}}},
+            {"neck": {"num_layers": 4, "with_last_bn": True, "with_bias": True, "with_last_bias": True}},
+            {"neck": {"norm_cfg": {"type": "BN", "affine": False}}},
+        ],
+    )
+    def test_of_variants(self, converted, overrides):
+        words = [f"model.{key}.{part}={inline(value)}" for key, t in overrides.items() for part, value in t.items()]
+        config = load(converted(OLD / "v0/byol_resnet50_16xb256-coslr-200e_in1k.py"), words)
+        model = built(config, Method, "model")
+        assert {p.name for p in trained(config.values["model"])} == {
+            name for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+
+    def test_which_are_norms(self, converted):
+        for path in V0:
+            config = load(converted(path))
+            model = built(config, Method, "model")
+            kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+            for parameter in trained(config.values["model"]):
+                kind = kinds[parameter.name.rpartition(".")[0]]
+                assert parameter.of_norm == (kind in ("GroupBatchNorm", "LayerNorm")), parameter
+
+    @pytest.mark.parametrize(
+        ("chosen", "pattern"),
+        [
+            ({"a.bn1.weight", "b.bn2.weight"}, r"bn\d\.weight$"),
+            ({"a.bn1.weight"}, r"bn1\.weight$"),
+            ({"a.bn1.bias", "b.bn2.bias", "b.mlp.0.bias"}, "bias$"),
+            ({"b.mlp.0.weight", "b.mlp.0.bias"}, r"mlp\.\d\.bias$|mlp\.\d\.weight$"),
+            ({"a.bn1.bias", "b.mlp.0.weight"}, r"bn1\.bias$|mlp\.\d\.weight$"),
+        ],
+    )
+    def test_patterns_choose_just_those(self, chosen, pattern):
+        known = ["a.bn1.weight", "a.bn1.bias", "b.bn2.weight", "b.bn2.bias", "b.mlp.0.weight", "b.mlp.0.bias"]
+        assert pattern_of(chosen, known, "nothing") == pattern
+        assert pattern_of(set(known), known, "written|.") == "written|.", "one that means the same is kept"
+
+
+CONVERTED = {
+    "v0": {
+        "model", "data", "optimizer", "optimizer_config", "lr_config", "runner", "checkpoint_config", "log_config",
+        "custom_hooks", "workflow",
+    },
+    "v1": {
+        "model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "default_hooks", "custom_hooks",
+        "visualizer", "auto_scale_lr",
+    },
+}  # fmt: skip
+# Values that may change without a word: what the loader hands on, what another key says too.
+KNOWN_SILENT = (
+    "priority", "custom_hooks.0.batch_size", "custom_hooks.0.interval", "train.prefetch", "pseudo_label_keys",
+    "algorithm_keys", "meta_keys", "visualizer.type", "visualizer.name", "base_batch_size", "with_last_bn_affine",
+)  # fmt: skip
+
+
+class TestNothingIsSilent:
+    """Change any value, add any key: the recipe or the report changes, or the whole table was reported."""
+
+    @staticmethod
+    def leaves(value, path=()):
+        if isinstance(value, dict | list) and value:
+            for part, below in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from TestNothingIsSilent.leaves(below, (*path, part))
+        else:
+            yield path, value
+
+    @staticmethod
+    def tables(value, path=()):
+        if isinstance(value, dict) and path:
+            yield path
+        for part, below in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(below, dict | list):
+                yield from TestNothingIsSilent.tables(below, (*path, part))
+
+    @staticmethod
+    def changed(value):
+        match value:
+            case bool():
+                return not value
+            case int() | float():
+                return 2 * value + 3
+        return "zzz" if isinstance(value, str) or value is None else ["zzz"] if isinstance(value, list) else {"zzz": 1}
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            OLD / "v0/relative-loc_resnet50_8xb64-steplr-70e_in1k.py",
+            OLD / "v1/mocov2_resnet50_8xb32-coslr-200e_in1k.py",
+            *(pytest.param(path, marks=pytest.mark.nightly) for path in [*V0, *V1]),
+        ],
+        ids=label,
+    )
+    def test_change(self, tmp_path, path):
+        values = {key: value for key, value in evaluated(path)[0].items() if key in CONVERTED[path.parent.name]}
+        old = tmp_path / path.name
+
+        def result(table):
+            text = "".join(f"{key} = {value!r}\n" for key, value in table.items())
+            old.write_text(text)
+            try:
+                imported = import_config(old)
+            except UsageError as error:
+                return str(error), []
+            reported = imported.report.findings(Effect.LEFT) + imported.report.findings(Effect.LOST)
+            return imported.text, [finding.line().split(": ")[1] for finding in reported]
+
+        before, reported = result(values)
+        silent = []
+        cases = [(place, self.changed(value)) for place, value in self.leaves(values)]
+        for place, value in [*cases, *(((*table, "zzz"), 1) for table in self.tables(values))]:
+            table = copy.deepcopy(values)
+            holder = table
+            for part in place[:-1]:
+                holder = holder[part]
+            holder[place[-1]] = value
+            name = ".".join(map(str, place))
+            if result(table)[0] == before and not any(f"{name}.".startswith(f"{key}.") for key in reported):
+                silent.append(name)
+        assert [name for name in silent if not any(part in name for part in KNOWN_SILENT)] == []
+
+
+class TestCommand:
+    """`sslrun config import OLD.py -o NEW.toml`."""
+
+    def run(self, capsys, *words):
+        code = main(["config", "import", *map(str, words)])
+        return code, *capsys.readouterr()
+
+    def test_writes_a_recipe_that_loads(self, capsys, tmp_path):
+        old, new = OLD / "v0/odc_resnet50_8xb64-steplr-440e_in1k.py", tmp_path / "odc.toml"
+        code, out, err = self.run(capsys, old, "-o", new)
+        assert code == 0 and out == f"{new}: 2 not converted, 0 changed, 12 left out\n"
+        assert len(err.splitlines()) == 14
+        assert f"{old.relative_to(Path.cwd())}:3: data.replace: not converted: every epoch sees" in err
+        assert load(new).values["model"]["type"] == "ODC"
+        assert [path.name for path in tmp_path.iterdir()] == ["odc.toml"], "nothing else is left"
+        comments = [line[4:] for line in new.read_text().splitlines() if line.startswith("#   ")]
+        assert sorted(
+            re.sub(r": (not converted|changed|left out): ", ": ", line) for line in err.splitlines()
+        ) == sorted(comments)
+
+    def test_replaces_nothing_unasked(self, capsys, tmp_path):
+        old, new = OLD / "v0/byol_resnet50_16xb256-coslr-200e_in1k.py", tmp_path / "byol.toml"
+        new.write_text("mine")
+        code, out, err = self.run(capsys, old, "-o", new)
+        assert (code, out, err) == (2, "", f"error: {new} exists; --force replaces it\n") and new.read_text() == "mine"
+        assert self.run(capsys, old, "-o", new, "--force")[0] == 0 and new.read_text() != "mine"
+        copied = tmp_path / "copied.py"
+        copied.write_text("x = 1")
+        code, _, err = self.run(capsys, copied, "-o", copied, "--force")
+        assert code == 2 and "is what is to be imported" in err and copied.read_text() == "x = 1"
+
+    def test_writes_nothing_where_it_cannot_read(self, capsys, tmp_path):
+        old, new = tmp_path / "old.py", tmp_path / "new.toml"
+        old.write_text("x = 'a' * 10**9")
+        code, out, err = self.run(capsys, old, "-o", new)
+        assert (code, out) == (2, "") and err.startswith(f"error: {old}:1: ") and len(err.splitlines()) == 1
+        assert not new.exists()
+        new.write_text("mine")
+        assert self.run(capsys, old, "-o", new, "--force")[0] == 2 and new.read_text() == "mine"
+
+    @pytest.mark.parametrize("new", ["missing/new.toml", "."])
+    def test_places_that_cannot_be_written(self, capsys, tmp_path, monkeypatch, new):
+        monkeypatch.chdir(tmp_path)
+        Path("old.py").write_text("model = dict(type='MoCo')")
+        code, out, err = self.run(capsys, "old.py", "-o", new, "--force")
+        assert code == 2 and out == "" and len(err.splitlines()) == 1 and err.startswith(f"error: {new}: ")
+
+    def test_number_of_gpus(self, capsys, tmp_path):
+        old = OLD / "v0/byol_resnet50_16xb256-coslr-200e_in1k.py"
+        assert self.run(capsys, old, "-o", tmp_path / "a.toml", "--gpus", 4)[0] == 0
+        assert load(tmp_path / "a.toml").values["global_batch"] == 4 * 256
+        assert self.run(capsys, old, "-o", tmp_path / "b.toml", "--gpus", 0)[0] == 2
+
+    def test_odd_names_stay_on_one_line(self, capsys, tmp_path):
+        folder = tmp_path / "a\nb\x1b[31m"
+        folder.mkdir()
+        old = folder / "moco_1xb2.py"
+        old.write_text("model = dict(type='No\\nSuch\\x1b')\nx = f()\n")
+        code, _, err = self.run(capsys, old, "-o", tmp_path / "new.toml")
+        assert code == 0 and all(line.startswith(str(tmp_path)) for line in err.splitlines()) and "\x1b" not in err
+        assert tomllib.loads((tmp_path / "new.toml").read_text()) == {}
+
+    def test_needs_no_torch(self, tmp_path):
+        words = ["config", "import", str(OLD / "v1/swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96.py"), "-o"]
+        code = "import sys; from sslrun.cli import main\nassert main(sys.argv[1:]) == 0\n"
+        code += "assert not {'torch', 'numpy', 'nvidia.dali'} & set(sys.modules), 'heavy imports'"
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}/engine"}
+        command = [sys.executable, "-c", code, *words, str(tmp_path / "new.toml")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
