@@ -187,7 +187,7 @@ def test_bad_arguments_are_named() -> None:
         MoCoV3(backbone, neck, MoCoV3Head(NonLinearNeck(6, 12, 5)))
     with pytest.raises(ValueError, match=r"base_momentum is 1\.5, expected 0 to 1"):
         small_mocov3(base_momentum=1.5)
-    with pytest.raises(ValueError, match="temperature is 0, expected a number above 0"):
+    with pytest.raises(ValueError, match="temperature is 0, expected a finite number above 0"):
         MoCoV3Head(NonLinearNeck(6, 12, 6), 0)
 
 
