@@ -108,6 +108,7 @@ REPORTED = {
     "v1-barlowtwins_resnet50_8xb256-coslr-300e": ["model.neck.init_cfg"],
     "v1-byol_resnet50_8xb32-accum16-coslr-200e": ["model"],
     "v1-odc_resnet50_8xb64-steplr-440e": ["train_dataloader.sampler.replace"],
+    "v1-relative-loc_resnet50_8xb64-steplr-70e": ["data_preprocessor"],  # of a base, and the model has another
 }
 
 

@@ -293,6 +293,21 @@ optim_wrapper = dict(
             "evaluation",
         ]  # fmt: skip
 
+    def test_validation(self, convert):
+        """Training and validation in turn is the loss on pictures that are held out."""
+        data = data_0x("dict(type='CenterCrop', size=32)")
+        val = "data['val'] = dict(type='X', data_source=dict(type='ImageNet', data_prefix='val'), pipeline=[])"
+        values, lines = convert(data=f"{data}\n{val}\n", more="workflow = [('train', 5), ('val', 1)]")
+        assert values["monitor"] == {"loss_interval": 5}
+        assert values["data"]["holdout"] == {"type": "ImageNet", "data_prefix": "val"}
+        assert [line.split(": ")[0] for line in lines] == ["data.val.type", "data.val.pipeline"]
+        values, lines = convert(data=f"{data}\n{val}\n", more="workflow = [('train', 1)]")
+        assert "monitor" not in values and "holdout" not in values["data"]
+        assert lines == ["data.val: [monitor] measures on data.holdout"]
+        assert convert(more="workflow = [('train', 5), ('val', 1)]")[1] == [
+            "workflow: a run trains, and monitor.loss_interval measures the loss on data.holdout beside it"
+        ]
+
     def test_resume_of_1x(self, convert):
         assert convert(more="resume = True\nload_from = 'a.pth'")[0]["resume_from"] == "a.pth"
         assert convert(more="resume = True")[1] == ["resume: --resume goes on from a run's newest checkpoint"]

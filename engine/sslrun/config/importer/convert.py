@@ -3,12 +3,11 @@
 import re
 
 from sslrun.config.importer import runtime, schedule
-from sslrun.config.importer.files import kind_of
-from sslrun.config.importer.methods import frozen_prototypes, model
-from sslrun.config.importer.optimizer import clipping, optimizer, paramwise, rules_0x, rules_1x
+from sslrun.config.importer.methods import model
+from sslrun.config.importer.optimizer import clipping, fix_rates, optimizer, paramwise, rules_0x, rules_1x
 from sslrun.config.importer.parameters import trained
 from sslrun.config.importer.parts import Part, node, value_at
-from sslrun.config.importer.pictures import Pictures, pictures_0x, pictures_1x
+from sslrun.config.importer.pictures import Pictures, pictures_0x, pictures_1x, validation_interval
 from sslrun.config.importer.table import OldTable
 from sslrun.config.node import Node, plain
 
@@ -49,6 +48,9 @@ SUPERSEDED = {  # keys of 0.x that say nothing beside those of 1.x
     "optimizer_config": "optim_wrapper",
     "lr_config": "param_scheduler",
     "data": "train_dataloader",
+    "runner": "train_cfg",
+    "checkpoint_config": "default_hooks",
+    "log_config": "default_hooks",
 }
 
 
@@ -61,9 +63,9 @@ def convert(top: OldTable, name: str, gpus: int | None) -> Part:
         gpus: number of GPUs that the batch is for, where the user says so.
     """
     inverse_momentum = top.peek("default_scope") == "mmpretrain"
-    wrapper = top.table("optim_wrapper")
-    options = wrapper if wrapper is not None else top.table("optimizer_config")
+    options = top.table("optim_wrapper" if "optim_wrapper" in top else "optimizer_config")
     accumulation = _accumulation(options)
+    frozen = options.table("frozen_layers_cfg") if options is not None else None
     pictures = _pictures(top)
     hooks = _hooks(top)
     made: Part = _length(top, accumulation)
@@ -72,14 +74,15 @@ def convert(top: OldTable, name: str, gpus: int | None) -> Part:
     made |= _run(top)
     old_model = top.table("model")
     if old_model is not None:
-        converted = model(old_model, hooks, accumulation, pictures.num_views, inverse_momentum)
+        converted = model(old_model, hooks, frozen, accumulation, pictures.num_views, inverse_momentum)
         made |= {"model": converted} if converted is not None else {}
     if pictures.part:
         made["data"] = node(pictures.part, top.where)
-    made |= _optimizer(top, wrapper, options, hooks, accumulation, made)
+    made |= _optimizer(top, options, hooks, made)
     made |= _learning_rate(top, made, accumulation)
     if "micro_batch" in batch:
         made["engine"] = node({"micro_batch": batch["micro_batch"]}, top.where)
+    made |= _validation(top, "holdout" in pictures.part)
     made |= _saving(top, accumulation)
     for title, hook in hooks.items():
         hook.report.lost(hook.where, hook.key, f"there is no hook {title or 'without a type'} here")
@@ -96,15 +99,13 @@ def _accumulation(options: OldTable | None) -> int:
 
 
 def _pictures(top: OldTable) -> Pictures:
-    preprocessor = top.table("data_preprocessor")
-    old_model = top.rest.get("model")
-    if old_model is not None and isinstance(old_model.value, dict) and "data_preprocessor" in old_model.value:
-        own = old_model.value["data_preprocessor"]
-        if isinstance(own.value, dict):
-            preprocessor = OldTable(own, ("model", "data_preprocessor"), top.report)
     loader = top.table("train_dataloader")
     if loader is not None:
-        return pictures_1x(loader, preprocessor)
+        own = top.rest["model"].value if "model" in top and isinstance(top.rest["model"].value, dict) else {}
+        if "data_preprocessor" in own and isinstance(own["data_preprocessor"].value, dict):
+            preprocessor = OldTable(own["data_preprocessor"], ("model", "data_preprocessor"), top.report)
+            return pictures_1x(loader, preprocessor)
+        return pictures_1x(loader, top.table("data_preprocessor"))
     data = top.table("data")
     return pictures_0x(data, top) if data is not None else Pictures({}, None, None)
 
@@ -123,11 +124,8 @@ def _hooks(top: OldTable) -> dict[str, OldTable]:
 
 
 def _length(top: OldTable, accumulation: int) -> Part:
-    made: Part = {}
-    for key in ("runner", "train_cfg"):
-        table = top.table(key)
-        if table is not None:
-            made = runtime.length(table, accumulation)
+    table = top.table("train_cfg" if "train_cfg" in top else "runner")
+    made = runtime.length(table, accumulation) if table is not None else {}
     total = top.take("total_epochs", "a whole number")  # of OpenSelfSup
     return made or ({} if total is None else {"epochs": total})
 
@@ -198,69 +196,48 @@ def _run(top: OldTable) -> Part:
     return made
 
 
-def _optimizer(
-    top: OldTable,
-    wrapper: OldTable | None,
-    options: OldTable | None,
-    hooks: dict[str, OldTable],
-    accumulation: int,
-    made: Part,
-) -> Part:
-    found: Part = {}
-    clip = None
+def _optimizer(top: OldTable, options: OldTable | None, hooks: dict[str, OldTable], recipe: Part) -> Part:
+    """`[optimizer]`: of the wrapper of 1.x, or beside the hook's options of 0.x."""
+    is_wrapper = options is not None and options.key == ("optim_wrapper",)
+    old = options.table("optimizer") if options is not None and is_wrapper else top.table("optimizer")
+    clip = _clip(options, is_wrapper)
+    cfg = options.table("paramwise_cfg") if options is not None and is_wrapper else None
     if options is not None:
-        grad_clip = options.table("clip_grad" if wrapper is not None else "grad_clip")
-        clip = clipping(grad_clip) if grad_clip is not None else None
-        frozen = options.table("frozen_layers_cfg")
-        if frozen is not None:
-            prototypes = frozen_prototypes(frozen, str(value_at(made, "model", "type")), accumulation)
-            if prototypes:
-                found["model"] = Node({**made["model"].value, **prototypes}, made["model"].origins)
-    old = wrapper.table("optimizer") if wrapper is not None else top.table("optimizer")
-    cfg = wrapper.table("paramwise_cfg") if wrapper is not None else None
-    if wrapper is not None:
-        wrapper.expect_type("there is no such wrapper here", "OptimWrapper", "AmpOptimWrapper", "ApexOptimWrapper")
-        wrapper.leave(_LEFT["fp16"], "loss_scale", "dtype", "use_fp64")
-        wrapper.lose("constructor", "layer-wise rates and the like are [[optimizer.paramwise]], rule by rule")
-        wrapper.finish("[optimizer] has nothing like it")
-    elif options is not None:
-        options.expect_type("there is no such hook here", *_OPTIMIZER_HOOKS)
-        options.leave(_LEFT["fp16"], "loss_scale", "use_fp16")
-        options.leave("gradients are summed over ranks by the engine", "coalesce", "bucket_size_mb", "distributed")
-        options.finish("[optimizer] has nothing like it")
+        _leave_options(options, is_wrapper)
     hook = hooks.pop("SimSiamHook", None)
     if old is None:
-        return found
+        return {}
     given = old.table("paramwise_options")
-    title = str(old.peek("type")).rpartition(".")[2]
-    parameters = trained(plain(made["model"])) if "model" in made else None
+    parameters = trained(plain(recipe["model"])) if "model" in recipe else None
     rules = rules_0x(given, parameters) if given is not None else []
     if cfg is not None:
         rules += rules_1x(cfg, parameters)
         cfg.finish("[[optimizer.paramwise]] has nothing like it")
-    fixed = hook.get("fix_pred_lr", "true or false", True) if hook is not None else False
-    fixed_lr = hook.take("lr", "a number") if hook is not None else None
-    for rule in rules:
-        if "fix_lr" in rule.options and not fixed:
-            text = "without SimSiamHook nothing there fixes the rate"
-            top.report.lost(rule.options.pop("fix_lr").where, (*rule.key, "fix_lr"), text)
-        elif "fix_lr" in rule.options and fixed_lr is not None and fixed_lr.value != old.peek("lr"):
-            rule.options["lr"] = fixed_lr
-    if hook is not None:
-        hook.take("adjust_by_epoch")  # how often the rate is put back
-        hook.finish("SimSiam has nothing like it here")
-    parts: Part = {}
-    listed = paramwise(rules, parameters, title, old)
-    if "freeze_prototypes_iters" in (found.get("model") or made.get("model") or node({}, top.where)).value:
-        frozen_rule = {"match": r"^head\.prototypes\.", "freeze_iters": "${model.freeze_prototypes_iters}"}
-        before = listed.value if listed is not None else []
-        listed = node([*before, node(frozen_rule, old.where)], old.where)
-    if clip is not None:
-        parts["grad_clip"] = clip
-    if listed is not None:
-        parts["paramwise"] = listed
-    converted = optimizer(old, parts)
-    return found | ({"optimizer": converted} if converted is not None else {})
+    fix_rates(rules, hook, old)
+    listed = paramwise(rules, parameters, old)
+    if value_at(recipe, "model", "freeze_prototypes_iters") is not None:
+        frozen = {"match": r"^head\.prototypes\.", "freeze_iters": "${model.freeze_prototypes_iters}"}
+        listed.append(node(frozen, old.where))
+    made = {} if clip is None else {"grad_clip": clip}
+    converted = optimizer(old, made | ({"paramwise": node(listed, old.where)} if listed else {}))
+    return {} if converted is None else {"optimizer": converted}
+
+
+def _clip(options: OldTable | None, is_wrapper: bool) -> Node | None:
+    grad_clip = options.table("clip_grad" if is_wrapper else "grad_clip") if options is not None else None
+    return clipping(grad_clip) if grad_clip is not None else None
+
+
+def _leave_options(options: OldTable, is_wrapper: bool) -> None:
+    """What the wrapper of 1.x or the hook of 0.x has besides: mixed precision and communication."""
+    if is_wrapper:
+        options.expect_type("there is no such wrapper here", "OptimWrapper", "AmpOptimWrapper", "ApexOptimWrapper")
+        options.lose("constructor", "layer-wise rates and the like are [[optimizer.paramwise]], rule by rule")
+    else:
+        options.expect_type("there is no such hook here", *_OPTIMIZER_HOOKS)
+    options.leave(_LEFT["fp16"], "loss_scale", "dtype", "use_fp16")
+    options.leave("gradients are summed over ranks by the engine", "coalesce", "bucket_size_mb", "distributed")
+    options.finish("[optimizer] has nothing like it")
 
 
 def _learning_rate(top: OldTable, recipe: Part, accumulation: int) -> Part:
@@ -275,22 +252,33 @@ def _learning_rate(top: OldTable, recipe: Part, accumulation: int) -> Part:
     return {} if made is None else {"lr": made}
 
 
+def _validation(top: OldTable, has_holdout: bool) -> Part:
+    """`workflow`: training, or training and validation in turn."""
+    interval = validation_interval(top)
+    workflow = top.take("workflow")
+    if workflow is not None and interval is not None and has_holdout:
+        return {"monitor": node({"loss_interval": interval}, workflow.where)}
+    if workflow is not None and plain(workflow) != [["train", 1]]:
+        text = "a run trains, and monitor.loss_interval measures the loss on data.holdout beside it"
+        top.report.lost(workflow.where, ("workflow",), text)
+    return {}
+
+
 def _saving(top: OldTable, accumulation: int) -> Part:
     """`[checkpoint]` and `[log]`."""
     made: Part = {}
     log: Part = {}
-    config, logs = top.table("checkpoint_config"), top.table("log_config")
     defaults = top.table("default_hooks")
+    config = top.table("checkpoint_config") if defaults is None else defaults.table("checkpoint")
+    if config is not None:
+        made["checkpoint"] = node(runtime.checkpoints(config, accumulation), config.where)
+    logs = top.table("log_config") if defaults is None else defaults.table("logger")
+    if logs is not None:
+        log |= (runtime.log_0x if defaults is None else runtime.log_1x)(logs, accumulation)
     if defaults is not None:
-        config, logs_1x = defaults.table("checkpoint") or config, defaults.table("logger")
-        log |= runtime.log_1x(logs_1x, accumulation) if logs_1x is not None else {}
         for key, title in _USUAL_HOOKS.items():
             defaults.expect(key, {"type": title}, "the training loop does it, without options")
         defaults.finish("there is no such hook here")
-    if config is not None:
-        made["checkpoint"] = node(runtime.checkpoints(config, accumulation), config.where)
-    if logs is not None:
-        log |= runtime.log_0x(logs, accumulation)
     visualizer = top.table("visualizer")
     log |= runtime.visualizer(visualizer) if visualizer is not None else {}
     level = top.take("log_level", "a string")
@@ -298,10 +286,6 @@ def _saving(top: OldTable, accumulation: int) -> Part:
         log["level"] = level
     if log:
         made["log"] = node(log, top.where)
-    workflow = top.take("workflow")
-    if workflow is not None and plain(workflow) != [["train", 1]]:
-        text = f"{kind_of(workflow.value)}: a run trains, and [monitor] measures beside it"
-        top.report.lost(workflow.where, ("workflow",), text)
     imports = top.take("custom_imports")
     if imports is not None:
         text = "modules for MMSelfSup's registries; custom_imports here names modules with classes of sslrun's"

@@ -12,13 +12,19 @@ _SLOW_TEACHERS = ("BYOL", "MoCoV3")  # their momentum follows a schedule, which 
 
 
 def model(
-    old: OldTable, hooks: dict[str, OldTable], accumulation: int, num_views: int | None, inverse_momentum: bool
+    old: OldTable,
+    hooks: dict[str, OldTable],
+    frozen: OldTable | None,
+    accumulation: int,
+    num_views: int | None,
+    inverse_momentum: bool,
 ) -> Node | None:
     """`[model]`, or None where we have no such method.
 
     Args:
         old: the old `model`.
         hooks: the old `custom_hooks` by their types; those that belong to the method are taken.
+        frozen: the `frozen_layers_cfg` of the optimizer's hook.
         accumulation: backward passes for one optimiser step, of which old iterations are one each.
         num_views: views of each picture, where that is known.
         inverse_momentum: whether a momentum is stated as 1 minus what it is, as mmpretrain does.
@@ -37,6 +43,8 @@ def model(
         text = f"the teacher moves once in a step here, not {accumulation} times, once for each backward pass"
         old.report.changed(old.where, old.key, text)
     made |= _hooks(hooks, name, accumulation, made)
+    if frozen is not None:
+        made |= _frozen_prototypes(frozen, name, accumulation)
     first_weights(old)
     for key in ("train_cfg", "test_cfg"):
         if not old.peek(key):
@@ -142,10 +150,10 @@ def _swav(hook: OldTable, made: Part, accumulation: int) -> Part:
             made["head"] = Node({**made["head"].value, key: value}, made["head"].origins)
         hook.expect(key, value_at(made, "head", key), "the head says something else")
     frozen = hook.table("frozen_layers_cfg")
-    return found | (frozen_prototypes(frozen, "SwAV", accumulation) if frozen is not None else {})
+    return found | (_frozen_prototypes(frozen, "SwAV", accumulation) if frozen is not None else {})
 
 
-def frozen_prototypes(frozen: OldTable, method: str, accumulation: int) -> Part:
+def _frozen_prototypes(frozen: OldTable, method: str, accumulation: int) -> Part:
     """`frozen_layers_cfg`: SwAV's prototypes can be kept as they are for some iterations."""
     count = steps(frozen, "prototypes", accumulation) if method == "SwAV" else None
     frozen.finish("only SwAV's prototypes can be frozen for some time; [[optimizer.paramwise]] has freeze_iters")

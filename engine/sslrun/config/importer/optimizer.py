@@ -135,8 +135,24 @@ def _in_words(options: dict[str, Node]) -> dict[str, Node]:
     return options
 
 
-def paramwise(rules: list[Rule], parameters: list[Parameter] | None, optimizer: str, old: OldTable) -> Node | None:
+def fix_rates(rules: list[Rule], hook: OldTable | None, old: OldTable) -> None:
+    """What SimSiamHook does: rates that are marked as fixed are put back to its own `lr` again and again."""
+    is_on = hook is not None and bool(hook.get("fix_pred_lr", "true or false", True))
+    rate = hook.take("lr", "a number") if hook is not None else None
+    for rule in (rule for rule in rules if "fix_lr" in rule.options):
+        if not is_on:
+            text = "without SimSiamHook nothing there fixes the rate"
+            old.report.lost(rule.options.pop("fix_lr").where, (*rule.key, "fix_lr"), text)
+        elif rate is not None and rate.value != old.peek("lr"):
+            rule.options["lr"] = rate
+    if hook is not None:
+        hook.take("adjust_by_epoch")  # how often
+        hook.finish("SimSiam has nothing like it here")
+
+
+def paramwise(rules: list[Rule], parameters: list[Parameter] | None, old: OldTable) -> list[Node]:
     """`[[optimizer.paramwise]]`: neighbours with equal options are one rule."""
+    optimizer = str(old.peek("type")).rpartition(".")[2]
     tables: list[Node] = []
     names = [parameter.name for parameter in parameters] if parameters is not None else []
     for rule in _joined([rule for rule in rules if _means_something(rule, optimizer, old)]):
@@ -147,7 +163,7 @@ def paramwise(rules: list[Rule], parameters: list[Parameter] | None, optimizer: 
         else:
             match = pattern_of(rule.chosen, names, rule.pattern)
         tables.append(Node({"match": node(escape(match), rule.where), **rule.options}, (rule.where,)))
-    return node(tables, old.where) if tables else None
+    return tables
 
 
 def _means_something(rule: Rule, optimizer: str, old: OldTable) -> bool:

@@ -44,6 +44,8 @@ def pictures_0x(old: OldTable, top: OldTable) -> Pictures:
     """`data` of MMSelfSup 0.x; batches that its loader prefetches are normalised by the top-level `img_norm_cfg`."""
     made: Part = {}
     batch = old.first("samples_per_gpu", "imgs_per_gpu", kind="a whole number")
+    if validation_interval(top) is not None:
+        made |= _holdout(old)
     old.leave("[monitor] measures on data.holdout", "val", "test", "val_dataloader", "test_dataloader")
     old.leave(_LOADER, "persistent_workers", "pin_memory", "prefetch_factor", "dist", "shuffle")
     _batches(old, made, batch, "workers_per_gpu")
@@ -101,6 +103,26 @@ def pictures_1x(old: OldTable, preprocessor: OldTable | None) -> Pictures:
             num_views = _views(made, groups, mean_and_std, is_grid, dataset, is_1x=True)
     old.finish("data has nothing like it here")
     return Pictures(made, batch.value if batch is not None else None, num_views)
+
+
+def validation_interval(top: OldTable) -> int | None:
+    """Epochs of training between two of validation, of a `workflow` that has both."""
+    match top.peek("workflow"):
+        case [["train", int(interval)], ["val", 1]] if interval > 0:
+            return interval
+    return None
+
+
+def _holdout(old: OldTable) -> Part:
+    """The pictures that the old `workflow` validates on; how they are prepared is the views' business here."""
+    val = old.peek("val")
+    table = old.table("val") if isinstance(val, dict) and isinstance(val.get("data_source"), dict) else None
+    found = table.table("data_source") if table is not None else None
+    if table is None or found is None:
+        return {}
+    table.leave("the loss is taken on the views of training", *list(table.rest))
+    made = _source(found, found.get("data_prefix", "a string"), "")
+    return {} if made is None else {"holdout": made}
 
 
 class _Group(NamedTuple):
