@@ -1,5 +1,6 @@
 """What becomes of each part of an old configuration: networks, pictures, training, one by one."""
 
+import time
 import tomllib
 
 import pytest
@@ -292,6 +293,45 @@ optim_wrapper = dict(
             "workflow", "custom_imports", "ema", "momentum_config", "load_from", "resume_from", "work_dir", "fp16",
             "evaluation",
         ]  # fmt: skip
+
+    def test_what_cannot_be_evaluated(self, convert):
+        """It is reported once, at the key that it is lost to; a variable that nothing reads by its own name."""
+        training = TRAINING.replace("optimizer =", "rate = scaled(0.1)\nspare = scaled(1)\noptimizer =")
+        values, lines = convert(training=training.replace("lr=0.1", "lr=rate"))
+        assert "lr" not in values["optimizer"]
+        assert sorted(lines) == [
+            "optimizer.lr: scaled(0.1): a function that is not known here, and nothing is executed",
+            "optimizer: lr is missing; SGD needs it: a number",
+            "spare: scaled(1): a function that is not known here, and nothing is executed",
+        ]
+
+    def test_more_than_anybody_reads(self, convert):
+        """Thousands of mistakes are reported at once, and the file stays one that loads."""
+        started = time.process_time()
+        values, lines = convert(
+            data=data_0x(", ".join(["dict(type='CenterCrop', size=32, odd=1)"] * 3000)),
+            training=TRAINING.replace("momentum=0.9", f"paramwise_options={ {f'bn{i}': {} for i in range(3000)} }"),
+            more="custom_hooks = [dict(type='X' * 9999)]",
+        )
+        assert len(values["data"]["views"][0]["transforms"]) == 3000 and len(lines) == 3000 + 198 + 2800 + 1
+        assert max(map(len, lines)) < 1100 and time.process_time() - started < 20
+
+    def test_variables(self, convert):
+        """One that is read is in what was made of it; one that is not is reported."""
+        _, lines = convert(more="used = 3\nidle = 4\nextended = []\nextended.append(used)")
+        assert lines == [
+            "idle: nothing here reads it: a key that has no counterpart, or a variable",
+            "extended: nothing here reads it: a key that has no counterpart, or a variable",
+        ]
+
+    def test_a_variable_of_a_base_that_is_set_anew(self, write):
+        """What the base computed from it stays, as in mmcv, and that is said."""
+        write("base_8xb16.py", "root = 'a'\n" + MOCO + DATA.replace("'pictures'", "root + '/pictures'") + TRAINING)
+        imported = import_config(write("new_8xb16.py", "_base_ = 'base_8xb16.py'\nroot = 'b'"))
+        assert tomllib.loads(imported.text)["data"]["source"]["data_prefix"] == "a/pictures"
+        assert imported.report.lines() == [
+            "new_8xb16.py:2: root: not converted: nothing here reads it: a key that has no counterpart, or a variable"
+        ]
 
     def test_validation(self, convert):
         """Training and validation in turn is the loss on pictures that are held out."""

@@ -115,8 +115,10 @@ def _fitting(root: Node, report: Report) -> Part:
                 report.lost(problem.where, problem.key, problem.message)
             recipe: Part = root.value
             return recipe
-        report.lost(*wrong[0])
-        root = _without(root, _at_fault(root, wrong[0].key))
+        for problem in wrong:
+            report.lost(*problem)
+        for key in sorted({_at_fault(root, problem.key) for problem in wrong}, key=_order, reverse=True):
+            root = _without(root, key)  # the last of a list first, so that the places of the others stay
 
 
 def _at_fault(root: Node, key: Key) -> Key:
@@ -126,6 +128,11 @@ def _at_fault(root: Node, key: Key) -> Key:
     element = lookup(root, key)
     is_of_tables = element is not None and isinstance(element.value, dict)
     return key[:-1] if isinstance(key[-1], int) and not is_of_tables else key
+
+
+def _order(key: Key) -> list[tuple[int, str]]:
+    """Keys in the order of the recipe's lists."""
+    return [(part, "") if isinstance(part, int) else (0, part) for part in key]
 
 
 def _without(table: Node, key: Key) -> Node:

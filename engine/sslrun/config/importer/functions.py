@@ -64,13 +64,9 @@ def _format(template: str, values: list[Any], named: dict[str, Any]) -> str:
 
 
 def _range(work: Work, where: Origin, *bounds: Any) -> Row:
-    if not all(isinstance(bound, int) for bound in bounds) or not 1 <= len(bounds) <= 3:
-        raise TypeError("range takes one to three whole numbers")
-    start, stop, step = (0, bounds[0], 1) if len(bounds) == 1 else (*bounds, 1)[:3]
-    if step == 0:
-        raise ValueError("the step of a range is not 0")
-    work.charge(max(0, min((stop - start) // step + 1, 2 * MAX_SIZE)), where)
-    return Row(range(start, stop, step), where)
+    numbers = range(*bounds)
+    work.charge(max(0, min((numbers.stop - numbers.start) // numbers.step + 1, 2 * MAX_SIZE)), where)
+    return Row(numbers, where)
 
 
 def _list(work: Work, where: Origin, values: Any = ()) -> Row:

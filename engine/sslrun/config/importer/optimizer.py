@@ -11,6 +11,7 @@ from sslrun.config.interpolate import escape
 from sslrun.config.load import committed_schema
 from sslrun.config.node import Key, Node, Origin, plain
 
+MAX_RULES = 200
 _OF_ALL = ("fix_lr", "freeze_iters")  # options of parameters that are none of an optimizer's own
 
 
@@ -64,7 +65,7 @@ def clipping(grad_clip: OldTable) -> Node | None:
 def rules_0x(options: OldTable, parameters: list[Parameter] | None) -> list[Rule]:
     """`paramwise_options`: regular expressions, all of which apply, in order."""
     rules = []
-    for pattern in list(options.rest):
+    for pattern in _some(options):
         table = options.table(pattern)
         if table is not None:
             chosen = None if parameters is None else matching(pattern, parameters)
@@ -80,7 +81,7 @@ def rules_1x(cfg: OldTable, parameters: list[Parameter] | None) -> list[Rule]:
     names |= {"lr_mult": "lr_mult", "decay_mult": "weight_decay_mult"}
     rules: list[Rule] = []
     left = None if parameters is None else list(parameters)
-    keys = sorted(sorted(custom.rest), key=len, reverse=True) if custom is not None else []
+    keys = sorted(sorted(_some(custom)), key=len, reverse=True) if custom is not None else []
     for key in keys:
         assert custom is not None
         table = custom.table(key)
@@ -94,6 +95,14 @@ def rules_1x(cfg: OldTable, parameters: list[Parameter] | None) -> list[Rule]:
     if custom is not None:
         rules.sort(key=lambda rule: list(custom.node.value).index(str(rule.key[-1])))
     return [*_by_kind(cfg, left), *rules]
+
+
+def _some(options: OldTable) -> list[str]:
+    """The patterns of a table of rules; more than anybody has written are reported."""
+    patterns = list(options.rest)
+    for pattern in patterns[MAX_RULES:]:
+        options.lose(pattern, f"the {MAX_RULES} rules before it are enough")
+    return patterns[:MAX_RULES]
 
 
 def _by_kind(cfg: OldTable, left: list[Parameter] | None) -> list[Rule]:

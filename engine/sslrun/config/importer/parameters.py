@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+MAX_ENDS = 30  # ends of names in a pattern; what they do not cover is listed by whole names
 _VIT_BLOCKS = {"tiny": 12, "small": 12, "base": 12, "large": 24}
 
 
@@ -71,7 +72,7 @@ def _vit(table: dict[str, Any]) -> Iterator[Parameter]:
     if not table.get("frozen_patch_embed", True):
         yield from _both("patch_embed.proj", "patch_embed.projection")
     depth = table.get("depth") or _VIT_BLOCKS.get(str(table.get("arch", "small")), 12)
-    for index in range(min(depth, 1000) if isinstance(depth, int) else 12):
+    for index in range(min(depth, 100) if isinstance(depth, int) else 12):
         ours, old = f"blocks.{index}", f"layers.{index}"
         yield from _both(f"{ours}.norm1", f"{old}.ln1", of_norm=True)
         yield from _both(f"{ours}.attn.qkv", f"{old}.attn.qkv")
@@ -153,6 +154,8 @@ def pattern_of(chosen: set[str], names: list[str], written: str) -> str:
     found: list[str] = []
     left = set(chosen)
     for name in sorted(chosen):
+        if name in left and len(found) == MAX_ENDS:
+            return "|".join([*found, *(f"^{re.escape(name)}$" for name in sorted(left))])
         if name in left:
             suffix = next(_suffixes(name, lambda pattern: (_found(pattern, names) or {""}) <= chosen))
             found.append(suffix)

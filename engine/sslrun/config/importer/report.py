@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from sslrun.config.node import Key, Origin, show
 
+MAX_LINE = 1000  # characters of a finding
+
 
 class Effect(StrEnum):
     """What became of a part; those that change what is computed come first."""
@@ -61,5 +63,6 @@ class Report:
 
 
 def one_line(text: str) -> str:
-    """A text that can stand in a comment, whatever it came from: no line breaks, no control characters."""
+    """A text that can stand in a comment, whatever it came from: one line, no control characters, not too long."""
+    text = text if len(text) <= MAX_LINE else f"{text[:MAX_LINE]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)

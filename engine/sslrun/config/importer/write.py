@@ -11,6 +11,7 @@ from sslrun.config.node import plain, show
 _ORDER = ("epochs", "max_iters", "global_batch", "seed", "work_dir", "load_from", "load_strict", "resume_from", "vars")
 _SECTIONS = ("backbone", "neck", "head", "source")  # tables that have a header however short they are
 _WIDTH = 120
+MAX_FINDINGS = 300  # of a kind in the head of the file
 _HEADINGS = {
     Effect.LOST: "Not converted",
     Effect.CHANGED: "Converted, but not to the same",
@@ -38,7 +39,9 @@ def _head(report: Report, made_of: str) -> Iterator[str]:
         if findings:
             yield "#"
             yield f"# {heading}:"
-            yield from (f"#   {finding.line()}" for finding in findings)
+            yield from (f"#   {finding.line()}" for finding in findings[:MAX_FINDINGS])
+            if len(findings) > MAX_FINDINGS:
+                yield f"#   ... and {len(findings) - MAX_FINDINGS:,} more, which the command lists"
 
 
 def _table(table: dict[str, Any], header: str) -> Iterator[str]:
