@@ -37,7 +37,14 @@ SMALL = [
 ]  # fmt: skip
 SAMPLES, STEPS_PER_EPOCH = 80, 5
 
+# One of each kind of state: a queue, a bank, labels, labels and a bank, prototypes, a teacher that is all there is.
+DAILY = ["quickstart", "npid", "deepcluster", "odc", "swav", "byol"]
+
 EVERY_METHOD = pytest.mark.parametrize("name", RECIPES)
+
+
+def nightly(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.nightly)
 
 
 def recipe_of(name: str) -> Recipe:
@@ -231,7 +238,7 @@ def _holds_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-@EVERY_METHOD
+@pytest.mark.parametrize("name", [name if name in DAILY else nightly(name) for name in RECIPES])
 def test_a_resume_is_the_same_bits(name, tmp_path, pictures):
     """From the step after the first clustering, from the end of an epoch, before the next, and from the step after."""
     source = f'{{ _delete_ = true, type = "ImageFolder", data_prefix = "{pictures}" }}'
