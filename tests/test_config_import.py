@@ -6,6 +6,7 @@ The inputs in old_configs/ are written for these tests, in the forms that MMSelf
 import copy
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from sslrun.config import load
 from sslrun.config.catalogue import inside, named
 from sslrun.config.dump import inline
 from sslrun.config.importer import import_config
-from sslrun.config.importer.parameters import pattern_of, trained
+from sslrun.config.importer.parameters import is_simple, pattern_of, trained
 from sslrun.config.importer.report import Effect
 from sslrun.config.load import committed_schema
 from sslrun.config.node import Node
@@ -264,8 +265,11 @@ class TestNames:
     def test_of_all_methods(self, converted, path):
         config = load(converted(path))
         model = built(config, Method, "model")
-        assert {parameter.name for parameter in trained(config.values["model"])} == {
-            name for name, parameter in model.named_parameters() if parameter.requires_grad
+        kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+        assert {parameter.name: parameter.of_norm for parameter in trained(config.values["model"])} == {
+            name: kinds[name.rpartition(".")[0]] in ("GroupBatchNorm", "LayerNorm")
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
         }
 
     @pytest.mark.parametrize(
@@ -288,15 +292,6 @@ class TestNames:
             name for name, parameter in model.named_parameters() if parameter.requires_grad
         }
 
-    def test_which_are_norms(self, converted):
-        for path in V0:
-            config = load(converted(path))
-            model = built(config, Method, "model")
-            kinds = {name: type(module).__name__ for name, module in model.named_modules()}
-            for parameter in trained(config.values["model"]):
-                kind = kinds[parameter.name.rpartition(".")[0]]
-                assert parameter.of_norm == (kind in ("GroupBatchNorm", "LayerNorm")), parameter
-
     @pytest.mark.parametrize(
         ("chosen", "pattern"),
         [
@@ -311,6 +306,26 @@ class TestNames:
         known = ["a.bn1.weight", "a.bn1.bias", "b.bn2.weight", "b.bn2.bias", "b.mlp.0.weight", "b.mlp.0.bias"]
         assert pattern_of(chosen, known, "nothing") == pattern
         assert pattern_of(set(known), known, "written|.") == "written|.", "one that means the same is kept"
+
+    def test_patterns_stay_short(self):
+        """Thousands of names that have no ends in common are named one by one, not searched for."""
+        known = [f"block.{index}.part{index % 7}.{kind}" for index in range(1000) for kind in ("weight", "bias")]
+        chosen = set(random.Random(0).sample(known, 700))
+        pattern = pattern_of(chosen, known, "nothing")
+        assert {name for name in known if re.search(pattern, name)} == chosen
+
+    @pytest.mark.parametrize(
+        "pattern", ["(a+)+$", "(a*)*b", "(.*){9}", ".*.*.*x", "a?a?a?a?a?a?a?aaa", "(", "*", "a" * 999]
+    )
+    def test_patterns_that_are_not_searched_for(self, pattern):
+        """They are no patterns, or could take the age of the universe."""
+        assert not is_simple(pattern)
+
+    @pytest.mark.parametrize(
+        "pattern", [r"(bn|gn)(\d+)?.(weight|bias)", r"\Ahead\.", "downsample.1", r"^neck\..*bias$", ""]
+    )
+    def test_patterns_that_people_write(self, pattern):
+        assert is_simple(pattern)
 
 
 CONVERTED = {

@@ -128,16 +128,18 @@ class TestTraining:
              ["param_scheduler.T_max: half a cosine lasts from the begin to the end here, not for 5"]),
             ("dict(type='CosineAnnealingLR', begin=2)", {"policy": "CosineAnnealing", "by": "epoch"},
              ["param_scheduler: it begins where the warm-up ends, or with the run"]),
+            ("dict(type='MultiStepLR', milestones=[3, 6], begin=2)",
+             {"policy": "Step", "step": [3, 6], "by": "epoch"},
+             ["param_scheduler: it counts from the start of the run here, not from 2"]),
             ("dict(type='CosineAnnealingLR', by_epoch=False, T_max=200, end=200)",
              {"policy": "CosineAnnealing", "by": "iter"},
              ["param_scheduler: it lasts to the end of the run here, not to 200"]),
         ],
     )  # fmt: skip
     def test_param_scheduler(self, convert, old, new, lines):
-        old = old.replace("dict(type='StepLR'", "dict(type='StepLR'")
         values, found = convert(training=TRAINING.replace("lr_config", "unused") + f"param_scheduler = {old}")
         assert values["lr"] == new
-        found = [line.replace("param_scheduler.0", "param_scheduler", 1) if "[" not in old else line for line in found]
+        found = [line.replace("param_scheduler.0", "param_scheduler", 1) if old[0] != "[" else line for line in found]
         assert sorted(line for line in found if not line.startswith("unused")) == sorted(lines)
 
     def test_what_there_is_not(self, convert):
@@ -498,6 +500,8 @@ class TestPictures:
             ({"file_client_args": {"backend": "petrel"}, "color_type": "grayscale"},
              {"type": "ImageNet", "data_prefix": "p"},
              ["file_client_args.backend: pictures are files here", "color_type: pictures are read in colour"]),
+            ({"test_mode": True, "channel_order": "bgr"}, {"type": "ImageNet", "data_prefix": "p"},
+             ["channel_order: pictures are RGB here", "test_mode: training takes the training pictures"]),
             ({"classes": 3, "zoom": 1}, {"type": "ImageNet", "data_prefix": "p"},
              ["zoom: ImageNet has nothing like it here", "classes: labels are not read for training"]),
         ],
@@ -553,6 +557,12 @@ class TestPictures:
             assert values["data"]["views"][0]["transforms"][-1] == expected
             assert values["vars"] == {"mean": [0.5] * 3, "std": [0.2] * 3}
             assert [line for line in lines if "inplace" not in line] == []
+
+    def test_a_group_that_is_too_long_for_its_line(self, write):
+        steps = "dict(type='RandomAppliedTrans', p=0.8, transforms=[dict(type='ColorJitter', brightness=0.4, " \
+            "contrast=0.4, saturation=0.4, hue=0.1), dict(type='RandomGrayscale', p=0.2)])"  # fmt: skip
+        text = import_config(write("moco_8xb16.py", MOCO + data_0x(steps) + TRAINING), 1)[0]
+        assert "transforms = [\n    { type =" in text and max(map(len, text.splitlines())) <= 120
 
     def test_groups_of_views(self, convert):
         views = "dict(type='MultiView', num_views=[1, 3], transforms=[[dict(type='CenterCrop', crop_size=48)], " \
