@@ -3,16 +3,13 @@
 import argparse
 import os
 import shlex
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NoReturn
 
+from sslrun.commands import config, weights
+from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_config, fail
 from sslrun.errors import Diverged, RunFailed, UsageError
-
-DONE, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
-FINDINGS = DIFFERENT = 1  # of `config lint` and `config diff`
-VERBS = ("train", "config", "list", "publish")
 
 
 def start() -> NoReturn:
@@ -32,39 +29,36 @@ def start() -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the process's exit code."""
-    words = _normalised(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(words)
+    parser, verbs = _parser()
+    words = _normalised(sys.argv[1:] if argv is None else argv, verbs)
+    args = parser.parse_args(words)
     args.command = shlex.join(["bin/sslrun", *(word for word in words if not word.startswith("--resume="))])
     try:
         return args.call(args)
     except UsageError as error:  # the same on every rank: one per machine says it
-        return _fail(error, USAGE) if os.environ.get("LOCAL_RANK", "0") == "0" else USAGE
+        return fail(error, USAGE) if os.environ.get("LOCAL_RANK", "0") == "0" else USAGE
     except RunFailed as error:
-        return _fail(error, FAILED)
+        return fail(error, FAILED)
     except Diverged as error:
-        return _fail(error, DIVERGED)
+        return fail(error, DIVERGED)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # `sslrun config print ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
 
 
-def _fail(error: object, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return code
-
-
-def _normalised(argv: Sequence[str]) -> list[str]:
+def _normalised(argv: Sequence[str], verbs: Collection[str]) -> list[str]:
     """`sslrun CONFIG` is `sslrun train CONFIG`; launchers put --local_rank=N first; a bare --resume takes no value."""
     words = [word for word in argv if not word.startswith(("--local_rank=", "--local-rank="))]
     words = ["--resume=" if word == "--resume" else word for word in words]
-    if words and words[0] not in VERBS and not {"-h", "--help", "--version"} & set(words[:1]):
+    if words and words[0] not in verbs and not {"-h", "--help", "--version"} & set(words[:1]):
         words.insert(0, "train")
     return words
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
+    """The parser, and the names of the verbs."""
     parser = argparse.ArgumentParser(
         prog="sslrun",
         description="Self-supervised pre-training of image encoders from TOML recipes.",
@@ -75,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     train = verbs.add_parser("train", help="train an encoder", description="Train an encoder by a recipe.")
-    _add_config(train)
+    add_config(train)
     train.add_argument("--work-dir", metavar="DIR", help="where run folders are made (the recipe's work_dir)")
     train.add_argument(
         "--resume",
@@ -85,84 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="print the plan; needs neither data nor GPU")
     train.set_defaults(call=_train)
 
-    publish = verbs.add_parser(
-        "publish",
-        help="a run's weights as one file, named by recipe, date and hash",
-        description="Write the model of a run's newest good checkpoint as {config_name}_{date}-{hash}.pth, verify it, "
-        "and print its path. `load_from` takes it, and so does torch.load with weights_only=True.",
-    )
-    publish.add_argument("run", metavar="RUN", help="a run folder, or one of its checkpoints")
-    publish.add_argument("-o", dest="directory", metavar="DIR", help="where the file goes (the run folder)")
-    publish.set_defaults(call=_publish)
-
-    listing = verbs.add_parser(
-        "list",
-        help="what a config can name",
-        description="The methods, backbones, necks, heads, transforms, sources, optimizers, schedules and norms that a "
-        "config can name, and what each of them takes.",
-    )
-    listing.add_argument("kind", metavar="KIND", nargs="?", help="methods, backbones, ...; without it, all names")
-    listing.add_argument("name", metavar="NAME", nargs="?", help="one of them, with its keys")
-    listing.add_argument("--json", action="store_true", help="for programs")
-    listing.set_defaults(call=_list)
-
-    config = verbs.add_parser("config", help="look at a config without running it")
-    config_verbs = config.add_subparsers(required=True, metavar="VERB")
-    show = config_verbs.add_parser("print", help="the resolved config as TOML")
-    _add_config(show)
-    show.set_defaults(call=_config_print)
-    explain = config_verbs.add_parser("explain", help="values, what they mean, and the files and lines that set them")
-    _add_config(explain)
-    explain.add_argument(
-        "key", metavar="KEY", nargs="?", default="", help="such as data.views.0.num_views; without it, everything"
-    )
-    explain.add_argument("--all", action="store_true", help="every key below KEY, those that nothing sets too")
-    explain.set_defaults(call=_config_explain)
-    importing = config_verbs.add_parser(
-        "import",
-        help="a recipe from a config of MMSelfSup, 0.x or 1.x",
-        description="Convert a Python config of MMSelfSup, with its bases, without executing it. What the recipe does "
-        "not have as it was is listed, as FILE:LINE: KEY: MESSAGE, and stands at the head of the recipe too.",
-    )
-    importing.add_argument("old", metavar="OLD.py", help="a config of MMSelfSup")
-    importing.add_argument("-o", dest="new", metavar="NEW.toml", required=True, help="the recipe to write")
-    importing.add_argument("--force", action="store_true", help="replace NEW.toml")
-    importing.add_argument(
-        "--gpus", type=int, metavar="N", help="number of GPUs that the batch is for, where OLD's name (8xb32) is silent"
-    )
-    importing.set_defaults(call=_config_import)
-    diff = config_verbs.add_parser(
-        "diff",
-        help="in what two configs differ",
-        description="In what two resolved configs differ: what a run would do, not what the files say. Exit code 0: in "
-        "nothing, 1: they differ.",
-    )
-    diff.add_argument("old", metavar="A", help="a TOML recipe, or the config.toml of a run")
-    diff.add_argument("config", metavar="B", nargs="?", help="another; without it, A again, for what --set changes")
-    _add_overrides(diff, "set one value of B, as a line of TOML merged last; may be repeated")
-    diff.set_defaults(call=_config_diff)
-    schema = config_verbs.add_parser("schema", help="the JSON Schema of recipes")
-    schema.add_argument("--editor", action="store_true", help="the one for single files, for an editor's #:schema")
-    schema.set_defaults(call=_config_schema)
-    lint = config_verbs.add_parser(
-        "lint",
-        help="whether recipes do what their names say, and inherit without surprises",
-        description="One finding per line, as FILE:LINE: MESSAGE. "
-        "Exit codes: 0 nothing found, 1 findings, 2 a file that cannot be read as a config.",
-        epilog="`sslrun config lint convention` prints the naming convention.",
-    )
-    lint.add_argument("files", metavar="FILES", nargs="+", help="configs and folders of them, or: convention")
-    lint.set_defaults(call=_config_lint)
-    return parser
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a TOML recipe")
-    _add_overrides(parser, "set one value, as a line of TOML merged last; may be repeated")
-
-
-def _add_overrides(parser: argparse.ArgumentParser, help: str) -> None:
-    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help=help)
+    for room in (config, weights):
+        room.add(verbs)
+    return parser, verbs.choices
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -180,123 +99,6 @@ def _train(args: argparse.Namespace) -> int:
         print(dry_run(config))
         return DONE
     return run(config, args.resume, args.command)
-
-
-def _publish(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from sslrun.export import publish
-    from sslrun.runtime.log import start_logging
-
-    start_logging()
-    print(publish(Path(args.run), Path(args.directory) if args.directory is not None else None))
-    return DONE
-
-
-def _list(args: argparse.Namespace) -> int:
-    from sslrun.config import listing
-    from sslrun.config.load import committed_schema
-
-    schema = committed_schema()
-    if args.json:
-        print(listing.as_json(schema, args.kind, args.name))
-    elif args.name:
-        print(listing.list_component(schema, args.kind, args.name, _width()))
-    elif args.kind:
-        print(listing.list_kind(schema, args.kind, _width()))
-    else:
-        print(listing.list_kinds(schema, _width()))
-    return DONE
-
-
-def _config_print(args: argparse.Namespace) -> int:
-    from sslrun.config import dump, load
-
-    config = load(args.config, args.overrides)
-    for note in config.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(dump(config.values), end="")
-    return DONE
-
-
-def _config_explain(args: argparse.Namespace) -> int:
-    from sslrun.config import load
-    from sslrun.config.explain import explain, explain_all
-
-    show = explain_all if args.all or not args.key else explain
-    print(show(load(args.config, args.overrides), args.key, width=_width()))
-    return DONE
-
-
-def _config_lint(args: argparse.Namespace) -> int:
-    if args.files == ["convention"]:
-        from sslrun.config.naming import convention
-
-        print(convention(), end="")
-        return DONE
-    from sslrun.config.lint import lint, toml_files
-
-    code, files = DONE, toml_files(args.files)
-    for file in files:
-        try:
-            findings = lint(file)
-        except UsageError as error:  # the others are checked all the same
-            code = _fail(error, USAGE)
-            continue
-        code = max(code, FINDINGS if findings else DONE)
-        for finding in findings:
-            print(finding)
-    print(f"{len(files)} file{'s' if len(files) > 1 else ''} checked", file=sys.stderr)
-    return code
-
-
-def _config_import(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from sslrun.config.importer import import_config
-    from sslrun.runtime.durable import replace_file
-
-    new = Path(args.new)
-    if os.path.exists(new) and os.path.exists(args.old) and os.path.samefile(new, args.old):
-        raise UsageError(f"{new} is what is to be imported; -o names another file")
-    if os.path.lexists(new) and not args.force:
-        raise UsageError(f"{new} exists; --force replaces it")
-    if new.is_dir():
-        raise UsageError(f"{new}: is a folder, not a file")
-    imported = import_config(Path(args.old), args.gpus)
-    try:
-        replace_file(new, imported.text.encode())
-    except OSError as error:
-        raise UsageError(f"{new}: {error.strerror}") from None
-    for line in imported.report.lines():
-        print(line, file=sys.stderr)
-    print(f"{new}: {imported.report.count()}")
-    return DONE
-
-
-def _config_diff(args: argparse.Namespace) -> int:
-    from sslrun.config import load
-    from sslrun.config.diff import differences, render
-
-    new = args.config or args.old
-    found = differences(load(args.old), load(new, args.overrides))
-    names = args.old, " ".join([new, *(f"--set {override}" for override in args.overrides)])
-    is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    print(render(found, names, _width(), is_coloured) if found else "no difference")
-    return DIFFERENT if found else DONE
-
-
-def _config_schema(args: argparse.Namespace) -> int:
-    from sslrun.config.editor import EDITOR_PATH
-    from sslrun.config.load import SCHEMA_PATH
-
-    print((EDITOR_PATH if args.editor else SCHEMA_PATH).read_text(encoding="utf-8"), end="")
-    return DONE
-
-
-def _width() -> int:
-    """Columns to write in: the terminal's, 100 without one."""
-    return min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
 
 
 def _toml_string(text: str) -> str:
