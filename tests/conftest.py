@@ -7,6 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+import small_run
+from sslrun.cli import main
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
@@ -28,3 +31,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             picture.save(root / f"class_{label}" / f"{number:02d}.jpg", quality=92)
     return root
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """The folder of a run with the checkpoints of steps 4 and 6, its recipe beside `runs`: to be read, not changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert main([str(small_run.write_recipe(folder, pictures, steps=6, name=small_run.NAME))]) == 0
+    return folder / "runs" / small_run.NAME

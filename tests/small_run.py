@@ -15,6 +15,7 @@ import torch
 from sslrun.runtime import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
+NAME = "mocov2_resnet18_2xb8-coslr-6iters_pictures-24"  # of the run that the fixture `trained` made
 CHANGES_WITH_TIME = ("wall_s", "speed/", "data/", "mem/", "compile/")
 
 RECIPE = """

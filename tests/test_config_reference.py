@@ -106,7 +106,7 @@ def test_every_kind_says_where_it_is_named_and_names_its_classes():
         below = words(PAGE.below[kind.capitalize()])
         assert below.startswith(f"Named by {union['x-tag']} at ")
         assert all(re.search(rf"\b{name}\b", below) for name in classes(union))
-    assert "Named by type at data.source, data.holdout." in words(PAGE.below["Sources"])
+    assert "Named by type at data.source, data.holdout, eval.train, eval.test." in words(PAGE.below["Sources"])
     assert "Named by policy at lr." in words(PAGE.below["Schedules"])
 
 

@@ -12,20 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import small_run
+from small_run import NAME
 from sslrun.cli import main
 from sslrun.errors import UsageError
 from sslrun.runtime import checkpoint
-
-NAME = "mocov2_resnet18_2xb8-coslr-6iters_pictures-24"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, pictures) -> Path:
-    """The folder of a run with the checkpoints of steps 4 and 6, and its recipe beside `runs`."""
-    folder = tmp_path_factory.mktemp("publish")
-    assert main([str(small_run.write_recipe(folder, pictures, steps=6, name=NAME))]) == 0
-    return folder / "runs" / NAME
 
 
 @pytest.fixture

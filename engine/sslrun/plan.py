@@ -83,6 +83,18 @@ def device_of(recipe: Recipe, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def cores_of_a_rank(ranks_on_node: int) -> int:
+    """Processor cores of one process."""
+    return max(1, len(os.sched_getaffinity(0)) // ranks_on_node)
+
+
+def precision_of(recipe: Recipe, device: torch.device) -> str:
+    """ "fp32" or "bf16": what the recipe says, else what the device is best at."""
+    if recipe.engine.precision != "auto":
+        return recipe.engine.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
 def choose_machine(
     recipe: Recipe,
     device: torch.device,
@@ -94,11 +106,10 @@ def choose_machine(
     engine = recipe.engine
     _check_batch(recipe.global_batch, recipe.data.samples_per_gpu, world_size)
     before = recorded or {}
-    cores = max(1, len(os.sched_getaffinity(0)) // ranks_on_node)
+    cores = cores_of_a_rank(ranks_on_node)
     cuda = device.type == "cuda"
-    precision = engine.precision
-    if precision == "auto":
-        precision = before.get("precision") or ("bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32")
+    precision = before.get("precision") if engine.precision == "auto" else None
+    precision = precision or precision_of(recipe, device)
     group_bytes = activation_bytes(recipe, precision)  # and in any case: does the model fit together?
     micro_batch = engine.micro_batch
     if micro_batch == "auto":
@@ -120,23 +131,29 @@ def choose_machine(
 def make_plan(recipe: Recipe, num_samples: int, machine: Machine, world_size: int) -> Plan:
     """The loop in numbers; UsageError where there are too few samples for one step, or the schedule is too short."""
     batch = recipe.global_batch
-    steps_per_epoch = num_samples // batch if recipe.data.drop_last else -(-num_samples // batch)
-    if steps_per_epoch == 0:
+    steps = steps_per_epoch(recipe, num_samples)
+    if steps == 0:
         raise UsageError(
             f"the training source has {num_samples} samples, fewer than one global_batch of {batch}; "
             f"use a smaller global_batch, or data.drop_last = false"
         )
-    total_steps = recipe.max_iters if recipe.max_iters is not None else (recipe.epochs or 0) * steps_per_epoch
-    recipe.lr.check(steps_per_epoch, total_steps)
+    total_steps = recipe.max_iters if recipe.max_iters is not None else (recipe.epochs or 0) * steps
+    recipe.lr.check(steps, total_steps)
     return Plan(
         machine=machine,
         world_size=world_size,
         accumulation=batch // (world_size * machine.micro_batch),
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=steps,
         total_steps=total_steps,
         global_batch=batch,
         num_samples=num_samples,
     )
+
+
+def steps_per_epoch(recipe: Recipe, num_samples: int) -> int:
+    """Optimiser steps of an epoch over so many samples."""
+    batch = recipe.global_batch
+    return num_samples // batch if recipe.data.drop_last else -(-num_samples // batch)
 
 
 def seen_in_part(recipe: Recipe, plan: Plan) -> str | None:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from sslrun.data import DataConfig
 from sslrun.errors import UsageError
+from sslrun.evaluation.eval_config import EvalConfig
 from sslrun.evaluation.monitor import MonitorConfig
 from sslrun.methods import Method
 from sslrun.optim import Optimizer, Schedule
@@ -76,6 +77,7 @@ class Recipe:
         checkpoint: saving.
         log: logging.
         monitor: measurements during training.
+        eval: measurements of a trained encoder.
         vars: intermediate variables of a config, for references.
     """
 
@@ -96,6 +98,7 @@ class Recipe:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     vars: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

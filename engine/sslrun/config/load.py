@@ -49,25 +49,32 @@ class Config:
         return build(self, annotation, as_key(key))
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), schema: dict[str, Any] | None = None) -> Config:
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    schema: dict[str, Any] | None = None,
+    overlays: Sequence[str | Path] = (),
+) -> Config:
     """Reads a recipe.
 
     Args:
         path: a TOML file.
         overrides: texts of `--set`, `KEY=VALUE` each, merged after all files in this order.
         schema: what to check against; None means the committed schema.json.
+        overlays: further TOML files, each merged over what comes before with all that it extends.
 
     Raises:
         UsageError: one line with file:line, for anything that a user can have got wrong.
     """
     try:
-        return _load(Path(path), overrides, committed_schema() if schema is None else schema)
+        return _load(Path(path), overlays, overrides, committed_schema() if schema is None else schema)
     except RecursionError:
         raise UsageError(f"{path}: tables, lists or references are nested too deep") from None
 
 
-def _load(started: Path, overrides: Sequence[str], schema: dict[str, Any]) -> Config:
-    files = line_up(started)
+def _load(started: Path, overlays: Sequence[str | Path], overrides: Sequence[str], schema: dict[str, Any]) -> Config:
+    recipe = line_up(started)
+    files = recipe + [file for overlay in overlays for file in line_up(Path(overlay))]
     layers = [file.node(order) for order, file in enumerate(files)]
     last = layers[-1].where.layer
     layers += [parse_override(text, len(files) + place, last) for place, text in enumerate(overrides)]
@@ -75,7 +82,7 @@ def _load(started: Path, overrides: Sequence[str], schema: dict[str, Any]) -> Co
     for layer in layers:
         merged = merge(merged, layer)
     assert merged is not None
-    name = recipe_name(started, files)
+    name = recipe_name(started, recipe)
     root = resolve(merged, name)
     check(root, schema)
     return Config(started, name, plain(root), [file.path for file in files], kept_keys(root), root)

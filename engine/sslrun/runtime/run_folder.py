@@ -46,6 +46,7 @@ MAY_CHANGE = (
     "checkpoint.*",
     "log.*",
     "monitor.*",
+    "eval.*",
     "vars.*",
 )
 

@@ -1,0 +1,94 @@
+"""A trained encoder as it lies on the disk: what evaluation, report and export start from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from sslrun.config import Config, load
+from sslrun.errors import UsageError
+from sslrun.plan import steps_per_epoch
+from sslrun.recipe import Recipe
+from sslrun.runtime import checkpoint
+from sslrun.session import build
+
+FILES = (".pth", ".safetensors")
+PREFIX = "backbone."
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A trained encoder, on the CPU.
+
+    Attributes:
+        config: the run's resolved recipe, with what was laid over it.
+        recipe: built from it. Its backbone has the trained weights; the rest of the model is as it was drawn.
+        name: the recipe's full name.
+        weights: the checkpoint, or the file, that the weights are from.
+        folder: the run folder; None for a file of weights.
+        step: optimiser steps that the weights were trained for; None for a file of weights.
+        epoch: the same in epochs.
+    """
+
+    config: Config
+    recipe: Recipe
+    name: str
+    weights: Path
+    folder: Path | None = None
+    step: int | None = None
+    epoch: float | None = None
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder, in evaluation mode."""
+        return self.recipe.model.backbone
+
+
+def open_saved(
+    path: Path, overlays: Sequence[Path] = (), overrides: Sequence[str] = (), recipe: Path | None = None
+) -> Saved:
+    """Read a trained encoder.
+
+    Args:
+        path: a run folder, of which the newest good checkpoint is taken, a checkpoint in one, or a file of weights
+            (.pth, .safetensors) whose names begin with "backbone.".
+        overlays: TOML files merged over the run's recipe, such as those of configs/benchmarks.
+        overrides: `KEY=VALUE` texts merged last.
+        recipe: what a file of weights is of; a run has its own.
+
+    Raises:
+        UsageError: there is no such thing, it is damaged, or weights and recipe do not belong together.
+    """
+    if path.suffix in FILES:
+        if recipe is None:
+            raise UsageError(f"{path} holds weights alone: --recipe names the TOML recipe that they are of")
+        config = load(recipe, overrides, overlays=overlays)
+        return Saved(config, _built(config, path, checkpoint.load_weights(path)), config.name, path)
+    if recipe is not None:
+        raise UsageError(f"{path} is a run, which has a recipe of its own: --recipe is for files of weights")
+    found = checkpoint.find(path)
+    folder = found.resolve().parent.parent
+    if found.resolve().parent.name != "checkpoints" or not (folder / "config.toml").is_file():
+        raise UsageError(f"{found} is not in a run folder, where config.toml says what the weights are of")
+    config = load(folder / "config.toml", overrides, overlays=overlays)
+    tensors, state = checkpoint.load(found)
+    built = _built(config, found, tensors["model"])
+    step = state["step"]
+    return Saved(config, built, folder.name, found, folder, step, step / steps_per_epoch(built, state["num_samples"]))
+
+
+def _built(config: Config, weights: Path, tensors: Mapping[str, Tensor]) -> Recipe:
+    """The recipe's objects, with the trained backbone."""
+    recipe = build(config)
+    found = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    if not found:
+        raise UsageError(f"{weights} has no weights of a backbone (names that begin with {PREFIX!r})")
+    backbone = recipe.model.backbone
+    try:
+        backbone.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in found.items()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"{weights} does not fit the backbone of {config.path}: {reason}") from error
+    backbone.eval()
+    return recipe

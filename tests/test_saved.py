@@ -1,0 +1,70 @@
+"""A trained encoder is read from a run, from a checkpoint in it, and from a file of weights; nothing else passes."""
+
+import shutil
+
+import pytest
+import torch
+
+from small_run import NAME
+from sslrun.errors import UsageError
+from sslrun.export import publish
+from sslrun.runtime import checkpoint
+from sslrun.saved import open_saved
+
+
+def weights_of(path):
+    return {
+        k.removeprefix("backbone."): v for k, v in checkpoint.load_weights(path).items() if k.startswith("backbone.")
+    }
+
+
+def is_equal(backbone, weights):
+    own = backbone.state_dict()
+    return own.keys() == weights.keys() and all(torch.equal(own[name], weights[name]) for name in own)
+
+
+def test_a_run_gives_its_newest_checkpoint(trained):
+    saved = open_saved(trained)
+    assert (saved.name, saved.folder, saved.step) == (NAME, trained, 6)
+    assert saved.weights == trained / "checkpoints/step_00000006"
+    assert saved.epoch == 6 / 4  # 64 of 80 pictures, 16 at a step
+    assert not saved.backbone.training
+    assert is_equal(saved.backbone, weights_of(trained))
+
+
+def test_a_checkpoint_gives_itself(trained):
+    saved = open_saved(trained / "checkpoints/step_00000004")
+    assert (saved.step, saved.epoch) == (4, 1)
+    assert is_equal(saved.backbone, weights_of(saved.weights))
+    assert not is_equal(saved.backbone, weights_of(trained))  # other weights than the newest
+
+
+def test_a_file_of_weights_needs_its_recipe(trained, tmp_path):
+    file = publish(trained, tmp_path)
+    with pytest.raises(UsageError, match="--recipe names the TOML recipe"):
+        open_saved(file)
+    saved = open_saved(file, recipe=trained / "config.toml")
+    assert (saved.folder, saved.step) == (None, None)
+    assert is_equal(saved.backbone, weights_of(trained))
+    with pytest.raises(UsageError, match=r"does not fit the backbone of .*config.toml: .*size mismatch"):
+        open_saved(file, overrides=["model.backbone.base_width=8"], recipe=saved.config.path)
+
+
+def test_overlays_and_overrides_go_over_the_recipe(trained, tmp_path):
+    (tmp_path / "base.toml").write_text("[eval]\ntest = { type = 'Shapes', split = 'train' }\n")
+    (tmp_path / "bench.toml").write_text("extends = 'base.toml'\n[eval.test]\nsplit = 'test'\n[log]\ninterval = 7\n")
+    saved = open_saved(trained, [tmp_path / "bench.toml"], ["log.interval=9"])
+    assert saved.config.values["eval"] == {"test": {"type": "Shapes", "split": "test"}}
+    assert (saved.recipe.log.interval, saved.recipe.seed) == (9, 3)
+
+
+def test_what_is_no_run_is_said_in_a_line(trained, tmp_path):
+    alone = shutil.copytree(trained / "checkpoints/step_00000006", tmp_path / "step_00000006")
+    for path, words in (
+        (tmp_path / "nothing", "neither a checkpoint nor a run folder"),
+        (alone, "is not in a run folder"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            open_saved(path)
+    with pytest.raises(UsageError, match="has a recipe of its own"):
+        open_saved(trained, recipe=trained / "config.toml")
