@@ -1,0 +1,155 @@
+"""`sslrun eval`: a trained encoder in, figures out, kept in the run folder with all that is needed to repeat them."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sslrun.data import Source
+from sslrun.errors import RunFailed
+from sslrun.evaluation.eval_config import EvalConfig
+from sslrun.evaluation.features import centre_crop_like
+from sslrun.evaluation.knn import knn_top1
+from sslrun.evaluation.subject import Subject, labels
+from sslrun.plan import cores_of_a_rank, device_of, precision_of
+from sslrun.recipe import Recipe
+from sslrun.runtime import distributed
+from sslrun.runtime.durable import replace_file
+from sslrun.runtime.environment import environment
+from sslrun.runtime.log import start_logging
+from sslrun.saved import Saved
+
+logger = logging.getLogger("sslrun")
+
+Results = dict[str, Any]
+
+
+def knn(config: EvalConfig, subject: Subject) -> Results:
+    """Weighted k-NN classification of the test pictures by the training pictures."""
+    train, test = subject.labelled()
+    bank, queries = (subject.extractor(s).extract(subject.backbone, np.arange(len(s))) for s in (train, test))
+    return {"knn/top1_pct": knn_top1(bank, labels(train), queries, labels(test))}
+
+
+KINDS: dict[str, Callable[[EvalConfig, Subject], Results]] = {"knn": knn}
+
+
+def evaluate(kind: str, saved: Saved, command: str, directory: Path | None = None) -> tuple[Results, Path]:
+    """Measure an encoder; all ranks of a launcher call it and share the work.
+
+    Args:
+        kind: one of `KINDS`.
+        saved: the encoder.
+        command: what the user typed.
+        directory: where the file goes; None is `eval/` in the run folder, or beside a file of weights.
+
+    Returns:
+        the results, and the file that holds them with the settings, the data and the environment.
+
+    Raises:
+        UsageError: there are no pictures to measure on.
+        RunFailed: the file could not be written.
+    """
+    recipe = saved.recipe
+    device = device_of(recipe, distributed.local_rank())
+    distributed.init(device)
+    with contextlib.ExitStack() as stack:
+        stack.callback(distributed.shutdown)
+        start_logging(distributed.rank(), level=recipe.log.level)
+        subject = subject_of(saved, device)
+        begin = time.perf_counter()
+        results = KINDS[kind](recipe.eval, subject)
+        wall_s = time.perf_counter() - begin
+        directory = directory or (saved.folder or saved.weights.parent) / "eval"
+        path = directory / f"{_file_name(kind, saved)}.json"
+        record = {
+            "kind": kind,
+            "name": saved.name,
+            "weights": str(saved.weights if saved.folder is None else saved.weights.relative_to(saved.folder)),
+            "step": saved.step,
+            "epoch": saved.epoch,
+            "command": command,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "config": saved.config.values,
+            "data": _described(subject),
+            "ranks": distributed.world_size(),
+            "wall_s": round(wall_s, 2),
+            "environment": environment(),
+            "results": results,
+        }
+        distributed.from_rank_0(lambda: _write(path, record))
+    return results, path
+
+
+def subject_of(saved: Saved, device: torch.device) -> Subject:
+    """What evaluations of a saved encoder are given; its files are opened, and it is put on the device."""
+    recipe: Recipe = saved.recipe
+    config, ranks_on_node = recipe.eval, distributed.ranks_on_node()
+    cores = cores_of_a_rank(ranks_on_node)
+    torch.set_num_threads(recipe.engine.threads or cores)
+    return Subject(
+        backbone=saved.backbone.to(device),
+        train=_train_source(recipe),
+        test=_test_source(recipe),
+        transforms=config.transforms or recipe.monitor.transforms or centre_crop_like(recipe.data.views[0]),
+        views=recipe.data.views,
+        device=device,
+        bf16=precision_of(recipe, device) == "bf16",
+        augment=recipe.data.augment,
+        num_threads=min(recipe.data.workers_per_gpu, cores),
+        seed=recipe.seed,
+    )
+
+
+def _train_source(recipe: Recipe) -> Source:
+    if recipe.eval.train is None:
+        return recipe.data.open()[0]
+    recipe.eval.train.open("eval.train")
+    return recipe.eval.train
+
+
+def _test_source(recipe: Recipe) -> Source | None:
+    if recipe.eval.test is None:
+        return recipe.data.open()[1]
+    recipe.eval.test.open("eval.test")
+    return recipe.eval.test
+
+
+def _described(subject: Subject) -> dict[str, Any]:
+    """What the pictures were, as far as a file can say it."""
+    described: dict[str, Any] = {}
+    for key, source in (("train", subject.train), ("test", subject.test)):
+        if source is not None:
+            described |= {key: repr(source), f"{key}_samples": len(source)}
+            if source.labels is not None:
+                described[f"{key}_classes"] = int(source.labels.max()) + 1
+    return described
+
+
+def _file_name(kind: str, saved: Saved) -> str:
+    """One name for one measurement: what is repeated with the same settings replaces what was there."""
+    values = saved.config.values
+    settings = json.dumps([str(saved.weights), *(values.get(key) for key in ("eval", "data", "monitor"))], default=str)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+    origin = saved.weights.stem if saved.step is None else f"step_{saved.step:08d}"
+    return f"{kind}_{origin}_{digest}"
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, (json.dumps(record, indent=1, default=_plain) + "\n").encode())
+    except OSError as error:
+        raise RunFailed(f"{path} could not be written: {error.strerror}") from error
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)

@@ -1,0 +1,74 @@
+"""What an evaluation is given: a frozen encoder, the pictures that it is measured on, and how they are read."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sslrun.data import Source, ViewGroup
+from sslrun.data.loader import Augment
+from sslrun.data.transforms import Transform
+from sslrun.errors import UsageError
+from sslrun.evaluation.features import FeatureExtractor
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A frozen encoder and its pictures.
+
+    Attributes:
+        backbone: on `device`, in evaluation mode.
+        train: opened; what classifiers learn from.
+        test: opened; what they are tried on, if there is anything.
+        transforms: how pictures are prepared where nothing is random.
+        views: the groups of views that the encoder was trained on.
+        device: where the encoder is.
+        bf16: whether to compute under bfloat16 autocast.
+        augment: "exact", "dali" or "auto", as for training.
+        num_threads: threads that read and decode.
+        seed: of whatever is drawn.
+    """
+
+    backbone: nn.Module
+    train: Source
+    test: Source | None
+    transforms: list[Transform]
+    views: list[ViewGroup]
+    device: torch.device
+    bf16: bool
+    augment: Augment
+    num_threads: int
+    seed: int
+
+    def extractor(self, source: Source) -> FeatureExtractor:
+        """Features of a source's pictures, prepared by `transforms`."""
+        return FeatureExtractor(
+            source,
+            self.transforms,
+            device=self.device,
+            bf16=self.bf16,
+            augment=self.augment,
+            num_threads=self.num_threads,
+        )
+
+    def labelled(self) -> tuple[Source, Source]:
+        """Training and test pictures.
+
+        Raises:
+            UsageError: some are missing, or have no labels.
+        """
+        if self.test is None:
+            raise UsageError(
+                "there are no pictures to classify: set eval.test to a source, or data.holdout to one or to a share of "
+                "data.source"
+            )
+        for key, source in (("eval.train", self.train), ("eval.test", self.test)):
+            if source.labels is None:
+                raise UsageError(f"{source!r} has no labels: set {key} to a source that has some")
+        return self.train, self.test
+
+
+def labels(source: Source) -> Tensor:
+    """(N,) int64, of a source that has them."""
+    assert source.labels is not None
+    return torch.from_numpy(source.labels).long()

@@ -1,0 +1,105 @@
+"""`sslrun eval`: figures on the terminal, a file that repeats them, one line for whatever is wrong."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import small_run
+from sslrun.cli import main
+from sslrun.export import publish
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of the run, to be written into."""
+    return Path(shutil.copytree(trained, tmp_path / "runs" / small_run.NAME))
+
+
+def call(capsys, *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def record(run: Path, kind: str = "knn") -> dict:
+    (path,) = (run / "eval").glob(f"{kind}_*.json")
+    return json.loads(path.read_text())
+
+
+def test_the_result_is_shown_and_kept(capsys, run):
+    code, out, err = call(capsys, "eval", "knn", run)
+    assert code == 0, err
+    kept = record(run)
+    assert out.splitlines()[0].split() == ["knn/top1_pct", f"{kept['results']['knn/top1_pct']:.4g}"]
+    assert (kept["kind"], kept["name"], kept["step"], kept["epoch"]) == ("knn", small_run.NAME, 6, 1.5)
+    assert kept["weights"] == "checkpoints/step_00000006"
+    assert kept["data"]["train_samples"] == 64 and kept["data"]["test_samples"] == 16
+    assert kept["config"]["data"]["holdout"] == 0.2
+    assert kept["environment"]["torch"] == torch.__version__
+    assert kept["command"].startswith("bin/sslrun eval knn ")
+
+
+def test_the_same_again_replaces_and_other_settings_do_not(capsys, run):
+    for words in (["--set", "eval.transforms=[{type='CenterCrop',size=24}]"], [], []):
+        assert call(capsys, "eval", "knn", run, *words)[0] == 0
+    assert call(capsys, "eval", "knn", run / "checkpoints/step_00000004")[0] == 0
+    assert sorted(path.name[:17] for path in (run / "eval").iterdir()) == ["knn_step_00000004"] + 2 * [
+        "knn_step_00000006"
+    ]
+
+
+def test_a_file_of_weights_is_measured_as_its_run_is(capsys, run, tmp_path):
+    file = publish(run, tmp_path / "published")
+    code, out, _ = call(capsys, "eval", "knn", file, "--recipe", run / "config.toml", "-o", tmp_path / "results")
+    assert code == 0
+    assert call(capsys, "eval", "knn", run)[1] == out
+    (path,) = (tmp_path / "results").iterdir()
+    assert path.name.startswith(f"knn_{file.stem}_")
+
+
+def test_other_pictures_are_named_by_an_overlay(capsys, run, pictures, tmp_path):
+    overlay = tmp_path / "bench.toml"
+    overlay.write_text(f"[eval.test]\ntype = 'ImageFolder'\ndata_prefix = '{pictures}'\n")
+    assert call(capsys, "eval", "knn", run, "--with", overlay)[0] == 0
+    assert record(run)["data"]["test_samples"] == 80
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--set", "eval.kk=3"], 2, "unknown key of EvalConfig"),
+        (["--set", "eval.test={type='ImageFolder',data_prefix='nowhere'}"], 2, "eval.test.data_prefix"),
+        (["--with", "nowhere.toml"], 2, "No such file"),
+        (["--recipe", "a.toml"], 2, "has a recipe of its own"),
+        (["-o", "/dev/null/x"], 1, "could not be written"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, run, words, code, message):
+    got, out, err = call(capsys, "eval", "knn", run, *words)
+    assert (got, out) == (code, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+def test_without_labels_or_test_pictures(capsys, run, pictures, tmp_path):
+    flat = tmp_path / "flat"
+    shutil.copytree(pictures / "class_0", flat)
+    code, _, err = call(capsys, "eval", "knn", run, "--set", f"eval.train={{type='ImageFolder',data_prefix='{flat}'}}")
+    assert code == 2 and "has no labels: set eval.train" in err
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace("holdout = 0.2\n", ""))
+    code, _, err = call(capsys, "eval", "knn", run)
+    assert code == 2 and "there are no pictures to classify: set eval.test" in err
+
+
+def test_two_ranks_find_what_one_process_finds(capsys, run):
+    alone = call(capsys, "eval", "knn", run)[1]
+    words = ["eval", "knn", str(run), "-o", str(run / "ranks")]
+    command = small_run.command(Path("eval"), *words[1:], ranks=2)
+    done = subprocess.run(command, env=small_run.environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == alone
