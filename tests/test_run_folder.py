@@ -94,10 +94,10 @@ def test_a_checkpoint_alone_is_a_run(tmp_path):
 
 def test_a_start_that_came_to_nothing_may_be_repeated(tmp_path):
     with RunFolder(tmp_path, RECIPE, resume=False) as folder:
-        assert folder.machine_choice("threads", lambda: 9) == 9
+        folder.record_machine_choice("threads", 9)
         folder.record_state("failed", 2)
     with RunFolder(tmp_path, changed("seed", 2), resume=False) as folder:
-        assert not folder.is_resumed and folder.machine_choice("threads", lambda: 3) == 3
+        assert not folder.is_resumed and folder.machine_choice("threads") is None
     with RunFolder(tmp_path / "never", RECIPE, resume=True) as folder:
         assert not folder.is_resumed
 
@@ -105,12 +105,13 @@ def test_a_start_that_came_to_nothing_may_be_repeated(tmp_path):
 def test_a_resume_finds_the_machines_choices_and_sweeps(tmp_path):
     with RunFolder(tmp_path, RECIPE, resume=False) as folder:
         for choice in (64, 32):
-            assert folder.machine_choice("micro_batch", lambda choice=choice: choice) == 64
+            folder.record_machine_choice("micro_batch", choice)
+            assert folder.machine_choice("micro_batch") == 64
         write_rows(folder, range(3))
         (folder.checkpoints / "step_00000002.tmp").mkdir(parents=True)
     with RunFolder(tmp_path, RECIPE, resume=True) as folder:
-        assert folder.is_resumed and folder.machine_choice("micro_batch", lambda: 16) == 64
-        assert folder.machine_choice("threads", lambda: 2) == 2
+        assert folder.is_resumed and folder.machine_choice("micro_batch") == 64
+        folder.record_machine_choice("threads", 2)
         assert json.loads((tmp_path / "machine.json").read_text()) == {"micro_batch": 64, "threads": 2}
         assert list(folder.checkpoints.iterdir()) == []
 

@@ -160,10 +160,10 @@ def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> 
 
     def choose() -> Machine:
         assert folder is not None
-        before = folder.machine_choice(
-            f"{device.type} x {ranks}", lambda: asdict(choose_machine(recipe, device, ranks, on_node))
-        )
-        return choose_machine(recipe, device, ranks, on_node, before)
+        name = f"{device.type} x {ranks}"
+        machine = choose_machine(recipe, device, ranks, on_node, folder.machine_choice(name))
+        folder.record_machine_choice(name, asdict(machine))
+        return machine
 
     return distributed.from_rank_0(choose)
 

@@ -15,9 +15,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import tomli
 
@@ -28,7 +28,6 @@ from sslrun.runtime.durable import replace_file
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 State = Literal["running", "done", "pre-empted", "failed", "interrupted"]
 
 # What a resume may change: how long, on what, how often saved and seen; not what is computed at a step. Values under
@@ -121,12 +120,15 @@ class RunFolder:
             kept = [line for line, row in rows(self.metrics) if step > 0 and row.get("step", 0) <= step]
             self._write("metrics.jsonl", b"".join(kept))
 
-    def machine_choice(self, name: str, choose: Callable[[], T]) -> T:
-        """What this run's machine chose for itself before, or `choose()` (JSON), recorded for the next resume."""
+    def machine_choice(self, name: str) -> Any:
+        """What this run's machine chose for itself before; None where it did not."""
+        return self._machine.get(name)
+
+    def record_machine_choice(self, name: str, choice: Any) -> None:
+        """Keep what the machine chose (JSON) for the next resume; the first choice stands."""
         if name not in self._machine:
-            self._machine[name] = choose()
+            self._machine[name] = choice
             self.write_json("machine.json", self._machine)
-        return self._machine[name]
 
     def record_state(self, state: State, exit_code: int | None = None, **details: Any) -> None:
         """Write state.json. Failing to is a warning: it must not hide how the run itself ended."""

@@ -1,0 +1,97 @@
+"""The recipes of configs/selfsup: each has a plan at its own size, and trains at a small one."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import small_run
+from sslrun.cli import main
+from sslrun.config import Config, load
+from sslrun.nn.vit import SIZES
+from sslrun.runtime import checkpoint
+from sslrun.train import dry_run
+
+SHIPPED = sorted((small_run.ROOT / "configs/selfsup").rglob("*.toml"))
+FIRST_OF_EACH = [min(folder.glob("*.toml")) for folder in sorted((small_run.ROOT / "configs/selfsup").iterdir())]
+NUMBERS, PIXELS = 16, 3.5  # by what a recipe's networks, memories and clusters, and its pictures, are made smaller
+CLUSTERS, GROUP, BATCH = 8, 4, 16
+
+
+@pytest.mark.nightly  # three minutes: whole networks are made, and run without numbers
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_has_a_plan(path):
+    """Its networks fit together and take its views at their size."""
+    name, *lines = dry_run(load(str(path), ["engine.device=cpu", "engine.threads=1"])).splitlines()
+    told = dict(line.split(maxsplit=1) for line in lines)
+    assert name == path.stem
+    words = path.stem.split("_")[-2].split("-")
+    assert f" = {words[-1].removesuffix('e')} epochs x " in told["steps"], told["steps"]
+    gpus, batch = map(int, words[0].split("xb"))
+    accumulation = int(next((word for word in words if word.startswith("accum")), "accum1").removeprefix("accum"))
+    assert told["global"].startswith(f"batch {gpus * batch * accumulation} = 1 rank(s) x ")
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every table, list and scalar below a value, with its dotted key."""
+    yield key, value
+    inside = {dict: dict.items, list: enumerate}.get(type(value), lambda _: ())
+    for part, below in inside(value):
+        yield from leaves(below, f"{key}.{part}".lstrip("."))
+
+
+def smaller(config: Config, pictures: Path, ann_file: Path) -> list[str]:
+    """What to lay over a shipped recipe so that two steps of it, an epoch each, take a moment: the same in small."""
+    overrides = [
+        '_delete_=["epochs"]', "max_iters=2", f"global_batch={BATCH}", f"data.samples_per_gpu={GROUP}",
+        f"data.source.data_prefix={pictures}", f"data.source.ann_file={ann_file}", "engine.device=cpu",
+        "engine.threads=1", "log.interval=1", "checkpoint.interval=1", "checkpoint.by=iter",
+    ]  # fmt: skip
+    if isinstance(config.values["engine"]["micro_batch"], int):  # what is accumulated stays accumulated
+        overrides.append(f"engine.micro_batch={GROUP}")
+    for key, value in leaves(config.values["model"], "model"):
+        name = key.rpartition(".")[2]
+        if isinstance(value, dict) and value.get("type") == "ResNet":
+            overrides.append(f"{key}.base_width={64 // NUMBERS}")
+        elif isinstance(value, dict) and value.get("type") == "VisionTransformer":
+            overrides += [f"{key}.embed_dim={SIZES[value['arch']][0] // NUMBERS}", f"{key}.depth=2"]
+        elif name == "num_classes":
+            overrides.append(f"{key}={min(value, CLUSTERS)}")
+        elif name == "img_size":
+            overrides.append(f"{key}={round(value / PIXELS)}")
+        elif type(value) is int and value > NUMBERS and name != "depth":
+            overrides.append(f"{key}={value // NUMBERS}")
+    for key, value in leaves(config.values["data"]["views"], "data.views"):
+        if key.endswith(".size"):
+            overrides.append(f"{key}={round(value / PIXELS)}")
+    return overrides
+
+
+@pytest.fixture(scope="module")
+def ann_file(pictures, tmp_path_factory) -> Path:
+    """As many of the pictures as fill one global batch, in ImageNet's own way."""
+    path = tmp_path_factory.mktemp("meta") / "train.txt"
+    found = sorted(picture.relative_to(pictures) for picture in pictures.rglob("*.jpg"))
+    lines = [f"{picture} {picture.parent.name[-1]}\n" for picture in found[:: len(found) // BATCH]]
+    path.write_text("".join(lines[:BATCH]))
+    return path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.nightly] * (path not in FIRST_OF_EACH)) for path in SHIPPED],
+)
+def test_every_shipped_recipe_trains(path, pictures, ann_file, tmp_path, capsys):
+    overrides = smaller(load(str(path)), pictures, ann_file)
+    assert main([str(path), "--work-dir", str(tmp_path), *(f"--set={each}" for each in overrides)]) == 0
+    run = tmp_path / path.stem
+    assert f"done: {run} " in capsys.readouterr().out
+    losses = [row["train/loss"] for row in small_run.metrics(run) if "train/loss" in row]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    before, after = (checkpoint.load(run / f"checkpoints/step_{step:08d}")[0]["model"] for step in (1, 2))
+    assert before.keys() == after.keys() and all(bool(value.isfinite().all()) for value in after.values())
+    trained = [name for name in after if name.startswith("backbone.") and name.endswith("weight")]
+    assert sum(not torch.equal(before[name], after[name]) for name in trained) > len(trained) // 2
