@@ -611,10 +611,10 @@ class TestModels:
              ["with_cp: it only trades memory for time; memory is engine.micro_batch here"]),
             ("dict(type='ResNet', depth=18, norm_cfg=dict(type='GN', num_groups=32), style='caffe', deep_stem=True, "
              "norm_eval=True, strides=(1, 2, 2, 1), pretrained='x.pth')",
-             {"type": "ResNet", "depth": 18},
+             {"type": "ResNet", "depth": 18, "norm_eval": True},
              ["norm_cfg: there is no norm GN here; the default stands",
               "style: the stride is in the 3x3 convolution here",
-              "deep_stem: our ResNet has no such variant", "norm_eval: our ResNet has no such variant",
+              "deep_stem: our ResNet has no such variant",
               "strides: this is [1, 2, 2, 2] here",
               "pretrained: first weights are those that our class draws; load_from takes those of a checkpoint"]),
             ("dict(type='ResNet', depth=50, frozen_stages=1, init_cfg=dict(type='Pretrained', checkpoint='x.pth'))",

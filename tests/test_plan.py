@@ -165,8 +165,11 @@ def test_what_sees_a_part_of_an_accumulated_batch_is_said(name, told):
         )
 
 
-def test_the_loss_alone_may_see_a_part():
-    tried = build(load(str(ROOT / "configs/learn/simclr.toml"), ['model.neck.norm_cfg={ type = "BN" }']))
+@pytest.mark.parametrize("backbone", ["norm_cfg.type=BN", "norm_eval=true"])
+def test_the_loss_alone_may_see_a_part(backbone):
+    """Where there is no SyncBN, or where it takes no statistics."""
+    options = ["model.backbone.norm_cfg.type=SyncBN", f"model.backbone.{backbone}", "model.neck.norm_cfg.type=BN"]
+    tried = build(load(str(ROOT / "configs/learn/simclr.toml"), options))
     halves = make_plan(tried, 100, replace(MACHINE, micro_batch=32), 1)
     assert seen_in_part(tried, halves) == "the loss of SimCLR: of 32 samples at a time, not of all 64"
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sslrun.nn.norm import group_norms
+from sslrun.nn.norm import BN, RunningStatistics, SyncBN, group_norms
 from sslrun.nn.resnet import ResNet
 
 # Parameters of torchvision's resnetN without its classifier (fc has features x 1000 + 1000).
@@ -43,6 +43,41 @@ def test_frozen_stages_do_not_move(frozen_stages):
         is_frozen = stems.get(name, int(name[-1])) <= frozen_stages
         assert all((p.grad is None) == is_frozen for p in child.parameters()), name
         assert all(bool(layer.pending.any()) != is_frozen for layer in group_norms(child)), name
+
+
+@pytest.mark.parametrize("frozen_stages", [-1, 2])
+def test_what_is_frozen_is_so_from_the_first_step_on(frozen_stages):
+    """Nothing but `build` comes before it."""
+    model = ResNet(18, base_width=4, frozen_stages=frozen_stages)
+    training = {name: child.training for name, child in model.named_children()}
+    held = ["conv1", "bn1", "layer1", "layer2"] if frozen_stages == 2 else []
+    assert training == {name: name not in held for name in training}
+    assert model.eval().train().layer3.training
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("norm_cfg", [BN(), SyncBN()], ids=["BN", "SyncBN"])
+@pytest.mark.parametrize("norm_eval", [True, False])
+def test_norm_eval_normalises_by_running_statistics_and_leaves_them(depth, norm_cfg, norm_eval):
+    torch.manual_seed(0)
+    model = ResNet(depth, base_width=4, norm_cfg=norm_cfg, norm_eval=norm_eval)
+    norms, images = group_norms(model), torch.rand(8, 3, 32, 32)
+    with torch.no_grad():
+        for norm in norms:
+            norm.running_mean.copy_(-torch.rand_like(norm.running_mean))  # what is above 0 survives the ReLUs
+            norm.running_var.add_(torch.rand_like(norm.running_var))
+    statistics = RunningStatistics(model)
+    before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    with torch.no_grad():
+        expected = model.eval()(images)[-1]
+    seen = model.train()(images)[-1]
+    seen.square().mean().backward()
+    statistics.commit()
+    after = [(norm.running_mean, norm.running_var) for norm in norms]
+    assert torch.equal(seen, expected) == norm_eval
+    assert all(torch.equal(*pair) == norm_eval for pair in zip(sum(before, ()), sum(after, ()), strict=True))
+    assert {int(norm.num_batches_tracked) for norm in norms} == {int(not norm_eval)}
+    assert all(p.grad.any() for norm in norms for p in (norm.weight, norm.bias)), "they are trained"
 
 
 def test_depths_without_groups_say_so():

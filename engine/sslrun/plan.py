@@ -159,7 +159,7 @@ def steps_per_epoch(recipe: Recipe, num_samples: int) -> int:
 def seen_in_part(recipe: Recipe, plan: Plan) -> str | None:
     """What of the recipe is about the whole global batch, but sees only what is on the devices at once; None where
     there is nothing of the kind, or where all of the batch is."""
-    norms = ["SyncBN's statistics"] * any(layer.sync for layer in group_norms(recipe.model))
+    norms = ["SyncBN's statistics"] * any(layer.sync and layer.training for layer in group_norms(recipe.model))
     losses = [f"the loss of {type(recipe.model).__name__}"] * recipe.model.compares_samples
     if plan.accumulation == 1 or not norms + losses:
         return None

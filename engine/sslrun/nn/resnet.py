@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.nn.backbone import Backbone
-from sslrun.nn.norm import BN, GroupBatchNorm, Norm
+from sslrun.nn.norm import BN, GroupBatchNorm, Norm, group_norms
 from sslrun.nn.sizes import require_positive
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -73,6 +73,8 @@ class ResNet(Backbone):
             wide. Depth 50 and more.
         frozen_stages: the stem and so many stages are not trained, and their BatchNorm uses its running statistics; 0
             is the stem alone, -1 nothing.
+        norm_eval: every BatchNorm uses its running statistics, which stay as they are, while training too; its scale
+            and shift are trained.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class ResNet(Backbone):
         groups: int = 1,
         width_per_group: int = 64,
         frozen_stages: int = -1,
+        norm_eval: bool = False,
     ) -> None:
         super().__init__()
         require_positive(in_channels=in_channels, base_width=base_width, groups=groups, width_per_group=width_per_group)
@@ -116,13 +119,14 @@ class ResNet(Backbone):
             widths.append(channels)
         self.num_features = widths[self.out_indices[-1]]
         self._initialise(zero_init_residual)
-        self.frozen_stages = frozen_stages
+        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         for module in self._frozen():
             module.requires_grad_(False)
+        self.train()  # what is frozen, is from the first step on
 
     def train(self, mode: bool = True) -> "ResNet":
         super().train(mode)
-        for module in self._frozen():
+        for module in [*self._frozen(), *(group_norms(self) if self.norm_eval else ())]:
             module.eval()
         return self
 

@@ -80,7 +80,7 @@ def _resnet(old: OldTable, name: str, behind_sobel: bool) -> Node:
     for key, usual in (("num_stages", 4), ("strides", [1, 2, 2, 2]), ("dilations", [1, 1, 1, 1])):
         old.expect(key, usual, f"this is {usual} here")
     old.expect("style", "pytorch", "the stride is in the 3x3 convolution here")
-    for key in ("deep_stem", "avg_down", "norm_eval"):
+    for key in ("deep_stem", "avg_down"):
         old.expect(key, False, "our ResNet has no such variant")
     old.expect("drop_path_rate", 0, "our ResNet drops no paths")
     old.leave("it only trades memory for time; memory is engine.micro_batch here", "with_cp")
