@@ -10,7 +10,7 @@ import torch
 
 import small_run
 from sslrun.cli import main
-from sslrun.export import publish
+from sslrun.export.publish import publish
 
 
 @pytest.fixture

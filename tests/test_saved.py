@@ -7,7 +7,7 @@ import torch
 
 from small_run import NAME
 from sslrun.errors import UsageError
-from sslrun.export import publish
+from sslrun.export.publish import publish
 from sslrun.runtime import checkpoint
 from sslrun.saved import open_saved
 

@@ -22,7 +22,7 @@ def add(verbs: Any) -> None:
 def _publish(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from sslrun.export import publish
+    from sslrun.export.publish import publish
     from sslrun.runtime.log import start_logging
 
     start_logging()

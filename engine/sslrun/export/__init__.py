@@ -1,0 +1,1 @@
+"""Weights for others and from others: published files, exported encoders, imported backbones."""
