@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sslrun.config import dump, load
 from sslrun.config.explain import explain
 from sslrun.config.node import Key, show
 from sslrun.errors import UsageError
+from sslrun.session import build
 
 QUICKSTART = small_run.ROOT / "configs" / "quickstart.toml"
 ASIDE = ("note: ", "drawing ", "drawn ")  # beside what a command has to say; pictures are drawn at first use
@@ -120,6 +122,16 @@ def through_a_link(folder: Path) -> str:
     [
         ("seed = nan", "x.toml:1: seed: expected a whole number, got the number nan"),
         ("[optimizer]\ntype = 'SGD'\nlr = nan", "x.toml:3: optimizer.lr: expected a number, got the number nan"),
+        ("[optimizer]\ntype = 'SGD'\nlr = inf", "x.toml:3: optimizer.lr: expected a number, got the number inf"),
+        ("[optimizer]\ntype = 'SGD'\nlr = -1e999", "x.toml:3: optimizer.lr: expected a number, got the number -inf"),
+        (
+            "[lr]\npolicy = 'CosineRestart'\nperiods = [1]\nrestart_weights = [inf]",
+            "x.toml:4: lr.restart_weights.0: expected a number, got the number inf",
+        ),
+        (
+            "[vars]\na = inf\n[lr]\npolicy = 'Exp'\ngamma = '${vars.a}'",
+            "x.toml:5: lr.gamma: expected a number, got the number inf",
+        ),
         ("seed = 1" + "0" * 30, "x.toml:1: seed: expected a whole number, got the number 1" + "0" * 30),
         ('"s\u00e9ed" = 1', 'x.toml:1: "s\u00e9ed": unknown key of Recipe; did you mean seed?'),
         ("seed = 1\nseed = 2", "x.toml:2: Cannot overwrite a value (column 9)"),
@@ -140,6 +152,17 @@ def test_bad_files(tmp_path, monkeypatch, text, expected):
     told = str(caught.value)
     assert expected.replace("FOLDER", str(tmp_path)) in told.replace(": . is", f": {tmp_path} is")
     assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("norm_type", ["inf", '"inf"', "-inf", "1e999"])
+def test_infinity_stands_only_where_it_is_asked_for(norm_type):
+    """The largest value is a norm; the rest of a recipe is finite."""
+    override = f"optimizer.grad_clip={{max_norm=1.0,norm_type={norm_type}}}"
+    if norm_type == "-inf":
+        with pytest.raises(UsageError, match=r'norm_type: expected a number or "inf", got the number -inf$'):
+            load(QUICKSTART, [override])
+    else:
+        assert float(build(load(QUICKSTART, [override])).optimizer.grad_clip.norm_type) == math.inf
 
 
 def test_an_element_that_does_not_exist():

@@ -175,6 +175,7 @@ def _has_kind(scope: _Scope, node: Node, schema: Schema) -> bool:
     """Whether a value is of the kind that a schema asks for, whatever is inside it."""
     value = node.value
     if "enum" in schema:
+        value = "inf" if isinstance(value, float) and value == math.inf else value
         return any(type(value) is type(option) and value == option for option in schema["enum"])
     match schema.get("type", "object" if "x-tag" in schema else None):
         case "boolean":
@@ -193,9 +194,10 @@ def _has_kind(scope: _Scope, node: Node, schema: Schema) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """What a float can hold; NaN is the answer to no question that a recipe asks."""
+    """What a float can hold. NaN is the answer to no question that a recipe asks; infinity to those that ask for
+    "inf"."""
     if isinstance(value, float):
-        return not math.isnan(value)
+        return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023
 
 
