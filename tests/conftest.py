@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +40,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     assert main([str(small_run.write_recipe(folder, pictures, steps=6, name=small_run.NAME))]) == 0
     return folder / "runs" / small_run.NAME
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Writes files, `write("a.py", text)`, into the current folder, which is a new one."""
+    monkeypatch.chdir(tmp_path)
+
+    def write_file(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_file

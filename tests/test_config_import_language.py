@@ -11,19 +11,6 @@ from sslrun.config.importer import import_config
 from sslrun.errors import UsageError
 
 
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def write_file(name, text):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write_file
-
-
 def refused(path):
     """The one line with which an import is refused."""
     with pytest.raises(UsageError) as error:

@@ -9,20 +9,6 @@ from sslrun.config import load
 from sslrun.config.importer import import_config
 from sslrun.config.importer.report import Effect
 
-
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def write_file(name, text):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write_file
-
-
 MOCO = """
 model = dict(
     type='MoCo',
