@@ -1,11 +1,9 @@
-"""k-NN, features and collapse figures against values worked out by hand or by another library."""
+"""Features, and collapse figures against values worked out by hand."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 import small_run
@@ -13,35 +11,6 @@ from sslrun.cli import main
 from sslrun.data.batch import Batch
 from sslrun.evaluation.collapse import collapse_warning, guessing_warning
 from sslrun.evaluation.features import extract
-from sslrun.evaluation.knn import knn_top1
-
-
-@pytest.mark.parametrize("k", [1, 5, 20, 500])
-@pytest.mark.parametrize("chunk", [7, 1024])
-def test_knn_is_scikit_learns(k, chunk):
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(4, 8, generator=generator)
-    labels = torch.arange(120) % 4
-    features = centres[labels] + 1.2 * torch.randn(120, 8, generator=generator)
-    bank, queries = features[:80], features[80:]
-
-    def weights(distances: np.ndarray) -> np.ndarray:
-        return np.exp((1 - distances**2 / 2) / 0.07)  # distance on the sphere -> cosine
-
-    def unit(x: torch.Tensor) -> np.ndarray:
-        return nn.functional.normalize(x, dim=1).double().numpy()
-
-    reference = KNeighborsClassifier(min(k, 80), weights=weights).fit(unit(bank), labels[:80].numpy())
-    expected = 100 * reference.score(unit(queries), labels[80:].numpy())
-    assert knn_top1(bank, labels[:80], queries, labels[80:], k=k, chunk=chunk) == pytest.approx(expected)
-
-
-def test_knn_weighs_the_nearer_neighbour_more():
-    bank = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]])
-    query = torch.tensor([[1.0, 0.05]])
-    labels = torch.tensor([0, 1, 1])
-    assert knn_top1(bank, labels, query, torch.tensor([0]), k=3) == 100.0
-    assert knn_top1(bank, labels, query, torch.tensor([1]), k=3, temperature=100.0) == 100.0
 
 
 def test_features_are_pooled_and_the_network_comes_back_as_it_was():

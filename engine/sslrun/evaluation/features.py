@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sslrun.data import Batch, Loader, Sequential, Source, ViewGroup
 from sslrun.data.loader import Augment
 from sslrun.data.transforms import CenterCrop, Resize, Transform
+from sslrun.errors import RunFailed
 from sslrun.runtime import distributed
 
 BATCH = 128
@@ -67,6 +68,20 @@ class FeatureExtractor:
         return extract(module, self.loader.run(cursor), self.device, self.bf16)
 
 
+def evenly(num_samples: int, most: int) -> np.ndarray:
+    """(min(num_samples, most),) int64: sample ids at even distances; of sorted class folders about as many of each."""
+    return np.linspace(0, num_samples - 1, min(num_samples, most)).astype(np.int64)
+
+
+def require_finite(features: Tensor) -> None:
+    """RunFailed where a feature is infinite or no number."""
+    bad = len(features) - int(torch.isfinite(features).all(1).sum())
+    if bad:
+        raise RunFailed(
+            f"the features of {bad} of {len(features)} pictures are not finite: there is nothing to measure"
+        )
+
+
 def centre_crop_like(group: ViewGroup) -> list[Transform]:
     """Short side to 8/7 of the view's size, centre crop, the view's own normalisation: 256 and 224 for ImageNet."""
     height, width = group.size
@@ -80,7 +95,7 @@ def extract(module: nn.Module, batches: Iterable[Batch], device: torch.device, b
     Rows (B, D) are taken as they are, feature maps (B, C, H, W) averaged over positions, and of a list the last entry.
     The module is put into evaluation mode and back; nothing else about it changes.
     """
-    was_training = module.training
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     rows = []
     try:
@@ -91,5 +106,6 @@ def extract(module: nn.Module, batches: Iterable[Batch], device: torch.device, b
             features = (features[-1] if isinstance(features, list) else features).float()
             rows.append((features.mean(dim=(2, 3)) if features.dim() == 4 else features).cpu())
     finally:
-        module.train(was_training)
+        for part, mode in modes:
+            part.training = mode
     return torch.cat(rows)

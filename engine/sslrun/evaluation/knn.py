@@ -1,41 +1,251 @@
-"""Weighted k-nearest-neighbour classification on frozen features (Wu et al. 2018, arXiv 1805.01978, section 3.4)."""
+"""k nearest neighbours of frozen features, and their weighted vote (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+
+`bank` and `queries` are this rank's share (`distributed.share`) of the rows, in any memory; no rank is given rows of
+another but for the queries of the moment. Beside them memory is bounded, whatever their numbers: at most `at_once`
+similarities exist at a time, of 16 bytes each, and the best of each piece of the bank are merged with the best so far.
+
+Similarities are cosines in fp32. Neighbours that are equally near come in the order of their ids, classes with equal
+votes in the order of their labels, and votes are added in fp64 from the nearest on: there is one answer, on any device
+and on any number of ranks, up to the rounding of the matrix product.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslrun.errors import UsageError
+from sslrun.evaluation.features import require_finite
+from sslrun.runtime import distributed
+
+AT_ONCE = 2**24  # 256 MiB
+BANK_PIECE = 4096  # rows; with AT_ONCE it leaves room for as many queries, so that a bank on the host is sent seldom
+NOTHING = torch.iinfo(torch.long).min  # below the key of any row
+LAST_ID = 2**32 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnConfig:
+    """The `[eval.knn]` table: classification by the nearest training pictures.
+
+    Attributes:
+        k: numbers of neighbours that vote; all of them are tried.
+        temperature: a vote weighs exp(cosine / temperature).
+    """
+
+    k: list[int] = field(default_factory=lambda: [10, 20, 100, 200])
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1:
+            raise UsageError(f"eval.knn.k must be a list of numbers of at least 1, not {self.k}")
+        if not self.temperature > 0:
+            raise UsageError(f"eval.knn.temperature must be above 0, not {self.temperature}")
+
+
+def run(
+    config: KnnConfig,
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    device: torch.device | None = None,
+) -> dict[str, Any]:
+    """`knn/top1_pct`, the `k` that gave it (of equals the smallest) and the `grid` of all; arguments as `knn_grid`.
+
+    Raises:
+        RunFailed: features are not finite.
+    """
+    for features in (bank, queries):
+        require_finite(features)
+    grid = knn_grid(
+        bank, bank_labels, queries, query_labels, ks=config.k, temperature=config.temperature, device=device
+    )
+    best = max(grid, key=lambda row: (row["top1_pct"], -row["k"]))
+    return {"knn/top1_pct": best["top1_pct"], "k": best["k"], "grid": grid}
+
 
 @torch.no_grad()
-def knn_top1(
+def knn_grid(
     bank: Tensor,
     bank_labels: Tensor,
     queries: Tensor,
     query_labels: Tensor,
     *,
-    k: int = 20,
+    ks: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
-    chunk: int = 1024,
-) -> float:
-    """Per cent of queries whose label wins the vote of the k nearest bank rows, each with weight exp(cosine / T).
+    device: torch.device | None = None,
+    at_once: int = AT_ONCE,
+) -> list[dict[str, Any]]:
+    """How many queries the vote of their k nearest bank rows classifies right, for several k in one go.
+
+    All ranks call it and get the same. A query's class is among the first five when a neighbour voted for it and fewer
+    than five classes come before it.
 
     Args:
-        bank: (N, D) features; normalised here.
-        bank_labels: (N,) int64.
-        queries: (M, D) features.
-        query_labels: (M,) int64.
-        k: neighbours that vote; all of them where the bank has fewer.
-        temperature: T of the weights.
-        chunk: queries compared at once; bounds the memory to chunk x N.
+        bank: (n, D), this rank's share of N features; normalised here.
+        bank_labels: (N,) int64, 0 or more.
+        queries: (m, D), this rank's share of M features; normalised here.
+        query_labels: (M,) int64, 0 or more.
+        ks: neighbours that vote; all of them where the bank has fewer.
+        temperature: a vote weighs exp(cosine / temperature).
+        device: where to compute; None is where the bank is.
+        at_once: most similarities, or votes, in memory.
+
+    Returns:
+        A row for each of the ks: `k`, `temperature`, `top1_pct`, `top5_pct`.
     """
-    bank = F.normalize(bank.float(), dim=1)
-    queries = F.normalize(queries.float(), dim=1)
+    device = bank.device if device is None else device
+    bank_labels, num_queries = bank_labels.to(device), len(query_labels)
     num_classes = int(max(bank_labels.max(), query_labels.max())) + 1
-    k = min(k, len(bank))
-    correct = 0
-    for rows, labels in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
-        similarity, neighbour = (rows @ bank.T).topk(k, dim=1)  # (m, k)
-        # Shifted by the nearest neighbour's: the same winner, and no overflow at small temperatures.
-        weight = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes = weight.new_zeros(len(rows), num_classes).scatter_add_(1, bank_labels[neighbour], weight)
-        correct += int((votes.argmax(dim=1) == labels).sum())
-    return 100.0 * correct / len(queries)
+    mine = query_labels[distributed.share(num_queries)].to(device)
+    assert len(mine) == len(queries), "labels of all queries, not of this rank's"
+    right = {k: torch.zeros(2, dtype=torch.long, device=device) for k in ks}
+    for rows, ids, cosines in _nearest(bank, queries, max(ks), device, at_once, num_classes):
+        for k, votes in _votes(bank_labels[ids], cosines, sorted(right), temperature, num_classes):
+            before = _classes_before(votes, mine[rows])
+            right[k] += torch.stack([(before < 1).sum(), (before < 5).sum()])
+    counts = distributed.all_reduce_sum_(torch.stack([right[k] for k in ks])).tolist()
+    return [
+        {
+            "k": k,
+            "temperature": temperature,
+            "top1_pct": 100 * first / num_queries,
+            "top5_pct": 100 * five / num_queries,
+        }
+        for k, (first, five) in zip(ks, counts, strict=True)
+    ]
+
+
+def knn_top1(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, k: int = 20, **options: Any
+) -> float:
+    """Per cent of queries that are classified right with one k; arguments as `knn_grid`."""
+    return float(knn_grid(bank, bank_labels, queries, query_labels, ks=[k], **options)[0]["top1_pct"])
+
+
+@torch.no_grad()
+def knn_predict(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    device: torch.device | None = None,
+    at_once: int = AT_ONCE,
+) -> Tensor:
+    """(M,) int64 on the CPU: the class that the vote gives to each query of any rank; arguments as `knn_grid`."""
+    device = bank.device if device is None else device
+    bank_labels = bank_labels.to(device)
+    num_classes = int(bank_labels.max()) + 1
+    predicted = torch.zeros(len(queries), dtype=torch.long, device=device)
+    for rows, ids, cosines in _nearest(bank, queries, k, device, at_once, num_classes):
+        ((_, votes),) = _votes(bank_labels[ids], cosines, [k], temperature, num_classes)
+        predicted[rows] = votes.argmax(1)  # of equals the first
+    return distributed.all_gather_shares(predicted, _total(queries, device)).cpu()
+
+
+@torch.no_grad()
+def nearest(
+    bank: Tensor, queries: Tensor, count: int, *, device: torch.device | None = None, at_once: int = AT_ONCE
+) -> tuple[Tensor, Tensor]:
+    """The bank rows nearest to each query of any rank, the nearest first; arguments as `knn_grid`.
+
+    Returns:
+        Ids, int64, and cosines, fp32, both (M, min(count, N)) on the CPU.
+    """
+    device = bank.device if device is None else device
+    pieces = [(ids, cosines) for _, ids, cosines in _nearest(bank, queries, count, device, at_once)]
+    num_queries = _total(queries, device)
+    ids, cosines = (distributed.all_gather_shares(torch.cat(part), num_queries).cpu() for part in zip(*pieces))  # noqa: B905
+    return ids, cosines
+
+
+def _nearest(
+    bank: Tensor, queries: Tensor, count: int, device: torch.device, at_once: int, width: int = 1
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Piece by piece of this rank's queries: which they are, ids (b, k) and cosines (b, k) of their nearest rows.
+
+    All ranks look at a piece of everybody's queries at the same time, each in its own part of the bank, so each rank
+    makes as many pieces, of which the last may be empty. `width` is what the caller needs for a query.
+    """
+    ranks, num_bank, num_queries = distributed.world_size(), _total(bank, device), _total(queries, device)
+    first, most, count = distributed.share(num_bank).start, -(-num_queries // ranks), min(count, num_bank)
+    step = min(BANK_PIECE, -(-num_bank // ranks), at_once)
+    each = min(most, max(1, at_once // max(step, ranks * count, width) // ranks))  # queries of a rank in a piece
+    for start in range(0, most, each):
+        mine = queries[start : start + each]
+        everyones = distributed.all_gather_rows(_unit(F.pad(mine, (0, 0, 0, each - len(mine))), device))
+        best = torch.full((len(everyones), count), NOTHING, device=device)
+        for offset in range(0, len(bank), step):
+            keys = _keys(everyones @ _unit(bank[offset : offset + step], device).T, first + offset)
+            keys = keys.topk(min(count, keys.shape[1])).values
+            best = torch.cat([best, keys], 1).topk(count).values
+        if ranks > 1:  # (rank with a part of the bank, rank with a query, query, k)
+            shares = distributed.all_gather_rows(best).view(ranks, ranks, each, count)[:, distributed.rank()]
+            best = shares.transpose(0, 1).flatten(1).topk(count).values
+        yield slice(start, start + len(mine)), *_read(best[: len(mine)])
+
+
+def _unit(rows: Tensor, device: torch.device) -> Tensor:
+    return F.normalize(rows.to(device).float(), dim=1)
+
+
+def _total(share: Tensor, device: torch.device) -> int:
+    """Rows of all ranks' shares."""
+    total = int(distributed.all_reduce_sum_(torch.tensor(len(share), device=device)))
+    mine = distributed.share(total)
+    assert len(share) == mine.stop - mine.start, "not this rank's share of the rows"
+    return total
+
+
+def _keys(cosines: Tensor, first: int) -> Tensor:
+    """int64 (b, n), larger where a row is nearer and, of equally near ones, has the smaller id: no two are equal, so
+    that the largest are the same ones in whatever pieces they were looked for. Consumes `cosines`, fp32 (b, n).
+    """
+    bits = cosines.add_(0.0).view(torch.int32)  # adding makes 0 of -0
+    bits ^= (bits >> 31) & 0x7FFFFFFF  # now they have the order of the numbers
+    ids = torch.arange(first, first + cosines.shape[1], device=cosines.device)
+    return bits.long().bitwise_left_shift_(32).bitwise_or_(LAST_ID - ids)
+
+
+def _read(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """(ids, cosines) of keys."""
+    bits = (keys >> 32).int()
+    return LAST_ID - (keys & LAST_ID), (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
+
+
+def _votes(
+    labels: Tensor, cosines: Tensor, ks: Sequence[int], temperature: float, num_classes: int
+) -> Iterator[tuple[int, Tensor]]:
+    """For each of the ascending ks the votes (b, C), fp64, of so many neighbours: one tensor, which grows.
+
+    Args:
+        labels: (b, k) int64, of the neighbours, the nearest first.
+        cosines: (b, k).
+        ks: how many of them vote.
+        temperature: of the weights.
+        num_classes: C.
+    """
+    # Relative to the nearest neighbour's: the same winner, and no overflow at small temperatures.
+    weights = ((cosines - cosines[:, :1]).double() / temperature).exp()
+    votes = weights.new_zeros(len(weights), num_classes)
+    counted = 0
+    for k in ks:
+        for place in range(counted, min(k, weights.shape[1])):  # one at a time: sums in the same order everywhere
+            votes.scatter_add_(1, labels[:, place : place + 1], weights[:, place : place + 1])
+        counted = k
+        yield k, votes
+
+
+def _classes_before(votes: Tensor, labels: Tensor) -> Tensor:
+    """(b,) int64: how many classes have more votes (b, C) than that of the label (b,), or as many and come first. A
+    label without votes comes after any number of classes."""
+    own = votes.gather(1, labels.unsqueeze(1))
+    comes_first = torch.arange(votes.shape[1], device=votes.device) < labels.unsqueeze(1)
+    before = ((votes > own) | (votes == own) & comes_first).sum(1)
+    return before.masked_fill(own.squeeze(1) == 0, LAST_ID)

@@ -1,0 +1,129 @@
+"""k-NN against scikit-learn on real data, one answer in whatever pieces, and bounded memory."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sslrun.errors import RunFailed, UsageError
+from sslrun.evaluation import knn
+from sslrun.evaluation.knn import KnnConfig, knn_grid, knn_predict, knn_top1, nearest
+
+KS = [1, 10, 20, 100, 200, 5000]
+BANK = 1200  # of the 1797 digits
+
+
+def digits(noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Bank, its labels, queries, their labels: 8 x 8 pictures of digits, as they are or made hard to read."""
+    pixels, labels = (torch.from_numpy(part) for part in load_digits(return_X_y=True))
+    features = pixels.float() + noise * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
+    return features[:BANK], labels[:BANK].long(), features[BANK:], labels[BANK:].long()
+
+
+def scikit_learns(k: int, temperature: float, bank: torch.Tensor, labels: torch.Tensor) -> KNeighborsClassifier:
+    def weights(distances: np.ndarray) -> np.ndarray:
+        return np.exp((1 - distances) / temperature)
+
+    classifier = KNeighborsClassifier(min(k, len(bank)), weights=weights, metric="cosine", algorithm="brute")
+    return classifier.fit(bank.double().numpy(), labels.numpy())
+
+
+@pytest.mark.parametrize(("noise", "ks", "temperature"), [(0.0, [10, 20], 0.07), (12.0, KS, 0.07), (12.0, [200], 0.5)])
+def test_predictions_are_scikit_learns_on_digits(noise, ks, temperature):
+    bank, labels, queries, truth = digits(noise)
+    grid = knn_grid(bank, labels, queries, truth, ks=ks, temperature=temperature, at_once=500_000)
+    for k, row in zip(ks, grid, strict=True):
+        votes = scikit_learns(k, temperature, bank, labels).predict_proba(queries.double().numpy())
+        predicted = knn_predict(bank, labels, queries, k=k, temperature=temperature)
+        assert predicted.tolist() == votes.argmax(1).tolist(), k
+        best = (-votes).argsort(1, kind="stable")[:, :5]
+        is_right = (best == truth.numpy()[:, None]) & (np.take_along_axis(votes, best, 1) > 0)
+        assert row["top1_pct"] == pytest.approx(100 * is_right[:, 0].mean())
+        assert row["top5_pct"] == pytest.approx(100 * is_right.any(1).mean())
+        assert (row["k"], row["temperature"]) == (k, temperature)
+    assert len({row["top1_pct"] for row in grid}) > len(ks) / 2, "or one could stand for all"
+
+
+def test_the_best_of_the_grid_is_the_result():
+    bank, labels, queries, truth = digits(12.0)
+    result = knn.run(KnnConfig(k=[200, 10, 20]), bank, labels, queries, truth)
+    rows = {row["k"]: row["top1_pct"] for row in result["grid"]}
+    assert list(rows) == [200, 10, 20] and result["knn/top1_pct"] == max(rows.values()) == rows[result["k"]]
+    assert min(rows.values()) < max(rows.values())
+    assert knn_top1(bank, labels, queries, truth, k=10) == rows[10]
+    same = knn.run(KnnConfig(k=[9000, 5000, 7000]), bank, labels, queries, truth)
+    assert same["k"] == 5000, "of equals the smallest"
+
+
+def test_equally_near_rows_come_by_id_in_whatever_pieces():
+    """All rows lie on the axes, so that every product is exact and most are equal."""
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.cat([torch.eye(4), -torch.eye(4)])
+    bank = axes[torch.randint(8, (300,), generator=generator)]
+    queries = axes[torch.randint(8, (12,), generator=generator)] * 3
+    cosines = F.normalize(queries, dim=1) @ bank.T
+    expected = torch.tensor([sorted(range(300), key=lambda i, row=row: (-row[i], i))[:130] for row in cosines.tolist()])
+    for at_once in (1, 50, 2000, 2**24):
+        ids, similarity = nearest(bank, queries, 130, at_once=at_once)
+        assert torch.equal(ids, expected)
+        assert torch.equal(similarity, cosines.gather(1, expected))
+    assert similarity.unique().tolist() == [0.0, 1.0], "or there was no choice among equals"
+
+
+def test_the_nearer_neighbour_weighs_more():
+    bank = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]])
+    query = torch.tensor([[1.0, 0.05]])
+    labels = torch.tensor([0, 1, 1])
+    assert knn_predict(bank, labels, query, k=3).tolist() == [0]
+    assert knn_predict(bank, labels, query, k=3, temperature=100.0).tolist() == [1]
+
+
+def test_of_equal_votes_the_first_class_wins_and_a_class_without_votes_is_not_of_five():
+    pair = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    tie = knn_predict(pair, torch.tensor([3, 1]), pair[:1], k=2)
+    assert tie.tolist() == [1]
+    rows = knn_grid(pair, torch.tensor([3, 1]), pair, torch.tensor([3, 0]), ks=[1, 2])
+    assert [(row["top1_pct"], row["top5_pct"]) for row in rows] == [(50, 50), (0, 50)]
+
+
+class Largest(TorchDispatchMode):
+    """How many bytes the largest tensor has that is made within it."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return out
+
+
+def test_memory_is_bounded_in_all_directions():
+    generator = torch.Generator().manual_seed(0)
+
+    def largest(num_bank: int, num_queries: int, num_classes: int, at_once: int) -> int:
+        bank, queries = (torch.randn(n, 2, generator=generator) for n in (num_bank, num_queries))
+        labels = torch.arange(num_classes).repeat(num_bank // num_classes)
+        with Largest() as seen:
+            knn_grid(bank, labels, queries, torch.zeros(num_queries).long(), ks=[5, 20], at_once=at_once)
+        return seen.bytes
+
+    for shape in ((6000, 60, 10), (100, 900, 10), (600, 300, 300)):  # many rows, many queries, many classes
+        assert largest(*shape, at_once=30_000) <= 8 * 30_000, shape
+        assert largest(*shape, at_once=2**24) > 8 * 30_000, "a bound that nothing reaches says nothing"
+
+
+def test_what_is_wrong_is_said():
+    for wrong in ({"k": []}, {"k": [10, 0]}, {"temperature": 0.0}, {"temperature": float("nan")}):
+        with pytest.raises(UsageError, match=rf"eval\.knn\.{next(iter(wrong))} must"):
+            KnnConfig(**wrong)
+    bank, labels, queries, truth = digits()
+    queries[3, 5] = torch.inf
+    with pytest.raises(RunFailed, match="the features of 1 of 597 pictures are not finite"):
+        knn.run(KnnConfig(), bank, labels, queries, truth)
