@@ -1,16 +1,21 @@
-"""Features, and collapse figures against values worked out by hand."""
+"""Features, what ranks make of their shares of them, and collapse figures against values worked out by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import small_run
+from ranks import run_ranks
 from sslrun.cli import main
 from sslrun.data.batch import Batch
 from sslrun.evaluation.collapse import collapse_warning, guessing_warning
 from sslrun.evaluation.features import extract
+from sslrun.evaluation.knn import knn_grid, knn_predict, nearest
+from sslrun.evaluation.spectrum import alignment, spectrum, uniformity
+from sslrun.runtime import distributed
 
 
 def test_features_are_pooled_and_the_network_comes_back_as_it_was():
@@ -25,6 +30,48 @@ def test_features_are_pooled_and_the_network_comes_back_as_it_was():
     features = extract(backbone, batches, torch.device("cpu"))
     torch.testing.assert_close(features, torch.cat([images, images[:1]]).mean((2, 3)) * 2)
     assert backbone.training
+
+
+def test_parts_that_were_not_training_are_not_afterwards():
+    backbone = nn.Sequential(nn.Identity().eval(), nn.Identity()).train()
+    backbone[0].eval()
+    extract(backbone, [Batch([torch.ones(2, 3)], torch.arange(2), None)], torch.device("cpu"))
+    assert [part.training for part in backbone.modules()] == [True, False, True]
+
+
+def measured() -> dict[str, Any]:
+    """By a rank that has its share of the rows and nothing else."""
+    distributed.init(torch.device("cpu"))
+    device, generator = torch.device("cpu"), torch.Generator().manual_seed(0)
+    labels, truth = torch.arange(301) % 7, torch.arange(99) % 7
+    centres = torch.randn(7, 16, generator=generator)
+    whole = [centres[each] + 1.8 * torch.randn(len(each), 16, generator=generator) for each in (labels, truth)]
+    bank, queries = (rows[distributed.share(len(rows))] for rows in whole)
+    one, two = whole[0][:2], whole[1][:1]
+    few = [rows[distributed.share(len(rows))] for rows in (one, two)]  # the second rank has no query
+    values, feature_std = spectrum(bank, device)
+    found = {
+        "grid": knn_grid(bank, labels, queries, truth, ks=[1, 20, 500], at_once=5000),
+        "predicted": knn_predict(bank, labels, queries, k=20).tolist(),
+        "nearest": nearest(bank, queries, 5)[0].tolist(),
+        "cosines": nearest(bank, queries, 5)[1],
+        "few": nearest(*few, 9)[0].tolist(),
+        "values": values,
+        "others": torch.tensor([feature_std, uniformity(bank, device), alignment(bank, -bank + 1, device)]),
+    }
+    distributed.shutdown()
+    return found
+
+
+def test_two_ranks_measure_what_one_does():
+    alone = measured()
+    assert 50 < alone["grid"][1]["top1_pct"] < 100 and len(alone["predicted"]) == 99 and len(alone["few"]) == 1
+    for found in run_ranks(measured, 2):
+        for name, value in alone.items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6)
+            else:
+                assert found[name] == value, name
 
 
 def test_collapse_is_said_in_plain_words():

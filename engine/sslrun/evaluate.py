@@ -15,9 +15,9 @@ import torch
 
 from sslrun.data import Source
 from sslrun.errors import RunFailed
+from sslrun.evaluation import knn, spectrum
 from sslrun.evaluation.eval_config import EvalConfig
 from sslrun.evaluation.features import centre_crop_like
-from sslrun.evaluation.knn import knn_top1
 from sslrun.evaluation.subject import Subject, labels
 from sslrun.plan import cores_of_a_rank, device_of, precision_of
 from sslrun.recipe import Recipe
@@ -32,14 +32,19 @@ logger = logging.getLogger("sslrun")
 Results = dict[str, Any]
 
 
-def knn(config: EvalConfig, subject: Subject) -> Results:
+def _knn(config: EvalConfig, subject: Subject) -> Results:
     """Weighted k-NN classification of the test pictures by the training pictures."""
     train, test = subject.labelled()
-    bank, queries = (subject.extractor(s).extract(subject.backbone, np.arange(len(s))) for s in (train, test))
-    return {"knn/top1_pct": knn_top1(bank, labels(train), queries, labels(test))}
+    bank, queries = (subject.extractor(s).extract_share(subject.backbone, np.arange(len(s))) for s in (train, test))
+    return knn.run(config.knn, bank, labels(train), queries, labels(test), subject.device)
 
 
-KINDS: dict[str, Callable[[EvalConfig, Subject], Results]] = {"knn": knn}
+def _spectrum(config: EvalConfig, subject: Subject) -> Results:
+    """How well the features of the training pictures fill their space."""
+    return spectrum.run(config.spectrum, subject)
+
+
+KINDS: dict[str, Callable[[EvalConfig, Subject], Results]] = {"knn": _knn, "spectrum": _spectrum}
 
 
 def evaluate(kind: str, saved: Saved, command: str, directory: Path | None = None) -> tuple[Results, Path]:

@@ -8,6 +8,7 @@ from sslrun.commands.arguments import DONE, add_overrides
 
 EVALUATIONS = {
     "knn": "k-nearest-neighbour classification by frozen features",
+    "spectrum": "how well features fill their space: RankMe, spread, alignment, uniformity",
 }
 
 

@@ -1,9 +1,11 @@
 """The `[eval]` table of a recipe: how its encoder is measured after training, by `sslrun eval`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sslrun.data import Source
 from sslrun.data.transforms import Transform
+from sslrun.evaluation.knn import KnnConfig
+from sslrun.evaluation.spectrum import SpectrumConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +18,12 @@ class EvalConfig:
         test: labelled pictures that are classified; where it is not given, what data.holdout keeps out of training.
         transforms: how pictures are prepared; where they are not given, monitor.transforms, or a centre crop of the
             first view's size.
+        knn: classification by the nearest training pictures.
+        spectrum: how well features fill their space.
     """
 
     train: Source | None = None
     test: Source | None = None
     transforms: list[Transform] | None = None
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    spectrum: SpectrumConfig = field(default_factory=SpectrumConfig)

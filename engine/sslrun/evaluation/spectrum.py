@@ -1,0 +1,176 @@
+"""How well features fill their space, without labels: spread, RankMe, singular values, alignment and uniformity.
+
+RankMe (Garrido et al. 2023, arXiv 2210.02885, equation 1) is the exponential of the entropy of the singular values of
+the (N, D) features, divided by their sum: how many directions the features use, of D. Deviation: the paper adds 1e-7 to
+each share so that its logarithm exists; here shares of 0 count 0.
+
+Alignment and uniformity (Wang & Isola 2020, arXiv 2005.10242, section 4) are of features of length 1: the mean squared
+distance of two views of one picture (alpha = 2), and the logarithm of the mean, over all pairs of different pictures,
+of exp(-2 squared distance) (t = 2). Less is better in both. The two views are drawn as in training.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslrun.data import Batch, Loader, Sequential, ViewGroup
+from sslrun.errors import UsageError
+from sslrun.evaluation.features import BATCH, evenly, extract, require_finite
+from sslrun.evaluation.subject import Subject
+from sslrun.runtime import distributed
+
+PIECE = 2**22  # numbers in a piece of a matrix, of 8 bytes each
+RESOLUTION = 2.0**-24  # of fp32 features: what is smaller beside the largest singular value is rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectrumConfig:
+    """The `[eval.spectrum]` table: how well features fill their space.
+
+    Attributes:
+        num_samples: most training pictures that are looked at; the cost of uniformity grows with the square.
+        num_pairs: most of them of which two views are compared; 0 leaves alignment out.
+    """
+
+    num_samples: int = 20000
+    num_pairs: int = 5000
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_samples", 2), ("num_pairs", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"eval.spectrum.{name} must be at least {least}, not {getattr(self, name)}")
+
+
+def run(config: SpectrumConfig, subject: Subject) -> dict[str, Any]:
+    """Everything of the subject's training pictures: `spectrum/...` and the `singular_values`. All ranks call it.
+
+    Raises:
+        UsageError: there is one picture.
+        RunFailed: features are not finite.
+    """
+    source = subject.train
+    if len(source) < 2:
+        raise UsageError(f"{source!r} has one picture, which has nothing to be compared with")
+    ids = evenly(len(source), config.num_samples)
+    features = subject.extractor(source).extract_share(subject.backbone, ids)
+    require_finite(features)
+    values, feature_std = spectrum(features, subject.device)
+    results: dict[str, Any] = {
+        "spectrum/feature_std": feature_std,
+        "spectrum/rankme": rankme(values),
+        "spectrum/uniformity": uniformity(features, subject.device),
+    }
+    if config.num_pairs:
+        pairs = two_views(subject, ids[evenly(len(ids), config.num_pairs)])
+        results["spectrum/alignment"] = alignment(*pairs, subject.device)
+    return {**results, "num_samples": len(ids), "singular_values": values.tolist()}
+
+
+@torch.no_grad()
+def spectrum(features: Tensor, device: torch.device) -> tuple[Tensor, float]:
+    """Of the (N, D) features of which this rank has its share (n, D), in any memory.
+
+    Computed from their D x D products in fp64, whatever N is; singular values that fp32 cannot tell from 0 are 0.
+
+    Returns:
+        (D,) singular values, fp64 on the CPU, the largest first; NaN where features are not finite. And the standard
+        deviation of the features of length 1, as `nn.spread` defines it.
+    """
+    dim = features.shape[1]
+    gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+    sums = torch.zeros(3, dim, dtype=torch.float64, device=device)  # of unit rows, of their squares; the number of rows
+    for piece in features.split(max(1, PIECE // dim)):
+        rows = piece.to(device).double()
+        gram.addmm_(rows.T, rows)
+        unit = F.normalize(rows, dim=1)
+        sums += torch.stack([unit.sum(0), unit.square().sum(0), torch.full_like(sums[2], len(rows))])
+    distributed.all_reduce_sum_(gram)
+    mean, square = distributed.all_reduce_sum_(sums)[:2] / sums[2]
+    feature_std = ((square - mean.square()).clamp(min=0).sqrt().mean() * dim**0.5).item()
+    if not torch.isfinite(gram).all():
+        return torch.full((dim,), math.nan, dtype=torch.float64), math.nan
+    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().flip(0).cpu()
+    return torch.where(values > RESOLUTION * values[0], values, 0), feature_std
+
+
+def rankme(singular_values: Tensor) -> float:
+    """The exponential of the entropy of singular values (D,): D where all are equal, 1 where one alone is not 0."""
+    total = singular_values.sum()
+    return float(torch.special.entr(singular_values / total).sum().exp()) if total != 0 else 0.0
+
+
+@torch.no_grad()
+def alignment(first: Tensor, second: Tensor, device: torch.device) -> float:
+    """Mean squared distance of features of two views of each picture; (n, D) both, of this rank's share."""
+    distances = torch.zeros(2, dtype=torch.float64, device=device)  # their sum and their number
+    size = max(1, PIECE // first.shape[1])
+    for one, other in zip(first.split(size), second.split(size), strict=True):
+        squares = (_unit(one, device) - _unit(other, device)).square().sum(1)
+        distances += torch.stack([squares.double().sum(), torch.tensor(len(one), device=device).double()])
+    total, count = distributed.all_reduce_sum_(distances).tolist()
+    return total / count
+
+
+@torch.no_grad()
+def uniformity(features: Tensor, device: torch.device) -> float:
+    """Of all pairs of the N features of which this rank has its share (n, D); each rank is given all of them, fp32.
+
+    Each rank computes the N distances from its own rows, in pieces.
+    """
+    num_rows = int(distributed.all_reduce_sum_(torch.tensor(len(features), device=device)))
+    rows = distributed.all_gather_shares(_unit(features, device), num_rows)
+    mine = distributed.share(num_rows)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    size = max(1, PIECE // num_rows)
+    places = torch.arange(num_rows, device=device)[mine].split(size)
+    for place, piece in zip(places, rows[mine].split(size), strict=True):
+        similarity = piece @ rows.T  # the squared distance is 2 - 2 of it
+        similarity.scatter_(1, place.unsqueeze(1), -math.inf)  # not with itself
+        total += (4 * similarity - 4).exp().sum(dtype=torch.float64)
+    pairs = num_rows * (num_rows - 1)
+    return float((distributed.all_reduce_sum_(total) / pairs).log())
+
+
+def two_views(subject: Subject, ids: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Features (n, D) of two views of each picture in this rank's share of the ids, made as in training.
+
+    They are the first two views of the recipe; where it has one view of a picture, that is made twice.
+    """
+    group = subject.views[0]
+    if len(subject.views) == 1 and group.num_views == 1:
+        views = [ViewGroup(num_views=2, transforms=group.transforms)]
+    else:
+        views = subject.views[:1] if group.num_views > 1 else subject.views[:2]
+    loader = Loader(
+        subject.train,
+        views,
+        sampler=Sequential(len(subject.train)),
+        seed=subject.seed,
+        batch_size=BATCH,
+        device=subject.device,
+        augment=subject.augment,
+        num_threads=subject.num_threads,
+    )
+    mine = ids[distributed.share(len(ids))]
+    sizes = []
+
+    def crops() -> Iterator[Batch]:
+        with contextlib.closing(loader.run([(0, mine[i : i + BATCH]) for i in range(0, len(mine), BATCH)])) as stream:
+            for batch in stream:
+                for crop in batch.crops()[:2]:
+                    sizes.append(len(crop))
+                    yield Batch([crop], batch.index, None)
+
+    parts = extract(subject.backbone, crops(), subject.device, subject.bf16).split(sizes)
+    return torch.cat(parts[0::2]), torch.cat(parts[1::2])
+
+
+def _unit(rows: Tensor, device: torch.device) -> Tensor:
+    return F.normalize(rows.to(device).float(), dim=1)
