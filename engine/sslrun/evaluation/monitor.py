@@ -78,10 +78,16 @@ class KnnMonitor:
     def top1_pct(self, backbone: nn.Module) -> float:
         """Per cent of held-out pictures whose neighbours vote for their class. All ranks call it and share the work."""
         pairs = zip(self.extractors, self.ids, strict=True)
-        bank, queries = (extractor.extract(backbone, ids) for extractor, ids in pairs)
+        bank, queries = (extractor.extract_share(backbone, ids) for extractor, ids in pairs)
         config = self.config
         return knn_top1(
-            bank, self.bank_labels, queries, self.query_labels, k=config.knn_k, temperature=config.knn_temperature
+            bank,
+            self.bank_labels,
+            queries,
+            self.query_labels,
+            k=config.knn_k,
+            temperature=config.knn_temperature,
+            device=self.extractors[0].device,
         )
 
 
