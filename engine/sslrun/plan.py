@@ -233,7 +233,7 @@ def _bytes_kept(recipe: Recipe) -> int:
             method = copy.deepcopy(recipe.model).train()
         set_groups(method, group, 1)
         views = [torch.empty(view.num_views * group, 3, *view.size) for view in recipe.data.views]
-        batch = Batch(views, torch.empty(group, dtype=torch.long), None)
+        batch = Batch(views, torch.empty(group, dtype=torch.long), torch.empty(group, dtype=torch.long))
         (target,) = method.targets([batch], progress)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             method(batch, progress, target)

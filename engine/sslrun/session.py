@@ -86,6 +86,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     stack.callback(distributed.shutdown)
     start_logging(distributed.rank(), level=recipe.log.level)
     source, holdout = recipe.data.open()
+    _check_labels(recipe, source)
     recipe.model.prepare(len(source))
     folder = _open_folder(config, recipe, resume, stack)
     machine = _machine(recipe, device, folder)
@@ -131,6 +132,18 @@ def save(run: Run) -> None:
         run.log.sync()
         checkpoint.save(run.folder.checkpoints, run.step, tensors, state)
         checkpoint.prune(run.folder.checkpoints, run.recipe.checkpoint.max_keep_ckpts)
+
+
+def _check_labels(recipe: Recipe, source: Source) -> None:
+    """A method that learns the classes of labels finds them, none beyond those it knows."""
+    classes = recipe.model.num_classes
+    if classes is None:
+        return
+    name = type(recipe.model).__name__
+    if source.labels is None:
+        raise UsageError(f"{name} learns from labels, but {source!r} has none: set data.source to one that has some")
+    if source.labels.max() >= classes:
+        raise UsageError(f"model.num_classes is {classes}, but {source!r} has labels up to {source.labels.max()}")
 
 
 def _open_folder(config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack) -> RunFolder | None:

@@ -3,6 +3,7 @@
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.batch import Batch
 from sslrun.data.data_config import DataConfig
+from sslrun.data.fraction import Fraction
 from sslrun.data.loader import BatchStream, Loader, resolve_augment
 from sslrun.data.memory import CIFAR10, CIFAR100, STL10
 from sslrun.data.order import Balanced, Order, Sampler, Sequential
@@ -21,6 +22,7 @@ __all__ = [
     "Batch",
     "BatchStream",
     "DataConfig",
+    "Fraction",
     "INaturalist2018",
     "ImageFolder",
     "ImageList",

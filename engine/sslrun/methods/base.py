@@ -69,6 +69,9 @@ class Method(nn.Module, Component, kind="methods"):
     """Whether the loss compares samples of a batch with one another. Those of all ranks, but of an accumulated global
     batch only those that are on the devices at once (what `targets` gathers beforehand does not count)."""
 
+    num_classes: int | None = None
+    """Classes of the labels that it learns from; None: it never looks at a label."""
+
     def prepare(self, num_samples: int) -> None:
         """Once, before anything else: how many samples there are. Where buffers of that length are made.
 
@@ -113,6 +116,10 @@ class Method(nn.Module, Component, kind="methods"):
     def sampling_labels(self) -> Tensor | None:
         """(N,) int64 pseudo-labels whose clusters are drawn equally often, from the next epoch on; None: every sample
         once."""
+        return None
+
+    def predictor(self) -> nn.Module | None:
+        """What maps pictures (B, 3, H, W) to scores of classes (B, K), where a method learns the classes of labels."""
         return None
 
     def chance_loss(self) -> float | None:

@@ -1,5 +1,7 @@
 """Dropout whose mask does not depend on how a global batch is cut up, nor on any hidden random state."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,7 @@ from sslrun.runtime import distributed
 
 
 def dropout_masks(
-    num_micro_batches: int, shape: tuple[int, int], p: float, seed: int, device: torch.device
+    num_micro_batches: int, shape: tuple[int, int], p: float | Sequence[float], seed: int, device: torch.device
 ) -> list[Tensor]:
     """What this rank's micro-batches are multiplied with: 0 with probability p, else 1 / (1 - p) (Srivastava et al.
     2014, with the scaling in training rather than in use).
@@ -19,7 +21,7 @@ def dropout_masks(
     Args:
         num_micro_batches: of this rank.
         shape: (B, C) of a micro-batch.
-        p: 0 to below 1.
+        p: 0 to below 1; one for all, or (C,).
         seed: equal on every rank, another at every step.
         device: where the masks are made.
 
@@ -31,5 +33,6 @@ def dropout_masks(
     first = distributed.rank() * count
     start = mixed_(torch.tensor(seed + INCREMENT))  # the places of one step are not those of the next, shifted
     x = mixed_(torch.arange(first, first + count, device=device) + start)
-    uniform = shifted(x, 40).float() / 2**24
-    return list(((uniform >= p) / (1 - p)).view(num_micro_batches, rows, columns).unbind())
+    uniform = (shifted(x, 40).float() / 2**24).view(num_micro_batches, rows, columns)
+    rates = torch.tensor(p, device=device)
+    return list(((uniform >= rates) / (1 - rates)).unbind())

@@ -140,6 +140,14 @@ class ResNet(Backbone):
             maps.append(x)
         return [maps[index] for index in self.out_indices]
 
+    def layers(self) -> list[list[str]]:
+        stages = [[name] for name, _ in self.named_children() if name.startswith("layer")]
+        return [["conv1", "bn1"], *stages]
+
+    def branches(self) -> list[nn.Module]:
+        blocks = [module for module in self.modules() if isinstance(module, BasicBlock | Bottleneck)]
+        return [block.bn2 if isinstance(block, BasicBlock) else block.bn3 for block in blocks]
+
     def _frozen(self) -> list[nn.Module]:
         stages = {f"layer{stage}": stage for stage in range(1, 5)}  # what else there is, is the stem
         return [child for name, child in self.named_children() if stages.get(name, 0) <= self.frozen_stages]

@@ -124,6 +124,13 @@ class VisionTransformer(Backbone):
         tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), self.patch_embed(images)], dim=1)
         return [self.norm(self.blocks(tokens + self.pos_embed))[:, 0]]
 
+    def layers(self) -> list[list[str]]:
+        blocks = [[f"blocks.{number}"] for number in range(len(self.blocks))]
+        return [["cls_token", "pos_embed", "patch_embed"], *blocks]
+
+    def branches(self) -> list[nn.Module]:
+        return [branch for module in self.blocks for branch in (module.attn, module.mlp)]  # type: ignore[misc]
+
     def _initialise(self, patch_numbers: int) -> None:
         """Xavier's uniform; the projection as one matrix over a patch, query, key and value as three."""
         width = self.num_features

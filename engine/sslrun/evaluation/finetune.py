@@ -1,0 +1,150 @@
+"""Fine-tuning: the encoder and a classifier on it, trained together by labels.
+
+That is a training run like any other, of the method `Supervised`, so what is here only writes its recipe: the engine
+does the rest (several ranks, precision, exact resume, logs).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sslrun.data.transforms import Transform
+from sslrun.errors import UsageError
+from sslrun.optim.optimizers import Optimizer
+from sslrun.optim.schedules import Schedule
+
+OPTIMIZER = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.05}
+NO_DECAY = {"match": r"(^|\.)(bn|norm|downsample\.1)|bias$|cls_token|pos_embed", "weight_decay": 0.0}
+SCHEDULE = {"policy": "CosineAnnealing", "by": "iter", "warmup": "linear", "warmup_iters": 100, "warmup_ratio": 1e-3}
+METHOD_KEYS = ("init_std", "label_smoothing", "mixup", "cutmix", "drop_path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """The `[eval.finetune]` table: how encoder and classifier are trained together on eval.train.
+
+    Attributes:
+        epochs: length of the training.
+        global_batch: samples per optimiser step over all devices.
+        samples_per_gpu: samples of one BatchNorm group.
+        optimizer: update rule; AdamW with a learning rate of 1e-3 and a weight decay of 0.05, which leaves out norms
+            and biases, where it is not given.
+        lr: learning-rate schedule; a cosine after 100 steps of linear warm-up where it is not given.
+        layer_decay: the learning rate of each layer is that of the layer above times this; 1 for equal ones.
+        init_std: standard deviation of the classifier's first weights.
+        label_smoothing: share of the target that is spread over all classes.
+        mixup: alpha of mixup's Beta distribution; 0 for no mixup.
+        cutmix: alpha of CutMix's; where both are set, each pair of pictures gets one or the other.
+        drop_path: how often the last residual branch is left out (stochastic depth).
+        transforms: what makes a training view; a random resized crop of the first view's size and a flip where they are
+            not given.
+        test_interval: epochs between two looks at the test pictures; there is always one at the end, which is what
+            counts.
+    """
+
+    epochs: int = 50
+    global_batch: int = 128
+    samples_per_gpu: int = 32
+    optimizer: Optimizer | None = None
+    lr: Schedule | None = None
+    layer_decay: float = 1.0
+    init_std: float = 0.01
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    drop_path: float = 0.0
+    transforms: list[Transform] | None = None
+    test_interval: int = 5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise UsageError(f"layer_decay must be above 0 and at most 1, not {self.layer_decay}")
+        if self.test_interval < 1:
+            raise UsageError(f"test_interval must be at least 1, not {self.test_interval}")
+
+
+def recipe(
+    values: dict[str, Any],
+    config: FinetuneConfig,
+    *,
+    size: tuple[int, int],
+    num_classes: int,
+    layers: Sequence[Sequence[str]],
+    weights: str,
+    work_dir: str,
+) -> dict[str, Any]:
+    """The resolved recipe of a fine-tuning run.
+
+    Args:
+        values: the resolved recipe of the encoder's run, with its `[eval]`.
+        config: the built `[eval.finetune]` of it.
+        size: height and width of the training views where the config does not say.
+        num_classes: of the labels.
+        layers: the parts of the backbone as `Backbone.layers` names them; empty where there is no layer decay.
+        weights: of the encoder.
+        work_dir: where the run folder is made.
+    """
+    evaluation, data = values.get("eval", {}), values["data"]
+    tables = evaluation.get("finetune", {})
+    monitor = evaluation.get("transforms") or values.get("monitor", {}).get("transforms")
+    optimizer = tables.get("optimizer", {**OPTIMIZER, "paramwise": [NO_DECAY]})
+    kept = {key: data[key] for key in ("workers_per_gpu", "augment", "prefetch", "max_bad_pct") if key in data}
+    return {
+        "epochs": config.epochs,
+        "global_batch": config.global_batch,
+        "seed": values.get("seed", 0),
+        "work_dir": work_dir,
+        "load_from": weights,
+        "load_strict": False,
+        **{key: values[key] for key in ("custom_imports", "engine", "log") if key in values},
+        "model": {
+            "type": "Supervised",
+            "num_classes": num_classes,
+            **{key: getattr(config, key) for key in METHOD_KEYS},
+            "backbone": values["model"]["backbone"],
+        },
+        "data": {
+            **kept,
+            "samples_per_gpu": config.samples_per_gpu,
+            **_sources(evaluation, data),
+            "views": [{"num_views": 1, "transforms": tables.get("transforms") or _crops(data["views"][0], size)}],
+        },
+        "optimizer": {
+            **optimizer,
+            "paramwise": [*layer_rules(layers, config.layer_decay), *optimizer.get("paramwise", [])],
+        },
+        "lr": tables.get("lr", SCHEDULE),
+        "checkpoint": {"interval": 1, "max_keep_ckpts": 1},
+        "monitor": {"accuracy_interval": config.test_interval, **({"transforms": monitor} if monitor else {})},
+    }
+
+
+def layer_rules(layers: Sequence[Sequence[str]], decay: float) -> list[dict[str, Any]]:
+    """`[[optimizer.paramwise]]` tables of a layer-wise decay (Clark et al. 2020, arXiv 2003.10555; Bao et al. 2022, arXiv
+    2106.08254): a classifier's rate times decay for the last layer, decay squared for the one below, and so on."""
+    if decay == 1:
+        return []
+    return [
+        {
+            "match": rf"^backbone\.({'|'.join(map(re.escape, names))})(\.|$)",
+            "lr_mult": decay ** (len(layers) - number),
+        }
+        for number, names in enumerate(layers)
+    ]
+
+
+def _sources(evaluation: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """data.source and data.holdout of the training: eval.train and eval.test, else those of the encoder's."""
+    train, test = evaluation.get("train"), evaluation.get("test")
+    if test is not None and train is None and isinstance(data.get("holdout"), float):
+        raise UsageError("eval.test is set: set eval.train too, since data.holdout keeps a share of data.source apart")
+    if train is not None and test is None and isinstance(data.get("holdout"), float):
+        raise UsageError("eval.train is set: set eval.test too, since data.holdout is a share of data.source")
+    return {"source": train or data["source"], "holdout": test or data["holdout"]}
+
+
+def _crops(view: dict[str, Any], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """A crop and a flip, normalised as the encoder's views are."""
+    normalize = [table for table in view["transforms"] if table["type"] == "Normalize"]
+    return [{"type": "RandomResizedCrop", "size": list(size)}, {"type": "RandomHorizontalFlip"}, *normalize]

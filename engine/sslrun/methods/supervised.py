@@ -1,0 +1,161 @@
+"""Classification by the labels of the pictures: what fine-tuning trains, and the yardstick of all that does without.
+
+Cross-entropy with what the fine-tuning recipes of the field add: label smoothing (Szegedy et al. 2016, arXiv
+1512.00567), mixup (Zhang et al. 2018, arXiv 1710.09412), CutMix (Yun et al. 2019, arXiv 1905.04899) and stochastic
+depth (Huang et al. 2016, arXiv 1603.09382) with rates that rise evenly from the first branch to the last.
+
+Deviation: neighbours of the global batch are mixed with one another (first with second, third with fourth, ...), each
+pair with a share of its own, and all that is drawn is a function of seed, step and place: however the batch is cut up,
+the same is computed.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslrun.data.batch import Batch
+from sslrun.methods.base import Loss, Method, Progress
+from sslrun.nn.backbone import Backbone
+from sslrun.nn.dropout import dropout_masks
+from sslrun.nn.heads import ClsHead
+from sslrun.nn.necks import pooled
+from sslrun.runtime import distributed
+
+
+class Mixing(NamedTuple):
+    """How the pairs of a micro-batch of B samples are mixed, each (B / 2,): the share that a sample keeps of itself,
+    and for CutMix the middle of the box in parts of height and width; whether it is CutMix."""
+
+    share: Tensor
+    row: Tensor
+    column: Tensor
+    is_cut: Tensor
+
+
+class Supervised(Method):
+    """Classifies pictures by their labels.
+
+    Args:
+        backbone: the network to train. Everything in it is trained, what its arguments freeze too.
+        num_classes: K.
+        init_std: standard deviation of the classifier's first weights.
+        label_smoothing: share of the target that is spread over all classes.
+        mixup: alpha of the shares' Beta distribution; 0 for no mixup.
+        cutmix: the same of CutMix; where both are set, each pair of pictures gets one or the other.
+        drop_path: how often the last residual branch is left out for a sample; the first never is.
+    """
+
+    num_views = 1
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        init_std: float = 0.01,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("label_smoothing", label_smoothing), ("drop_path", drop_path)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} is {value}, expected 0 to below 1")
+        if min(mixup, cutmix) < 0:
+            raise ValueError(f"mixup is {mixup} and cutmix {cutmix}, expected 0 (none) or more")
+        self.backbone, self.classifier = backbone, ClsHead(backbone.num_features, num_classes, init_std)
+        backbone.requires_grad_(True)
+        self.num_classes = num_classes
+        self.label_smoothing, self.mixup, self.cutmix = label_smoothing, mixup, cutmix
+        branches = backbone.branches() if drop_path else []
+        self.drop_rates = torch.linspace(0, drop_path, len(branches)).tolist()
+        self._kept: Tensor | None = None  # (B, branches), within a forward pass of training
+        for number, branch in enumerate(branches):
+            branch.register_forward_hook(functools.partial(self._dropped, number))
+
+    def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
+        """(Mixing or None, mask of the branches or None) of each micro-batch."""
+        samples, device = len(batches[0].index), batches[0].index.device
+        mixing: list[Any] = [None] * len(batches)
+        kept: list[Any] = [None] * len(batches)
+        if self.mixup or self.cutmix:
+            if samples % 2:
+                raise ValueError(f"{samples} samples at once: pictures are mixed in pairs, so that has to be even")
+            mixing = self._mixing(len(batches), samples // 2, progress, device)
+        if self.drop_rates:
+            seed = progress.generator().initial_seed()
+            kept = dropout_masks(len(batches), (samples, len(self.drop_rates)), self.drop_rates, seed, device)
+        return list(zip(mixing, kept, strict=True))
+
+    def forward(self, batch: Batch, progress: Progress, targets: tuple[Mixing | None, Tensor | None]) -> Loss:
+        mixing, self._kept = targets
+        images, labels = batch.views[0], batch.label
+        assert labels is not None
+        target = torch.zeros(len(labels), self.classifier.num_classes, device=labels.device).scatter_(
+            1, labels.unsqueeze(1), 1.0
+        )
+        if mixing is not None:
+            images, target = mixed(images, target, mixing)
+        scores = self.classifier.fc(pooled(self.backbone(images)[-1]))
+        self._kept = None
+        loss = F.cross_entropy(scores.float(), target, label_smoothing=self.label_smoothing)
+        return Loss(loss, {"top1_pct": 100 * (scores.argmax(dim=1) == labels).float().mean()})
+
+    def predictor(self) -> nn.Module:
+        return _Scores(self.backbone, self.classifier)
+
+    def _mixing(self, count: int, pairs: int, progress: Progress, device: torch.device) -> list[Mixing]:
+        """Of this rank's micro-batches: a part of what is drawn for the whole global batch."""
+        random = np.random.default_rng([progress.seed, progress.step])
+        first, total = distributed.rank() * count * pairs, distributed.world_size() * count * pairs
+        is_cut = random.random(total) < (self.cutmix > 0) * (0.5 if self.mixup > 0 else 1.0)
+        shares = [random.beta(alpha, alpha, total) if alpha else np.ones(total) for alpha in (self.mixup, self.cutmix)]
+        drawn = [np.where(is_cut, shares[1], shares[0]), random.random(total), random.random(total), is_cut]
+        mine = [torch.from_numpy(numbers[first : first + count * pairs]).to(device) for numbers in drawn]
+        split = [(part if part.dtype == torch.bool else part.float()).view(count, pairs) for part in mine]
+        return [Mixing(*parts) for parts in zip(*split, strict=True)]
+
+    def _dropped(self, number: int, branch: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """A branch's output, for some samples nothing of it and for the others more."""
+        if self._kept is None:
+            return output
+        return output * self._kept[:, number].view(-1, *[1] * (output.dim() - 1)).to(output.dtype)
+
+
+def mixed(images: Tensor, target: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
+    """Pictures (B, 3, H, W) and targets (B, K) of which rows 2i and 2i + 1 are mixed.
+
+    CutMix's box has 1 - share of the area; what lies beyond the picture's edge is cut off, and the target goes by the
+    area that is left.
+    """
+    height, width = images.shape[2:]
+    both = [part.repeat_interleave(2) for part in mixing]
+    share, row, column = (part.view(-1, 1, 1, 1) for part in both[:3])
+    half = (1 - share).sqrt() / 2
+    inside = _within(row, half, height).unsqueeze(-1) & _within(column, half, width).unsqueeze(-2)  # (B, 1, H, W)
+    kept = torch.where(both[3].view(-1, 1, 1, 1), (~inside).float(), share)
+    weight = kept.mean(dim=(2, 3)).to(target.dtype)
+    other_images, other_target = (part.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for part in (images, target))
+    kept = kept.to(images.dtype)
+    return images * kept + other_images * (1 - kept), target * weight + other_target * (1 - weight)
+
+
+def _within(middle: Tensor, half: Tensor, pixels: int) -> Tensor:
+    """(B, 1, pixels): which pixels' middles lie less than `half` (in parts of the side) from `middle`."""
+    places = (torch.arange(pixels, device=middle.device) + 0.5) / pixels
+    return (places - middle.flatten(1).unsqueeze(2)).abs() < half.flatten(1).unsqueeze(2)
+
+
+class _Scores(nn.Module):
+    """Pictures to scores (B, K)."""
+
+    def __init__(self, backbone: nn.Module, classifier: ClsHead) -> None:
+        super().__init__()
+        self.backbone, self.classifier = backbone, classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier.fc(pooled(self.backbone(images)[-1]))
