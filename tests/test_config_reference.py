@@ -106,8 +106,10 @@ def test_every_kind_says_where_it_is_named_and_names_its_classes():
         below = words(PAGE.below[kind.capitalize()])
         assert below.startswith(f"Named by {union['x-tag']} at ")
         assert all(re.search(rf"\b{name}\b", below) for name in classes(union))
-    assert "Named by type at data.source, data.holdout, eval.train, eval.test." in words(PAGE.below["Sources"])
-    assert "Named by policy at lr." in words(PAGE.below["Schedules"])
+    assert "Named by type at data.source, data.source.source, data.holdout, eval.train, eval.test." in words(
+        PAGE.below["Sources"]
+    )
+    assert "Named by policy at lr, eval.finetune.lr" in words(PAGE.below["Schedules"])
 
 
 def test_lines_are_as_short_as_elsewhere():

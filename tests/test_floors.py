@@ -16,7 +16,7 @@ FLOORS = {
     "data": 3, "nn": 3, "optim": 3,
     "methods": 4, "evaluation": 4,
     "recipe": 5, "window": 5.1, "plan": 5.1, "session": 5.2, "train": 5.3,
-    "saved": 5.3, "export": 5.4, "evaluate": 5.4, "preview": 5.4, "runs": 5.4, "report": 5.5,
+    "saved": 5.3, "export": 5.4, "evaluate": 5.4, "finetune": 5.5, "preview": 5.4, "runs": 5.4, "report": 5.5,
     "commands": 6, "cli": 6.1,
 }  # fmt: skip
 HOME = {"nvidia": "sslrun.data", "deepspeed": "sslrun.runtime.deepspeed_executor"}  # who may know a library

@@ -1,7 +1,6 @@
 """`sslrun eval`: a trained encoder in, figures out, kept in the run folder with all that is needed to repeat them."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -47,14 +46,14 @@ def _spectrum(config: EvalConfig, subject: Subject) -> Results:
 KINDS: dict[str, Callable[[EvalConfig, Subject], Results]] = {"knn": _knn, "spectrum": _spectrum}
 
 
-def evaluate(kind: str, saved: Saved, command: str, directory: Path | None = None) -> tuple[Results, Path]:
+def evaluate(kind: str, saved: Saved, command: str, directory: Path) -> tuple[Results, Path]:
     """Measure an encoder; all ranks of a launcher call it and share the work.
 
     Args:
         kind: one of `KINDS`.
         saved: the encoder.
         command: what the user typed.
-        directory: where the file goes; None is `eval/` in the run folder, or beside a file of weights.
+        directory: where the file goes.
 
     Returns:
         the results, and the file that holds them with the settings, the data and the environment.
@@ -73,25 +72,37 @@ def evaluate(kind: str, saved: Saved, command: str, directory: Path | None = Non
         begin = time.perf_counter()
         results = KINDS[kind](recipe.eval, subject)
         wall_s = time.perf_counter() - begin
-        directory = directory or (saved.folder or saved.weights.parent) / "eval"
-        path = directory / f"{_file_name(kind, saved)}.json"
-        record = {
-            "kind": kind,
-            "name": saved.name,
-            "weights": str(saved.weights if saved.folder is None else saved.weights.relative_to(saved.folder)),
-            "step": saved.step,
-            "epoch": saved.epoch,
-            "command": command,
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "config": saved.config.values,
-            "data": _described(subject),
-            "ranks": distributed.world_size(),
-            "wall_s": round(wall_s, 2),
-            "environment": environment(),
-            "results": results,
-        }
-        distributed.from_rank_0(lambda: _write(path, record))
+        path = directory / f"{name_of(kind, saved)}.json"
+        details = {"data": _described(subject), "wall_s": round(wall_s, 2)}
+        distributed.from_rank_0(lambda: keep(path, kind, saved, command, details, results))
     return results, path
+
+
+def keep(path: Path, kind: str, saved: Saved, command: str, details: Results, results: Results) -> None:
+    """Write down what was found, of what, by what and where.
+
+    Raises:
+        RunFailed: it could not be written.
+    """
+    record = {
+        "kind": kind,
+        "name": saved.name,
+        "weights": str(saved.weights if saved.folder is None else saved.weights.relative_to(saved.folder)),
+        "step": saved.step,
+        "epoch": saved.epoch,
+        "command": command,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "config": saved.config.values,
+        "ranks": distributed.world_size(),
+        **details,
+        "environment": environment(),
+        "results": results,
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
+    except OSError as error:
+        raise RunFailed(f"{path} could not be written: {error.strerror}") from error
 
 
 def subject_of(saved: Saved, device: torch.device) -> Subject:
@@ -139,22 +150,10 @@ def _described(subject: Subject) -> dict[str, Any]:
     return described
 
 
-def _file_name(kind: str, saved: Saved) -> str:
+def name_of(kind: str, saved: Saved) -> str:
     """One name for one measurement: what is repeated with the same settings replaces what was there."""
     values = saved.config.values
     settings = json.dumps([str(saved.weights), *(values.get(key) for key in ("eval", "data", "monitor"))], default=str)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     origin = saved.weights.stem if saved.step is None else f"step_{saved.step:08d}"
     return f"{kind}_{origin}_{digest}"
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(record, indent=1, default=_plain) + "\n").encode())
-    except OSError as error:
-        raise RunFailed(f"{path} could not be written: {error.strerror}") from error
-
-
-def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)

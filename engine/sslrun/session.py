@@ -14,7 +14,7 @@ from sslrun.data import BadSamples, Loader, Order, Source
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, centre_crop_like
 from sslrun.evaluation.held_out import HeldOutLoss
-from sslrun.evaluation.monitor import KnnMonitor
+from sslrun.evaluation.monitor import AccuracyMonitor, KnnMonitor
 from sslrun.methods import Method
 from sslrun.nn.norm import RunningStatistics, set_groups
 from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, seen_in_part
@@ -40,6 +40,7 @@ class Run:
     loader: Loader
     features: FeatureExtractor
     knn: KnnMonitor | None
+    accuracy: AccuracyMonitor | None
     held_out_loss: HeldOutLoss | None
     folder: RunFolder | None
     log: RunLog | None
@@ -63,6 +64,9 @@ def build(config: Config) -> Recipe:
             f"{place}: data.views: {views} of each picture (num_views, all groups together), but "
             f"{type(recipe.model).__name__} takes {recipe.model.num_views}"
         )
+    if recipe.monitor.accuracy_interval and recipe.model.predictor() is None:
+        name = type(recipe.model).__name__
+        raise UsageError(f"monitor.accuracy_interval is set, but {name} learns no classes of labels; set it to 0")
     if recipe.monitor.loss_interval and type(recipe.model).prepare is not Method.prepare:
         raise UsageError(
             f"monitor.loss_interval is set, but {type(recipe.model).__name__} has no loss on pictures that it does not "
@@ -97,17 +101,22 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     seen = recipe.monitor.transforms or centre_crop_like(recipe.data.views[0])
     bf16 = machine.precision == "bf16"
     features = FeatureExtractor(source, seen, bf16=bf16, **reading)
-    knn = held_out_loss = None
-    if holdout is None and (recipe.monitor.knn_interval or recipe.monitor.loss_interval):
+    knn = held_out_loss = accuracy = None
+    intervals = recipe.monitor.knn_interval, recipe.monitor.loss_interval, recipe.monitor.accuracy_interval
+    if holdout is None and any(intervals):
         logger.warning("[monitor] measures nothing: there are no held-out pictures (data.holdout)")
     if holdout is not None and recipe.monitor.knn_interval:
         knn = KnnMonitor(recipe.monitor, features, FeatureExtractor(holdout, seen, bf16=bf16, **reading))
+    if holdout is not None and recipe.monitor.accuracy_interval:
+        accuracy = AccuracyMonitor(FeatureExtractor(holdout, seen, bf16=bf16, **reading))
     if holdout is not None and recipe.monitor.loss_interval:
         held_out_loss = _held_out_loss(_loader(recipe, plan, holdout, reading), plan)
     executor = _executor(recipe, plan, device)
     statistics = RunningStatistics(recipe.model)  # after the executor has put the model where it stays
     window = Window()
-    run = Run(recipe, plan, executor, statistics, loader, features, knn, held_out_loss, folder, None, window, step=0)
+    run = Run(
+        recipe, plan, executor, statistics, loader, features, knn, accuracy, held_out_loss, folder, None, window, step=0
+    )
     _restore(run, _checkpoint_to_continue(recipe, folder, resume))
     if folder is not None:
         folder.go_back_to(run.step)

@@ -34,14 +34,14 @@ logger = logging.getLogger("sslrun")
 GC_INTERVAL = 500  # steps between two collections, the same on every rank, so that none waits for another's
 
 
-def run(config: Config, resume: str | None, command: str) -> int:
+def run(config: Config, resume: str | None, command: str | None) -> int:
     """Train by a recipe; returns the exit code.
 
     Args:
         config: the recipe.
         resume: None refuses a run folder that holds a run, "" continues the run's own newest good checkpoint, a path
             continues that one.
-        command: what the user typed, without --resume: for the advice at the end.
+        command: what the user typed, without --resume: for the advice at the end; None for none.
     """
     recipe = build(config)
     with StopSignals() as signals, contextlib.ExitStack() as stack:
@@ -51,7 +51,7 @@ def run(config: Config, resume: str | None, command: str) -> int:
             state.folder.record_state(
                 "done" if code == 0 else "pre-empted" if code == PREEMPTED else "interrupted", code
             )
-    if state.folder is not None:
+    if state.folder is not None and command is not None:
         _say_goodbye(state.folder.path, config, command, code)
     return code
 
@@ -210,6 +210,13 @@ def _monitor(run: Run, meter: SpeedMeter) -> None:
             measured |= run.held_out_loss.measure(run.executor, progress)
         if run.knn and config.is_due(config.knn_interval, run.step, plan.steps_per_epoch, plan.total_steps):
             measured["knn/top1_pct"] = run.knn.top1_pct(run.recipe.model.backbone)
+        predictor = run.recipe.model.predictor()
+        if (
+            run.accuracy
+            and predictor is not None
+            and config.is_due(config.accuracy_interval, run.step, plan.steps_per_epoch, plan.total_steps)
+        ):
+            measured |= run.accuracy.measure(predictor)
     if measured and run.log is not None:
         run.log.write(run.step, measured)
 

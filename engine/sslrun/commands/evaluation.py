@@ -9,6 +9,7 @@ from sslrun.commands.arguments import DONE, add_overrides
 EVALUATIONS = {
     "knn": "k-nearest-neighbour classification by frozen features",
     "spectrum": "how well features fill their space: RankMe, spread, alignment, uniformity",
+    "finetune": "encoder and classifier trained together",
 }
 
 
@@ -42,16 +43,21 @@ def _eval(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from sslrun.evaluate import evaluate
+    from sslrun.finetune import finetune
     from sslrun.runtime import distributed
     from sslrun.saved import open_saved
 
-    saved = open_saved(
-        Path(args.run), [Path(overlay) for overlay in args.overlays], args.overrides, args.recipe and Path(args.recipe)
-    )
-    results, path = evaluate(args.kind, saved, args.command, args.directory and Path(args.directory))
+    overlays = [Path(overlay) for overlay in args.overlays]
+    saved = open_saved(Path(args.run), overlays, args.overrides, args.recipe and Path(args.recipe))
+    directory = Path(args.directory) if args.directory else (saved.folder or saved.weights.parent) / "eval"
+    code = DONE
+    if args.kind == "finetune":
+        code, results, path = finetune(saved, args.command, directory)
+    else:
+        results, path = evaluate(args.kind, saved, args.command, directory)
     if distributed.rank() == 0:
         for name, value in results.items():
             if isinstance(value, int | float):
                 print(f"{name}  {value:.4g}")
-        print(path, file=sys.stderr)
-    return DONE
+        print(path if code == DONE else f"stopped and saved in {path}; the same command goes on", file=sys.stderr)
+    return code

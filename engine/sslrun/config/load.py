@@ -1,6 +1,7 @@
 """From a path and overrides to a configuration: read, line up, merge, resolve, check."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +12,7 @@ from sslrun.config.check import check, kept_keys
 from sslrun.config.files import line_up, recipe_name
 from sslrun.config.interpolate import resolve
 from sslrun.config.merge import merge
-from sslrun.config.node import Key, Node, Origin, lookup, parse_key, plain, show
+from sslrun.config.node import Key, Layer, Node, Origin, lookup, parse_key, plain, show, wrap
 from sslrun.config.override import parse_override
 from sslrun.errors import UsageError
 
@@ -86,6 +87,19 @@ def _load(started: Path, overlays: Sequence[str | Path], overrides: Sequence[str
     root = resolve(merged, name)
     check(root, schema)
     return Config(started, name, plain(root), [file.path for file in files], kept_keys(root), root)
+
+
+def composed(values: dict[str, Any], name: str, source: str) -> Config:
+    """A recipe that code has put together from resolved ones.
+
+    Args:
+        values: without references.
+        name: of the recipe.
+        source: what it is, for messages.
+    """
+    root = wrap(values, Layer(0, source, os.getcwd(), (source,)))
+    check(root, committed_schema())
+    return Config(Path(source), name, plain(root), [], [], root)
 
 
 @cache

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from sslrun.data import Source
 from sslrun.data.transforms import Transform
+from sslrun.evaluation.finetune import FinetuneConfig
 from sslrun.evaluation.knn import KnnConfig
 from sslrun.evaluation.spectrum import SpectrumConfig
 
@@ -20,6 +21,7 @@ class EvalConfig:
             first view's size.
         knn: classification by the nearest training pictures.
         spectrum: how well features fill their space.
+        finetune: the encoder trained further, by labels.
     """
 
     train: Source | None = None
@@ -27,3 +29,4 @@ class EvalConfig:
     transforms: list[Transform] | None = None
     knn: KnnConfig = field(default_factory=KnnConfig)
     spectrum: SpectrumConfig = field(default_factory=SpectrumConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)

@@ -121,8 +121,8 @@ def recipe(
 
 
 def layer_rules(layers: Sequence[Sequence[str]], decay: float) -> list[dict[str, Any]]:
-    """`[[optimizer.paramwise]]` tables of a layer-wise decay (Clark et al. 2020, arXiv 2003.10555; Bao et al. 2022, arXiv
-    2106.08254): a classifier's rate times decay for the last layer, decay squared for the one below, and so on."""
+    """`[[optimizer.paramwise]]` tables of a layer-wise decay (Clark et al. 2020, arXiv 2003.10555; Bao et al. 2022,
+    arXiv 2106.08254): the classifier's rate times decay for the last layer, decay squared for the one below, ..."""
     if decay == 1:
         return []
     return [

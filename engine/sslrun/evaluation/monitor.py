@@ -26,6 +26,8 @@ class MonitorConfig:
         knn_k: neighbours that vote.
         knn_temperature: of the votes' weights.
         knn_bank: most training pictures that the held-out ones are compared with.
+        accuracy_interval: epochs, or iterations, between two classifications of the held-out pictures by the method
+            itself, where it learns classes of labels (Supervised); 0 for none.
         transforms: how pictures are prepared; where it is not given, a centre crop of the first view's size.
         collapse: what to do when the embeddings of different pictures become equal.
     """
@@ -36,11 +38,13 @@ class MonitorConfig:
     knn_k: int = 20
     knn_temperature: float = 0.07
     knn_bank: int = 20000
+    accuracy_interval: int = 0
     transforms: list[Transform] | None = None
     collapse: Literal["warn", "stop"] = "warn"
 
     def __post_init__(self) -> None:
-        for name, least in (("loss_interval", 0), ("knn_interval", 0), ("knn_k", 1), ("knn_bank", 1)):
+        least_of = {"loss_interval": 0, "knn_interval": 0, "knn_k": 1, "knn_bank": 1, "accuracy_interval": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise UsageError(f"monitor.{name} must be at least {least}, not {getattr(self, name)}")
         if not self.knn_temperature > 0:
@@ -91,7 +95,32 @@ class KnnMonitor:
         )
 
 
-def _labels(source: Source, ids: np.ndarray) -> Tensor:
+class AccuracyMonitor:
+    """Classifies held-out pictures by what the method learns of labels.
+
+    Args:
+        held_out: scores of the held-out pictures.
+
+    Raises:
+        UsageError: they have no labels.
+    """
+
+    def __init__(self, held_out: FeatureExtractor) -> None:
+        self.held_out = held_out
+        self.ids = np.arange(len(held_out.source), dtype=np.int64)
+        self.labels = _labels(held_out.source, self.ids, "accuracy_interval")
+
+    def measure(self, predictor: nn.Module) -> dict[str, float]:
+        """Per cent of held-out pictures whose class has the highest score, or one of the five highest. All ranks call
+        it and share the work."""
+        scores = self.held_out.extract(predictor, self.ids)
+        best = scores.topk(min(5, scores.shape[1]), dim=1).indices
+        hits = best == self.labels.unsqueeze(1)
+        top1, top5 = (100 * hits[:, :count].any(dim=1).float().mean().item() for count in (1, 5))
+        return {"test/top1_pct": top1, **({"test/top5_pct": top5} if scores.shape[1] > 5 else {})}
+
+
+def _labels(source: Source, ids: np.ndarray, key: str = "knn_interval") -> Tensor:
     if source.labels is None:
-        raise UsageError(f"monitor.knn_interval needs labels, but {source!r} has none; set it to 0")
+        raise UsageError(f"monitor.{key} needs labels, but {source!r} has none; set it to 0")
     return torch.from_numpy(source.labels[ids].astype(np.int64))

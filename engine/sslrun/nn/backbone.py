@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from sslrun.config.component import Component
+from sslrun.errors import UsageError
 
 
 class Backbone(nn.Module, Component, kind="backbones"):
@@ -20,9 +21,9 @@ class Backbone(nn.Module, Component, kind="backbones"):
     def layers(self) -> list[list[str]]:
         """Names of its parts from the input to the output, those of one depth together: what a layer-wise decay of the
         learning rate counts. What is not named (a last norm) lies as high as a classifier."""
-        raise NotImplementedError(f"{type(self).__name__} does not say which of its layers lies how deep")
+        raise UsageError(f"{type(self).__name__} does not say which of its layers lies how deep")
 
     def branches(self) -> list[nn.Module]:
         """The parts whose output is added to what goes past them, from the input to the output: what stochastic depth
         leaves out."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its residual branches are")
+        raise UsageError(f"{type(self).__name__} does not say what its residual branches are")

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslrun.nn.backbone import Backbone
 
@@ -28,3 +28,9 @@ class Sobel(Backbone):
     def forward(self, images: Tensor) -> list[Tensor]:
         grey = images.mean(dim=1, keepdim=True)
         return self.backbone(F.conv2d(grey, self.kernels, padding=1))
+
+    def layers(self) -> list[list[str]]:
+        return [[f"backbone.{name}" for name in names] for names in self.backbone.layers()]
+
+    def branches(self) -> list[nn.Module]:
+        return self.backbone.branches()

@@ -1,0 +1,63 @@
+"""`sslrun eval finetune`: a trained encoder and a classifier on it, trained together and tried on the test pictures.
+
+The training is a run of its own in eval/ of the encoder's run folder: the same command goes on where it was stopped.
+"""
+
+import os
+from pathlib import Path
+
+from sslrun.config.load import composed
+from sslrun.errors import UsageError
+from sslrun.evaluate import Results, keep, name_of
+from sslrun.evaluation.finetune import recipe
+from sslrun.nn.backbone import Backbone
+from sslrun.runtime import distributed
+from sslrun.runtime.run_folder import rows
+from sslrun.saved import Saved
+from sslrun.train import run
+
+CURVE = ("step", "epoch", "wall_s", "train/loss", "train/lr", "test/top1_pct", "test/top5_pct")
+
+
+def finetune(saved: Saved, command: str, directory: Path) -> tuple[int, Results, Path]:
+    """Train, test, and write the result down.
+
+    Args:
+        saved: the encoder; its recipe's `[eval]` says how.
+        command: what the user typed.
+        directory: where the run folder and the result go.
+
+    Returns:
+        exit code; the results, empty unless that is 0; the file that holds them, or the run folder.
+    """
+    config, backbone = saved.recipe.eval.finetune, saved.backbone
+    source = saved.recipe.eval.train or saved.recipe.data.source
+    source.open("eval.train" if saved.recipe.eval.train else "data.source")
+    if source.labels is None:
+        raise UsageError(f"{source!r} has no labels: set eval.train to a source that has some")
+    if saved.recipe.eval.test is None and saved.recipe.data.holdout is None:
+        raise UsageError("there are no pictures to classify: set eval.test to a source, or data.holdout")
+    assert isinstance(backbone, Backbone)
+    name = name_of("finetune", saved)
+    values = recipe(
+        saved.config.values,
+        config,
+        size=saved.recipe.data.views[0].size,
+        num_classes=int(source.labels.max()) + 1,
+        layers=backbone.layers() if config.layer_decay < 1 else (),
+        weights=os.path.abspath(saved.weights),
+        work_dir=str(directory),
+    )
+    folder = directory / name
+    code = run(composed(values, name, f"fine-tuning of {saved.weights}"), "", None)
+    if code:
+        return code, {}, folder
+    results: Results = {}
+    path = directory / f"{name}.json"
+    if distributed.rank() == 0:
+        curve = [{key: row[key] for key in CURVE if key in row} for _, row in rows(folder / "metrics.jsonl")]
+        last = [row for row in curve if "test/top1_pct" in row][-1]
+        results = {f"finetune/{key[5:]}": last[key] for key in CURVE if key.startswith("test/") and key in last}
+        results |= {"curve": curve}
+        keep(path, "finetune", saved, command, {"recipe": values}, results)
+    return code, results, path
