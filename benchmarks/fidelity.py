@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from rows import append_row
 
-import pil_twins
 from fidelity_cases import CASES, Bound, Case, decoded, measure
+from sslrun.data import pil_twins
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import Arguments, dali_views, graph_arguments, graph_inputs, view_arguments
 from sslrun.data.views import ViewGroup
@@ -69,7 +69,7 @@ def costs(case: Case) -> dict[str, float]:
     sides: dict[str, Callable[[], object]] = {
         "C": lambda: compiled(tensors, arguments),
         "torch": lambda: plain(tensors, arguments),
-        "PIL": lambda: pil_twins.views(pictures, groups, arguments, pil_twins.pil_blur),
+        "PIL": lambda: pil_twins.views(pictures, groups, arguments),
         "dali": graph(pictures, groups, arguments),
     }
     times: dict[str, list[float]] = {side: [] for side in sides}

@@ -30,7 +30,7 @@ from PIL import Image
 from pil_loader import pil_loader
 from rows import append_row, quantiles
 
-from pil_twins import photographs
+from photographs import photographs
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.loader import Loader
 from sslrun.data.order import Order

@@ -1,5 +1,6 @@
 """What is held against PIL, in both modes, and how far each may be off: the table of tests and docs/fidelity.md."""
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -8,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-import pil_twins
+from photographs import jpeg, photographs
+from sslrun.data import pil_twins
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import Arguments, Part, dali_views, graph_arguments, graph_inputs, view_arguments
 from sslrun.data.transforms import (
@@ -105,13 +107,13 @@ CASES = [
 @cache
 def encoded() -> list[np.ndarray]:
     """The photographs as JPEG files."""
-    return [np.frombuffer(pil_twins.jpeg(pixels), dtype=np.uint8) for pixels in pil_twins.photographs()]
+    return [np.frombuffer(jpeg(pixels), dtype=np.uint8) for pixels in photographs()]
 
 
 @cache
 def decoded() -> list[np.ndarray]:
     """The files as PIL decodes them."""
-    return [pil_twins.decode(file.tobytes()) for file in encoded()]
+    return [pil_twins.decode(io.BytesIO(file.tobytes())) for file in encoded()]
 
 
 def sizes() -> np.ndarray:

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pil_twins
 from fidelity_cases import decoded, exact_views, graph_views, sizes
-from sslrun.data import pixels
+from sslrun.data import pil_twins, pixels
 from sslrun.data.draws import uniforms
 from sslrun.data.graph import graph_inputs, view_arguments
 from sslrun.data.transforms import (

@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-import pil_twins
 from fidelity_cases import CASES, Case, decoded, exact_views, measure, recipe, sizes
-from sslrun.data import exact, native, pixels
+from sslrun.data import exact, native, pil_twins, pixels
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import Arguments, view_arguments
 from sslrun.data.transforms import (

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sslrun.data import native, pixels
-from sslrun.data.graph import Arguments, Part
+from sslrun.data.graph import Arguments, Part, numbers_of
 from sslrun.data.transforms import (
     ColorJitter,
     Crop,
@@ -130,11 +130,7 @@ class _Program:
     def __init__(
         self, group: ViewGroup, prefix: str, arguments: Arguments, rows: int, done: int, compiled: bool
     ) -> None:
-        def numbers(step: str) -> Parameters:
-            own = prefix + step
-            return {name[len(own) :]: values for name, values in arguments.items() if name.startswith(own)}
-
-        steps = [(transform, numbers(step)) for step, transform in group.steps[done:]]
+        steps = [(transform, numbers_of(arguments, prefix + step)) for step, transform in group.steps[done:]]
         placing = [i for i, (transform, _) in enumerate(steps) if isinstance(transform, Placing)]
         assert not (placing and done), "the graph leaves no crop, resize or turn to the stage"
         split = placing[-1] + 1 if placing else 0

@@ -87,6 +87,11 @@ def view_arguments(
     return arguments
 
 
+def numbers_of(arguments: Arguments, prefix: str) -> Parameters:
+    """One transform's parameters among `view_arguments`, by their own names; `prefix` is GROUP.STEP."""
+    return {name.removeprefix(prefix): values for name, values in arguments.items() if name.startswith(prefix)}
+
+
 def graph_inputs(views: Sequence[ViewGroup], part: Part) -> list[Input]:
     """The arguments that the graph takes, in the order of `graph_arguments`.
 
@@ -119,8 +124,7 @@ def graph_arguments(views: Sequence[ViewGroup], arguments: Arguments, part: Part
     result: Arguments = {}
     for g, group in enumerate(views):
         for place, (step, transform) in enumerate(_steps(group, part)):
-            prefix = f"{g}.{step}"
-            numbers = {name[len(prefix) :]: a for name, a in arguments.items() if name.startswith(prefix)}
+            numbers = numbers_of(arguments, f"{g}.{step}")
             views_told = 1 if place < group.num_common else group.num_views
             for name, values in operator_arguments(transform, numbers).items():
                 for view, own in enumerate(np.split(values, group.num_views)[:views_told]):

@@ -1,6 +1,7 @@
 """What a transform is, and the checks of arguments that several share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,14 @@ class Transform(Component, kind="transforms"):
             size, order and factors are such that using them changes nothing.
         """
         return {"apply": uniforms[:, 0] < self.p}
+
+    def describe(self, numbers: Parameters) -> dict[str, Any]:
+        """What it does to one picture, for people and for JSON: plain values, names that end with the unit.
+
+        Args:
+            numbers: of `parameters`, one picture's, to which the transform applies: numbers or (k,).
+        """
+        return {name: np.asarray(value).tolist() for name, value in numbers.items() if name != "apply"}
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
         """Height and width that every picture has afterwards; None where it differs from picture to picture.

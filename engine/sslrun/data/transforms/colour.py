@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from sslrun.errors import UsageError
 
 # Numbers of the jitter's operations, in the columns of `factors` and as the entries of `order`.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+JITTER = ("brightness", "contrast", "saturation", "hue")
 
 # A Gaussian is cut here, in standard deviations: beyond, a tap is less than half a unit of the fixed point in use.
 BLUR_REACH = 4.0
@@ -68,6 +70,12 @@ class ColorJitter(Transform):
             "factors": factors.astype(np.float32),
         }
 
+    def describe(self, numbers: Parameters) -> dict[str, Any]:
+        factors = numbers["factors"].tolist()
+        turn = {"hue_degrees": factors[HUE] * 360 / 255} if HUE in self.active else {}
+        order = [JITTER[operation] for operation in numbers["order"] if operation >= 0]
+        return {"order": order} | {JITTER[k]: factors[k] for k in self.active if k != HUE} | turn
+
 
 class RandomGrayscale(Transform):
     """Every channel becomes the picture's grey.
@@ -104,6 +112,9 @@ class GaussianBlur(Transform):
         sigma = self.sigma_min + uniforms[:, 1] * (self.sigma_max - self.sigma_min)
         return {"apply": uniforms[:, 0] < self.p, "sigma": sigma.astype(np.float32)}
 
+    def describe(self, numbers: Parameters) -> dict[str, Any]:
+        return {"sigma_px": float(numbers["sigma"])}
+
 
 class Solarization(Transform):
     """Values at or above a threshold are inverted.
@@ -118,6 +129,9 @@ class Solarization(Transform):
         if not 0 <= threshold <= 255:
             raise UsageError(f"threshold must lie between 0 and 255, not {threshold}")
         self.threshold = threshold
+
+    def describe(self, numbers: Parameters) -> dict[str, Any]:
+        return {"threshold": self.threshold}
 
 
 class Normalize(Transform):

@@ -1,8 +1,8 @@
 """Transforms that only move pixels: crops, resizes, turns, flips."""
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,6 +37,9 @@ class Resample(Placing, listed=False):
             "box": np.where(apply[:, None], box, whole).astype(np.int32),
             "size": np.where(apply[:, None], size, sizes).astype(np.int32),
         }
+
+    def describe(self, numbers: Parameters) -> dict[str, Any]:
+        return _box(numbers["box"]) | {"to_px": numbers["size"].tolist()}
 
     def boxes(self, uniforms: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Box (B, 4) and new size (B, 2) of pictures to which the transform applies."""
@@ -156,6 +159,9 @@ class Crop(Placing, listed=False):
             "size": np.where(apply, self.size, sizes).astype(np.int32),
         }
 
+    def describe(self, numbers: Parameters) -> dict[str, Any]:
+        return _box([*numbers["start"], *numbers["size"]])
+
     def starts(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Top and left (B, 2) of the windows of pictures to which the transform applies."""
         raise NotImplementedError
@@ -253,6 +259,10 @@ class RandomRotation(Placing):
         columns = cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
         return {"apply": apply, "affine": np.stack(columns, axis=1)}
 
+    def describe(self, numbers: Parameters) -> dict[str, Any]:
+        a, b, *_ = numbers["affine"].tolist()
+        return {"counter_clockwise_degrees": math.degrees(math.atan2(-b, a))}
+
 
 class RandomHorizontalFlip(Transform):
     """Left and right exchanged.
@@ -265,3 +275,7 @@ class RandomHorizontalFlip(Transform):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(p=p)
+
+
+def _box(numbers: Iterable[int]) -> dict[str, int]:
+    return {f"{name}_px": int(n) for name, n in zip(("top", "left", "height", "width"), numbers, strict=True)}

@@ -1,0 +1,29 @@
+"""Real photographs, which come with scikit-learn and scikit-image."""
+
+import io
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+@cache
+def photographs() -> list[np.ndarray]:
+    """Eight colour photographs, (H, W, 3) uint8, from 300 to 1000 pixels a side."""
+    import skimage
+    import sklearn
+
+    images = Path(sklearn.__file__).parent / "datasets" / "images"
+    pictures = Path(skimage.__file__).parent / "data"
+    files = [images / "china.jpg", images / "flower.jpg"]
+    names = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "rocket.jpg")
+    files += [pictures / name for name in names]
+    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+
+
+def jpeg(pixels: np.ndarray, quality: int = 92) -> bytes:
+    """The picture as a JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
