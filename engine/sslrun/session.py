@@ -97,7 +97,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     torch.set_num_threads(machine.threads)
     plan = make_plan(recipe, len(source), machine, distributed.world_size())
     reading: dict[str, Any] = {"device": device, "augment": recipe.data.augment, "num_threads": machine.workers}
-    loader = _loader(recipe, plan, source, reading)
+    loader = make_loader(recipe, source, machine.micro_batch, reading)
     seen = recipe.monitor.transforms or centre_crop_like(recipe.data.views[0])
     bf16 = machine.precision == "bf16"
     features = FeatureExtractor(source, seen, bf16=bf16, **reading)
@@ -110,7 +110,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     if holdout is not None and recipe.monitor.accuracy_interval:
         accuracy = AccuracyMonitor(FeatureExtractor(holdout, seen, bf16=bf16, **reading))
     if holdout is not None and recipe.monitor.loss_interval:
-        held_out_loss = _held_out_loss(_loader(recipe, plan, holdout, reading), plan)
+        held_out_loss = _held_out_loss(make_loader(recipe, holdout, machine.micro_batch, reading), plan)
     executor = _executor(recipe, plan, device)
     statistics = RunningStatistics(recipe.model)  # after the executor has put the model where it stays
     window = Window()
@@ -190,14 +190,21 @@ def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> 
     return distributed.from_rank_0(choose)
 
 
-def _loader(recipe: Recipe, plan: Plan, source: Source, reading: dict[str, Any]) -> Loader:
-    """The recipe's views of a source's pictures, in micro-batches."""
+def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[str, Any]) -> Loader:
+    """The recipe's views of a source's pictures.
+
+    Args:
+        recipe: says views, seed, prefetch and how many pictures may be bad.
+        source: opened.
+        batch_size: most samples at once.
+        reading: `device`, `augment` and `num_threads` of the loader.
+    """
     return Loader(
         source,
         recipe.data.views,
         sampler=Order(len(source), recipe.seed),
         seed=recipe.seed,
-        batch_size=plan.machine.micro_batch,
+        batch_size=batch_size,
         prefetch=recipe.data.prefetch,
         bad=BadSamples(recipe.data.max_bad_pct),
         **reading,

@@ -80,11 +80,14 @@ class Loader:
         """
         return BatchStream(self, cursor)
 
-    def _batches(self, cursor: Cursor) -> Iterator[tuple[Batch, Any]]:
-        """Batches, each with the CUDA event after which it is ready."""
-        cuda = self.device.type == "cuda"
-        part: Part | None = "all" if self.augment == "dali" else "geometry" if cuda else None
-        pipeline = Pipeline(
+    def decoded(self, cursor: Cursor) -> Iterator[tuple[Plan, list[torch.Tensor]]]:
+        """What batches are made from: each one's plan, and its whole pictures, (H, W, 3) uint8 on the CPU."""
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        for plan, (pictures,) in self._pipeline(None).run(cursor, stream):
+            yield plan, [torch.from_dlpack(pictures[row]).cpu().clone() for row in range(len(plan.ids))]
+
+    def _pipeline(self, part: Part | None) -> Pipeline:
+        return Pipeline(
             self.source,
             self.views,
             sampler=self.sampler,
@@ -96,10 +99,15 @@ class Loader:
             prefetch=self.prefetch,
             bad=self.bad,
         )
+
+    def _batches(self, cursor: Cursor) -> Iterator[tuple[Batch, Any]]:
+        """Batches, each with the CUDA event after which it is ready."""
+        cuda = self.device.type == "cuda"
+        part: Part | None = "all" if self.augment == "dali" else "geometry" if cuda else None
         stage = ExactStage(self.views, self.device, self.num_threads)
         stream = torch.cuda.Stream(self.device) if cuda else None
         with torch.cuda.stream(stream) if cuda else nullcontext():
-            for plan, outputs in pipeline.run(cursor, stream):
+            for plan, outputs in self._pipeline(part).run(cursor, stream):
                 if part is None:
                     views = stage([torch.from_dlpack(picture) for picture in outputs[0]], plan.arguments)
                 else:

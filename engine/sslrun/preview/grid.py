@@ -1,0 +1,204 @@
+"""Samples as a picture: a row for each, the original and its views beside it, and PIL's below where that is asked."""
+
+import functools
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sslrun.errors import UsageError
+from sslrun.preview.draws import by, describe_sample, printable, sample_in_words
+from sslrun.preview.look import Look
+from sslrun.runtime.durable import replace_file
+
+AMPLIFIED = 16  # how much brighter differences are shown than they are
+WIDEST = 2048  # pixels of the whole, where small enough tiles make that possible
+SIDES = (224, 192, 160, 128, 96)  # of tiles: the first that does
+GAP, MARGIN, LINE = 10, 20, 18
+INK, FAINT, PAPER = "#1a1a1a", "#6b6b6b", "#f2f2f2"
+COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#e377c2", "#8c564b", "#bcbd22")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything is, in pixels.
+
+    Attributes:
+        size: width and height of the picture.
+        originals: width and height in which each original is shown.
+        zooms: how often each pixel of each view is repeated, down and across.
+        lefts: of the originals' column and those of the views.
+        tops: for each sample, those of its line of text and of its lines of tiles.
+    """
+
+    size: tuple[int, int]
+    originals: list[tuple[int, int]]
+    zooms: list[int]
+    lefts: list[int]
+    tops: list[list[int]]
+
+
+def lay_out(originals: Sequence[tuple[int, int]], views: Sequence[tuple[int, int]], with_pil: bool = False) -> Layout:
+    """Views as large as the width allows, their pixels enlarged by whole numbers.
+
+    Args:
+        originals: height and width of each original.
+        views: height and width of each view, the same for all samples.
+        with_pil: whether a sample has three lines of tiles, with words beside and below them.
+    """
+    fitted = [_fitted_size(size) for size in originals]
+    for side in SIDES:
+        zooms = [max(1, side // max(size)) for size in views]
+        tiles = [(width * zoom, height * zoom) for (height, width), zoom in zip(views, zooms, strict=True)]
+        widths = [max(120, *(width for width, _ in fitted)), *(width for width, _ in tiles)]
+        first = MARGIN + (90 if with_pil else 0)
+        lefts = [first + sum(widths[:column]) + column * GAP for column in range(len(widths))]
+        right = lefts[-1] + widths[-1] + MARGIN
+        if right <= WIDEST:
+            break
+    tops, y = [], MARGIN + 5 * LINE + GAP  # below the title and the headings of the columns
+    for _, original in fitted:
+        tops.append([y])
+        y += LINE + 4
+        for _ in range(3 if with_pil else 1):
+            tops[-1].append(y)
+            y += max(original, *(height for _, height in tiles)) + GAP
+        y += GAP + (2 * LINE if with_pil else 0)
+    return Layout((max(right, 420), y), fitted, zooms, lefts, tops)
+
+
+def draw(seen: Look, twins: tuple[list[np.ndarray], list[np.ndarray | None]] | None = None) -> Image.Image:
+    """The picture.
+
+    Args:
+        seen: the samples.
+        twins: the same by PIL, of `pil_twins_of`: below what we made, and below that the difference.
+    """
+    sizes = [(len(picture), len(picture[0])) for picture in seen.originals]
+    layout = lay_out(sizes, [seen.groups[g].size for g, _ in seen.columns], twins is not None)
+    sheet = Image.new("RGB", layout.size, PAPER)
+    pen = ImageDraw.Draw(sheet)
+    _draw_headings(pen, seen, layout)
+    for row, (top, *lines) in enumerate(layout.tops):
+        sample = describe_sample(seen, row)
+        _text(pen, (layout.lefts[0], top), sample_in_words(sample), 13, INK, layout.size[0] - MARGIN)
+        if twins is not None:
+            words = (f"{seen.augment} mode", "PIL", f"difference\nx {AMPLIFIED}")
+            for y, word in zip(lines, words, strict=True):
+                pen.text((MARGIN, y), word, fill=FAINT, font=_font(13))
+        for column, left in enumerate(layout.lefts):
+            ours, theirs = _pair(seen, twins, column, row)
+            for y, pixels in zip(lines, _stack(ours, theirs), strict=False):
+                zoom = layout.zooms[column - 1] if column else 0
+                tile = _enlarged(pixels, zoom) if zoom else _fitted(pixels, layout.originals[row])
+                if column == 0 and y == lines[0]:
+                    _outline(tile, [view["part_of_original_px"] for view in sample["views"]], ours.shape[:2])
+                sheet.paste(tile, (left, y))
+                below = y + tile.height + 2
+            if theirs is not None:
+                pen.text((left, below), _error(ours, theirs), fill=FAINT, font=_font(12))
+    return sheet
+
+
+def write(picture: Image.Image, path: Path) -> None:
+    """Write a PNG file, whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    try:
+        replace_file(path, content.getvalue())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _draw_headings(pen: ImageDraw.ImageDraw, seen: Look, layout: Layout) -> None:
+    first, last = seen.plan.positions[[0, -1]].tolist()
+    _text(pen, (MARGIN, MARGIN), printable(seen.name), 17, INK, layout.size[0] - MARGIN)
+    about = (
+        f"seed {seen.seed}, epoch {seen.plan.epoch}, positions {first} to {last}; {seen.augment} mode, {seen.device}"
+    )
+    _text(pen, (MARGIN, MARGIN + LINE + 6), about, 13, FAINT, layout.size[0] - MARGIN)
+    y = MARGIN + 2 * LINE + GAP + 4
+    pen.text((layout.lefts[0], y), "original", fill=INK, font=_font(14))
+    for number, (left, zoom, (g, _)) in enumerate(zip(layout.lefts[1:], layout.zooms, seen.columns, strict=True)):
+        pen.rectangle((left, y + 4, left + 9, y + 13), fill=COLOURS[number % len(COLOURS)])
+        pen.text((left + 15, y), f"view {number + 1}", fill=INK, font=_font(14))
+        shown = f", shown x {zoom}" if zoom > 1 else ""
+        pen.text((left, y + LINE), by(seen.groups[g].size) + f" px{shown}", fill=FAINT, font=_font(12))
+
+
+def _pair(
+    seen: Look, twins: tuple[list[np.ndarray], list[np.ndarray | None]] | None, column: int, row: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Ours and PIL's of the original (column 0) or of a view."""
+    if column == 0:
+        return seen.originals[row], None if twins is None else twins[0][row]
+    g, view = seen.columns[column - 1]
+    line = seen.line(view, row)
+    theirs = None if twins is None else twins[1][g]
+    return seen.views[g][line], None if theirs is None else theirs[line]
+
+
+def _stack(ours: np.ndarray, theirs: np.ndarray | None) -> list[np.ndarray]:
+    """What stands below each other: ours, and with a twin the twin and the difference."""
+    if theirs is None:
+        return [ours]
+    return [ours, theirs, (difference(ours, theirs) * AMPLIFIED).clip(0, 255).astype(np.uint8)]
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Absolute difference of two pictures of one size, (h, w, 3) int16, in grey levels."""
+    return np.abs(ours.astype(np.int16) - theirs.astype(np.int16))
+
+
+def _error(ours: np.ndarray, theirs: np.ndarray) -> str:
+    levels = difference(ours, theirs)
+    return f"mean {levels.mean():.3f}\nmax {levels.max()}"
+
+
+def _enlarged(pixels: np.ndarray, zoom: int) -> Image.Image:
+    """Every pixel zoom x zoom times."""
+    return Image.fromarray(pixels.repeat(zoom, axis=0).repeat(zoom, axis=1))
+
+
+def _fitted_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height at which an original, (height, width), is shown: enlarged by a whole number, or made smaller."""
+    height, width = size
+    scale = SIDES[0] // max(size) or SIDES[0] / max(size)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _fitted(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    filter = Image.Resampling.NEAREST if size[0] >= pixels.shape[1] else Image.Resampling.LANCZOS
+    return Image.fromarray(pixels).resize(size, filter)
+
+
+def _outline(tile: Image.Image, boxes: Sequence[Sequence[float] | None], size: tuple[int, ...]) -> None:
+    """Show on an original, (height, width) `size`, what part of it each view sees."""
+    pen, scale = ImageDraw.Draw(tile), tile.width / size[1]
+    for number, box in enumerate(boxes):
+        if box is not None:
+            top, left, height, width = (side * scale for side in box)
+            corners = (left, top, left + width - 1, top + height - 1)
+            pen.rectangle(corners, outline=COLOURS[number % len(COLOURS)], width=2)
+
+
+def _text(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, fill: str, right: int) -> None:
+    """One line of text that ends before `right`, its middle left out where it is too long."""
+    font, kept, shown = _font(size), len(text), text
+    while kept and (length := font.getlength(shown)) > right - place[0]:
+        kept = min(kept - 1, int(kept * (right - place[0]) / length))
+        shown = f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
+    pen.text(place, shown, fill=fill, font=font)
+
+
+@functools.cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
