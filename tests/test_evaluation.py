@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,8 +13,9 @@ from ranks import run_ranks
 from sslrun.cli import main
 from sslrun.data.batch import Batch
 from sslrun.evaluation.collapse import collapse_warning, guessing_warning
-from sslrun.evaluation.features import extract
+from sslrun.evaluation.features import FeatureExtractor, extract
 from sslrun.evaluation.knn import knn_grid, knn_predict, nearest
+from sslrun.evaluation.probe import linear_probe
 from sslrun.evaluation.spectrum import alignment, spectrum, uniformity
 from sslrun.runtime import distributed
 
@@ -39,6 +41,18 @@ def test_parts_that_were_not_training_are_not_afterwards():
     assert [part.training for part in backbone.modules()] == [True, False, True]
 
 
+def test_every_rank_calls_the_network_equally_often(monkeypatch):
+    """Or a sharded one waits for ever: 257 pictures on two ranks are batches of 128, and one of 1."""
+    calls: list[np.ndarray] = []
+    monkeypatch.setattr(FeatureExtractor, "_rows", lambda _, module, ids: calls.append(ids) or torch.from_numpy(ids))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    rows = []
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        rows.append(FeatureExtractor.__new__(FeatureExtractor).extract_share(nn.Identity(), np.arange(257)))
+    assert [len(ids) for ids in calls] == [129, 129] and torch.cat(rows).tolist() == list(range(257))
+
+
 def measured() -> dict[str, Any]:
     """By a rank that has its share of the rows and nothing else."""
     distributed.init(torch.device("cpu"))
@@ -55,6 +69,7 @@ def measured() -> dict[str, Any]:
         "predicted": knn_predict(bank, labels, queries, k=20).tolist(),
         "nearest": nearest(bank, queries, 5)[0].tolist(),
         "cosines": nearest(bank, queries, 5)[1],
+        "probe": linear_probe(bank, labels, queries, truth, device),
         "few": nearest(*few, 9)[0].tolist(),
         "values": values,
         "others": torch.tensor([feature_std, uniformity(bank, device), alignment(bank, -bank + 1, device)]),

@@ -1,20 +1,36 @@
-"""What is measured on held-out pictures: when, that it is what it says, and that the training never notices."""
+"""What is measured while training: when, that it is what it says, and that the training never notices."""
 
 import math
+import random
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import small_run
 from sslrun.cli import main
 from sslrun.errors import UsageError
-from sslrun.evaluation.held_out import untouched
-from sslrun.evaluation.monitor import MonitorConfig
+from sslrun.evaluate import subject_of
+from sslrun.evaluation.held_out import HeldOutLoss, untouched
+from sslrun.evaluation.knn import knn_top1
+from sslrun.evaluation.monitor import FeatureMonitor, MonitorConfig
+from sslrun.evaluation.probe import fit, linear_probe
+from sslrun.evaluation.spectrum import rankme, spectrum
+from sslrun.evaluation.subject import labels
+from sslrun.methods import Progress
+from sslrun.saved import open_saved
 
 CPU = torch.device("cpu")
+INTERVALS = ("loss_interval", "knn_interval", "probe_interval", "rankme_interval")
+MEASURED = ("val/", "knn/", "probe/", "spectrum/")
 SIMSIAM = """
 [model]
 type = "SimSiam"
@@ -35,8 +51,13 @@ def run(recipe: Path, work_dir: Path, *options: str) -> list[dict[str, Any]]:
     return small_run.metrics(work_dir / "small")
 
 
-def without(rows: list[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if not key.startswith(prefix)} for row in rows]
+def all_every(interval: int) -> list[str]:
+    return [f"monitor.{name}={interval}" for name in INTERVALS]
+
+
+def training(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the training itself."""
+    return [row for row in small_run.timeless(rows) if not any(key.startswith(MEASURED) for key in row)]
 
 
 @pytest.fixture
@@ -74,43 +95,119 @@ def test_training_is_the_same_bits_with_and_without_it(tmp_path, pictures):
     for ranks in (1, 2):
         measured, plain = tmp_path / f"{ranks}/with/small", tmp_path / f"{ranks}/without/small"
         for where, interval in ((measured, 1), (plain, 0)):
-            options = [f"--work-dir={where.parent}", f"--set=monitor.loss_interval={interval}"]
+            options = [f"--work-dir={where.parent}", *(f"--set={option}" for option in all_every(interval))]
             words = small_run.command(recipe, *options, "--set=engine.zero_stage=3", ranks=ranks)
             code, output = small_run.finish(small_run.start(words))
             assert code == 0, output[-3000:]
         for step in (4, 8, 9):
             assert small_run.differences(*(each / f"checkpoints/step_{step:08d}" for each in (measured, plain))) == []
         rows = small_run.timeless(small_run.metrics(measured))
-        assert without(rows, "val/") == small_run.timeless(small_run.metrics(plain))
-        losses = {row["step"]: row["val/loss"] for row in rows if "val/loss" in row}
-        assert list(losses) == [0, 4, 8, 9] and len(set(losses.values())) == 4
-        first.append(losses[0])
-    assert first[0] == pytest.approx(first[1], rel=1e-5), "two ranks measure what one does"
+        assert training(rows) == small_run.timeless(small_run.metrics(plain)) and training(rows) != rows
+        found = {row["step"]: row for row in rows if "val/loss" in row}
+        assert list(found) == [0, 4, 8, 9] and all(any(key.startswith(kind) for key in found[4]) for kind in MEASURED)
+        for name in ("val/loss", "spectrum/rankme"):
+            assert len({row[name] for row in found.values()}) == 4
+        first.append({key: value for key, value in found[0].items() if key != "val/feature_std"})  # of micro-batches
+    assert first[0] == pytest.approx(first[1], rel=1e-4), "two ranks measure what one does"
+
+
+def test_a_resume_may_measure_something_else_and_ends_with_the_same_bits(tmp_path, pictures):
+    recipe = small_run.write_recipe(tmp_path, pictures, steps=9)
+    straight = run(recipe, tmp_path / "straight", *all_every(0))
+    run(recipe, tmp_path / "resumed", *all_every(3), "monitor.by=iter")
+    for step in (8, 9):
+        shutil.rmtree(tmp_path / f"resumed/small/checkpoints/step_{step:08d}")
+    words = [str(recipe), "--work-dir", str(tmp_path / "resumed"), "--resume"]
+    assert main([*words, *(f"--set={option}" for option in all_every(1))]) == 0
+    last = "small/checkpoints/step_00000009"
+    assert small_run.differences(tmp_path / "straight" / last, tmp_path / "resumed" / last) == []
+    rows = small_run.metrics(tmp_path / "resumed/small")
+    assert training(rows) == small_run.timeless(straight)
+    assert [row["step"] for row in rows if "probe/loss" in row] == [0, 3, 8, 9]
 
 
 def test_when_it_is_due():
     def steps(config: MonitorConfig, total: int = 11) -> list[int]:
-        return [step for step in range(total + 1) if config.is_due(config.loss_interval, step, 4, total)]
+        interval = config.loss_interval
+        return [step for step in range(total + 1) if config.is_due(interval, Progress(step, total, 4, seed=0))]
 
     assert steps(MonitorConfig(loss_interval=1)) == [0, 4, 8, 11]
     assert steps(MonitorConfig(loss_interval=2)) == [0, 8, 11]
     assert steps(MonitorConfig(loss_interval=9)) == [0, 11]
     assert steps(MonitorConfig(loss_interval=3, by="iter")) == [0, 3, 6, 9, 11]
     assert steps(MonitorConfig(knn_interval=1)) == []
-    with pytest.raises(UsageError, match=r"monitor\.loss_interval must be at least 0, not -1"):
-        MonitorConfig(loss_interval=-1)
+    for name in INTERVALS:
+        with pytest.raises(UsageError, match=rf"monitor\.{name} must be at least 0, not -1"):
+            MonitorConfig(**{name: -1})
 
 
-def test_each_has_an_interval_and_a_row_has_what_is_due(tmp_path, pictures):
+def test_each_has_an_interval_and_a_row_has_what_is_due(tmp_path, pictures, monkeypatch):
+    """Nor does any draw from a generator that others may use."""
+    for kind in (HeldOutLoss, FeatureMonitor):
+
+        def measure(self: Any, *arguments: Any, measure: Any = kind.measure) -> dict[str, float]:
+            before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1:]
+            found = measure(self, *arguments)
+            after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1:]
+            assert torch.equal(before[0], after[0]) and before[1] == after[1]
+            assert np.array_equal(before[2][0], after[2][0]) and before[2][1:] == after[2][1:]
+            return found
+
+        monkeypatch.setattr(kind, "measure", measure)
     recipe = small_run.write_recipe(tmp_path, pictures, steps=7)
-    rows = run(
-        recipe, tmp_path, "monitor.by=iter", "monitor.loss_interval=3", "monitor.knn_interval=2", "log.interval=9"
-    )
-    seen = {row["step"]: {key.split("/")[0] for key in row} & {"val", "knn"} for row in rows if "train/loss" not in row}
-    both = {"val", "knn"}
-    assert seen == {0: both, 2: {"knn"}, 3: {"val"}, 4: {"knn"}, 6: both, 7: both}
+    each = [f"monitor.{name}={interval}" for name, interval in zip(INTERVALS, (3, 2, 5, 6), strict=True)]
+    rows = run(recipe, tmp_path, "monitor.by=iter", *each, "log.interval=9")
+    names = {"val", "knn", "probe", "spectrum"}
+    seen = {row["step"]: {key.split("/")[0] for key in row} & names for row in rows if "train/loss" not in row}
+    alone = {2: {"knn"}, 3: {"val"}, 4: {"knn"}, 5: {"probe"}}
+    assert seen == {0: names, **alone, 6: {"val", "knn", "spectrum"}, 7: names}
     assert rows[0].keys() >= {"val/loss", "val/top1_pct", "val/feature_std"}
-    assert all(math.isfinite(row["val/loss"]) for row in rows if "val/loss" in row)
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+
+
+def test_what_is_logged_is_what_the_saved_encoder_gives(tmp_path, pictures):
+    recipe = small_run.write_recipe(tmp_path, pictures, steps=2)
+    few = ["monitor.knn_bank=40", "monitor.knn_k=5"]
+    last = run(recipe, tmp_path, *all_every(1), *few)[-1]
+    subject = subject_of(open_saved(tmp_path / "small"), CPU)
+    train, test = subject.labelled()
+    assert (len(train), len(test)) == (64, 16)
+    ids = np.array([i * 63 // 39 for i in range(40)])
+    bank = subject.extractor(train).extract_share(subject.backbone, ids)
+    queries = subject.extractor(test).extract_share(subject.backbone, np.arange(16))
+    labelled = bank, labels(train)[ids], queries, labels(test)
+    values, feature_std = spectrum(bank, CPU)
+    expected = {"spectrum/rankme": rankme(values), "spectrum/feature_std": feature_std}
+    expected |= {"knn/top1_pct": knn_top1(*labelled, k=5), **linear_probe(*labelled, CPU)}
+    assert {name: last[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("weight_decay", [1e-3, 1e-2])
+def test_the_probe_is_scikit_learns_logistic_regression_on_digits(weight_decay):
+    """On features that are far from mean 0, of unequal deviations, some of 0."""
+    pixels, truth = load_digits(return_X_y=True)
+    features, classes = torch.from_numpy(pixels).float() * torch.arange(64) + 50, torch.from_numpy(truth)
+    reference = LogisticRegression(C=1 / (1200 * weight_decay), max_iter=1000, tol=1e-6)
+    reference = make_pipeline(StandardScaler(), reference).fit(features[:1200].double().numpy(), truth[:1200])
+    weight, bias = fit(features[:1200], classes[:1200], 10, weight_decay)
+    logits = features[1200:] @ weight.T + bias
+    expected = torch.from_numpy(reference.predict_log_proba(features[1200:].double().numpy()))
+    accuracy, its = ((each.argmax(1) == classes[1200:]).double().mean().item() for each in (logits, expected))
+    assert accuracy == pytest.approx(its, abs=0.005) and accuracy > 0.9
+    loss, its = (nn.functional.cross_entropy(each.double(), classes[1200:]).item() for each in (logits, expected))
+    assert loss == pytest.approx(its, rel=0.02)
+
+
+def test_the_probe_says_how_many_it_gets_right():
+    """Two classes that a line parts, and three of ten queries on the wrong side."""
+    side = torch.tensor([1.0, -1.0]).repeat(20)
+    bank = torch.stack([side, torch.linspace(-1, 1, 40)], 1)
+    truth = (side < 0).long()
+    queries, wrong = bank[:10], truth[:10].clone()
+    wrong[:3] = 1 - wrong[:3]
+    assert linear_probe(bank, truth, queries, truth[:10], CPU)["probe/top1_pct"] == 100
+    result = linear_probe(bank, truth, queries, wrong, CPU)
+    assert result["probe/top1_pct"] == pytest.approx(70) and result["probe/loss"] > 0.5
 
 
 def test_fewer_pictures_than_a_batch_are_said_to_be_in_it_twice(tmp_path, pictures, capsys):
@@ -120,12 +217,27 @@ def test_fewer_pictures_than_a_batch_are_said_to_be_in_it_twice(tmp_path, pictur
     assert math.isfinite(rows[0]["val/loss"])
 
 
-def test_without_held_out_pictures_nothing_is_measured_and_that_is_said(tmp_path, pictures, capsys):
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=1)
+def test_without_held_out_pictures_or_labels_there_is_rankme_and_that_is_said(tmp_path, pictures, capsys):
+    flat = tmp_path / "flat"
+    shutil.copytree(pictures / "class_0", flat)
+    recipe = small_run.write_recipe(tmp_path, flat, steps=1)
     recipe.write_text(recipe.read_text().replace("holdout = 0.2\n", ""))
-    rows = run(recipe, tmp_path, "monitor.loss_interval=1")
-    assert "no held-out pictures (data.holdout)" in capsys.readouterr().err
-    assert not any("val/loss" in row for row in rows)
+    rows = run(recipe, tmp_path, *all_every(1))
+    said = "loss_interval, knn_interval, probe_interval: there are no held-out pictures (data.holdout) to measure"
+    assert said in capsys.readouterr().err
+    assert {key for row in rows for key in row if key.startswith(MEASURED)} == {
+        "spectrum/rankme",
+        "spectrum/feature_std",
+    }
+    assert all(1 < row["spectrum/rankme"] < 20 for row in rows if "spectrum/rankme" in row)
+
+
+def test_a_probe_without_labels_is_a_mistake(tmp_path, pictures, capsys):
+    shutil.copytree(pictures / "class_0", tmp_path / "flat")
+    recipe = small_run.write_recipe(tmp_path, tmp_path / "flat", steps=1)
+    options = ["--set=monitor.knn_interval=0", "--set=monitor.probe_interval=1"]
+    assert main([str(recipe), "--work-dir", str(tmp_path), *options]) == 2
+    assert "monitor.probe_interval needs labels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["npid", "odc", "deepcluster"])

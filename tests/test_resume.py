@@ -23,7 +23,8 @@ def run_to_the_end(recipe: Path, *options: str, ranks: int = 1) -> str:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_and_resumed_is_straight_through(tmp_path, pictures, ranks):
     recipe = small_run.write_recipe(tmp_path, pictures, steps=STEPS)
-    recipe.write_text(recipe.read_text().replace("knn_interval = 1", "knn_interval = 1\nloss_interval = 1"))
+    monitors = "\n".join(f"{name}_interval = 1" for name in ("knn", "loss", "probe", "rankme"))
+    recipe.write_text(recipe.read_text().replace("knn_interval = 1", monitors))
     run_to_the_end(recipe, "--work-dir", str(tmp_path / "straight"), ranks=ranks)
     straight, killed = tmp_path / "straight" / "small", tmp_path / "killed" / "small"
 

@@ -14,7 +14,7 @@ from sslrun.data import BadSamples, Loader, Order, Source
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, centre_crop_like
 from sslrun.evaluation.held_out import HeldOutLoss
-from sslrun.evaluation.monitor import AccuracyMonitor, KnnMonitor
+from sslrun.evaluation.monitor import HELD_OUT, AccuracyMonitor, FeatureMonitor, Monitor
 from sslrun.methods import Method
 from sslrun.nn.norm import RunningStatistics, set_groups
 from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, seen_in_part
@@ -39,9 +39,7 @@ class Run:
     statistics: RunningStatistics
     loader: Loader
     features: FeatureExtractor
-    knn: KnnMonitor | None
-    accuracy: AccuracyMonitor | None
-    held_out_loss: HeldOutLoss | None
+    monitors: list[Monitor]
     folder: RunFolder | None
     log: RunLog | None
     window: Window
@@ -101,22 +99,11 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     seen = recipe.monitor.transforms or centre_crop_like(recipe.data.views[0])
     bf16 = machine.precision == "bf16"
     features = FeatureExtractor(source, seen, bf16=bf16, **reading)
-    knn = held_out_loss = accuracy = None
-    intervals = recipe.monitor.knn_interval, recipe.monitor.loss_interval, recipe.monitor.accuracy_interval
-    if holdout is None and any(intervals):
-        logger.warning("[monitor] measures nothing: there are no held-out pictures (data.holdout)")
-    if holdout is not None and recipe.monitor.knn_interval:
-        knn = KnnMonitor(recipe.monitor, features, FeatureExtractor(holdout, seen, bf16=bf16, **reading))
-    if holdout is not None and recipe.monitor.accuracy_interval:
-        accuracy = AccuracyMonitor(FeatureExtractor(holdout, seen, bf16=bf16, **reading))
-    if holdout is not None and recipe.monitor.loss_interval:
-        held_out_loss = _held_out_loss(make_loader(recipe, holdout, machine.micro_batch, reading), plan)
+    monitors = _monitors(recipe, plan, features, holdout, reading)
     executor = _executor(recipe, plan, device)
     statistics = RunningStatistics(recipe.model)  # after the executor has put the model where it stays
     window = Window()
-    run = Run(
-        recipe, plan, executor, statistics, loader, features, knn, accuracy, held_out_loss, folder, None, window, step=0
-    )
+    run = Run(recipe, plan, executor, statistics, loader, features, monitors, folder, None, window, step=0)
     _restore(run, _checkpoint_to_continue(recipe, folder, resume))
     if folder is not None:
         folder.go_back_to(run.step)
@@ -211,7 +198,26 @@ def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[s
     )
 
 
-def _held_out_loss(loader: Loader, plan: Plan) -> HeldOutLoss:
+def _monitors(
+    recipe: Recipe, plan: Plan, features: FeatureExtractor, holdout: Source | None, reading: dict[str, Any]
+) -> list[Monitor]:
+    """What `[monitor]` asks for; what needs held-out pictures is left out, with a warning, where there are none."""
+    config = recipe.monitor
+    if holdout is None:
+        asked = [name for name in HELD_OUT if getattr(config, name)]
+        if asked:
+            logger.warning("[monitor] %s: there are no held-out pictures (data.holdout) to measure", ", ".join(asked))
+        return [FeatureMonitor(config, features, None)]
+    held_out = FeatureExtractor(holdout, features.transforms, bf16=features.bf16, **reading)
+    monitors: list[Monitor] = [FeatureMonitor(config, features, held_out)]
+    if config.loss_interval:
+        monitors.append(_held_out_loss(recipe, plan, make_loader(recipe, holdout, plan.machine.micro_batch, reading)))
+    if config.accuracy_interval:
+        monitors.append(AccuracyMonitor(config, held_out))
+    return monitors
+
+
+def _held_out_loss(recipe: Recipe, plan: Plan, loader: Loader) -> HeldOutLoss:
     """Over as many whole global batches as there are; where there is not one, pictures are in it more than once."""
     num_samples = len(loader.source)
     steps = max(1, num_samples // plan.global_batch)
@@ -223,7 +229,7 @@ def _held_out_loss(loader: Loader, plan: Plan) -> HeldOutLoss:
         )
     like_training = replace(plan, steps_per_epoch=steps, total_steps=steps, num_samples=num_samples)
     cursor = [part for step in range(steps) for part in like_training.positions(step, distributed.rank())]
-    return HeldOutLoss(loader, cursor, plan.accumulation)
+    return HeldOutLoss(recipe.monitor, loader, cursor, plan.accumulation)
 
 
 def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:

@@ -201,22 +201,12 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
 
 
 def _monitor(run: Run, meter: SpeedMeter) -> None:
-    """What is due on the held-out pictures: before the first step, at the recipe's intervals, and at the end."""
-    plan, config = run.plan, run.recipe.monitor
+    """A row of what is due: before the first step, at the recipe's intervals, and at the end."""
+    progress = Progress(run.step, run.plan.total_steps, run.plan.steps_per_epoch, run.recipe.seed)
     measured: dict[str, float] = {}
     with meter.pausing():
-        if run.held_out_loss and config.is_due(config.loss_interval, run.step, plan.steps_per_epoch, plan.total_steps):
-            progress = Progress(run.step, plan.total_steps, plan.steps_per_epoch, run.recipe.seed)
-            measured |= run.held_out_loss.measure(run.executor, progress)
-        if run.knn and config.is_due(config.knn_interval, run.step, plan.steps_per_epoch, plan.total_steps):
-            measured["knn/top1_pct"] = run.knn.top1_pct(run.recipe.model.backbone)
-        predictor = run.recipe.model.predictor()
-        if (
-            run.accuracy
-            and predictor is not None
-            and config.is_due(config.accuracy_interval, run.step, plan.steps_per_epoch, plan.total_steps)
-        ):
-            measured |= run.accuracy.measure(predictor)
+        for monitor in run.monitors:
+            measured |= monitor.measure(run.executor, progress)
     if measured and run.log is not None:
         run.log.write(run.step, measured)
 

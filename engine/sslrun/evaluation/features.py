@@ -37,7 +37,7 @@ class FeatureExtractor:
         augment: Augment = "auto",
         num_threads: int = 1,
     ) -> None:
-        self.source, self.device, self.bf16 = source, device, bf16
+        self.source, self.transforms, self.device, self.bf16 = source, transforms, device, bf16
         self.loader = Loader(
             source,
             [ViewGroup(num_views=1, transforms=transforms)],
@@ -50,18 +50,18 @@ class FeatureExtractor:
         )
 
     def extract_share(self, module: nn.Module, ids: np.ndarray) -> Tensor:
-        """(n, D) fp32 on the CPU, a row for each of the ids in this rank's share (`distributed.share`) of the (N,)."""
-        return self._rows(module, ids[distributed.share(len(ids))])
+        """(n, D) fp32 on the CPU, a row for each of the ids in this rank's share (`distributed.share`) of the (N,).
+
+        All ranks call it, and call the module equally often: where it is sharded, each call gathers its parameters.
+        """
+        mine = ids[distributed.share(len(ids))]
+        most = -(-len(ids) // distributed.world_size())
+        return self._rows(module, np.resize(mine, most))[: len(mine)]
 
     def extract(self, module: nn.Module, ids: np.ndarray) -> Tensor:
         """(N, D) fp32 on the CPU, a row for each of the (N,) ids, the same on all ranks; all ranks call it."""
-        ranks = distributed.world_size()
-        padded = np.resize(ids, -(-len(ids) // ranks) * ranks)  # equal shares; what is there twice is cut off below
-        mine = padded.reshape(ranks, -1)[distributed.rank()]
-        rows = self._rows(module, mine)
-        if ranks > 1:
-            rows = distributed.all_gather_rows(rows.to(self.device)).cpu()
-        return rows[: len(ids)]
+        rows = self.extract_share(module, ids)
+        return distributed.all_gather_shares(rows.to(self.device), len(ids)).cpu()
 
     def _rows(self, module: nn.Module, ids: np.ndarray) -> Tensor:
         cursor = [(0, ids[first : first + BATCH]) for first in range(0, len(ids), BATCH)]

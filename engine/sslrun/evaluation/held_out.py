@@ -16,29 +16,30 @@ import torch
 from torch import nn
 
 from sslrun.data import Loader
+from sslrun.evaluation.monitor import MonitorConfig
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor
 
 
 class HeldOutLoss:
-    """Measures it.
+    """A monitor of it.
 
     Args:
+        config: the `[monitor]` table.
         loader: of the held-out pictures, in the recipe's views.
         cursor: (epoch, positions) of this rank's micro-batches, of whole global batches one after the other.
         accumulation: how many of them each global batch has.
     """
 
-    def __init__(self, loader: Loader, cursor: Sequence[tuple[int, np.ndarray]], accumulation: int) -> None:
-        self.loader, self.cursor, self.accumulation = loader, cursor, accumulation
+    def __init__(
+        self, config: MonitorConfig, loader: Loader, cursor: Sequence[tuple[int, np.ndarray]], accumulation: int
+    ) -> None:
+        self.config, self.loader, self.cursor, self.accumulation = config, loader, cursor, accumulation
 
     def measure(self, executor: Executor, progress: Any) -> dict[str, float]:
-        """`val/loss` and the method's other metrics, means over batches and ranks. All ranks call it.
-
-        Args:
-            executor: of the training; it and its method are left as they were.
-            progress: of the next step.
-        """
+        """`val/loss` and the method's other metrics, means over batches and ranks, if they are due."""
+        if not self.config.is_due(self.config.loss_interval, progress):
+            return {}
         seen = []
         with contextlib.closing(self.loader.run(self.cursor)) as stream, untouched(executor.method, executor.device):
             while batches := list(itertools.islice(stream, self.accumulation)):

@@ -1,22 +1,27 @@
-"""What is measured while training: k-NN on held-out pictures. Reads the network; changes nothing about it."""
+"""What is measured while training, and when. It reads the network and changes nothing about it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslrun.data import Source
 from sslrun.data.transforms import Transform
 from sslrun.errors import UsageError
-from sslrun.evaluation.features import FeatureExtractor
+from sslrun.evaluation.features import FeatureExtractor, evenly
 from sslrun.evaluation.knn import knn_top1
+from sslrun.evaluation.probe import linear_probe
+from sslrun.evaluation.spectrum import rankme, spectrum
+from sslrun.runtime.executor import Executor
+
+HELD_OUT = ("loss_interval", "knn_interval", "probe_interval", "accuracy_interval")  # of what needs data.holdout
 
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorConfig:
-    """The `[monitor]` table: what is measured on pictures that are not trained on (data.holdout).
+    """The `[monitor]` table: what is measured while training, most of it on held-out pictures (data.holdout).
 
     Attributes:
         by: unit of the intervals: "epoch" or "iter" (optimiser steps). What is measured at all is also measured before
@@ -25,7 +30,12 @@ class MonitorConfig:
         knn_interval: epochs, or iterations, between two k-NN classifications; 0 for none.
         knn_k: neighbours that vote.
         knn_temperature: of the votes' weights.
-        knn_bank: most training pictures that the held-out ones are compared with.
+        knn_bank: most training pictures whose features are used: k-NN compares the held-out ones with them, the probe
+            learns from them, RankMe is theirs.
+        probe_interval: epochs, or iterations, between two linear probes, each a logistic regression fitted afresh; 0
+            for none.
+        rankme_interval: epochs, or iterations, between two measurements of how well the features of training pictures
+            fill their space, RankMe and spread; 0 for none. It needs neither labels nor held-out pictures.
         accuracy_interval: epochs, or iterations, between two classifications of the held-out pictures by the method
             itself, where it learns classes of labels (Supervised); 0 for none.
         transforms: how pictures are prepared; where it is not given, a centre crop of the first view's size.
@@ -38,81 +48,104 @@ class MonitorConfig:
     knn_k: int = 20
     knn_temperature: float = 0.07
     knn_bank: int = 20000
+    probe_interval: int = 0
+    rankme_interval: int = 0
     accuracy_interval: int = 0
     transforms: list[Transform] | None = None
     collapse: Literal["warn", "stop"] = "warn"
 
     def __post_init__(self) -> None:
-        least_of = {"loss_interval": 0, "knn_interval": 0, "knn_k": 1, "knn_bank": 1, "accuracy_interval": 0}
-        for name, least in least_of.items():
-            if getattr(self, name) < least:
-                raise UsageError(f"monitor.{name} must be at least {least}, not {getattr(self, name)}")
+        least = {name: 0 for name in vars(self) if name.endswith("_interval")} | {"knn_k": 1, "knn_bank": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise UsageError(f"monitor.{name} must be at least {value}, not {getattr(self, name)}")
         if not self.knn_temperature > 0:
             raise UsageError(f"monitor.knn_temperature must be above 0, not {self.knn_temperature}")
 
-    def is_due(self, interval: int, step: int, steps_per_epoch: int, total_steps: int) -> bool:
-        """Whether what has this interval is due after so many optimiser steps."""
-        unit = steps_per_epoch if self.by == "epoch" else 1
-        return interval > 0 and (step == total_steps or step % (interval * unit) == 0)
+    def is_due(self, interval: int, progress: Any) -> bool:
+        """Whether what has this interval is due before the step of `progress`, or, with no step left, at the end."""
+        unit = progress.steps_per_epoch if self.by == "epoch" else 1
+        return interval > 0 and (progress.step == progress.total_steps or progress.step % (interval * unit) == 0)
 
 
-class KnnMonitor:
-    """Classifies held-out pictures by their nearest training pictures.
+class Monitor(Protocol):
+    """Something that is measured while training. It leaves networks, buffers and random state as it found them."""
+
+    def measure(self, executor: Executor, progress: Any) -> dict[str, float]:
+        """What is due before the step of `progress`, by name. All ranks call it."""
+        ...
+
+
+class FeatureMonitor:
+    """k-NN, linear probe and RankMe, of features that are extracted once for all that is due.
 
     Args:
         config: the `[monitor]` table.
         training: features of the training pictures.
-        held_out: features of the held-out pictures.
+        held_out: features of the held-out pictures; without them there is RankMe alone.
 
     Raises:
-        UsageError: one of the sources has no labels.
+        UsageError: k-NN or the probe is asked for, and a source has no labels.
     """
 
-    def __init__(self, config: MonitorConfig, training: FeatureExtractor, held_out: FeatureExtractor) -> None:
-        self.config, self.extractors = config, (training, held_out)
-        bank_size = min(config.knn_bank, len(training.source))
-        self.ids = (
-            np.linspace(0, len(training.source) - 1, bank_size).astype(np.int64),
-            np.arange(len(held_out.source), dtype=np.int64),
-        )
-        self.bank_labels, self.query_labels = (
-            _labels(extractor.source, ids) for extractor, ids in zip(self.extractors, self.ids, strict=True)
-        )
+    def __init__(self, config: MonitorConfig, training: FeatureExtractor, held_out: FeatureExtractor | None) -> None:
+        self.config = config
+        self.intervals = {"rankme": config.rankme_interval}
+        self.pictures = [(training, evenly(len(training.source), config.knn_bank))]
+        self.labels: list[Tensor] = []
+        if held_out is not None:
+            self.intervals |= {"knn": config.knn_interval, "probe": config.probe_interval}
+            self.pictures.append((held_out, np.arange(len(held_out.source), dtype=np.int64)))
+            classifiers = [name for name in ("knn", "probe") if self.intervals[name]]
+            self.labels = [_labels(each.source, ids, classifiers[0]) for each, ids in self.pictures if classifiers]
 
-    def top1_pct(self, backbone: nn.Module) -> float:
-        """Per cent of held-out pictures whose neighbours vote for their class. All ranks call it and share the work."""
-        pairs = zip(self.extractors, self.ids, strict=True)
-        bank, queries = (extractor.extract_share(backbone, ids) for extractor, ids in pairs)
-        config = self.config
-        return knn_top1(
-            bank,
-            self.bank_labels,
-            queries,
-            self.query_labels,
-            k=config.knn_k,
-            temperature=config.knn_temperature,
-            device=self.extractors[0].device,
-        )
+    def measure(self, executor: Executor, progress: Any) -> dict[str, float]:
+        """What is due; see `Monitor`."""
+        due = {name for name, interval in self.intervals.items() if self.config.is_due(interval, progress)}
+        if not due:
+            return {}
+        method: Any = executor.method
+        pictures = self.pictures[:1] if due == {"rankme"} else self.pictures
+        return self._of(due, *(extractor.extract_share(method.backbone, ids) for extractor, ids in pictures))
+
+    def _of(self, due: set[str], bank: Tensor, queries: Tensor | None = None) -> dict[str, float]:
+        device, config = self.pictures[0][0].device, self.config
+        measured: dict[str, float] = {}
+        if queries is not None:
+            labelled = bank, self.labels[0], queries, self.labels[1]
+            if "knn" in due:
+                measured["knn/top1_pct"] = knn_top1(
+                    *labelled, k=config.knn_k, temperature=config.knn_temperature, device=device
+                )
+            if "probe" in due:
+                measured |= linear_probe(*labelled, device)
+        if "rankme" in due:
+            values, feature_std = spectrum(bank, device)
+            measured |= {"spectrum/rankme": rankme(values), "spectrum/feature_std": feature_std}
+        return measured
 
 
 class AccuracyMonitor:
-    """Classifies held-out pictures by what the method learns of labels.
+    """Classifies held-out pictures by what the method learns of labels, where it does.
 
     Args:
+        config: the `[monitor]` table.
         held_out: scores of the held-out pictures.
 
     Raises:
         UsageError: they have no labels.
     """
 
-    def __init__(self, held_out: FeatureExtractor) -> None:
-        self.held_out = held_out
+    def __init__(self, config: MonitorConfig, held_out: FeatureExtractor) -> None:
+        self.config, self.held_out = config, held_out
         self.ids = np.arange(len(held_out.source), dtype=np.int64)
-        self.labels = _labels(held_out.source, self.ids, "accuracy_interval")
+        self.labels = _labels(held_out.source, self.ids, "accuracy")
 
-    def measure(self, predictor: nn.Module) -> dict[str, float]:
-        """Per cent of held-out pictures whose class has the highest score, or one of the five highest. All ranks call
-        it and share the work."""
+    def measure(self, executor: Executor, progress: Any) -> dict[str, float]:
+        """Per cent of held-out pictures whose class has the highest score, or one of the five highest."""
+        method: Any = executor.method
+        if not self.config.is_due(self.config.accuracy_interval, progress) or (predictor := method.predictor()) is None:
+            return {}
         scores = self.held_out.extract(predictor, self.ids)
         best = scores.topk(min(5, scores.shape[1]), dim=1).indices
         hits = best == self.labels.unsqueeze(1)
@@ -120,7 +153,7 @@ class AccuracyMonitor:
         return {"test/top1_pct": top1, **({"test/top5_pct": top5} if scores.shape[1] > 5 else {})}
 
 
-def _labels(source: Source, ids: np.ndarray, key: str = "knn_interval") -> Tensor:
+def _labels(source: Source, ids: np.ndarray, name: str) -> Tensor:
     if source.labels is None:
-        raise UsageError(f"monitor.{key} needs labels, but {source!r} has none; set it to 0")
+        raise UsageError(f"monitor.{name}_interval needs labels, but {source!r} has none; set it to 0")
     return torch.from_numpy(source.labels[ids].astype(np.int64))

@@ -1,0 +1,87 @@
+"""A linear probe of a network under training: logistic regression on its features, fitted afresh at each measurement.
+
+A probe could also be trained along with the network, a step on each batch. Fitted afresh it says what the features are
+worth now, not what they were worth on average over some time; it has no state that a checkpoint would have to keep and
+a resume to find; and it needs nothing of a training step: no hook in a network that is compiled, sharded and called
+several times a step, by each method in its own way. It costs the fit, since k-NN uses the same features.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslrun.runtime import distributed
+
+WEIGHT_DECAY = 1e-3
+MOST_ITERATIONS = 100
+
+
+def linear_probe(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, device: torch.device
+) -> dict[str, float]:
+    """`probe/top1_pct` and `probe/loss` (cross-entropy) of the queries; the same on all ranks, which all call it.
+
+    Rank 0 fits, with all features in its device's memory.
+
+    Args:
+        bank: (n, D), this rank's share of the N features to learn from.
+        bank_labels: (N,) int64.
+        queries: (m, D), this rank's share of the M features to classify.
+        query_labels: (M,) int64.
+        device: where to compute.
+    """
+    num_classes = int(max(bank_labels.max(), query_labels.max())) + 1
+    labels = bank_labels.to(device), query_labels.to(device)
+    rows = [
+        distributed.all_gather_shares(share.to(device).float(), len(of_all))
+        for share, of_all in zip((bank, queries), labels, strict=True)
+    ]
+
+    def measure() -> dict[str, float]:
+        weight, bias = fit(rows[0], labels[0], num_classes)
+        logits = F.linear(rows[1], weight, bias)
+        right = logits.argmax(1) == labels[1]
+        return {
+            "probe/top1_pct": 100 * right.float().mean().item(),
+            "probe/loss": F.cross_entropy(logits, labels[1]).item(),
+        }
+
+    return distributed.from_rank_0(measure)
+
+
+@torch.no_grad()
+def fit(
+    features: Tensor, labels: Tensor, num_classes: int, weight_decay: float = WEIGHT_DECAY
+) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression on features that are brought to mean 0 and deviation 1, by L-BFGS.
+
+    What is minimised is the mean cross-entropy plus weight_decay / 2 times the squared weights (not the biases).
+
+    Args:
+        features: (N, D) fp32.
+        labels: (N,) int64.
+        num_classes: C.
+        weight_decay: of the weights for features of deviation 1.
+
+    Returns:
+        Weights (C, D) and biases (C,), for the features as they are.
+    """
+    deviation, mean = torch.std_mean(features, dim=0, correction=0)
+    scale = torch.where(deviation > 1e-6 * features.abs().amax(0), 1 / deviation, 0)  # constant ones tell nothing
+    rows = (features - mean) * scale
+    weight = features.new_zeros(num_classes, features.shape[1]).requires_grad_()
+    bias = features.new_zeros(num_classes).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=MOST_ITERATIONS, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+    )
+
+    @torch.enable_grad()
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(F.linear(rows, weight, bias), labels) + weight_decay / 2 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    weight, bias = weight.detach() * scale, bias.detach()
+    return weight, bias - weight @ mean
