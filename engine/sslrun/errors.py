@@ -6,8 +6,7 @@ class UsageError(ValueError):
 
     def __str__(self) -> str:
         """With escapes for what would end the line or upset a terminal: messages quote what they were given."""
-        text = super().__str__()
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return printable(super().__str__())
 
 
 class RunFailed(RuntimeError):
@@ -16,3 +15,8 @@ class RunFailed(RuntimeError):
 
 class Diverged(RuntimeError):
     """Loss or gradient became non-finite, or the features collapsed and the recipe says stop: exit code 3."""
+
+
+def printable(text: str) -> str:
+    """One line that no terminal minds, of text that may hold anything: a path's stray bytes, a line break."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,14 +1,21 @@
-"""Verbs about pictures: `preview`."""
+"""Verbs about pictures: `preview`, `data check`."""
 
 import argparse
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sslrun.commands.arguments import DONE, add_config
-from sslrun.errors import UsageError
+from sslrun.commands.arguments import DONE, FINDINGS, INTERRUPTED, add_config, add_overrides, fail, width
+from sslrun.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from sslrun.data import Source
+    from sslrun.data.survey import Survey
+
+KEYS = {"data.source": False, "data.holdout": True, "eval.train": False, "eval.test": True}  # whether it is measured on
 
 
 def add(verbs: Any) -> None:
@@ -29,6 +36,34 @@ def add(verbs: Any) -> None:
         "--against", choices=["pil"], help="show beside it what PIL makes with the same draws, and the difference"
     )
     preview.set_defaults(call=_preview)
+    _add_data(verbs)
+
+
+def _add_data(verbs: Any) -> None:
+    data = verbs.add_parser("data", help="look at pictures without training on them")
+    data_verbs = data.add_subparsers(required=True, metavar="VERB")
+    check = data_verbs.add_parser(
+        "check",
+        help="decode every picture; name unreadable, damaged, tiny and huge ones, and copies",
+        description="Decode every picture of a recipe (data.source, data.holdout, eval.train, eval.test) or of a "
+        "folder, as a run would, and name those that do not decode, are damaged, tiny or huge, lie there twice, or lie "
+        "both where it is trained and where it is measured. Exit codes: 0 nothing found, 1 findings, 130 interrupted.",
+    )
+    check.add_argument("subject", metavar="CONFIG|DIR", help="a TOML recipe, or a folder of pictures")
+    add_overrides(check, "set one value of CONFIG, as a line of TOML merged last; may be repeated")
+    check.add_argument(
+        "-o",
+        dest="good",
+        metavar="GOOD.txt",
+        help="write the good pictures of data.source, or of DIR, as an annotation file for ImageList; of equal ones "
+        "the first",
+    )
+    check.add_argument("--force", action="store_true", help="replace GOOD.txt")
+    check.add_argument("--min-side", type=_whole(0), default=32, metavar="PX", help="a shorter side below is tiny (32)")
+    check.add_argument("--max-pixels", type=_whole(1), default=10**8, metavar="N", help="one with more is huge (1e8)")
+    check.add_argument("--workers", type=_whole(1), metavar="N", help="threads that decode (one per core)")
+    check.add_argument("--json", action="store_true", help="for programs; lists everything")
+    check.set_defaults(call=_check)
 
 
 def _preview(args: argparse.Namespace) -> int:
@@ -65,3 +100,99 @@ def _check_picture(path: Path) -> None:
         raise UsageError(f"{path}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"{path}: {folder} cannot be written to")
+
+
+def _check(args: argparse.Namespace) -> int:
+    import time
+
+    from tqdm import tqdm
+
+    from sslrun.data.findings import as_json, as_text, check_list, write_list
+    from sslrun.data.survey import Limits, Verdict, examine, mark_copies
+
+    surveys = _surveys(args.subject, args.overrides)
+    limits = Limits(args.min_side, args.max_pixels)
+    good = None if args.good is None else Path(args.good)
+    if good is not None:
+        check_list(good, surveys[0].source, args.force)
+    workers = args.workers or len(os.sched_getaffinity(0))
+    total = sum(len(survey.verdicts) for survey in surveys)
+    begin = time.monotonic()
+    size = {"ncols": width(), "nrows": 20}  # not every pseudo-terminal has one
+    with tqdm(total=total, unit=" pictures", disable=None, leave=False, **size) as bar:
+        is_complete = examine(surveys, limits, workers, bar.update)
+    mark_copies(surveys)
+    elapsed_s = time.monotonic() - begin
+    if args.json:
+        found = {"complete": is_complete, "wall_s": round(elapsed_s, 3), "sources": as_json(surveys)}
+        print(json.dumps(found, indent=1))
+    else:
+        print(as_text(surveys, limits))
+    if not is_complete:
+        unwritten = "" if good is None else f"; {good} is not written"
+        return fail(f"interrupted, not all pictures were looked at{unwritten}", INTERRUPTED)
+    print(f"{total:,} pictures in {elapsed_s:.1f} s, {total / elapsed_s:,.0f}/s", file=sys.stderr)
+    if good is not None:
+        _say_written(good, surveys[0].source, *write_list(surveys[0], good))
+    return FINDINGS if any((survey.verdicts != Verdict.GOOD).any() for survey in surveys) else DONE
+
+
+def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
+    """Of the sources of a recipe or of a folder, opened; a source that is named twice for one purpose is one."""
+    from sslrun.config import load
+    from sslrun.data import ImageFolder, Source
+    from sslrun.data.survey import Survey
+
+    if os.path.isdir(subject):
+        if overrides:
+            raise UsageError(f"--set changes a recipe, but {subject} is a folder")
+        folder = ImageFolder(subject)
+        try:
+            folder.open()
+        except UsageError as error:  # without the advice to a recipe's author
+            raise UsageError(str(error).rpartition(": set ")[0] or str(error)) from None
+        return [Survey(folder, [subject])]
+    config = load(subject, overrides)
+    for note in config.notes:
+        print(f"note: {note}", file=sys.stderr)
+    tables = {key: config.values.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in KEYS}
+    surveys: list[Survey] = []
+    for key, is_measured in KEYS.items():
+        table = tables.get(key)
+        same = (s for s in surveys if s.is_measured == is_measured and tables[s.keys[0]] == table)
+        if known := next(same, None):
+            known.keys.append(key)
+        elif isinstance(table, dict):
+            source: Source = config.build(Source, key)
+            source.open(key)
+            surveys.append(Survey(source, [key], is_measured))
+    if not surveys:
+        raise UsageError(f"{subject} names no pictures: data.source is not set")
+    return surveys
+
+
+def _say_written(path: Path, source: "Source", count: int, left_out: list[str]) -> None:
+    if left_out:
+        print(
+            f"note: {len(left_out)} good pictures are not in {path}: no line can hold names such as "
+            f"{printable(left_out[0])}",
+            file=sys.stderr,
+        )
+    from sslrun.data.findings import folder_of_list
+
+    prefix, file = json.dumps(folder_of_list(source)), json.dumps(str(path))
+    table = f'{{ _delete_ = true, type = "ImageList", data_prefix = {prefix}, ann_file = {file} }}'
+    print(f"{path}: {count:,} pictures; in a recipe, [data] source = {table}", file=sys.stderr)
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """A whole number of an argument, also as 1e8."""
+
+    def number(text: str) -> int:
+        value = float(text)
+        if not least <= value < 2**62 or value != int(value):
+            raise ValueError
+        return int(value)
+
+    number.__name__ = "number"
+    return number

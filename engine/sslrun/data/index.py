@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -74,15 +75,20 @@ def visit(path: str) -> tuple[int, int, bool]:
     """Height, width and whether the file looks damaged; (0, 0, True) where nothing can be read."""
     try:
         with open(path, "rb") as file:
-            with Image.open(file) as picture:
-                width, height = picture.size
-                kind = picture.format
-            if kind != "JPEG":
-                return height, width, False
-            file.seek(-2, os.SEEK_END)
-            return height, width, file.read(2) != b"\xff\xd9"
+            return header(file)
     except Exception:  # Pillow's plugins raise whatever a damaged header leads them to
         return 0, 0, True
+
+
+def header(file: IO[bytes]) -> tuple[int, int, bool]:
+    """As `visit`, of an open file. Raises whatever Pillow does where nothing can be read."""
+    with Image.open(file) as picture:
+        width, height = picture.size
+        kind = picture.format
+    if kind != "JPEG":
+        return height, width, False
+    file.seek(-2, os.SEEK_END)
+    return height, width, file.read(2) != b"\xff\xd9"
 
 
 def _states(paths: Sequence[str]) -> bytes:

@@ -9,7 +9,6 @@ each is then tried alone.
 """
 
 import itertools
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from sslrun.data.bad_samples import BadSamples
+from sslrun.data.decoding import Trial, as_inputs, brief, decoded, file_trouble, other_size
 from sslrun.data.graph import Arguments, Part, dali_views, graph_arguments, graph_inputs, view_arguments
 from sslrun.data.order import Sampler
 from sslrun.data.sources import Source
@@ -89,7 +89,7 @@ class Pipeline:
         self.num_threads = num_threads
         self.prefetch = prefetch
         self.bad = bad
-        self._trial: Any = None
+        self._trial: Trial | None = None
 
     def run(self, cursor: Cursor, stream: Any = None) -> Iterator[tuple[Plan, list[Any]]]:
         """One item per cursor item, in order: the plan and the graph's outputs as DALI tensor lists (of pictures that
@@ -209,8 +209,7 @@ class Pipeline:
         return self.device.type == "cuda"
 
     def _encoded(self, ids: np.ndarray) -> list[np.ndarray]:
-        paths = (self.source.paths[sample] for sample in ids.tolist())
-        return [np.frombuffer(os.fsencode(path), dtype=np.uint8) for path in paths]
+        return as_inputs([self.source.paths[sample] for sample in ids.tolist()])
 
     def _add_bad(self, sample: int, reason: str) -> None:
         self.bad.add(sample, self.source.paths[sample], reason, len(self.source))
@@ -222,7 +221,7 @@ class Pipeline:
         shapes = np.array(outputs[0].shape())[:, :2]
         changed = np.flatnonzero((shapes != plan.sizes).any(axis=1))
         for row in changed.tolist():
-            self._add_bad(int(plan.ids[row]), _other_size(shapes[row], plan.sizes[row]))
+            self._add_bad(int(plan.ids[row]), other_size(shapes[row], plan.sizes[row]))
         return len(changed) > 0
 
     def _blame(self, plan: Plan, message: str) -> bool:
@@ -244,65 +243,11 @@ class Pipeline:
 
     def _trouble(self, path: str, size: np.ndarray) -> str | None:
         """Why a picture does not decode to its size, or None where it does: tried alone, with the graph's operators."""
-        trouble = file_trouble(path)
-        if trouble is not None:
-            return trouble
         if self._trial is None:
-            from nvidia.dali import fn, pipeline_def
-
-            @pipeline_def
-            def alone() -> Any:
-                return decoded(fn.external_source(name="path", batch=True), self._cuda)
-
-            self._trial = alone(batch_size=1, prefetch_queue_depth=1, **self._options)
-        try:
-            (pictures,) = self._trial.run(path=[np.frombuffer(os.fsencode(path), dtype=np.uint8)])
-        except RuntimeError as error:
-            self._trial = None
-            return decode_trouble(str(error))
-        now = np.array(pictures.shape()[0][:2])
-        return None if (now == size).all() else _other_size(now, size)
-
-
-def _other_size(now: np.ndarray, then: np.ndarray) -> str:
-    return f"changed since the sizes were read: {now[0]}x{now[1]}, was {then[0]}x{then[1]}"
+            self._trial = Trial(1, self._cuda, self._options)
+        return self._trial.trouble(path, size)
 
 
 def import_dali() -> None:
     """Import DALI now: from here on its own work at interpreter exit comes after that of whoever registers later."""
     import nvidia.dali  # noqa: F401
-
-
-def decoded(paths: Any, cuda: bool) -> Any:
-    """DALI nodes that read and decode files into RGB, uint8, H W 3, as stored (EXIF rotation not applied)."""
-    from nvidia.dali import fn
-
-    # Plain reads: a mapped file that is cut short while it is mapped would kill the process, and reads are no slower.
-    encoded = fn.io.file.read(paths, dont_use_mmap=True)  # type: ignore[attr-defined]
-    return fn.decoders.image(encoded, device="mixed" if cuda else "cpu", adjust_orientation=False)
-
-
-def file_trouble(path: str) -> str | None:
-    """What is wrong with a file that nobody could decode, or None."""
-    try:
-        return "the file is empty" if os.stat(path).st_size == 0 else None
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
-
-
-def decode_trouble(message: str) -> str:
-    """DALI's failure in plain words."""
-    if "'#3'" in message:
-        return "not a picture, or its header is broken"
-    if "'#4'" in message:
-        return "a picture of a kind that is not supported"
-    if "decode" in message:
-        return "cut short or damaged"
-    return brief(message)
-
-
-def brief(message: str) -> str:
-    """The line of a DALI error that says something."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Stacktrace", "[frame", "Error in", "Critical error"))]
-    return (told or lines or ["unknown error"])[0][:200]

@@ -1,0 +1,301 @@
+"""Every picture of a source looked at before anything is trained on it: does it decode, how large is it, is it a copy?
+
+A picture is good if a run would take it: Pillow reads its header, as the index of a run does, and DALI decodes it to
+that size, by the operators that a run has on the CPU. Files are read by threads of this process, which keeps 40 bytes
+of each (hash, size, verdict) and none of their names; they are decoded in another, which may die of one.
+"""
+
+import hashlib
+import re
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sslrun.data.decoding import TrialProcess, file_trouble, other_size
+from sslrun.data.index import header
+from sslrun.data.sources import Source
+from sslrun.errors import RunFailed
+
+_CHUNK = 64  # files that are read, and at most decoded, at once
+_MOST_READERS = 16
+_PIXELS_PER_THREAD = 2**24  # decoded at once, unless a single picture has more
+
+# What libjpeg writes of a picture that it decodes all the same, grey or torn from some line on. Bytes between the end
+# of the pixels and the end marker do no harm.
+_COMPLAINT = re.compile(r"Corrupt JPEG data: (?!\d+ extraneous bytes before marker 0xd9)(.+)")
+
+
+class Verdict(IntEnum):
+    """What is found of a picture; the first that applies."""
+
+    UNSEEN = 0
+    GOOD = 1
+    UNREADABLE = 2
+    """A run would replace it by another."""
+    HUGE = 3
+    """Not decoded."""
+    DAMAGED = 4
+    """Decodes, but not all of it is as it was."""
+    TINY = 5
+    SHARED = 6
+    """Of a training source: the same file is among those that are measured on."""
+    DUPLICATE = 7
+    """The same file comes earlier in the source."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which sizes are found fault with.
+
+    Attributes:
+        min_side: least length of the shorter side, pixels.
+        max_pixels: most pixels, height x width.
+    """
+
+    min_side: int = 32
+    max_pixels: int = 100_000_000
+
+
+class Survey:
+    """What is found of a source's N pictures.
+
+    Args:
+        source: opened.
+        keys: what names it, such as data.source.
+        is_measured: whether it holds pictures to measure on, which nothing may be trained on.
+
+    Attributes:
+        verdicts: (N,) uint8, of `Verdict`.
+        sizes: (N, 2) int32, height and width; 0, 0 where they are not known.
+        digests: (N, 16) uint8, BLAKE2b of the file (in memory: of the pixels); of pictures that decode.
+        originals: (N,) int64, of copies: the first picture with the same content, and
+        owners: (N,) int8, the number of the survey that has it.
+    """
+
+    def __init__(self, source: Source, keys: Sequence[str], is_measured: bool = False) -> None:
+        count = len(source)
+        self.source, self.keys, self.is_measured = source, list(keys), is_measured
+        self.verdicts = np.full(count, Verdict.UNSEEN, dtype=np.uint8)
+        self.sizes = np.zeros((count, 2), dtype=np.int32)
+        self.digests = np.zeros((count, 16), dtype=np.uint8)
+        self.originals = np.full(count, -1, dtype=np.int64)
+        self.owners = np.full(count, -1, dtype=np.int8)
+        self._reasons = np.full(count, -1, dtype=np.int32)
+        self._numbers: dict[str, int] = {}  # each reason once: of a million files with one fault, a million numbers
+        self._texts: list[str] = []
+
+    def ids(self, verdict: Verdict) -> np.ndarray:
+        """The pictures of a verdict, ascending."""
+        return np.flatnonzero(self.verdicts == verdict)
+
+    def judge(self, i: int, verdict: Verdict, reason: str = "") -> None:
+        """Enter a verdict."""
+        self.verdicts[i] = verdict
+        if reason:
+            if reason not in self._numbers:
+                self._numbers[reason] = len(self._texts)
+                self._texts.append(reason)
+            self._reasons[i] = self._numbers[reason]
+
+    def reason(self, i: int) -> str:
+        """What is wrong with a picture: in words, or its height and width."""
+        return self._texts[self._reasons[i]] if self._reasons[i] >= 0 else "x".join(map(str, self.sizes[i]))
+
+
+def examine(surveys: Sequence[Survey], limits: Limits, workers: int, progress: Callable[[int], object]) -> bool:
+    """Look at every picture; False where Ctrl-C came before the last. Copies are not looked for yet.
+
+    Args:
+        surveys: filled, one after the other.
+        limits: of sizes.
+        workers: threads that decode; twice as many read.
+        progress: is told of so many more pictures.
+
+    Raises:
+        RunFailed: DALI does not work.
+    """
+    try:
+        with TrialProcess(_CHUNK, workers) as trial, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of odd headers
+            for survey in surveys:
+                if survey.source.in_memory:
+                    _examine_pixels(survey, progress)
+                else:
+                    _examine_files(survey, limits, workers, trial, progress)
+    except KeyboardInterrupt:
+        return False
+    except RuntimeError as error:
+        raise RunFailed(f"no picture can be decoded: {error}") from error
+    finally:
+        for survey in surveys:
+            is_tiny = (survey.verdicts == Verdict.GOOD) & (survey.sizes.min(axis=1) < limits.min_side)
+            survey.verdicts[is_tiny] = Verdict.TINY
+    return True
+
+
+def mark_copies(surveys: Sequence[Survey]) -> None:
+    """Among good pictures, find the copies in each source, and those in a source to train on of one to measure on."""
+    good = [survey.ids(Verdict.GOOD) for survey in surveys]
+    owner = np.repeat(np.arange(len(surveys)), [len(ids) for ids in good])
+    keys = np.concatenate([s.digests[ids] for s, ids in zip(surveys, good, strict=True)]).view(np.uint64)
+    order = np.lexsort(keys.T)  # stable: equal ones stay in the order of the sources, and of their pictures
+    owner, keys, ids = owner[order], keys[order], np.concatenate(good)[order]
+    if len(ids) == 0:
+        return
+    is_new = np.append(True, (keys[1:] != keys[:-1]).any(axis=1))
+    group = np.cumsum(is_new) - 1
+    is_first = is_new | np.append(True, owner[1:] != owner[:-1])  # of the copies in its source
+    first = np.maximum.accumulate(np.where(is_first, np.arange(len(ids)), 0))
+    is_measured = np.array([survey.is_measured for survey in surveys])[owner]
+    measured = np.full(group[-1] + 1, len(ids))  # row of the first copy that is measured on; none: beyond the last
+    np.minimum.at(measured, group[is_measured], np.flatnonzero(is_measured))
+    is_shared = ~is_measured & (measured < len(ids))[group]
+    for verdict, found, original in (
+        (Verdict.DUPLICATE, ~is_first & ~is_shared, first),
+        (Verdict.SHARED, is_shared, measured[group]),
+    ):
+        for k, survey in enumerate(surveys):
+            rows = np.flatnonzero(found & (owner == k))
+            survey.verdicts[ids[rows]] = verdict
+            survey.originals[ids[rows]] = ids[original[rows]]
+            survey.owners[ids[rows]] = owner[original[rows]]
+
+
+def _examine_pixels(survey: Survey, progress: Callable[[int], object]) -> None:
+    """Pictures that are in memory have been decoded."""
+    source = survey.source
+    for first in range(0, len(source), _CHUNK):
+        ids = np.arange(first, min(first + _CHUNK, len(source)))
+        pixels = np.asarray(source.pictures(ids, torch.device("cpu")))
+        survey.sizes[ids] = source.sizes[ids]
+        survey.digests[ids] = [_as_bytes(_hash(picture.tobytes())) for picture in pixels]
+        survey.verdicts[ids] = Verdict.GOOD
+        progress(len(ids))
+
+
+def _examine_files(
+    survey: Survey, limits: Limits, workers: int, trial: TrialProcess, progress: Callable[[int], object]
+) -> None:
+    """Files are read in order, a few chunks ahead of being decoded, and meet the disk's cache there."""
+    count, readers = len(survey.source), min(2 * workers, _MOST_READERS)
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(readers, "sslrun-survey")
+    chunks = iter(range(0, count, _CHUNK))
+    flying: deque[tuple[int, Future[_Read]]] = deque()
+
+    def read_ahead() -> None:
+        first = next(chunks, None)
+        if first is not None:
+            paths = survey.source.paths[first : first + _CHUNK]
+            flying.append((first, pool.submit(_read, paths, limits.max_pixels, stop)))
+
+    try:
+        for _ in range(readers + 2):
+            read_ahead()
+        while flying:
+            first, future = flying.popleft()
+            read = future.result()
+            read_ahead()
+            survey.sizes[first : first + _CHUNK] = read.sizes
+            survey.digests[first : first + _CHUNK] = read.digests
+            for row, (verdict, reason) in read.troubles.items():
+                survey.judge(first + row, verdict, reason)
+            progress(len(read.troubles))
+            readable = [first + row for row in range(len(read.sizes)) if row not in read.troubles]
+            for batch in _batches(readable, survey.sizes, _PIXELS_PER_THREAD * workers):
+                _decode(survey, batch, trial)
+                progress(len(batch))
+    finally:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a look at n files gives: (n, 2) sizes, (n, 16) hashes, and the rows that are not to be decoded."""
+
+    sizes: np.ndarray
+    digests: np.ndarray
+    troubles: dict[int, tuple[Verdict, str]]
+
+
+def _read(paths: Sequence[str], max_pixels: int, stop: threading.Event) -> _Read:
+    read = _Read(np.zeros((len(paths), 2), np.int32), np.zeros((len(paths), 16), np.uint8), {})
+    for row, path in enumerate(paths):
+        if stop.is_set():
+            break
+        trouble = file_trouble(path)
+        if trouble is not None:
+            read.troubles[row] = Verdict.UNREADABLE, trouble
+            continue
+        try:
+            with open(path, "rb") as file:
+                height, width, _ = header(file)
+                read.sizes[row] = height, width
+                if height * width > max_pixels:
+                    read.troubles[row] = Verdict.HUGE, ""
+                elif height * width == 0:
+                    read.troubles[row] = Verdict.UNREADABLE, "its header says that it has no pixels"
+                else:
+                    file.seek(0)
+                    read.digests[row] = _as_bytes(hashlib.file_digest(file, _hash))
+        except Image.DecompressionBombError:  # a run does not take it either
+            read.troubles[row] = Verdict.HUGE, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+        except Exception as error:  # Pillow's plugins raise whatever a damaged header leads them to
+            failure = error.strerror if isinstance(error, OSError) else None
+            reason = failure.lower() if failure else "not a picture, or its header is broken"
+            read.troubles[row] = Verdict.UNREADABLE, reason
+    return read
+
+
+def _decode(survey: Survey, ids: list[int], trial: TrialProcess) -> None:
+    """Verdicts of files whose headers are fine; where something is wrong with one of them, they are tried alone."""
+    paths = [survey.source.paths[i] for i in ids]
+    answer = trial.sizes(paths)
+    complaint = _COMPLAINT.search(answer.said)
+    if len(ids) > 1 and (answer.sizes is None or complaint):
+        for i in ids:
+            _decode(survey, [i], trial)
+        return
+    if answer.sizes is None:
+        survey.judge(ids[0], Verdict.UNREADABLE, file_trouble(paths[0]) or answer.trouble)
+        return
+    for i, size in zip(ids, answer.sizes, strict=True):
+        if (size != survey.sizes[i]).any():
+            survey.judge(i, Verdict.UNREADABLE, other_size(size, survey.sizes[i]))
+        elif complaint:
+            survey.judge(i, Verdict.DAMAGED, complaint[1].strip())
+        else:
+            survey.judge(i, Verdict.GOOD)
+
+
+def _batches(ids: list[int], sizes: np.ndarray, most_pixels: int) -> Iterator[list[int]]:
+    """The ids, in parts of so many pixels at most, or of one picture."""
+    batch: list[int] = []
+    pixels = 0
+    for i in ids:
+        own = int(sizes[i, 0]) * int(sizes[i, 1])
+        if batch and pixels + own > most_pixels:
+            yield batch
+            batch, pixels = [], 0
+        batch.append(i)
+        pixels += own
+    if batch:
+        yield batch
+
+
+def _hash(data: bytes = b"") -> Any:
+    return hashlib.blake2b(data, digest_size=16)
+
+
+def _as_bytes(digest: Any) -> np.ndarray:
+    return np.frombuffer(digest.digest(), dtype=np.uint8)
