@@ -1,9 +1,12 @@
-"""Verbs about a run's weights: `publish`."""
+"""Verbs about weights: `publish`, `export` and `import-weights`."""
 
 import argparse
+import sys
 from typing import Any
 
-from sslrun.commands.arguments import DONE
+from sslrun.commands.arguments import DONE, add_overrides
+
+TARGETS = ("torchvision", "timm", "safetensors", "huggingface", "onnx")
 
 
 def add(verbs: Any) -> None:
@@ -18,6 +21,36 @@ def add(verbs: Any) -> None:
     publish.add_argument("-o", dest="directory", metavar="DIR", help="where the file goes (the run folder)")
     publish.set_defaults(call=_publish)
 
+    export = verbs.add_parser(
+        "export",
+        help="a run's encoder in the form of torchvision, timm, transformers, safetensors or ONNX",
+        description="Write a trained backbone as other programs load it, with how pictures are to be prepared in the "
+        "metadata. The file is read back before it has its name: names and shapes as published, outputs equal.",
+        epilog="docs/weights.md has the lines of code that load each of them.",
+    )
+    export.add_argument("run", metavar="RUN", help="a run folder, a checkpoint in one, or a file of weights")
+    export.add_argument("--to", choices=TARGETS, required=True, help="whose form")
+    export.add_argument(
+        "-o", dest="path", metavar="PATH", required=True, help=".safetensors, .pth, .onnx; for huggingface a folder"
+    )
+    export.add_argument("--force", action="store_true", help="replace PATH")
+    add_overrides(export, "set one value of the run's recipe, such as eval.transforms; may be repeated")
+    export.add_argument("--recipe", metavar="TOML", help="what a file of weights is of")
+    export.set_defaults(call=_export)
+
+    importing = verbs.add_parser(
+        "import-weights",
+        help="somebody else's checkpoint as weights for load_from",
+        description="Find the backbone in a checkpoint of MMSelfSup, lightly, solo-learn, torchvision, timm or the "
+        "authors of MoCo, DINO, MAE and others, by the names of its tensors, and write it under ours. Nothing in the "
+        "file is executed.",
+    )
+    importing.add_argument("file", metavar="FILE", help="a checkpoint: .pth, .pt, .ckpt, .tar, .safetensors")
+    importing.add_argument("-o", dest="new", metavar="NEW.safetensors", required=True, help="what to write")
+    importing.add_argument("--prefix", metavar="PREFIX", help="which network of several, by what its names begin with")
+    importing.add_argument("--force", action="store_true", help="replace NEW.safetensors")
+    importing.set_defaults(call=_import)
+
 
 def _publish(args: argparse.Namespace) -> int:
     from pathlib import Path
@@ -27,4 +60,32 @@ def _publish(args: argparse.Namespace) -> int:
 
     start_logging()
     print(publish(Path(args.run), Path(args.directory) if args.directory is not None else None))
+    return DONE
+
+
+def _export(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from sslrun.export.encoder import encoder_of
+    from sslrun.export.targets import export
+    from sslrun.runtime.log import start_logging
+    from sslrun.saved import open_saved
+
+    start_logging()
+    saved = open_saved(Path(args.run), overrides=args.overrides, recipe=args.recipe and Path(args.recipe))
+    export(encoder_of(saved), args.to, Path(args.path), args.force)
+    print(args.path)
+    return DONE
+
+
+def _import(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from sslrun.export.foreign import import_weights, write
+
+    imported = import_weights(Path(args.file), args.prefix)
+    write(imported, Path(args.new), args.force)
+    for line in imported.report(args.new):
+        print(line, file=sys.stderr)
+    print(args.new)
     return DONE

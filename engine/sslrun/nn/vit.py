@@ -121,7 +121,7 @@ class VisionTransformer(Backbone):
     def forward(self, images: Tensor) -> list[Tensor]:
         if images.shape[-2:] != (self.img_size, self.img_size):
             raise ValueError(f"pictures of {tuple(images.shape[-2:])} px, but img_size is {self.img_size}")
-        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), self.patch_embed(images)], dim=1)
+        tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), self.patch_embed(images)], dim=1)
         return [self.norm(self.blocks(tokens + self.pos_embed))[:, 0]]
 
     def layers(self) -> list[list[str]]:

@@ -86,9 +86,7 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Te
         if beside.exists():
             shutil.rmtree(beside)
         beside.mkdir()
-        files = {
-            f"{name}.safetensors": _write_tensors(beside / f"{name}.safetensors", t) for name, t in tensors.items()
-        }
+        files = {f"{name}.safetensors": write_tensors(beside / f"{name}.safetensors", t) for name, t in tensors.items()}
         files[STATE] = _write_json(beside / STATE, state)
         _write_json(beside / MANIFEST, {"format": FORMAT, "step": step, "time": time.time(), "files": files})
         sync_directory(beside)
@@ -302,7 +300,9 @@ _DTYPES = {
 }
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Write a safetensors file (8 bytes header length, JSON header, raw bytes) and return its manifest entry.
 
     Written here rather than by the library, which refuses shared and strided tensors, needs all of them on the CPU at
@@ -310,7 +310,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str,
     data stays aligned.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in order:
         tensor = tensors[name]

@@ -1,7 +1,10 @@
 """Writing that survives a kill or a power cut: data first, then the name, then the folder that holds the name."""
 
+import contextlib
 import errno
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -35,3 +38,36 @@ def replace_file(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def arriving(path: Path) -> Iterator[Path]:
+    """A name beside `path` under which the block makes a file or a folder.
+
+    When the block ends well, all of it goes to the disk and then takes the place of `path`; else it is removed, and
+    `path` is what it was.
+    """
+    beside, aside = (path.with_name(f"{path.name}.{os.getpid()}{ending}") for ending in (".tmp", ".old.tmp"))
+    try:
+        _remove(beside)
+        yield beside
+        for part in [beside, *beside.rglob("*")]:
+            if part.is_file():
+                with open(part, "rb") as file:
+                    os.fsync(file.fileno())
+            else:
+                sync_directory(part)
+        if beside.is_dir() and path.exists():  # a folder with something in it cannot be renamed over
+            os.replace(path, aside)
+        os.replace(beside, path)
+        sync_directory(path.parent)
+    finally:
+        if aside.exists() and not path.exists():
+            os.replace(aside, path)
+        for leftover in (beside, aside):
+            with contextlib.suppress(OSError):
+                _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

@@ -1,0 +1,289 @@
+"""`sslrun import-weights`: somebody else's checkpoint becomes weights that `load_from` takes.
+
+A checkpoint is read with torch's restricted reader, which calls nothing but its own functions that make tensors. What
+else authors put beside their weights (argparse.Namespace, numpy's numbers, omegaconf's tables) is not imported and not
+called: an inert object takes its place.
+"""
+
+import contextlib
+import json
+import pickle
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sslrun.errors import RunFailed, UsageError
+from sslrun.export.architecture import Shape, VitShape, built, deduce, shapes_of
+from sslrun.export.files import KEY, read_safetensors
+from sslrun.export.layouts import Names, networks
+from sslrun.export.targets import make_way
+from sslrun.export.verify import NotTheSame
+from sslrun.runtime.checkpoint import write_tensors
+from sslrun.runtime.durable import arriving
+
+OURS = "backbone."
+
+# Where a checkpoint's backbone is, in order of preference, and whose checkpoint that is.
+_PLACES = [
+    (r"state_dict\.module\.encoder_q\.", "the MoCo authors', query encoder"),
+    (r"state_dict\.module\.base_encoder\.", "the MoCo v3 authors', base encoder"),
+    (r"teacher\.(module\.)?backbone\.", "the DINO authors', teacher"),
+    (r"student\.(module\.)?backbone\.", "the DINO authors', student"),
+    (r"state_dict\.backbone\.", ""),  # several have it there
+    (r"state_dict\.backbone\.vit\.", "lightly's"),
+    (r"state_dict\.teacher_backbone\.(vit\.)?", "lightly's, teacher"),
+    (r"state_dict\.student_backbone\.(vit\.)?", "lightly's, student"),
+    (r"state_dict\.encoder\.", "solo-learn's, of 2021"),
+    (r"state_dict\.encoder_q\.0\.", "MMSelfSup's, query encoder"),
+    (r"state_dict\.module\.encoder\.", "the SimSiam authors'"),
+    (r"model\.module\.backbone\.", "the Barlow Twins authors'"),
+    (r"(state_dict\.)?module\.", "a network under module., such as the SwAV authors'"),
+    (r"model\.", "a network under model., such as the MAE authors'"),
+    (r"state_dict\.", "a network alone, such as MMSelfSup extracts"),
+    (r"", "a network alone, such as torchvision's, timm's and the DINO authors'"),
+    (r"backbone\.", "a network under backbone., such as ours"),
+]
+# Names that are of no head or decoder but of a network which is not ours.
+_OF_THE_NETWORK = re.compile(
+    r"(layer\d|layers|blocks|conv\d|bn\d|norm|norm_pre|patch_embed|cls_token|pos_embed|\w*reg\w*_tokens?|dist_token"
+    r"|rel_pos_\w+)(\..*)?"
+)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A backbone out of a checkpoint.
+
+    Attributes:
+        tensors: by our names, without "backbone.".
+        shape: the network they are of.
+        origin: whose checkpoint it is.
+        place: what their names began with.
+        dropped: what was left in the checkpoint: prefix to number of tensors.
+        missing: names that the network has and the checkpoint has not.
+        unread: names of Python objects in the checkpoint that stand for no tensors.
+        notes: what the weights alone do not tell.
+    """
+
+    tensors: dict[str, Tensor]
+    shape: Shape
+    origin: str
+    place: str
+    dropped: dict[str, int]
+    missing: list[str]
+    unread: list[str]
+    notes: list[str]
+
+    def report(self, new: str) -> list[str]:
+        """For a terminal; `new` is the file it was written to."""
+        parts = [f"{prefix} ({number})" for prefix, number in self.dropped.items()]
+        lines = [
+            f"recognised: {self.origin} ({self.place or 'no prefix'}): {self.shape}, {len(self.tensors)} tensors",
+            f"dropped: {', '.join(parts) or 'nothing'}",
+            f"missing: {', '.join(self.missing) or 'nothing'}",
+        ]
+        if self.unread:
+            lines.append(f"not read, not executed: {', '.join(self.unread)}")
+        keys = ", ".join(f"{key} = {json.dumps(value)}" for key, value in self.shape.arguments().items())
+        return [*lines, *(f"note: {note}" for note in self.notes), "in a recipe:", f'  load_from = "{new}"',
+                "  load_strict = false", f"  model.backbone = {{ {keys} }}"]  # fmt: skip
+
+
+def import_weights(path: Path, prefix: str | None = None) -> Imported:
+    """Find the backbone in a checkpoint.
+
+    Args:
+        path: the checkpoint.
+        prefix: what the names of the wanted network begin with, where the checkpoint holds several; None: the one that
+            its authors evaluate.
+
+    Raises:
+        UsageError: it cannot be read, it holds no network that we have, or several and none of them is known.
+    """
+    content, unread = read(path)
+    tensors = {name: tensor for name, tensor in _flat(content)}
+    found = networks(tensors)
+    if not found:
+        raise UsageError(f"{path} holds no ResNet and no vision transformer whose names are known here{_seen(tensors)}")
+    place, origin = _choice(path, found, prefix)
+    origin = origin or _whose(content, found[place])
+    ours = {own: tensors[place + theirs] for theirs, own in found[place].items()}
+    shape = _shape(ours, place, origin)
+    expected = shapes_of(built(shape))
+    if strange := [name for name in ours if name not in expected and _OF_THE_NETWORK.fullmatch(name)]:
+        raise UsageError(f"{path}: {place}{_theirs(found[place], strange[0])} is part of a network that is not ours")
+    taken = {name: _plain(ours[name]) for name in expected if name in ours}
+    for name, tensor in taken.items():
+        if tuple(tensor.shape) != expected[name]:
+            what = f"{tuple(tensor.shape)} instead of {expected[name]}, which {shape} has"
+            raise UsageError(f"{path}: {place}{_theirs(found[place], name)} is {what}")
+    missing = [name for name in expected if name not in taken]
+    counters = [name for name in missing if name.endswith("num_batches_tracked")]  # of no use to a trained network
+    taken |= {name: torch.tensor(0) for name in counters}
+    used = {place + theirs for theirs, own in found[place].items() if own in taken}
+    dropped = _grouped([name for name in tensors if name not in used], used)
+    missing = [name for name in missing if name not in counters]
+    return Imported(taken, shape, origin, place, dropped, missing, unread, _notes(shape, origin))
+
+
+def write(imported: Imported, path: Path, force: bool = False) -> None:
+    """Write it for `load_from`, and read it back.
+
+    Raises:
+        UsageError: something stands at `path`.
+        RunFailed: it could not be written; nothing is left of it.
+    """
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path} must end in .safetensors")
+    make_way(path, force)
+    tensors = {OURS + name: tensor for name, tensor in imported.tensors.items()}
+    about = {"origin": imported.origin, "place": imported.place, "missing": imported.missing}
+    metadata = json.dumps({"target": "load_from", **about, "backbone": imported.shape.arguments()})
+    try:
+        with arriving(path) as beside:
+            write_tensors(beside, tensors, {"format": "pt", KEY: metadata})
+            back, _ = read_safetensors(beside)
+            if back.keys() != tensors.keys() or not all(back[name].equal(tensors[name]) for name in back):
+                raise NotTheSame("it did not read back as it was written")
+    except NotTheSame as error:
+        raise RunFailed(f"{path} was not kept: {error}") from error
+    except OSError as error:
+        raise RunFailed(f"{path} could not be written: {error.strerror or error}") from error
+
+
+class _Inert:
+    """What stands for an object that is not a tensor: takes whatever a pickle does to it, and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read(path: Path) -> tuple[Any, list[str]]:
+    """What a checkpoint holds, and the names of the objects in it that were not made.
+
+    Raises:
+        UsageError: it is no checkpoint, it is damaged, or it wants more than tensors, containers and inert objects.
+    """
+    unknown: list[str] = []
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path), unknown
+        with contextlib.suppress(ValueError, RuntimeError):  # of torch's newer files it can be known beforehand
+            unknown += sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        while True:
+            names = [name for found in unknown for name in (found, f"builtins.{found}")]
+            try:
+                with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+                    return torch.load(path, map_location="cpu", weights_only=True), unknown
+            except pickle.UnpicklingError as error:
+                refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+                if refused is None or refused[1] in unknown:
+                    raise
+                unknown.append(refused[1])
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # in bytes that are no such file the reader may stumble over anything
+        raise UsageError(f"{path} cannot be read: it is damaged, or holds more than weights") from error
+
+
+def _flat(content: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor with its place, dots between the keys."""
+    if isinstance(content, Tensor):
+        yield prefix.removesuffix("."), content
+    elif isinstance(content, Mapping) and depth < 8:
+        for key, value in content.items():
+            yield from _flat(value, f"{prefix}{key}.", depth + 1)
+
+
+def _choice(path: Path, found: Mapping[str, Names], wanted: str | None) -> tuple[str, str]:
+    """The prefix of the network to take, and whose checkpoint it is in ("": to be found out)."""
+    if wanted is not None:
+        ends = [place for place in found if place.removesuffix(".").endswith(wanted.removesuffix("."))]
+        exact = [place for place in ends if place.removesuffix(".") == wanted.removesuffix(".")]
+        if len(exact or ends) != 1:
+            raise UsageError(f"{path} has no one network {wanted!r}: {_listed(found)}")
+        return (exact or ends)[0], "chosen by --prefix"
+    for pattern, origin in _PLACES:
+        for place in found:
+            if re.fullmatch(pattern, place):
+                return place, origin
+    if len(found) > 1:
+        raise UsageError(f"{path} holds several networks, --prefix says which: {_listed(found)}")
+    return next(iter(found)), "of unknown origin"
+
+
+def _whose(content: Mapping[str, Any], names: Names) -> str:
+    """Whose checkpoint has a network at `state_dict.backbone.`."""
+    keys = content["state_dict"]
+    if "pytorch-lightning_version" in content:
+        is_solo = any(key.startswith("classifier.") for key in keys)
+        return "solo-learn's" if is_solo else "lightly's, or another Lightning module"
+    meta = content.get("meta")
+    if isinstance(meta, Mapping):
+        version = "1.x" if "mmengine_version" in meta or "experiment_name" in meta else "0.x"
+        return f"MMSelfSup's, {version}"
+    return "a network under backbone."
+
+
+def _shape(tensors: Mapping[str, Tensor], place: str, origin: str) -> Shape:
+    shape = deduce({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    of_mocov3 = "base_encoder" in place or origin.startswith("MMSelfSup")
+    if isinstance(shape, VitShape) and shape.embed_dim == 384 and of_mocov3:
+        return replace(shape, num_heads=12)
+    return shape
+
+
+def _notes(shape: Shape, origin: str) -> list[str]:
+    if isinstance(shape, VitShape):
+        return [f"how many heads it has, no weight tells: {shape.num_heads} are taken for granted"]
+    if shape.stem == "small":
+        padding = "; solo-learn pads it by 2 pixels, ours by 1" if origin.startswith("solo") else ""
+        return [f"its 3x3 stem is taken to have a stride of 1 and no max-pool behind it{padding}"]
+    if shape.in_channels == 2:
+        return ["it sees two channels: in a recipe it is the backbone of a Sobel, and its names begin with that one's"]
+    return []
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """In float32 (counters stay integers), contiguous, without history."""
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+
+
+def _theirs(names: Names, own: str) -> str:
+    return next(theirs for theirs, translated in names.items() if translated == own)
+
+
+def _grouped(names: list[str], used: set[str]) -> dict[str, int]:
+    """Tensors that were left behind, by as much of their names as tells them from those that were used."""
+    inner = {name[:end] for name in used for end in _ends(name)}
+    return dict(Counter(next((name[:end] for end in _ends(name) if name[:end] not in inner), name) for name in names))
+
+
+def _ends(name: str) -> list[int]:
+    """Where the parts of a name end."""
+    return [*(dot.start() for dot in re.finditer(r"\.", name)), len(name)]
+
+
+def _listed(found: Mapping[str, Names]) -> str:
+    return ", ".join(sorted(place.removesuffix(".") or "(no prefix)" for place in found))
+
+
+def _seen(tensors: Mapping[str, Tensor]) -> str:
+    return f"; its names begin like {next(iter(tensors))}" if tensors else ": it holds no tensors by name"

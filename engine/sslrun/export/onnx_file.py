@@ -1,0 +1,80 @@
+"""An ONNX file; the only place that knows onnx, onnxruntime and torch's exporter."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslrun.errors import UsageError
+from sslrun.export.encoder import Encoder
+from sslrun.export.files import KEY
+from sslrun.export.verify import NotTheSame, features, require_equal
+
+NEEDS = "--to onnx needs onnx, onnxruntime and onnxscript: pip install 'sslrun[onnx]'"
+
+
+class OnnxFile:
+    """`images` (batch, 3, H, W) to `features` (batch, D), and of a ResNet also `feature_map` (batch, D, H', W').
+
+    Args:
+        encoder: what to write; any backbone.
+        path: the file, .onnx.
+    """
+
+    def __init__(self, encoder: Encoder, path: Path) -> None:
+        if path.suffix != ".onnx":
+            raise UsageError(f"{path} must end in .onnx")
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise UsageError(NEEDS) from error
+        self.encoder, self.network = encoder, _Network(encoder.backbone).eval()
+        self.metadata = encoder.metadata(target="onnx")
+
+    def write(self, path: Path) -> None:
+        pictures = self.encoder.pictures()
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's about itself
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
+            outputs = ["features", "feature_map"][: len(self.network(pictures))]
+            program: Any = torch.onnx.export(
+                self.network,
+                (pictures,),
+                input_names=["images"],
+                output_names=outputs,
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                dynamo=True,
+                verbose=False,
+            )
+        program.model.metadata_props[KEY] = self.metadata
+        program.save(str(path), external_data=False)
+
+    def verify(self, path: Path) -> None:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        if session.get_modelmeta().custom_metadata_map.get(KEY) != self.metadata:
+            raise NotTheSame("its metadata did not read back")
+
+        def run(pictures: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(["features"], {"images": pictures.numpy()})[0])
+
+        for number in (1, 3):  # neither is the number that it was traced with
+            require_equal(features(self.encoder.backbone), run, self.encoder.pictures(number))
+
+
+class _Network(nn.Module):
+    """A backbone with its features, and with the feature map that they are the mean of, where it has one."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        last = self.backbone(images)[-1]
+        return (last.mean(dim=(2, 3)), last) if last.dim() == 4 else (last,)
