@@ -1,4 +1,4 @@
-# make quickstart   install, then train a small encoder on drawn pictures (3 minutes on two cores)
+# make quickstart   install, train a small encoder on drawn pictures, write its report (3 minutes on two cores)
 # make test         install, then format, lint, types and the CPU suite
 PYTHON ?= python3
 VENV := .venv
@@ -18,6 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 quickstart: install
 	$(BIN)/python bin/sslrun configs/quickstart.toml --resume  # a second time it goes on, or says that it is done
+	$(BIN)/python bin/sslrun report work_dirs/quickstart
 
 lint: install
 	$(BIN)/ruff check .

@@ -19,7 +19,10 @@ FLOORS = {
     "saved": 5.3, "export": 5.4, "evaluate": 5.4, "finetune": 5.5, "preview": 5.4, "runs": 5.4, "report": 5.5,
     "commands": 6, "cli": 6.1,
 }  # fmt: skip
-HOME = {"nvidia": "sslrun.data", "deepspeed": "sslrun.runtime.deepspeed_executor"}  # who may know a library
+HOME = {  # who may know a library
+    "nvidia": "sslrun.data", "deepspeed": "sslrun.runtime.deepspeed_executor",
+    "matplotlib": "sslrun.report.plots", "sklearn": "sslrun.report.evidence",
+}  # fmt: skip
 
 
 def modules(source_root: str) -> dict[str, Path]:
@@ -83,6 +86,7 @@ def test_kernels_know_torch_and_triton_only(module):
         ("sslrun.evaluation.knn", "from sslrun.methods import Method"),
         ("sslrun.runtime.executor", "import deepspeed.comm"),
         ("sslrun.nn.resnet", "from nvidia.dali import fn"),
+        ("sslrun.report.page", "import matplotlib"),
     ],
 )
 def test_would_be_seen(module, source):

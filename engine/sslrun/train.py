@@ -186,6 +186,9 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
     loss, chance = means.pop("loss", math.nan), run.recipe.model.chance_loss()
     if run.log is not None:
         row = {LOSS: loss, RATE: rate, **{f"train/{name}": value for name, value in means.items()}}
+        progress = Progress(run.step, run.plan.total_steps, run.plan.steps_per_epoch, run.recipe.seed)
+        for _, _, momentum in run.recipe.model.teachers(progress)[:1]:  # all of a method's have the same one
+            row["train/momentum"] = momentum
         if chance is not None:
             row["train/loss_of_chance"] = loss / chance
         if run.plan.machine.compile:
@@ -225,6 +228,7 @@ def _say_goodbye(folder: Path, config: Config, command: str, code: int) -> None:
     accuracies = [row["knn/top1_pct"] for _, row in rows(folder / "metrics.jsonl") if "knn/top1_pct" in row]
     if len(accuracies) > 1:
         print(f"k-NN on held-out pictures: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
+    print(f"look at it:         bin/sslrun report {folder}")
     length = "epochs" if config.values.get("max_iters") is None else "max_iters"
     print(f"train longer:       {command} --resume --set {length}=...")
     print("your own pictures:  see README.md, or: bin/sslrun config print " + str(config.path))

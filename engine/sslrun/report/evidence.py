@@ -1,0 +1,233 @@
+"""What a trained encoder makes of pictures: the numbers behind neighbours, confusion, maps and attention."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslrun.data import Batch, Loader, Sequential, Source, ViewGroup
+from sslrun.data.transforms import CenterCrop, Resize, Transform
+from sslrun.errors import UsageError
+from sslrun.evaluate import subject_of
+from sslrun.evaluation.features import evenly, require_finite
+from sslrun.evaluation.knn import knn_predict, nearest
+from sslrun.evaluation.subject import Subject
+from sslrun.nn.vit import Attention, VisionTransformer
+from sslrun.plan import device_of
+from sslrun.saved import Saved, open_saved
+
+MOST_QUERIES, MOST_BANK = 1000, 5000  # pictures: seconds on a CPU for small ones, a minute on a GPU for large ones
+MOST_CLASSES, SOME_CLASSES = 20, 10  # of more than the one, the other are shown
+NEIGHBOURS = 5
+ANY_DEVICE = "engine.device=auto"  # what was trained on a GPU may be looked at where there is none
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Pictures that an encoder was asked about (queries), and those that they are compared with (bank).
+
+    Attributes:
+        saved: the encoder.
+        subject: its pictures, and how they are read.
+        source: of the queries.
+        queries: (M,) int64, their sample ids.
+        bank: (N,) int64, sample ids in `subject.train`.
+        features: (M, D) float32, of unit length, of the queries.
+        similarity: (M, k) cosines of the nearest of the bank, falling.
+        neighbours: (M, k) int64, places in the bank.
+        classes: (C,) int64, labels that are shown, ascending; None where there are no labels.
+        num_classes: how many there are.
+        labels: (M,) int64, places in `classes`; None where there are no labels.
+        bank_labels: (N,) int64, places in `classes`; None where there are no labels.
+        predicted: (M,) int64, places in `classes` that the neighbours vote for; None where there are no labels.
+    """
+
+    saved: Saved
+    subject: Subject
+    source: Source
+    queries: np.ndarray
+    bank: np.ndarray
+    features: Tensor
+    similarity: np.ndarray
+    neighbours: np.ndarray
+    classes: np.ndarray | None
+    num_classes: int
+    labels: np.ndarray | None
+    bank_labels: np.ndarray | None
+    predicted: np.ndarray | None
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether the encoder was not trained on the queries."""
+        return self.source is not self.subject.train
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the classes that are shown; empty where there are no labels."""
+        if self.classes is None:
+            return []
+        names = self.subject.train.class_names or self.source.class_names
+        return [names[label] if names and label < len(names) else f"class {label}" for label in self.classes]
+
+
+def gather(path: Path) -> Evidence:
+    """Open a run's encoder and ask it about pictures.
+
+    Raises:
+        UsageError: there is no checkpoint, or there are no pictures.
+    """
+    saved = open_saved(path, overrides=[ANY_DEVICE])
+    subject = subject_of(saved, device_of(saved.recipe, 0))
+    train, source = subject.train, subject.test or subject.train
+    has_labels = train.labels is not None and source.labels is not None
+    classes, num_classes = _shown_classes(train, source) if has_labels else (None, 0)
+    if source is train:
+        ids = _spread(_ids(train, classes), MOST_QUERIES + MOST_BANK)
+        queries = _spread(ids, min(MOST_QUERIES, len(ids) // 2))
+        bank = np.setdiff1d(ids, queries)
+    else:
+        queries = _spread(_ids(source, classes), MOST_QUERIES)
+        bank = _spread(_ids(train, classes), MOST_BANK)
+    if min(len(queries), len(bank)) == 0:
+        raise UsageError(f"{train!r} has too few pictures to compare any")
+    features = subject.extractor(source).extract(subject.backbone, queries)
+    others = subject.extractor(train).extract(subject.backbone, bank)
+    for each in (features, others):
+        require_finite(each)
+    neighbours, similarity = nearest(others, features, NEIGHBOURS)
+    labels = bank_labels = predicted = None
+    if classes is not None and train.labels is not None and source.labels is not None:
+        monitor = saved.recipe.monitor
+        vote: dict[str, Any] = {"k": monitor.knn_k, "temperature": monitor.knn_temperature}
+        labels = np.asarray(np.searchsorted(classes, source.labels[queries]))
+        bank_labels = np.asarray(np.searchsorted(classes, train.labels[bank]))
+        predicted = knn_predict(others, torch.from_numpy(bank_labels), features, **vote).numpy()
+    return Evidence(
+        saved,
+        subject,
+        source,
+        queries,
+        bank,
+        F.normalize(features, dim=1),
+        similarity.numpy(),
+        neighbours.numpy(),
+        classes,
+        num_classes,
+        labels,
+        bank_labels,
+        predicted,
+    )
+
+
+def examples(evidence: Evidence, count: int) -> np.ndarray:
+    """Places of some queries, not chosen by what came out: the first of each class, or evenly spaced."""
+    if evidence.labels is None:
+        return _spread(np.arange(len(evidence.queries)), count)
+    _, first = np.unique(evidence.labels, return_index=True)
+    return _spread(first, count)
+
+
+def pixels(evidence: Evidence, source: Source, ids: np.ndarray, side: int) -> np.ndarray:
+    """(n, side, side, 3) uint8, the middle square of each picture."""
+    return _prepared(evidence, source, ids, [Resize(side), CenterCrop(side)]).numpy()
+
+
+def maps(features: Tensor) -> tuple[np.ndarray, float, np.ndarray]:
+    """(M, 2) first principal components, the share of the variance that is in them, and (M, 2) t-SNE coordinates."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    rows = features.double().numpy()
+    with threadpool_limits(1):  # sums over threads come in any order, and t-SNE makes other maps of that
+        components = PCA(min(50, *rows.shape), svd_solver="full").fit(rows)
+        reduced = components.transform(rows)
+        perplexity = min(30.0, (len(rows) - 1) / 3)
+        nearby = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
+    return reduced[:, :2], float(components.explained_variance_ratio_[:2].sum()), nearby
+
+
+@torch.no_grad()
+def attention(evidence: Evidence, places: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Where the class token of the last block looks, in the pictures as the network gets them.
+
+    Args:
+        evidence: of the run.
+        places: (n,) of queries.
+
+    Returns:
+        (n, S, S, 3) uint8 pictures and (n, heads, G, G) shares of each head's attention to the patches of the grid,
+        which with the class token's own sum to 1; None where the encoder is no vision transformer.
+    """
+    backbone, subject = evidence.subject.backbone, evidence.subject
+    if not isinstance(backbone, VisionTransformer):
+        return None
+    group = ViewGroup(num_views=1, transforms=subject.transforms)
+    pictures = _prepared(evidence, evidence.source, evidence.queries[places], subject.transforms)
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (group.normalize.mean, group.normalize.std))
+    images = (pictures.permute(0, 3, 1, 2) / 255 - mean) / std
+    return pictures.numpy(), class_attention(backbone, images.to(subject.device)).cpu().numpy()
+
+
+@torch.no_grad()
+def class_attention(backbone: VisionTransformer, images: Tensor) -> Tensor:
+    """(B, heads, G, G) of (B, 3, H, W): softmax of the class token's query with every key, in the last block.
+
+    Training computes attention in one fused call that keeps no such map, so it is made anew from what goes in there.
+    """
+    block: Any = backbone.blocks[-1]
+    attend: Attention = block.attn
+    seen: list[Tensor] = []
+    hook = attend.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    try:
+        backbone(images)
+    finally:
+        hook.remove()
+    tokens = seen[0]
+    batch, length, width = tokens.shape
+    query, key, _ = attend.qkv(tokens).view(batch, length, 3, attend.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+    scores = (query[:, :, :1] @ key.transpose(-2, -1)) * (width // attend.heads) ** -0.5
+    grid = round((length - 1) ** 0.5)
+    return scores.softmax(dim=-1)[:, :, 0, 1:].reshape(batch, -1, grid, grid).float()
+
+
+def _prepared(evidence: Evidence, source: Source, ids: np.ndarray, transforms: list[Transform]) -> Tensor:
+    """(n, H, W, 3) uint8 pictures of a source, after transforms."""
+    group = ViewGroup(num_views=1, transforms=transforms)
+    loader = Loader(
+        source,
+        [group],
+        sampler=Sequential(len(source)),
+        seed=0,
+        batch_size=max(1, len(ids)),
+        augment=evidence.subject.augment,
+        num_threads=evidence.subject.num_threads,
+    )
+    with contextlib.closing(loader.run([(0, ids)])) as stream:
+        batch: Batch = next(stream)
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (group.normalize.mean, group.normalize.std))
+    return ((batch.views[0] * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _shown_classes(train: Source, source: Source) -> tuple[np.ndarray, int]:
+    """The labels to show, and how many there are."""
+    assert train.labels is not None and source.labels is not None
+    labels = np.union1d(train.labels, source.labels)
+    return labels if len(labels) <= MOST_CLASSES else _spread(labels, SOME_CLASSES), len(labels)
+
+
+def _ids(source: Source, classes: np.ndarray | None) -> np.ndarray:
+    """Sample ids of the classes."""
+    if classes is None or source.labels is None:
+        return np.arange(len(source))
+    return np.flatnonzero(np.isin(source.labels, classes))
+
+
+def _spread(values: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of them, evenly spaced."""
+    return values[evenly(len(values), most)]

@@ -1,0 +1,347 @@
+"""`sslrun report`: one page, complete in itself, that says what is so and never fails for what is missing."""
+
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import small_run
+from sslrun.cli import main
+from sslrun.nn.vit import VisionTransformer
+from sslrun.report import evidence, plots
+from sslrun.report.html import Html, element, escape
+
+HOSTILE = "<script>alert('1')</script>&amp;\"$x_1$"
+EMPTY = {"meta", "link", "img", "br", "wbr", "hr"}
+
+
+class Tree(HTMLParser):
+    """What a page holds; fails where elements are not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of the run, to be written into."""
+    return Path(shutil.copytree(trained, tmp_path / "runs" / small_run.NAME))
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory, pictures) -> Path:
+    """A run of a vision transformer, on pictures of which nothing is held out."""
+    folder = tmp_path_factory.mktemp("vit")
+    recipe = small_run.write_recipe(folder, pictures, steps=1, name="vit")
+    text = recipe.read_text().replace("holdout = 0.2\n", "").replace("knn_interval = 1", "knn_interval = 0")
+    backbone = 'backbone = { type = "VisionTransformer", img_size = 24, patch_size = 8, embed_dim = 24, depth = 2, '
+    text = re.sub(r"backbone = .*", backbone + "num_heads = 3 }", text)
+    neck = 'neck = { type = "NonLinearNeck", in_channels = 24, hid_channels = 16, out_channels = 8 }'
+    recipe.write_text(re.sub(r"neck = .*", neck, text))
+    assert main([str(recipe)]) == 0
+    return folder / "runs" / "vit"
+
+
+def report(*words: object) -> Tree:
+    """The page that the command line makes."""
+    output = Path(words[0]) / "report.html"  # type: ignore[arg-type]
+    assert main(["report", *map(str, words), "-o", str(output)]) == 0
+    return Tree(output.read_text(encoding="utf-8"))
+
+
+def only_folder(*runs: Path) -> Tree:
+    return report(*runs, "--no-pictures")
+
+
+def test_the_page_is_whole_and_asks_for_nothing(capsys, run):
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run}/report.html\n"
+    data = (run / "report.html").read_bytes()
+    page = Tree(data.decode())
+    assert len(data) < 3e6
+    links = [a[key] or "" for _, a in page.elements for key in ("src", "href", "xlink:href", "srcset") if key in a]
+    assert {link.partition(",")[0][:5] for link in links if not link.startswith("#")} <= {"data:"}
+    assert not re.search(rb"url\((?!#)|@import|<script", data)
+    identifiers = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(identifiers) == len(set(identifiers)) > 100
+    inside = {link[1:] for link in links if link.startswith("#")} | set(re.findall(r"url\(#([^)]*)\)", data.decode()))
+    assert inside <= set(identifiers), "what is referred to is there"
+
+
+def test_readers_who_do_not_see_are_told(trained, vit, tmp_path):
+    page = report(shutil.copytree(trained, tmp_path / "a"), vit)
+    assert page.all("html")[0]["lang"] == "en"
+    assert len(page.all("h1")) == 1
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert all(image.get("alt") for image in page.all("img"))
+    plotted = [svg for svg in page.all("svg") if svg.get("aria-hidden") is None]
+    assert plotted and all(svg["role"] == "img" and svg["aria-label"] for svg in plotted)
+    assert all("scope" in cell for cell in page.all("th"))
+
+
+def test_the_same_run_gives_the_same_page(run):
+    pages = []
+    for _ in range(2):
+        report(run)
+        pages.append((run / "report.html").read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_the_vote_is_the_monitors(run):
+    """The last k-NN of the training saw the same weights and the same pictures."""
+    last = [row["knn/top1_pct"] for row in small_run.metrics(run) if "knn/top1_pct" in row][-1]
+    page = report(run)
+    assert f"{last:.1f} % of 16 pictures are classified rightly by the 5 most similar pictures out of 64." in page.text
+    found = evidence.gather(run)
+    assert np.mean(found.labels == found.predicted) * 100 == pytest.approx(last)
+    assert found.is_held_out and len(found.bank) == 64
+
+
+def test_neighbours_are_the_nearest(run, vit):
+    """Longhand: one picture's features at a time, every cosine, sorted."""
+    for folder in (run, vit):
+        found = evidence.gather(folder)
+        extract = found.subject.extractor(found.subject.train).extract
+        bank = np.stack([extract(found.subject.backbone, np.array([i]))[0].numpy() for i in found.bank])
+        bank /= np.linalg.norm(bank, axis=1, keepdims=True)
+        cosines = found.features.numpy() @ bank.T
+        nearest = np.sort(cosines, axis=1)[:, ::-1][:, : evidence.NEIGHBOURS]
+        np.testing.assert_allclose(found.similarity, nearest, atol=1e-5)
+        chosen = np.take_along_axis(cosines, found.neighbours, axis=1)
+        np.testing.assert_allclose(chosen, nearest, atol=1e-5)
+
+
+def test_without_held_out_pictures_no_picture_is_its_own_neighbour(vit):
+    found = evidence.gather(vit)
+    assert not found.is_held_out
+    assert len(found.queries) == 40 and not set(found.queries) & set(found.bank)
+    assert "of the training set (nothing is held out)" in report(vit, "-o", vit / "report.html").text
+
+
+def test_many_classes_are_shown_in_part(run, monkeypatch):
+    monkeypatch.setattr(evidence, "MOST_CLASSES", 3)
+    monkeypatch.setattr(evidence, "SOME_CLASSES", 2)
+    found = evidence.gather(run)
+    assert found.class_names == ["class_0", "class_3"]
+    assert set(found.subject.train.labels[found.bank]) == set(found.source.labels[found.queries]) == {0, 3}
+    assert "Only 2 of the 4 classes" in report(run).text
+
+
+def test_attention_is_torchs(vit):
+    """The last block's, against torch.nn.MultiheadAttention with the same weights."""
+    torch.manual_seed(0)
+    model = VisionTransformer("tiny", img_size=24, patch_size=8, embed_dim=24, depth=2, num_heads=3).eval()
+    images = torch.randn(2, 3, 24, 24)
+    maps = evidence.class_attention(model, images)
+    tokens = torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(images)], dim=1) + model.pos_embed
+    tokens = model.blocks[1].norm1(model.blocks[0](tokens))
+    twin = torch.nn.MultiheadAttention(24, 3, batch_first=True)
+    attend = model.blocks[1].attn
+    twin.in_proj_weight, twin.in_proj_bias = attend.qkv.weight, attend.qkv.bias
+    _, weights = twin(tokens, tokens, tokens, average_attn_weights=False)
+    torch.testing.assert_close(maps, weights[:, :, 0, 1:].view(2, 3, 3, 3))
+    page = report(vit, "-o", vit / "report.html")
+    assert page.text.count("head 3 ") == evidence.examples(evidence.gather(vit), 4).size
+
+
+def test_text_stays_text(tmp_path, trained, pictures):
+    """Class names, run names, values of the recipe and errors may hold anything."""
+    named = HOSTILE.replace("/", "∕")  # no file name has a slash
+    run = Path(shutil.copytree(trained, tmp_path / named))
+    shutil.copytree(pictures, tmp_path / "pictures")
+    (tmp_path / "pictures" / "class_0").rename(tmp_path / "pictures" / named)
+    config = (run / "config.toml").read_text().replace(str(pictures), str(tmp_path / "pictures"))
+    (run / "config.toml").write_text(f"{config}\n[vars]\nnote = {json.dumps(HOSTILE)}\n")
+    (run / "state.json").write_text(json.dumps({"state": HOSTILE, "error": HOSTILE, "host": HOSTILE}))
+    (run / "env.json").write_text(json.dumps({HOSTILE: [HOSTILE], "commit": {"a": HOSTILE}}))
+    (run / "eval").mkdir()
+    result = {"kind": HOSTILE, "command": HOSTILE, "results": {HOSTILE: 1.0, "grid": [{HOSTILE: HOSTILE}]}}
+    (run / "eval" / "knn_x.json").write_text(json.dumps(result))
+    page = report(run)
+    assert not page.all("script")
+    assert page.text.count(HOSTILE) >= 8 and page.text.count(named) >= 4
+    again = only_folder(run, shutil.copytree(run, tmp_path / "other"))
+    assert not again.all("script") and again.text.count(named) >= 4
+
+
+def test_whatever_is_missing_is_said(run, tmp_path, pictures):
+    """Each time one thing is taken away that another part of the page needs."""
+    full = only_folder(run).text
+    gone = tmp_path / "gone"
+    shutil.copytree(run, gone)
+    config = (run / "config.toml").read_text()
+
+    (gone / "config.toml").write_text(config.replace(str(pictures), str(tmp_path / "nowhere")))
+    assert "nowhere does not exist" in report(gone).text
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, picture in enumerate(pictures.rglob("*.jpg")):
+        shutil.copy(picture, flat / f"{number}.jpg")
+    (gone / "config.toml").write_text(config.replace(str(pictures), str(flat)))
+    page = report(gone).text
+    assert "Left out: the pictures have no labels." in page and "there are no labels to colour them by" in page
+    (gone / "config.toml").write_text("model = [")
+    page = report(gone).text
+    assert "config.toml cannot be read" in page and "Left out: " in page
+    (gone / "config.toml").unlink()
+    assert "config.toml: No such file" in only_folder(gone).text
+    (gone / "config.toml").write_text(config)
+
+    shutil.rmtree(gone / "checkpoints")
+    assert "Left out: " in report(gone).text
+    shutil.copytree(run / "checkpoints", gone / "checkpoints")
+    for file in (gone / "checkpoints").rglob("model.safetensors"):
+        file.write_bytes(b"")
+    assert "Left out: " in report(gone).text
+
+    for name in ("metrics.jsonl", "state.json", "env.json"):
+        (gone / name).write_text('[1]\n{"step"')
+    (gone / "eval").mkdir()
+    (gone / "eval" / "knn.json").write_text("{")
+    page = only_folder(gone).text
+    for said in ("state.json cannot be read", "eval/knn.json cannot be read", "Not in metrics.jsonl: Loss,"):
+        assert said in page and said not in full
+    for name in ("metrics.jsonl", "state.json", "env.json"):
+        (gone / name).unlink()
+    assert "env.json is not there." in only_folder(gone).text
+
+
+def test_rows_without_numbers_leave_gaps(run):
+    rows = [{"step": i, "epoch": i / 2, "wall_s": i, "train/loss": None if i % 2 else 1.0 / (i + 1)} for i in range(9)]
+    rows += [{"step": 9, "epoch": "x", "train/loss": True, "train/lr": "high", "knn/top1_pct": [1]}, {}]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    page = only_folder(run)
+    (panel,) = [svg["aria-label"] for svg in page.all("svg") if (svg["aria-label"] or "").startswith("Loss over")]
+    assert panel == "Loss over epochs. 1 at epoch 0, 0.111 at epoch 4."
+    assert "k-NN accuracy" in page.text.partition("Not in metrics.jsonl: ")[2]
+
+
+def test_several_runs_are_compared(run, trained, tmp_path):
+    other = Path(shutil.copytree(trained, tmp_path / "other"))
+    text = (other / "config.toml").read_text()
+    (other / "config.toml").write_text(text.replace("temperature = 0.2", "temperature = 0.5"))
+    (other / "state.json").write_text('{"state": "failed", "exit_code": 1, "error": "disk full"}')
+    page = only_folder(run, other)
+    assert "Two runs side by side" in page.text and "1 key of the resolved recipes differ" in page.text
+    assert "model.head.temperature 0.2 0.5" in page.text
+    assert "B: disk full" in page.text and "failed, exit code 1" in page.text
+    loss = next(svg["aria-label"] or "" for svg in page.all("svg") if (svg["aria-label"] or "").startswith("Loss"))
+    assert re.fullmatch(r"Loss over epochs\. A: (.* at epoch .*); B: \1\.", loss)
+
+
+def test_the_results_of_evaluations_are_shown(run):
+    assert main(["eval", "knn", str(run)]) == 0
+    assert main(["eval", "spectrum", str(run)]) == 0
+    page = only_folder(run)
+    kept = [json.loads(file.read_text()) for file in sorted((run / "eval").iterdir())]
+    for result in kept:
+        assert result["command"] in page.text and result["weights"] in page.text
+    assert f"knn/top1_pct {kept[0]['results']['knn/top1_pct']:.4g} " in page.text
+    assert "knn: grid, 4 rows" in page.text and "Singular values" in page.text
+
+
+def test_what_is_no_run_is_refused(capsys, run, tmp_path):
+    for words, code, said in (
+        (["report", tmp_path / "none"], 2, "none does not exist: name the folder of a run"),
+        (["report", tmp_path], 2, "has neither config.toml nor metrics.jsonl"),
+        (["report", run, "--no-pictures", "-o", tmp_path / "no" / "page.html"], 1, "could not be written"),
+        (["report", run, "--no-pictures", "-o", tmp_path], 1, "could not be written"),
+    ):
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == code
+        captured = capsys.readouterr()
+        (line,) = captured.err.splitlines()
+        assert said in line and captured.out == ""
+
+
+def test_a_checkpoint_is_that_of_the_user(run):
+    assert evidence.gather(run / "checkpoints/step_00000004").saved.step == 4
+    page = report(run / "checkpoints/step_00000004", "-o", run / "report.html", "--no-pictures")
+    assert small_run.NAME in page.text.replace(" ", "")
+
+
+def drawn(svg: str, number: int = 0) -> np.ndarray:
+    """The points of the curve that has a run's colour."""
+    (path,) = re.findall(rf'd="([^"]*)"[^>]*stroke: var\(--run-{number}\)', svg)
+    return np.array([float(word) for word in re.findall(r"-?[\d.]+", path)]).reshape(-1, 2)
+
+
+def test_a_curve_goes_through_its_points():
+    y = [3.0, 1.0, 2.0, 5.0]
+    lines = [plots.Line([0, 1, 2, 4], y, "A 5", 0), plots.Line([0, 4], [1, 1], "B 1", 1)]
+    svg = plots.lines(lines, name="p", alt="a < b", x_label="epoch")
+    points = drawn(svg)
+    for column, values in ((0, [0, 1, 2, 4]), (1, y)):  # paper is an affine function of the values
+        slope, start = np.polyfit(values, points[:, column], 1)
+        np.testing.assert_allclose(points[:, column], slope * np.array(values) + start, atol=0.02)
+        assert slope > 0 if column == 0 else slope < 0
+    tree = Tree(svg)
+    assert tree.all("svg")[0]["aria-label"] == "a < b" and {"A 5", "B 1", "epoch"} <= {t.strip() for t in tree.texts}
+    assert not re.search(r"#0[1-5]|font-family|<style|<metadata", svg), "what stands for a colour was replaced"
+
+
+def test_long_runs_are_drawn_with_few_points():
+    x = np.arange(100_000) / 100
+    y = np.sin(x / 50)
+    svg = plots.lines([plots.Line(x.tolist(), y.tolist(), "A", 0)], name="p", alt="", x_label="epoch")
+    points = drawn(svg)
+    assert len(points) <= plots.MOST_POINTS and len(svg) < 20_000
+    thin_x, thin_y = plots._thinned(x, y)
+    np.testing.assert_allclose(thin_y, np.sin(thin_x / 50), atol=2e-3)
+
+
+@pytest.mark.parametrize("centres", [np.zeros((8, 2)), np.array([[0, 0], [5, 3], [100, 0], [101, 1], [0, 40]])])
+def test_labels_are_moved_apart(centres: np.ndarray):
+    widths = np.full(len(centres), 30.0)
+
+    def covers(places: np.ndarray) -> Sequence[tuple[int, int]]:
+        gap = np.abs(places[:, None] - places[None])
+        return [(i, j) for i, j in np.argwhere((gap[..., 0] < 30) & (gap[..., 1] < 10)) if i < j]
+
+    moved = plots._apart(centres.astype(float), widths)
+    assert covers(centres) and not covers(moved)
+    np.testing.assert_array_equal(moved[:, 0], centres[:, 0])
+    assert np.abs(moved - centres).max() < 10 * len(centres)
+
+
+def test_what_is_put_into_html_is_escaped():
+    assert element("p", "<b>", Html("<i>x</i>"), None, ["&", 1], class_='"') == (
+        '<p class="&quot;">&lt;b&gt;<i>x</i>&amp;1</p>'
+    )
+    assert element("img", alt="", hidden=True, title=None) == '<img alt="" hidden>'
+    assert escape("a\x00b\udcff") == "a\ufffdb?"

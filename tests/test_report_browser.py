@@ -1,0 +1,134 @@
+"""`sslrun report` in a real browser: at the widths of a phone and of a desk, in light and in dark.
+
+The screenshots are kept in $SSLRUN_SCREENSHOTS, else in build/screenshots.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import browser
+import small_run
+from sslrun.cli import main
+
+SCREENSHOTS = Path(os.environ.get("SSLRUN_SCREENSHOTS") or small_run.ROOT / "build" / "screenshots")
+PHONE, DESK = 390, 1280
+
+pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="needs Chromium")
+
+# What sticks out of the page to the right, but for what is in a box that scrolls by itself.
+OUTSIDE = """[...document.querySelectorAll("body *")]
+    .filter(each => each.getBoundingClientRect().right > WIDTH + 1 && !each.closest(".scroll, nav, pre"))
+    .map(each => each.outerHTML.slice(0, 100))"""
+
+# WCAG 2's contrast of every text with what is behind it, where that is below 4.5.
+FAINT = """(() => {
+    const parts = colour => {
+        const numbers = colour.match(/[\\d.]+/g).map(Number);
+        const scale = colour.startsWith("color(") ? 255 : 1;
+        return [...numbers.slice(0, 3).map(each => each * scale), numbers[3] ?? 1];
+    };
+    const over = (top, below) => below.map((each, place) => top[place] * top[3] + each * (1 - top[3]));
+    const behind = element => {
+        if (!element) return [255, 255, 255];
+        const top = parts(getComputedStyle(element).backgroundColor);
+        return top[3] === 1 ? top.slice(0, 3) : over(top, behind(element.parentElement));
+    };
+    const light = colour => colour.slice(0, 3)
+        .map(each => each / 255)
+        .map(each => each <= .04045 ? each / 12.92 : ((each + .055) / 1.055) ** 2.4)
+        .reduce((sum, each, place) => sum + each * [.2126, .7152, .0722][place], 0);
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), faint = [];
+    while (texts.nextNode()) {
+        const owner = texts.currentNode.parentElement, text = texts.currentNode.data.trim();
+        if (!text || text === "·" || owner.closest("style, script") || !owner.getClientRects().length) continue;
+        const style = getComputedStyle(owner);
+        const colour = parts(owner instanceof SVGElement ? style.fill : style.color), back = behind(owner);
+        const [high, low] = [light(over(colour, back)), light(back)].sort((a, b) => b - a);
+        const contrast = (high + .05) / (low + .05);
+        if (contrast < 4.5) faint.push([text.slice(0, 40), contrast, style.color, back]);
+    }
+    return faint;
+})()"""
+
+
+@pytest.fixture(scope="module")
+def pages(trained, tmp_path_factory) -> dict[str, Path]:
+    """The page of one run, and that of three, one of which has failed and left no weights."""
+    folder = tmp_path_factory.mktemp("pages")
+    runs = [Path(shutil.copytree(trained, folder / f"{letter}/{small_run.NAME}")) for letter in "abc"]
+    (runs[2] / "state.json").write_text('{"state": "failed", "exit_code": 1, "error": "no space left on device"}')
+    shutil.rmtree(runs[2] / "checkpoints")
+    (runs[0] / "eval").mkdir()
+    grid = [{"k": k, "temperature": 0.07, "top1_pct": 60.0 + k, "top5_pct": 90.0} for k in (10, 20)]
+    results = {"knn/top1_pct": 80.0, "grid": grid, "singular_values": [4.0, 2.0, 1.0]}
+    result = {"kind": "spectrum", "command": "bin/sslrun eval " + "spectrum " * 9, "wall_s": 3.0, "results": results}
+    (runs[0] / "eval/spectrum.json").write_text(json.dumps(result))
+    made = {"one": folder / "one.html", "three": folder / "three.html"}
+    assert main(["report", str(runs[0]), "-o", str(made["one"])]) == 0
+    assert main(["report", *map(str, runs), "-o", str(made["three"])]) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    with browser.page(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def test_it_fits_its_window_and_can_be_read(page, pages):
+    for name, width, is_dark in (
+        *(("one", width, is_dark) for width in (PHONE, DESK) for is_dark in (False, True)),
+        ("three", PHONE, True),
+        ("three", DESK, False),
+    ):
+        page.requests.clear()
+        page.open(pages[name], width, is_dark)
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(OUTSIDE.replace("WIDTH", str(width))) == []
+        assert page.evaluate(FAINT) == []
+        assert page.requests == [pages[name].as_uri()], "it asks for nothing but itself"
+        assert page.complaints == []
+        screenshot = SCREENSHOTS / f"report-{name}-{width}-{'dark' if is_dark else 'light'}.png"
+        page.screenshot(screenshot)
+        with Image.open(screenshot) as image:
+            assert image.width == width and image.height > 2000
+            assert (image.convert("L").getpixel((2, 2)) < 128) == is_dark
+
+
+def test_pictures_and_plots_are_drawn(page, pages):
+    """Every picture was decoded, every plot has a size and ink in the colours of the style sheet."""
+    page.open(pages["three"], DESK, is_dark=False)
+    sizes = page.evaluate("[...document.images].map(each => each.naturalWidth)")
+    assert len(sizes) > 30 and min(sizes) >= 24
+    boxes = page.evaluate("[...document.querySelectorAll('svg[role=img]')].map(each => each.clientWidth)")
+    assert len(boxes) > 10 and min(boxes) > 250
+    strokes = """[...new Set([...document.querySelectorAll("[id^=train-loss] path")]
+        .map(each => getComputedStyle(each).stroke).filter(each => each !== "none"))]"""
+    wanted = """["--run-0", "--run-1", "--run-2"].map(each => {
+        const probe = document.body.appendChild(document.createElement("i"));
+        probe.style.color = `var(${each})`;
+        return getComputedStyle(probe).color;
+    })"""
+    assert set(page.evaluate(wanted)) <= set(page.evaluate(strokes))
+
+
+def test_the_checks_see_what_is_wrong(page, tmp_path):
+    """Negative control: a page that is too wide, too faint, talks, and asks for more."""
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        '<meta name="viewport" content="width=device-width"><p style="color: #aaa">faint</p><div style="width: 500px">'
+        'wide</div><script>console.log("hello")</script><img src="more.png">'
+    )
+    page.requests.clear()
+    page.open(bad, PHONE, is_dark=False)
+    assert page.evaluate("document.documentElement.scrollWidth") > PHONE
+    assert [each[:4] for each in page.evaluate(OUTSIDE.replace("WIDTH", str(PHONE)))] == ["<div"]
+    assert [text for text, *_ in page.evaluate(FAINT)] == ["faint"]
+    assert len(page.requests) == 2 and page.complaints
+    page.complaints.clear()
