@@ -43,6 +43,7 @@ learn: install
 bench: install
 	$(BIN)/python benchmarks/config.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/data_check.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/kernels.py --table

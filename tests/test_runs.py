@@ -1,0 +1,296 @@
+"""`sslrun runs`: what stands in the folders is told, a dead run is not called running, and no damage stops the list."""
+
+import json
+import math
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import small_run
+from sslrun import runs
+from sslrun.cli import main
+from sslrun.runtime.run_folder import RunFolder
+
+RECIPE = {"epochs": 10, "seed": 1}
+
+
+def listed(capsys, root: Path) -> dict[str, dict]:
+    """What --json says, by the folders' names."""
+    capsys.readouterr()
+    assert main(["runs", str(root), "--json"]) == 0
+    return {os.path.relpath(one["path"], root): one for one in json.loads(capsys.readouterr().out)}
+
+
+def table(capsys, root: Path) -> list[str]:
+    capsys.readouterr()
+    assert main(["runs", str(root)]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def write_rows(path: Path, *rows: dict) -> None:
+    with open(path / "metrics.jsonl", "a") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
+def training(step: int, loss: float | None) -> dict:
+    return {"step": step, "epoch": step / 5, "wall_s": 1.5, "train/loss": loss, "speed/images_per_s": 100.0 + step}
+
+
+def test_what_a_run_wrote(capsys, trained):
+    (name, found), *others = listed(capsys, trained.parent).items()
+    rows = small_run.metrics(trained)
+    assert name == trained.name and not others
+    assert found["state"] == "done" and found["exit_code"] == 0 and found["error"] is None
+    assert found["step"] == rows[-1]["step"] == 6 and found["epoch"] == rows[-1]["epoch"]
+    assert found["epochs"] == pytest.approx(rows[-1]["epoch"]), "max_iters is the length"
+    last = [row for row in rows if "train/loss" in row][-1]
+    assert (found["loss"], found["images_per_s"]) == (last["train/loss"], last["speed/images_per_s"])
+    assert found["best_knn_top1_pct"] == max(row["knn/top1_pct"] for row in rows if "knn/top1_pct" in row)
+    alone = listed(capsys, trained)["."]
+    assert {**alone, "age_s": found["age_s"]} == found and alone["age_s"] >= found["age_s"]
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "shown"),
+    [
+        ("done", 0, "done"),
+        ("pre-empted", 75, "pre-empted"),
+        ("failed", 3, "failed (3)"),
+        ("interrupted", 130, "interr"),
+    ],
+)
+def test_states_that_a_run_recorded(capsys, tmp_path, state, code, shown):
+    with RunFolder(tmp_path / "run", RECIPE, resume=False) as folder:
+        write_rows(folder.path, {"step": 0, "knn/top1_pct": 31.0}, training(5, 2.5), {"step": 5, "knn/top1_pct": 30.0})
+        folder.record_state(state, code, error="because")
+    found = listed(capsys, tmp_path)["run"]
+    assert (found["state"], found["exit_code"], found["error"]) == (state, code, "because")
+    assert (found["step"], found["epoch"], found["epochs"], found["loss"]) == (5, None, 10.0, 2.5)
+    assert found["best_knn_top1_pct"] == 31.0 and 0 <= found["age_s"] < 3600
+    assert shown in table(capsys, tmp_path)[1]
+
+
+HOLDER = """
+import fcntl, os, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    """A process that has a run folder's lock until it is killed."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_a_run_whose_lock_is_free_has_died(capsys, tmp_path):
+    with RunFolder(tmp_path / "run", RECIPE, resume=False):
+        pass
+    state = tmp_path / "run" / "state.json"
+    record = json.loads(state.read_text())
+    assert record["state"] == "running"
+    with hold(tmp_path / "run") as holder:
+        state.write_text(json.dumps({**record, "pid": holder.pid}))
+        assert listed(capsys, tmp_path)["run"]["state"] == "running"
+        state.write_text(json.dumps({**record, "pid": 1, "host": "another"}))
+        assert listed(capsys, tmp_path)["run"]["state"] == "running"
+        holder.kill()
+    assert listed(capsys, tmp_path)["run"]["state"] == "died", "free on another host"
+    state.write_text(json.dumps({**record, "pid": os.getppid()}))
+    assert listed(capsys, tmp_path)["run"]["state"] == "died", "the number is another process's by now"
+    state.write_text(json.dumps({**record, "state": "done", "pid": holder.pid}))
+    assert listed(capsys, tmp_path)["run"]["state"] == "done"
+    # Without a lock to ask for, the process counts, where it can be asked for.
+    (tmp_path / "run" / ".lock").unlink()
+    for pid, host, expected in [
+        (holder.pid, socket.gethostname(), "died"),
+        (os.getppid(), socket.gethostname(), "running"),
+        (holder.pid, "another", "running"),
+        ("many", socket.gethostname(), "running"),
+    ]:
+        state.write_text(json.dumps({**record, "pid": pid, "host": host}))
+        assert listed(capsys, tmp_path)["run"]["state"] == expected, (pid, host)
+
+
+def test_to_look_takes_no_lock_and_loses_none(capsys, tmp_path):
+    def is_locked() -> bool:
+        done = subprocess.run([sys.executable, "-c", HOLDER, str(tmp_path / ".lock")], input="", capture_output=True)
+        return done.returncode != 0
+
+    with RunFolder(tmp_path, RECIPE, resume=False):
+        assert listed(capsys, tmp_path)["."]["state"] == "running" and is_locked()
+    assert not is_locked()
+
+
+def test_where_runs_are_looked_for(capsys, tmp_path):
+    for name in ("b", "a/nested", ".hidden/run", "elsewhere/run"):
+        with RunFolder(tmp_path / name, RECIPE, resume=False) as folder:
+            folder.record_state("done", 0)
+    (tmp_path / "b" / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (tmp_path / "b" / "checkpoints" / "step_00000001" / "state.json").write_text("{}")
+    (tmp_path / "only" / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (tmp_path / "only" / "checkpoints" / "step_00000001" / "state.json").write_text("{}")
+    (tmp_path / "a" / "linked").symlink_to(tmp_path / "elsewhere" / "run")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "no run").mkdir()
+    assert list(listed(capsys, tmp_path)) == ["a/linked", "a/nested", "b"]
+    assert [line.split()[0] for line in table(capsys, tmp_path)] == ["run", "a/linked", "a/nested", "b"]
+
+
+def test_evaluations_are_told(capsys, tmp_path):
+    with RunFolder(tmp_path / "run", RECIPE, resume=False) as folder:
+        folder.eval.mkdir()
+        for name, value in (("a", 70.5), ("b", 71.25), ("c", None)):
+            (folder.eval / f"linear_{name}.json").write_text(
+                json.dumps({"results": {"linear/top1_pct": value, "k": 1}})
+            )
+        (folder.eval / "knn.json").write_text('{"results": []}')
+        (folder.eval / "spectrum.json").write_text("{")
+    assert listed(capsys, tmp_path)["run"]["evaluations"] == {"linear/top1_pct": 71.25}
+
+
+GARBAGE = [
+    b"",
+    b"\0" * 1000,
+    b"{",
+    b"[]",
+    b"null\n",
+    b"\xff\xfe not text",
+    b"[" * 100_000,
+    b"a = " + b"[" * 100_000,
+    b'{"state": ["running"], "pid": {}, "exit_code": "x", "error": 3}\n',
+    b'{"state": "running", "pid": 1e400, "host": 5}\n',
+    b'{"step": "many", "epoch": {}, "train/loss": [], "knn/top1_pct": "high"}\n',
+    b'{"step": true, "epoch": NaN, "train/loss": 1' + b"0" * 400 + b', "knn/top1_pct": 1e999}\n',
+    b'{"results": {"linear/top1_pct": 1' + b"0" * 400 + b"}}",
+    b"epochs = nan\nmax_iters = inf\n",
+    b'epochs = "ten"\n',
+]
+
+
+def test_no_damage_stops_the_list(capsys, tmp_path):
+    names = ("state.json", "metrics.jsonl", "config.toml", "eval/x.json", ".lock")
+    for number, content in enumerate(GARBAGE):
+        path = tmp_path / f"run{number:02d}"
+        (path / "eval").mkdir(parents=True)
+        for name in names:
+            (path / name).write_bytes(content)
+    for number, kind in enumerate(("folder", "pipe", "loop")):
+        path = tmp_path / f"odd{number}"
+        path.mkdir()
+        (path / "checkpoints").mkdir()
+        (path / "config.toml").write_text("epochs = 3")
+        for name in ("state.json", "metrics.jsonl", "eval", ".lock"):
+            place = path / name
+            place.mkdir() if kind == "folder" else os.mkfifo(place) if kind == "pipe" else place.symlink_to(place)
+    found = listed(capsys, tmp_path)
+    assert len(found) == len(GARBAGE) + 3
+    assert {one["state"] for one in found.values()} <= {None, "running", "died"}
+    assert all(one["loss"] is None and one["best_knn_top1_pct"] is None for one in found.values())
+    assert len(table(capsys, tmp_path)) == len(GARBAGE) + 4
+
+
+def test_a_last_row_that_was_cut_short_and_a_loss_that_was_not_finite(capsys, tmp_path):
+    with RunFolder(tmp_path / "run", RECIPE, resume=False) as folder:
+        write_rows(folder.path, training(5, 2.5), training(10, None), {"step": 12, "epoch": 2.4, "val/loss": 1.0})
+        with open(folder.metrics, "a") as file:
+            file.write('{"step": 15, "epoch": 3.0, "train/lo')
+    found = listed(capsys, tmp_path)["run"]
+    assert (found["step"], found["epoch"], found["loss"], found["images_per_s"]) == (12, 2.4, None, 110.0)
+    assert table(capsys, tmp_path)[1].split()[2:6] == ["2.4", "/", "10", "nan"]
+
+
+def test_rows_are_found_wherever_blocks_end(tmp_path, monkeypatch):
+    generator = random.Random(0)
+    metrics = tmp_path / "metrics.jsonl"
+    for trial in range(60):
+        rows = []
+        for step in range(generator.randrange(12)):
+            row: dict = training(step, step / 7) if generator.random() < 0.3 else {"step": step, "text": "x" * step * 5}
+            if generator.random() < 0.4:
+                row["knn/top1_pct"] = generator.choice([round(generator.uniform(0, 100), 10), 5e-05, None])
+            rows.append(row)
+        metrics.write_text(
+            "".join(json.dumps(row) + "\n" for row in rows) + generator.choice(["", '{"step": 99, "knn'])
+        )
+        monkeypatch.setattr(runs, "_BLOCK", generator.choice([1, 7, 64, 2**20]))
+        monkeypatch.setattr(runs, "_FIRST", generator.choice([1, 5, 100, 2**14]))
+        last, training_row = runs._last_rows(metrics)
+        assert last == (rows[-1] if rows else {}), trial
+        assert training_row == next((row for row in reversed(rows) if "train/loss" in row), {}), trial
+        accuracies = [row["knn/top1_pct"] for row in rows if row.get("knn/top1_pct") is not None]
+        assert runs._best_knn(metrics) == max(accuracies, default=None), trial
+
+
+def test_a_large_file_is_neither_parsed_nor_kept(capsys, tmp_path, monkeypatch):
+    with RunFolder(tmp_path / "run", RECIPE, resume=False) as folder:
+        lines = [json.dumps(training(step, 1.0)) + "\n" for step in range(20_000)]
+        lines[123] = json.dumps({"step": 123, "knn/top1_pct": 77.0}) + "\n"
+        folder.metrics.write_text("".join(lines))
+    parsed = []
+    loads = json.loads
+    monkeypatch.setattr(runs.json, "loads", lambda text: parsed.append(1) or loads(text))
+    found = runs.read_run(tmp_path / "run")
+    assert found.best_knn_top1_pct == 77.0 and found.step == 19_999 and len(parsed) < 10
+
+
+def test_the_table_fits_the_width(capsys, tmp_path, monkeypatch):
+    name = "mocov2_resnet50_8xb32-coslr-200e_in1k"
+    for folder in (name, name.replace("200e", "800e"), "short"):
+        with RunFolder(tmp_path / folder, RECIPE, resume=False) as run:
+            write_rows(run.path, training(25, 1.25), {"step": 25, "epoch": 5.0, "knn/top1_pct": 66.66})
+            run.record_state("failed", 1)
+        os.utime(run.metrics, (time.time() - 7300,) * 2)
+    header, first, *_ = whole = table(capsys, tmp_path)
+    assert header.split() == ["run", "state", "epoch", "loss", "k-NN", "%", "images/s", "last", "row"]
+    assert first.split() == f"{name} failed (1) 5.0 / 10 1.2500 66.7 125 2 h".split()
+    for columns in (200, 100, 80, 60, 40, 20, 5):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = table(capsys, tmp_path)
+        assert len(lines) == 4 and max(map(len, lines)) <= columns, lines
+        if columns == 80:
+            assert lines[1] != lines[2] and "…" in lines[1] and lines[3].startswith("short ")
+            assert lines[1].split()[1:] == first.split()[1:], "names are cut first"
+        if columns == 40:
+            assert "failed" in lines[1] and "images/s" not in lines[0]
+    monkeypatch.delenv("COLUMNS")
+    assert table(capsys, tmp_path) == whole
+
+
+def test_nothing_there(capsys, tmp_path, monkeypatch):
+    assert main(["runs", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert not captured.out and captured.err.startswith("no runs below ")
+    assert listed(capsys, tmp_path) == {}
+    monkeypatch.chdir(tmp_path)
+    for words, told in [([], "work_dirs does not exist"), ([__file__], "is not a folder"), (["x" * 5000], "exist")]:
+        assert main(["runs", *words]) == 2
+        err = capsys.readouterr().err
+        assert told in err and len(err.splitlines()) == 1
+
+
+def test_no_torch_is_imported(trained):
+    code = "import sys; from sslrun.cli import main; main(sys.argv[1:]); "
+    code += "assert not {'torch', 'numpy'} & set(sys.modules), 'heavy imports'"
+    environment = {**os.environ, "PYTHONPATH": f"{small_run.ROOT}/engine"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "runs", str(trained)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "done" in done.stdout, done.stderr
+
+
+def test_a_loss_of_nan_is_null_in_json():
+    run = runs.Run(Path("x"), loss=math.nan)
+    assert json.loads(runs.as_json([run]))[0]["loss"] is None
