@@ -21,7 +21,8 @@ REPEATS = 21
 
 
 def main() -> None:
-    recipes = [path for path in sorted((ROOT / "configs").rglob("*.toml")) if "_base_" not in path.parts]
+    files = sorted((ROOT / "configs").rglob("*.toml"))
+    recipes = [path for path in files if not {"_base_", "benchmarks"} & set(path.relative_to(ROOT).parts)]
     load(recipes[0])  # imports, and the schema
     medians_ms = {str(path.relative_to(ROOT)): statistics.median(times_ms(path)) for path in recipes}
     slowest = max(medians_ms, key=lambda name: medians_ms[name])

@@ -22,6 +22,7 @@ MOCOV2 = RECIPES / "mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.toml"
 NPID = RECIPES / "npid/npid_resnet50_8xb32-steplr-200e_in1k.toml"
 SWAV = RECIPES / "swav/swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96.toml"
 SOBEL = RECIPES / "deepcluster/deepcluster-sobel_resnet50_8xb64-steplr-200e_in1k.toml"
+LINEAR = ROOT / "configs/benchmarks/linear_8xb32-steplr-100e_in1k.toml"
 VIT = RECIPES / "mocov3/mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k.toml"
 
 
@@ -66,7 +67,8 @@ def test_what_ships_has_no_findings(capsys, monkeypatch):
     assert {file.parent for file in files if kinds[file] == "alias"} == {Path("configs")}
     assert {file for file in files if RECIPES.name in file.parts} == {f for f in files if kinds[f] == "recipe"}
     assert kinds[Path("configs/quickstart.toml")] == kinds[Path("configs/learn/byol.toml")] == "free name"
-    assert min(Counter(kinds.values()).values()) > 10
+    assert {file for file in files if kinds[file] == "benchmark"} == set(toml_files(["configs/benchmarks"]))
+    assert min(Counter(kinds.values()).values()) > 5
 
 
 # A name for the very recipe of MoCo v2, and what is found.
@@ -106,6 +108,47 @@ def test_a_name_is_held_against_the_recipe(write, lint, name):
     assert len(found) == len(NAMES[name])
     assert all(re.match(r"\d+: ", line) for line in found)
     assert all(said in line for line, said in zip(found, NAMES[name], strict=True))
+
+
+# The name of a copy of a benchmark, what else the copy says, and what is found.
+BENCHMARKS = [
+    ("linear_8xb32-steplr-100e_in1k", "", []),
+    ("linear-mine_4xb64-steplr-100e_in1k-10pct", "", []),
+    ("linear_4xb32-steplr-100e_in1k", "", ["the name says 4 GPUs x 32 samples = 128, eval.linear.global_batch is 256"]),
+    ("linear_8xb32-coslr-100e_in1k", "", ["the name says coslr, eval.linear.lr.policy is Step (steplr)"]),
+    ("linear_8xb32-steplr-90e_in1k", "", ["the name says 90 epochs, eval.linear.epochs is 100"]),
+    (
+        "linear_8xb32-steplr-100e_in1k-160",
+        "eval.linear.transforms = [{ type = 'RandomResizedCrop', size = 160 }]",
+        ["the name says 160 px, the pictures of eval.transforms have 224 px"],
+    ),
+    (
+        "linear_8xb32-steplr-100e_places205",
+        "",
+        [
+            "the name says places205, eval.test is ImageNet (in1k)",
+            "the name says places205, eval.train is ImageNet (in1k)",
+        ],
+    ),
+    ("finetune_8xb32-steplr-100e_in1k", "", ["the name says finetune, and eval.finetune is not set"]),
+    ("linear_8xb32_in1k", "", ["'8xb32' does not end with a length"]),
+    ("linear_resnet50_8xb32-steplr-100e_in1k", "", ["4 parts joined by '_', not the three of {evaluation}_"]),
+    ("what_i_try", "", []),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), BENCHMARKS, ids=[name for name, *_ in BENCHMARKS])
+def test_a_benchmark_does_what_its_name_says(write, lint, name, text, expected):
+    found = sorted(lint(write(f"{name}.toml", text, LINEAR)), key=lambda line: line.split(": ", 1)[1])
+    assert len(found) == len(expected)
+    assert all(re.match(r"\d+: ", line) for line in found)
+    assert all(said in line for line, said in zip(found, expected, strict=True))
+
+
+def test_a_benchmark_is_about_evaluation_alone(write, lint):
+    write("configs/_base_/default_runtime.toml")
+    (found,) = lint(write("configs/benchmarks/linear_8xb32-steplr-100e_in1k.toml", "seed = 3\n", LINEAR))
+    assert found == "2: seed is no business of a benchmark, which sets [eval] alone"
 
 
 CROP = "{ type = 'RandomResizedCrop', size = 224 }"

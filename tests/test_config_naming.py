@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sslrun.cli import main
 from sslrun.config.catalogue import classes, kinds
 from sslrun.config.load import committed_schema
-from sslrun.config.naming import DATASETS, SCHEDULES, Name, convention, method_of, parse
+from sslrun.config.naming import DATASETS, SCHEDULES, BenchmarkName, Name, convention, method_of, parse, parse_benchmark
 
 METHODS = ["MoCo", "MoCoV3", "NPID", "DeepCluster", "RelativeLoc", "SimCLR", "MAE"]
 
@@ -94,6 +94,26 @@ def test_what_is_no_name(name, reason):
     with pytest.raises(ValueError, match=re.escape(reason)) as caught:
         parse(name)
     assert "\n" not in str(caught.value)
+
+
+def test_names_of_benchmarks():
+    assert parse_benchmark("linear-vit_8xb128-amp-coslr-90e_in1k-10pct-160px") == BenchmarkName(
+        evaluation="linear",
+        misc=("vit", "amp", "10pct"),
+        gpus=8,
+        samples_per_gpu=128,
+        schedule="coslr",
+        epochs=90,
+        dataset="in1k",
+        sizes=(160,),
+    )
+    for name, reason in (
+        ("mocov2_resnet50_8xb32-coslr-200e_in1k", "4 parts joined by '_', not the three of {evaluation}_{training}"),
+        ("linear_8x32-coslr-9e_in1k", "does not begin with GPUs x batch per GPU"),
+        ("Linear_8xb32-coslr-9e_in1k", "no word of lower-case letters"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            parse_benchmark(name)
 
 
 words = st.from_regex(r"[a-z][a-z0-9]{0,6}", fullmatch=True)

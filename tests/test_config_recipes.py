@@ -17,7 +17,7 @@ from sslrun.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-RECIPES = sorted(path for path in CONFIGS.rglob("*.toml") if "_base_" not in path.parts)
+RECIPES = sorted(path for path in CONFIGS.rglob("*.toml") if not {"_base_", "benchmarks"} & set(path.parts))
 MOCOV2 = CONFIGS / "selfsup/mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.toml"
 
 

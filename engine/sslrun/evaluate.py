@@ -14,7 +14,7 @@ import torch
 
 from sslrun.data import Source
 from sslrun.errors import RunFailed
-from sslrun.evaluation import knn, spectrum
+from sslrun.evaluation import knn, linear, spectrum
 from sslrun.evaluation.eval_config import EvalConfig
 from sslrun.evaluation.features import centre_crop_like
 from sslrun.evaluation.subject import Subject, labels
@@ -38,12 +38,17 @@ def _knn(config: EvalConfig, subject: Subject) -> Results:
     return knn.run(config.knn, bank, labels(train), queries, labels(test), subject.device)
 
 
+def _linear(config: EvalConfig, subject: Subject) -> Results:
+    """Linear classification of the test pictures, learnt from the training pictures."""
+    return linear.run(config.linear, subject)
+
+
 def _spectrum(config: EvalConfig, subject: Subject) -> Results:
     """How well the features of the training pictures fill their space."""
     return spectrum.run(config.spectrum, subject)
 
 
-KINDS: dict[str, Callable[[EvalConfig, Subject], Results]] = {"knn": _knn, "spectrum": _spectrum}
+KINDS: dict[str, Callable[[EvalConfig, Subject], Results]] = {"knn": _knn, "linear": _linear, "spectrum": _spectrum}
 
 
 def evaluate(kind: str, saved: Saved, command: str, directory: Path) -> tuple[Results, Path]:

@@ -9,6 +9,7 @@ from sslrun.errors import UsageError
 
 EVALUATIONS = {
     "knn": "k-nearest-neighbour classification by frozen features",
+    "linear": "linear classification of frozen features, by a grid of settings or a published protocol",
     "spectrum": "how well features fill their space: RankMe, spread, alignment, uniformity",
     "finetune": "encoder and classifier trained together",
 }

@@ -1,4 +1,4 @@
-"""Whether a recipe does what its name says.
+"""Whether a recipe or a benchmark does what its name says.
 
 A rule speaks only where name and recipe contradict each other: a component of one's own, or one whose word the
 convention does not know, may be called anything.
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sslrun.config.catalogue import at, classes, kinds
 from sslrun.config.check import TAGS
 from sslrun.config.load import Config, as_key, committed_schema
-from sslrun.config.naming import DATASETS, SCHEDULES, Name, method_of
+from sslrun.config.naming import DATASETS, SCHEDULES, BenchmarkName, Name, method_of
 from sslrun.config.node import lookup, plain, walk
 
 CROPS = ("CenterCrop", "RandomCrop", "RandomResizedCrop")  # after them every picture has their `size`
@@ -44,9 +44,30 @@ def contradictions(name: Name, config: Config) -> Iterator[Claim]:
     yield from _batch(name, config)
     yield from _views(name, _views_of(config))
     yield from _schedule(name, config)
-    yield from _dataset(name, config)
+    yield from _dataset(name.dataset, config, "data.source")
     if name.is_mixed_precision and _setting(config, "engine.precision") == "fp32":
         yield Claim("engine.precision", "the name says mixed precision, engine.precision is fp32")
+
+
+def benchmark_contradictions(name: BenchmarkName, config: Config) -> Iterator[Claim]:
+    """Every claim of a benchmark's name that its `[eval]` does not keep."""
+    table = f"eval.{name.evaluation}"
+    if lookup(config.root, as_key(table)) is None:
+        yield Claim("eval", f"the name says {name.evaluation}, and {table} is not set")
+        return
+    batch, product = _setting(config, f"{table}.global_batch"), name.gpus * name.samples_per_gpu
+    if batch != product:
+        said = f"{name.gpus} GPUs x {name.samples_per_gpu} samples = {product}"
+        yield Claim(f"{table}.global_batch", f"the name says {said}, {table}.global_batch is {batch}")
+    yield from _policy(name.schedule, config, f"{table}.lr.policy")
+    epochs = _setting(config, f"{table}.epochs")
+    if epochs != name.epochs:
+        yield Claim(f"{table}.epochs", f"the name says {name.epochs} epochs, {table}.epochs is {epochs}")
+    for key in ("eval.train", "eval.test"):
+        yield from _dataset(name.dataset, config, key)
+    for key in ("eval.transforms", f"{table}.transforms"):
+        transforms = _setting(config, key)
+        yield from _sizes(name, [_size(transforms)] if transforms else [], key)
 
 
 def methods() -> list[str]:
@@ -110,15 +131,21 @@ def _views(name: Name, views: list[View]) -> Iterator[Claim]:
     by_size = [sum(view.num_views for view in views if view.size == size) for size in sizes]
     if name.crops and list(name.crops) not in (counts, by_size):
         yield Claim("data.views", f"the name says {_mcrop(name.crops)}, the views are {_mcrop(counts)}")
-    if None in sizes:
-        return
-    if not name.crops and len(sizes) > 1:
+    if not name.crops and len(sizes) > 1 and None not in sizes:
         yield Claim("data.views", f"views of {_listed(sizes)} px: the name does not say {_mcrop(by_size)}")
+    yield from _sizes(name, sizes, "data.views")
+
+
+def _sizes(name: Name | BenchmarkName, sizes: list[int | None], key: str) -> Iterator[Claim]:
+    """Whether pictures at a key have the sizes that a name says, where they are known."""
+    if None in sizes or not sizes:
+        return
     usual = DATASETS.get(name.dataset)
     said = list(dict.fromkeys(name.sizes)) or ([usual.size] if usual else sizes)
     if said != sizes:
         how = "says" if name.sizes else f"says {name.dataset} without a size, which means"
-        yield Claim("data.views", f"the name {how} {_listed(said)} px, the views have {_listed(sizes)} px")
+        what = "the views" if key == "data.views" else f"the pictures of {key}"
+        yield Claim(key, f"the name {how} {_listed(said)} px, {what} have {_listed(sizes)} px")
 
 
 def _views_of(config: Config) -> list[View]:
@@ -145,10 +172,7 @@ def _flat(transforms: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _schedule(name: Name, config: Config) -> Iterator[Claim]:
-    policy = _setting(config, "lr.policy")
-    words = {known: word for word, known in SCHEDULES.items()}
-    if policy in words and words[policy] != name.schedule:
-        yield Claim("lr.policy", f"the name says {name.schedule}, lr.policy is {policy} ({words[policy]})")
+    yield from _policy(name.schedule, config, "lr.policy")
     said = {"epochs": name.epochs, "max_iters": name.max_iters}
     here = {key: _setting(config, key) for key in said}
     if here != said:
@@ -157,13 +181,20 @@ def _schedule(name: Name, config: Config) -> Iterator[Claim]:
         )
 
 
-def _dataset(name: Name, config: Config) -> Iterator[Claim]:
-    source = _setting(config, "data.source.type")
+def _policy(word: str, config: Config, key: str) -> Iterator[Claim]:
+    policy = _setting(config, key)
+    words = {known: word for word, known in SCHEDULES.items()}
+    if policy in words and words[policy] != word:
+        yield Claim(key, f"the name says {word}, {key} is {policy} ({words[policy]})")
+
+
+def _dataset(word: str, config: Config, key: str) -> Iterator[Claim]:
+    source = _setting(config, f"{key}.type")
     words = {dataset.source: word for word, dataset in DATASETS.items()}
-    if source in words and words[source] != name.dataset:
-        yield Claim("data.source.type", f"the name says {name.dataset}, data.source is {source} ({words[source]})")
-    elif source == "Shapes" and name.dataset in DATASETS:
-        yield Claim("data.source.type", f"the name says {name.dataset}, data.source draws {source}")
+    if source in words and words[source] != word:
+        yield Claim(f"{key}.type", f"the name says {word}, {key} is {source} ({words[source]})")
+    elif source == "Shapes" and word in DATASETS:
+        yield Claim(f"{key}.type", f"the name says {word}, {key} draws {source}")
 
 
 def _setting(config: Config, key: str) -> Any:

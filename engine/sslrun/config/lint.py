@@ -2,8 +2,9 @@
 
 Rules of inheritance hold for every file: not too deep, no value that repeats an inherited one, no bases that disagree.
 What else is asked depends on the kind of file: a recipe does what its name says by the naming convention, an alias
-leads to a recipe, a building block in `_base_` keeps to its subject, and a file with a free name (the quickstart, what
-someone tries out) may be called anything but another method.
+leads to a recipe, a building block in `_base_` keeps to its subject, a benchmark sets `[eval]` alone and does what its
+name says, and a file with a free name (the quickstart, what someone tries out) may be called anything but another
+method.
 """
 
 import re
@@ -11,31 +12,32 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sslrun.config.claims import contradictions, methods
+from sslrun.config.claims import benchmark_contradictions, contradictions, methods
 from sslrun.config.dump import inline
 from sslrun.config.files import File, line_up, shorten
 from sslrun.config.lines import key_lines
-from sslrun.config.load import Config, as_key, load
+from sslrun.config.load import Config, as_key, load, schema_of_parts
 from sslrun.config.merge import DELETE, merge
-from sslrun.config.naming import SCHEDULES, method_of, parse
+from sslrun.config.naming import SCHEDULES, method_of, parse, parse_benchmark
 from sslrun.config.node import Key, Node, Origin, lookup, plain, show
 from sslrun.errors import UsageError
 
 MAX_STEPS = 3  # of extends, from a recipe down to its last building block
-BLOCKS, RECIPES = "_base_", "selfsup"
+BLOCKS, RECIPES, BENCHMARKS = "_base_", "selfsup", "benchmarks"
 
 # What a building block may set, by the folder it lies in; one beside the folders is a runtime, which sets the rest.
 SUBJECTS: dict[str, tuple[Key, ...]] = {
     "models": (("model",), ("optimizer", "paramwise"), ("vars",)),
-    "datasets": (("data",), ("monitor",), ("vars",)),
+    "datasets": (("data",), ("monitor",), ("eval",), ("vars",)),
     "schedules": (("epochs",), ("max_iters",), ("global_batch",), ("optimizer",), ("lr",), ("vars",)),
 }
+BENCHMARK = ("eval", "vars")  # the tables of a benchmark
 NO_RUNTIME = ("model", "data", "optimizer", "lr", "epochs", "max_iters", "global_batch")
 
 _HAS_BATCH = re.compile(r"(^|.*[_-])\d+xb\d+([_-].*|$)")
 _SCHEDULE_BLOCK = re.compile(r"(?P<optimizer>[a-z]+)_(?P<schedule>[a-z]+lr)-(?P<epochs>\d+)e(_.*)?")
 
-Kind = Literal["recipe", "alias", "building block", "free name"]
+Kind = Literal["recipe", "alias", "building block", "benchmark", "free name"]
 Found = Iterator[tuple[int, str]]  # line and message
 
 
@@ -73,8 +75,7 @@ def _lint(path: Path) -> list[Finding]:
     tree = line_up(path)
     file = tree[-1]
     kind = kind_of(path, file)
-    own_rules = {"recipe": _recipe, "alias": _alias, "building block": _block, "free name": _free_name}[kind]
-    found = [*_depth(tree, kind), *_repetitions(tree), *_disagreeing_bases(tree), *own_rules(path, tree)]
+    found = [*_depth(tree, kind), *_repetitions(tree), *_disagreeing_bases(tree), *RULES[kind](path, tree)]
     return sorted(Finding(shorten(file.path), line, message) for line, message in found)
 
 
@@ -82,11 +83,17 @@ def kind_of(path: Path, file: File) -> Kind:
     """What a file is, by its place, its name (the path as given) and, an alias, by saying nothing but `extends`."""
     if BLOCKS in file.path.parts:
         return "building block"
+    is_overlay = file.table.keys() <= set(BENCHMARK) and all(_is_below(base, BENCHMARKS) for base in file.bases)
+    if _is_below(file.path, BENCHMARKS) or (is_overlay and (file.table or file.bases)):
+        return "benchmark"
     if not file.table and len(file.bases) == 1:
         return "alias"
-    # Beside _base_, so that a checkout in somebody's folder "selfsup" is not taken for it.
-    shipped = any(folder.name == RECIPES and (folder.parent / BLOCKS).is_dir() for folder in file.path.parents)
-    return "recipe" if shipped or _HAS_BATCH.fullmatch(path.stem) else "free name"
+    return "recipe" if _is_below(file.path, RECIPES) or _HAS_BATCH.fullmatch(path.stem) else "free name"
+
+
+def _is_below(path: Path, folder_name: str) -> bool:
+    """In such a folder, and that beside _base_: a checkout in somebody's folder "selfsup" is not taken for it."""
+    return any(folder.name == folder_name and (folder.parent / BLOCKS).is_dir() for folder in path.parents)
 
 
 # Rules of inheritance
@@ -213,6 +220,22 @@ def _free_name(path: Path, tree: list[File]) -> Found:
         yield _placed(config, tree[-1], "model.type", f"the name says {said[0]}, model.type is {kind}")
 
 
+def _benchmark(path: Path, tree: list[File]) -> Found:
+    config = load(path, schema=schema_of_parts())
+    for part in config.values:
+        if part not in BENCHMARK:
+            yield _placed(config, tree[-1], part, f"{part} is no business of a benchmark, which sets [eval] alone")
+    if not _is_below(tree[-1].path, BENCHMARKS) and not _HAS_BATCH.fullmatch(path.stem):
+        return  # what someone tries out may be called anything
+    try:
+        name = parse_benchmark(path.stem)
+    except ValueError as error:
+        yield 1, f"the name does not follow the convention: {error} (see `sslrun config lint convention`)"
+        return
+    for claim in benchmark_contradictions(name, config):
+        yield _placed(config, tree[-1], claim.key, claim.message)
+
+
 def _block(path: Path, tree: list[File]) -> Found:
     file = tree[-1]
     folder, lines = file.path.parent.name, key_lines(file.text)
@@ -293,3 +316,12 @@ def _shown(value: Any) -> str:
     """` = value` where the value is short."""
     text = inline(value)
     return f" = {text}" if len(text) <= 60 else ""
+
+
+RULES = {
+    "recipe": _recipe,
+    "alias": _alias,
+    "building block": _block,
+    "benchmark": _benchmark,
+    "free name": _free_name,
+}

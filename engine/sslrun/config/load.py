@@ -109,6 +109,13 @@ def committed_schema() -> dict[str, Any]:
     return schema
 
 
+def schema_of_parts() -> dict[str, Any]:
+    """The same without the keys that every recipe must have: for files that are laid over one."""
+    schema = committed_schema()
+    name = schema["$ref"].removeprefix("#/$defs/")
+    return {**schema, "$defs": {**schema["$defs"], name: {**schema["$defs"][name], "required": []}}}
+
+
 def as_key(key: str | Key) -> Key:
     """A key as parts; the empty text is the whole configuration. Raises UsageError."""
     if not isinstance(key, str):

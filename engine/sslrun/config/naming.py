@@ -1,4 +1,4 @@
-"""The naming convention of recipes: what a name such as `mocov2_resnet50_8xb32-coslr-200e_in1k` says.
+"""The naming convention of recipes and benchmarks: what `mocov2_resnet50_8xb32-coslr-200e_in1k` says.
 
 Only the grammar; whether a recipe does what its name says is the business of `sslrun.config.claims`.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 PARTS = "{algorithm}_{module}_{training}_{data}"
+BENCHMARK_PARTS = "{evaluation}_{training}_{data}"
 
 # Word of a schedule -> policy.
 SCHEDULES = {
@@ -86,24 +87,40 @@ class Name:
     misc: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkName:
+    """The name of a benchmark taken apart.
+
+    Attributes:
+        evaluation: the table of `[eval]` that it sets, which is a verb of `sslrun eval`: "linear".
+        misc: words after it, and those of training and data that the grammar gives no meaning.
+        gpus: number of GPUs that the batch was made for.
+        samples_per_gpu: batch on one of them.
+        schedule: word of the learning-rate schedule: "coslr".
+        epochs: length in epochs, None where it is given in optimiser steps.
+        dataset: word of the data set: "in1k".
+        sizes: input sizes in pixels as written; empty means the data set's usual one.
+    """
+
+    evaluation: str
+    misc: tuple[str, ...]
+    gpus: int
+    samples_per_gpu: int
+    schedule: str
+    epochs: int | None
+    dataset: str
+    sizes: tuple[int, ...]
+
+
 def parse(name: str) -> Name:
     """Takes the name of a recipe (without `.toml`) apart. Raises ValueError: one line, what part is wrong and how."""
-    parts = name.split("_")
-    if len(parts) != 4:
-        found = f"{len(parts)} part{'s' if len(parts) > 1 else ''}"
-        raise ValueError(f"{found} joined by '_', not the four of {PARTS}; words within a part are joined by '-'")
-    for part in parts:
-        for word in part.split("-"):
-            if not _WORD.fullmatch(word):
-                raise ValueError(f"{word!r} in the part {part!r} is no word of lower-case letters and digits")
-    algorithm, module, training, data = parts
+    algorithm, module, training, data = _parts(name, PARTS)
     batch, middle, schedule, length = _training(training)
     crops, middle = _crops(training, middle)
     accumulations = [word for word in middle if _ACCUMULATION.fullmatch(word)]
     if len(accumulations) > 1:
         raise ValueError(f"the training part {training!r} says accum more than once")
-    dataset, *after = data.split("-")
-    sizes = [word for word in after if _SIZE.fullmatch(word)]
+    dataset, sizes, after = _data(data)
     count = int(length[1]) * (1000 if length[2] == "k" else 1)
     return Name(
         algorithm=algorithm,
@@ -117,11 +134,26 @@ def parse(name: str) -> Name:
         epochs=count if length[2] == "e" else None,
         max_iters=None if length[2] == "e" else count,
         dataset=dataset,
-        sizes=tuple(int(word.removesuffix("px")) for word in sizes),
-        misc=(
-            *(word for word in middle if word not in (*accumulations, *_PRECISION)),
-            *(word for word in after if word not in sizes),
-        ),
+        sizes=sizes,
+        misc=(*(word for word in middle if word not in (*accumulations, *_PRECISION)), *after),
+    )
+
+
+def parse_benchmark(name: str) -> BenchmarkName:
+    """Takes the name of a benchmark (without `.toml`) apart. Raises ValueError as `parse` does."""
+    evaluation, training, data = _parts(name, BENCHMARK_PARTS)
+    kind, *words = evaluation.split("-")
+    batch, middle, schedule, length = _training(training)
+    dataset, sizes, after = _data(data)
+    return BenchmarkName(
+        evaluation=kind,
+        misc=(*words, *middle, *after),
+        gpus=int(batch[1]),
+        samples_per_gpu=int(batch[2]),
+        schedule=schedule,
+        epochs=int(length[1]) if length[2] == "e" else None,
+        dataset=dataset,
+        sizes=sizes,
     )
 
 
@@ -139,6 +171,27 @@ def method_of(algorithm: str, methods: Collection[str]) -> tuple[str, tuple[str,
         if method is not None:
             return method, tuple(words[end:])
     return None
+
+
+def _parts(name: str, form: str) -> list[str]:
+    """The parts of a name, as many as the form has."""
+    parts, count = name.split("_"), form.count("{")
+    if len(parts) != count:
+        found = f"{len(parts)} part{'s' if len(parts) > 1 else ''}"
+        asked = {3: "three", 4: "four"}[count]
+        raise ValueError(f"{found} joined by '_', not the {asked} of {form}; words within a part are joined by '-'")
+    for part in parts:
+        for word in part.split("-"):
+            if not _WORD.fullmatch(word):
+                raise ValueError(f"{word!r} in the part {part!r} is no word of lower-case letters and digits")
+    return parts
+
+
+def _data(part: str) -> tuple[str, tuple[int, ...], list[str]]:
+    """The data set, the sizes and the other words of a data part."""
+    dataset, *after = part.split("-")
+    sizes = [word for word in after if _SIZE.fullmatch(word)]
+    return dataset, tuple(int(size.removesuffix("px")) for size in sizes), [word for word in after if word not in sizes]
 
 
 def _training(part: str) -> tuple[re.Match[str], list[str], str, re.Match[str]]:
@@ -173,7 +226,7 @@ def convention() -> str:
     """The grammar for people: what `sslrun config lint convention` prints."""
     schedules = "\n".join(f"        {word:<14}{policy}" for word, policy in SCHEDULES.items())
     datasets = "\n".join(f"        {word:<11}{source:<17}{size:>3} px" for word, (source, size) in DATASETS.items())
-    return CONVENTION.format(parts=PARTS, schedules=schedules, datasets=datasets)
+    return CONVENTION.format(parts=PARTS, benchmark=BENCHMARK_PARTS, schedules=schedules, datasets=datasets)
 
 
 CONVENTION = """\
@@ -217,6 +270,16 @@ Examples
     swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96
     mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k
     npid-ensure-neg_resnet50_8xb32-steplr-200e_in1k
+
+A benchmark, what `sslrun eval ... --with` takes, sets [eval] alone and is called
+
+    {benchmark}.toml
+
+evaluation = KIND[-MISC]
+    The table of [eval] that it sets, and what is special about it: linear, linear-vit. The batch is
+    eval.KIND.global_batch, the schedule eval.KIND.lr.policy, the length eval.KIND.epochs, the data set eval.train and
+    eval.test.
+        linear_8xb32-steplr-100e_in1k
 
 A run folder carries the name of its recipe, published weights that name, a date and a hash:
     mocov2_resnet50_8xb32-coslr-200e_in1k_20260131-0a1b2c3d.pth

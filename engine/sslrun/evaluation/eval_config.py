@@ -6,6 +6,7 @@ from sslrun.data import Source
 from sslrun.data.transforms import Transform
 from sslrun.evaluation.finetune import FinetuneConfig
 from sslrun.evaluation.knn import KnnConfig
+from sslrun.evaluation.linear import LinearConfig
 from sslrun.evaluation.spectrum import SpectrumConfig
 
 
@@ -22,6 +23,7 @@ class EvalConfig:
         knn: classification by the nearest training pictures.
         spectrum: how well features fill their space.
         finetune: the encoder trained further, by labels.
+        linear: linear classification of the frozen features.
     """
 
     train: Source | None = None
@@ -30,3 +32,4 @@ class EvalConfig:
     knn: KnnConfig = field(default_factory=KnnConfig)
     spectrum: SpectrumConfig = field(default_factory=SpectrumConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    linear: LinearConfig = field(default_factory=LinearConfig)

@@ -1,12 +1,13 @@
 """Features of pictures under a frozen encoder: what every evaluation, and every clustering method, starts from."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslrun.data import Batch, Loader, Sequential, Source, ViewGroup
+from sslrun.data import Batch, BatchStream, Loader, Sequential, Source, ViewGroup
 from sslrun.data.loader import Augment
 from sslrun.data.transforms import CenterCrop, Resize, Transform
 from sslrun.errors import RunFailed
@@ -63,9 +64,22 @@ class FeatureExtractor:
         rows = self.extract_share(module, ids)
         return distributed.all_gather_shares(rows.to(self.device), len(ids)).cpu()
 
+    def stream_share(self, module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """The samples of this rank's share (`distributed.share`) of the source, in order, batch after batch.
+
+        Features (b, D) fp32 and the ids (b,) of the samples that they are of (of a bad picture: its substitute's), on
+        the CPU. The module must be in evaluation mode.
+        """
+        mine = np.arange(len(self.source))[distributed.share(len(self.source))]
+        with contextlib.closing(self._run(mine)) as stream:
+            for batch in stream:
+                yield pooled(module, batch.to(self.device).views[0], self.bf16).cpu(), batch.index.cpu()
+
     def _rows(self, module: nn.Module, ids: np.ndarray) -> Tensor:
-        cursor = [(0, ids[first : first + BATCH]) for first in range(0, len(ids), BATCH)]
-        return extract(module, self.loader.run(cursor), self.device, self.bf16)
+        return extract(module, self._run(ids), self.device, self.bf16)
+
+    def _run(self, ids: np.ndarray) -> BatchStream:
+        return self.loader.run([(0, ids[first : first + BATCH]) for first in range(0, len(ids), BATCH)])
 
 
 def evenly(num_samples: int, most: int) -> np.ndarray:
@@ -90,22 +104,33 @@ def centre_crop_like(group: ViewGroup) -> list[Transform]:
 
 @torch.no_grad()
 def extract(module: nn.Module, batches: Iterable[Batch], device: torch.device, bf16: bool = False) -> Tensor:
-    """What a module makes of pictures, (N, D) fp32 on the CPU, one row per sample in the order of `batches`.
+    """What a module makes of pictures (`pooled`), (N, D) fp32 on the CPU, one row per sample in the order of `batches`.
 
-    Rows (B, D) are taken as they are, feature maps (B, C, H, W) averaged over positions, and of a list the last entry.
     The module is put into evaluation mode and back; nothing else about it changes.
     """
+    with evaluating(module):
+        return torch.cat([pooled(module, batch.to(device).views[0], bf16).cpu() for batch in batches])
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within it the module is in evaluation mode; afterwards each of its parts is in its own again."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
-    rows = []
     try:
-        for batch in batches:
-            images = batch.to(device).views[0]
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                features = module(images)
-            features = (features[-1] if isinstance(features, list) else features).float()
-            rows.append((features.mean(dim=(2, 3)) if features.dim() == 4 else features).cpu())
+        yield
     finally:
         for part, mode in modes:
             part.training = mode
-    return torch.cat(rows)
+
+
+@torch.no_grad()
+def pooled(module: nn.Module, images: Tensor, bf16: bool = False) -> Tensor:
+    """What a module makes of pictures (B, 3, H, W): (B, D) fp32, without gradient.
+
+    Rows (B, D) are taken as they are, feature maps (B, C, H, W) averaged over positions, and of a list the last entry.
+    """
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
+        features = module(images)
+    features = (features[-1] if isinstance(features, list) else features).float()
+    return features.mean(dim=(2, 3)) if features.dim() == 4 else features

@@ -70,7 +70,9 @@ class LARS(torch.optim.Optimizer):
                 torch._foreach_mul_(updates, group["lr"])
             else:
                 norms = self._norms(weights, gradients, present, group["params"][0].device)
-                scales = (_trust_ratios(norms, group) * group["lr"]).float().unbind()
+                weight_norms, gradient_norms = norms.unbind()
+                ratios = trust_ratios(weight_norms, gradient_norms, decay, group["eta"], group["eps"])
+                scales = (ratios * group["lr"]).float().unbind()
                 torch._foreach_mul_(updates, [scales[i] for i, here in enumerate(present) if here])
             torch._fused_sgd_(
                 weights,
@@ -132,7 +134,7 @@ def _laid_out_like(weight: Tensor, update: Tensor) -> Tensor:
     return torch.empty_like(weight).copy_(update)
 
 
-def _trust_ratios(norms: Tensor, group: dict[str, Any]) -> Tensor:
-    weight_norm, gradient_norm = norms.unbind()
-    ratio = group["eta"] * weight_norm / (gradient_norm + group["weight_decay"] * weight_norm + group["eps"])
-    return torch.where((weight_norm > 0) & (gradient_norm > 0), ratio, 1.0)
+def trust_ratios(weights: Tensor, gradients: Tensor, weight_decay: float | Tensor, eta: float, eps: float) -> Tensor:
+    """The trust ratios of parameters, given the norms of their weights and of their gradients."""
+    ratios = eta * weights / (gradients + weight_decay * weights + eps)
+    return torch.where((weights > 0) & (gradients > 0), ratios, 1.0)

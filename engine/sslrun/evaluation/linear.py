@@ -1,0 +1,306 @@
+"""Linear classification of frozen features: what the representation lets a linear layer tell apart.
+
+The encoder stays as it is, in evaluation mode. Features are those of the whole picture: a ResNet's last stage averaged
+over positions, a ViT's class token. A grid of settings is trained in one pass, see `linear_heads`. Which of them counts
+is decided on training pictures that are kept out of the training, never on test pictures.
+"""
+
+import contextlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslrun.data import Loader, Order, Source, ViewGroup, split_holdout
+from sslrun.data.transforms import Transform
+from sslrun.errors import RunFailed, UsageError
+from sslrun.evaluation.feature_cache import FeatureCache, Normalisation
+from sslrun.evaluation.features import BATCH, evaluating, pooled
+from sslrun.evaluation.linear_heads import Heads, Scores, Setting
+from sslrun.evaluation.subject import Subject, labels
+from sslrun.optim import Optimizer, Schedule
+from sslrun.optim.optimizers import LARS, SGD
+from sslrun.optim.policies import CosineAnnealing
+from sslrun.runtime import distributed
+
+logger = logging.getLogger(__name__)
+
+# For standardised features: the rate that serves best falls with their number, and with how much they say the same.
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
+
+REPORT_S = 30.0  # between two lines of progress
+
+Examples = Generator[tuple[Tensor, Tensor], None, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearGrid:
+    """Settings that are trained together: every learning rate with every weight decay.
+
+    Attributes:
+        lr: learning rates; where they are not given, the optimizer's.
+        weight_decay: weight decays; where they are not given, the optimizer's.
+    """
+
+    lr: list[float] | None = None
+    weight_decay: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay"):
+            values = getattr(self, name)
+            if values is not None and (not values or min(values) < 0 or len(set(values)) < len(values)):
+                raise UsageError(f"{name} must list different numbers, none below 0, not {values}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig:
+    """How a linear classifier is trained on the frozen features.
+
+    Attributes:
+        transforms: how pictures are prepared for training; features are then extracted anew in every epoch. Where they
+            are not given, as for testing, and features are extracted once.
+        optimizer: SGD or LARS, without paramwise and grad_clip. Where it is not given, SGD with momentum 0.9 and a grid
+            of 10 learning rates and 4 weight decays. Biases do not decay.
+        grid: what to try together instead of the one setting that the optimizer states.
+        lr: learning-rate schedule of all settings.
+        epochs: passes over the training pictures.
+        global_batch: pictures of a step, over all ranks; a last batch is filled up with the epoch's first pictures.
+        norm: what features pass through first. "standardise" uses the mean and standard deviation of all training
+            features, "batch" is BatchNorm without scale and shift, "none" leaves them alone; "auto" is "standardise"
+            where features are extracted once, else "none".
+        validation: share of the training pictures that decide between the settings of a grid.
+        cache_gib: memory for features that are extracted once, per process: above it they are kept as fp16, and if that
+            takes more too, in a file.
+        cache_dir: folder of that file; the system's for temporary files where it is not given.
+    """
+
+    transforms: list[Transform] | None = None
+    optimizer: Optimizer | None = None
+    grid: LinearGrid = field(default_factory=LinearGrid)
+    lr: Schedule = field(default_factory=lambda: CosineAnnealing(by="iter"))
+    epochs: int = 100
+    global_batch: int = 256
+    norm: Literal["auto", "none", "batch", "standardise"] = "auto"
+    validation: float = 0.1
+    cache_gib: float = 16.0
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("global_batch", 2 if self.norm == "batch" else 1), ("cache_gib", 0)):
+            if not getattr(self, name) >= least:
+                raise UsageError(f"eval.linear.{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 < self.validation < 1:
+            raise UsageError(f"eval.linear.validation is a share, above 0 and below 1, not {self.validation}")
+        if not isinstance(self.rule, SGD | LARS) or self.rule.paramwise or self.rule.grad_clip:
+            raise UsageError("eval.linear.optimizer must be SGD or LARS, without paramwise and grad_clip")
+        if self.norm == "standardise" and self.is_fresh:
+            raise UsageError('eval.linear.norm = "standardise" needs features that are extracted once: use "batch"')
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether features are extracted anew in every epoch."""
+        return self.transforms is not None
+
+    @property
+    def rule(self) -> Optimizer:
+        """What all settings have in common."""
+        return self.optimizer or SGD(lr=RATES[0], momentum=0.9)
+
+    @property
+    def settings(self) -> list[Setting]:
+        """What is trained, the smallest learning rate first."""
+        own = self.optimizer
+        rates = self.grid.lr or (RATES if own is None else [own.lr])
+        decays = self.grid.weight_decay or (DECAYS if own is None else [own.weight_decay])
+        return [Setting(rate, decay) for rate, decay in itertools.product(sorted(rates), sorted(decays))]
+
+
+def run(config: LinearConfig, subject: Subject) -> dict[str, Any]:
+    """Trains and tests linear classifiers. All ranks call it and share the work; the outcome is the same on all.
+
+    With several settings, pictures kept back for validation decide (`_best`). Where features are extracted once, the
+    chosen one is then trained again on all training pictures.
+
+    Args:
+        config: the `[eval.linear]` table.
+        subject: the encoder, which is left as it is, and its pictures.
+
+    Returns:
+        What eval/*.json has under "results".
+
+    Raises:
+        UsageError: there are too few pictures, or they have no labels.
+        RunFailed: the classifier, or the encoder's features, are not finite.
+    """
+    ranks = distributed.world_size()
+    for key, source in zip(("eval.train", "eval.test"), subject.labelled(), strict=True):
+        if len(source) < max(2, ranks):
+            raise UsageError(f"{source!r} has {len(source)} pictures, too few: set {key} to more")
+    if config.global_batch < ranks:
+        raise UsageError(f"eval.linear.global_batch is {config.global_batch}, less than a picture for each process")
+    with evaluating(subject.backbone):
+        return _Evaluation(config, subject).run()
+
+
+class _Evaluation:
+    """One call of `run`; arguments as there."""
+
+    def __init__(self, config: LinearConfig, subject: Subject) -> None:
+        self.config, self.subject = config, subject
+        train, test = subject.labelled()
+        self.num_classes = int(max(labels(train).max(), labels(test).max())) + 1
+        self.fit_source, self.fit_ids, self.all_ids = train, np.arange(len(train)), np.arange(len(train))
+        self.validation_ids = np.arange(0)
+        if len(config.settings) > 1:
+            self.fit_source, validating = split_holdout(train, config.validation)
+            self.fit_ids, self.validation_ids = self.fit_source.ids, validating.ids
+        self.test_cache = self._cache(test)
+        self.train_cache: FeatureCache | None = None
+        self.validation_cache: FeatureCache | None = None
+        if not config.is_fresh:
+            self.train_cache = self.validation_cache = self._cache(train)
+        elif len(config.settings) > 1:
+            self.validation_cache = self._cache(validating)
+            self.validation_ids = np.arange(len(validating))
+
+    def _cache(self, source: Source) -> FeatureCache:
+        subject, config = self.subject, self.config
+        extractor = subject.extractor(source)
+        return FeatureCache(extractor, subject.backbone, memory_gib=config.cache_gib, folder=config.cache_dir)
+
+    def run(self) -> dict[str, Any]:
+        settings = self.config.settings
+        heads, norm, losses = self._train(settings, self.fit_ids)
+        tested = self._score(heads, norm, self.test_cache)
+        grid: list[dict[str, Any]] = [setting._asdict() for setting in settings]
+        for place, row in enumerate(grid):
+            row |= {"train_loss": _finite(losses[place]), "test_top1_pct": tested.top1_pct[place].item()}
+        best, used = 0, len(self.fit_ids)
+        if self.validation_cache is not None and len(settings) > 1:
+            validated = self._score(heads, norm, self.validation_cache, self.validation_ids)
+            for place, row in enumerate(grid):
+                row |= {"validation_top1_pct": validated.top1_pct[place].item()}
+                row |= {"validation_loss": _finite(validated.loss[place])}
+            best = _best(validated, len(self.validation_ids))
+            if self.train_cache is not None:
+                heads, norm, losses = self._train([settings[best]], self.all_ids)
+                tested = self._score(heads, norm, self.test_cache)
+                used = len(self.all_ids)
+        place = best if len(losses) > 1 else 0
+        if not math.isfinite(losses[place]):
+            raise RunFailed("the linear classifier diverged: eval.linear.optimizer needs a smaller lr")
+        top5 = {"linear/top5_pct": tested.top5_pct[place].item()} if self.num_classes > 5 else {}
+        return {
+            "linear/top1_pct": tested.top1_pct[place].item(),
+            **top5,
+            "chosen": {**settings[best]._asdict(), "train_loss": losses[place].item(), "train_samples": used},
+            "grid": grid,
+            "per_class_top1_pct": [_finite(value) for value in tested.per_class_pct[place]],
+            "features": "fresh" if self.config.is_fresh else "cached",
+            "feature_dim": self.test_cache.num_features,
+            "validation_samples": len(self.validation_ids),
+        }
+
+    def _train(self, settings: Sequence[Setting], ids: np.ndarray) -> tuple[Heads, Normalisation, Tensor]:
+        """The classifiers, what their features pass through, and their (H,) mean losses over the last epoch."""
+        config, width = self.config, self.test_cache.num_features
+        device, seed = self.subject.device, self.subject.seed
+        heads = Heads(settings, config.rule, width, self.num_classes, seed=seed, device=device)
+        kind = config.norm
+        if kind == "auto":
+            kind = "none" if config.is_fresh else "standardise"
+        norm = Normalisation(kind, width, device)
+        if self.train_cache is not None:
+            norm.fit(self.train_cache.chunks(ids))
+        steps = -(-len(ids) // config.global_batch)
+        total = steps * config.epochs
+        config.lr.check(steps, total)
+        last_epoch = torch.zeros(len(settings), device=device)
+        reported_s = time.monotonic()
+        with contextlib.closing(self._batches(ids, steps)) as batches:
+            for epoch in range(config.epochs):
+                rates = _rates(settings, config.lr, range(epoch * steps, (epoch + 1) * steps), steps, total)
+                last_epoch.zero_()
+                for now, (features, labels) in zip(rates.to(device), batches, strict=False):
+                    last_epoch += heads.step(norm.train(features), labels, config.global_batch, now)
+                if time.monotonic() - reported_s > REPORT_S:
+                    reported_s = time.monotonic()
+                    least = last_epoch.nan_to_num(nan=math.inf).min().item() / steps
+                    logger.info("linear: epoch %d of %d, loss %.4f", epoch + 1, config.epochs, least)
+        return heads, norm, (last_epoch / steps).cpu()
+
+    def _batches(self, ids: np.ndarray, steps: int) -> Examples:
+        """This rank's part of every batch of the training: features (b, D) and labels (b,)."""
+        return self._fresh(steps) if self.train_cache is None else self._cached(self.train_cache, ids, steps)
+
+    def _cached(self, cache: FeatureCache, ids: np.ndarray, steps: int) -> Examples:
+        order = Order(len(ids), self.subject.seed)
+        positions = np.arange(steps * self.config.global_batch)
+        for epoch in range(self.config.epochs):
+            for batch in ids[order.ids(epoch, positions)].reshape(steps, -1):
+                yield cache.take(batch)
+
+    def _fresh(self, steps: int) -> Examples:
+        assert self.config.transforms is not None
+        subject = self.subject
+        loader = Loader(
+            self.fit_source,
+            [ViewGroup(num_views=1, transforms=self.config.transforms)],
+            sampler=Order(len(self.fit_source), subject.seed),
+            seed=subject.seed,
+            batch_size=BATCH,
+            device=subject.device,
+            augment=subject.augment,
+            num_threads=subject.num_threads,
+        )
+        batch = self.config.global_batch
+        share = distributed.share(batch)
+        pieces = [np.arange(begin, min(begin + BATCH, share.stop)) for begin in range(share.start, share.stop, BATCH)]
+        cursor = (
+            (epoch, step * batch + piece)
+            for epoch in range(self.config.epochs)
+            for step in range(steps)
+            for piece in pieces
+        )
+        with contextlib.closing(loader.run(cursor)) as stream:
+            while rows := [  # pictures of one piece at a time
+                (pooled(subject.backbone, batch.views[0], subject.bf16), batch.label)
+                for batch in itertools.islice(stream, len(pieces))
+            ]:
+                features, labels = zip(*rows, strict=True)
+                yield torch.cat(features), torch.cat(labels)
+
+    def _score(self, heads: Heads, norm: Normalisation, cache: FeatureCache, ids: np.ndarray | None = None) -> Scores:
+        return heads.score((norm(rows), labels) for rows, labels in cache.chunks(ids))
+
+
+def _rates(settings: Sequence[Setting], schedule: Schedule, steps: range, steps_per_epoch: int, total: int) -> Tensor:
+    """(steps, H) learning rates."""
+    bases = sorted({setting.lr for setting in settings})
+    column = [bases.index(setting.lr) for setting in settings]
+    table = [[schedule.value(base, step, steps_per_epoch, total) for base in bases] for step in steps]
+    return torch.tensor(table)[:, column]
+
+
+def _best(validated: Scores, num_samples: int) -> int:
+    """The lowest loss among the settings whose top-1 is within one standard error of the best one's.
+
+    So many pictures decide by top-1; a hundred cannot tell settings apart by it, where losses still do.
+    """
+    top1, loss = validated.top1_pct / 100, validated.loss.nan_to_num(nan=math.inf)
+    best = top1.max()
+    is_near = top1 >= best - (best * (1 - best) / num_samples).sqrt()
+    return int(loss.where(is_near, math.inf).argmin()) if loss[is_near].isfinite().any() else int(top1.argmax())
+
+
+def _finite(value: Tensor) -> float | None:
+    """What JSON can hold."""
+    return value.item() if value.isfinite() else None

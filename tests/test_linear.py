@@ -1,0 +1,416 @@
+"""Linear evaluation: every head as if trained alone by torch, accuracy as scikit-learn's, the encoder left alone."""
+
+import itertools
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+import small_run
+from ranks import run_ranks
+from sslrun.cli import main
+from sslrun.config import load
+from sslrun.config.load import schema_of_parts
+from sslrun.data import ImageFolder, Source, Subset
+from sslrun.data.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Transform
+from sslrun.errors import RunFailed, UsageError
+from sslrun.evaluation import linear
+from sslrun.evaluation.eval_config import EvalConfig
+from sslrun.evaluation.feature_cache import FeatureCache, Normalisation
+from sslrun.evaluation.linear import LinearConfig, LinearGrid
+from sslrun.evaluation.linear_heads import Heads, Scores, Setting
+from sslrun.evaluation.subject import Subject
+from sslrun.nn.norm import BN
+from sslrun.nn.resnet import ResNet
+from sslrun.optim import Optimizer, lars
+from sslrun.optim.optimizers import LARS, SGD
+from sslrun.runtime import distributed
+
+CPU = torch.device("cpu")
+AS_THEY_ARE: list[Transform] = [CenterCrop(8), Normalize(mean=(0, 0, 0), std=(1, 1, 1))]
+SETTINGS = [Setting(lr, decay) for lr, decay in itertools.product((0.03, 0.3, 3.0), (0.0, 0.1))]
+
+
+class Pixels(nn.Module):
+    """Brightness of every pixel."""
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [images[:, 0].flatten(1)]
+
+
+def small_resnet() -> ResNet:
+    torch.manual_seed(1)
+    return ResNet(18, stem="small", base_width=16, out_indices=[3], norm_cfg=BN())
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """scikit-learn's 1797 handwritten digits of 8 x 8 pixels as files; every third is for testing."""
+    root = tmp_path_factory.mktemp("digits")
+    data = load_digits()
+    for number, (pixels, label) in enumerate(zip(data.images, data.target, strict=True)):
+        folder = root / ("test" if number % 3 == 0 else "train") / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((15 * pixels).astype(np.uint8)).convert("RGB").save(folder / f"{number:04d}.png")
+    return root
+
+
+def opened(folder: Path, *keep: slice) -> Source:
+    source = ImageFolder(str(folder))
+    source.open()
+    return Subset(source, np.arange(len(source))[keep[0]]) if keep else source
+
+
+def subject_of(train: Source, test: Source | None, backbone: nn.Module | None = None, seed: int = 0) -> Subject:
+    return Subject(
+        backbone=backbone or Pixels(),
+        train=train,
+        test=test,
+        transforms=AS_THEY_ARE,
+        views=[],
+        device=CPU,
+        bf16=False,
+        augment="auto",
+        num_threads=1,
+        seed=seed,
+    )
+
+
+def arrays(subject: Subject) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training features and labels, test features and labels."""
+    assert subject.test is not None
+    sources = (subject.train, subject.test)
+    features = [subject.extractor(s).extract(subject.backbone, np.arange(len(s))).numpy() for s in sources]
+    return features[0], sources[0].labels, features[1], sources[1].labels
+
+
+def some_features(count: int, width: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(classes, (count,), generator=generator)
+    centres = torch.randn(classes, width, generator=generator)
+    return centres[labels] + torch.randn(count, width, generator=generator), labels
+
+
+def longhand(
+    setting: Setting, rule: Optimizer, features: torch.Tensor, labels: torch.Tensor, first: Heads
+) -> nn.Linear:
+    """One classifier, by autograd and an optimizer of its own: ten steps of 16 rows, the rate halved after five."""
+    classes, width = first.weight.shape[1:]
+    alone = nn.Linear(width, classes)
+    with torch.no_grad():
+        alone.weight.copy_(first.weight[0])
+        alone.bias.zero_()
+    groups = [{"params": [alone.weight], "weight_decay": setting.weight_decay}, {"params": [alone.bias]}]
+    if isinstance(rule, LARS):
+        optimizer = lars.LARS(groups, lr=setting.lr, momentum=rule.momentum, eta=rule.eta, eps=rule.eps)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=setting.lr, momentum=rule.momentum, nesterov=rule.nesterov)
+    for step in range(10):
+        for group in optimizer.param_groups:
+            group["lr"] = setting.lr * (1 if step < 5 else 0.5)
+        optimizer.zero_grad()
+        batch = slice(16 * step, 16 * step + 16)
+        F.cross_entropy(alone(features[batch]), labels[batch]).backward()
+        optimizer.step()
+    return alone
+
+
+RULES = [
+    SGD(lr=1.0, momentum=0.9),
+    SGD(lr=1.0, momentum=0.9, nesterov=True),
+    SGD(lr=1.0),
+    LARS(lr=1.0, momentum=0.9, eta=0.02),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}-{rule.options()}")
+def test_heads_trained_together_are_heads_trained_alone(rule):
+    features, labels = some_features(160, 12, 7)
+
+    def trained(settings):
+        heads = Heads(settings, rule, 12, 7, seed=3, device=CPU)
+        for step in range(10):
+            batch = slice(16 * step, 16 * step + 16)
+            rates = torch.tensor([s.lr * (1 if step < 5 else 0.5) for s in settings])
+            heads.step(features[batch], labels[batch], 16, rates)
+        return heads
+
+    together, first = trained(SETTINGS), Heads(SETTINGS[:1], rule, 12, 7, seed=3, device=CPU)
+    for place, setting in enumerate(SETTINGS):
+        single, by_torch = trained([setting]), longhand(setting, rule, features, labels, first)
+        torch.testing.assert_close(together.weight[place], single.weight[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(single.weight[0], by_torch.weight, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(single.bias[0, :, 0], by_torch.bias, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together.weight[4], together.weight[5], atol=1e-4), "weight decay does something"
+
+
+def test_a_head_that_diverges_is_wrong_and_alone():
+    features, labels = some_features(64, 6, 3)
+    rule = SGD(lr=1.0, momentum=0.9)
+    heads, alone = (
+        Heads([Setting(lr, 1e-3) for lr in rates], rule, 6, 3, seed=0, device=CPU) for rates in ([0.1, 1e30], [0.1])
+    )
+    for _ in range(20):
+        heads.step(features, labels, 64, torch.tensor([0.1, 1e30]))
+        loss = alone.step(features, labels, 64, torch.tensor([0.1]))
+    torch.testing.assert_close(heads.weight[0], alone.weight[0])
+    scores = heads.score([(features, labels)])
+    assert scores.top1_pct[0] > 60 and scores.top1_pct[1] == 0
+    assert loss < math.log(3) and not scores.loss[1].isfinite()
+
+
+def test_scores_are_counted_as_by_hand():
+    features, labels = some_features(50, 6, 7)
+    heads = Heads(SETTINGS[:2], SGD(lr=1.0), 6, 9, seed=0, device=CPU)
+    heads.step(features, labels, 50, torch.tensor([0.5, 3.0]))
+    scores = heads.score([(features[:33], labels[:33]), (features[33:], labels[33:])])
+    for place in range(2):
+        logits = features @ heads.weight[place].T + heads.bias[place, :, 0]
+        order = logits.argsort(dim=1, descending=True)
+        hits = order[:, :5] == labels[:, None]
+        assert scores.top1_pct[place].item() == pytest.approx(100 * hits[:, 0].double().mean().item())
+        assert scores.top5_pct[place].item() == pytest.approx(100 * hits.any(1).double().mean().item())
+        assert scores.loss[place].item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+        of_class_2 = hits[labels == 2, 0].double().mean().item()
+        assert scores.per_class_pct[place, 2].item() == pytest.approx(100 * of_class_2)
+    assert scores.per_class_pct[:, 7:].isnan().all()
+
+
+def test_normalisation_is_torchs_and_scikit_learns():
+    features, labels = some_features(96, 5, 3)
+    features[:, 4] = 7.3
+    ours, theirs = Normalisation("batch", 5, CPU), nn.BatchNorm1d(5, eps=1e-6, affine=False)
+    for batch in features.split(32):
+        torch.testing.assert_close(ours.train(batch)[:, :4], theirs(batch)[:, :4], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours(features)[:, :4], theirs.eval()(features)[:, :4], rtol=1e-4, atol=1e-4)
+    standard = Normalisation("standardise", 5, CPU)
+    standard.fit(iter([(features[:40], labels), (features[40:], labels)]))
+    expected = StandardScaler().fit_transform(features.double().numpy())
+    np.testing.assert_allclose(standard(features)[:, :4], expected[:, :4], rtol=1e-4, atol=1e-5)
+    assert not standard(features)[:, 4].any()
+    assert Normalisation("none", 5, CPU)(features) is features
+
+
+def test_the_choice_is_by_top1_where_it_can_tell_and_by_loss_where_not():
+    scores = Scores(torch.tensor([0.30, 0.20, 0.10]), torch.tensor([91.0, 90.0, 80.0]), *torch.zeros(2, 3))
+    assert linear._best(scores, 10**6) == 0
+    assert linear._best(scores, 400) == 1
+    assert linear._best(scores, 5) == 2
+    nothing = scores._replace(loss=torch.full((3,), math.nan))
+    assert linear._best(nothing, 5) == 0
+
+
+@pytest.mark.parametrize("backbone", [Pixels, pytest.param(small_resnet, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("c", [0.1, 1.0])
+def test_accuracy_is_that_of_logistic_regression(digits, backbone, c):
+    """The same problem, weight decay being 1 / (C N), has the same answer."""
+    subject = subject_of(opened(digits / "train"), opened(digits / "test"), backbone().eval())
+    train, train_labels, test, test_labels = arrays(subject)
+    scaler = StandardScaler().fit(train)
+    train, test = scaler.transform(train), scaler.transform(test)
+    rate, epochs = (1.0, 200) if backbone is Pixels else (0.3, 1000)  # features of chance say almost the same
+    rule = SGD(lr=rate, momentum=0.9, weight_decay=1 / (c * len(train)))
+    found = linear.run(LinearConfig(optimizer=rule, norm="standardise", epochs=epochs), subject)
+    model = LogisticRegression(C=c, tol=1e-6, max_iter=5000).fit(train, train_labels)
+    assert found["linear/top1_pct"] == pytest.approx(100 * model.score(test, test_labels), abs=0.5)
+    logits = torch.from_numpy(model.decision_function(train))
+    theirs = F.cross_entropy(logits, torch.from_numpy(train_labels)).item()
+    assert found["chosen"]["train_loss"] == pytest.approx(theirs, rel=0.03)
+
+
+def few(digits: Path, backbone: nn.Module | None = None) -> Subject:
+    """240 digits to learn from, 120 to test on."""
+    train, test = opened(digits / "train", slice(0, None, 5)), opened(digits / "test", slice(0, None, 5))
+    return subject_of(train, test, backbone)
+
+
+def test_the_default_grid_and_that_its_choice_does_not_look_at_test_pictures(digits):
+    config = LinearConfig(epochs=30)
+    found = linear.run(config, few(digits))
+    assert len(found["grid"]) == 40 and found["validation_samples"] == 24
+    assert found["chosen"]["train_samples"] == 240, "trained again, on all"
+    assert found["linear/top1_pct"] > max(row["test_top1_pct"] for row in found["grid"]) - 5
+    assert found["linear/top5_pct"] > 95 and len(found["per_class_top1_pct"]) == 10
+    subject = few(digits)
+    subject.test.labels = subject.test.labels[::-1].copy()
+    other = linear.run(config, subject)
+    assert other["chosen"] == found["chosen"]
+    assert other["linear/top1_pct"] < found["linear/top1_pct"] - 50
+    for row, before in zip(other["grid"], found["grid"], strict=True):
+        assert {**row, "test_top1_pct": None} == {**before, "test_top1_pct": None}
+
+
+FRESH: list[Transform] = [RandomResizedCrop(8, scale=(0.5, 1.0)), RandomHorizontalFlip(), *AS_THEY_ARE]
+
+
+def test_fresh_features_without_chance_are_the_cached_ones_and_with_chance_are_not(digits):
+    rule = SGD(lr=0.3, momentum=0.9)
+    configs = [
+        LinearConfig(optimizer=rule, norm=norm, epochs=3, global_batch=100, transforms=transforms)
+        for norm in ("none", "batch")
+        for transforms in (None, AS_THEY_ARE, FRESH)
+    ]
+    found = [linear.run(config, few(digits)) for config in configs]
+    for cached, fresh, random in (found[:3], found[3:]):
+        assert (cached["features"], fresh["features"]) == ("cached", "fresh")
+        assert fresh["chosen"]["train_loss"] == pytest.approx(cached["chosen"]["train_loss"], rel=1e-5)
+        assert fresh["linear/top1_pct"] == cached["linear/top1_pct"]
+        assert random["chosen"]["train_loss"] != pytest.approx(cached["chosen"]["train_loss"], rel=0.02)
+    again = linear.run(configs[2], few(digits))
+    assert again == found[2], "crops are a function of the seed"
+
+
+def test_the_encoder_is_left_as_it_is(digits):
+    backbone = small_resnet().train()
+    backbone.layer1.eval()
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    subject = few(digits, backbone)
+    for transforms in (None, FRESH):
+        linear.run(LinearConfig(optimizer=SGD(lr=0.1), epochs=1, transforms=transforms), subject)
+    after = backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert backbone.training and backbone.layer2.training and not backbone.layer1.training
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+
+
+def test_features_beyond_the_memory_go_into_a_file(digits, tmp_path, monkeypatch):
+    subject = few(digits)
+    extractor = subject.extractor(subject.train)
+    room = 240 * 64 * 2 / 2**30
+    whole, halved, filed = (
+        FeatureCache(extractor, subject.backbone, memory_gib=gib, folder=str(tmp_path)) for gib in (1.0, room, room / 2)
+    )
+    assert [cache.rows.dtype for cache in (whole, halved, filed)] == [torch.float32, torch.float16, torch.float16]
+    ids = np.array([3, 200, 17])
+    for cache in (whole, halved, filed):
+        rows, labels = cache.take(ids)
+        torch.testing.assert_close(rows, whole.rows[ids], rtol=1e-3, atol=0)
+        assert rows.dtype == torch.float32 and labels.tolist() == subject.train.labels[ids].tolist()
+    assert not list(tmp_path.iterdir()), "the file has no name"
+    monkeypatch.setattr("os.posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(
+        UsageError, match=r"no room for 2.86e-05 GiB of features in .*No space left.*eval.linear.cache_dir"
+    ):
+        FeatureCache(extractor, subject.backbone, memory_gib=0.0, folder=str(tmp_path))
+
+
+def test_features_that_are_no_numbers_or_too_large(digits):
+    class Times(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+            return [images[:, 0].flatten(1) * self.factor]
+
+    for factor, gib, message in ((math.inf, 1.0, "not finite"), (1e6, 0.0, "do not fit fp16")):
+        subject = few(digits, Times(factor))
+        with pytest.raises(RunFailed, match=message):
+            linear.run(LinearConfig(cache_gib=gib), subject)
+    with pytest.raises(RunFailed, match="diverged"):
+        rule = SGD(lr=1e20, momentum=0.9, weight_decay=1.0)
+        linear.run(LinearConfig(optimizer=rule, epochs=5), few(digits))
+
+
+# From MMSelfSup's configs of 1.x: rule, rate, weight decay, batch, and rates after some epochs.
+PROTOCOLS = {
+    "linear_8xb32-steplr-100e_in1k": (SGD, 30.0, 0.0, 256, {0: 30.0, 59: 30.0, 60: 3.0, 80: 0.3, 99: 0.3}),
+    "linear_8xb512-coslr-90e_in1k": (LARS, 1.6, 0.0, 4096, {0: 1.6, 45: 0.8, 89: 1.6 * 0.0003046}),
+    "linear_8xb32-coslr-100e_in1k": (SGD, 0.3, 1e-6, 256, {0: 0.3, 50: 0.15}),
+    "linear_8xb128-coslr-90e_in1k": (SGD, 0.4, 0.0, 1024, {0: 0.4, 45: 0.2}),
+    "linear-vit_8xb128-coslr-90e_in1k": (SGD, 12.0, 0.0, 1024, {0: 12.0, 45: 6.0}),
+    "linear_8xb2048-coslr-90e_in1k": (LARS, 6.4, 0.0, 16384, {0: 6.4e-4, 5: 3.2, 10: 6.4, 50: 3.2}),
+}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_published_protocols(name):
+    config = load(small_run.ROOT / f"configs/benchmarks/{name}.toml", schema=schema_of_parts())
+    evaluation = config.build(EvalConfig, "eval")
+    protocol = evaluation.linear
+    kind, rate, decay, batch, rates = PROTOCOLS[name]
+    assert (type(protocol.rule), protocol.rule.momentum, protocol.global_batch) == (kind, 0.9, batch)
+    assert protocol.settings == [Setting(rate, decay)] and protocol.is_fresh
+    assert protocol.norm == ("batch" if batch == 16384 else "auto")
+    for epoch, expected in rates.items():
+        got = protocol.lr.value(rate, 100 * epoch, 100, 100 * protocol.epochs)
+        assert got == pytest.approx(expected, rel=1e-3), epoch
+    assert [type(t).__name__ for t in protocol.transforms] == ["RandomResizedCrop", "RandomHorizontalFlip", "Normalize"]
+    assert [evaluation.train.data_prefix, evaluation.test.data_prefix] == ["data/imagenet/train", "data/imagenet/val"]
+
+
+def test_a_protocol_by_the_command_line(capsys, trained, pictures, tmp_path):
+    """MoCo's, its pictures replaced by small ones, cut short."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    overlay = tmp_path / "small.toml"
+    overlay.write_text(
+        f"extends = '{small_run.ROOT}/configs/benchmarks/linear_8xb32-steplr-100e_in1k.toml'\n"
+        f"[eval.train]\n_delete_ = true\ntype = 'ImageFolder'\ndata_prefix = '{pictures}'\n"
+        f"[eval.test]\n_delete_ = true\ntype = 'ImageFolder'\ndata_prefix = '{pictures}'\n"
+        "[eval]\ntransforms = [{ type = 'CenterCrop', size = 24 }]\n"
+        "linear = { epochs = 3, transforms.0.size = 24 }\n"
+    )
+    assert main(["eval", "linear", str(run), "--with", str(overlay), "--set", "eval.linear.global_batch=20"]) == 0
+    assert capsys.readouterr().out.startswith("linear/top1_pct  ")
+    (path,) = (run / "eval").glob("linear_step_00000006_*.json")
+    kept = json.loads(path.read_text())
+    assert kept["results"]["chosen"]["lr"] == 30 and kept["results"]["features"] == "fresh"
+    assert kept["results"]["linear/top1_pct"] == kept["results"]["grid"][0]["test_top1_pct"]
+    assert "linear/top5_pct" not in kept["results"], "of four classes"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs=0", "epochs must be at least 1"),
+        ("validation=1.0", "validation is a share"),
+        ("optimizer={type='AdamW',lr=1.0}", "optimizer must be SGD or LARS"),
+        ("optimizer={type='SGD',lr=1.0,grad_clip={max_norm=1.0}}", "without paramwise and grad_clip"),
+        ("grid.lr=[]", "lr must list different numbers"),
+        ("grid.weight_decay=[0.1, -1.0]", "weight_decay must list different numbers"),
+        ("norm='scale'", 'expected "auto", "none"'),
+        ("lr={policy='CosineRestart',periods=[3]}", "CosineRestart ends after"),
+        ("cache_gibs=3", "did you mean cache_gib "),
+    ],
+)
+def test_mistakes_are_one_line(capsys, trained, override, message):
+    assert main(["eval", "linear", str(trained), "--set", f"eval.linear.{override}"]) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("error: ") and message in err
+
+
+def of_a_rank(digits: Path) -> list[dict]:
+    """The results of several evaluations, by all ranks together."""
+    torch.set_num_threads(1)
+    distributed.init(CPU)
+    configs = (
+        LinearConfig(epochs=4, global_batch=50, grid=LinearGrid(lr=[0.1, 1.0])),
+        LinearConfig(epochs=4, global_batch=50, grid=LinearGrid(lr=[0.1, 1.0]), transforms=FRESH, norm="batch"),
+        LinearConfig(epochs=2, global_batch=51, optimizer=LARS(lr=1.0, momentum=0.9, eta=0.02)),
+    )
+    found = [linear.run(config, few(digits)) for config in configs]
+    distributed.shutdown()
+    return found
+
+
+@pytest.mark.nightly
+def test_two_ranks_find_what_one_process_finds(digits):
+    alone = of_a_rank(digits)
+    first, second = run_ranks(of_a_rank, 2, digits)
+    assert first == second
+    for mine, theirs in zip(alone, first, strict=True):
+        assert {**mine["chosen"], "train_loss": 0} == {**theirs["chosen"], "train_loss": 0}
+        rows = zip([mine["chosen"], *mine["grid"]], [theirs["chosen"], *theirs["grid"]], strict=True)
+        for ours, others in rows:
+            assert ours == pytest.approx(others, rel=1e-4)
+        assert mine["linear/top1_pct"] == theirs["linear/top1_pct"]
