@@ -14,10 +14,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from foreign_checkpoints import CHECKPOINTS, NET, OTHER, TRANSFORMER, linear, under
+import small_run
+from foreign_checkpoints import CHECKPOINTS, NET, OTHER, SMALL, TRANSFORMER, linear, under
 from sslrun.cli import main
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.vit import VisionTransformer
+from sslrun.runtime import checkpoint
 
 
 def call(capsys, *words) -> tuple[int, str, str]:
@@ -57,6 +59,26 @@ def test_the_backbone_is_found(capsys, tmp_path, whose):
     keys = tomli.loads(line)["model"]["backbone"]
     backbone = {"ResNet": ResNet, "VisionTransformer": VisionTransformer}[keys.pop("type")](**keys)
     backbone.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in tensors.items()})
+
+
+def test_a_run_starts_from_it(capsys, pictures, tmp_path):
+    torch.save({**SMALL, **linear("fc")}, tmp_path / "theirs.pth")
+    new = tmp_path / "new.safetensors"
+    assert call(capsys, "import-weights", tmp_path / "theirs.pth", "-o", new)[0] == 0
+    still = [
+        "optimizer.lr=0.0",
+        "model.momentum=1.0",
+        "monitor.knn_interval=0",
+        f"load_from={new}",
+        "load_strict=false",
+    ]
+    overrides = [word for override in still for word in ("--set", override)]
+    code, _, err = call(capsys, small_run.write_recipe(tmp_path, pictures, steps=1), *overrides)
+    assert code == 0 and "missing" in err  # the neck, the queue
+    weights = checkpoint.load(tmp_path / "runs/small/checkpoints/step_00000001")[0]["model"]
+    for name in (name for name in SMALL if name.endswith("weight")):
+        assert torch.equal(weights[f"backbone.{name}"], SMALL[name])
+        assert torch.equal(weights[f"key_backbone.{name}"], SMALL[name])  # the teacher begins as its student
 
 
 def test_files_of_the_old_format_and_safetensors_are_read(capsys, tmp_path):

@@ -70,7 +70,8 @@ class Recipe:
         seed: of the initial weights, the order, every random crop.
         work_dir: where run folders are made.
         load_from: checkpoint to take weights from.
-        load_strict: whether weights that do not match load_from are an error.
+        load_strict: whether weights that do not match load_from are an error. If not, what load_from does not have
+            stays as it was drawn; a momentum teacher that it does not have begins as its student.
         resume_from: checkpoint to continue from where the run folder has none of its own.
         custom_imports: modules with a user's own components.
         engine: use of the hardware.

@@ -2,12 +2,14 @@
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sslrun.config import Config
 from sslrun.data import BadSamples, Loader, Order, Source
@@ -15,7 +17,7 @@ from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, centre_crop_like
 from sslrun.evaluation.held_out import HeldOutLoss
 from sslrun.evaluation.monitor import HELD_OUT, AccuracyMonitor, FeatureMonitor, Monitor
-from sslrun.methods import Method
+from sslrun.methods import Method, Progress
 from sslrun.nn.norm import RunningStatistics, set_groups
 from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, seen_in_part
 from sslrun.recipe import Recipe
@@ -285,8 +287,22 @@ def _restore(run: Run, path: Path | None) -> None:
         logger.info("continuing from %s", path)
     elif run.recipe.load_from is not None:
         weights = checkpoint.load_weights(Path(run.recipe.load_from))
+        if not run.recipe.load_strict:
+            weights |= _teachers_weights(run, weights)
         mismatch = run.executor.load_state(weights, strict=run.recipe.load_strict)
         logger.info("weights from %s; %s", run.recipe.load_from, mismatch or "all of them fit")
+
+
+def _teachers_weights(run: Run, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A momentum teacher that the weights know nothing of begins as what they make of its student, as in a new run."""
+    method = run.recipe.model
+    names = {module: name for name, module in method.named_modules()}
+    found: dict[str, Tensor] = {}
+    for teacher, student, _ in method.teachers(Progress(0, run.plan.total_steps, run.plan.steps_per_epoch, 0)):
+        if not any(name.startswith(f"{names[teacher]}.") for name in weights):
+            own = {f"{names[teacher]}.{name}": f"{names[student]}.{name}" for name in student.state_dict()}
+            found |= {name: weights[students] for name, students in own.items() if students in weights}
+    return found
 
 
 def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.ExitStack) -> RunLog:
