@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ranks import run_ranks
+from sslrun.cli import main
 from sslrun.runtime import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +95,13 @@ def command(recipe: Path, *options: str, ranks: int = 1) -> list[str]:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def train(recipe: Path, *options: str, ranks: int = 1) -> None:
+    """To the end, by the command line: in this process, or in so many that are told who they are."""
+    words = [str(recipe), *options]
+    codes = [main(words)] if ranks == 1 else run_ranks(main, ranks, words)
+    assert codes == [0] * ranks
 
 
 def start(arguments: Sequence[str]) -> subprocess.Popen[str]:

@@ -14,18 +14,12 @@ from sslrun.runtime import checkpoint
 STEPS = 40
 
 
-def run_to_the_end(recipe: Path, *options: str, ranks: int = 1) -> str:
-    code, output = small_run.finish(small_run.start(small_run.command(recipe, *options, ranks=ranks)))
-    assert code == 0, output[-3000:]
-    return output
-
-
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_and_resumed_is_straight_through(tmp_path, pictures, ranks):
     recipe = small_run.write_recipe(tmp_path, pictures, steps=STEPS)
     monitors = "\n".join(f"{name}_interval = 1" for name in ("knn", "loss", "probe", "rankme"))
     recipe.write_text(recipe.read_text().replace("knn_interval = 1", monitors))
-    run_to_the_end(recipe, "--work-dir", str(tmp_path / "straight"), ranks=ranks)
+    small_run.train(recipe, "--work-dir", str(tmp_path / "straight"), ranks=ranks)
     straight, killed = tmp_path / "straight" / "small", tmp_path / "killed" / "small"
 
     process = small_run.start(small_run.command(recipe, "--work-dir", str(killed.parent), ranks=ranks))
@@ -38,8 +32,8 @@ def test_killed_and_resumed_is_straight_through(tmp_path, pictures, ranks):
     assert newest is not None and newest.name < f"step_{STEPS:08d}", "it was over before it was killed"
     shutil.copytree(killed, tmp_path / "control" / "small")
 
-    output = run_to_the_end(recipe, "--work-dir", str(killed.parent), "--resume", ranks=ranks)
-    assert f"continuing from {newest}" in output
+    small_run.train(recipe, "--work-dir", str(killed.parent), "--resume", ranks=ranks)
+    assert f"continuing from {newest}" in (killed / "log.txt").read_text()
     last = f"checkpoints/step_{STEPS:08d}"
     assert small_run.differences(straight / last, killed / last) == []
     assert small_run.timeless(small_run.metrics(straight)) == small_run.timeless(small_run.metrics(killed))
@@ -50,7 +44,7 @@ def test_killed_and_resumed_is_straight_through(tmp_path, pictures, ranks):
         tensors["model"]["queue.oldest"] += 1
         shutil.rmtree(control / "checkpoints")
         checkpoint.save(control / "checkpoints", state["step"], tensors, state)
-        run_to_the_end(recipe, "--work-dir", str(control.parent), "--resume")
+        small_run.train(recipe, "--work-dir", str(control.parent), "--resume")
         found = small_run.differences(straight / last, control / last)
         assert "model/backbone.conv1.weight" in found and "model/queue.rows" in found
         assert small_run.timeless(small_run.metrics(straight)) != small_run.timeless(small_run.metrics(control))
@@ -81,12 +75,12 @@ def test_two_processes_compute_what_one_does(tmp_path, pictures):
     One step, because rounding grows with each: one process on two micro-batches differs from itself as much.
     """
     recipe = small_run.write_recipe(tmp_path, pictures, steps=1)
-    run_to_the_end(recipe, "--work-dir", str(tmp_path / "one"))
+    small_run.train(recipe, "--work-dir", str(tmp_path / "one"))
     one = checkpoint.load(tmp_path / "one/small/checkpoints/step_00000001")[0]["model"]
     (row,) = [row for row in small_run.metrics(tmp_path / "one/small") if "train/loss" in row]
     for stage in (0, 3):
         where = tmp_path / f"two{stage}"
-        run_to_the_end(recipe, "--work-dir", str(where), "--set", f"engine.zero_stage={stage}", ranks=2)
+        small_run.train(recipe, "--work-dir", str(where), "--set", f"engine.zero_stage={stage}", ranks=2)
         two = checkpoint.load(where / "small/checkpoints/step_00000001")[0]["model"]
         assert one.keys() == two.keys()
         for name in one:
@@ -98,8 +92,8 @@ def test_two_processes_compute_what_one_does(tmp_path, pictures):
 
 def test_a_run_on_two_ranks_goes_on_on_one(tmp_path, pictures):
     recipe = small_run.write_recipe(tmp_path, pictures, steps=8)
-    run_to_the_end(recipe, "--set", "max_iters=4", ranks=2)
-    run_to_the_end(recipe, "--resume", "--set", "max_iters=8")
+    small_run.train(recipe, "--set", "max_iters=4", ranks=2)
+    small_run.train(recipe, "--resume", "--set", "max_iters=8")
     assert [row["step"] for row in small_run.metrics(tmp_path / "runs/small") if "train/loss" in row] == [3, 4, 6, 8]
 
 
