@@ -76,6 +76,18 @@ def vit(tmp_path_factory, pictures) -> Path:
     return folder / "runs" / "vit"
 
 
+@pytest.fixture(scope="module")
+def shown(trained, tmp_path_factory) -> tuple[Path, Tree]:
+    """A run that nobody changes, and its page."""
+    run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("shown") / small_run.NAME))
+    return run, report(run)
+
+
+@pytest.fixture(scope="module")
+def vit_page(vit) -> Tree:
+    return report(vit)
+
+
 def report(*words: object) -> Tree:
     """The page that the command line makes."""
     output = Path(words[0]) / "report.html"  # type: ignore[arg-type]
@@ -87,11 +99,9 @@ def only_folder(*runs: Path) -> Tree:
     return report(*runs, "--no-pictures")
 
 
-def test_the_page_is_whole_and_asks_for_nothing(capsys, run):
-    assert main(["report", str(run)]) == 0
-    assert capsys.readouterr().out == f"{run}/report.html\n"
+def test_the_page_is_whole_and_asks_for_nothing(shown):
+    run, page = shown
     data = (run / "report.html").read_bytes()
-    page = Tree(data.decode())
     assert len(data) < 3e6
     links = [a[key] or "" for _, a in page.elements for key in ("src", "href", "xlink:href", "srcset") if key in a]
     assert {link.partition(",")[0][:5] for link in links if not link.startswith("#")} <= {"data:"}
@@ -102,39 +112,39 @@ def test_the_page_is_whole_and_asks_for_nothing(capsys, run):
     assert inside <= set(identifiers), "what is referred to is there"
 
 
-def test_readers_who_do_not_see_are_told(trained, vit, tmp_path):
-    page = report(shutil.copytree(trained, tmp_path / "a"), vit)
-    assert page.all("html")[0]["lang"] == "en"
-    assert len(page.all("h1")) == 1
-    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
-    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
-    assert all(image.get("alt") for image in page.all("img"))
-    plotted = [svg for svg in page.all("svg") if svg.get("aria-hidden") is None]
-    assert plotted and all(svg["role"] == "img" and svg["aria-label"] for svg in plotted)
-    assert all("scope" in cell for cell in page.all("th"))
+def test_readers_who_do_not_see_are_told(shown, vit_page):
+    for page in (shown[1], vit_page):
+        assert page.all("html")[0]["lang"] == "en"
+        assert len(page.all("h1")) == 1
+        levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+        assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+        assert all(image.get("alt") for image in page.all("img"))
+        plotted = [svg for svg in page.all("svg") if svg.get("aria-hidden") is None]
+        assert plotted and all(svg["role"] == "img" and svg["aria-label"] for svg in plotted)
+        assert all("scope" in cell for cell in page.all("th"))
 
 
-def test_the_same_run_gives_the_same_page(run):
-    pages = []
-    for _ in range(2):
-        report(run)
-        pages.append((run / "report.html").read_bytes())
-    assert pages[0] == pages[1]
+def test_the_same_run_gives_the_same_page(capsys, shown):
+    run, _ = shown
+    before = (run / "report.html").read_bytes()
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run}/report.html\n", "where it is without being told"
+    assert (run / "report.html").read_bytes() == before
 
 
-def test_the_vote_is_the_monitors(run):
+def test_the_vote_is_the_monitors(shown):
     """The last k-NN of the training saw the same weights and the same pictures."""
+    run, page = shown
     last = [row["knn/top1_pct"] for row in small_run.metrics(run) if "knn/top1_pct" in row][-1]
-    page = report(run)
     assert f"{last:.1f} % of 16 pictures are classified rightly by the 5 most similar pictures out of 64." in page.text
     found = evidence.gather(run)
     assert np.mean(found.labels == found.predicted) * 100 == pytest.approx(last)
     assert found.is_held_out and len(found.bank) == 64
 
 
-def test_neighbours_are_the_nearest(run, vit):
+def test_neighbours_are_the_nearest(trained, vit):
     """Longhand: one picture's features at a time, every cosine, sorted."""
-    for folder in (run, vit):
+    for folder in (trained, vit):
         found = evidence.gather(folder)
         extract = found.subject.extractor(found.subject.train).extract
         bank = np.stack([extract(found.subject.backbone, np.array([i]))[0].numpy() for i in found.bank])
@@ -146,11 +156,11 @@ def test_neighbours_are_the_nearest(run, vit):
         np.testing.assert_allclose(chosen, nearest, atol=1e-5)
 
 
-def test_without_held_out_pictures_no_picture_is_its_own_neighbour(vit):
+def test_without_held_out_pictures_no_picture_is_its_own_neighbour(vit, vit_page):
     found = evidence.gather(vit)
     assert not found.is_held_out
     assert len(found.queries) == 40 and not set(found.queries) & set(found.bank)
-    assert "of the training set (nothing is held out)" in report(vit, "-o", vit / "report.html").text
+    assert "of the training set (nothing is held out)" in vit_page.text
 
 
 def test_many_classes_are_shown_in_part(run, monkeypatch):
@@ -162,7 +172,7 @@ def test_many_classes_are_shown_in_part(run, monkeypatch):
     assert "Only 2 of the 4 classes" in report(run).text
 
 
-def test_attention_is_torchs(vit):
+def test_attention_is_torchs(vit, vit_page):
     """The last block's, against torch.nn.MultiheadAttention with the same weights."""
     torch.manual_seed(0)
     model = VisionTransformer("tiny", img_size=24, patch_size=8, embed_dim=24, depth=2, num_heads=3).eval()
@@ -175,8 +185,7 @@ def test_attention_is_torchs(vit):
     twin.in_proj_weight, twin.in_proj_bias = attend.qkv.weight, attend.qkv.bias
     _, weights = twin(tokens, tokens, tokens, average_attn_weights=False)
     torch.testing.assert_close(maps, weights[:, :, 0, 1:].view(2, 3, 3, 3))
-    page = report(vit, "-o", vit / "report.html")
-    assert page.text.count("head 3 ") == evidence.examples(evidence.gather(vit), 4).size
+    assert vit_page.text.count("head 3 ") == evidence.examples(evidence.gather(vit), 4).size
 
 
 def test_text_stays_text(tmp_path, trained, pictures):
@@ -313,6 +322,12 @@ def test_a_curve_goes_through_its_points():
     tree = Tree(svg)
     assert tree.all("svg")[0]["aria-label"] == "a < b" and {"A 5", "B 1", "epoch"} <= {t.strip() for t in tree.texts}
     assert not re.search(r"#0[1-5]|font-family|<style|<metadata", svg), "what stands for a colour was replaced"
+
+
+def test_ticks_tell_small_differences():
+    svg = plots.lines([plots.Line([0, 1], [2.0884, 2.0893], "", 0)], name="p", alt="", x_label="epoch")
+    values = [float(text) for text in Tree(svg).texts if re.fullmatch(r"2\.08\d*", text)]
+    assert len(values) == len(set(values)) >= 3
 
 
 def test_long_runs_are_drawn_with_few_points():

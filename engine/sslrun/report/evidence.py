@@ -1,6 +1,7 @@
 """What a trained encoder makes of pictures: the numbers behind neighbours, confusion, maps and attention."""
 
 import contextlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from sslrun.evaluation.subject import Subject
 from sslrun.nn.vit import Attention, VisionTransformer
 from sslrun.plan import device_of
 from sslrun.saved import Saved, open_saved
+
+logger = logging.getLogger("sslrun")
 
 MOST_QUERIES, MOST_BANK = 1000, 5000  # pictures: seconds on a CPU for small ones, a minute on a GPU for large ones
 MOST_CLASSES, SOME_CLASSES = 20, 10  # of more than the one, the other are shown
@@ -95,6 +98,7 @@ def gather(path: Path) -> Evidence:
         bank = _spread(_ids(train, classes), MOST_BANK)
     if min(len(queries), len(bank)) == 0:
         raise UsageError(f"{train!r} has too few pictures to compare any")
+    logger.info("%s: features of %d pictures", saved.name, len(queries) + len(bank))
     features = subject.extractor(source).extract(subject.backbone, queries)
     others = subject.extractor(train).extract(subject.backbone, bank)
     for each in (features, others):

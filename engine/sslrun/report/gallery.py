@@ -20,7 +20,7 @@ EXAMPLES, ATTENDED, SAMPLES = 10, 4, 6
 
 
 def augmentations(record: Record) -> list[Child]:
-    """The first samples of the run, and what the network sees of them."""
+    """The first samples of the recipe, and what the network sees of them."""
     config = load(record.path / "config.toml", [ANY_DEVICE])
     seen = look(config, SAMPLES)
     rows, views = [], len(seen.columns)
@@ -34,13 +34,16 @@ def augmentations(record: Record) -> list[Child]:
             tiles.append(_tile(picture, f"view {number + 1}: {title}", f"view {number + 1}", title=title))
         rows.append(element("li", tiles))
     text = (
-        f"The run's first {counted(len(rows), 'sample')} and {'their' if len(rows) > 1 else 'its'} "
-        f"{counted(views, 'view')} each, made by the data path of the training ({seen.augment} mode): not an "
-        "illustration, but the pictures themselves, at the left as they were decoded."
+        f"The first {counted(len(rows), 'sample')} in the recipe's order and {counted(views, 'view')} of each, made by "
+        f"the data path of the training ({seen.augment} mode); at the left the pictures as they were decoded."
     )
     draws = element("pre", element("code", as_text(describe(seen))), tabindex=0)
     told = element("details", element("summary", "What was drawn for each view"), draws)
-    return [element("p", text), element("ol", rows, class_="views", style=f"--tiles: {min(views, 8) + 1}"), told]
+    return [
+        element("p", text),
+        element("ol", rows, class_="views", style=f"--tiles: {views + 1 if views < 7 else views // 2 + 1}"),
+        told,
+    ]
 
 
 def neighbours(evidence: Evidence, name: str) -> list[Child]:
@@ -110,7 +113,7 @@ def embedding(evidence: Evidence, name: str) -> list[Child]:
     ):
         alt = f"{title} of the features of {len(points)} pictures" + (f" of {len(shown)} classes." if shown else ".")
         plot = plots.scatter(points, groups, shown, name=f"{kind}-{name}", alt=alt, has_names=kind == "tsne")
-        caption = element("figcaption", element("h4", title), element("p", told))
+        caption = element("figcaption", element("strong", title), element("p", told))
         figures.append(element("figure", caption, plot, class_="panel map"))
     held_out = "held-out" if evidence.is_held_out else "training"
     text = f"Features of {counted(len(evidence.queries), f'{held_out} picture')}, one dot each; {coloured}."

@@ -1,6 +1,5 @@
 """`sslrun report`: one page of one or several runs, complete in one file."""
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,6 @@ from sslrun.report.html import Child, Html, element
 from sslrun.report.overview import masthead, recipe_differences
 from sslrun.report.record import Record, read_record
 from sslrun.runtime.durable import replace_file
-
-logger = logging.getLogger("sslrun")
 
 T = TypeVar("T")
 
@@ -98,7 +95,6 @@ def _pictures(records: Sequence[Record]) -> list[tuple[str, str, list[Child]]]:
     """The sections that need the encoders, run by run: one encoder is in memory at a time."""
     content: dict[str, list[Child]] = {name: [] for name, _, _ in PICTURES}
     for record in records:
-        logger.info("%s: looking at pictures", record.name)
         evidence = _attempt(partial(gather, record.checkpoint))
         for name, _, make in PICTURES:
             made = evidence if isinstance(evidence, Html) else _attempt(partial(make, evidence, str(record.colour)))

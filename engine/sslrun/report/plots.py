@@ -23,6 +23,7 @@ _INK, _SOFT, _LINE = "#010203", "#020304", "#030405"
 _VARIABLES = {_INK: "currentColor", _SOFT: "var(--soft)", _LINE: "var(--line)"}
 _VARIABLES |= {f"#0501{number:02x}": f"var(--run-{number})" for number in range(RUN_COLOURS)}
 _VARIABLES |= {f"#0502{number:02x}": f"var(--class-{number})" for number in range(CLASS_COLOURS)}
+_LONG = re.compile(r"\d+\.\d{3,}")  # of a place: hundredths of a point will do
 _FONT = 8.5  # points
 _POINT_PX = 96 / 72  # matplotlib's points in CSS pixels
 
@@ -259,7 +260,7 @@ def _themed(text: str, name: str, alt: str) -> str:
     text = re.sub(r'(href="|url\()#', rf"\1#{name}-", text)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # the page's
     text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
-    text = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", text)  # hundredths of a point will do
+    text = re.sub(r'\b[dxy]="[^"]*"', lambda place: _LONG.sub(lambda found: f"{float(found[0]):.2f}", place[0]), text)
     text = re.sub(r"#0[1-5][0-9a-f]{4}\b", lambda found: _VARIABLES.get(found[0], found[0]), text)
     text = re.sub(r"\n\s*", " ", text)
     opening = text[: text.index(">")]

@@ -28,7 +28,7 @@ def results_section(records: Sequence[Record]) -> list[Child]:
                     _samples(result.get("data")),
                     element("span", str(result.get("time", "–"))[:16].replace("T", " "), class_="when"),
                     duration(result["wall_s"]) if is_number(result.get("wall_s")) else "–",
-                    element("code", result.get("command", "–")),
+                    element("code", result.get("command", "–"), class_="command"),
                 ]
             )
             grids += [_grid(record, result, name, value) for name, value in measured.items()]
