@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -237,7 +238,7 @@ def few(digits: Path, backbone: nn.Module | None = None) -> Subject:
 def test_the_default_grid_and_that_its_choice_does_not_look_at_test_pictures(digits):
     config = LinearConfig(epochs=30)
     found = linear.run(config, few(digits))
-    assert len(found["grid"]) == 40 and found["validation_samples"] == 24
+    assert len(found["grid"]) == 40 and found["chosen"]["validation_samples"] == 24
     assert found["chosen"]["train_samples"] == 240, "trained again, on all"
     assert found["linear/top1_pct"] > max(row["test_top1_pct"] for row in found["grid"]) - 5
     assert found["linear/top5_pct"] > 95 and len(found["per_class_top1_pct"]) == 10
@@ -262,7 +263,7 @@ def test_fresh_features_without_chance_are_the_cached_ones_and_with_chance_are_n
     ]
     found = [linear.run(config, few(digits)) for config in configs]
     for cached, fresh, random in (found[:3], found[3:]):
-        assert (cached["features"], fresh["features"]) == ("cached", "fresh")
+        assert [each["features"]["extracted"] for each in (cached, fresh)] == ["once", "every epoch"]
         assert fresh["chosen"]["train_loss"] == pytest.approx(cached["chosen"]["train_loss"], rel=1e-5)
         assert fresh["linear/top1_pct"] == cached["linear/top1_pct"]
         assert random["chosen"]["train_loss"] != pytest.approx(cached["chosen"]["train_loss"], rel=0.02)
@@ -357,14 +358,14 @@ def test_a_protocol_by_the_command_line(capsys, trained, pictures, tmp_path):
         f"extends = '{small_run.ROOT}/configs/benchmarks/linear_8xb32-steplr-100e_in1k.toml'\n"
         f"[eval.train]\n_delete_ = true\ntype = 'ImageFolder'\ndata_prefix = '{pictures}'\n"
         f"[eval.test]\n_delete_ = true\ntype = 'ImageFolder'\ndata_prefix = '{pictures}'\n"
-        "[eval]\ntransforms = [{ type = 'CenterCrop', size = 24 }]\n"
+        "[eval]\ntransforms = [{ type = 'CenterCrop', size = 24 }, { type = 'Normalize' }]\n"
         "linear = { epochs = 3, transforms.0.size = 24 }\n"
     )
     assert main(["eval", "linear", str(run), "--with", str(overlay), "--set", "eval.linear.global_batch=20"]) == 0
     assert capsys.readouterr().out.startswith("linear/top1_pct  ")
     (path,) = (run / "eval").glob("linear_step_00000006_*.json")
     kept = json.loads(path.read_text())
-    assert kept["results"]["chosen"]["lr"] == 30 and kept["results"]["features"] == "fresh"
+    assert kept["results"]["chosen"]["lr"] == 30 and kept["results"]["features"]["extracted"] == "every epoch"
     assert kept["results"]["linear/top1_pct"] == kept["results"]["grid"][0]["test_top1_pct"]
     assert "linear/top5_pct" not in kept["results"], "of four classes"
 
@@ -380,6 +381,7 @@ def test_a_protocol_by_the_command_line(capsys, trained, pictures, tmp_path):
         ("grid.weight_decay=[0.1, -1.0]", "weight_decay must list different numbers"),
         ("norm='scale'", 'expected "auto", "none"'),
         ("lr={policy='CosineRestart',periods=[3]}", "CosineRestart ends after"),
+        ("transforms=[{type='CenterCrop',size=24},{type='Normalize'}]", "normalise differently"),
         ("cache_gibs=3", "did you mean cache_gib "),
     ],
 )
@@ -414,3 +416,23 @@ def test_two_ranks_find_what_one_process_finds(digits):
         for ours, others in rows:
             assert ours == pytest.approx(others, rel=1e-4)
         assert mine["linear/top1_pct"] == theirs["linear/top1_pct"]
+
+
+def test_a_rank_without_a_row_of_the_batch_adds_nothing():
+    heads = Heads(SETTINGS, LARS(lr=1.0, momentum=0.9), 6, 3, seed=0, device=CPU)
+    before = heads.weight.clone()
+    loss = heads.step(torch.empty(0, 6), torch.empty(0, dtype=torch.int64), 4, torch.ones(6))
+    assert not loss.any()
+    assert torch.equal(heads.weight[::2], before[::2]), "those without weight decay"
+    assert not torch.equal(heads.weight[1::2], before[1::2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("transforms", [None, FRESH], ids=["cached", "fresh"])
+def test_a_gpu_finds_what_a_cpu_finds(digits, transforms):
+    config = LinearConfig(epochs=10, grid=LinearGrid(lr=[0.1, 1.0]), transforms=transforms)
+    subjects = [replace(few(digits), device=device, augment="exact") for device in (CPU, torch.device("cuda"))]
+    mine, theirs = (linear.run(config, subject) for subject in subjects)
+    for ours, others in zip(mine["grid"], theirs["grid"], strict=True):
+        assert ours["train_loss"] == pytest.approx(others["train_loss"], rel=0.01)
+        assert ours["test_top1_pct"] == pytest.approx(others["test_top1_pct"], abs=2)

@@ -144,6 +144,10 @@ def run(config: LinearConfig, subject: Subject) -> dict[str, Any]:
     for key, source in zip(("eval.train", "eval.test"), subject.labelled(), strict=True):
         if len(source) < max(2, ranks):
             raise UsageError(f"{source!r} has {len(source)} pictures, too few: set {key} to more")
+    if config.transforms is not None:
+        learning, testing = (ViewGroup(transforms=each).normalize for each in (config.transforms, subject.transforms))
+        if (learning.mean, learning.std) != (testing.mean, testing.std):
+            raise UsageError("eval.transforms and eval.linear.transforms normalise differently (Normalize)")
     if config.global_batch < ranks:
         raise UsageError(f"eval.linear.global_batch is {config.global_batch}, less than a picture for each process")
     with evaluating(subject.backbone):
@@ -159,55 +163,72 @@ class _Evaluation:
         self.num_classes = int(max(labels(train).max(), labels(test).max())) + 1
         self.fit_source, self.fit_ids, self.all_ids = train, np.arange(len(train)), np.arange(len(train))
         self.validation_ids = np.arange(0)
-        if len(config.settings) > 1:
+        is_grid = len(config.settings) > 1
+        if is_grid:
             self.fit_source, validating = split_holdout(train, config.validation)
             self.fit_ids, self.validation_ids = self.fit_source.ids, validating.ids
+        for ids in (self.fit_ids, self.all_ids):  # before features cost hours
+            config.lr.check(self._steps(ids), self._steps(ids) * config.epochs)
         self.test_cache = self._cache(test)
-        self.train_cache: FeatureCache | None = None
-        self.validation_cache: FeatureCache | None = None
-        if not config.is_fresh:
-            self.train_cache = self.validation_cache = self._cache(train)
-        elif len(config.settings) > 1:
-            self.validation_cache = self._cache(validating)
-            self.validation_ids = np.arange(len(validating))
+        self.train_cache = None if config.is_fresh else self._cache(train)
+        self.validation_cache = self.train_cache if is_grid else None
+        if is_grid and config.is_fresh:
+            self.validation_cache, self.validation_ids = self._cache(validating), np.arange(len(validating))
 
     def _cache(self, source: Source) -> FeatureCache:
         subject, config = self.subject, self.config
         extractor = subject.extractor(source)
         return FeatureCache(extractor, subject.backbone, memory_gib=config.cache_gib, folder=config.cache_dir)
 
+    def _steps(self, ids: np.ndarray) -> int:
+        """Steps of an epoch over so many pictures."""
+        return -(-len(ids) // self.config.global_batch)
+
     def run(self) -> dict[str, Any]:
-        settings = self.config.settings
+        config, settings = self.config, self.config.settings
         heads, norm, losses = self._train(settings, self.fit_ids)
         tested = self._score(heads, norm, self.test_cache)
         grid: list[dict[str, Any]] = [setting._asdict() for setting in settings]
         for place, row in enumerate(grid):
             row |= {"train_loss": _finite(losses[place]), "test_top1_pct": tested.top1_pct[place].item()}
         best, used = 0, len(self.fit_ids)
-        if self.validation_cache is not None and len(settings) > 1:
-            validated = self._score(heads, norm, self.validation_cache, self.validation_ids)
-            for place, row in enumerate(grid):
-                row |= {"validation_top1_pct": validated.top1_pct[place].item()}
-                row |= {"validation_loss": _finite(validated.loss[place])}
-            best = _best(validated, len(self.validation_ids))
-            if self.train_cache is not None:
-                heads, norm, losses = self._train([settings[best]], self.all_ids)
-                tested = self._score(heads, norm, self.test_cache)
-                used = len(self.all_ids)
-        place = best if len(losses) > 1 else 0
+        if self.validation_cache is not None:
+            best = self._choose(heads, norm, self.validation_cache, grid)
+        place = best
+        if self.validation_cache is not None and self.train_cache is not None:
+            heads, norm, losses = self._train([settings[best]], self.all_ids)
+            tested = self._score(heads, norm, self.test_cache)
+            place, used = 0, len(self.all_ids)
         if not math.isfinite(losses[place]):
             raise RunFailed("the linear classifier diverged: eval.linear.optimizer needs a smaller lr")
         top5 = {"linear/top5_pct": tested.top5_pct[place].item()} if self.num_classes > 5 else {}
         return {
             "linear/top1_pct": tested.top1_pct[place].item(),
             **top5,
-            "chosen": {**settings[best]._asdict(), "train_loss": losses[place].item(), "train_samples": used},
+            "chosen": {
+                **settings[best]._asdict(),
+                "train_loss": losses[place].item(),
+                "train_samples": used,
+                "validation_samples": len(self.validation_ids),
+            },
             "grid": grid,
             "per_class_top1_pct": [_finite(value) for value in tested.per_class_pct[place]],
-            "features": "fresh" if self.config.is_fresh else "cached",
-            "feature_dim": self.test_cache.num_features,
-            "validation_samples": len(self.validation_ids),
+            "features": {
+                "extracted": "every epoch" if config.is_fresh else "once",
+                "dim": self.test_cache.num_features,
+            },
         }
+
+    def _choose(self, heads: Heads, norm: Normalisation, cache: FeatureCache, grid: list[dict[str, Any]]) -> int:
+        """The setting that the pictures kept back speak for; their figures are entered into the grid."""
+        validated = self._score(heads, norm, cache, self.validation_ids)
+        for place, row in enumerate(grid):
+            row |= {"validation_top1_pct": validated.top1_pct[place].item()}
+            row |= {"validation_loss": _finite(validated.loss[place])}
+        best = _best(validated, len(self.validation_ids))
+        said = len(grid), grid[best]["lr"], grid[best]["weight_decay"], grid[best]["validation_top1_pct"]
+        logger.info("linear: of %d settings lr %g with weight decay %g: %.4g %% of validation pictures", *said)
+        return best
 
     def _train(self, settings: Sequence[Setting], ids: np.ndarray) -> tuple[Heads, Normalisation, Tensor]:
         """The classifiers, what their features pass through, and their (H,) mean losses over the last epoch."""
@@ -220,9 +241,8 @@ class _Evaluation:
         norm = Normalisation(kind, width, device)
         if self.train_cache is not None:
             norm.fit(self.train_cache.chunks(ids))
-        steps = -(-len(ids) // config.global_batch)
+        steps = self._steps(ids)
         total = steps * config.epochs
-        config.lr.check(steps, total)
         last_epoch = torch.zeros(len(settings), device=device)
         reported_s = time.monotonic()
         with contextlib.closing(self._batches(ids, steps)) as batches:
