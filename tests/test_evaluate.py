@@ -55,6 +55,13 @@ def test_the_same_again_replaces_and_other_settings_do_not(capsys, run):
     ]
 
 
+def test_a_run_is_named_in_any_way(capsys, run, monkeypatch):
+    for folder, name in ((run.parent, run.name), (run, "."), (run / "checkpoints", "step_00000006")):
+        monkeypatch.chdir(folder)
+        assert call(capsys, "eval", "knn", name)[0] == 0
+    assert record(run)["weights"] == "checkpoints/step_00000006"  # one file, whatever it was called
+
+
 def test_a_file_of_weights_is_measured_as_its_run_is(capsys, run, tmp_path):
     file = publish(run, tmp_path / "published")
     code, out, _ = call(capsys, "eval", "knn", file, "--recipe", run / "config.toml", "-o", tmp_path / "results")

@@ -62,7 +62,9 @@ def test_it_learns_the_classes_and_leaves_the_run_as_it_was(capsys, run):
 
 def test_it_begins_with_the_encoder_and_without_its_head(capsys, run):
     words = ["--set", "eval.finetune.optimizer={type='SGD',lr=0.0}", *FAST, "--set", "eval.finetune.epochs=1"]
-    assert call(capsys, "eval", "finetune", run, *words)[0] == 0
+    words += ["--set", "eval.train={type='Fraction',share=0.5,source='${data.source}'}"]
+    code, _, err = call(capsys, "eval", "finetune", run, *words, "--set", "eval.test=${data.source}")
+    assert code == 0 and "all of 2 steps" in err, err  # 40 of 80 pictures, 16 at a step
     (folder,) = (path for path in (run / "eval").iterdir() if path.is_dir())
     tuned, encoder = checkpoint.load_weights(folder), open_saved(run).backbone
     for name, parameter in encoder.named_parameters():

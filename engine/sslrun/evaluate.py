@@ -158,7 +158,8 @@ def _described(subject: Subject) -> dict[str, Any]:
 def name_of(kind: str, saved: Saved) -> str:
     """One name for one measurement: what is repeated with the same settings replaces what was there."""
     values = saved.config.values
-    settings = json.dumps([str(saved.weights), *(values.get(key) for key in ("eval", "data", "monitor"))], default=str)
+    tables = [values.get(key) for key in ("eval", "data", "monitor")]
+    settings = json.dumps([saved.weights.name, *tables, saved.recipe.engine.precision], default=str)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     origin = saved.weights.stem if saved.step is None else f"step_{saved.step:08d}"
     return f"{kind}_{origin}_{digest}"

@@ -31,8 +31,9 @@ def finetune(saved: Saved, command: str, directory: Path) -> tuple[int, Results,
         exit code; the results, empty unless that is 0; the file that holds them, or the run folder.
     """
     config, backbone = saved.recipe.eval.finetune, saved.backbone
-    source = saved.recipe.eval.train or saved.recipe.data.source
-    source.open("eval.train" if saved.recipe.eval.train else "data.source")
+    train = saved.recipe.eval.train
+    source = saved.recipe.data.source if train is None else train
+    source.open("data.source" if train is None else "eval.train")
     if source.labels is None:
         raise UsageError(f"{source!r} has no labels: set eval.train to a source that has some")
     if saved.recipe.eval.test is None and saved.recipe.data.holdout is None:

@@ -67,9 +67,9 @@ def open_saved(
         return Saved(config, _built(config, path, checkpoint.load_weights(path)), config.name, path)
     if recipe is not None:
         raise UsageError(f"{path} is a run, which has a recipe of its own: --recipe is for files of weights")
-    found = checkpoint.find(path)
-    folder = found.resolve().parent.parent
-    if found.resolve().parent.name != "checkpoints" or not (folder / "config.toml").is_file():
+    found = checkpoint.find(path).resolve()
+    folder = found.parent.parent
+    if found.parent.name != "checkpoints" or not (folder / "config.toml").is_file():
         raise UsageError(f"{found} is not in a run folder, where config.toml says what the weights are of")
     config = load(folder / "config.toml", overrides, overlays=overlays)
     tensors, state = checkpoint.load(found)

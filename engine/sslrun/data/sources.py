@@ -16,7 +16,8 @@ from sslrun.data.draws import HOLDOUT_VIEW, uniforms
 from sslrun.data.index import Index, build_index
 from sslrun.errors import UsageError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+# Without JPEG 2000: a damaged file of it may end the process that decodes it, and with it the run.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class Paths(Sequence[str]):
