@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 
 from small_run import NAME
 from sslrun.cli import main
@@ -234,7 +235,7 @@ def test_a_resnet_for_torchvision_and_timm(tmp_path, target, suffix):
 
 def test_a_transformer_for_timm_says_how_many_heads(tmp_path):
     made, path = encoder(VisionTransformer("tiny"), size=224), tmp_path / "x.safetensors"
-    export(made, "timm", path)
+    assert export(made, "timm", path) == "timm's vit_tiny_patch16_224 has 3 heads: create it with num_heads=12"
     metadata = json.loads(safe_open(path, "pt").metadata()["sslrun"])
     assert (metadata["architecture"], metadata["model_args"]) == (
         "vit_tiny_patch16_224", {"num_classes": 0, "num_heads": 12},  # timm's has 3
@@ -449,6 +450,19 @@ def test_what_does_not_read_back_is_not_kept(tmp_path, monkeypatch):
         assert list(tmp_path.iterdir()) == []
 
 
+class Untranslatable(nn.Module):
+    def forward(self, images):
+        return [images.mean((2, 3)) * (2 if float(images.sum()) > 0 else 1)]
+
+
+def test_a_backbone_that_onnx_cannot_follow_is_said(tmp_path):
+    pytest.importorskip("onnxscript")
+    made = Encoder(Untranslatable(), Preprocessing((8, 8), 9, "bilinear", *IMAGENET), ABOUT)
+    with pytest.raises(RunFailed, match="torch cannot translate the backbone"):
+        export(made, "onnx", tmp_path / "x.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_onnx_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"pip install 'sslrun\[onnx\]'"):
@@ -478,6 +492,13 @@ def test_timm_resizes_to_the_same_size():
         for resize in (size, round(size * 8 / 7), size + 1, 2 * size + 3):
             share = Preprocessing((size, size), resize, "bilinear", *IMAGENET).for_timm()["crop_pct"]
             assert math.floor(size / share) == resize  # what timm computes
+
+
+def test_pictures_must_suit_the_backbone(trained, tmp_path):
+    saved = open_saved(trained)
+    saved.recipe.model.backbone = VisionTransformer(img_size=32, patch_size=16, embed_dim=8, depth=1, num_heads=2)
+    with pytest.raises(UsageError, match=r"does not take pictures as eval\.transforms prepares them: pictures of"):
+        encoder_of(saved)
 
 
 def test_weights_that_are_not_finite_are_refused(trained):

@@ -73,7 +73,9 @@ def _export(args: argparse.Namespace) -> int:
 
     start_logging()
     saved = open_saved(Path(args.run), overrides=args.overrides, recipe=args.recipe and Path(args.recipe))
-    export(encoder_of(saved), args.to, Path(args.path), args.force)
+    note = export(encoder_of(saved), args.to, Path(args.path), args.force)
+    if note is not None:
+        print(f"note: {note}", file=sys.stderr)
     print(args.path)
     return DONE
 

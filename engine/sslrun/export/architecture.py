@@ -103,7 +103,9 @@ def deduce(shapes: Mapping[str, tuple[int, ...]]) -> Shape:
     """
     try:
         return _vit(shapes) if "cls_token" in shapes else _resnet(shapes)
-    except (KeyError, ValueError, ZeroDivisionError) as error:
+    except UsageError:
+        raise
+    except (LookupError, ValueError, ZeroDivisionError) as error:
         raise UsageError(f"these are not the weights of a ResNet or a VisionTransformer ({error})") from error
 
 

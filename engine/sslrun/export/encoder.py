@@ -71,7 +71,8 @@ def encoder_of(saved: Saved) -> Encoder:
     """Of a run or a file of weights.
 
     Raises:
-        UsageError: its weights are not finite, or its preparation of pictures cannot be told to others.
+        UsageError: its weights are not finite, or its preparation of pictures cannot be told to others or does
+            not suit it.
     """
     for name, tensor in saved.backbone.state_dict().items():
         if not tensor.isfinite().all():
@@ -85,4 +86,9 @@ def encoder_of(saved: Saved) -> Encoder:
         "epoch": saved.epoch,
         "sslrun": __version__,
     }
-    return Encoder(saved.backbone.float(), preprocessing_of(saved.recipe), about)
+    encoder = Encoder(saved.backbone.float(), preprocessing_of(saved.recipe), about)
+    try:
+        encoder.backbone(encoder.pictures(1))
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"the backbone does not take pictures as eval.transforms prepares them: {error}") from error
+    return encoder

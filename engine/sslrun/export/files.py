@@ -28,6 +28,7 @@ class TensorFile:
     """
 
     suffixes: tuple[str, ...] = (".safetensors", ".pth")
+    note: str | None = None
 
     def __init__(self, encoder: Encoder, path: Path) -> None:
         if path.suffix not in self.suffixes:
@@ -100,6 +101,7 @@ class TimmFile(TensorFile):
         self.name = size
         if published.VITS[size][2] != shape.num_heads:
             self.arguments["num_heads"] = shape.num_heads
+            self.note = f"timm's {size} has {published.VITS[size][2]} heads: create it with num_heads={shape.num_heads}"
         return _without_classifier(published.vit(size))
 
     def extra(self) -> dict[str, Any]:
@@ -138,8 +140,9 @@ def _write_pth(path: Path, tensors: dict[str, Tensor], metadata: str) -> None:
     with open(path, "wb") as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # torch's word for a full disk
-            raise OSError(str(error).partition("\n")[0]) from error
+        except RuntimeError as error:  # torch's, about what became of its file when the disk was full
+            cause = error.__context__
+            raise cause if isinstance(cause, OSError) else OSError(str(error).partition("\n")[0]) from error
         os.fsync(file.fileno())
 
 

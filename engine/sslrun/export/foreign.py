@@ -9,8 +9,9 @@ import contextlib
 import json
 import pickle
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sslrun.errors import RunFailed, UsageError
+from sslrun.errors import RunFailed, UsageError, printable
 from sslrun.export.architecture import Shape, VitShape, built, deduce, shapes_of
 from sslrun.export.files import KEY, read_safetensors
 from sslrun.export.layouts import Names, networks
@@ -84,17 +85,20 @@ class Imported:
 
     def report(self, new: str) -> list[str]:
         """For a terminal; `new` is the file it was written to."""
-        parts = [f"{prefix} ({number})" for prefix, number in self.dropped.items()]
+        dropped = [f"{prefix} ({number})" for prefix, number in self.dropped.items()]
+        keys = ", ".join(f"{key} = {json.dumps(value)}" for key, value in self.shape.arguments().items())
         lines = [
             f"recognised: {self.origin} ({self.place or 'no prefix'}): {self.shape}, {len(self.tensors)} tensors",
-            f"dropped: {', '.join(parts) or 'nothing'}",
-            f"missing: {', '.join(self.missing) or 'nothing'}",
+            f"dropped: {_some(dropped)}",
+            f"missing: {_some(self.missing)}",
+            *([f"not read, not executed: {_some(self.unread)}"] if self.unread else []),
+            *(f"note: {note}" for note in self.notes),
+            "in a recipe:",
+            f"  load_from = {json.dumps(new)}",
+            "  load_strict = false",
+            f"  model.backbone = {{ {keys} }}",
         ]
-        if self.unread:
-            lines.append(f"not read, not executed: {', '.join(self.unread)}")
-        keys = ", ".join(f"{key} = {json.dumps(value)}" for key, value in self.shape.arguments().items())
-        return [*lines, *(f"note: {note}" for note in self.notes), "in a recipe:", f'  load_from = "{new}"',
-                "  load_strict = false", f"  model.backbone = {{ {keys} }}"]  # fmt: skip
+        return [printable(line) for line in lines]
 
 
 def import_weights(path: Path, prefix: str | None = None) -> Imported:
@@ -109,29 +113,42 @@ def import_weights(path: Path, prefix: str | None = None) -> Imported:
         UsageError: it cannot be read, it holds no network that we have, or several and none of them is known.
     """
     content, unread = read(path)
-    tensors = {name: tensor for name, tensor in _flat(content)}
+    tensors = _flat(content)
     found = networks(tensors)
     if not found:
         raise UsageError(f"{path} holds no ResNet and no vision transformer whose names are known here{_seen(tensors)}")
     place, origin = _choice(path, found, prefix)
     origin = origin or _whose(content, found[place])
-    ours = {own: tensors[place + theirs] for theirs, own in found[place].items()}
-    shape = _shape(ours, place, origin)
-    expected = shapes_of(built(shape))
-    if strange := [name for name in ours if name not in expected and _OF_THE_NETWORK.fullmatch(name)]:
-        raise UsageError(f"{path}: {place}{_theirs(found[place], strange[0])} is part of a network that is not ours")
-    taken = {name: _plain(ours[name]) for name in expected if name in ours}
-    for name, tensor in taken.items():
-        if tuple(tensor.shape) != expected[name]:
-            what = f"{tuple(tensor.shape)} instead of {expected[name]}, which {shape} has"
-            raise UsageError(f"{path}: {place}{_theirs(found[place], name)} is {what}")
-    missing = [name for name in expected if name not in taken]
+    theirs = {own: place + name for name, own in found[place].items()}
+    ours = {own: tensors[name] for own, name in theirs.items()}
+    try:
+        shape = _shape(ours, place, origin)
+        expected = shapes_of(built(shape))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    for own, tensor in ours.items():
+        if own not in expected and _OF_THE_NETWORK.fullmatch(own):
+            raise UsageError(f"{path}: {theirs[own]} is part of a network that is not ours")
+        if own in expected and tuple(tensor.shape) != expected[own]:
+            wrong = f"{tuple(tensor.shape)} instead of {expected[own]}"
+            raise UsageError(f"{path}: {theirs[own]} is {wrong}, which {shape} has")
+        if own in expected and not _is_plain(tensor):
+            raise UsageError(f"{path}: {theirs[own]} does not hold plain numbers")
+    missing = [name for name in expected if name not in ours]
     counters = [name for name in missing if name.endswith("num_batches_tracked")]  # of no use to a trained network
+    taken = {name: ours[name] for name in expected if name in ours}
+    used = {theirs[name] for name in taken}
     taken |= {name: torch.tensor(0) for name in counters}
-    used = {place + theirs for theirs, own in found[place].items() if own in taken}
-    dropped = _grouped([name for name in tensors if name not in used], used)
-    missing = [name for name in missing if name not in counters]
-    return Imported(taken, shape, origin, place, dropped, missing, unread, _notes(shape, origin))
+    return Imported(
+        tensors={name: _converted(tensor) for name, tensor in taken.items()},
+        shape=shape,
+        origin=origin,
+        place=place,
+        dropped=_grouped([name for name in tensors if name not in used], used),
+        missing=[name for name in missing if name not in counters],
+        unread=unread,
+        notes=_notes(shape, origin),
+    )
 
 
 def write(imported: Imported, path: Path, force: bool = False) -> None:
@@ -182,18 +199,9 @@ def read(path: Path) -> tuple[Any, list[str]]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path), unknown
-        with contextlib.suppress(ValueError, RuntimeError):  # of torch's newer files it can be known beforehand
-            unknown += sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        while True:
-            names = [name for found in unknown for name in (found, f"builtins.{found}")]
-            try:
-                with torch.serialization.safe_globals([(_Inert, name) for name in names]):
-                    return torch.load(path, map_location="cpu", weights_only=True), unknown
-            except pickle.UnpicklingError as error:
-                refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
-                if refused is None or refused[1] in unknown:
-                    raise
-                unknown.append(refused[1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about pickles of other versions
+            return _unpickled(path, unknown), unknown
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
@@ -202,13 +210,37 @@ def read(path: Path) -> tuple[Any, list[str]]:
         raise UsageError(f"{path} cannot be read: it is damaged, or holds more than weights") from error
 
 
-def _flat(content: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor with its place, dots between the keys."""
-    if isinstance(content, Tensor):
-        yield prefix.removesuffix("."), content
-    elif isinstance(content, Mapping) and depth < 8:
-        for key, value in content.items():
-            yield from _flat(value, f"{prefix}{key}.", depth + 1)
+def _unpickled(path: Path, unknown: list[str]) -> Any:
+    """What torch saved; the names of objects that torch does not make are added to `unknown`."""
+    with contextlib.suppress(ValueError, RuntimeError):  # of newer files they are known beforehand
+        unknown += sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    while True:
+        names = [name for found in unknown for name in (found, f"builtins.{found}")]
+        try:
+            with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+            if refused is None or refused[1] in unknown:
+                raise
+            unknown.append(refused[1])
+
+
+def _flat(content: Any) -> dict[str, Tensor]:
+    """Every tensor by its place, dots between the keys; a table that stands in several places, in the first."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+
+    def look(content: Any, place: str) -> None:
+        if isinstance(content, Tensor):
+            found[place] = content
+        elif isinstance(content, Mapping) and id(content) not in seen and place.count(".") < 100:
+            seen.add(id(content))
+            for key, value in content.items():
+                look(value, f"{place}.{key}" if place else str(key))
+
+    look(content, "")
+    return found
 
 
 def _choice(path: Path, found: Mapping[str, Names], wanted: str | None) -> tuple[str, str]:
@@ -260,14 +292,15 @@ def _notes(shape: Shape, origin: str) -> list[str]:
     return []
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is real numbers in memory."""
+    is_special = tensor.is_meta or tensor.is_quantized or tensor.is_complex()
+    return tensor.layout == torch.strided and not is_special
+
+
+def _converted(tensor: Tensor) -> Tensor:
     """In float32 (counters stay integers), contiguous, without history."""
-    tensor = tensor.detach()
-    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
-
-
-def _theirs(names: Names, own: str) -> str:
-    return next(theirs for theirs, translated in names.items() if translated == own)
+    return tensor.detach().to(torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
 
 
 def _grouped(names: list[str], used: set[str]) -> dict[str, int]:
@@ -282,7 +315,12 @@ def _ends(name: str) -> list[int]:
 
 
 def _listed(found: Mapping[str, Names]) -> str:
-    return ", ".join(sorted(place.removesuffix(".") or "(no prefix)" for place in found))
+    return _some(sorted(place.removesuffix(".") or "(no prefix)" for place in found))
+
+
+def _some(names: list[str], most: int = 20) -> str:
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more]) or "nothing"
 
 
 def _seen(tensors: Mapping[str, Tensor]) -> str:

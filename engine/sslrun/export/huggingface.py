@@ -25,6 +25,7 @@ class HuggingFaceFolder:
         path: the folder.
     """
 
+    note = None
     names = frozenset({CONFIG, WEIGHTS, PROCESSOR, CARD})
 
     def __init__(self, encoder: Encoder, path: Path) -> None:

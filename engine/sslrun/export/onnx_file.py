@@ -24,6 +24,8 @@ class OnnxFile:
         path: the file, .onnx.
     """
 
+    note = None
+
     def __init__(self, encoder: Encoder, path: Path) -> None:
         if path.suffix != ".onnx":
             raise UsageError(f"{path} must end in .onnx")
@@ -37,12 +39,20 @@ class OnnxFile:
         self.metadata = encoder.metadata(target="onnx")
 
     def write(self, path: Path) -> None:
+        try:
+            program = self._translated()
+        except Exception as error:  # whatever a user's own backbone does that torch cannot follow
+            raise NotTheSame(f"torch cannot translate the backbone ({_first_line(error)})") from error
+        program.model.metadata_props[KEY] = self.metadata
+        program.save(str(path), external_data=False)
+
+    def _translated(self) -> Any:
         pictures = self.encoder.pictures()
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's about itself
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
             outputs = ["features", "feature_map"][: len(self.network(pictures))]
-            program: Any = torch.onnx.export(
+            return torch.onnx.export(
                 self.network,
                 (pictures,),
                 input_names=["images"],
@@ -51,13 +61,14 @@ class OnnxFile:
                 dynamo=True,
                 verbose=False,
             )
-        program.model.metadata_props[KEY] = self.metadata
-        program.save(str(path), external_data=False)
 
     def verify(self, path: Path) -> None:
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's have no base of their own
+            raise NotTheSame(f"onnxruntime cannot read it ({_first_line(error)})") from error
         if session.get_modelmeta().custom_metadata_map.get(KEY) != self.metadata:
             raise NotTheSame("its metadata did not read back")
 
@@ -66,6 +77,10 @@ class OnnxFile:
 
         for number in (1, 3):  # neither is the number that it was traced with
             require_equal(features(self.encoder.backbone), run, self.encoder.pictures(number))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class _Network(nn.Module):

@@ -63,8 +63,9 @@ def _write(directory: Path, name: str, weights: Mapping[str, Tensor]) -> Path:
         path = directory / f"{name}-{digest[:8]}.pth"
         os.replace(beside, path)
         sync_directory(directory)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch's word for a full disk
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's, about what became of its file on a full disk
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or str(cause).partition("\n")[0]
         raise RunFailed(f"{directory / name} could not be written: {reason}") from error
     finally:
         beside.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ TARGETS: dict[str, type[Target]] = {
 }
 
 
-def export(encoder: Encoder, target: str, path: Path, force: bool = False) -> None:
+def export(encoder: Encoder, target: str, path: Path, force: bool = False) -> str | None:
     """Write a trained encoder in somebody else's format; it is read back and tried before it has its name.
 
     Args:
@@ -31,6 +31,9 @@ def export(encoder: Encoder, target: str, path: Path, force: bool = False) -> No
         target: one of `TARGETS`.
         path: the file; of "huggingface" the folder.
         force: replace what is there.
+
+    Returns:
+        what its reader has to know and would not notice, if there is such a thing.
 
     Raises:
         UsageError: the format has no such encoder, or something stands at `path` that is not to be replaced.
@@ -46,6 +49,7 @@ def export(encoder: Encoder, target: str, path: Path, force: bool = False) -> No
         raise RunFailed(f"{path} was not kept: {error}") from error
     except OSError as error:
         raise RunFailed(f"{path} could not be written: {error.strerror or error}") from error
+    return made.note
 
 
 def make_way(path: Path, force: bool) -> None:

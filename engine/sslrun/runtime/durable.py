@@ -47,6 +47,7 @@ def arriving(path: Path) -> Iterator[Path]:
     When the block ends well, all of it goes to the disk and then takes the place of `path`; else it is removed, and
     `path` is what it was.
     """
+    path = Path(os.path.abspath(path))  # "." has no name to stand beside
     beside, aside = (path.with_name(f"{path.name}.{os.getpid()}{ending}") for ending in (".tmp", ".old.tmp"))
     try:
         _remove(beside)
