@@ -56,6 +56,7 @@ def test_it_learns_the_classes_and_leaves_the_run_as_it_was(capsys, run):
     assert len(tested) == 3  # before, after five epochs, after ten
     assert results["finetune/top1_pct"] == tested[-1] > max(tested[0], 60)  # of four classes
     assert kept["recipe"]["model"]["num_classes"] == 4
+    assert (kept["data"]["train_samples"], kept["data"]["test_samples"]) == (64, 16)
     after = checkpoint.load_weights(run)
     assert all(torch.equal(before[name], after[name]) for name in before)
 

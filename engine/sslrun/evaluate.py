@@ -78,7 +78,7 @@ def evaluate(kind: str, saved: Saved, command: str, directory: Path) -> tuple[Re
         results = KINDS[kind](recipe.eval, subject)
         wall_s = time.perf_counter() - begin
         path = directory / f"{name_of(kind, saved)}.json"
-        details = {"data": _described(subject), "wall_s": round(wall_s, 2)}
+        details = {"data": described(subject.train, subject.test), "wall_s": round(wall_s, 2)}
         distributed.from_rank_0(lambda: keep(path, kind, saved, command, details, results))
     return results, path
 
@@ -118,8 +118,8 @@ def subject_of(saved: Saved, device: torch.device) -> Subject:
     torch.set_num_threads(recipe.engine.threads or cores)
     return Subject(
         backbone=saved.backbone.to(device),
-        train=_train_source(recipe),
-        test=_test_source(recipe),
+        train=train_source(recipe),
+        test=test_source(recipe),
         transforms=config.transforms or recipe.monitor.transforms or centre_crop_like(recipe.data.views[0]),
         views=recipe.data.views,
         device=device,
@@ -130,29 +130,31 @@ def subject_of(saved: Saved, device: torch.device) -> Subject:
     )
 
 
-def _train_source(recipe: Recipe) -> Source:
+def train_source(recipe: Recipe) -> Source:
+    """What classifiers learn from, opened."""
     if recipe.eval.train is None:
         return recipe.data.open()[0]
     recipe.eval.train.open("eval.train")
     return recipe.eval.train
 
 
-def _test_source(recipe: Recipe) -> Source | None:
+def test_source(recipe: Recipe) -> Source | None:
+    """What they are tried on, opened, if there is anything."""
     if recipe.eval.test is None:
         return recipe.data.open()[1]
     recipe.eval.test.open("eval.test")
     return recipe.eval.test
 
 
-def _described(subject: Subject) -> dict[str, Any]:
+def described(train: Source, test: Source | None) -> dict[str, Any]:
     """What the pictures were, as far as a file can say it."""
-    described: dict[str, Any] = {}
-    for key, source in (("train", subject.train), ("test", subject.test)):
+    found: dict[str, Any] = {}
+    for key, source in (("train", train), ("test", test)):
         if source is not None:
-            described |= {key: repr(source), f"{key}_samples": len(source)}
+            found |= {key: repr(source), f"{key}_samples": len(source)}
             if source.labels is not None:
-                described[f"{key}_classes"] = int(source.labels.max()) + 1
-    return described
+                found[f"{key}_classes"] = int(source.labels.max()) + 1
+    return found
 
 
 def name_of(kind: str, saved: Saved) -> str:

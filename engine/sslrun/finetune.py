@@ -4,12 +4,13 @@ The training is a run of its own in eval/ of the encoder's run folder: the same 
 """
 
 import os
+import time
 from pathlib import Path
 
 from sslrun.config.load import composed
-from sslrun.errors import UsageError
-from sslrun.evaluate import Results, keep, name_of
+from sslrun.evaluate import Results, described, keep, name_of, test_source, train_source
 from sslrun.evaluation.finetune import recipe
+from sslrun.evaluation.subject import labelled, labels
 from sslrun.nn.backbone import Backbone
 from sslrun.runtime import distributed
 from sslrun.runtime.run_folder import rows
@@ -31,25 +32,19 @@ def finetune(saved: Saved, command: str, directory: Path) -> tuple[int, Results,
         exit code; the results, empty unless that is 0; the file that holds them, or the run folder.
     """
     config, backbone = saved.recipe.eval.finetune, saved.backbone
-    train = saved.recipe.eval.train
-    source = saved.recipe.data.source if train is None else train
-    source.open("data.source" if train is None else "eval.train")
-    if source.labels is None:
-        raise UsageError(f"{source!r} has no labels: set eval.train to a source that has some")
-    if saved.recipe.eval.test is None and saved.recipe.data.holdout is None:
-        raise UsageError("there are no pictures to classify: set eval.test to a source, or data.holdout")
+    train, test = labelled(train_source(saved.recipe), test_source(saved.recipe))
     assert isinstance(backbone, Backbone)
     name = name_of("finetune", saved)
     values = recipe(
         saved.config.values,
         config,
         size=saved.recipe.data.views[0].size,
-        num_classes=int(source.labels.max()) + 1,
+        num_classes=int(labels(train).max()) + 1,
         layers=backbone.layers() if config.layer_decay < 1 else (),
         weights=os.path.abspath(saved.weights),
         work_dir=str(directory),
     )
-    folder = directory / name
+    folder, begin = directory / name, time.perf_counter()
     code = run(composed(values, name, f"fine-tuning of {saved.weights}"), "", None)
     if code:
         return code, {}, folder
@@ -60,5 +55,13 @@ def finetune(saved: Saved, command: str, directory: Path) -> tuple[int, Results,
         last = [row for row in curve if "test/top1_pct" in row][-1]
         results = {f"finetune/{key[5:]}": last[key] for key in CURVE if key.startswith("test/") and key in last}
         results |= {"curve": curve}
-        keep(path, "finetune", saved, command, {"recipe": values}, results)
+        wall_s = round(time.perf_counter() - begin, 2)
+        keep(
+            path,
+            "finetune",
+            saved,
+            command,
+            {"recipe": values, "data": described(train, test), "wall_s": wall_s},
+            results,
+        )
     return code, results, path

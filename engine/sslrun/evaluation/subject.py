@@ -52,20 +52,25 @@ class Subject:
         )
 
     def labelled(self) -> tuple[Source, Source]:
-        """Training and test pictures.
+        """Training and test pictures; UsageError as `labelled`."""
+        return labelled(self.train, self.test)
 
-        Raises:
-            UsageError: some are missing, or have no labels.
-        """
-        if self.test is None:
-            raise UsageError(
-                "there are no pictures to classify: set eval.test to a source, or data.holdout to one or to a share of "
-                "data.source"
-            )
-        for key, source in (("eval.train", self.train), ("eval.test", self.test)):
-            if source.labels is None:
-                raise UsageError(f"{source!r} has no labels: set {key} to a source that has some")
-        return self.train, self.test
+
+def labelled(train: Source, test: Source | None) -> tuple[Source, Source]:
+    """Training and test pictures of a classification.
+
+    Raises:
+        UsageError: some are missing, or have no labels.
+    """
+    if test is None:
+        raise UsageError(
+            "there are no pictures to classify: set eval.test to a source, or data.holdout to one or to a share of "
+            "data.source"
+        )
+    for key, source in (("eval.train", train), ("eval.test", test)):
+        if source.labels is None:
+            raise UsageError(f"{source!r} has no labels: set {key} to a source that has some")
+    return train, test
 
 
 def labels(source: Source) -> Tensor:
