@@ -95,3 +95,7 @@ def test_every_shipped_recipe_trains(path, pictures, ann_file, tmp_path, capsys)
     assert before.keys() == after.keys() and all(bool(value.isfinite().all()) for value in after.values())
     trained = [name for name in after if name.startswith("backbone.") and name.endswith("weight")]
     assert sum(not torch.equal(before[name], after[name]) for name in trained) > len(trained) // 2
+    labelled = f"eval.test={{type='ImageFolder',data_prefix='{pictures}'}}"  # as ImageNet's, four classes
+    assert main(["eval", "knn", str(run), "--set", labelled]) == 0
+    assert "knn/top1_pct" in capsys.readouterr().out
+    assert main(["export", str(run), "--to", "safetensors", "-o", str(tmp_path / "encoder.safetensors")]) == 0
