@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     assert main([str(small_run.write_recipe(folder, pictures, steps=6, name=small_run.NAME))]) == 0
     return folder / "runs" / small_run.NAME
+
+
+@pytest.fixture(scope="session")
+def trained_vit(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """The folder of a run of a vision transformer, on pictures none of them held out: to be read, not changed."""
+    folder = tmp_path_factory.mktemp("vit")
+    recipe = small_run.write_recipe(folder, pictures, steps=1, name="vit")
+    text = recipe.read_text().replace("holdout = 0.2\n", "").replace("knn_interval = 1", "knn_interval = 0")
+    backbone = 'backbone = { type = "VisionTransformer", img_size = 24, patch_size = 8, embed_dim = 24, depth = 2, '
+    text = re.sub(r"backbone = .*", backbone + "num_heads = 3 }", text)
+    neck = 'neck = { type = "NonLinearNeck", in_channels = 24, hid_channels = 16, out_channels = 8 }'
+    recipe.write_text(re.sub(r"neck = .*", neck, text))
+    assert main([str(recipe)]) == 0
+    return folder / "runs" / "vit"
 
 
 @pytest.fixture

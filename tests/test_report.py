@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+import socket
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -63,20 +64,6 @@ def run(trained, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def vit(tmp_path_factory, pictures) -> Path:
-    """A run of a vision transformer, on pictures of which nothing is held out."""
-    folder = tmp_path_factory.mktemp("vit")
-    recipe = small_run.write_recipe(folder, pictures, steps=1, name="vit")
-    text = recipe.read_text().replace("holdout = 0.2\n", "").replace("knn_interval = 1", "knn_interval = 0")
-    backbone = 'backbone = { type = "VisionTransformer", img_size = 24, patch_size = 8, embed_dim = 24, depth = 2, '
-    text = re.sub(r"backbone = .*", backbone + "num_heads = 3 }", text)
-    neck = 'neck = { type = "NonLinearNeck", in_channels = 24, hid_channels = 16, out_channels = 8 }'
-    recipe.write_text(re.sub(r"neck = .*", neck, text))
-    assert main([str(recipe)]) == 0
-    return folder / "runs" / "vit"
-
-
-@pytest.fixture(scope="module")
 def shown(trained, tmp_path_factory) -> tuple[Path, Tree]:
     """A run that nobody changes, and its page."""
     run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("shown") / small_run.NAME))
@@ -84,8 +71,8 @@ def shown(trained, tmp_path_factory) -> tuple[Path, Tree]:
 
 
 @pytest.fixture(scope="module")
-def vit_page(vit) -> Tree:
-    return report(vit)
+def vit_page(trained_vit) -> Tree:
+    return report(trained_vit)
 
 
 def report(*words: object) -> Tree:
@@ -142,9 +129,9 @@ def test_the_vote_is_the_monitors(shown):
     assert found.is_held_out and len(found.bank) == 64
 
 
-def test_neighbours_are_the_nearest(trained, vit):
+def test_neighbours_are_the_nearest(trained, trained_vit):
     """Longhand: one picture's features at a time, every cosine, sorted."""
-    for folder in (trained, vit):
+    for folder in (trained, trained_vit):
         found = evidence.gather(folder)
         extract = found.subject.extractor(found.subject.train).extract
         bank = np.stack([extract(found.subject.backbone, np.array([i]))[0].numpy() for i in found.bank])
@@ -156,8 +143,8 @@ def test_neighbours_are_the_nearest(trained, vit):
         np.testing.assert_allclose(chosen, nearest, atol=1e-5)
 
 
-def test_without_held_out_pictures_no_picture_is_its_own_neighbour(vit, vit_page):
-    found = evidence.gather(vit)
+def test_without_held_out_pictures_no_picture_is_its_own_neighbour(trained_vit, vit_page):
+    found = evidence.gather(trained_vit)
     assert not found.is_held_out
     assert len(found.queries) == 40 and not set(found.queries) & set(found.bank)
     assert "of the training set (nothing is held out)" in vit_page.text
@@ -172,7 +159,7 @@ def test_many_classes_are_shown_in_part(run, monkeypatch):
     assert "Only 2 of the 4 classes" in report(run).text
 
 
-def test_attention_is_torchs(vit, vit_page):
+def test_attention_is_torchs(trained_vit, vit_page):
     """The last block's, against torch.nn.MultiheadAttention with the same weights."""
     torch.manual_seed(0)
     model = VisionTransformer("tiny", img_size=24, patch_size=8, embed_dim=24, depth=2, num_heads=3).eval()
@@ -185,7 +172,7 @@ def test_attention_is_torchs(vit, vit_page):
     twin.in_proj_weight, twin.in_proj_bias = attend.qkv.weight, attend.qkv.bias
     _, weights = twin(tokens, tokens, tokens, average_attn_weights=False)
     torch.testing.assert_close(maps, weights[:, :, 0, 1:].view(2, 3, 3, 3))
-    assert vit_page.text.count("head 3 ") == evidence.examples(evidence.gather(vit), 4).size
+    assert vit_page.text.count("head 3 ") == evidence.examples(evidence.gather(trained_vit), 4).size
 
 
 def test_text_stays_text(tmp_path, trained, pictures):
@@ -247,7 +234,9 @@ def test_whatever_is_missing_is_said(run, tmp_path, pictures):
         assert said in page and said not in full
     for name in ("metrics.jsonl", "state.json", "env.json"):
         (gone / name).unlink()
-    assert "env.json is not there." in only_folder(gone).text
+    (gone / "state.json").write_text(json.dumps({"state": "running", "pid": 2**22 + 1, "host": socket.gethostname()}))
+    page = only_folder(gone).text
+    assert "env.json is not there." in page and "✗ died" in page
 
 
 def test_rows_without_numbers_leave_gaps(run):

@@ -57,10 +57,11 @@ FAINT = """(() => {
 
 
 @pytest.fixture(scope="module")
-def pages(trained, tmp_path_factory) -> dict[str, Path]:
-    """The page of one run, and that of three, one of which has failed and left no weights."""
+def pages(trained, trained_vit, tmp_path_factory) -> dict[str, Path]:
+    """The page of one run, and that of three: another encoder, and one that failed and left no weights."""
     folder = tmp_path_factory.mktemp("pages")
-    runs = [Path(shutil.copytree(trained, folder / f"{letter}/{small_run.NAME}")) for letter in "abc"]
+    originals = {"a": trained, "b": trained_vit, "c": trained}
+    runs = [Path(shutil.copytree(run, folder / letter / run.name)) for letter, run in originals.items()]
     (runs[2] / "state.json").write_text('{"state": "failed", "exit_code": 1, "error": "no space left on device"}')
     shutil.rmtree(runs[2] / "checkpoints")
     (runs[0] / "eval").mkdir()

@@ -51,7 +51,7 @@ CURVES = (
 
 def curves_section(records: Sequence[Record]) -> list[Child]:
     """A panel for each number that any of the runs has; those that none has are named."""
-    x_range = 0.0, max(record.epochs or 0.0 for record in records)
+    x_range = 0.0, max(record.run.epoch or 0.0 for record in records)
     panels = [
         _panel(curve, drawn, x_range) for curve in CURVES if (drawn := [r for r in records if r.series(curve.key)])
     ]

@@ -135,12 +135,9 @@ def confusion(evidence: Evidence, name: str) -> list[Child]:
         if not totals[row]:
             continue
         cells = []
-        for column, part in enumerate(100 * share[row]):
-            kind = " ".join(
-                word for word, holds in (("own", row == column), ("much", part > 60), ("most", part > 80)) if holds
-            )
-            style = f"--part: {part:.0f}%" if part else None
-            cells.append(element("td", f"{part:.0f}" if part else "·", class_=kind or None, style=style))
+        for column, part in enumerate(share[row]):
+            said, style = (f"{100 * part:.0f}", f"--part: {part:.2f}") if part else ("·", None)
+            cells.append(element("td", said, class_="own" if row == column else None, style=style))
         body.append(element("tr", element("th", own, scope="row"), cells))
     accuracy = 100 * np.trace(counts) / counts.sum()
     monitor = evidence.saved.recipe.monitor

@@ -11,7 +11,7 @@ from sslrun.report.html import Child, Html, element, joined, table
 from sslrun.report.record import Record
 
 KNN = "knn/top1_pct"
-MARKS = {"done": "✓", "running": "▸", "failed": "✗", "pre-empted": "⏸", "interrupted": "⏸"}
+MARKS = {"done": "✓", "running": "▸", "failed": "✗", "died": "✗", "pre-empted": "⏸", "interrupted": "⏸"}
 
 
 def masthead(records: Sequence[Record]) -> Html:
@@ -26,22 +26,17 @@ def masthead(records: Sequence[Record]) -> Html:
             element("p", _described(record), " ", state(record), class_="lead"),
             _tiles(record),
         ]
-    errors = [
-        element("p", f"{_of(record)}{record.state['error']}", class_="alert")
-        for record in records
-        if record.state.get("error")
-    ]
+    errors = [element("p", _of(record), record.run.error, class_="alert") for record in records if record.run.error]
     broken = [element("p", f"{_of(record)}{text}.", class_="note") for record in records for text in record.broken]
     return element("header", element("p", "sslrun report", class_="eyebrow"), parts, errors, broken)
 
 
 def state(record: Record) -> Html:
     """How the run stands, as a mark and a word."""
-    word = str(record.state.get("state", "unknown"))
-    code = record.state.get("exit_code")
-    said = word if code in (None, 0) else f"{word}, exit code {code}"
+    word, code = record.run.state or "unknown", record.run.exit_code
+    said = f"{word}, exit code {code}" if code else word
     mark = element("span", MARKS.get(word, "?"), aria_hidden="true")
-    return element("span", mark, f" {said}", class_=f"state {word if word in MARKS else 'unknown'}")
+    return element("span", mark, f" {said}", class_=f"state {word}")
 
 
 def comparison(records: Sequence[Record]) -> Html:
@@ -147,10 +142,8 @@ def _encoder(record: Record) -> str:
 
 
 def _epochs(record: Record) -> str:
-    done = record.epochs
-    text = "0" if done is None else number(done)
-    planned = record.value("epochs")
-    return text if planned is None else f"{text} of {planned}"
+    done, planned = record.run.epoch or 0.0, record.run.epochs
+    return number(done) if planned is None else f"{number(done)} of {number(planned)}"
 
 
 def _speed(record: Record) -> float | None:

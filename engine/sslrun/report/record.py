@@ -9,6 +9,7 @@ from typing import Any
 
 from sslrun.config import Config, load
 from sslrun.errors import UsageError
+from sslrun.runs import Run, read_run
 from sslrun.runtime.run_folder import rows
 
 
@@ -22,6 +23,7 @@ class Record:
         number: place among the runs of a report, from 0; None where it is the only one.
         name: of the folder, which is the recipe's.
         rows: of metrics.jsonl.
+        run: as `sslrun runs` tells it.
         state: of state.json; empty where there is none.
         environment: of env.json; empty where there is none.
         results: of eval/*.json, in the order of kind and step.
@@ -34,6 +36,7 @@ class Record:
     number: int | None
     name: str
     rows: list[dict[str, Any]]
+    run: Run
     state: dict[str, Any]
     environment: dict[str, Any]
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -71,12 +74,6 @@ class Record:
         return value
 
     @property
-    def epochs(self) -> float | None:
-        """Epochs done."""
-        done = [row["epoch"] for row in self.rows if is_number(row.get("epoch"))]
-        return max(done, default=None)
-
-    @property
     def wall_s(self) -> float | None:
         """Seconds from start to the last row, over all resumes."""
         return max((row["wall_s"] for row in self.rows if is_number(row.get("wall_s"))), default=None)
@@ -111,6 +108,7 @@ def read_record(named: Path, number: int | None) -> Record:
         number=number,
         name=path.name,
         rows=tried("metrics.jsonl", lambda file: [row for _, row in rows(file)]) or [],
+        run=read_run(path),
         state=tried("state.json", _table) or {},
         environment=tried("env.json", _table) or {},
         config=tried("config.toml", load),
