@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.data import Batch, BatchStream, Loader, Sequential, Source, ViewGroup
@@ -85,6 +86,11 @@ class FeatureExtractor:
 def evenly(num_samples: int, most: int) -> np.ndarray:
     """(min(num_samples, most),) int64: sample ids at even distances; of sorted class folders about as many of each."""
     return np.linspace(0, num_samples - 1, min(num_samples, most)).astype(np.int64)
+
+
+def unit_rows(features: Tensor, device: torch.device) -> Tensor:
+    """The rows at length 1, fp32, on a device."""
+    return F.normalize(features.to(device).float(), dim=1)
 
 
 def require_finite(features: Tensor) -> None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.errors import UsageError
-from sslrun.evaluation.features import require_finite
+from sslrun.evaluation.features import require_finite, unit_rows
 from sslrun.runtime import distributed
 
 AT_ONCE = 2**24  # 256 MiB
@@ -179,20 +179,16 @@ def _nearest(
     each = min(most, max(1, at_once // max(step, ranks * count, width) // ranks))  # queries of a rank in a piece
     for start in range(0, most, each):
         mine = queries[start : start + each]
-        everyones = distributed.all_gather_rows(_unit(F.pad(mine, (0, 0, 0, each - len(mine))), device))
+        everyones = distributed.all_gather_rows(unit_rows(F.pad(mine, (0, 0, 0, each - len(mine))), device))
         best = torch.full((len(everyones), count), NOTHING, device=device)
         for offset in range(0, len(bank), step):
-            keys = _keys(everyones @ _unit(bank[offset : offset + step], device).T, first + offset)
+            keys = _keys(everyones @ unit_rows(bank[offset : offset + step], device).T, first + offset)
             keys = keys.topk(min(count, keys.shape[1])).values
             best = torch.cat([best, keys], 1).topk(count).values
         if ranks > 1:  # (rank with a part of the bank, rank with a query, query, k)
             shares = distributed.all_gather_rows(best).view(ranks, ranks, each, count)[:, distributed.rank()]
             best = shares.transpose(0, 1).flatten(1).topk(count).values
         yield slice(start, start + len(mine)), *_read(best[: len(mine)])
-
-
-def _unit(rows: Tensor, device: torch.device) -> Tensor:
-    return F.normalize(rows.to(device).float(), dim=1)
 
 
 def _total(share: Tensor, device: torch.device) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sslrun.data import Batch, Loader, Sequential, ViewGroup
 from sslrun.errors import UsageError
-from sslrun.evaluation.features import BATCH, evenly, extract, require_finite
+from sslrun.evaluation.features import BATCH, evenly, extract, require_finite, unit_rows
 from sslrun.evaluation.subject import Subject
 from sslrun.runtime import distributed
 
@@ -112,7 +112,7 @@ def alignment(first: Tensor, second: Tensor, device: torch.device) -> float:
     distances = torch.zeros(2, dtype=torch.float64, device=device)  # their sum and their number
     size = max(1, PIECE // first.shape[1])
     for one, other in zip(first.split(size), second.split(size), strict=True):
-        squares = (_unit(one, device) - _unit(other, device)).square().sum(1)
+        squares = (unit_rows(one, device) - unit_rows(other, device)).square().sum(1)
         distances += torch.stack([squares.double().sum(), torch.tensor(len(one), device=device).double()])
     total, count = distributed.all_reduce_sum_(distances).tolist()
     return total / count
@@ -125,7 +125,7 @@ def uniformity(features: Tensor, device: torch.device) -> float:
     Each rank computes the N distances from its own rows, in pieces.
     """
     num_rows = int(distributed.all_reduce_sum_(torch.tensor(len(features), device=device)))
-    rows = distributed.all_gather_shares(_unit(features, device), num_rows)
+    rows = distributed.all_gather_shares(unit_rows(features, device), num_rows)
     mine = distributed.share(num_rows)
     total = torch.zeros((), dtype=torch.float64, device=device)
     size = max(1, PIECE // num_rows)
@@ -170,7 +170,3 @@ def two_views(subject: Subject, ids: np.ndarray) -> tuple[Tensor, Tensor]:
 
     parts = extract(subject.backbone, crops(), subject.device, subject.bf16).split(sizes)
     return torch.cat(parts[0::2]), torch.cat(parts[1::2])
-
-
-def _unit(rows: Tensor, device: torch.device) -> Tensor:
-    return F.normalize(rows.to(device).float(), dim=1)
