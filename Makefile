@@ -26,10 +26,10 @@ lint: install
 	$(BIN)/mypy
 
 test: install lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 test-nightly: install
-	$(BIN)/pytest -m nightly
+	$(BIN)/pytest -n 2 --dist worksteal -m nightly
 
 schema: install
 	PYTHONPATH=engine:kernels $(BIN)/python -m sslrun.config.schema

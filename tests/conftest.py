@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ from PIL import Image
 
 import small_run
 from sslrun.cli import main
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
