@@ -27,9 +27,13 @@ CURVES = (
         "knn/top1_pct", "k-NN accuracy", "held-out pictures classified by their nearest training pictures", True, True
     ),
     Curve(
-        "probe/top1_pct", "Online probe", "accuracy of a linear classifier that learns beside the encoder", True, True
+        "probe/top1_pct",
+        "Online probe",
+        "held-out pictures classified by a linear classifier, fitted to the features each time",
+        True,
+        True,
     ),
-    Curve("spectrum/rankme", "RankMe", "effective rank of the features: higher is richer", highest=True),
+    Curve("spectrum/rankme", "RankMe", "about how many directions the features use", highest=True),
     Curve("train/feature_std", "Spread of the embeddings", "1 is an even spread, 0 is collapse"),
     Curve("train/lr", "Learning rate", "of the first group of parameters"),
     Curve("train/momentum", "Momentum", "share of itself that the teacher keeps at a step"),

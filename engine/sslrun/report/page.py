@@ -62,7 +62,7 @@ def render(records: Sequence[Record], has_pictures: bool) -> str:
     sections += [
         ("results", "Evaluations", settings.results_section(records)),
         ("recipe", "Recipe", _side_by_side(records, settings.recipe)),
-        ("environment", "State and environment", _side_by_side(records, settings.environment)),
+        ("environment", "Environment", _side_by_side(records, settings.environment)),
     ]
     links = [element("a", title, href=f"#{name}") for name, title, _ in sections]
     body = [
