@@ -302,14 +302,14 @@ def drawn(svg: str, number: int = 0) -> np.ndarray:
 def test_a_curve_goes_through_its_points():
     y = [3.0, 1.0, 2.0, 5.0]
     lines = [plots.Line([0, 1, 2, 4], y, "A 5", 0), plots.Line([0, 4], [1, 1], "B 1", 1)]
-    svg = plots.lines(lines, name="p", alt="a < b", x_label="epoch")
+    svg = plots.lines(lines, name="p", alt='a < "b"', x_label="epoch")
     points = drawn(svg)
     for column, values in ((0, [0, 1, 2, 4]), (1, y)):  # paper is an affine function of the values
         slope, start = np.polyfit(values, points[:, column], 1)
         np.testing.assert_allclose(points[:, column], slope * np.array(values) + start, atol=0.02)
         assert slope > 0 if column == 0 else slope < 0
     tree = Tree(svg)
-    assert tree.all("svg")[0]["aria-label"] == "a < b" and {"A 5", "B 1", "epoch"} <= {t.strip() for t in tree.texts}
+    assert tree.all("svg")[0]["aria-label"] == 'a < "b"' and {"A 5", "B 1", "epoch"} <= {t.strip() for t in tree.texts}
     assert not re.search(r"#0[1-5]|font-family|<style|<metadata", svg), "what stands for a colour was replaced"
 
 
