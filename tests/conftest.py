@@ -1,8 +1,8 @@
 """Fixtures that several test files share."""
 
+import os
 import re
 from collections.abc import Callable
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ from PIL import Image
 
 import small_run
 from sslrun.cli import main
-
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core
     torch.set_num_threads(1)
