@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from memory import Peak
 from torch import Tensor
-from truth import DTYPES, assert_as_accurate, error
+from truth import DTYPES, NIGHTLY_IF_INTERPRETED, assert_as_accurate, error
 
 from ranks import run_ranks
 from sslkernels import running_softmax, sinkhorn, sinkhorn_centre
@@ -153,7 +153,7 @@ def shared_scores() -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("world_size", [2] if INTERPRETED else [2, 4])
+@pytest.mark.parametrize("world_size", [pytest.param(2, marks=NIGHTLY_IF_INTERPRETED)] if INTERPRETED else [2, 4])
 def test_ranks_together_equal_one_process(world_size, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     results = run_ranks(over_ranks, world_size, ROWS_OF_RANK[world_size])

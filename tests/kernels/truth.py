@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
+from sslkernels.device import INTERPRETED
+
+NIGHTLY_IF_INTERPRETED = [pytest.mark.nightly] if INTERPRETED else []
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
