@@ -80,14 +80,16 @@ def _commands(text: str) -> list[tuple[str, str]]:
 
 
 def _run(command: str, folder: Path) -> tuple[int, str]:
-    environment = small_run.environment()
+    settings = {}
     while re.match(r"[A-Z_]+=", command):
         setting, command = command.split(" ", 1)
         name, value = setting.split("=", 1)
-        environment[name] = value
-    done = subprocess.run(
-        shlex.split(command), cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        settings[name] = value
+    program, *words = shlex.split(command)
+    if program == str(small_run.ROOT / "bin/sslrun"):
+        return small_run.answer(words, folder, settings)
+    options = {"cwd": folder, "env": small_run.environment() | settings}
+    done = subprocess.run([program, *words], **options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
 
 

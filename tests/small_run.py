@@ -1,12 +1,14 @@
 """A run small enough for tests: its recipe, its start by the command line, and what it left behind."""
 
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,29 @@ def train(recipe: Path, *options: str, ranks: int = 1) -> None:
     words = [str(recipe), *options]
     codes = [main(words)] if ranks == 1 else run_ranks(main, ranks, words)
     assert codes == [0] * ranks
+
+
+def answer(words: Sequence[str], folder: Path, settings: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """(exit code, what is printed) of a command line given in a folder, by a process of its own.
+
+    Args:
+        words: without `bin/sslrun`.
+        folder: where.
+        settings: environment variables.
+    """
+    ((code, printed),) = run_ranks(_answer, 1, list(words), folder, dict(settings or {}))
+    return code, printed
+
+
+def _answer(words: list[str], folder: Path, settings: dict[str, str]) -> tuple[int, str]:
+    os.environ.update(settings)
+    os.chdir(folder)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            return main(words), printed.getvalue()
+        except SystemExit as left:  # of argparse
+            return int(left.code or 0), printed.getvalue()
 
 
 def start(arguments: Sequence[str]) -> subprocess.Popen[str]:

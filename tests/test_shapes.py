@@ -2,8 +2,6 @@
 
 import io
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ranks import ROOT, run_ranks
 from sslrun.data import Shapes
 from sslrun.data.drawing import CLASS_NAMES, Spec, draw
 from sslrun.errors import UsageError
@@ -49,16 +48,14 @@ def test_drawn_once_and_not_by_the_constructor(tmp_path):
     assert [entry.name for entry in root.iterdir() if entry.is_dir()] == [Path(source.paths[0]).parents[1].name]
 
 
+def loaded(root: Path) -> int:
+    source = Shapes(str(root), num_images=60, size=32)
+    source.open()
+    return len([Image.open(path).load() for path in source.paths])
+
+
 def test_processes_that_draw_at_once_get_whole_sets(tmp_path):
-    script = (
-        "import sys; from sslrun.data import Shapes; from PIL import Image\n"
-        f"source = Shapes({str(tmp_path)!r}, num_images=60, size=32); source.open()\n"
-        "[Image.open(path).load() for path in source.paths]"
-    )
-    engine = str(Path(__file__).resolve().parents[1] / "engine")
-    environment = {**os.environ, "PYTHONPATH": engine, "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(2)]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    assert run_ranks(loaded, 2, tmp_path) == [60, 60]
     assert len([entry for entry in tmp_path.iterdir() if entry.is_dir()]) == 1
 
 
@@ -89,15 +86,15 @@ def test_rotation_and_lighting_are_what_they_say():
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    """The quick start's pictures, training and test; arrays of (N, 3, 80, 80) in [0, 1] with labels."""
-    root = str(tmp_path_factory.mktemp("shapes"))
+def shapes():
+    """Of the quick start's pictures, training and test, the first; arrays of (N, 3, 80, 80) in [0, 1] with labels."""
     found = []
     for split, count in (("train", 2000), ("test", 400)):
-        source = Shapes(root, num_images=count, split=split)
+        source = Shapes(str(ROOT / "data/shapes"), split=split)  # drawn once a checkout, for other tests too
         source.open()
-        pictures = np.stack([np.asarray(Image.open(path)) for path in source.paths])
-        found.append((torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(source.labels)))
+        pictures = np.stack([np.asarray(Image.open(path)) for path in source.paths[:count]])
+        labels = torch.from_numpy(source.labels[:count])
+        found.append((torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255, labels))
     return found
 
 
@@ -111,8 +108,9 @@ def test_raw_pixels_do_not_tell(shapes):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("training", [False, True])  # untouched running statistics, or those of the batch
+@pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_an_untrained_network_does_not_tell(shapes, training):
+    """By untouched running statistics, or by those of the batch."""
     torch.manual_seed(0)
     network = ResNet(18, base_width=32).train(training)
     features = []
