@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,10 +27,12 @@ from sslrun.data import ImageFolder, Source, Subset
 from sslrun.data.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Transform
 from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation import linear
+from sslrun.evaluation import part as evaluation_part
 from sslrun.evaluation.eval_config import EvalConfig
 from sslrun.evaluation.feature_cache import FeatureCache, Normalisation
 from sslrun.evaluation.linear import LinearConfig, LinearGrid
 from sslrun.evaluation.linear_heads import Heads, Scores, Setting
+from sslrun.evaluation.part import Part
 from sslrun.evaluation.subject import Subject
 from sslrun.nn.norm import BN
 from sslrun.nn.resnet import ResNet
@@ -350,10 +353,9 @@ def test_the_published_protocols(name):
     assert [evaluation.train.data_prefix, evaluation.test.data_prefix] == ["data/imagenet/train", "data/imagenet/val"]
 
 
-def test_a_protocol_by_the_command_line(capsys, trained, pictures, tmp_path):
+def protocol_of(pictures: Path, folder: Path) -> Path:
     """MoCo's, its pictures replaced by small ones, cut short."""
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
-    overlay = tmp_path / "small.toml"
+    overlay = folder / "small.toml"
     overlay.write_text(
         f"extends = '{small_run.ROOT}/configs/benchmarks/linear_8xb32-steplr-100e_in1k.toml'\n"
         f"[eval.train]\n_delete_ = true\ntype = 'ImageFolder'\ndata_prefix = '{pictures}'\n"
@@ -361,6 +363,13 @@ def test_a_protocol_by_the_command_line(capsys, trained, pictures, tmp_path):
         "[eval]\ntransforms = [{ type = 'CenterCrop', size = 24 }, { type = 'Normalize' }]\n"
         "linear = { epochs = 3, transforms.0.size = 24 }\n"
     )
+    return overlay
+
+
+def test_a_protocol_by_the_command_line(capsys, trained, pictures, tmp_path):
+    """MoCo's, its pictures replaced by small ones, cut short."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    overlay = protocol_of(pictures, tmp_path)
     assert main(["eval", "linear", str(run), "--with", str(overlay), "--set", "eval.linear.global_batch=20"]) == 0
     assert capsys.readouterr().out.startswith("linear/top1_pct  ")
     (path,) = (run / "eval").glob("linear_step_00000006_*.json")
@@ -368,6 +377,67 @@ def test_a_protocol_by_the_command_line(capsys, trained, pictures, tmp_path):
     assert kept["results"]["chosen"]["lr"] == 30 and kept["results"]["features"]["extracted"] == "every epoch"
     assert kept["results"]["linear/top1_pct"] == kept["results"]["grid"][0]["test_top1_pct"]
     assert "linear/top5_pct" not in kept["results"], "of four classes"
+
+
+def test_a_training_that_is_stopped_goes_on_to_the_bit(capsys, trained, pictures, tmp_path, monkeypatch):
+    """Stopped twice, killed within the last epoch, and continued, with momentum and running statistics."""
+    words = ["eval", "linear", str(trained), "--with", str(protocol_of(pictures, tmp_path))]
+    words += ["--set", "eval.linear.global_batch=20", "--set", "eval.linear.norm='batch'"]
+    assert main([*words, "-o", str(tmp_path / "whole")]) == 0
+    (whole,) = (tmp_path / "whole").iterdir()
+    stopped = tmp_path / "stopped"
+    part = stopped / f"{whole.stem}.part.safetensors"
+    step, steps, end_at = Heads.step, [], 0
+
+    def counted(*arguments):
+        steps.append(1)
+        if len(steps) == end_at:
+            end()
+        return step(*arguments)
+
+    def killed():
+        raise MemoryError
+
+    monkeypatch.setattr(Heads, "step", counted)
+    for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+        before, end_at, end = len(steps), len(steps) + 3, lambda number=number: signal.raise_signal(number)
+        capsys.readouterr()
+        assert main([*words, "-o", str(stopped)]) == code
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.endswith(f"stopped and saved in {part}; the same command goes on\n")
+        assert len(steps) == before + 3 and list(stopped.iterdir()) == [part]
+    monkeypatch.setattr(evaluation_part, "SAVE_S", 0.0)
+    end_at, end = 11, killed
+    with pytest.raises(MemoryError):
+        main([*words, "-o", str(stopped)])
+    assert main([*words, "-o", str(stopped)]) == 0
+    assert len(steps) == 12 + 1, "of 3 epochs of 4 steps one was done twice"
+    assert [path.name for path in stopped.iterdir()] == [whole.name]
+    first, second = (json.loads((tmp_path / name / whole.name).read_text()) for name in ("whole", "stopped"))
+    assert first["results"] == second["results"]
+
+
+def test_a_state_that_is_damaged_or_of_something_else_is_stepped_over(tmp_path, caplog):
+    tensors = {"weight": torch.arange(6.0), "loss": torch.ones(2)}
+    path = tmp_path / "new" / "linear.part.safetensors"
+    Part(path, lambda: "this").save(tensors, 7, now=False)
+    assert not path.exists(), "not so soon"
+    Part(path, lambda: "this").save(tensors, 7, now=True)
+
+    def found(identity="this"):
+        empty = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        return Part(path, lambda: identity).load(empty), empty
+
+    steps, loaded = found()
+    assert steps == 7 and all(torch.equal(loaded[name], tensors[name]) for name in tensors) and not caplog.records
+    whole = path.read_bytes()
+    changed = whole[:-1] + bytes([whole[-1] ^ 1])
+    for content, identity in ((whole, "other"), (whole[:-5], "this"), (changed, "this"), (b"", "this")):
+        path.write_bytes(content)
+        caplog.clear()
+        steps, loaded = found(identity)
+        assert steps == 0 and not any(tensor.any() for tensor in loaded.values())
+        assert "beginning anew" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -425,6 +495,34 @@ def test_a_rank_without_a_row_of_the_batch_adds_nothing():
     assert not loss.any()
     assert torch.equal(heads.weight[::2], before[::2]), "those without weight decay"
     assert not torch.equal(heads.weight[1::2], before[1::2])
+
+
+def with_the_second_told_to_stop(words: list[str]) -> list[int]:
+    """Exit codes of a rank: the second rank is told to stop, and the same command goes on."""
+    step = Heads.step
+    codes = []
+    for stops in (True, False):
+        steps = []
+
+        def counted(*arguments, steps=steps, stops=stops):
+            steps.append(1)
+            if stops and len(steps) == 6 and distributed.rank() == 1:
+                signal.raise_signal(signal.SIGUSR1)
+            return step(*arguments)
+
+        Heads.step = counted
+        codes += [main(words), len(steps)]
+    return codes
+
+
+@pytest.mark.nightly
+def test_two_ranks_stop_and_go_on_together(trained, pictures, tmp_path):
+    words = ["eval", "linear", str(trained), "--with", str(protocol_of(pictures, tmp_path))]
+    words += ["--set", "eval.linear.global_batch=20", "--set", "eval.linear.norm='batch'", "-o"]
+    assert run_ranks(main, 2, [*words, str(tmp_path / "whole")]) == [0, 0]
+    assert run_ranks(with_the_second_told_to_stop, 2, [*words, str(tmp_path / "stopped")]) == 2 * [[75, 6, 0, 6]]
+    (whole,), (stopped,) = ((tmp_path / name).iterdir() for name in ("whole", "stopped"))
+    assert json.loads(whole.read_text())["results"] == json.loads(stopped.read_text())["results"]
 
 
 @pytest.mark.gpu

@@ -17,6 +17,7 @@ from sslrun.errors import RunFailed
 from sslrun.evaluation import knn, linear, spectrum
 from sslrun.evaluation.eval_config import EvalConfig
 from sslrun.evaluation.features import centre_crop_like
+from sslrun.evaluation.part import Part, digest
 from sslrun.evaluation.subject import Subject, labels
 from sslrun.plan import cores_of_a_rank, device_of, precision_of
 from sslrun.recipe import Recipe
@@ -24,6 +25,7 @@ from sslrun.runtime import distributed
 from sslrun.runtime.durable import replace_file
 from sslrun.runtime.environment import environment
 from sslrun.runtime.log import start_logging
+from sslrun.runtime.signals import Stopped
 from sslrun.saved import Saved
 
 logger = logging.getLogger("sslrun")
@@ -31,27 +33,31 @@ logger = logging.getLogger("sslrun")
 Results = dict[str, Any]
 
 
-def _knn(config: EvalConfig, subject: Subject) -> Results:
+def _knn(config: EvalConfig, subject: Subject, part: Part) -> Results:
     """Weighted k-NN classification of the test pictures by the training pictures."""
     train, test = subject.labelled()
     bank, queries = (subject.extractor(s).extract_share(subject.backbone, np.arange(len(s))) for s in (train, test))
     return knn.run(config.knn, bank, labels(train), queries, labels(test), subject.device)
 
 
-def _linear(config: EvalConfig, subject: Subject) -> Results:
+def _linear(config: EvalConfig, subject: Subject, part: Part) -> Results:
     """Linear classification of the test pictures, learnt from the training pictures."""
-    return linear.run(config.linear, subject)
+    return linear.run(config.linear, subject, part)
 
 
-def _spectrum(config: EvalConfig, subject: Subject) -> Results:
+def _spectrum(config: EvalConfig, subject: Subject, part: Part) -> Results:
     """How well the features of the training pictures fill their space."""
     return spectrum.run(config.spectrum, subject)
 
 
-KINDS: dict[str, Callable[[EvalConfig, Subject], Results]] = {"knn": _knn, "linear": _linear, "spectrum": _spectrum}
+KINDS: dict[str, Callable[[EvalConfig, Subject, Part], Results]] = {
+    "knn": _knn,
+    "linear": _linear,
+    "spectrum": _spectrum,
+}
 
 
-def evaluate(kind: str, saved: Saved, command: str, directory: Path) -> tuple[Results, Path]:
+def evaluate(kind: str, saved: Saved, command: str, directory: Path) -> tuple[int, Results, Path]:
     """Measure an encoder; all ranks of a launcher call it and share the work.
 
     Args:
@@ -61,7 +67,8 @@ def evaluate(kind: str, saved: Saved, command: str, directory: Path) -> tuple[Re
         directory: where the file goes.
 
     Returns:
-        the results, and the file that holds them with the settings, the data and the environment.
+        exit code; the results, empty unless that is 0; the file that holds them with the settings, the data and the
+        environment, or how far they have come.
 
     Raises:
         UsageError: there are no pictures to measure on.
@@ -75,12 +82,17 @@ def evaluate(kind: str, saved: Saved, command: str, directory: Path) -> tuple[Re
         start_logging(distributed.rank(), level=recipe.log.level)
         subject = subject_of(saved, device)
         begin = time.perf_counter()
-        results = KINDS[kind](recipe.eval, subject)
-        wall_s = time.perf_counter() - begin
         path = directory / f"{name_of(kind, saved)}.json"
+        part = Part(path.with_suffix(".part.safetensors"), lambda: _identity(saved, subject))
+        try:
+            results = KINDS[kind](recipe.eval, subject, part)
+        except Stopped as stopped:
+            return stopped.exit_code, {}, part.path
+        wall_s = time.perf_counter() - begin
         details = {"data": described(subject.train, subject.test), "wall_s": round(wall_s, 2)}
         distributed.from_rank_0(lambda: keep(path, kind, saved, command, details, results))
-    return results, path
+        part.remove()
+    return 0, results, path
 
 
 def keep(path: Path, kind: str, saved: Saved, command: str, details: Results, results: Results) -> None:
@@ -155,6 +167,13 @@ def described(train: Source, test: Source | None) -> dict[str, Any]:
             if source.labels is not None:
                 found[f"{key}_classes"] = int(source.labels.max()) + 1
     return found
+
+
+def _identity(saved: Saved, subject: Subject) -> str:
+    """What must be equal where an evaluation goes on: settings, the encoder's weights, and the pictures' labels."""
+    train, test = subject.labelled()
+    tensors = {**subject.backbone.state_dict(), "train": labels(train), "test": labels(test)}
+    return digest(json.dumps([saved.config.values, subject.bf16], default=str), tensors)
 
 
 def name_of(kind: str, saved: Saved) -> str:

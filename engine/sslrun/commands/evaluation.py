@@ -1,6 +1,7 @@
 """Verbs about what was learned: `eval`, and about all runs: `runs`."""
 
 import argparse
+import functools
 import sys
 from typing import Any
 
@@ -62,11 +63,8 @@ def _eval(args: argparse.Namespace) -> int:
     overlays = [Path(overlay) for overlay in args.overlays]
     saved = open_saved(Path(args.run), overlays, args.overrides, args.recipe and Path(args.recipe))
     directory = Path(args.directory) if args.directory else (saved.folder or saved.weights.parent) / "eval"
-    code = DONE
-    if args.kind == "finetune":
-        code, results, path = finetune(saved, args.command, directory)
-    else:
-        results, path = evaluate(args.kind, saved, args.command, directory)
+    measure = finetune if args.kind == "finetune" else functools.partial(evaluate, args.kind)
+    code, results, path = measure(saved, args.command, directory)
     if distributed.rank() == 0:
         for name, value in results.items():
             if isinstance(value, int | float):

@@ -122,6 +122,11 @@ class Normalisation:
         varies = spread > 1e-5 * (variance + mean.square()).sqrt()  # more than the rounding of a constant
         self.mean, self.scale = mean.float(), torch.where(varies, 1 / spread, 0.0).float()
 
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What batches of the training change, to be saved or written into."""
+        return {"mean": self.mean, "variance": self.variance, "scale": self.scale}
+
     def train(self, rows: Tensor) -> Tensor:
         """(b, D) of a training batch, of which each rank gives its part."""
         if self.kind != "batch":
@@ -129,7 +134,7 @@ class Normalisation:
         mean, variance, count = self._statistics([rows])
         self.mean.lerp_(mean.float(), self.momentum)
         self.variance.lerp_((variance * count / (count - 1)).float(), self.momentum)
-        self.scale = (self.variance + self.eps).rsqrt()
+        self.scale.copy_((self.variance + self.eps).rsqrt())
         return ((rows - mean) * (variance + self.eps).rsqrt()).float()
 
     def __call__(self, rows: Tensor) -> Tensor:

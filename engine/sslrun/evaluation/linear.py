@@ -24,11 +24,13 @@ from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation.feature_cache import FeatureCache, Normalisation
 from sslrun.evaluation.features import BATCH, evaluating, pooled
 from sslrun.evaluation.linear_heads import Heads, Scores, Setting
+from sslrun.evaluation.part import Part
 from sslrun.evaluation.subject import Subject, labels
 from sslrun.optim import Optimizer, Schedule
 from sslrun.optim.optimizers import LARS, SGD
 from sslrun.optim.policies import CosineAnnealing
 from sslrun.runtime import distributed
+from sslrun.runtime.signals import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +125,7 @@ class LinearConfig:
         return [Setting(rate, decay) for rate, decay in itertools.product(sorted(rates), sorted(decays))]
 
 
-def run(config: LinearConfig, subject: Subject) -> dict[str, Any]:
+def run(config: LinearConfig, subject: Subject, part: Part | None = None) -> dict[str, Any]:
     """Trains and tests linear classifiers. All ranks call it and share the work; the outcome is the same on all.
 
     With several settings, pictures kept back for validation decide (`_best`). Where features are extracted once, the
@@ -132,13 +134,16 @@ def run(config: LinearConfig, subject: Subject) -> dict[str, Any]:
     Args:
         config: the `[eval.linear]` table.
         subject: the encoder, which is left as it is, and its pictures.
+        part: where a training that extracts features in every epoch keeps its state and goes on from; it then ends in
+            order where the process is told to stop.
 
     Returns:
         What eval/*.json has under "results".
 
     Raises:
         UsageError: there are too few pictures, or they have no labels.
-        RunFailed: the classifier, or the encoder's features, are not finite.
+        RunFailed: the classifier, or the encoder's features, are not finite; the state could not be written.
+        Stopped: the process was told to stop, and the state is saved.
     """
     ranks = distributed.world_size()
     for key, source in zip(("eval.train", "eval.test"), subject.labelled(), strict=True):
@@ -151,14 +156,14 @@ def run(config: LinearConfig, subject: Subject) -> dict[str, Any]:
     if config.global_batch < ranks:
         raise UsageError(f"eval.linear.global_batch is {config.global_batch}, less than a picture for each process")
     with evaluating(subject.backbone):
-        return _Evaluation(config, subject).run()
+        return _Evaluation(config, subject, part if config.is_fresh else None).run()
 
 
 class _Evaluation:
     """One call of `run`; arguments as there."""
 
-    def __init__(self, config: LinearConfig, subject: Subject) -> None:
-        self.config, self.subject = config, subject
+    def __init__(self, config: LinearConfig, subject: Subject, part: Part | None) -> None:
+        self.config, self.subject, self.part = config, subject, part
         train, test = subject.labelled()
         self.num_classes = int(max(labels(train).max(), labels(test).max())) + 1
         self.fit_source, self.fit_ids, self.all_ids = train, np.arange(len(train)), np.arange(len(train))
@@ -244,22 +249,37 @@ class _Evaluation:
         steps = self._steps(ids)
         total = steps * config.epochs
         last_epoch = torch.zeros(len(settings), device=device)
+        state = {**heads.state, **norm.state, "loss": last_epoch}
+        first = 0
+        if self.part is not None and (first := self.part.load(state)):
+            logger.info("linear: going on after %d of %d steps, from %s", first, total, self.part.path)
         reported_s = time.monotonic()
-        with contextlib.closing(self._batches(ids, steps)) as batches:
-            for epoch in range(config.epochs):
-                rates = _rates(settings, config.lr, range(epoch * steps, (epoch + 1) * steps), steps, total)
-                last_epoch.zero_()
-                for now, (features, labels) in zip(rates.to(device), batches, strict=False):
-                    last_epoch += heads.step(norm.train(features), labels, config.global_batch, now)
-                if time.monotonic() - reported_s > REPORT_S:
+        vote = distributed.Vote(device)
+        with contextlib.ExitStack() as stack:
+            signals = None if self.part is None else stack.enter_context(StopSignals())
+            batches = stack.enter_context(contextlib.closing(self._batches(ids, steps, first)))
+            for step, (features, labels) in zip(range(first, total), batches, strict=False):
+                epoch, place = divmod(step, steps)
+                if place == 0 or step == first:
+                    rates = _rates(settings, config.lr, range(epoch * steps, (epoch + 1) * steps), steps, total)
+                    rates = rates.to(device)
+                if place == 0:
+                    last_epoch.zero_()
+                last_epoch += heads.step(norm.train(features), labels, config.global_batch, rates[place])
+                if place + 1 == steps and time.monotonic() - reported_s > REPORT_S:
                     reported_s = time.monotonic()
                     least = last_epoch.nan_to_num(nan=math.inf).min().item() / steps
                     logger.info("linear: epoch %d of %d, loss %.4f", epoch + 1, config.epochs, least)
+                if self.part is not None and signals is not None and step + 1 < total:  # the rest takes no time
+                    code = vote.cast(signals.exit_code)
+                    self.part.save(state, step + 1, now=code > 0)
+                    if code:
+                        raise Stopped(code)
         return heads, norm, (last_epoch / steps).cpu()
 
-    def _batches(self, ids: np.ndarray, steps: int) -> Examples:
-        """This rank's part of every batch of the training: features (b, D) and labels (b,)."""
-        return self._fresh(steps) if self.train_cache is None else self._cached(self.train_cache, ids, steps)
+    def _batches(self, ids: np.ndarray, steps: int, first: int) -> Examples:
+        """This rank's part of every batch of the training: features (b, D) and labels (b,), from step `first` on."""
+        return self._fresh(steps, first) if self.train_cache is None else self._cached(self.train_cache, ids, steps)
 
     def _cached(self, cache: FeatureCache, ids: np.ndarray, steps: int) -> Examples:
         order = Order(len(ids), self.subject.seed)
@@ -268,7 +288,7 @@ class _Evaluation:
             for batch in ids[order.ids(epoch, positions)].reshape(steps, -1):
                 yield cache.take(batch)
 
-    def _fresh(self, steps: int) -> Examples:
+    def _fresh(self, steps: int, first: int) -> Examples:
         assert self.config.transforms is not None
         subject = self.subject
         loader = Loader(
@@ -285,9 +305,8 @@ class _Evaluation:
         share = distributed.share(batch)
         pieces = [np.arange(begin, min(begin + BATCH, share.stop)) for begin in range(share.start, share.stop, BATCH)]
         cursor = (
-            (epoch, step * batch + piece)
-            for epoch in range(self.config.epochs)
-            for step in range(steps)
+            (step // steps, step % steps * batch + piece)
+            for step in range(first, steps * self.config.epochs)
             for piece in pieces
         )
         with contextlib.closing(loader.run(cursor)) as stream:

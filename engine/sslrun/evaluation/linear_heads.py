@@ -84,6 +84,12 @@ class Heads:
         weight_gradient, bias_gradient, self._loss = self._summed.split(sizes)
         self._gradients = weight_gradient.view_as(self.weight), bias_gradient.view_as(self.bias)
 
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What steps change, to be saved or written into."""
+        weight, bias = self.momenta
+        return {"weight": self.weight, "bias": self.bias, "momentum_of_weight": weight, "momentum_of_bias": bias}
+
     def logits(self, features: Tensor) -> Tensor:
         """(b, H, C) of (b, D)."""
         heads, classes, _ = self.weight.shape

@@ -10,6 +10,18 @@ PREEMPTED, INTERRUPTED = 75, 130
 DEBOUNCE_S = 1.0  # one Ctrl-C may arrive twice: from the terminal and from the launcher that passes it on
 
 
+class Stopped(Exception):
+    """Told to stop, and what was done is saved.
+
+    Attributes:
+        exit_code: what the process should exit with.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
 class StopSignals:
     """While it is entered, SIGTERM and SIGUSR1 (exit code 75) and SIGINT (130) only set `exit_code`.
 
