@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from ranks import run_ranks
@@ -93,6 +94,14 @@ def command(recipe: Path, *options: str, ranks: int = 1) -> list[str]:
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(free_port())]
     return [*launcher, str(ROOT / "bin" / "sslrun"), str(recipe), *options]
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of one command in this process."""
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 def environment() -> dict[str, str]:

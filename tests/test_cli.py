@@ -11,18 +11,11 @@ import pytest
 import tomli
 
 import small_run
+from small_run import call
 from sslrun.cli import main
 from sslrun.runtime import checkpoint
 
 MOCOV2 = str(small_run.ROOT / "configs/mocov2.toml")
-
-
-def call(capsys, *words: object) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of one command in this process."""
-    capsys.readouterr()
-    code = main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def refused(capsys, *words: object) -> str:

@@ -11,21 +11,9 @@ import torch
 
 import small_run
 from ranks import run_ranks
+from small_run import call
 from sslrun.cli import main
 from sslrun.export.publish import publish
-
-
-@pytest.fixture
-def run(trained, tmp_path) -> Path:
-    """A copy of the run, to be written into."""
-    return Path(shutil.copytree(trained, tmp_path / "runs" / small_run.NAME))
-
-
-def call(capsys, *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def record(run: Path, kind: str = "knn") -> dict:

@@ -15,8 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from small_run import NAME
-from sslrun.cli import main
+from small_run import NAME, call
 from sslrun.commands import weights
 from sslrun.config import load
 from sslrun.config.build import build
@@ -50,12 +49,6 @@ def encoder(backbone, size=32) -> Encoder:
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + low)
     preprocessing = Preprocessing((size, size), round(size * 8 / 7), "bilinear", *IMAGENET)
     return Encoder(backbone.eval(), preprocessing, ABOUT)
-
-
-def call(capsys, *words) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(word) for word in words])
-    return code, *capsys.readouterr()
 
 
 def refused(capsys, *words, code=2) -> str:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import small_run
-from sslrun.cli import main
+from small_run import call
 from sslrun.evaluation.finetune import FinetuneConfig, layer_rules, recipe
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.vit import VisionTransformer
@@ -21,19 +20,6 @@ FAST = [
     "--set", "eval.finetune.epochs=6", "--set", "eval.finetune.global_batch=16",
     "--set", "eval.finetune.samples_per_gpu=16", "--set", "eval.finetune.lr={policy='Constant'}",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def run(trained, tmp_path) -> Path:
-    """A copy of the run, to be written into."""
-    return Path(shutil.copytree(trained, tmp_path / "runs" / small_run.NAME))
-
-
-def call(capsys, *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def record(run: Path) -> dict:

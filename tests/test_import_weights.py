@@ -16,16 +16,10 @@ from safetensors.torch import load_file, save_file
 
 import small_run
 from foreign_checkpoints import CHECKPOINTS, NET, OTHER, SMALL, TRANSFORMER, linear, under
-from sslrun.cli import main
+from small_run import call
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.vit import VisionTransformer
 from sslrun.runtime import checkpoint
-
-
-def call(capsys, *words) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(word) for word in words])
-    return code, *capsys.readouterr()
 
 
 def refused(capsys, path, *words, code=2) -> str:

@@ -12,23 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from small_run import NAME
-from sslrun.cli import main
+from small_run import NAME, call
 from sslrun.errors import UsageError
 from sslrun.runtime import checkpoint
-
-
-@pytest.fixture
-def run(trained, tmp_path) -> Path:
-    """A copy of that run, to be damaged and written into."""
-    return Path(shutil.copytree(trained, tmp_path / "runs" / NAME))
-
-
-def call(capsys, *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def published(capsys, *words: object) -> Path:

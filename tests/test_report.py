@@ -57,12 +57,6 @@ class Tree(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.texts))
 
 
-@pytest.fixture
-def run(trained, tmp_path) -> Path:
-    """A copy of the run, to be written into."""
-    return Path(shutil.copytree(trained, tmp_path / "runs" / small_run.NAME))
-
-
 @pytest.fixture(scope="module")
 def shown(trained, tmp_path_factory) -> tuple[Path, Tree]:
     """A run that nobody changes, and its page."""
