@@ -125,7 +125,7 @@ def test_scales_with_what_comes_from_above(name, device):
 
 @OPS
 def test_autocast_around_it_changes_nothing(name, device):
-    queries, others = arguments(name, 66, 24, 150, torch.float32, device)
+    queries, others = arguments(name, 34, 24, 150, torch.float32, device)
     expected = value_and_gradient(OPERATIONS[name], queries, *others, 0.2)
     with torch.autocast(device.type, torch.bfloat16):
         result = value_and_gradient(OPERATIONS[name], queries, *others, 0.2)
@@ -134,7 +134,7 @@ def test_autocast_around_it_changes_nothing(name, device):
 
 @OPS
 def test_without_gradient_the_value_is_the_same(name, device):
-    queries, others = arguments(name, 66, 24, 150, torch.float32, device)
+    queries, others = arguments(name, 34, 24, 150, torch.float32, device)
     value, _ = value_and_gradient(OPERATIONS[name], queries, *others, 0.2)
     alone = OPERATIONS[name](queries, *others, 0.2)
     assert not alone.requires_grad
