@@ -85,6 +85,19 @@ def test_rotation_and_lighting_are_what_they_say():
     assert np.abs(pixels((90, 90), (1.0, 1.0)) - upright).mean() > 8.0
 
 
+def test_a_single_silhouette_leaves_the_border_to_the_cloth():
+    def edges(layout, i):
+        """Share of the pixels within 6 of the border at which the colour jumps."""
+        picture = Image.open(io.BytesIO(draw(Spec(20, 64, 0, 0, (-10, 10), (1.0, 1.0), layout), i)))
+        pixels = np.asarray(picture, dtype=float)
+        steps = np.abs(np.diff(pixels, axis=0))[:, 1:] + np.abs(np.diff(pixels, axis=1))[1:]
+        jumps = steps.max(axis=2) > 60
+        return np.mean(jumps[np.pad(np.zeros((51, 51), dtype=bool), 6, constant_values=True)])
+
+    for i in range(20):
+        assert edges("single", i) < 0.06 < 0.09 < edges("strewn", i), i
+
+
 @pytest.fixture(scope="module")
 def shapes():
     """Of the quick start's pictures, training and test, the first; arrays of (N, 3, 80, 80) in [0, 1] with labels."""

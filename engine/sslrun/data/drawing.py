@@ -3,6 +3,7 @@
 A picture shows equal silhouettes with equal ornaments, like biscuits strewn on a cloth. Their kind is the class;
 everything else is chance: how many, where, how large, how turned, each one's colours, the cloth's colours and weave,
 where the light stands, how bright and how warm it is. Silhouettes have equal areas, so the amount of ink tells nothing.
+Or it shows a single one, twice as large.
 
     python drawing.py FOLDER SPEC.json FIRST STEP     draws pictures FIRST, FIRST + STEP, ... of the specification
 """
@@ -35,6 +36,7 @@ class Spec:
         seed: of the drawing.
         rotation: smallest and largest turn of a silhouette, degrees.
         lighting: smallest and largest brightness of the light.
+        layout: of the silhouettes, "strewn" or "single".
     """
 
     num_images: int
@@ -43,6 +45,7 @@ class Spec:
     seed: int
     rotation: tuple[float, float]
     lighting: tuple[float, float]
+    layout: str = "strewn"
 
 
 def _arc(count: int, start: float = 0.0, stop: float = 2 * math.pi) -> np.ndarray:
@@ -119,7 +122,7 @@ def draw(spec: Spec, i: int) -> bytes:
     random = np.random.Generator(np.random.Philox(key=spec.seed % 2**64, counter=[0, 0, spec.stream, i]))
     size, label = spec.size, i % len(CLASS_NAMES)
     light_x, light_y = _turned(_between(random, 0, 2 * math.pi))[0].tolist()
-    biscuits = _strewn(random, spec.rotation)
+    biscuits = _LAYOUTS[spec.layout](random, spec.rotation)
     mask = _silhouettes(biscuits, label, size)
     canvas = _cloth(random, size)
     shadow = np.asarray(mask.filter(ImageFilter.GaussianBlur(size / 28)), dtype=np.float32) / 255
@@ -199,6 +202,15 @@ def _strewn(random: np.random.Generator, rotation: tuple[float, float]) -> _Bisc
     draws = random.random((len(places), 2))
     turns = np.radians(rotation[0] + (rotation[1] - rotation[0]) * draws[:, 0])
     return _Biscuits(places, turns, side * (0.9 + 0.2 * draws[:, 1]))
+
+
+def _single(random: np.random.Generator, rotation: tuple[float, float]) -> _Biscuits:
+    """One, near the middle."""
+    turn, side = math.radians(_between(random, *rotation)), _between(random, 0.45, 0.6)
+    return _Biscuits(0.5 + 0.16 * (random.random((1, 2)) - 0.5), np.array([turn]), np.array([side]))
+
+
+_LAYOUTS = {"strewn": _strewn, "single": _single}
 
 
 def _turned(angle: float) -> np.ndarray:

@@ -28,7 +28,8 @@ class Shapes(Source):
     moon, ring, star, triangle.
 
     The kind is the label. Number, place, size, turn, colours, background and light are chance, and all kinds have the
-    same area, so that neither raw pixels nor an untrained network tell the kinds apart; see `drawing.py`.
+    same area, so that neither raw pixels nor an untrained network tell the kinds apart; see `drawing.py`. Single
+    ones are easier: an untrained network gets about 40 % of them right.
 
     Args:
         root: folder for the pictures, one subfolder for each set of arguments; drawn there at first use (about 5 s).
@@ -38,6 +39,7 @@ class Shapes(Source):
         seed: of the drawing.
         rotation: smallest and largest turn of each silhouette in degrees; [0, 0] is upright.
         lighting: smallest and largest brightness of the light; 1 leaves colours as they are.
+        layout: many silhouettes "strewn" over the picture, or a "single" one near its middle.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Shapes(Source):
         seed: int = 0,
         rotation: Sequence[float] = (-20.0, 20.0),
         lighting: Sequence[float] = (0.75, 1.15),
+        layout: Literal["strewn", "single"] = "strewn",
     ) -> None:
         for name, value, least in (("rotation", rotation, -360.0), ("lighting", lighting, 0.0)):
             if len(value) != 2 or not least <= value[0] <= value[1]:
@@ -62,7 +65,7 @@ class Shapes(Source):
         self.nominal_size = num_images
         stream = {"train": 0, "test": 1}[split]
         turn, light = ((float(low), float(high)) for low, high in (rotation, lighting))
-        self.spec = drawing.Spec(num_images, size, stream, seed, turn, light)
+        self.spec = drawing.Spec(num_images, size, stream, seed, turn, light, layout)
 
     def __repr__(self) -> str:
         return f"Shapes({self.split!r}, {self.spec.num_images} pictures of {self.spec.size} px)"
