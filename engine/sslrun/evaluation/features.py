@@ -13,6 +13,7 @@ from sslrun.data.loader import Augment
 from sslrun.data.transforms import CenterCrop, Resize, Transform
 from sslrun.errors import RunFailed
 from sslrun.runtime import distributed
+from sslrun.runtime.log import shown
 
 BATCH = 128
 
@@ -27,6 +28,7 @@ class FeatureExtractor:
         bf16: compute under bfloat16 autocast.
         augment: "exact", "dali" or "auto", as for training.
         num_threads: threads that read and decode.
+        has_bar: whether a bar on the terminal shows how far it has come.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class FeatureExtractor:
         bf16: bool = False,
         augment: Augment = "auto",
         num_threads: int = 1,
+        has_bar: bool = False,
     ) -> None:
         self.source, self.transforms, self.device, self.bf16 = source, transforms, device, bf16
+        self.has_bar = has_bar
         self.loader = Loader(
             source,
             [ViewGroup(num_views=1, transforms=transforms)],
@@ -73,11 +77,14 @@ class FeatureExtractor:
         """
         mine = np.arange(len(self.source))[distributed.share(len(self.source))]
         with contextlib.closing(self._run(mine)) as stream:
-            for batch in stream:
+            for batch in self._shown(stream, len(mine)):
                 yield pooled(module, batch.to(self.device).views[0], self.bf16).cpu(), batch.index.cpu()
 
     def _rows(self, module: nn.Module, ids: np.ndarray) -> Tensor:
-        return extract(module, self._run(ids), self.device, self.bf16)
+        return extract(module, self._shown(self._run(ids), len(ids)), self.device, self.bf16)
+
+    def _shown(self, batches: Iterable[Batch], samples: int) -> Iterable[Batch]:
+        return shown(batches, -(-samples // BATCH), repr(self.source)) if self.has_bar else batches
 
     def _run(self, ids: np.ndarray) -> BatchStream:
         return self.loader.run([(0, ids[first : first + BATCH]) for first in range(0, len(ids), BATCH)])

@@ -49,6 +49,7 @@ class Subject:
             bf16=self.bf16,
             augment=self.augment,
             num_threads=self.num_threads,
+            has_bar=True,
         )
 
     def labelled(self) -> tuple[Source, Source]:

@@ -14,17 +14,20 @@ import resource
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from sslrun.errors import RunFailed, UsageError
+from sslrun.runtime import distributed
 from sslrun.runtime.run_folder import rows
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LOSS, RATE, SPEED, WAIT, MEMORY = "train/loss", "train/lr", "speed/images_per_s", "data/wait_pct", "mem/peak_gib"
 
@@ -51,6 +54,20 @@ def start_logging(rank: int = 0, file: Path | None = None, level: str = "INFO") 
             root.addHandler(_File(file))
         except OSError as error:
             raise UsageError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def shown(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """The items as they come, with a bar where rank 0 has a terminal.
+
+    Args:
+        items: passed on.
+        total: how many there will be.
+        what: name of the work.
+    """
+    from tqdm import tqdm
+
+    # None: only on a terminal.
+    yield from tqdm(items, what, total, leave=False, disable=True if distributed.rank() else None)
 
 
 class _Console(logging.Handler):
