@@ -253,6 +253,7 @@ def test_the_table_fits_the_width(capsys, tmp_path, monkeypatch):
             write_rows(run.path, training(25, 1.25), {"step": 25, "epoch": 5.0, "knn/top1_pct": 66.66})
             run.record_state("failed", 1)
         os.utime(run.metrics, (time.time() - 7300,) * 2)
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it
     header, first, *_ = whole = table(capsys, tmp_path)
     assert header.split() == ["run", "state", "epoch", "loss", "k-NN", "%", "images/s", "last", "row"]
     assert first.split() == f"{name} failed (1) 5.0 / 10 1.2500 66.7 125 2 h".split()
