@@ -63,6 +63,8 @@ class SwAVHead(Head):
         crops_for_assign: which crops get an assignment, counted through the groups of views from 0.
     """
 
+    is_compiled = False  # collectives, and a flag that changes once; its operations are kernels already
+
     def __init__(
         self,
         feat_dim: int = 128,
@@ -87,7 +89,6 @@ class SwAVHead(Head):
         self.feat_dim, self.temperature, self.epsilon = feat_dim, temperature, epsilon
         self.sinkhorn_iterations, self.crops_for_assign = sinkhorn_iterations, list(crops_for_assign)
 
-    @torch.compiler.disable  # collectives, and a flag that changes once; its operations are kernels already
     def forward(self, crops: Tensor, is_frozen: bool, stored: Tensor | None = None) -> Tensor:
         """The mean over assigned crops, other crops and samples.
 

@@ -64,7 +64,8 @@ class Executor(ABC):
         grad_clip: largest global norm of the gradient, or None.
         norm_type: which norm that is; 2 is the Euclidean one, infinity the largest absolute value.
         max_skipped_steps: how many steps in a row may be skipped for a non-finite loss or gradient.
-        compile: compile the direct submodules of the method (not the method: its `progress` changes each step).
+        compile: compile the direct submodules of the method (not the method: its `progress` changes each step), but
+            those whose `is_compiled` is False.
     """
 
     def __init__(
@@ -396,4 +397,5 @@ def _compile_children(method: nn.Module) -> None:
     """In place, so that names stay. Student and teacher share one cache: one graph per resolution, batch and mode."""
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     for child in method.children():
-        child.compile(dynamic=False)
+        if getattr(child, "is_compiled", True):
+            child.compile(dynamic=False)
