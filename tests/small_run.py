@@ -123,7 +123,8 @@ def answer(words: Sequence[str], folder: Path, settings: Mapping[str, str] | Non
         folder: where.
         settings: environment variables.
     """
-    ((code, printed),) = run_ranks(_answer, 1, list(words), folder, dict(settings or {}))
+    answers = run_ranks(_answer, 1, list(words), folder, dict(settings or {}), timeout_s=1200)  # it may be a training
+    ((code, printed),) = answers
     return code, printed
 
 
