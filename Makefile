@@ -1,4 +1,4 @@
-# make quickstart   install, train a small encoder on drawn pictures, write its report (3 minutes on two cores)
+# make quickstart   install, train a small encoder on drawn images, write its report (3 minutes on two cores)
 # make test         install, then format, lint, types and the CPU suite
 PYTHON ?= python3
 VENV := .venv

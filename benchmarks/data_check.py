@@ -2,7 +2,7 @@
 
     python benchmarks/data_check.py [--files 2000 20000] [--rounds 3] [--workers 2]
 
-Small pictures (noise of 64 pixels a side), so that what is spent on a file stands out; and pictures of ImageNet's usual
+Small images (noise of 64 pixels a side), so that what is spent on a file stands out; and images of ImageNet's usual
 size, where decoding does. Rounds alternate. Memory is the most that the process, and the one that decodes for it, have
 ever held resident (VmHWM), by looking all the time. Files are in the disk's cache.
 """
@@ -23,47 +23,47 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 import numpy as np
-from loader import write_pictures
+from loader import write_images
 from PIL import Image
 from rows import append_row, quantiles
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, nargs=2, default=[2000, 20000], help="numbers of small pictures")
+    parser.add_argument("--files", type=int, nargs=2, default=[2000, 20000], help="numbers of small images")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         few, many, large = (Path(folder) / name for name in ("few", "many", "large"))
-        for pictures, count in zip((few, many), args.files, strict=True):
-            write_small(pictures, count)
+        for images, count in zip((few, many), args.files, strict=True):
+            write_small(images, count)
         large.mkdir()
-        size = write_pictures(large, 512)
+        size = write_images(large, 512)
         for file in list(large.iterdir()):
             for copy in range(1, 8):
                 os.link(file, large / f"{file.stem}_{copy}.jpg")
-        rounds = [[measure(pictures, args.workers) for pictures in (few, many, large)] for _ in range(args.rounds)]
+        rounds = [[measure(images, args.workers) for images in (few, many, large)] for _ in range(args.rounds)]
     names = [f"{count} JPEGs, 64x64, 4 KB" for count in args.files]
     names.append(f"4096 JPEGs, 500x375, {size / 1000:.0f} KB")
     for name, figures in zip(names, zip(*rounds, strict=True), strict=True):
-        report(args, {"pictures": name}, figures)
+        report(args, {"images": name}, figures)
     each = []
     for fewer, more, _ in rounds:
         files, wall_s, core_s = (more[key] - fewer[key] for key in ("files", "wall_s", "core_s"))
         each.append({"files_per_s": files / wall_s, "core_ms": 1e3 * core_s / files})
-    report(args, {"pictures": f"{names[0]} to {names[1]}, each more"}, each)
+    report(args, {"images": f"{names[0]} to {names[1]}, each more"}, each)
 
 
 def report(args: argparse.Namespace, row: dict[str, str], rounds: Sequence[dict[str, float]]) -> None:
     figures = {key: quantiles([one[key] for one in rounds]) for key in rounds[0] if key != "files"}
     append_row("data_check", {"benchmark": "data_check", **row, "workers": args.workers, **figures})
-    print(f"{row['pictures']}: " + ", ".join(f"{key} {values['median']:.4g}" for key, values in figures.items()))
+    print(f"{row['images']}: " + ", ".join(f"{key} {values['median']:.4g}" for key, values in figures.items()))
 
 
-def measure(pictures: Path, workers: int) -> dict[str, float]:
+def measure(images: Path, workers: int) -> dict[str, float]:
     """One check in a process of its own."""
-    command = [sys.executable, str(ROOT / "bin" / "sslrun"), "data", "check", str(pictures), "--json"]
+    command = [sys.executable, str(ROOT / "bin" / "sslrun"), "data", "check", str(images), "--json"]
     before = processor_s()
     with tempfile.TemporaryFile() as out:
         process = subprocess.Popen([*command, "--workers", str(workers)], stdout=out, stderr=subprocess.DEVNULL)
@@ -76,7 +76,7 @@ def measure(pictures: Path, workers: int) -> dict[str, float]:
         found = json.load(out)
     assert process.returncode in (0, 1) and found["complete"], found  # the large ones have copies
     return {
-        "files": found["sources"][0]["pictures"],
+        "files": found["sources"][0]["images"],
         "wall_s": found["wall_s"],  # without the start of the program, with that of the decoder
         "core_s": processor_s() - before,  # of all that the command is
         "peak_rss_mib": own,
@@ -108,7 +108,7 @@ def decoders(process: int) -> list[int]:
 
 
 def write_small(folder: Path, count: int) -> None:
-    """Different pictures, in 20 class folders."""
+    """Different images, in 20 class folders."""
     random = np.random.default_rng(0)
     for label in range(20):
         (folder / str(label)).mkdir(parents=True)

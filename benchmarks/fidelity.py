@@ -59,18 +59,18 @@ def measured(error: Bound) -> str:
 
 
 def costs(case: Case) -> dict[str, float]:
-    """Milliseconds of one core for each view, of pictures of 500 x 375 pixels."""
-    pictures = [np.asarray(Image.fromarray(pixels).resize((500, 375))) for pixels in decoded()]
+    """Milliseconds of one core for each view, of images of 500 x 375 pixels."""
+    images = [np.asarray(Image.fromarray(pixels).resize((500, 375))) for pixels in decoded()]
     groups = [ViewGroup(VIEWS // 2, case.transforms())]
-    sizes = np.tile((375, 500), (len(pictures), 1))
-    arguments = view_arguments(groups, 0, 0, np.arange(len(pictures)), sizes)
-    tensors = [torch.from_numpy(pixels.copy()) for pixels in pictures]
+    sizes = np.tile((375, 500), (len(images), 1))
+    arguments = view_arguments(groups, 0, 0, np.arange(len(images)), sizes)
+    tensors = [torch.from_numpy(pixels.copy()) for pixels in images]
     compiled, plain = (ExactStage(groups, torch.device("cpu"), compiled=c) for c in (True, False))
     sides: dict[str, Callable[[], object]] = {
         "C": lambda: compiled(tensors, arguments),
         "torch": lambda: plain(tensors, arguments),
-        "PIL": lambda: pil_twins.views(pictures, groups, arguments),
-        "dali": graph(pictures, groups, arguments),
+        "PIL": lambda: pil_twins.views(images, groups, arguments),
+        "dali": graph(images, groups, arguments),
     }
     times: dict[str, list[float]] = {side: [] for side in sides}
     for side in sides.values():
@@ -79,12 +79,12 @@ def costs(case: Case) -> dict[str, float]:
         for name, side in sides.items():
             start = time.process_time()
             side()
-            times[name].append(1e3 * (time.process_time() - start) / (len(pictures) * groups[0].num_views))
+            times[name].append(1e3 * (time.process_time() - start) / (len(images) * groups[0].num_views))
     return {side: round(statistics.median(values), 3) for side, values in times.items()}
 
 
-def graph(pictures: list[np.ndarray], groups: list[ViewGroup], arguments: Arguments) -> Callable[[], object]:
-    """One run of the views as a DALI graph, one thread, from pictures in memory."""
+def graph(images: list[np.ndarray], groups: list[ViewGroup], arguments: Arguments) -> Callable[[], object]:
+    """One run of the views as a DALI graph, one thread, from images in memory."""
     from nvidia.dali import fn, pipeline_def
 
     names = [argument.name for argument in graph_inputs(groups, "all")]
@@ -92,12 +92,12 @@ def graph(pictures: list[np.ndarray], groups: list[ViewGroup], arguments: Argume
 
     def views() -> tuple:
         feed = [*(values[name] for name in names)]
-        image = fn.external_source(source=lambda: pictures, layout="HWC", batch=True)
+        image = fn.external_source(source=lambda: images, layout="HWC", batch=True)
         nodes = fn.external_source(source=lambda: feed, num_outputs=len(names), batch=True) if names else []
         return tuple(dali_views(image, groups, dict(zip(names, nodes)), "all"))  # noqa: B905 (AutoGraph's zip)
 
     options = {"num_threads": 1, "device_id": None, "exec_dynamic": True, "prefetch_queue_depth": 1}
-    pipeline = pipeline_def(enable_conditionals=True)(views)(batch_size=len(pictures), **options)
+    pipeline = pipeline_def(enable_conditionals=True)(views)(batch_size=len(images), **options)
     pipeline.build()
     return pipeline.run
 

@@ -207,7 +207,7 @@ def timed(call: Callable[[], None], count: int, device: torch.device) -> float:
 
 
 def ratios(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """Quantiles of the ratio of neighbours."""
+    """Quantiles of the ratio of neighbors."""
     return quantiles([a / b for a, b in zip(ours, theirs, strict=True)])
 
 

@@ -7,7 +7,7 @@ On a GPU where there is one, at its own shapes, else on the CPU. A loss is timed
 is wrong is not timed: first each is held against its reference in float64, at a small odd shape.
 
 Contestants take turns, so that a noisy machine hits all; rows have the quantiles of each and of the ratios of
-neighbours. `eager` is the operation's `reference`, `amp` the same under autocast, `compile` the same compiled; the
+neighbors. `eager` is the operation's `reference`, `amp` the same under autocast, `compile` the same compiled; the
 momentum update also meets what others use. The `ceiling` is the work of one large copy (bytes read and written) or
 matrix product per second, and takes its turn like the others.
 
@@ -52,7 +52,7 @@ from sslkernels.info_nce import reference as plain_info_nce
 from sslkernels.nt_xent import nt_xent
 from sslkernels.nt_xent import reference as plain_nt_xent
 from sslkernels.sinkhorn import reference as plain_sinkhorn
-from sslkernels.sinkhorn import sinkhorn, sinkhorn_centre
+from sslkernels.sinkhorn import sinkhorn, sinkhorn_center
 from sslkernels.soft_cross_entropy import reference as plain_soft_cross_entropy
 from sslkernels.soft_cross_entropy import soft_cross_entropy
 
@@ -117,7 +117,7 @@ def updated(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def raw_rows(count: int, dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Not normalised, and in want of a gradient."""
+    """Not normalized, and in want of a gradient."""
     return torch.randn(count, dim, device=device, dtype=dtype).requires_grad_()
 
 
@@ -162,8 +162,8 @@ def swav_inputs(device: torch.device, dtype: torch.dtype, B: int, K: int) -> tup
 
 
 def swav(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sinkhorn targets without the targets: they are a softmax with a centre."""
-    return soft_cross_entropy(student, teacher, 0.1, 0.05, sinkhorn_centre(teacher, 0.05, 3))
+    """Sinkhorn targets without the targets: they are a softmax with a center."""
+    return soft_cross_entropy(student, teacher, 0.1, 0.05, sinkhorn_center(teacher, 0.05, 3))
 
 
 def plain_swav(student: Tensor, teacher: Tensor) -> Tensor:
@@ -444,11 +444,11 @@ def counts(call: Call, device: torch.device) -> tuple[int, float]:
     call()
     host_s = total_s = 0.0
     for _ in range(2):
-        synchronise(device)
+        synchronize(device)
         begin = time.perf_counter()
         call()
         host_s = time.perf_counter() - begin
-        synchronise(device)
+        synchronize(device)
         total_s = time.perf_counter() - begin
     return max(1, min(100, round(ROUND_S[device.type] / total_s))), host_s
 
@@ -491,7 +491,7 @@ def other_data(device: torch.device) -> Tensor:
     return torch.empty(2**28, dtype=torch.uint8, device=device)
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 

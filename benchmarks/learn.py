@@ -1,4 +1,4 @@
-"""Every method on drawn pictures: k-NN before and after training, over seeds, for docs/learning.md.
+"""Every method on drawn images: k-NN before and after training, over seeds, for docs/learning.md.
 
     python benchmarks/learn.py [METHOD ...] [--seeds 3] [--jobs 2]    run what has no row yet; stop and repeat it freely
     python benchmarks/learn.py --table                                write the table and the plot from the rows
@@ -107,7 +107,7 @@ def _plot(by_method: dict[str, list[dict[str, Any]]]) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "learn"  # the same picture for the same rows
+    matplotlib.rcParams["svg.hashsalt"] = "learn"  # the same image for the same rows
     import matplotlib.pyplot as plt
 
     lines = -(-len(by_method) // COLUMNS)

@@ -2,11 +2,11 @@
 
     python benchmarks/loader.py [--threads 2] [--rounds 7] [--batches 16] [--dali]
 
-Two recipes: MoCo v2 (two views of 224 pixels) and SwAV (two of 224, six of 96, all from one decode). Pictures of
+Two recipes: MoCo v2 (two views of 224 pixels) and SwAV (two of 224, six of 96, all from one decode). Images of
 ImageNet's usual size, 500 x 375 pixels and about 110 KB, are cut from photographs that come with scikit-learn and
 scikit-image. Both sides get as many threads or workers as `--threads` says; hold the process to as many cores
 (`taskset -c 0,1`) where the machine has more. Rounds alternate, so that a noisy machine hits all sides; the row has the
-quantiles of each and of the ratios of neighbours. Where other programs compete for the cores, more threads get more of
+quantiles of each and of the ratios of neighbors. Where other programs compete for the cores, more threads get more of
 them: `core_ms`, processor time for each image with that of the workers, does not depend on it.
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)  # the consumer's; the sides set their own
     with tempfile.TemporaryDirectory() as folder:
-        size = write_pictures(Path(folder), args.images)
+        size = write_images(Path(folder), args.images)
         source = ImageFolder(folder)
         source.open()
         for name, views in {"mocov2 2x224": mocov2(), "swav 2x224+6x96": swav()}.items():
@@ -72,7 +72,7 @@ def main() -> None:
             row = {
                 "benchmark": "loader",
                 "recipe": name,
-                "pictures": f"{args.images} JPEGs, 500x375, {size / 1000:.0f} KB",
+                "images": f"{args.images} JPEGs, 500x375, {size / 1000:.0f} KB",
                 "batch": args.batch_size,
                 "threads": args.threads,
                 **{f"{side}_images_per_s": quantiles(values) for side, values in rates.items()},
@@ -152,14 +152,14 @@ def swav() -> list[ViewGroup]:
     """Views of SwAV's multi-crop recipe."""
 
     def group(num_views: int, size: int, scale: tuple[float, float]) -> ViewGroup:
-        colours = [RandomAppliedTrans([ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8), RandomGrayscale(p=0.2)]
+        colors = [RandomAppliedTrans([ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8), RandomGrayscale(p=0.2)]
         head = [RandomResizedCrop(size, scale=scale), RandomHorizontalFlip(p=0.5)]
-        return ViewGroup(num_views, [*head, *colours, GaussianBlur(0.1, 2.0, p=0.5), Normalize()])
+        return ViewGroup(num_views, [*head, *colors, GaussianBlur(0.1, 2.0, p=0.5), Normalize()])
 
     return [group(2, 224, (0.14, 1.0)), group(6, 96, (0.05, 0.14))]
 
 
-def write_pictures(folder: Path, count: int) -> float:
+def write_images(folder: Path, count: int) -> float:
     """Writes JPEGs of 500 x 375 pixels, each at the quality that comes closest to 110 KB; their mean size in bytes."""
     generator = np.random.default_rng(0)
     large = [pixels for pixels in photographs() if pixels.shape[0] >= 375 and pixels.shape[1] >= 500]
@@ -169,20 +169,20 @@ def write_pictures(folder: Path, count: int) -> float:
         top, left = (
             generator.integers(0, have - want + 1) for have, want in zip(pixels.shape, (375, 500), strict=False)
         )
-        picture = Image.fromarray(pixels[top : top + 375, left : left + 500])
+        image = Image.fromarray(pixels[top : top + 375, left : left + 500])
         low, high = 80, 98
         while low < high:
             middle = (low + high) // 2
-            low, high = (middle + 1, high) if len(encode(picture, middle)) < BYTES else (low, middle)
-        file = encode(picture, low)
+            low, high = (middle + 1, high) if len(encode(image, middle)) < BYTES else (low, middle)
+        file = encode(image, low)
         (folder / f"{number:05d}.jpg").write_bytes(file)
         sizes.append(len(file))
     return float(np.mean(sizes))
 
 
-def encode(picture: Image.Image, quality: int) -> bytes:
+def encode(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
+    image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 

@@ -27,9 +27,9 @@ from sslrun.data.views import ViewGroup
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
-def crop(picture: Image.Image, transform: RandomResizedCrop) -> Image.Image:
-    """A random box, resized; where ten tries fail, the whole picture."""
-    width, height = picture.size
+def crop(image: Image.Image, transform: RandomResizedCrop) -> Image.Image:
+    """A random box, resized; where ten tries fail, the whole image."""
+    width, height = image.size
     low, high = (math.log(ratio) for ratio in transform.ratio)
     for _ in range(10):
         area = width * height * random.uniform(*transform.scale)
@@ -37,12 +37,12 @@ def crop(picture: Image.Image, transform: RandomResizedCrop) -> Image.Image:
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, top = random.randint(0, width - w), random.randint(0, height - h)
-            picture = picture.crop((left, top, left + w, top + h))
+            image = image.crop((left, top, left + w, top + h))
             break
-    return picture.resize(transform.size[::-1], Image.Resampling.BILINEAR)
+    return image.resize(transform.size[::-1], Image.Resampling.BILINEAR)
 
 
-def jitter(picture: Image.Image, transform: ColorJitter) -> Image.Image:
+def jitter(image: Image.Image, transform: ColorJitter) -> Image.Image:
     """The four operations in random order."""
     for operation in random.sample(range(4), 4):
         low, high = transform.ranges[operation]
@@ -50,38 +50,38 @@ def jitter(picture: Image.Image, transform: ColorJitter) -> Image.Image:
             continue
         factor = random.uniform(low, high)
         if operation < 3:
-            picture = ENHANCERS[operation](picture).enhance(factor)
+            image = ENHANCERS[operation](image).enhance(factor)
         else:
-            hue, saturation, value = picture.convert("HSV").split()
+            hue, saturation, value = image.convert("HSV").split()
             turned = np.array(hue) + np.array(factor * 255).astype(np.int32).astype(np.uint8)
-            picture = Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
-    return picture
+            image = Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
+    return image
 
 
-def view(picture: Image.Image, transforms: list[Transform]) -> Image.Image:
-    """One view of a decoded picture."""
+def view(image: Image.Image, transforms: list[Transform]) -> Image.Image:
+    """One view of a decoded image."""
     for transform in transforms:
         if isinstance(transform, Normalize) or random.random() >= transform.p:
             continue
         if isinstance(transform, RandomResizedCrop):
-            picture = crop(picture, transform)
+            image = crop(image, transform)
         elif isinstance(transform, ColorJitter):
-            picture = jitter(picture, transform)
+            image = jitter(image, transform)
         elif isinstance(transform, RandomGrayscale):
-            picture = picture.convert("L").convert("RGB")
+            image = image.convert("L").convert("RGB")
         elif isinstance(transform, GaussianBlur):
             sigma = random.uniform(transform.sigma_min, transform.sigma_max)
-            picture = picture.filter(ImageFilter.GaussianBlur(radius=sigma))
+            image = image.filter(ImageFilter.GaussianBlur(radius=sigma))
         elif isinstance(transform, RandomHorizontalFlip):
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         else:
             assert isinstance(transform, RandomAppliedTrans)
-            picture = view(picture, transform.transforms)
-    return picture
+            image = view(image, transform.transforms)
+    return image
 
 
-class Pictures(Dataset):
-    """All views of the picture at an index, normalised, (3, h, w) each."""
+class Images(Dataset):
+    """All views of the image at an index, normalized, (3, h, w) each."""
 
     def __init__(self, paths: list[str], groups: list[ViewGroup], count: int) -> None:
         self.paths, self.groups, self.count = paths, groups, count
@@ -91,17 +91,17 @@ class Pictures(Dataset):
 
     def __getitem__(self, index: int) -> list[torch.Tensor]:
         with open(self.paths[index % len(self.paths)], "rb") as file:
-            picture = Image.open(file).convert("RGB")
+            image = Image.open(file).convert("RGB")
         made = []
         for group in self.groups:
             mean, std = (torch.tensor(v).view(3, 1, 1) for v in (group.normalize.mean, group.normalize.std))
             for _ in range(group.num_views):
-                pixels = torch.from_numpy(np.array(view(picture, group.transforms))).permute(2, 0, 1).contiguous()
+                pixels = torch.from_numpy(np.array(view(image, group.transforms))).permute(2, 0, 1).contiguous()
                 made.append(pixels.float().div_(255).sub_(mean).div_(std))
         return made
 
 
 def pil_loader(paths: list[str], groups: list[ViewGroup], batch_size: int, batches: int, workers: int) -> DataLoader:
     """Batches of views from worker processes that live on between passes."""
-    pictures = Pictures(paths, groups, batch_size * batches)
-    return DataLoader(pictures, batch_size, num_workers=workers, persistent_workers=True)
+    images = Images(paths, groups, batch_size * batches)
+    return DataLoader(images, batch_size, num_workers=workers, persistent_workers=True)

@@ -5,7 +5,7 @@
 Both sides run the recipe's model on the same resident batch: forward of both encoders, loss, backward, SGD, momentum
 update, queue. The bare loop is what one would write by hand, without checks, metrics, log, schedules or groups of
 BatchNorm: `torch.nn.BatchNorm2d`, `loss.backward()`, `optimizer.step()`. Rounds alternate, so that a noisy machine hits
-both; the row has the quantiles of each side and of the ratio of neighbours.
+both; the row has the quantiles of each side and of the ratio of neighbors.
 """
 
 import argparse
@@ -23,15 +23,14 @@ from rows import append_row, quantiles
 from torch import nn
 
 from sslrun.config import load
-from sslrun.data import Batch
-from sslrun.methods import Progress
+from sslrun.contract import Batch, Progress
 from sslrun.nn.norm import GroupBatchNorm, RunningStatistics, set_groups
 from sslrun.optim import learning_rates
 from sslrun.plan import choose_machine, device_of
 from sslrun.runtime.executor import LocalExecutor
 from sslrun.session import build
+from sslrun.step_metrics import StepMetrics
 from sslrun.train import train_step
-from sslrun.window import Window
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="rounds of each side")
     parser.add_argument("--only", choices=("bare", "engine"), help="run one side for its peak memory, in MiB")
     args = parser.parse_args()
-    # One group of BatchNorm, so that both sides normalise alike; one micro-batch.
+    # One group of BatchNorm, so that both sides normalize alike; one micro-batch.
     config = load(args.config, [*args.overrides])
     group = config.values["global_batch"]
     config = load(args.config, [*args.overrides, f"data.samples_per_gpu={group}", f"engine.micro_batch={group}"])
@@ -98,14 +97,14 @@ def engine_loop(recipe, machine, batch, device):
     set_groups(recipe.model, recipe.data.samples_per_gpu, machine.micro_batch // recipe.data.samples_per_gpu)
     optimizer = recipe.optimizer.create(recipe.model.named_parameters())
     executor = LocalExecutor(recipe.model, optimizer, device=device, precision=machine.precision)
-    statistics, window, step = RunningStatistics(recipe.model), Window(), 0
+    statistics, step_metrics, step = RunningStatistics(recipe.model), StepMetrics(), 0
 
     def run() -> None:
         nonlocal step
         progress = Progress(step, 10_000, 100, recipe.seed)
         rates = learning_rates(executor.optimizer.param_groups, recipe.lr, step, 100, 10_000)
         metrics, _ = train_step(executor, recipe.model, statistics, [batch], progress, rates)
-        window.add(metrics)
+        step_metrics.add(metrics)
         step += 1
 
     return run

@@ -26,33 +26,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 small JPEGs in 4 class folders, each class with a pattern of its own."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for label in range(4):
         (root / f"class_{label}").mkdir()
         for number in range(20):
             wave = np.sin(np.arange(40) * (label + 1) * 0.3 + random.uniform(0, 6))
             pixels = random.integers(0, 60, (36, 40, 3)) + (90 * (wave + 1))[None, :, None] * random.uniform(0.3, 1, 3)
-            picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-            picture.save(root / f"class_{label}" / f"{number:02d}.jpg", quality=92)
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            image.save(root / f"class_{label}" / f"{number:02d}.jpg", quality=92)
     return root
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     """The folder of a run with the checkpoints of steps 4 and 6, its recipe beside `runs`: to be read, not changed."""
     folder = tmp_path_factory.mktemp("trained")
-    assert main([str(small_run.write_recipe(folder, pictures, steps=6, name=small_run.NAME))]) == 0
+    assert main([str(small_run.write_recipe(folder, images, steps=6, name=small_run.NAME))]) == 0
     return folder / "runs" / small_run.NAME
 
 
 @pytest.fixture(scope="session")
-def trained_vit(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """The folder of a run of a vision transformer, on pictures none of them held out: to be read, not changed."""
+def trained_vit(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """The folder of a run of a vision transformer, on images none of them held out: to be read, not changed."""
     folder = tmp_path_factory.mktemp("vit")
-    recipe = small_run.write_recipe(folder, pictures, steps=1, name="vit")
+    recipe = small_run.write_recipe(folder, images, steps=1, name="vit")
     text = recipe.read_text().replace("holdout = 0.2\n", "").replace("knn_interval = 1", "knn_interval = 0")
     backbone = 'backbone = { type = "VisionTransformer", img_size = 24, patch_size = 8, embed_dim = 24, depth = 2, '
     text = re.sub(r"backbone = .*", backbone + "num_heads = 3 }", text)

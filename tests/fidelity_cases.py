@@ -31,7 +31,7 @@ from sslrun.data.views import ViewGroup
 
 @dataclass(frozen=True)
 class Bound:
-    """The most that a mode may differ from the twin, in grey levels over all pictures."""
+    """The most that a mode may differ from the twin, in gray levels over all images."""
 
     mean: float
     p99: int
@@ -45,7 +45,7 @@ class Bound:
 class Case:
     """Transforms, the twin to compare with, and a bound for each mode.
 
-    Single operations start from pictures that were cut, not resized, so that only their own error is seen.
+    Single operations start from images that were cut, not resized, so that only their own error is seen.
     """
 
     name: str
@@ -80,7 +80,7 @@ CASES = [
         Bound(0.25, 1, 16),
     ),
     Case("crop, bilinear, 96", lambda: [RandomResizedCrop(96, (0.05, 0.14))], Bound(0.02, 1, 1), Bound(0.25, 1, 16)),
-    Case("resize 256, centre 224", lambda: [Resize(256), CenterCrop(224)], Bound(0.02, 0, 1), Bound(0.25, 1, 4)),
+    Case("resize 256, center 224", lambda: [Resize(256), CenterCrop(224)], Bound(0.02, 0, 1), Bound(0.25, 1, 4)),
     Case("flip", _cut(RandomHorizontalFlip()), Bound(0, 0, 0), Bound(0, 0, 0)),
     Case("turn by 45 degrees at most", _cut(RandomRotation(45)), Bound(0, 0, 0), Bound(0.05, 0, 255)),
     Case("brightness", _cut(ColorJitter(brightness=0.4)), Bound(0, 0, 0), Bound(0.02, 1, 1)),
@@ -88,7 +88,7 @@ CASES = [
     Case("saturation", _cut(ColorJitter(saturation=0.4)), Bound(0, 0, 0), Bound(0.02, 1, 1)),
     Case("hue", _cut(ColorJitter(hue=0.5)), Bound(0.02, 1, 8), Bound(0.05, 1, 8)),
     Case("jitter, drawn order", _cut(ColorJitter(0.4, 0.4, 0.4, 0.1)), Bound(0.02, 1, 8), Bound(0.05, 1, 16)),
-    Case("grey", _cut(RandomGrayscale(0.5)), Bound(0, 0, 0), Bound(0.02, 1, 1)),
+    Case("gray", _cut(RandomGrayscale(0.5)), Bound(0, 0, 0), Bound(0.02, 1, 1)),
     Case("solarise", _cut(Solarization(p=0.5)), Bound(0, 0, 0), Bound(0, 0, 0)),
     Case("blur (torchvision's tensor version)", _cut(GaussianBlur(p=1.0)), Bound(0.02, 1, 1), Bound(0.05, 1, 1)),
     Case(
@@ -141,8 +141,8 @@ def graph_views(
         file, *nodes = fn.external_source(
             source=lambda: [files, *(values[name] for name in names)], num_outputs=1 + len(names), batch=True
         )
-        pictures = fn.decoders.image(file, adjust_orientation=False)
-        return tuple(dali_views(pictures, groups, dict(zip(names, nodes)), part))  # noqa: B905 (AutoGraph's zip)
+        images = fn.decoders.image(file, adjust_orientation=False)
+        return tuple(dali_views(images, groups, dict(zip(names, nodes)), part))  # noqa: B905 (AutoGraph's zip)
 
     graph = pipeline_def(enable_conditionals=True)(views)
     options = {"num_threads": num_threads, "device_id": None, "exec_dynamic": True, "prefetch_queue_depth": 1}

@@ -97,7 +97,7 @@ NET, OTHER = resnet(), resnet(seed=2)
 SMALL = resnet(stem="small")
 TRANSFORMER = vit()
 
-# name: (content, the weights in it, what is recognised, backbone table, words of the report)
+# name: (content, the weights in it, what is recognized, backbone table, words of the report)
 CHECKPOINTS = {
     "MoCo": (
         {

@@ -20,7 +20,7 @@ from sslrun.cli import main
 from sslrun.runtime import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-NAME = "mocov2_resnet18_2xb8-coslr-6iters_pictures-24"  # of the run that the fixture `trained` made
+NAME = "mocov2_resnet18_2xb8-coslr-6iters_images-24"  # of the run that the fixture `trained` made
 CHANGES_WITH_TIME = ("wall_s", "speed/", "data/", "mem/", "compile/")
 
 RECIPE = """
@@ -41,7 +41,7 @@ head = {{ type = "ContrastiveHead", temperature = 0.2 }}
 [data]
 samples_per_gpu = 8
 workers_per_gpu = 1
-source = {{ type = "ImageFolder", data_prefix = "{pictures}" }}
+source = {{ type = "ImageFolder", data_prefix = "{images}" }}
 holdout = 0.2
 
 [[data.views]]
@@ -81,10 +81,10 @@ threads = 1
 """
 
 
-def write_recipe(folder: Path, pictures: Path, steps: int = 12, name: str = "small") -> Path:
+def write_recipe(folder: Path, images: Path, steps: int = 12, name: str = "small") -> Path:
     """The recipe as a file; its run folder is `folder`/runs/`name`."""
     path = folder / f"{name}.toml"
-    path.write_text(RECIPE.format(steps=steps, work_dir=folder / "runs", pictures=pictures))
+    path.write_text(RECIPE.format(steps=steps, work_dir=folder / "runs", images=images))
     return path
 
 

@@ -1,4 +1,4 @@
-"""Bad pictures: kinds that are readable are read right; others are named, counted, stepped over, always in one way."""
+"""Bad images: kinds that are readable are read right; others are named, counted, stepped over, always in one way."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from sslrun.data.pipeline import Pipeline
 from sslrun.data.transforms import RandomResizedCrop, Resize
 from sslrun.errors import RunFailed
 
-NUM_PICTURES = 40
+NUM_IMAGES = 40
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +27,10 @@ def smooth(random, height, width, channels=3):
 
 @pytest.fixture
 def folder(tmp_path):
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     root.mkdir()
     random = np.random.default_rng(0)
-    for i in range(NUM_PICTURES):
+    for i in range(NUM_IMAGES):
         smooth(random, 30 + i % 5, 40).save(root / f"{i:02d}.jpg", quality=90)
     return root
 
@@ -47,7 +47,7 @@ def loader_of(source, bad, **options):
 
 
 def epoch(batch_size=8, start=0):
-    return [(0, np.arange(i, i + batch_size)) for i in range(start, NUM_PICTURES, batch_size)]
+    return [(0, np.arange(i, i + batch_size)) for i in range(start, NUM_IMAGES, batch_size)]
 
 
 def rows(batches):
@@ -64,7 +64,7 @@ def damage(folder):
     whole = (folder / "03.jpg").read_bytes()
     (folder / "03.jpg").write_bytes(whole[: len(whole) * 9 // 10])
     (folder / "04.jpg").write_bytes(b"")
-    (folder / "17.jpg").write_text("this is not a picture")
+    (folder / "17.jpg").write_text("this is not an image")
     whole = (folder / "25.jpg").read_bytes()
     (folder / "25.jpg").write_bytes(whole[:40])
     whole = (folder / "39.jpg").read_bytes()
@@ -73,7 +73,7 @@ def damage(folder):
 
 
 @pytest.mark.parametrize("augment", ["exact", "dali"])
-def test_unreadable_pictures_are_stepped_over_and_named_once(folder, augment, caplog):
+def test_unreadable_images_are_stepped_over_and_named_once(folder, augment, caplog):
     healthy = rows(loader_of(opened(folder), BadSamples(), augment=augment).run(epoch()))
     reasons = damage(folder)
     bad = BadSamples(max_bad_pct=20)
@@ -83,8 +83,8 @@ def test_unreadable_pictures_are_stepped_over_and_named_once(folder, augment, ca
     for sample, reason in reasons.items():
         assert reason in bad.found[sample] and f"{sample:02d}.jpg" in bad.found[sample]
         assert sum(f"{sample:02d}.jpg" in record.getMessage() for record in caplog.records) == 1
-    assert found[:NUM_PICTURES] == found[NUM_PICTURES:]
-    for position, (sample, pixels) in enumerate(found[:NUM_PICTURES]):
+    assert found[:NUM_IMAGES] == found[NUM_IMAGES:]
+    for position, (sample, pixels) in enumerate(found[:NUM_IMAGES]):
         assert sample not in reasons
         if position not in reasons:
             assert (sample, pixels) == healthy[position]
@@ -102,7 +102,7 @@ def test_substitutes_do_not_depend_on_what_was_known(folder):
     assert rows(loader_of(source, remembered).run(epoch())) == expected
     assert remembered.state_dict() == bad.state_dict()
     other_seed = rows(loader_of(source, BadSamples(20), seed=4).run(epoch()))
-    replaced = [position for position in range(NUM_PICTURES) if expected[position][0] != position]
+    replaced = [position for position in range(NUM_IMAGES) if expected[position][0] != position]
     assert replaced == [3, 4, 17, 25, 39]
     assert [other_seed[p][0] for p in replaced] != [expected[p][0] for p in replaced]
 
@@ -143,7 +143,7 @@ def test_a_file_that_changes_under_the_run(folder, change, augment):
 
     bad = BadSamples(max_bad_pct=10)
     found = rows(loader_of(source, bad, augment=augment).run(cursor()))
-    assert list(bad.found) == [21] and len(found) == NUM_PICTURES
+    assert list(bad.found) == [21] and len(found) == NUM_IMAGES
     assert [sample for position, (sample, _) in enumerate(found) if position != 21] == [*range(21), *range(22, 40)]
     told = {"removed": "no such file", "emptied": "empty", "replaced by another size": "7x9, was 31x40"}
     assert told[change] in bad.found[21]
@@ -151,13 +151,11 @@ def test_a_file_that_changes_under_the_run(folder, change, augment):
 
 def test_too_many_end_the_run_after_the_good_batches(folder):
     for i in range(20, 26):
-        (folder / f"{i}.jpg").write_text("no picture")
+        (folder / f"{i}.jpg").write_text("no image")
     stream = loader_of(opened(folder), BadSamples(max_bad_pct=10)).run(epoch())
     assert next(stream).index.tolist() == list(range(8))
     next(stream)
-    with pytest.raises(
-        RunFailed, match=r"5 of 40 pictures cannot be decoded.*max_bad_pct = 10; the last one: .*24\.jpg"
-    ):
+    with pytest.raises(RunFailed, match=r"5 of 40 images cannot be decoded.*max_bad_pct = 10; the last one: .*24\.jpg"):
         next(stream)
 
 
@@ -174,28 +172,28 @@ def test_the_limit_is_a_share_of_the_source(max_bad_pct, num_samples, allowed):
 
 def test_nothing_left_to_show(folder):
     for path in folder.iterdir():
-        path.write_text("no picture")
+        path.write_text("no image")
     with pytest.raises(RunFailed, match="no substitute"):
         next(loader_of(opened(folder), BadSamples(max_bad_pct=100)).run(epoch()))
 
 
 def write_kinds(root):
     random = np.random.default_rng(1)
-    rgb, grey = smooth(random, 20, 30), smooth(random, 20, 30, 1)
+    rgb, gray = smooth(random, 20, 30), smooth(random, 20, 30, 1)
     kinds = {
         "cmyk.jpg": rgb.convert("CMYK"),
-        "grey.jpg": grey,
-        "grey.png": grey,
+        "gray.jpg": gray,
+        "gray.png": gray,
         "palette.png": rgb.quantize(16),
-        "bilevel.png": grey.convert("1"),
-        "alpha.png": Image.merge("RGBA", (*rgb.split(), grey)),
-        "grey_alpha.png": Image.merge("LA", (grey, grey)),
+        "bilevel.png": gray.convert("1"),
+        "alpha.png": Image.merge("RGBA", (*rgb.split(), gray)),
+        "gray_alpha.png": Image.merge("LA", (gray, gray)),
         "lossy.webp": rgb,
         "plain.bmp": rgb,
         "plain.tiff": rgb,
     }
-    for name, picture in kinds.items():
-        picture.save(root / name)
+    for name, image in kinds.items():
+        image.save(root / name)
     rgb.save(root / "progressive.jpg", progressive=True)
     rgb.save(root / "lossless.webp", lossless=True)
     rgb.save(root / "turned.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")
@@ -214,17 +212,17 @@ def test_kinds_are_read_as_pil_reads_them(tmp_path):
     whole = [ViewGroup(1, [Resize([20, 30])])]
     loader = Loader(source, whole, sampler=Sequential(len(source)), seed=0, batch_size=4, bad=bad)
     batches = loader.run([(0, np.arange(i, min(i + 4, len(source)))) for i in range(0, len(source), 4)])
-    pictures = [picture for batch in batches for picture in batch.views[0].permute(0, 2, 3, 1).numpy()]
-    assert len(pictures) == len(source) == 15
-    for path, picture in zip(source.paths, pictures, strict=True):
-        levels = np.rint(picture * 255)
-        if os.path.basename(path) == "sixteen_bit.png":  # PIL clips at 255; scaling is what a picture of 16 bits means
+    images = [image for batch in batches for image in batch.views[0].permute(0, 2, 3, 1).numpy()]
+    assert len(images) == len(source) == 15
+    for path, image in zip(source.paths, images, strict=True):
+        levels = np.rint(image * 255)
+        if os.path.basename(path) == "sixteen_bit.png":  # PIL clips at 255; scaling is what an image of 16 bits means
             assert np.abs(levels - deep[..., None] / 257).max() <= 1
         else:
             assert np.array_equal(levels, np.asarray(Image.open(path).convert("RGB"))), path
 
 
-def test_a_failure_that_no_picture_explains_is_not_repeated_for_ever(folder, monkeypatch):
+def test_a_failure_that_no_image_explains_is_not_repeated_for_ever(folder, monkeypatch):
     damage(folder)
     monkeypatch.setattr(Pipeline, "_trouble", lambda self, path, size: None)
     with pytest.raises(RunFailed, match="decode one by one"):

@@ -29,8 +29,8 @@ def refused(capsys, *words: object) -> str:
 
 
 @pytest.fixture
-def recipe(tmp_path, pictures):
-    return small_run.write_recipe(tmp_path, pictures, steps=4)
+def recipe(tmp_path, images):
+    return small_run.write_recipe(tmp_path, images, steps=4)
 
 
 def test_config_print_parses_back(capsys, tmp_path):
@@ -99,8 +99,8 @@ def test_a_missing_data_set_is_pointed_to(capsys, tmp_path):
 
 
 MISTAKES = {
-    "misspelt key": (["--set", "epocs=3"], ["epocs", "epochs"]),
-    "misspelt nested key": (["--set", "model.quue_len=3"], ["quue_len", "queue_len"]),
+    "misspelled key": (["--set", "epocs=3"], ["epocs", "epochs"]),
+    "misspelled nested key": (["--set", "model.quue_len=3"], ["quue_len", "queue_len"]),
     "wrong type": (["--set", "global_batch=true"], ["global_batch", "boolean"]),
     "wrong type of class": (["--set", "model.type=MoCoo"], ["MoCoo", "MoCo"]),
     "bad value": (["--set", "epochs=[1,"], ["epochs=[1,"]),
@@ -146,7 +146,7 @@ def test_files_that_do_not_fit_together_are_one_line(capsys, tmp_path):
 def test_an_empty_folder_is_one_line(capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     line = refused(capsys, small_run.write_recipe(tmp_path, tmp_path / "empty"))
-    assert "no pictures" in line and "data.source.data_prefix" in line
+    assert "no images" in line and "data.source.data_prefix" in line
 
 
 def test_a_work_dir_that_cannot_be_written_is_one_line(capsys, recipe, tmp_path):
@@ -166,9 +166,9 @@ def test_the_same_command_twice_is_refused_and_loses_nothing(capsys, recipe, tmp
         assert path.read_bytes() == content, path
 
 
-def test_a_resume_on_other_data_is_refused(capsys, tmp_path, pictures):
+def test_a_resume_on_other_data_is_refused(capsys, tmp_path, images):
     own = tmp_path / "own"
-    shutil.copytree(pictures, own)
+    shutil.copytree(images, own)
     recipe = small_run.write_recipe(tmp_path, own, steps=4)
     assert call(capsys, recipe)[0] == 0
     shutil.copy(own / "class_0/00.jpg", own / "class_0/zz.jpg")
@@ -177,8 +177,8 @@ def test_a_resume_on_other_data_is_refused(capsys, tmp_path, pictures):
     assert "trained on 64 samples" in line and "load_from" in line
 
 
-def test_a_work_dir_in_use_is_refused(capsys, tmp_path, pictures):
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=5000)
+def test_a_work_dir_in_use_is_refused(capsys, tmp_path, images):
+    recipe = small_run.write_recipe(tmp_path, images, steps=5000)
     process = small_run.start(small_run.command(recipe))
     small_run.wait_until(lambda: small_run.last_step(tmp_path / "runs/small") >= 0, process)
     line = refused(capsys, recipe, "--resume")
@@ -202,9 +202,9 @@ def test_a_finished_run_says_where_it_is_and_what_next(capsys, recipe, tmp_path)
     assert json.loads((run / "state.json").read_text())["state"] == "done"
 
 
-def test_a_few_bad_pictures_do_not_end_a_run_and_many_do(capsys, tmp_path, pictures):
+def test_a_few_bad_images_do_not_end_a_run_and_many_do(capsys, tmp_path, images):
     damaged = tmp_path / "damaged"
-    shutil.copytree(pictures, damaged)
+    shutil.copytree(images, damaged)
     files = sorted(damaged.rglob("*.jpg"))
     files[3].write_bytes(files[3].read_bytes()[:300])
     files[40].write_bytes(b"")
@@ -212,11 +212,11 @@ def test_a_few_bad_pictures_do_not_end_a_run_and_many_do(capsys, tmp_path, pictu
     few = ["--set", "data.max_bad_pct=5", "--set", "monitor.knn_interval=0"]
     code, _, err = call(capsys, recipe, *few)
     assert code == 0, err
-    assert {str(path) for path in (files[3], files[40]) if str(path) in err}, "bad pictures are named"
+    assert {str(path) for path in (files[3], files[40]) if str(path) in err}, "bad images are named"
     _, state = checkpoint.load(tmp_path / "runs/small/checkpoints/step_00000008")
     assert 1 <= len(state["bad_samples"]) <= 2  # one of them may be held out
     for path in files[5:60:4]:
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     code, _, err = call(capsys, recipe, *few, "--work-dir", tmp_path / "again")
     assert code == 1
     assert "max_bad_pct" in err.splitlines()[-1] and "Traceback" not in err
@@ -249,28 +249,28 @@ def test_weights_are_loaded_and_mismatches_said(capsys, recipe, tmp_path):
     assert code == 0 and "queue.rows" in err
 
 
-def test_a_method_of_ones_own(capsys, tmp_path, pictures, monkeypatch):
+def test_a_method_of_ones_own(capsys, tmp_path, images, monkeypatch):
     """custom_imports, and the features that clustering methods ask for before an epoch."""
     (tmp_path / "my_method.py").write_text(
         "import torch\n"
         "from sslrun import Backbone, Loss, Method\n"
         "class Cluster(Method):\n"
-        '    """One centre that the features are pulled to.\n\n    Args:\n        backbone: the network.\n    """\n'
+        '    """One center that the features are pulled to.\n\n    Args:\n        backbone: the network.\n    """\n'
         "    def __init__(self, backbone: Backbone) -> None:\n"
         "        super().__init__()\n"
         "        self.backbone = backbone\n"
-        "        self.register_buffer('centre', torch.zeros(backbone.num_features))\n"
+        "        self.register_buffer('center', torch.zeros(backbone.num_features))\n"
         "        self.register_buffer('shape', torch.zeros(2))\n"
         "    def before_epoch(self, progress, features):\n"
         "        rows = features(self.backbone)\n"
-        "        self.centre.copy_(rows.mean(0))\n"
+        "        self.center.copy_(rows.mean(0))\n"
         "        self.shape.copy_(torch.tensor(rows.shape))\n"
         "    def forward(self, batch, progress, targets):\n"
         "        pooled = self.backbone(batch.crops()[0])[-1].mean((2, 3))\n"
-        "        return Loss((pooled - self.centre).square().mean())\n"
+        "        return Loss((pooled - self.center).square().mean())\n"
     )
     monkeypatch.chdir(tmp_path)
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=5)
+    recipe = small_run.write_recipe(tmp_path, images, steps=5)
     text = recipe.read_text()
     begin, end = text.index("[model]"), text.index("[data]")
     own = '[model]\ntype = "Cluster"\nbackbone = { type = "ResNet", depth = 18, base_width = 4, stem = "small" }\n\n'
@@ -278,8 +278,8 @@ def test_a_method_of_ones_own(capsys, tmp_path, pictures, monkeypatch):
     code, _, err = call(capsys, recipe)
     assert code == 0, err
     model = checkpoint.load(tmp_path / "runs/small/checkpoints/step_00000005")[0]["model"]
-    assert model["shape"].tolist() == [64, 32], "features of the whole training set: 80 pictures, a fifth held out"
-    assert model["centre"].abs().sum() > 0
+    assert model["shape"].tolist() == [64, 32], "features of the whole training set: 80 images, a fifth held out"
+    assert model["center"].abs().sum() > 0
 
 
 def test_without_its_packages_it_says_make_install(tmp_path):

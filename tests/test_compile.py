@@ -6,8 +6,8 @@ import small_run
 
 
 @pytest.mark.nightly
-def test_compiled_run_trains_alike_and_never_recompiles(tmp_path, pictures):
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=6)
+def test_compiled_run_trains_alike_and_never_recompiles(tmp_path, images):
+    recipe = small_run.write_recipe(tmp_path, images, steps=6)
     rows = {}
     for compile in ("off", "on"):
         options = ["--set", f"engine.compile={compile}", "--set", "log.interval=1", "--set", "monitor.knn_interval=0"]

@@ -1,4 +1,4 @@
-"""`sslrun config diff`: what differs and nothing else, lists lined up, colours on a terminal only."""
+"""`sslrun config diff`: what differs and nothing else, lists lined up, colors on a terminal only."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 ALIASES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.toml"))
 MOCOV2 = "configs/mocov2.toml"
 DATA = "configs/_base_/datasets/imagenet_mocov2.toml"
-GREY, FLIP = '{ type = "RandomGrayscale", p = 0.2 }', '{ type = "RandomHorizontalFlip" }'
+GRAY, FLIP = '{ type = "RandomGrayscale", p = 0.2 }', '{ type = "RandomHorizontalFlip" }'
 BLUR = '{ type = "GaussianBlur", sigma_min = 0.1, sigma_max = 2.0 }'
 
 
@@ -110,27 +110,27 @@ class TestValues:
 
 class TestLists:
     def test_an_element_put_in_is_one_difference(self):
-        assert diff(transforms(GREY, FLIP), "|", transforms(GREY, BLUR, FLIP))[:2] == [
+        assert diff(transforms(GRAY, FLIP), "|", transforms(GRAY, BLUR, FLIP))[:2] == [
             "data.views.0.transforms.1",
-            f"+ {BLUR} --set {transforms(GREY, BLUR, FLIP)}",
+            f"+ {BLUR} --set {transforms(GRAY, BLUR, FLIP)}",
         ]
-        assert len(diff(transforms(GREY, FLIP), "|", transforms(GREY, BLUR, FLIP))) == 2
+        assert len(diff(transforms(GRAY, FLIP), "|", transforms(GRAY, BLUR, FLIP))) == 2
 
     def test_an_element_taken_out(self):
-        assert diff(transforms(BLUR, GREY), "|", transforms(GREY)) == [
+        assert diff(transforms(BLUR, GRAY), "|", transforms(GRAY)) == [
             "data.views.0.transforms.0",
-            f"- {BLUR} --set {transforms(BLUR, GREY)}",
+            f"- {BLUR} --set {transforms(BLUR, GRAY)}",
         ]
 
     def test_an_element_changed_behind_one_put_in(self):
-        found = diff(transforms(GREY, FLIP), "|", transforms(BLUR, GREY.replace("0.2", "0.5"), FLIP))
+        found = diff(transforms(GRAY, FLIP), "|", transforms(BLUR, GRAY.replace("0.2", "0.5"), FLIP))
         assert [line for line in found if line[0] not in "+-"] == [
             "data.views.0.transforms.0",
             "data.views.0.transforms.0.p -> data.views.0.transforms.1.p",
         ]
 
     def test_an_element_moved_and_changed(self):
-        found = diff(transforms(GREY, BLUR, FLIP), "|", transforms(BLUR, FLIP, GREY.replace("0.2", "0.5")))
+        found = diff(transforms(GRAY, BLUR, FLIP), "|", transforms(BLUR, FLIP, GRAY.replace("0.2", "0.5")))
         assert [line.split(" --set")[0] for line in found] == [
             "data.views.0.transforms.0 -> data.views.0.transforms.2: RandomGrayscale moved",
             "-",
@@ -141,17 +141,17 @@ class TestLists:
         ]
 
     def test_of_two_of_a_class_each_is_found_where_it_has_moved(self):
-        often = GREY.replace("0.2", "0.5")
-        found = diff(transforms(GREY, often, BLUR, FLIP), "|", transforms(BLUR, FLIP, often, GREY))
+        often = GRAY.replace("0.2", "0.5")
+        found = diff(transforms(GRAY, often, BLUR, FLIP), "|", transforms(BLUR, FLIP, often, GRAY))
         assert [line for line in found if line[0] not in "+-"] == [
             "data.views.0.transforms.1 -> data.views.0.transforms.2: RandomGrayscale moved",
             "data.views.0.transforms.0 -> data.views.0.transforms.3: RandomGrayscale moved",
         ]
 
     def test_an_element_of_another_class_is_not_changed_key_by_key(self):
-        found = diff(transforms(GREY), "|", transforms(FLIP))
+        found = diff(transforms(GRAY), "|", transforms(FLIP))
         assert [line.split(" --set")[0] for line in found] == [
-            "data.views.0.transforms.0", f"- {GREY}", "data.views.0.transforms.0", f"+ {FLIP}",
+            "data.views.0.transforms.0", f"- {GRAY}", "data.views.0.transforms.0", f"+ {FLIP}",
         ]  # fmt: skip
 
     def test_equal_elements_that_say_a_default_or_not(self):
@@ -230,7 +230,7 @@ class TestCommand:
         assert "  + 0.5" in capsys.readouterr().out
 
     def test_what_does_not_fit_is_laid_out(self):
-        found = differences(load(MOCOV2, [views((2, GREY))]), load(MOCOV2, [views((2, GREY), (6, f"{BLUR}, {FLIP}"))]))
+        found = differences(load(MOCOV2, [views((2, GRAY))]), load(MOCOV2, [views((2, GRAY), (6, f"{BLUR}, {FLIP}"))]))
         assert render(found, ("a", "b"), 60).splitlines()[4:-1] == [
             "  + {",
             "  +   num_views = 6,",
@@ -246,16 +246,16 @@ class TestCommand:
         ]
 
     @pytest.mark.parametrize(
-        ("variables", "is_coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+        ("variables", "is_colored"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
     )
-    def test_colours_on_a_terminal_only(self, variables, is_coloured):
+    def test_colors_on_a_terminal_only(self, variables, is_colored):
         environment = {**os.environ, "PYTHONPATH": "engine", "TERM": "xterm", **variables}
         words = [sys.executable, "bin/sslrun", "config", "diff", MOCOV2, "--set", "epochs=800"]
         controller, terminal = pty.openpty()
         done = subprocess.run(words, env=environment, stdout=terminal, stderr=subprocess.PIPE)
         os.close(terminal)
         seen = os.read(controller, 65536).decode()
-        assert done.returncode == 1 and ("\x1b[31m  - 200\x1b[0m" in seen) is is_coloured and "200" in seen
-        assert ("\x1b" in seen) is is_coloured
+        assert done.returncode == 1 and ("\x1b[31m  - 200\x1b[0m" in seen) is is_colored and "200" in seen
+        assert ("\x1b" in seen) is is_colored
         piped = subprocess.run(words, env=environment, capture_output=True, text=True)
         assert "\x1b" not in piped.stdout and "- 200" in piped.stdout

@@ -52,10 +52,10 @@ def put(value, path, new):
     return copy
 
 
-def misspelt(value, path):
+def misspelled(value, path):
     """A copy of a value with an x behind the key at a path."""
     if path[1:]:
-        return put(value, path[:1], misspelt(value[path[0]], path[1:]))
+        return put(value, path[:1], misspelled(value[path[0]], path[1:]))
     return {(key + "x" if key == path[0] else key): below for key, below in value.items()}
 
 
@@ -105,7 +105,7 @@ def test_schema_json_means_to_others_what_it_means_to_us():
     for path in RECIPES:
         assert not list(validator.iter_errors(load(path).values)), path
     values = load(SWAV).values
-    for wrong in (misspelt(values, ("model", "backbone", "depth")), put(values, ("data", "views", 0), 3)):
+    for wrong in (misspelled(values, ("model", "backbone", "depth")), put(values, ("data", "views", 0), 3)):
         assert not validator.is_valid(wrong)
 
 
@@ -119,14 +119,14 @@ def test_any_value_may_be_a_reference(recipe):
 
 
 @pytest.mark.parametrize("recipe", [MOCOV2, SWAV])
-def test_a_misspelt_key_is_marked_wherever_it_stands(recipe):
+def test_a_misspelled_key_is_marked_wherever_it_stands(recipe):
     """Each key of a whole recipe in turn: marked once in the table it stands in, as the run refuses it."""
     values = load(recipe).values
     tried = 0
     for path in paths(values):
         if path[0] == "vars" or isinstance(path[-1], int) or path[-1] in ("type", "policy"):
             continue
-        marked = flagged(misspelt(values, path))
+        marked = flagged(misspelled(values, path))
         assert marked == [(".".join(map(str, path[:-1])), unexpected(f"{path[-1]}x"))], path
         tried += 1
     assert tried > 50

@@ -19,7 +19,7 @@ from sslrun.errors import UsageError
 from sslrun.session import build
 
 QUICKSTART = small_run.ROOT / "configs" / "quickstart.toml"
-ASIDE = ("note: ", "drawing ", "drawn ")  # beside what a command has to say; pictures are drawn at first use
+ASIDE = ("note: ", "drawing ", "drawn ")  # beside what a command has to say; images are drawn at first use
 NIGHTLY, DAILY = 10_000, 150
 
 # Pieces that mean something to the parser, the merge or the references, so that a case gets past the first of them.
@@ -177,7 +177,7 @@ def test_an_element_that_does_not_exist():
         ("model.backbone.out_indices=[2]", "[model] does not fit together, or not with data.views: "),
         (
             "data.views.0.num_views=1",
-            "data.views: 1 of each picture (num_views, all groups together), but MoCo takes 2",
+            "data.views: 1 of each image (num_views, all groups together), but MoCo takes 2",
         ),
         ("global_batch=1000000000000000", "and a batch of at most 16,777,216"),
         ("model.neck.hid_channels=0", "hid_channels is 0, expected 1 or more"),

@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from sslrun.config.catalog import inside, named
 
 from old_config import evaluated
 from sslrun.cli import main
 from sslrun.config import load
-from sslrun.config.catalogue import inside, named
 from sslrun.config.dump import inline
 from sslrun.config.importer import import_config
 from sslrun.config.importer.parameters import is_simple, pattern_of, trained
 from sslrun.config.importer.report import Effect
 from sslrun.config.load import committed_schema
 from sslrun.config.node import Node
+from sslrun.contract import Method
 from sslrun.errors import UsageError
-from sslrun.methods import Method
 from sslrun.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ NO_SOLARIZE = "solarisation with probability 0 is not written in ours"
 AFTER = "1.x begins the cosine after the warm-up, 0.x and ours with the run"
 PER_PASS = "every 50 backward passes there are every 4 steps; ours are every 50 steps"
 STEPS = "the same written otherwise"
-SQUARE = "1.x squeezes pictures to a square, 0.x and ours keep their proportions"
+SQUARE = "1.x squeezes images to a square, 0.x and ours keep their proportions"
 
 # Where a converted recipe differs from the one that ships: form and file -> key -> (converted, shipped, why).
 # Not compared here: patterns of optimizer.paramwise (TestBuild compares what they choose).

@@ -1,4 +1,4 @@
-"""What becomes of each part of an old configuration: networks, pictures, training, one by one."""
+"""What becomes of each part of an old configuration: networks, images, training, one by one."""
 
 import time
 import tomllib
@@ -22,7 +22,7 @@ data = dict(
     samples_per_gpu=16,
     train=dict(
         type='MultiViewDataset',
-        data_source=dict(type='ImageNet', data_prefix='pictures'),
+        data_source=dict(type='ImageNet', data_prefix='images'),
         num_views=[2],
         pipelines=[pipeline]))
 """  # noqa: E501
@@ -215,8 +215,8 @@ class TestTraining:
              ["optimizer.paramwise_options.bn.lars_exclude: SGD has no lars_exclude"]),
             ("'bn': dict(fix_lr=True, lr=1.)", [{"match": "bn", "lr": 1.0}],
              ["optimizer.paramwise_options.bn.fix_lr: without SimSiamHook nothing there fixes the rate"]),
-            ("'bn': dict(colour=3, lr=1.)", [{"match": "bn", "lr": 1.0}],
-             ["optimizer.paramwise_options.bn.colour: [[optimizer.paramwise]] has nothing like it"]),
+            ("'bn': dict(color=3, lr=1.)", [{"match": "bn", "lr": 1.0}],
+             ["optimizer.paramwise_options.bn.color: [[optimizer.paramwise]] has nothing like it"]),
             ("'(a+)+$': dict(lr=1.)", [{"match": "(a+)+$", "lr": 1.0}],
              ['optimizer.paramwise_options."(a+)+$": this pattern is taken as it is; our names of parameters may be '
               "others"]),
@@ -314,15 +314,15 @@ optim_wrapper = dict(
 
     def test_a_variable_of_a_base_that_is_set_anew(self, write):
         """What the base computed from it stays, as in mmcv, and that is said."""
-        write("base_8xb16.py", "root = 'a'\n" + MOCO + DATA.replace("'pictures'", "root + '/pictures'") + TRAINING)
+        write("base_8xb16.py", "root = 'a'\n" + MOCO + DATA.replace("'images'", "root + '/images'") + TRAINING)
         imported = import_config(write("new_8xb16.py", "_base_ = 'base_8xb16.py'\nroot = 'b'"))
-        assert tomllib.loads(imported.text)["data"]["source"]["data_prefix"] == "a/pictures"
+        assert tomllib.loads(imported.text)["data"]["source"]["data_prefix"] == "a/images"
         assert imported.report.lines() == [
             "new_8xb16.py:2: root: not converted: nothing here reads it: a key that has no counterpart, or a variable"
         ]
 
     def test_validation(self, convert):
-        """Training and validation in turn is the loss on pictures that are held out."""
+        """Training and validation in turn is the loss on images that are held out."""
         data = data_0x("dict(type='CenterCrop', size=32)")
         val = "data['val'] = dict(type='X', data_source=dict(type='ImageNet', data_prefix='val'), pipeline=[])"
         values, lines = convert(data=f"{data}\n{val}\n", more="workflow = [('train', 5), ('val', 1)]")
@@ -389,7 +389,7 @@ def data_1x(steps, **dataset):
     )
 
 
-class TestPictures:
+class TestImages:
     """Sources, views and transforms, one by one."""
 
     @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ class TestPictures:
             ("Resize', size=[32, 48]", {"type": "Resize", "size": [32, 48]}, []),
             ("CenterCrop', size=32", {"type": "CenterCrop", "size": 32}, []),
             ("RandomCrop', size=32, padding=4", {"type": "RandomCrop", "size": 32},
-             ["padding: pictures are not padded here"]),
+             ["padding: images are not padded here"]),
             ("RandomHorizontalFlip", {"type": "RandomHorizontalFlip", "p": 0.5}, []),
             ("RandomHorizontalFlip', p=0.1", {"type": "RandomHorizontalFlip", "p": 0.1}, []),
             ("RandomGrayscale", {"type": "RandomGrayscale"}, []),
@@ -412,9 +412,9 @@ class TestPictures:
             ("Solarization", {"type": "Solarization", "p": 0.5}, []),
             ("RandomRotation', degrees=2", {"type": "RandomRotation", "degrees": 2}, []),
             ("RandomRotation', degrees=2, expand=True", {"type": "RandomRotation", "degrees": 2},
-             ["expand: a turned picture keeps its size, with black corners"]),
-            ("ColorJitter', brightness=0.4, colour=1", {"type": "ColorJitter", "brightness": 0.4},
-             ["colour: ColorJitter has nothing like it here"]),
+             ["expand: a turned image keeps its size, with black corners"]),
+            ("ColorJitter', brightness=0.4, color=1", {"type": "ColorJitter", "brightness": 0.4},
+             ["color: ColorJitter has nothing like it here"]),
             ("RandomAppliedTrans', transforms=[dict(type='RandomGrayscale', p=0.5)], p=0.5",
              {"type": "RandomGrayscale", "p": 0.25}, []),
             ("RandomAppliedTrans', transforms=[dict(type='ColorJitter', hue=0.1), dict(type='RandomGrayscale', p=1.)]",
@@ -448,11 +448,11 @@ class TestPictures:
             ("mmcls.ResizeEdge', scale=48, edge='short', backend='pillow'", {"type": "Resize", "size": 48}, []),
             ("CenterCrop', crop_size=32", {"type": "CenterCrop", "size": 32}, []),
             ("RandomFlip', prob=0.5, direction='vertical'", {"type": "RandomHorizontalFlip", "p": 0.5},
-             ["direction: pictures are only flipped left to right"]),
+             ["direction: images are only flipped left to right"]),
             ("RandomGrayscale', prob=0.2, keep_channels=True, channel_weights=(0.114, 0.587, 0.2989)",
              {"type": "RandomGrayscale", "p": 0.2}, []),
             ("RandomGrayscale', prob=0.2, keep_channels=True", {"type": "RandomGrayscale", "p": 0.2},
-             ["channel_weights: grey is weighed as PIL does: [0.114, 0.587, 0.2989] of blue, green and red"]),
+             ["channel_weights: gray is weighed as PIL does: [0.114, 0.587, 0.2989] of blue, green and red"]),
             ("RandomGaussianBlur', sigma_min=0.1, sigma_max=2.0",
              {"type": "GaussianBlur", "sigma_min": 0.1, "sigma_max": 2.0, "p": 0.5}, []),
             ("mmcls.GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf', prob=0.5",
@@ -485,9 +485,9 @@ class TestPictures:
              {"type": "ImageNet", "data_prefix": "p"}, []),
             ({"file_client_args": {"backend": "petrel"}, "color_type": "grayscale"},
              {"type": "ImageNet", "data_prefix": "p"},
-             ["file_client_args.backend: pictures are files here", "color_type: pictures are read in colour"]),
+             ["file_client_args.backend: images are files here", "color_type: images are read in color"]),
             ({"test_mode": True, "channel_order": "bgr"}, {"type": "ImageNet", "data_prefix": "p"},
-             ["channel_order: pictures are RGB here", "test_mode: training takes the training pictures"]),
+             ["channel_order: images are RGB here", "test_mode: training takes the training images"]),
             ({"classes": 3, "zoom": 1}, {"type": "ImageNet", "data_prefix": "p"},
              ["zoom: ImageNet has nothing like it here", "classes: labels are not read for training"]),
         ],
@@ -504,7 +504,7 @@ class TestPictures:
             ({"ann_file": "", "data_prefix": {"img": "x"}}, {"type": "ImageNet", "data_prefix": "d/x"}, []),
             ({"data_prefix": "x/"}, {"type": "ImageNet", "data_prefix": "d/x"}, []),
             ({"data_prefix": {"img_path": "x", "seg_path": "y"}}, {"type": "ImageNet", "data_prefix": "d/x"},
-             ["data_prefix.seg_path: only pictures are read"]),
+             ["data_prefix.seg_path: only images are read"]),
             ({"data_prefix": None, "split": "train"}, {"type": "ImageNet", "data_prefix": "d/train"}, []),
             ({"type": "mmcls.CustomDataset", "data_prefix": None}, {"type": "ImageFolder", "data_prefix": "d"}, []),
             ({"type": "mmcls.CustomDataset", "ann_file": "/a/m.txt"},
@@ -647,7 +647,7 @@ class TestModels:
             ("dict(type='SwAVNeck', in_channels=512, hid_channels=64, out_channels=128, with_l2norm=False)",
              {"type": "NonLinearNeck", "in_channels": 512, "hid_channels": 64, "out_channels": 128, "num_layers": 2,
               "with_bias": True, "with_last_bn": False, "with_last_bias": True},
-             ["with_l2norm: embeddings are normalised here"]),
+             ["with_l2norm: embeddings are normalized here"]),
             ("dict(type='MAEPretrainDecoder', depth=8)", None, None),
         ],
     )  # fmt: skip

@@ -120,7 +120,7 @@ BENCHMARKS = [
     (
         "linear_8xb32-steplr-100e_in1k-160",
         "eval.linear.transforms = [{ type = 'RandomResizedCrop', size = 160 }]",
-        ["the name says 160 px, the pictures of eval.transforms have 224 px"],
+        ["the name says 160 px, the images of eval.transforms have 224 px"],
     ),
     (
         "linear_8xb32-steplr-100e_places205",

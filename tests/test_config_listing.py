@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from sslrun.config.catalog import classes, first_sentence, kinds
 
 from sslrun.cli import main
-from sslrun.config.catalogue import classes, first_sentence, kinds
 from sslrun.config.dump import inline
 from sslrun.config.load import committed_schema
 
@@ -35,7 +35,7 @@ def listed(capsys, monkeypatch):
         (["necks", "Zzz"], "there is no 'Zzz' among the necks; `sslrun list necks` names them"),
     ],
 )
-def test_a_misspelt_name(capsys, words, message):
+def test_a_misspelled_name(capsys, words, message):
     assert main(["list", *words]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {message}") and not captured.out and len(captured.err.splitlines()) == 1

@@ -227,7 +227,7 @@ def test_old_names_are_answered(override, hint):
         ("max_iters=5", "epochs and max_iters are both set"),
     ],
 )
-def test_misspelt_keys_and_wrong_types(override, message):
+def test_misspelled_keys_and_wrong_types(override, message):
     with pytest.raises(UsageError) as caught:
         load("configs/mocov2.toml", [override])
     assert str(caught.value).startswith(f"--set {override}: {message}")

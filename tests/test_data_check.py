@@ -49,7 +49,7 @@ def write_unreadable(root: Path) -> dict[str, str]:
         "two_bytes_less.jpg": (whole[:-2], "cut short or damaged"),
         "head_only.jpg": (whole[:40], "header is broken"),
         "empty.jpg": (b"", "the file is empty"),
-        "page.jpg": (b"<!DOCTYPE html><title>404</title>", "not a picture"),
+        "page.jpg": (b"<!DOCTYPE html><title>404</title>", "not an image"),
     }
     for name, (content, _) in contents.items():
         (root / name).write_bytes(content)
@@ -65,7 +65,7 @@ def write_unreadable(root: Path) -> dict[str, str]:
 
 
 def test_what_is_good_is_what_a_run_takes(capsys, tmp_path):
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     root.mkdir()
     write_kinds(root)
     frames = [smooth(np.random.default_rng(7), 20, 30), smooth(np.random.default_rng(8), 20, 30)]
@@ -74,7 +74,7 @@ def test_what_is_good_is_what_a_run_takes(capsys, tmp_path):
     told = write_unreadable(root)
     good = tmp_path / "good.txt"
     code, (found,), err = check(capsys, root, "--min-side", 20, "-o", good)
-    assert code == 1 and found["pictures"] == 15 + 2 + 2 + len(told) and "data_prefix" in err
+    assert code == 1 and found["images"] == 15 + 2 + 2 + len(told) and "data_prefix" in err
     reasons = names(found, "unreadable")
     assert reasons.keys() == told.keys()
     assert all(told[name] in reason for name, reason in reasons.items()), reasons
@@ -86,7 +86,7 @@ def test_what_is_good_is_what_a_run_takes(capsys, tmp_path):
     assert {os.path.basename(source.paths[i]) for i in bad.found} == told.keys()
     listed, strict = ImageList(str(root), str(good)), BadSamples(max_bad_pct=0)
     listed.open()
-    assert len(listed) == found["good"] == found["pictures"] - len(told) - len(found["duplicates"])
+    assert len(listed) == found["good"] == found["images"] - len(told) - len(found["duplicates"])
     run_over(listed, strict)
     assert not strict.found
 
@@ -100,15 +100,15 @@ def run_over(source, bad: BadSamples) -> None:
         pass
 
 
-def test_a_good_folder_has_no_findings(capsys, pictures):
-    code, (found,), err = check(capsys, pictures)
-    assert code == 0 and found["good"] == found["pictures"] == 80 and "80 pictures in" in err
+def test_a_good_folder_has_no_findings(capsys, images):
+    code, (found,), err = check(capsys, images)
+    assert code == 0 and found["good"] == found["images"] == 80 and "80 images in" in err
     assert found["sizes"]["width"] == {"min": 40, "p5": 40, "median": 40, "p95": 40, "max": 40}
     assert found["sizes"]["shorter side"]["median"] == 36
 
 
 def test_the_list_is_read_back_with_labels_and_odd_names(capsys, tmp_path):
-    root = tmp_path / "set of pictures"
+    root = tmp_path / "set of images"
     odd = [
         "a b/with space.jpg",
         "a b/7 8.jpg",
@@ -125,7 +125,7 @@ def test_the_list_is_read_back_with_labels_and_odd_names(capsys, tmp_path):
     good = tmp_path / "good list.txt"
     code, (found,), err = check(capsys, root, "-o", good)
     assert code == 0 and found["good"] == len(odd)
-    assert "1 good pictures are not in" in err and "line\\nbreak.jpg" in err and f"{len(odd) - 1} pictures" in err
+    assert "1 good images are not in" in err and "line\\nbreak.jpg" in err and f"{len(odd) - 1} images" in err
     folder, listed = ImageFolder(str(root)), ImageList(str(root), str(good))
     folder.open(), listed.open()
     expected = {path: int(label) for path, label in zip(folder.paths, folder.labels, strict=True) if "\n" not in path}
@@ -181,7 +181,7 @@ def test_copies_in_a_source_and_between_those_for_training_and_for_measuring(cap
         [f"{here}{n}.png" for n in ("b", "b2")],
     ]
     assert train["shared"] == [{"path": f"{here}d.png", "with": ["data.holdout"], "original": f"{here}d2.png"}] * 2
-    assert held_out["good"] == test["good"] == 2, "the same picture in two sets to measure on is none's fault"
+    assert held_out["good"] == test["good"] == 2, "the same image in two sets to measure on is none's fault"
     assert good.read_text() == "a.png 0\nb.png 1\nc.png 1\n"
     capsys.readouterr()
     assert main(["data", "check", str(recipe), *options]) == 1
@@ -197,7 +197,7 @@ def png_header(height: int, width: int) -> bytes:
 
 
 def test_sizes_have_limits_and_what_is_too_large_is_not_decoded(capsys, tmp_path):
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     root.mkdir()
     generator = np.random.default_rng(0)
     for name, size in {"narrow": (31, 400), "edge": (32, 40), "large": (200, 300)}.items():
@@ -213,7 +213,7 @@ def test_sizes_have_limits_and_what_is_too_large_is_not_decoded(capsys, tmp_path
 
 
 def test_a_jpeg_that_decodes_with_damage(capsys, tmp_path):
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     root.mkdir()
     generator = np.random.default_rng(0)
     for i in range(5):
@@ -264,7 +264,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
 
 @pytest.fixture
 def many(tmp_path):
-    """140 files, 70 pictures twice."""
+    """140 files, 70 images twice."""
     root = tmp_path / "many"
     root.mkdir()
     generator = np.random.default_rng(0)
@@ -275,7 +275,7 @@ def many(tmp_path):
 
 
 def test_ctrl_c_ends_it_with_what_was_found(capsys, many, tmp_path, monkeypatch):
-    (many / "003.png").write_bytes(b"no picture")  # and its other name
+    (many / "003.png").write_bytes(b"no image")  # and its other name
     decode = survey._decode
 
     def interrupted(found, ids, trial):
@@ -308,7 +308,7 @@ decoding.main(int(sys.argv[1]), int(sys.argv[2]))
 """
 
 
-def test_a_picture_that_kills_its_decoder_is_named(capsys, many, tmp_path, monkeypatch):
+def test_an_image_that_kills_its_decoder_is_named(capsys, many, tmp_path, monkeypatch):
     program = tmp_path / "dying.py"
     program.write_text(DYING.format(folder=str(Path(decoding.__file__).parent)))
     monkeypatch.setattr(decoding, "PROGRAM", str(program))
@@ -317,7 +317,7 @@ def test_a_picture_that_kills_its_decoder_is_named(capsys, many, tmp_path, monke
     assert found["good"] == 70 and len(found["duplicates"]) == 69
 
 
-def test_a_decoder_that_cannot_work_is_no_fault_of_the_pictures(capsys, many, tmp_path, monkeypatch):
+def test_a_decoder_that_cannot_work_is_no_fault_of_the_images(capsys, many, tmp_path, monkeypatch):
     program = tmp_path / "broken.py"
     program.write_text("raise ImportError('libdali.so is not there')")
     monkeypatch.setattr(decoding, "PROGRAM", str(program))
@@ -326,7 +326,7 @@ def test_a_decoder_that_cannot_work_is_no_fault_of_the_pictures(capsys, many, tm
     assert err.startswith("error: ") and "Traceback" not in err
 
 
-def test_pictures_in_memory(capsys, tmp_path):
+def test_images_in_memory(capsys, tmp_path):
     pixels = drawn(12)
     pixels[9] = pixels[4]
     write_cifar10(tmp_path / "data", "binary", pixels, [0] * 12)
@@ -334,24 +334,24 @@ def test_pictures_in_memory(capsys, tmp_path):
     table = f'{{ type = "CIFAR10", data_prefix = "{tmp_path}/data" }}'
     recipe.write_text(recipe.read_text().replace(f'{{ type = "ImageFolder", data_prefix = "{tmp_path}" }}', table))
     code, (found,), _ = check(capsys, recipe)
-    assert code == 1 and found["pictures"] == 12 and found["good"] == 11
+    assert code == 1 and found["images"] == 12 and found["good"] == 11
     (pair,) = found["duplicates"]
     assert [os.path.basename(path) for path in pair] == ["data_batch_2.bin#1", "data_batch_4.bin#1"]
     code, found, err = check(capsys, recipe, "-o", tmp_path / "good.txt")
     assert code == 2 and not found and "in memory: there are no files to list" in err and len(err.splitlines()) == 1
 
 
-def test_mistakes_are_one_line(capsys, tmp_path, pictures):
+def test_mistakes_are_one_line(capsys, tmp_path, images):
     (tmp_path / "empty").mkdir()
     existing = tmp_path / "existing.txt"
     existing.write_text("mine")
     for words, told in [
-        ([tmp_path / "empty"], "has no pictures"),
+        ([tmp_path / "empty"], "has no images"),
         ([tmp_path / "gone.toml"], "gone.toml"),
-        ([pictures, "--set", "epochs=1"], "is a folder"),
-        ([pictures, "-o", existing], "existing.txt exists; --force replaces it"),
-        ([pictures, "-o", tmp_path], "is a folder, not a file"),
-        ([pictures, "-o", tmp_path / "no" / "such.txt"], "cannot be written to|can be written to"),
+        ([images, "--set", "epochs=1"], "is a folder"),
+        ([images, "-o", existing], "existing.txt exists; --force replaces it"),
+        ([images, "-o", tmp_path], "is a folder, not a file"),
+        ([images, "-o", tmp_path / "no" / "such.txt"], "cannot be written to|can be written to"),
     ]:
         code, found, err = check(capsys, *words)
         assert code == 2 and not found and len(err.splitlines()) == 1, err
@@ -359,11 +359,11 @@ def test_mistakes_are_one_line(capsys, tmp_path, pictures):
     assert existing.read_text() == "mine"
     for words in (["--min-side", "x"], ["--max-pixels", "inf"], ["--max-pixels", "0"], ["--workers", "0"]):
         with pytest.raises(SystemExit) as end:
-            main(["data", "check", str(pictures), *words])
+            main(["data", "check", str(images), *words])
         assert end.value.code == 2
 
 
-def test_what_is_kept_of_a_picture_does_not_grow_with_what_is_found(tmp_path):
+def test_what_is_kept_of_an_image_does_not_grow_with_what_is_found(tmp_path):
     class Many:
         def __len__(self):
             return 10_000

@@ -17,7 +17,7 @@ from toy import CPU, OPTIMIZERS, RATES, build, is_equal, largest_difference, loa
 
 STAGES = (0, 1, 2, 3)
 SPLIT_ALL = {"stage3_param_persistence_threshold": 0}  # else stage 3 keeps parameters as small as ours whole
-Case = tuple[int, str, int, float | None]  # stage, optimiser, accumulation, grad_clip
+Case = tuple[int, str, int, float | None]  # stage, optimizer, accumulation, grad_clip
 
 EVERY_CASE: list[Case] = [
     (stage, optimizer, accumulation, grad_clip)
@@ -26,7 +26,7 @@ EVERY_CASE: list[Case] = [
     for accumulation in (1, 2)
     for grad_clip in (None, 0.3)
 ]
-# Every stage with every optimiser; accumulation and clipping on and off for each stage and each optimiser.
+# Every stage with every optimizer; accumulation and clipping on and off for each stage and each optimizer.
 SOME_CASES = [case for i, case in enumerate(EVERY_CASE) if i % 4 == (i // 4) % 4]
 
 
@@ -166,7 +166,7 @@ def spoiled_steps() -> dict[str, Any]:
                 states.append(state_of(executor))
             results[f"{stage} {optimizer}"] = rows, states
     late = build_sharded(1, "adamw")
-    late.is_late = True  # as on CUDA; the fused optimisers of the CPU obey the flag too
+    late.is_late = True  # as on CUDA; the fused optimizers of the CPU obey the flag too
     train(late, range(2), RATES["adamw"])
     before = state_of(late)
     train(late, range(2, 3), RATES["adamw"], {2: "gradient"})

@@ -59,9 +59,9 @@ def test_a_file_of_weights_is_measured_as_its_run_is(capsys, run, tmp_path):
     assert path.name.startswith(f"knn_{file.stem}_")
 
 
-def test_other_pictures_are_named_by_an_overlay(capsys, run, pictures, tmp_path):
+def test_other_images_are_named_by_an_overlay(capsys, run, images, tmp_path):
     overlay = tmp_path / "bench.toml"
-    overlay.write_text(f"[eval.test]\ntype = 'ImageFolder'\ndata_prefix = '{pictures}'\n")
+    overlay.write_text(f"[eval.test]\ntype = 'ImageFolder'\ndata_prefix = '{images}'\n")
     assert call(capsys, "eval", "knn", run, "--with", overlay)[0] == 0
     assert record(run)["data"]["test_samples"] == 80
 
@@ -82,15 +82,15 @@ def test_mistakes_are_one_line(capsys, run, words, code, message):
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err
 
 
-def test_without_labels_or_test_pictures(capsys, run, pictures, tmp_path):
+def test_without_labels_or_test_images(capsys, run, images, tmp_path):
     flat = tmp_path / "flat"
-    shutil.copytree(pictures / "class_0", flat)
+    shutil.copytree(images / "class_0", flat)
     code, _, err = call(capsys, "eval", "knn", run, "--set", f"eval.train={{type='ImageFolder',data_prefix='{flat}'}}")
     assert code == 2 and "has no labels: set eval.train" in err
     config = run / "config.toml"
     config.write_text(config.read_text().replace("holdout = 0.2\n", ""))
     code, _, err = call(capsys, "eval", "knn", run)
-    assert code == 2 and "there are no pictures to classify: set eval.test" in err
+    assert code == 2 and "there are no images to classify: set eval.test" in err
 
 
 def printed(words: list[str]) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from torch import nn
 import small_run
 from ranks import run_ranks
 from sslrun.cli import main
-from sslrun.data.batch import Batch
+from sslrun.contract import Batch
 from sslrun.evaluation.collapse import collapse_warning, guessing_warning
 from sslrun.evaluation.features import FeatureExtractor, extract
 from sslrun.evaluation.knn import knn_grid, knn_predict, nearest
@@ -42,7 +42,7 @@ def test_parts_that_were_not_training_are_not_afterwards():
 
 
 def test_every_rank_calls_the_network_equally_often(monkeypatch):
-    """Or a sharded one waits for ever: 257 pictures on two ranks are batches of 128, and one of 1."""
+    """Or a sharded one waits for ever: 257 images on two ranks are batches of 128, and one of 1."""
     calls: list[np.ndarray] = []
     monkeypatch.setattr(FeatureExtractor, "_rows", lambda _, module, ids: calls.append(ids) or torch.from_numpy(ids))
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -58,8 +58,8 @@ def measured() -> dict[str, Any]:
     distributed.init(torch.device("cpu"))
     device, generator = torch.device("cpu"), torch.Generator().manual_seed(0)
     labels, truth = torch.arange(301) % 7, torch.arange(99) % 7
-    centres = torch.randn(7, 16, generator=generator)
-    whole = [centres[each] + 1.8 * torch.randn(len(each), 16, generator=generator) for each in (labels, truth)]
+    centers = torch.randn(7, 16, generator=generator)
+    whole = [centers[each] + 1.8 * torch.randn(len(each), 16, generator=generator) for each in (labels, truth)]
     bank, queries = (rows[distributed.share(len(rows))] for rows in whole)
     one, two = whole[0][:2], whole[1][:1]
     few = [rows[distributed.share(len(rows))] for rows in (one, two)]  # the second rank has no query
@@ -94,15 +94,15 @@ def test_collapse_is_said_in_plain_words():
     assert "looks collapsed" in str(collapse_warning(0.02, 5))
     assert collapse_warning(0.02, 0) is None, "untrained networks look collapsed"
     assert collapse_warning(0.6, 5) is None and collapse_warning(None, 5) is None
-    assert "does not tell pictures apart" in str(guessing_warning(chance + 0.01, chance, 1))
+    assert "does not tell images apart" in str(guessing_warning(chance + 0.01, chance, 1))
     assert guessing_warning(chance + 0.01, chance, 0) is None, "early in a run the loss may be above chance"
     assert guessing_warning(chance - 2, chance, 5) is None and guessing_warning(1.0, None, 5) is None
 
 
 @pytest.mark.parametrize(("told", "code"), [("collapse_warning", 3), ("guessing_warning", 0)])
-def test_a_collapse_ends_a_run_that_says_so_and_a_high_loss_does_not(told, code, tmp_path, pictures, monkeypatch):
+def test_a_collapse_ends_a_run_that_says_so_and_a_high_loss_does_not(told, code, tmp_path, images, monkeypatch):
     monkeypatch.setattr(f"sslrun.train.{told}", lambda *_: "the sentence")
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=6)
+    recipe = small_run.write_recipe(tmp_path, images, steps=6)
     for action, expected in (("stop", code), ("warn", 0)):
         run = tmp_path / action
         assert main([str(recipe), "--set", f"monitor.collapse={action}", "--work-dir", str(run)]) == expected

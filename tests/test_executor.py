@@ -92,7 +92,7 @@ def test_more_skipped_steps_in_a_row_than_allowed_end_the_run() -> None:
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_flag_read_one_step_late(optimizer: str) -> None:
-    """The way of CUDA, whose fused optimisers obey a flag on the device; those of the CPU do too."""
+    """The way of CUDA, whose fused optimizers obey a flag on the device; those of the CPU do too."""
     executor = build(optimizer, grad_clip=1.0)
     executor.is_late = True
     assert train(executor, range(2), RATES[optimizer])[1]["applied"] is None
@@ -122,7 +122,7 @@ def test_state_continues_bit_for_bit(optimizer: str) -> None:
     train(resumed, range(2, 4), RATES[optimizer])
     assert is_equal(state_of(resumed), state_of(straight))
 
-    forgetful = build(optimizer, accumulation=2)  # the control: without the optimiser's state it is another run
+    forgetful = build(optimizer, accumulation=2)  # the control: without the optimizer's state it is another run
     forgetful.load_state({name: value for name, value in saved.items() if not name.startswith("optimizer.")})
     train(forgetful, range(2, 4), RATES[optimizer])
     assert not is_equal(forgetful.full_state(), straight.full_state())
@@ -132,7 +132,7 @@ def test_state_is_plain_cpu_tensors_of_its_own() -> None:
     executor = build("adamw")
     train(executor, range(1), 0.01)
     state = state_of(executor)
-    assert {"student.0.weight", "teacher.0.weight", "centre", "count"} <= state.keys()
+    assert {"student.0.weight", "teacher.0.weight", "center", "count"} <= state.keys()
     assert {f"optimizer.student.0.weight/{key}" for key in ("exp_avg", "exp_avg_sq", "step")} <= state.keys()
     assert not any(name.startswith("optimizer.teacher") for name in state)
     assert all(type(value) is torch.Tensor and value.is_contiguous() for value in state.values())
@@ -156,7 +156,7 @@ def test_load_says_what_does_not_match() -> None:
     assert (mismatch.missing, mismatch.unexpected) == (["student.0.weight"], ["extra"])
     assert mismatch.reshaped == ["student.0.bias"]
     loaded = executor.full_state()
-    assert torch.equal(loaded["centre"], other["centre"]) and torch.equal(loaded["count"], other["count"])
+    assert torch.equal(loaded["center"], other["center"]) and torch.equal(loaded["count"], other["count"])
     assert torch.equal(loaded["student.0.bias"], state["student.0.bias"])
     with pytest.raises(UsageError, match="stranger"):
         executor.load_optimizer_state({"stranger/exp_avg": torch.zeros(1)})

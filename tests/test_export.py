@@ -150,11 +150,11 @@ TRANSFORMERS = {
 def require_same(made: Encoder, theirs):
     """theirs: (B, 3, H, W) to (B, D)."""
     with torch.no_grad():
-        pictures = torch.randn(3, 3, *made.preprocessing.size, generator=torch.Generator().manual_seed(9))
-        ours = made.backbone(pictures)[-1]
+        images = torch.randn(3, 3, *made.preprocessing.size, generator=torch.Generator().manual_seed(9))
+        ours = made.backbone(images)[-1]
         ours = ours.mean((2, 3)) if ours.dim() == 4 else ours
-        assert (ours.std(0) / ours.std()).mean() > 0.02  # pictures differ: what is wrong anywhere shows
-        torch.testing.assert_close(theirs(pictures), ours, rtol=0, atol=1e-5 * max(1, ours.abs().max().item()))
+        assert (ours.std(0) / ours.std()).mean() > 0.02  # images differ: what is wrong anywhere shows
+        torch.testing.assert_close(theirs(images), ours, rtol=0, atol=1e-5 * max(1, ours.abs().max().item()))
 
 
 # --- published names -------------------------------------------------------------------------------------------------
@@ -221,8 +221,8 @@ def test_a_resnet_for_torchvision_and_timm(tmp_path, target, suffix):
     assert metadata["target"] == target and metadata["architecture"] == "resnet18"
     assert {key: metadata[key] for key in ABOUT} == ABOUT
     assert metadata["preprocessing"] == {
-        "colour_order": "RGB", "input_size": [3, 32, 32], "resize": 37, "interpolation": "bilinear", "antialias": True,
-        "centre_crop": [32, 32], "scale": "pixels / 255", "mean": list(IMAGENET[0]), "std": list(IMAGENET[1]),
+        "color_order": "RGB", "input_size": [3, 32, 32], "resize": 37, "interpolation": "bilinear", "antialias": True,
+        "center_crop": [32, 32], "scale": "pixels / 255", "mean": list(IMAGENET[0]), "std": list(IMAGENET[1]),
     }  # fmt: skip
 
 
@@ -274,7 +274,7 @@ def run_onnx(path):
     return session, lambda x: [torch.from_numpy(array) for array in session.run(None, {"images": x.numpy()})]
 
 
-def test_onnx_takes_any_number_of_pictures(tmp_path):
+def test_onnx_takes_any_number_of_images(tmp_path):
     pytest.importorskip("onnxscript")
     sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 2}
     for name, backbone, size in (
@@ -317,7 +317,7 @@ def test_any_backbone_goes_into_safetensors(tmp_path):
         (lambda: ResNet(18, norm_cfg=BN(eps=1e-3)), ("torchvision", "timm", "transformers"), "eps of 1e-5 only"),
         (lambda: ResNet(18, norm_cfg=BN(affine=False)), ("torchvision", "timm", "transformers"), "scale, shift"),
         (lambda: Sobel(ResNet(18, in_channels=2)), ("torchvision", "timm", "transformers"), "has no Sobel"),
-        (lambda: VisionTransformer("tiny", img_size=32), ("timm",), "no ViT-Tiny/16 for pictures of 32 px"),
+        (lambda: VisionTransformer("tiny", img_size=32), ("timm",), "no ViT-Tiny/16 for images of 32 px"),
         (lambda: VisionTransformer("tiny"), ("torchvision",), "--to timm takes this one"),
         (lambda: ResNet(18, in_channels=1), ("timm", "transformers"), r"conv1.weight|convolution.weight"),
     ],
@@ -342,7 +342,7 @@ def test_a_run_is_exported(capsys, trained, tmp_path):
     metadata = json.loads(safe_open(path, "pt").metadata()["sslrun"])
     assert (metadata["recipe"], metadata["method"], metadata["step"], metadata["epoch"]) == (NAME, "MoCo", 6, 1.5)
     assert metadata["preprocessing"]["input_size"] == [3, 24, 24] and metadata["preprocessing"]["resize"] == 27
-    assert metadata["preprocessing"]["std"] == [1, 1, 1]  # the recipe does not normalise
+    assert metadata["preprocessing"]["std"] == [1, 1, 1]  # the recipe does not normalize
     saved = load_file(trained / "checkpoints/step_00000006/model.safetensors")
     assert all(torch.equal(saved[f"backbone.{name}"], tensor) for name, tensor in load_file(path).items())
 
@@ -487,10 +487,10 @@ def test_timm_resizes_to_the_same_size():
             assert math.floor(size / share) == resize  # what timm computes
 
 
-def test_pictures_must_suit_the_backbone(trained, tmp_path):
+def test_images_must_suit_the_backbone(trained, tmp_path):
     saved = open_saved(trained)
     saved.recipe.model.backbone = VisionTransformer(img_size=32, patch_size=16, embed_dim=8, depth=1, num_heads=2)
-    with pytest.raises(UsageError, match=r"does not take pictures as eval\.transforms prepares them: pictures of"):
+    with pytest.raises(UsageError, match=r"does not take images as eval\.transforms prepares them: images of"):
         encoder_of(saved)
 
 

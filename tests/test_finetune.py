@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from small_run import call
-from sslrun.evaluation.finetune import FinetuneConfig, layer_rules, recipe
+from sslrun.evaluation.finetune_recipe import FinetuneConfig, layer_rules, recipe
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.vit import VisionTransformer
 from sslrun.optim.groups import ParamRule
@@ -51,7 +51,7 @@ def test_it_begins_with_the_encoder_and_without_its_head(capsys, run):
     words = ["--set", "eval.finetune.optimizer={type='SGD',lr=0.0}", *FAST, "--set", "eval.finetune.epochs=1"]
     words += ["--set", "eval.train={type='Fraction',share=0.5,source='${data.source}'}"]
     code, _, err = call(capsys, "eval", "finetune", run, *words, "--set", "eval.test=${data.source}")
-    assert code == 0 and "all of 2 steps" in err, err  # 40 of 80 pictures, 16 at a step
+    assert code == 0 and "all of 2 steps" in err, err  # 40 of 80 images, 16 at a step
     (folder,) = (path for path in (run / "eval").iterdir() if path.is_dir())
     tuned, encoder = checkpoint.load_weights(folder), open_saved(run).backbone
     for name, parameter in encoder.named_parameters():

@@ -12,12 +12,14 @@ FLOORS = {
     "sslrun": 0,  # the package itself: its exports are imported on first use, by name
     "errors": 0,
     "config": 1,
-    "runtime": 2,
-    "data": 3, "nn": 3, "optim": 3,
-    "methods": 4, "evaluation": 4,
-    "recipe": 5, "window": 5.1, "plan": 5.1, "session": 5.2, "train": 5.3,
-    "saved": 5.3, "export": 5.4, "evaluate": 5.4, "finetune": 5.5, "preview": 5.4, "runs": 5.4, "report": 5.5,
-    "commands": 6, "cli": 6.1,
+    "contract": 2,
+    "runtime": 3,
+    "data": 4, "nn": 4, "optim": 4,
+    "methods": 5, "evaluation": 5,
+    "recipe": 6, "step_metrics": 6.1, "plan": 6.1, "session": 6.2, "train": 6.3, "saved": 6.3,
+    "measure": 7, "preview": 7, "export": 7, "runs": 7,
+    "finetune": 8, "report": 8,
+    "commands": 9, "cli": 9.1,
 }  # fmt: skip
 HOME = {  # who may know a library
     "nvidia": "sslrun.data", "deepspeed": "sslrun.runtime.deepspeed_executor",
@@ -52,8 +54,8 @@ def is_wrong(module: str, imported: str) -> bool:
         return not f"{module}.".startswith(f"{home}." if home else "")
     imported = imported.removesuffix(".__version__")
     room, other = (f"{name}.sslrun".split(".")[1] for name in (module, imported))  # "sslrun" for the package itself
-    if room == other == "methods":  # methods know the base class, never each other
-        return module.count(".") == 2 and not f"{imported}.".startswith("sslrun.methods.base.")
+    if room == other == "methods":  # methods never know each other
+        return module.count(".") == 2
     return room != other and FLOORS.get(other, 99) >= FLOORS[room]
 
 

@@ -7,14 +7,14 @@ from sslrun.data import Fraction, ImageFolder
 from sslrun.errors import UsageError
 
 
-def opened(pictures, **options) -> Fraction:
-    fraction = Fraction(ImageFolder(str(pictures)), **options)
+def opened(images, **options) -> Fraction:
+    fraction = Fraction(ImageFolder(str(images)), **options)
     fraction.open("eval.train")
     return fraction
 
 
-def test_each_class_gives_its_share(pictures):
-    tenth, half = opened(pictures, share=0.1), opened(pictures, share=0.5)
+def test_each_class_gives_its_share(images):
+    tenth, half = opened(images, share=0.1), opened(images, share=0.5)
     assert np.bincount(tenth.labels).tolist() == [2] * 4 and np.bincount(half.labels).tolist() == [10] * 4
     assert set(tenth.ids) < set(half.ids)
     assert (np.diff(tenth.ids) > 0).all()
@@ -22,38 +22,38 @@ def test_each_class_gives_its_share(pictures):
     assert tenth.labels.tolist() == tenth.source.labels[tenth.ids].tolist()
 
 
-def test_the_seed_decides_and_nothing_else(pictures):
-    first = opened(pictures, share=0.3).ids
-    assert first.tolist() == opened(pictures, share=0.3).ids.tolist()
-    assert first.tolist() != opened(pictures, share=0.3, seed=1).ids.tolist()
+def test_the_seed_decides_and_nothing_else(images):
+    first = opened(images, share=0.3).ids
+    assert first.tolist() == opened(images, share=0.3).ids.tolist()
+    assert first.tolist() != opened(images, share=0.3, seed=1).ids.tolist()
 
 
-def test_no_class_is_left_without_a_sample(pictures):
-    assert np.bincount(opened(pictures, share=0.001).labels).tolist() == [1] * 4
+def test_no_class_is_left_without_a_sample(images):
+    assert np.bincount(opened(images, share=0.001).labels).tolist() == [1] * 4
 
 
-def test_without_classes_all_of_them_are_one(pictures):
-    flat = opened(pictures / "class_0", share=0.25)
+def test_without_classes_all_of_them_are_one(images):
+    flat = opened(images / "class_0", share=0.25)
     assert len(flat) == 5 and flat.labels is None
 
 
-def test_a_file_may_name_them(pictures, tmp_path):
-    folder = tmp_path / "pictures"
+def test_a_file_may_name_them(images, tmp_path):
+    folder = tmp_path / "images"
     for name, label in (("a.jpg", "x"), ("b.jpg", "x"), ("c.jpg", "y")):
         (folder / label).mkdir(parents=True, exist_ok=True)
-        (folder / label / name).symlink_to(pictures / "class_0/00.jpg")
+        (folder / label / name).symlink_to(images / "class_0/00.jpg")
     names = tmp_path / "names.txt"
     names.write_text("c.jpg\n\nx/a.jpg\n")
     found = opened(folder, names=str(names))
     assert (found.ids.tolist(), found.labels.tolist()) == ([0, 2], [0, 1])
     names.write_text("c.jpg\nz.jpg\n")
-    with pytest.raises(UsageError, match=r"names 2 pictures, of which .* has 1"):
+    with pytest.raises(UsageError, match=r"names 2 images, of which .* has 1"):
         opened(folder, names=str(names))
     with pytest.raises(UsageError, match=r"set eval.train.names to a file"):
         opened(folder, names="nowhere.txt")
 
 
 @pytest.mark.parametrize("options", [{}, {"share": 0.1, "names": "x"}, {"share": 0}, {"share": 1.5}])
-def test_what_cannot_be(pictures, options):
+def test_what_cannot_be(images, options):
     with pytest.raises(ValueError, match="expected"):
-        Fraction(ImageFolder(str(pictures)), **options)
+        Fraction(ImageFolder(str(images)), **options)

@@ -42,7 +42,7 @@ def test_the_backbone_is_found(capsys, tmp_path, whose):
     assert tensors.keys() == under("backbone.", expected).keys()
     assert all(torch.equal(tensors[f"backbone.{name}"], tensor) for name, tensor in expected.items())
     first, *rest = err.splitlines()
-    assert first.startswith("recognised: ") and origin in first and "missing: nothing" in rest
+    assert first.startswith("recognized: ") and origin in first and "missing: nothing" in rest
     for word in words:
         assert word in err, err
     about = json.loads(safe_open(new, "pt").metadata()["sslrun"])
@@ -55,7 +55,7 @@ def test_the_backbone_is_found(capsys, tmp_path, whose):
     backbone.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in tensors.items()})
 
 
-def test_a_run_starts_from_it(capsys, pictures, tmp_path):
+def test_a_run_starts_from_it(capsys, images, tmp_path):
     torch.save({**SMALL, **linear("fc")}, tmp_path / "theirs.pth")
     new = tmp_path / "new.safetensors"
     assert call(capsys, "import-weights", tmp_path / "theirs.pth", "-o", new)[0] == 0
@@ -67,7 +67,7 @@ def test_a_run_starts_from_it(capsys, pictures, tmp_path):
         "load_strict=false",
     ]
     overrides = [word for override in still for word in ("--set", override)]
-    code, _, err = call(capsys, small_run.write_recipe(tmp_path, pictures, steps=1), *overrides)
+    code, _, err = call(capsys, small_run.write_recipe(tmp_path, images, steps=1), *overrides)
     assert code == 0 and "missing" in err  # the neck, the queue
     weights = checkpoint.load(tmp_path / "runs/small/checkpoints/step_00000001")[0]["model"]
     for name in (name for name in SMALL if name.endswith("weight")):

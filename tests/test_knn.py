@@ -19,7 +19,7 @@ BANK = 1200  # of the 1797 digits
 
 
 def digits(noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Bank, its labels, queries, their labels: 8 x 8 pictures of digits, as they are or made hard to read."""
+    """Bank, its labels, queries, their labels: 8 x 8 images of digits, as they are or made hard to read."""
     pixels, labels = (torch.from_numpy(part) for part in load_digits(return_X_y=True))
     features = pixels.float() + noise * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
     return features[:BANK], labels[:BANK].long(), features[BANK:], labels[BANK:].long()
@@ -79,7 +79,7 @@ def test_equally_near_rows_come_by_id_in_whatever_pieces():
     assert torch.equal(knn._read(keys)[1], numbers[:, [2, 7, 6, 4, 0, 3, 1, 5]])
 
 
-def test_the_nearer_neighbour_weighs_more():
+def test_the_nearer_neighbor_weighs_more():
     bank = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]])
     query = torch.tensor([[1.0, 0.05]])
     labels = torch.tensor([0, 1, 1])
@@ -129,5 +129,5 @@ def test_what_is_wrong_is_said():
             KnnConfig(**wrong)
     bank, labels, queries, truth = digits()
     queries[3, 5] = torch.inf
-    with pytest.raises(RunFailed, match="the features of 1 of 597 pictures are not finite"):
+    with pytest.raises(RunFailed, match="the features of 1 of 597 images are not finite"):
         knn.run(KnnConfig(), bank, labels, queries, truth)

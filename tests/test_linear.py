@@ -26,13 +26,12 @@ from sslrun.config.load import schema_of_parts
 from sslrun.data import ImageFolder, Source, Subset
 from sslrun.data.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Transform
 from sslrun.errors import RunFailed, UsageError
-from sslrun.evaluation import linear
-from sslrun.evaluation import part as evaluation_part
+from sslrun.evaluation import linear, partial_result
 from sslrun.evaluation.eval_config import EvalConfig
-from sslrun.evaluation.feature_cache import FeatureCache, Normalisation
+from sslrun.evaluation.feature_cache import FeatureCache, Normalization
 from sslrun.evaluation.linear import LinearConfig, LinearGrid
 from sslrun.evaluation.linear_heads import Heads, Scores, Setting
-from sslrun.evaluation.part import Part
+from sslrun.evaluation.partial_result import PartialResult
 from sslrun.evaluation.subject import Subject
 from sslrun.nn.norm import BN
 from sslrun.nn.resnet import ResNet
@@ -101,8 +100,8 @@ def arrays(subject: Subject) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 def some_features(count: int, width: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(classes, (count,), generator=generator)
-    centres = torch.randn(classes, width, generator=generator)
-    return centres[labels] + torch.randn(count, width, generator=generator), labels
+    centers = torch.randn(classes, width, generator=generator)
+    return centers[labels] + torch.randn(count, width, generator=generator), labels
 
 
 def longhand(
@@ -190,19 +189,19 @@ def test_scores_are_counted_as_by_hand():
     assert scores.per_class_pct[:, 7:].isnan().all()
 
 
-def test_normalisation_is_torchs_and_scikit_learns():
+def test_normalization_is_torchs_and_scikit_learns():
     features, labels = some_features(96, 5, 3)
     features[:, 4] = 7.3
-    ours, theirs = Normalisation("batch", 5, CPU), nn.BatchNorm1d(5, eps=1e-6, affine=False)
+    ours, theirs = Normalization("batch", 5, CPU), nn.BatchNorm1d(5, eps=1e-6, affine=False)
     for batch in features.split(32):
         torch.testing.assert_close(ours.train(batch)[:, :4], theirs(batch)[:, :4], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours(features)[:, :4], theirs.eval()(features)[:, :4], rtol=1e-4, atol=1e-4)
-    standard = Normalisation("standardise", 5, CPU)
+    standard = Normalization("standardize", 5, CPU)
     standard.fit(iter([(features[:40], labels), (features[40:], labels)]))
     expected = StandardScaler().fit_transform(features.double().numpy())
     np.testing.assert_allclose(standard(features)[:, :4], expected[:, :4], rtol=1e-4, atol=1e-5)
     assert not standard(features)[:, 4].any()
-    assert Normalisation("none", 5, CPU)(features) is features
+    assert Normalization("none", 5, CPU)(features) is features
 
 
 def test_the_choice_is_by_top1_where_it_can_tell_and_by_loss_where_not():
@@ -224,7 +223,7 @@ def test_accuracy_is_that_of_logistic_regression(digits, backbone, c):
     train, test = scaler.transform(train), scaler.transform(test)
     rate, epochs = (1.0, 200) if backbone is Pixels else (0.3, 1000)  # features of chance say almost the same
     rule = SGD(lr=rate, momentum=0.9, weight_decay=1 / (c * len(train)))
-    found = linear.run(LinearConfig(optimizer=rule, norm="standardise", epochs=epochs), subject)
+    found = linear.run(LinearConfig(optimizer=rule, norm="standardize", epochs=epochs), subject)
     model = LogisticRegression(C=c, tol=1e-6, max_iter=5000).fit(train, train_labels)
     assert found["linear/top1_pct"] == pytest.approx(100 * model.score(test, test_labels), abs=0.5)
     logits = torch.from_numpy(model.decision_function(train))
@@ -238,7 +237,7 @@ def few(digits: Path, backbone: nn.Module | None = None) -> Subject:
     return subject_of(train, test, backbone)
 
 
-def test_the_default_grid_and_that_its_choice_does_not_look_at_test_pictures(digits):
+def test_the_default_grid_and_that_its_choice_does_not_look_at_test_images(digits):
     config = LinearConfig(epochs=30)
     found = linear.run(config, few(digits))
     assert len(found["grid"]) == 40 and found["chosen"]["validation_samples"] == 24
@@ -353,23 +352,23 @@ def test_the_published_protocols(name):
     assert [evaluation.train.data_prefix, evaluation.test.data_prefix] == ["data/imagenet/train", "data/imagenet/val"]
 
 
-def protocol_of(pictures: Path, folder: Path) -> Path:
-    """MoCo's, its pictures replaced by small ones, cut short."""
+def protocol_of(images: Path, folder: Path) -> Path:
+    """MoCo's, its images replaced by small ones, cut short."""
     overlay = folder / "small.toml"
     overlay.write_text(
         f"extends = '{small_run.ROOT}/configs/benchmarks/linear_8xb32-steplr-100e_in1k.toml'\n"
-        f"[eval.train]\n_delete_ = true\ntype = 'ImageFolder'\ndata_prefix = '{pictures}'\n"
-        f"[eval.test]\n_delete_ = true\ntype = 'ImageFolder'\ndata_prefix = '{pictures}'\n"
+        f"[eval.train]\n_delete_ = true\ntype = 'ImageFolder'\ndata_prefix = '{images}'\n"
+        f"[eval.test]\n_delete_ = true\ntype = 'ImageFolder'\ndata_prefix = '{images}'\n"
         "[eval]\ntransforms = [{ type = 'CenterCrop', size = 24 }, { type = 'Normalize' }]\n"
         "linear = { epochs = 3, transforms.0.size = 24 }\n"
     )
     return overlay
 
 
-def test_a_protocol_by_the_command_line(capsys, trained, pictures, tmp_path):
-    """MoCo's, its pictures replaced by small ones, cut short."""
+def test_a_protocol_by_the_command_line(capsys, trained, images, tmp_path):
+    """MoCo's, its images replaced by small ones, cut short."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    overlay = protocol_of(pictures, tmp_path)
+    overlay = protocol_of(images, tmp_path)
     assert main(["eval", "linear", str(run), "--with", str(overlay), "--set", "eval.linear.global_batch=20"]) == 0
     assert capsys.readouterr().out.startswith("linear/top1_pct  ")
     (path,) = (run / "eval").glob("linear_step_00000006_*.json")
@@ -379,9 +378,9 @@ def test_a_protocol_by_the_command_line(capsys, trained, pictures, tmp_path):
     assert "linear/top5_pct" not in kept["results"], "of four classes"
 
 
-def test_a_training_that_is_stopped_goes_on_to_the_bit(capsys, trained, pictures, tmp_path, monkeypatch):
+def test_a_training_that_is_stopped_goes_on_to_the_bit(capsys, trained, images, tmp_path, monkeypatch):
     """Stopped twice, killed within the last epoch, and continued, with momentum and running statistics."""
-    words = ["eval", "linear", str(trained), "--with", str(protocol_of(pictures, tmp_path))]
+    words = ["eval", "linear", str(trained), "--with", str(protocol_of(images, tmp_path))]
     words += ["--set", "eval.linear.global_batch=20", "--set", "eval.linear.norm='batch'"]
     assert main([*words, "-o", str(tmp_path / "whole")]) == 0
     (whole,) = (tmp_path / "whole").iterdir()
@@ -406,7 +405,7 @@ def test_a_training_that_is_stopped_goes_on_to_the_bit(capsys, trained, pictures
         said = capsys.readouterr()
         assert said.out == "" and said.err.endswith(f"stopped and saved in {part}; the same command goes on\n")
         assert len(steps) == before + 3 and list(stopped.iterdir()) == [part]
-    monkeypatch.setattr(evaluation_part, "SAVE_S", 0.0)
+    monkeypatch.setattr(partial_result, "SAVE_S", 0.0)
     end_at, end = 11, killed
     with pytest.raises(MemoryError):
         main([*words, "-o", str(stopped)])
@@ -420,13 +419,13 @@ def test_a_training_that_is_stopped_goes_on_to_the_bit(capsys, trained, pictures
 def test_a_state_that_is_damaged_or_of_something_else_is_stepped_over(tmp_path, caplog):
     tensors = {"weight": torch.arange(6.0), "loss": torch.ones(2)}
     path = tmp_path / "new" / "linear.part.safetensors"
-    Part(path, lambda: "this").save(tensors, 7, now=False)
+    PartialResult(path, lambda: "this").save(tensors, 7, now=False)
     assert not path.exists(), "not so soon"
-    Part(path, lambda: "this").save(tensors, 7, now=True)
+    PartialResult(path, lambda: "this").save(tensors, 7, now=True)
 
     def found(identity="this"):
         empty = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-        return Part(path, lambda: identity).load(empty), empty
+        return PartialResult(path, lambda: identity).load(empty), empty
 
     steps, loaded = found()
     assert steps == 7 and all(torch.equal(loaded[name], tensors[name]) for name in tensors) and not caplog.records
@@ -451,7 +450,7 @@ def test_a_state_that_is_damaged_or_of_something_else_is_stepped_over(tmp_path, 
         ("grid.weight_decay=[0.1, -1.0]", "weight_decay must list different numbers"),
         ("norm='scale'", 'expected "auto", "none"'),
         ("lr={policy='CosineRestart',periods=[3]}", "CosineRestart ends after"),
-        ("transforms=[{type='CenterCrop',size=24},{type='Normalize'}]", "normalise differently"),
+        ("transforms=[{type='CenterCrop',size=24},{type='Normalize'}]", "normalize differently"),
         ("cache_gibs=3", "did you mean cache_gib "),
     ],
 )
@@ -516,8 +515,8 @@ def with_the_second_told_to_stop(words: list[str]) -> list[int]:
 
 
 @pytest.mark.nightly
-def test_two_ranks_stop_and_go_on_together(trained, pictures, tmp_path):
-    words = ["eval", "linear", str(trained), "--with", str(protocol_of(pictures, tmp_path))]
+def test_two_ranks_stop_and_go_on_together(trained, images, tmp_path):
+    words = ["eval", "linear", str(trained), "--with", str(protocol_of(images, tmp_path))]
     words += ["--set", "eval.linear.global_batch=20", "--set", "eval.linear.norm='batch'", "-o"]
     assert run_ranks(main, 2, [*words, str(tmp_path / "whole")]) == [0, 0]
     assert run_ranks(with_the_second_told_to_stop, 2, [*words, str(tmp_path / "stopped")]) == 2 * [[75, 6, 0, 6]]

@@ -19,14 +19,14 @@ from sslrun.data import ImageFolder, Loader, Order, Sequential, ViewGroup
 from sslrun.data.pipeline import Pipeline
 from sslrun.data.transforms import ColorJitter, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
 
-NUM_PICTURES = 26
+NUM_IMAGES = 26
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
-    for i in range(NUM_PICTURES):
+    for i in range(NUM_IMAGES):
         coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
         path = root / "xyz"[i % 3] / f"{i:02d}.jpg"
         path.parent.mkdir(exist_ok=True)
@@ -35,7 +35,7 @@ def source(tmp_path_factory):
         patch.setenv("SSLRUN_CACHE", str(tmp_path_factory.mktemp("cache")))
         folder = ImageFolder(str(root))
         folder.open()
-        assert folder.sizes.shape == (NUM_PICTURES, 2)
+        assert folder.sizes.shape == (NUM_IMAGES, 2)
     return folder
 
 
@@ -47,7 +47,7 @@ def views():
 
 def cursor(batch_size, epochs=2, start=0):
     """Positions of some epochs in batches, the last of an epoch filled up from past its end."""
-    per_epoch = -(-NUM_PICTURES // batch_size)
+    per_epoch = -(-NUM_IMAGES // batch_size)
     for step in range(start, epochs * per_epoch):
         epoch, within = divmod(step, per_epoch)
         yield epoch, np.arange(within * batch_size, (within + 1) * batch_size)
@@ -81,7 +81,7 @@ def test_threads_prefetch_and_grouping_change_nothing(source, reference, batch_s
     mode, expected = reference
     found = samples(source, cursor(batch_size), augment=mode, **options)
     common = found.keys() & expected.keys()
-    assert len(common) >= 2 * NUM_PICTURES
+    assert len(common) >= 2 * NUM_IMAGES
     assert all(found[key] == expected[key] for key in common)
 
 
@@ -120,7 +120,7 @@ def test_order_labels_and_layout(source):
     assert not torch.equal(batch.views[0][0], batch.views[0][1])
 
 
-def test_whole_pictures_are_those_of_pil(source):
+def test_whole_images_are_those_of_pil(source):
     height, width = source.sizes[4].tolist()
     whole = [ViewGroup(1, [Resize([height, width])])]
     loader = Loader(source, whole, sampler=Sequential(len(source)), seed=0, batch_size=1)

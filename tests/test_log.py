@@ -125,13 +125,13 @@ def test_time_left(monkeypatch, tmp_path, capsys):
 def test_warnings_come_from_all_ranks_messages_from_one(tmp_path, capsys):
     start_logging(3, tmp_path / "log.txt")
     logging.getLogger("sslrun.data").info("hidden")
-    logging.getLogger("sslrun.data").warning("a bad picture")
-    assert capsys.readouterr().err == "[rank 3] warning: a bad picture\n"
+    logging.getLogger("sslrun.data").warning("a bad image")
+    assert capsys.readouterr().err == "[rank 3] warning: a bad image\n"
     assert not (tmp_path / "log.txt").exists()
     start_logging(0, tmp_path / "log.txt")
     logging.getLogger("sslrun.data").info("shown")
-    logging.getLogger("sslrun.data").warning("a bad picture")
-    assert capsys.readouterr().err == "shown\nwarning: a bad picture\n"  # once: starting anew replaces
+    logging.getLogger("sslrun.data").warning("a bad image")
+    assert capsys.readouterr().err == "shown\nwarning: a bad image\n"  # once: starting anew replaces
     with pytest.raises(UsageError, match="cannot be written"):
         start_logging(0, tmp_path / "log.txt" / "no folder")
 
@@ -162,7 +162,7 @@ for step in range(11, 101):
     if step % 30 == 0:
         log.write(step, {"train/loss": 6.5, "train/lr": 0.03, "speed/images_per_s": 812.3, "data/wait_pct": 3.1})
     if step == 60:
-        logging.getLogger("sslrun").warning("a bad picture")
+        logging.getLogger("sslrun").warning("a bad image")
         log.write(step, {"knn/top1_pct": 45.0})
 log.close()
 """
@@ -187,12 +187,12 @@ def test_the_bar_moves_on_a_terminal(tmp_path, columns):
     assert steps == sorted(steps) and len(set(steps)) > 3 and steps[-1] == 100
     assert "epoch 1/2" in text and "epoch 2/2" in text
     assert re.search(r"loss 6\.5000 +lr 3\.000e-02 +812\.3 images/s +wait 3\.1 % +ETA \d:\d\d:\d\d", text)
-    assert text.count("warning: a bad picture") == 1 and text.count("knn/top1_pct 45") == 1
+    assert text.count("warning: a bad image") == 1 and text.count("knn/top1_pct 45") == 1
     lines = (tmp_path / "log.txt").read_text()
-    assert lines.count("loss") == 3 and lines.count("a bad picture") == 1
+    assert lines.count("loss") == 3 and lines.count("a bad image") == 1
 
 
-def test_the_meter_counts_pictures_waiting_and_pauses(monkeypatch):
+def test_the_meter_counts_images_waiting_and_pauses(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(log.time, "perf_counter", lambda: now[0])
     meter = SpeedMeter(torch.device("cpu"))

@@ -30,7 +30,7 @@ def drawn(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
 
 def planes(pixels: np.ndarray) -> np.ndarray:
     """(N, 3072): 1024 reds row by row, then greens, then blues."""
-    return np.stack([np.concatenate([picture[:, :, c].ravel() for c in range(3)]) for picture in pixels])
+    return np.stack([np.concatenate([image[:, :, c].ravel() for c in range(3)]) for image in pixels])
 
 
 class Python2(pickle._Pickler):  # type: ignore[name-defined]
@@ -57,14 +57,14 @@ def pickled(table: dict) -> bytes:
 
 
 def write_cifar10(folder: Path, version: str, pixels: np.ndarray, labels: list[int]) -> None:
-    """Five files of training pictures and one of two test pictures."""
+    """Five files of training images and one of two test images."""
     folder.mkdir(parents=True)
     parts = np.array_split(np.arange(len(pixels)), 5)
     files = {f"data_batch_{i + 1}": part for i, part in enumerate(parts)} | {"test_batch": np.arange(2)}
     for name, rows in files.items():
         own = planes(pixels[rows])
         if version == "binary":
-            content = b"".join(bytes([labels[row]]) + picture.tobytes() for row, picture in zip(rows, own, strict=True))
+            content = b"".join(bytes([labels[row]]) + image.tobytes() for row, image in zip(rows, own, strict=True))
             (folder / f"{name}.bin").write_bytes(content)
         else:
             table = {
@@ -102,7 +102,7 @@ def test_cifar100_takes_the_fine_labels(tmp_path, version):
     own = planes(pixels)
     if version == "binary":
         rows = zip(coarse, fine, own, strict=True)
-        (tmp_path / "train.bin").write_bytes(b"".join(bytes([c, f]) + picture.tobytes() for c, f, picture in rows))
+        (tmp_path / "train.bin").write_bytes(b"".join(bytes([c, f]) + image.tobytes() for c, f, image in rows))
         (tmp_path / "fine_label_names.txt").write_text("apple\naquarium_fish\n")
     else:
         table = {"filenames": ["a.png", "b.png", "c.png"], "batch_label": "training batch 1 of 1"}
@@ -128,10 +128,10 @@ def test_stl10(tmp_path):
     assert first[1] == sets["train"][0, 1, 0, 0] and first[96] == sets["train"][0, 0, 1, 0]
     (folder / "train_y.bin").write_bytes(bytes([10, 1, 3]))
     (folder / "class_names.txt").write_text("airplane\nbird\n")
-    labelled = STL10(str(tmp_path), split="train")
-    labelled.open()
-    assert np.array_equal(labelled.pixels, sets["train"]) and labelled.labels.tolist() == [9, 0, 2]
-    assert labelled.class_names == ["airplane", "bird"] and labelled.nominal_size == 5000
+    labeled = STL10(str(tmp_path), split="train")
+    labeled.open()
+    assert np.array_equal(labeled.pixels, sets["train"]) and labeled.labels.tolist() == [9, 0, 2]
+    assert labeled.class_names == ["airplane", "bird"] and labeled.nominal_size == 5000
     both = STL10(str(tmp_path))
     both.open()
     assert np.array_equal(both.pixels, np.concatenate([sets["train"], sets["unlabeled"]])) and both.labels is None
@@ -147,7 +147,7 @@ def test_what_is_wrong_with_the_files(tmp_path):
     with pytest.raises(UsageError, match=r"data_batch_3.bin cannot be read: its length is not a multiple of 3073"):
         CIFAR10(str(tmp_path / "ten")).open()
     (tmp_path / "train").write_bytes(pickled({"data": planes(drawn(2)), "fine_labels": [1]}))
-    with pytest.raises(UsageError, match="train cannot be read: it does not hold pictures of 3072 bytes"):
+    with pytest.raises(UsageError, match="train cannot be read: it does not hold images of 3072 bytes"):
         CIFAR100(str(tmp_path)).open()
     (tmp_path / "train").write_bytes(pickled({"data": planes(drawn(2)), "labels": [1, 2]}))
     with pytest.raises(UsageError, match="train cannot be read: it has no 'fine_labels'"):
@@ -157,7 +157,7 @@ def test_what_is_wrong_with_the_files(tmp_path):
         STL10(str(tmp_path), "train").open()
     (tmp_path / "train_X.bin").write_bytes(b"x" * 27_648)
     (tmp_path / "train_y.bin").write_bytes(b"\1\2")
-    with pytest.raises(UsageError, match="holds 1 pictures, but there are 2 labels"):
+    with pytest.raises(UsageError, match="holds 1 images, but there are 2 labels"):
         STL10(str(tmp_path), "train").open()
 
 
@@ -244,12 +244,12 @@ def test_a_subset_is_looked_up_in_its_source(source, mode):
             [(0, ids)]
         )
         found = batch.views[0].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        assert np.array_equal(found, subset.pictures(ids, CPU)) and batch.label.tolist() == subset.labels[ids].tolist()
-    assert np.array_equal(kept.pictures(np.array([2]), CPU), source.pixels[kept.ids[[2]]])
+        assert np.array_equal(found, subset.images(ids, CPU)) and batch.label.tolist() == subset.labels[ids].tolist()
+    assert np.array_equal(kept.images(np.array([2]), CPU), source.pixels[kept.ids[[2]]])
 
 
-def test_views_are_those_of_the_same_pictures_in_files(source, tmp_path):
-    """A picture in memory goes the way of a decoded one: lossless files of the same pixels give the same views."""
+def test_views_are_those_of_the_same_images_in_files(source, tmp_path):
+    """An image in memory goes the way of a decoded one: lossless files of the same pixels give the same views."""
     from PIL import Image
 
     from sslrun.data import ImageFolder
@@ -276,10 +276,10 @@ def test_the_exact_mode_needs_no_graph(source, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["exact", "dali"])
-def test_on_a_gpu_the_pictures_are_there(source, mode):
+def test_on_a_gpu_the_images_are_there(source, mode):
     device = torch.device("cuda", 0)
     ids = np.array([3, 25, 0, 7, 3])
-    rows = source.pictures(ids, device)
+    rows = source.images(ids, device)
     assert rows.device == device and np.array_equal(rows.cpu().numpy(), source.pixels[ids])
     pixels, sizes = source.pixels, source.sizes
     assert len(sizes) == len(pixels)
@@ -304,4 +304,4 @@ def test_memory_stays_flat(source):
     loader = Loader(source, views, sampler=Order(26, 0), seed=0, batch_size=26, augment="exact")
     for _ in loader.run((epoch, np.arange(26)) for epoch in range(400)):
         pass
-    assert peak_mib() - before < 16  # 400 batches of views are 64 MB, of pictures 32 MB
+    assert peak_mib() - before < 16  # 400 batches of views are 64 MB, of images 32 MB

@@ -1,6 +1,6 @@
 """Every method by the same rules: what is built from its recipe trains, keeps its word, and comes back to the bit.
 
-The recipes are those of `make learn` (configs/learn/), on a few pictures and at a small batch.
+The recipes are those of `make learn` (configs/learn/), on a few images and at a small batch.
 """
 
 import shutil
@@ -18,9 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import small_run
 from sslrun.cli import main
 from sslrun.config import load
-from sslrun.data import Batch
+from sslrun.contract import Batch, Progress
 from sslrun.evaluation.held_out import untouched
-from sslrun.methods import Progress
 from sslrun.nn.clustering import OnlineClusters
 from sslrun.nn.norm import RunningStatistics, set_groups
 from sslrun.recipe import Recipe
@@ -54,7 +53,7 @@ def recipe_of(name: str) -> Recipe:
 
 
 def batches_of(recipe: Recipe, step: int, micro_batch: int = 16) -> list[Batch]:
-    """A global batch of random pictures, cut into micro-batches."""
+    """A global batch of random images, cut into micro-batches."""
     random = torch.Generator().manual_seed(step)
     index = torch.randperm(SAMPLES, generator=random)[:16]
     crops = [torch.randn(view.num_views, 16, 3, *view.size, generator=random) for view in recipe.data.views]
@@ -71,7 +70,7 @@ def progress_at(step: int) -> Progress:
 
 
 def features(module: nn.Module) -> Tensor:
-    """A stand-in for the pass over the training set: what a module makes of fixed random pictures."""
+    """A stand-in for the pass over the training set: what a module makes of fixed random images."""
     random = torch.Generator().manual_seed(9)
     module.eval()
     with torch.no_grad():
@@ -91,7 +90,7 @@ def started(recipe: Recipe, **options: Any) -> LocalExecutor:
 
 
 def take_step(recipe: Recipe, executor: LocalExecutor, step: int, micro_batch: int = 16) -> dict[str, Tensor]:
-    """One optimiser step, as the training loop does it; it must be applied."""
+    """One optimizer step, as the training loop does it; it must be applied."""
     rates = [1e-3] * len(executor.optimizer.param_groups)
     metrics, applied = train_step(
         executor, recipe.model, RunningStatistics(recipe.model), batches_of(recipe, step, micro_batch),
@@ -119,7 +118,7 @@ def test_gradients_reach_everything_that_is_trained_and_nothing_else(name):
 
 
 def _has_no_effect(name: str, method: nn.Module) -> bool:
-    """A bias right before a batch normalisation moves nothing."""
+    """A bias right before a batch normalization moves nothing."""
     return name.endswith("bias") and method.get_submodule(name.rpartition(".")[0]).__class__ is nn.Linear
 
 
@@ -243,9 +242,9 @@ SHORT = [*SMALL, "global_batch=32", "data.samples_per_gpu=8"]
 
 
 @pytest.mark.parametrize("name", [name if name in DAILY else nightly(name) for name in RECIPES])
-def test_a_resume_is_the_same_bits(name, tmp_path, pictures):
+def test_a_resume_is_the_same_bits(name, tmp_path, images):
     """From the step after the first clustering, from the end of an epoch, before the next, and from the step after."""
-    source = f'{{ _delete_ = true, type = "ImageFolder", data_prefix = "{pictures}" }}'
+    source = f'{{ _delete_ = true, type = "ImageFolder", data_prefix = "{images}" }}'
     recipe = tmp_path / f"{name}.toml"
     recipe.write_text(f'extends = "{RECIPES[name]}"\n[data]\nsource = {source}\nholdout = {source}\n')
     arguments = [str(recipe), *(f"--set={each}" for each in SHORT)]

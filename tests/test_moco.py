@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslrun.data.batch import Batch
-from sslrun.methods import Progress
+from sslrun.contract import Batch, Progress
 from sslrun.methods.moco import MoCo
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.memory import Queue
@@ -39,7 +38,7 @@ def piece(batch: Batch, first: int, size: int) -> Batch:
 
 
 def test_loss_is_the_papers():
-    """Eq. 1 of arXiv 1911.05722 with loops, on normalised vectors."""
+    """Eq. 1 of arXiv 1911.05722 with loops, on normalized vectors."""
     torch.manual_seed(0)
     queries = torch.randn(5, 4, dtype=torch.float64) * 3
     keys = F.normalize(torch.randn(5, 4, dtype=torch.float64), dim=1)
@@ -101,7 +100,7 @@ def test_queue_starts_on_the_sphere():
 
 
 def step(method: MoCo, batches: list[Batch]) -> tuple[float, list[torch.Tensor], torch.Tensor]:
-    """Loss, gradients and keys of one optimiser step over micro-batches."""
+    """Loss, gradients and keys of one optimizer step over micro-batches."""
     method.zero_grad()
     targets = method.targets(batches, PROGRESS)
     values = []
@@ -130,7 +129,7 @@ def test_the_cut_of_a_global_batch_does_not_show(micro_batch):
 
 
 def test_keys_come_from_shuffled_groups():
-    """Longhand: permute the pictures, run the key encoder group by group, undo the permutation."""
+    """Longhand: permute the images, run the key encoder group by group, undo the permutation."""
     method = small_moco()
     set_groups(method, 4, 3)
     batch = random_batch(12)

@@ -17,15 +17,15 @@ from torch import nn
 
 import small_run
 from sslrun.cli import main
+from sslrun.contract import Progress
 from sslrun.errors import UsageError
-from sslrun.evaluate import subject_of
 from sslrun.evaluation.held_out import HeldOutLoss, untouched
 from sslrun.evaluation.knn import knn_top1
 from sslrun.evaluation.monitor import FeatureMonitor, MonitorConfig
 from sslrun.evaluation.probe import fit, linear_probe
 from sslrun.evaluation.spectrum import rankme, spectrum
 from sslrun.evaluation.subject import labels
-from sslrun.methods import Progress
+from sslrun.measure import subject_of
 from sslrun.saved import open_saved
 
 CPU = torch.device("cpu")
@@ -61,20 +61,20 @@ def training(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def simsiam(tmp_path, pictures):
-    """A method whose loss depends on weights and pictures alone."""
-    path = small_run.write_recipe(tmp_path, pictures, steps=5)
+def simsiam(tmp_path, images):
+    """A method whose loss depends on weights and images alone."""
+    path = small_run.write_recipe(tmp_path, images, steps=5)
     text = path.read_text()
     path.write_text(text[: text.index("[model]")] + SIMSIAM + text[text.index("[data]") :])
     return path
 
 
-def test_the_held_out_loss_is_what_training_would_have(tmp_path, pictures, simsiam):
+def test_the_held_out_loss_is_what_training_would_have(tmp_path, images, simsiam):
     """Held out what is trained on, in the order of epoch 0, with a learning rate of 0: an epoch's losses are its parts.
 
-    80 pictures are 5 batches of 16, each of two BatchNorm groups, in one micro-batch or in two.
+    80 images are 5 batches of 16, each of two BatchNorm groups, in one micro-batch or in two.
     """
-    same = f'holdout = {{ type = "ImageFolder", data_prefix = "{pictures}" }}'
+    same = f'holdout = {{ type = "ImageFolder", data_prefix = "{images}" }}'
     simsiam.write_text(simsiam.read_text().replace("holdout = 0.2", same))
     standing = ["optimizer.lr=0.0", "log.interval=1", "monitor.knn_interval=0", "monitor.loss_interval=1"]
     for micro_batch in (16, 8):
@@ -84,13 +84,13 @@ def test_the_held_out_loss_is_what_training_would_have(tmp_path, pictures, simsi
         assert (before["step"], len(losses), after["step"]) == (0, 5, 5)
         assert before["val/loss"] == pytest.approx(sum(losses) / 5, rel=1e-6)
         assert before["val/feature_std"] == pytest.approx(sum(row["train/feature_std"] for row in steps) / 5, rel=1e-6)
-        assert after["val/loss"] == before["val/loss"], "the same pictures in the same crops"
+        assert after["val/loss"] == before["val/loss"], "the same images in the same crops"
         assert max(losses) - min(losses) > 1e-4, "or any mean would do"
 
 
-def test_training_is_the_same_bits_with_and_without_it(tmp_path, pictures):
-    """The queue, both networks' statistics, the optimiser; on two ranks, with everything sharded, too."""
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=9)
+def test_training_is_the_same_bits_with_and_without_it(tmp_path, images):
+    """The queue, both networks' statistics, the optimizer; on two ranks, with everything sharded, too."""
+    recipe = small_run.write_recipe(tmp_path, images, steps=9)
     first = []
     for ranks in (1, 2):
         measured, plain = tmp_path / f"{ranks}/with/small", tmp_path / f"{ranks}/without/small"
@@ -109,8 +109,8 @@ def test_training_is_the_same_bits_with_and_without_it(tmp_path, pictures):
     assert first[0] == pytest.approx(first[1], rel=1e-4), "two ranks measure what one does"
 
 
-def test_a_resume_may_measure_something_else_and_ends_with_the_same_bits(tmp_path, pictures):
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=9)
+def test_a_resume_may_measure_something_else_and_ends_with_the_same_bits(tmp_path, images):
+    recipe = small_run.write_recipe(tmp_path, images, steps=9)
     straight = run(recipe, tmp_path / "straight", *all_every(0))
     run(recipe, tmp_path / "resumed", *all_every(3), "monitor.by=iter")
     for step in (8, 9):
@@ -139,7 +139,7 @@ def test_when_it_is_due():
             MonitorConfig(**{name: -1})
 
 
-def test_each_has_an_interval_and_a_row_has_what_is_due(tmp_path, pictures, monkeypatch):
+def test_each_has_an_interval_and_a_row_has_what_is_due(tmp_path, images, monkeypatch):
     """Nor does any draw from a generator that others may use."""
     for kind in (HeldOutLoss, FeatureMonitor):
 
@@ -152,7 +152,7 @@ def test_each_has_an_interval_and_a_row_has_what_is_due(tmp_path, pictures, monk
             return found
 
         monkeypatch.setattr(kind, "measure", measure)
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=7)
+    recipe = small_run.write_recipe(tmp_path, images, steps=7)
     each = [f"monitor.{name}={interval}" for name, interval in zip(INTERVALS, (3, 2, 5, 6), strict=True)]
     rows = run(recipe, tmp_path, "monitor.by=iter", *each, "log.interval=9")
     names = {"val", "knn", "probe", "spectrum"}
@@ -163,20 +163,20 @@ def test_each_has_an_interval_and_a_row_has_what_is_due(tmp_path, pictures, monk
     assert all(math.isfinite(value) for row in rows for value in row.values())
 
 
-def test_what_is_logged_is_what_the_saved_encoder_gives(tmp_path, pictures):
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=2)
+def test_what_is_logged_is_what_the_saved_encoder_gives(tmp_path, images):
+    recipe = small_run.write_recipe(tmp_path, images, steps=2)
     few = ["monitor.knn_bank=40", "monitor.knn_k=5"]
     last = run(recipe, tmp_path, *all_every(1), *few)[-1]
     subject = subject_of(open_saved(tmp_path / "small"), CPU)
-    train, test = subject.labelled()
+    train, test = subject.labeled()
     assert (len(train), len(test)) == (64, 16)
     ids = np.array([i * 63 // 39 for i in range(40)])
     bank = subject.extractor(train).extract_share(subject.backbone, ids)
     queries = subject.extractor(test).extract_share(subject.backbone, np.arange(16))
-    labelled = bank, labels(train)[ids], queries, labels(test)
+    labeled = bank, labels(train)[ids], queries, labels(test)
     values, feature_std = spectrum(bank, CPU)
     expected = {"spectrum/rankme": rankme(values), "spectrum/feature_std": feature_std}
-    expected |= {"knn/top1_pct": knn_top1(*labelled, k=5), **linear_probe(*labelled, CPU)}
+    expected |= {"knn/top1_pct": knn_top1(*labeled, k=5), **linear_probe(*labeled, CPU)}
     assert {name: last[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
@@ -208,20 +208,20 @@ def test_the_probe_says_how_many_it_gets_right():
     assert result["probe/top1_pct"] == pytest.approx(70) and result["probe/loss"] > 0.5
 
 
-def test_fewer_pictures_than_a_batch_are_said_to_be_in_it_twice(tmp_path, pictures, capsys):
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=1)
+def test_fewer_images_than_a_batch_are_said_to_be_in_it_twice(tmp_path, images, capsys):
+    recipe = small_run.write_recipe(tmp_path, images, steps=1)
     rows = run(recipe, tmp_path, "data.holdout=0.1", "monitor.loss_interval=1")
-    assert "the 8 held-out pictures fill a global batch of 16 only with some" in capsys.readouterr().err
+    assert "the 8 held-out images fill a global batch of 16 only with some" in capsys.readouterr().err
     assert math.isfinite(rows[0]["val/loss"])
 
 
-def test_without_held_out_pictures_or_labels_there_is_rankme_and_that_is_said(tmp_path, pictures, capsys):
+def test_without_held_out_images_or_labels_there_is_rankme_and_that_is_said(tmp_path, images, capsys):
     flat = tmp_path / "flat"
-    shutil.copytree(pictures / "class_0", flat)
+    shutil.copytree(images / "class_0", flat)
     recipe = small_run.write_recipe(tmp_path, flat, steps=1)
     recipe.write_text(recipe.read_text().replace("holdout = 0.2\n", ""))
     rows = run(recipe, tmp_path, *all_every(1))
-    said = "loss_interval, knn_interval, probe_interval: there are no held-out pictures (data.holdout) to measure"
+    said = "loss_interval, knn_interval, probe_interval: there are no held-out images (data.holdout) to measure"
     assert said in capsys.readouterr().err
     assert {key for row in rows for key in row if key.startswith(MEASURED)} == {
         "spectrum/rankme",
@@ -230,8 +230,8 @@ def test_without_held_out_pictures_or_labels_there_is_rankme_and_that_is_said(tm
     assert all(1 < row["spectrum/rankme"] < 20 for row in rows if "spectrum/rankme" in row)
 
 
-def test_a_probe_without_labels_is_a_mistake(tmp_path, pictures, capsys):
-    shutil.copytree(pictures / "class_0", tmp_path / "flat")
+def test_a_probe_without_labels_is_a_mistake(tmp_path, images, capsys):
+    shutil.copytree(images / "class_0", tmp_path / "flat")
     recipe = small_run.write_recipe(tmp_path, tmp_path / "flat", steps=1)
     options = ["--set=monitor.knn_interval=0", "--set=monitor.probe_interval=1"]
     assert main([str(recipe), "--work-dir", str(tmp_path), *options]) == 2
@@ -239,7 +239,7 @@ def test_a_probe_without_labels_is_a_mistake(tmp_path, pictures, capsys):
 
 
 @pytest.mark.parametrize("name", ["npid", "odc", "deepcluster"])
-def test_a_method_that_knows_its_pictures_has_no_loss_on_others(name, capsys):
+def test_a_method_that_knows_its_images_has_no_loss_on_others(name, capsys):
     recipe = small_run.ROOT / f"configs/learn/{name}.toml"
     assert main([str(recipe), "--set", "monitor.loss_interval=1", "--dry-run"]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -252,11 +252,11 @@ class Restless(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(3)
-        self.register_buffer("centre", torch.zeros(3))
+        self.register_buffer("center", torch.zeros(3))
         self.register_buffer("count", torch.tensor(0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.centre = self.centre * 0.9 + x.mean(0)
+        self.center = self.center * 0.9 + x.mean(0)
         self.count += 1
         return self.norm(nn.functional.dropout(x, 0.5)).sum()
 
@@ -267,7 +267,7 @@ def test_whatever_a_method_does_is_undone():
     state = torch.get_rng_state()
     with untouched(module, CPU):
         loss = module(torch.ones(4, 3))
-        assert module.count == 1 and module.centre.sum() == 3 and module.norm.num_batches_tracked == 1
+        assert module.count == 1 and module.center.sum() == 3 and module.norm.num_batches_tracked == 1
     assert not loss.requires_grad and torch.equal(torch.get_rng_state(), state)
     assert all(module.get_buffer(name) is buffer for name, buffer in buffers.items())
     assert all(torch.equal(buffer, values[name]) for name, buffer in buffers.items())

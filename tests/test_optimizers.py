@@ -1,4 +1,4 @@
-"""Optimisers as recipes state them: parameter groups by name, torch's arithmetic, state that survives a checkpoint."""
+"""Optimizers as recipes state them: parameter groups by name, torch's arithmetic, state that survives a checkpoint."""
 
 import copy
 from dataclasses import replace

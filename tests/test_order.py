@@ -1,4 +1,4 @@
-"""Order: a permutation for any N, entered anywhere, another one in every epoch, none of them favoured."""
+"""Order: a permutation for any N, entered anywhere, another one in every epoch, none of them favored."""
 
 import numpy as np
 import pytest
@@ -48,11 +48,11 @@ def test_every_sample_stands_everywhere_equally_often(num_samples):
     chi2 = ((counts - expected) ** 2 / expected).sum()
     freedom = (num_samples - 1) ** 2
     assert abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
-    neighbours = pairs[~np.eye(num_samples, dtype=bool)] / expected
-    assert np.abs(neighbours - 1).max() < 6 / np.sqrt(expected)
+    neighbors = pairs[~np.eye(num_samples, dtype=bool)] / expected
+    assert np.abs(neighbors - 1).max() < 6 / np.sqrt(expected)
 
 
-def test_neighbours_in_the_source_are_torn_apart():
+def test_neighbors_in_the_source_are_torn_apart():
     ids = Order(100_000, seed=0).ids(0, np.arange(1000))
     assert abs(ids.mean() / 100_000 - 0.5) < 0.05
     assert abs(np.corrcoef(ids[:-1], ids[1:])[0, 1]) < 0.12

@@ -22,7 +22,7 @@ from sslrun.optim.policies import Constant, CosineRestart
 from sslrun.plan import Machine, Plan, activation_bytes, choose_machine, describe, make_plan, seen_in_part
 from sslrun.recipe import EngineConfig
 from sslrun.session import build
-from sslrun.window import Window
+from sslrun.step_metrics import StepMetrics
 
 ROOT = Path(__file__).parents[1]
 MACHINE = Machine(device="cpu", precision="fp32", compile=False, micro_batch=8, threads=1, workers=1)
@@ -56,8 +56,8 @@ def test_ranks_and_micro_batches_unite_to_the_global_batch(world_size, micro_bat
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 8), (2, 16), (4, 8)])
-def test_any_cut_sees_the_same_pixels(pictures, world_size, micro_batch):
-    source = ImageFolder(str(pictures))
+def test_any_cut_sees_the_same_pixels(images, world_size, micro_batch):
+    source = ImageFolder(str(images))
     source.open()
 
     def step_of(cut: Plan, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,8 +174,8 @@ def test_the_loss_alone_may_see_a_part(backbone):
     assert seen_in_part(tried, halves) == "the loss of SimCLR: of 32 samples at a time, not of all 64"
 
 
-def test_a_run_says_so_too(pictures, tmp_path):
-    source = f'{{ _delete_ = true, type = "ImageFolder", data_prefix = "{pictures}" }}'
+def test_a_run_says_so_too(images, tmp_path):
+    source = f'{{ _delete_ = true, type = "ImageFolder", data_prefix = "{images}" }}'
     recipe = tmp_path / "parts.toml"
     recipe.write_text(f'extends = "{ROOT}/configs/learn/simclr.toml"\n[data]\nsource = {source}\n')
     options = ["global_batch=64", "data.samples_per_gpu=16", "engine.micro_batch=32", "epochs=1", "engine.device=cpu"]
@@ -186,12 +186,12 @@ def test_a_run_says_so_too(pictures, tmp_path):
 
 
 def test_window_means_and_state():
-    window = Window()
+    step_metrics = StepMetrics()
     for value in (1.0, 2.0, 6.0):
-        window.add({"loss": torch.tensor(value)})
-    twin = Window()
-    twin.load(window.state(), torch.device("cpu"))
-    for one in (window, twin):
+        step_metrics.add({"loss": torch.tensor(value)})
+    twin = StepMetrics()
+    twin.load(step_metrics.state(), torch.device("cpu"))
+    for one in (step_metrics, twin):
         one.add({"loss": torch.tensor(3.0)})
         assert one.read() == {"loss": 3.0}
         assert one.read() == {} and one.steps == 0

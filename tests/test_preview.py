@@ -34,29 +34,29 @@ from sslrun.preview.draws import seen_part
 from sslrun.preview.grid import AMPLIFIED, difference, lay_out
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
-COLOURS = """
+COLORS = """
   { type = "ColorJitter", p = 0.8, brightness = 0.4, contrast = 0.4, saturation = 0.4, hue = 0.1 },
   { type = "GaussianBlur", p = 0.5, sigma_max = 1.5 },
   { type = "RandomHorizontalFlip" },"""
 VIEWS = f"""
 [[data.views]]
 transforms = [
-  {{ type = "RandomResizedCrop", size = 24, scale = [0.2, 1.0] }}, {COLOURS}
+  {{ type = "RandomResizedCrop", size = 24, scale = [0.2, 1.0] }}, {COLORS}
   {{ type = "Normalize", mean = {MEAN}, std = {STD} }},
 ]
 
 [[data.views]]
-transforms = [{{ type = "RandomResizedCrop", size = [16, 20], scale = [0.2, 0.6] }}, {COLOURS}]
+transforms = [{{ type = "RandomResizedCrop", size = [16, 20], scale = [0.2, 0.6] }}, {COLORS}]
 
 [optimizer]"""
 
 
 @pytest.fixture
-def recipe(tmp_path, pictures, monkeypatch):
-    """MoCo with two groups of one view each, of different sizes, the second without normalisation."""
+def recipe(tmp_path, images, monkeypatch):
+    """MoCo with two groups of one view each, of different sizes, the second without normalization."""
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    path = small_run.write_recipe(tmp_path, pictures, steps=5)
+    path = small_run.write_recipe(tmp_path, images, steps=5)
     text = path.read_text()
     path.write_text(text[: text.index("[[data.views]]")] + VIEWS + text[text.index("[optimizer]") + 11 :])
     return path
@@ -68,10 +68,10 @@ def previewed(capsys, *words) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
-def tiles(picture: Path, originals, views, with_pil=False, line=0) -> list[list[np.ndarray]]:
-    """For each sample the views that stand in a picture, each pixel taken once; every repetition of it is the same."""
+def tiles(image: Path, originals, views, with_pil=False, line=0) -> list[list[np.ndarray]]:
+    """For each sample the views that stand in an image, each pixel taken once; every repetition of it is the same."""
     layout = lay_out(originals, views, with_pil)
-    sheet = np.asarray(Image.open(picture))
+    sheet = np.asarray(Image.open(image))
     assert sheet.shape == (layout.size[1], layout.size[0], 3)
     found = []
     for tops in layout.tops:
@@ -94,7 +94,7 @@ def test_the_tiles_are_what_training_is_handed(capsys, recipe, monkeypatch, mode
 
     monkeypatch.setattr(train, "train_step", noted)
     assert main([str(recipe), "--set", f"data.augment={mode}", "--set", "monitor.knn_interval=0"]) == 0
-    assert [len(batch.index) for batch in handed] == [16] * 5  # 64 of 80 pictures: the fifth is of the second epoch
+    assert [len(batch.index) for batch in handed] == [16] * 5  # 64 of 80 images: the fifth is of the second epoch
     shown = {}
     for epoch, batch in ((0, handed[0]), (1, handed[4])):
         options = ["--set", f"data.augment={mode}", "--samples", 3, "--epoch", epoch, "--json", "-o", "grid.png"]
@@ -112,7 +112,7 @@ def test_the_tiles_are_what_training_is_handed(capsys, recipe, monkeypatch, mode
     assert not np.array_equal(shown[0][0][0], shown[1][0][0])
 
 
-def by_hand(picture: Image.Image, view: dict) -> Image.Image:
+def by_hand(image: Image.Image, view: dict) -> Image.Image:
     """A view from what was printed about it and nothing else."""
     for step in view["transforms"]:
         if not step["applied"]:
@@ -120,25 +120,25 @@ def by_hand(picture: Image.Image, view: dict) -> Image.Image:
         if step["type"] == "RandomResizedCrop":
             top, left, height, width = (step[f"{name}_px"] for name in ("top", "left", "height", "width"))
             box = (left, top, left + width, top + height)
-            picture = picture.crop(box).resize(step["to_px"][::-1], Image.Resampling.BILINEAR)
+            image = image.crop(box).resize(step["to_px"][::-1], Image.Resampling.BILINEAR)
         elif step["type"] == "ColorJitter":
             for name in step["order"]:
                 if name == "hue":
-                    hue, *rest = picture.convert("HSV").split()
+                    hue, *rest = image.convert("HSV").split()
                     turned = ((np.array(hue).astype(int) + round(step["hue_degrees"] / 360 * 255)) % 256).astype(
                         np.uint8
                     )
-                    picture = Image.merge("HSV", (Image.fromarray(turned), *rest)).convert("RGB")
+                    image = Image.merge("HSV", (Image.fromarray(turned), *rest)).convert("RGB")
                 else:
                     kind = {"brightness": "Brightness", "contrast": "Contrast", "saturation": "Color"}[name]
-                    picture = getattr(ImageEnhance, kind)(picture).enhance(step[name])
+                    image = getattr(ImageEnhance, kind)(image).enhance(step[name])
         elif step["type"] == "GaussianBlur":
-            picture = pil_twins.tensor_blur(picture, step["sigma_px"])
+            image = pil_twins.tensor_blur(image, step["sigma_px"])
         elif step["type"] == "RandomHorizontalFlip":
-            picture = ImageOps.mirror(picture)
+            image = ImageOps.mirror(image)
         else:
             raise AssertionError(step)
-    return picture
+    return image
 
 
 def test_the_draws_that_are_printed_make_the_views(recipe):
@@ -163,7 +163,7 @@ def test_draws_are_readable(capsys, recipe):
     code, text, _ = previewed(capsys, recipe, "--samples", 2, "--draws")
     assert code == 0 and text.splitlines()[-1] == "small_preview.png" and Path("small_preview.png").exists()
     told = json.loads(previewed(capsys, recipe, "--samples", 2, "--json")[1])
-    assert text == as_text(told) + "\nsmall_preview.png\n" and told["picture"] == "small_preview.png"
+    assert text == as_text(told) + "\nsmall_preview.png\n" and told["image"] == "small_preview.png"
     described = {
         "path": "/there/cat\udcff.jpg", "label": 3, "class": "cat", "size_px": [30, 40], "position": 7, "views": [{
             "view": 1, "size_px": [8, 9], "group": "data.views.0", "part_of_original_px": [1.0, 2.5, 20.0, 30.0],
@@ -210,7 +210,7 @@ CHAINS = [
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_the_part_of_the_original_is_where_its_pixels_come_from(chain):
-    """Of a picture whose red is the column and whose green is the row, views tell where they are from."""
+    """Of an image whose red is the column and whose green is the row, views tell where they are from."""
     rows, columns = 200, 250
     original = np.zeros((rows, columns, 3), dtype=np.uint8)
     original[..., 0], original[..., 1] = np.arange(columns), np.arange(rows)[:, None]
@@ -276,22 +276,22 @@ def test_a_transform_without_a_twin_has_no_pair(capsys, recipe, tmp_path):
     assert (theirs[0][0] == theirs[0][0][0, 0]).all(), "paper"
     assert np.array_equal(theirs[0][1], pil_twins_of(seen)[1][1][0])
     darker = next(type(t) for _, t in seen.groups[0].steps if type(t).__name__ == "Darker")
-    pil_twins.twin.register(darker, lambda transform, picture, numbers: picture.point(lambda level: level // 2))
+    pil_twins.twin.register(darker, lambda transform, image, numbers: image.point(lambda level: level // 2))
     assert difference(seen.views[0], pil_twins_of(seen)[1][0]).mean() < 0.5
 
 
-def test_bad_pictures_are_replaced_as_in_training(capsys, recipe, tmp_path, pictures):
+def test_bad_images_are_replaced_as_in_training(capsys, recipe, tmp_path, images):
     seen = look(load(str(recipe)), samples=4)
     bad = tmp_path / "some"
-    for path in pictures.rglob("*.jpg"):
+    for path in images.rglob("*.jpg"):
         copy = bad / path.parent.name / path.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
-    broken = seen.source.paths[seen.plan.ids[2]].replace(str(pictures), str(bad))
-    Path(broken).write_bytes(b"no picture")
+    broken = seen.source.paths[seen.plan.ids[2]].replace(str(images), str(bad))
+    Path(broken).write_bytes(b"no image")
     options = ["--set", f"data.source.data_prefix={bad}", "--samples", 4, "--json"]
     code, out, err = previewed(capsys, recipe, *options, "--set", "data.max_bad_pct=5")
-    assert code == 0 and f"warning: bad picture, replaced by another: {broken}" in err
+    assert code == 0 and f"warning: bad image, replaced by another: {broken}" in err
     samples = json.loads(out)["samples"]
     assert [sample["in_place_of"] for sample in samples] == [None, None, broken, None]
     assert samples[2]["path"] != broken
@@ -299,10 +299,10 @@ def test_bad_pictures_are_replaced_as_in_training(capsys, recipe, tmp_path, pict
     assert code == 1 and "data.max_bad_pct" in err and "Traceback" not in err
 
 
-def test_order_by_clusters_is_said_not_to_be_known(capsys, tmp_path, pictures, monkeypatch):
+def test_order_by_clusters_is_said_not_to_be_known(capsys, tmp_path, images, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = small_run.ROOT / "configs/learn/deepcluster.toml"
-    source = f'data.source={{ _delete_ = true, type = "ImageFolder", data_prefix = "{pictures}" }}'
+    source = f'data.source={{ _delete_ = true, type = "ImageFolder", data_prefix = "{images}" }}'
     holdout = source.replace("data.source", "data.holdout")
     options = ["--set", source, "--set", holdout, "--samples", 1, "-o", "one.png"]
     code, _, err = previewed(capsys, recipe, *options)
@@ -322,7 +322,7 @@ MISTAKES = {
     "no samples": (["--samples", "0"], "--samples must lie between 1 and 100, not 0"),
     "an epoch before the first": (["--epoch", "-1"], "--epoch must lie between 0 and 4294967295, not -1"),
     "missing data": (["--set", "data.source.data_prefix=gone"], "gone does not exist: set data.source.data_prefix"),
-    "a misspelt key": (["--set", "data.augmnt=dali"], "augmnt"),
+    "a misspelled key": (["--set", "data.augmnt=dali"], "augmnt"),
 }
 
 

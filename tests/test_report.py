@@ -77,7 +77,7 @@ def report(*words: object) -> Tree:
 
 
 def only_folder(*runs: Path) -> Tree:
-    return report(*runs, "--no-pictures")
+    return report(*runs, "--no-images")
 
 
 def test_the_page_is_whole_and_asks_for_nothing(shown):
@@ -114,30 +114,30 @@ def test_the_same_run_gives_the_same_page(capsys, shown):
 
 
 def test_the_vote_is_the_monitors(shown):
-    """The last k-NN of the training saw the same weights and the same pictures."""
+    """The last k-NN of the training saw the same weights and the same images."""
     run, page = shown
     last = [row["knn/top1_pct"] for row in small_run.metrics(run) if "knn/top1_pct" in row][-1]
-    assert f"{last:.1f} % of 16 pictures are classified rightly by the 5 most similar pictures out of 64." in page.text
+    assert f"{last:.1f} % of 16 images are classified rightly by the 5 most similar images out of 64." in page.text
     found = evidence.gather(run)
     assert np.mean(found.labels == found.predicted) * 100 == pytest.approx(last)
     assert found.is_held_out and len(found.bank) == 64
 
 
-def test_neighbours_are_the_nearest(trained, trained_vit):
-    """Longhand: one picture's features at a time, every cosine, sorted."""
+def test_neighbors_are_the_nearest(trained, trained_vit):
+    """Longhand: one image's features at a time, every cosine, sorted."""
     for folder in (trained, trained_vit):
         found = evidence.gather(folder)
         extract = found.subject.extractor(found.subject.train).extract
         bank = np.stack([extract(found.subject.backbone, np.array([i]))[0].numpy() for i in found.bank])
         bank /= np.linalg.norm(bank, axis=1, keepdims=True)
         cosines = found.features.numpy() @ bank.T
-        nearest = np.sort(cosines, axis=1)[:, ::-1][:, : evidence.NEIGHBOURS]
+        nearest = np.sort(cosines, axis=1)[:, ::-1][:, : evidence.NEIGHBORS]
         np.testing.assert_allclose(found.similarity, nearest, atol=1e-5)
-        chosen = np.take_along_axis(cosines, found.neighbours, axis=1)
+        chosen = np.take_along_axis(cosines, found.neighbors, axis=1)
         np.testing.assert_allclose(chosen, nearest, atol=1e-5)
 
 
-def test_without_held_out_pictures_no_picture_is_its_own_neighbour(trained_vit, vit_page):
+def test_without_held_out_images_no_image_is_its_own_neighbor(trained_vit, vit_page):
     found = evidence.gather(trained_vit)
     assert not found.is_held_out
     assert len(found.queries) == 40 and not set(found.queries) & set(found.bank)
@@ -169,13 +169,13 @@ def test_attention_is_torchs(trained_vit, vit_page):
     assert vit_page.text.count("head 3 ") == evidence.examples(evidence.gather(trained_vit), 4).size
 
 
-def test_text_stays_text(tmp_path, trained, pictures):
+def test_text_stays_text(tmp_path, trained, images):
     """Class names, run names, values of the recipe and errors may hold anything."""
     named = HOSTILE.replace("/", "∕")  # no file name has a slash
     run = Path(shutil.copytree(trained, tmp_path / named))
-    shutil.copytree(pictures, tmp_path / "pictures")
-    (tmp_path / "pictures" / "class_0").rename(tmp_path / "pictures" / named)
-    config = (run / "config.toml").read_text().replace(str(pictures), str(tmp_path / "pictures"))
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "images" / "class_0").rename(tmp_path / "images" / named)
+    config = (run / "config.toml").read_text().replace(str(images), str(tmp_path / "images"))
     (run / "config.toml").write_text(f"{config}\n[vars]\nnote = {json.dumps(HOSTILE)}\n")
     (run / "state.json").write_text(json.dumps({"state": HOSTILE, "error": HOSTILE, "host": HOSTILE}))
     (run / "env.json").write_text(json.dumps({HOSTILE: [HOSTILE], "commit": {"a": HOSTILE}}))
@@ -189,22 +189,22 @@ def test_text_stays_text(tmp_path, trained, pictures):
     assert not again.all("script") and again.text.count(named) >= 4
 
 
-def test_whatever_is_missing_is_said(run, tmp_path, pictures):
+def test_whatever_is_missing_is_said(run, tmp_path, images):
     """Each time one thing is taken away that another part of the page needs."""
     full = only_folder(run).text
     gone = tmp_path / "gone"
     shutil.copytree(run, gone)
     config = (run / "config.toml").read_text()
 
-    (gone / "config.toml").write_text(config.replace(str(pictures), str(tmp_path / "nowhere")))
+    (gone / "config.toml").write_text(config.replace(str(images), str(tmp_path / "nowhere")))
     assert "nowhere does not exist" in report(gone).text
     flat = tmp_path / "flat"
     flat.mkdir()
-    for number, picture in enumerate(pictures.rglob("*.jpg")):
-        shutil.copy(picture, flat / f"{number}.jpg")
-    (gone / "config.toml").write_text(config.replace(str(pictures), str(flat)))
+    for number, image in enumerate(images.rglob("*.jpg")):
+        shutil.copy(image, flat / f"{number}.jpg")
+    (gone / "config.toml").write_text(config.replace(str(images), str(flat)))
     page = report(gone).text
-    assert "Left out: the pictures have no labels." in page and "there are no labels to colour them by" in page
+    assert "Left out: the images have no labels." in page and "there are no labels to color them by" in page
     (gone / "config.toml").write_text("model = [")
     page = report(gone).text
     assert "config.toml cannot be read" in page and "Left out: " in page
@@ -271,8 +271,8 @@ def test_what_is_no_run_is_refused(capsys, run, tmp_path):
     for words, code, said in (
         (["report", tmp_path / "none"], 2, "none does not exist: name the folder of a run"),
         (["report", tmp_path], 2, "has neither config.toml nor metrics.jsonl"),
-        (["report", run, "--no-pictures", "-o", tmp_path / "no" / "page.html"], 1, "could not be written"),
-        (["report", run, "--no-pictures", "-o", tmp_path], 1, "could not be written"),
+        (["report", run, "--no-images", "-o", tmp_path / "no" / "page.html"], 1, "could not be written"),
+        (["report", run, "--no-images", "-o", tmp_path], 1, "could not be written"),
     ):
         capsys.readouterr()
         assert main([str(word) for word in words]) == code
@@ -283,12 +283,12 @@ def test_what_is_no_run_is_refused(capsys, run, tmp_path):
 
 def test_a_checkpoint_is_that_of_the_user(run):
     assert evidence.gather(run / "checkpoints/step_00000004").saved.step == 4
-    page = report(run / "checkpoints/step_00000004", "-o", run / "report.html", "--no-pictures")
+    page = report(run / "checkpoints/step_00000004", "-o", run / "report.html", "--no-images")
     assert small_run.NAME in page.text.replace(" ", "")
 
 
 def drawn(svg: str, number: int = 0) -> np.ndarray:
-    """The points of the curve that has a run's colour."""
+    """The points of the curve that has a run's color."""
     (path,) = re.findall(rf'd="([^"]*)"[^>]*stroke: var\(--run-{number}\)', svg)
     return np.array([float(word) for word in re.findall(r"-?[\d.]+", path)]).reshape(-1, 2)
 
@@ -304,7 +304,7 @@ def test_a_curve_goes_through_its_points():
         assert slope > 0 if column == 0 else slope < 0
     tree = Tree(svg)
     assert tree.all("svg")[0]["aria-label"] == 'a < "b"' and {"A 5", "B 1", "epoch"} <= {t.strip() for t in tree.texts}
-    assert not re.search(r"#0[1-5]|font-family|<style|<metadata", svg), "what stands for a colour was replaced"
+    assert not re.search(r"#0[1-5]|font-family|<style|<metadata", svg), "what stands for a color was replaced"
 
 
 def test_ticks_tell_small_differences():
@@ -323,18 +323,18 @@ def test_long_runs_are_drawn_with_few_points():
     np.testing.assert_allclose(thin_y, np.sin(thin_x / 50), atol=2e-3)
 
 
-@pytest.mark.parametrize("centres", [np.zeros((8, 2)), np.array([[0, 0], [5, 3], [100, 0], [101, 1], [0, 40]])])
-def test_labels_are_moved_apart(centres: np.ndarray):
-    widths = np.full(len(centres), 30.0)
+@pytest.mark.parametrize("centers", [np.zeros((8, 2)), np.array([[0, 0], [5, 3], [100, 0], [101, 1], [0, 40]])])
+def test_labels_are_moved_apart(centers: np.ndarray):
+    widths = np.full(len(centers), 30.0)
 
     def covers(places: np.ndarray) -> Sequence[tuple[int, int]]:
         gap = np.abs(places[:, None] - places[None])
         return [(i, j) for i, j in np.argwhere((gap[..., 0] < 30) & (gap[..., 1] < 10)) if i < j]
 
-    moved = plots._apart(centres.astype(float), widths)
-    assert covers(centres) and not covers(moved)
-    np.testing.assert_array_equal(moved[:, 0], centres[:, 0])
-    assert np.abs(moved - centres).max() < 10 * len(centres)
+    moved = plots._apart(centers.astype(float), widths)
+    assert covers(centers) and not covers(moved)
+    np.testing.assert_array_equal(moved[:, 0], centers[:, 0])
+    assert np.abs(moved - centers).max() < 10 * len(centers)
 
 
 def test_what_is_put_into_html_is_escaped():

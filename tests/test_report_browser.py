@@ -27,9 +27,9 @@ OUTSIDE = """[...document.querySelectorAll("body *")]
 
 # WCAG 2's contrast of every text with what is behind it, where that is below 4.5.
 FAINT = """(() => {
-    const parts = colour => {
-        const numbers = colour.match(/[\\d.]+/g).map(Number);
-        const scale = colour.startsWith("color(") ? 255 : 1;
+    const parts = color => {
+        const numbers = color.match(/[\\d.]+/g).map(Number);
+        const scale = color.startsWith("color(") ? 255 : 1;
         return [...numbers.slice(0, 3).map(each => each * scale), numbers[3] ?? 1];
     };
     const over = (top, below) => below.map((each, place) => top[place] * top[3] + each * (1 - top[3]));
@@ -38,7 +38,7 @@ FAINT = """(() => {
         const top = parts(getComputedStyle(element).backgroundColor);
         return top[3] === 1 ? top.slice(0, 3) : over(top, behind(element.parentElement));
     };
-    const light = colour => colour.slice(0, 3)
+    const light = color => color.slice(0, 3)
         .map(each => each / 255)
         .map(each => each <= .04045 ? each / 12.92 : ((each + .055) / 1.055) ** 2.4)
         .reduce((sum, each, place) => sum + each * [.2126, .7152, .0722][place], 0);
@@ -47,8 +47,8 @@ FAINT = """(() => {
         const owner = texts.currentNode.parentElement, text = texts.currentNode.data.trim();
         if (!text || text === "·" || owner.closest("style, script") || !owner.getClientRects().length) continue;
         const style = getComputedStyle(owner);
-        const colour = parts(owner instanceof SVGElement ? style.fill : style.color), back = behind(owner);
-        const [high, low] = [light(over(colour, back)), light(back)].sort((a, b) => b - a);
+        const color = parts(owner instanceof SVGElement ? style.fill : style.color), back = behind(owner);
+        const [high, low] = [light(over(color, back)), light(back)].sort((a, b) => b - a);
         const contrast = (high + .05) / (low + .05);
         if (contrast < 4.5) faint.push([text.slice(0, 40), contrast, style.color, back]);
     }
@@ -102,8 +102,8 @@ def test_it_fits_its_window_and_can_be_read(page, pages):
             assert (image.convert("L").getpixel((2, 2)) < 128) == is_dark
 
 
-def test_pictures_and_plots_are_drawn(page, pages):
-    """Every picture was decoded, every plot has a size and ink in the colours of the style sheet."""
+def test_images_and_plots_are_drawn(page, pages):
+    """Every image was decoded, every plot has a size and ink in the colors of the style sheet."""
     page.open(pages["three"], DESK, is_dark=False)
     sizes = page.evaluate("[...document.images].map(each => each.naturalWidth)")
     assert len(sizes) > 30 and min(sizes) >= 24

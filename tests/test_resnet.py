@@ -58,7 +58,7 @@ def test_what_is_frozen_is_so_from_the_first_step_on(frozen_stages):
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("norm_cfg", [BN(), SyncBN()], ids=["BN", "SyncBN"])
 @pytest.mark.parametrize("norm_eval", [True, False])
-def test_norm_eval_normalises_by_running_statistics_and_leaves_them(depth, norm_cfg, norm_eval):
+def test_norm_eval_normalizes_by_running_statistics_and_leaves_them(depth, norm_cfg, norm_eval):
     torch.manual_seed(0)
     model = ResNet(depth, base_width=4, norm_cfg=norm_cfg, norm_eval=norm_eval)
     norms, images = group_norms(model), torch.rand(8, 3, 32, 32)

@@ -15,8 +15,8 @@ STEPS = 40
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_and_resumed_is_straight_through(tmp_path, pictures, ranks):
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=STEPS)
+def test_killed_and_resumed_is_straight_through(tmp_path, images, ranks):
+    recipe = small_run.write_recipe(tmp_path, images, steps=STEPS)
     monitors = "\n".join(f"{name}_interval = 1" for name in ("knn", "loss", "probe", "rankme"))
     recipe.write_text(recipe.read_text().replace("knn_interval = 1", monitors))
     small_run.train(recipe, "--work-dir", str(tmp_path / "straight"), ranks=ranks)
@@ -53,8 +53,8 @@ def test_killed_and_resumed_is_straight_through(tmp_path, pictures, ranks):
 @pytest.mark.parametrize(
     ("number", "code", "state"), [(signal.SIGTERM, 75, "pre-empted"), (signal.SIGINT, 130, "interrupted")]
 )
-def test_a_signal_saves_and_leaves(tmp_path, pictures, number, code, state):
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=5000)
+def test_a_signal_saves_and_leaves(tmp_path, images, number, code, state):
+    recipe = small_run.write_recipe(tmp_path, images, steps=5000)
     run = tmp_path / "runs" / "small"
     process = small_run.start(small_run.command(recipe))
     small_run.wait_until(lambda: small_run.last_step(run) >= 6, process)
@@ -69,12 +69,12 @@ def test_a_signal_saves_and_leaves(tmp_path, pictures, number, code, state):
     assert saved >= small_run.last_step(run), "what was computed was not saved"
 
 
-def test_two_processes_compute_what_one_does(tmp_path, pictures):
+def test_two_processes_compute_what_one_does(tmp_path, images):
     """The same samples, crops, BatchNorm groups and shuffle: one step is equal to rounding, under ZeRO 0 and 3.
 
     One step, because rounding grows with each: one process on two micro-batches differs from itself as much.
     """
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=1)
+    recipe = small_run.write_recipe(tmp_path, images, steps=1)
     small_run.train(recipe, "--work-dir", str(tmp_path / "one"))
     one = checkpoint.load(tmp_path / "one/small/checkpoints/step_00000001")[0]["model"]
     (row,) = [row for row in small_run.metrics(tmp_path / "one/small") if "train/loss" in row]
@@ -90,15 +90,15 @@ def test_two_processes_compute_what_one_does(tmp_path, pictures):
             assert row[name] == pytest.approx(other[name], rel=1e-5), (stage, name)
 
 
-def test_a_run_on_two_ranks_goes_on_on_one(tmp_path, pictures):
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=8)
+def test_a_run_on_two_ranks_goes_on_on_one(tmp_path, images):
+    recipe = small_run.write_recipe(tmp_path, images, steps=8)
     small_run.train(recipe, "--set", "max_iters=4", ranks=2)
     small_run.train(recipe, "--resume", "--set", "max_iters=8")
     assert [row["step"] for row in small_run.metrics(tmp_path / "runs/small") if "train/loss" in row] == [3, 4, 6, 8]
 
 
-def test_the_deepspeed_launcher_trains(tmp_path, pictures):
-    recipe = small_run.write_recipe(tmp_path, pictures, steps=4)
+def test_the_deepspeed_launcher_trains(tmp_path, images):
+    recipe = small_run.write_recipe(tmp_path, images, steps=4)
     launcher = [str(Path(small_run.sys.executable).parent / "deepspeed"), "--num_accelerators", "2"]
     launcher += ["--master_port", str(small_run.free_port())]
     process = small_run.start([*launcher, str(small_run.ROOT / "bin/sslrun"), str(recipe)])

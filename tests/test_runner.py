@@ -16,9 +16,9 @@ QUIET = "monitor.knn_interval=0"
 
 
 @pytest.fixture
-def recipe(tmp_path, pictures):
-    """An epoch is 4 steps: 64 pictures to train on, 16 to a batch."""
-    return small_run.write_recipe(tmp_path, pictures, steps=6)
+def recipe(tmp_path, images):
+    """An epoch is 4 steps: 64 images to train on, 16 to a batch."""
+    return small_run.write_recipe(tmp_path, images, steps=6)
 
 
 @pytest.fixture

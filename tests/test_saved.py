@@ -27,7 +27,7 @@ def test_a_run_gives_its_newest_checkpoint(trained):
     saved = open_saved(trained)
     assert (saved.name, saved.folder, saved.step) == (NAME, trained, 6)
     assert saved.weights == trained / "checkpoints/step_00000006"
-    assert saved.epoch == 6 / 4  # 64 of 80 pictures, 16 at a step
+    assert saved.epoch == 6 / 4  # 64 of 80 images, 16 at a step
     assert not saved.backbone.training
     assert is_equal(saved.backbone, weights_of(trained))
 

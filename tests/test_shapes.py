@@ -19,7 +19,7 @@ from sslrun.evaluation.knn import knn_top1
 from sslrun.nn.resnet import ResNet
 
 
-def test_pictures_are_functions_of_their_arguments(tmp_path):
+def test_images_are_functions_of_their_arguments(tmp_path):
     source = Shapes(str(tmp_path), num_images=40, size=48)
     source.open()
     contents = [Path(path).read_bytes() for path in source.paths]
@@ -87,9 +87,9 @@ def test_rotation_and_lighting_are_what_they_say():
 
 def test_a_single_silhouette_leaves_the_border_to_the_cloth():
     def edges(layout, i):
-        """Share of the pixels within 6 of the border at which the colour jumps."""
-        picture = Image.open(io.BytesIO(draw(Spec(20, 64, 0, 0, (-10, 10), (1.0, 1.0), layout), i)))
-        pixels = np.asarray(picture, dtype=float)
+        """Share of the pixels within 6 of the border at which the color jumps."""
+        image = Image.open(io.BytesIO(draw(Spec(20, 64, 0, 0, (-10, 10), (1.0, 1.0), layout), i)))
+        pixels = np.asarray(image, dtype=float)
         steps = np.abs(np.diff(pixels, axis=0))[:, 1:] + np.abs(np.diff(pixels, axis=1))[1:]
         jumps = steps.max(axis=2) > 60
         return np.mean(jumps[np.pad(np.zeros((51, 51), dtype=bool), 6, constant_values=True)])
@@ -100,14 +100,14 @@ def test_a_single_silhouette_leaves_the_border_to_the_cloth():
 
 @pytest.fixture(scope="module")
 def shapes():
-    """Of the quick start's pictures, training and test, the first; arrays of (N, 3, 80, 80) in [0, 1] with labels."""
+    """Of the quick start's images, training and test, the first; arrays of (N, 3, 80, 80) in [0, 1] with labels."""
     found = []
     for split, count in (("train", 2000), ("test", 400)):
         source = Shapes(str(ROOT / "data/shapes"), split=split)  # drawn once a checkout, for other tests too
         source.open()
-        pictures = np.stack([np.asarray(Image.open(path)) for path in source.paths[:count]])
+        images = np.stack([np.asarray(Image.open(path)) for path in source.paths[:count]])
         labels = torch.from_numpy(source.labels[:count])
-        found.append((torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255, labels))
+        found.append((torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, labels))
     return found
 
 
@@ -127,9 +127,9 @@ def test_an_untrained_network_does_not_tell(shapes, training):
     torch.manual_seed(0)
     network = ResNet(18, base_width=32).train(training)
     features = []
-    for pictures, _ in shapes:
-        small = F.interpolate(pictures, (64, 64), mode="bilinear", antialias=True)
-        small = (small - pictures.mean((0, 2, 3), keepdim=True)) / pictures.std((0, 2, 3), keepdim=True)
+    for images, _ in shapes:
+        small = F.interpolate(images, (64, 64), mode="bilinear", antialias=True)
+        small = (small - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), keepdim=True)
         features.append(torch.cat([network(part)[-1].mean((2, 3)) for part in small.split(200)]))
     for k in (1, 20):
         assert knn_top1(features[0], shapes[0][1], features[1], shapes[1][1], k=k) <= 50

@@ -32,22 +32,22 @@ def patches() -> ViewGroup:
 
 def longhand(seed: int, position: int) -> list[np.ndarray]:
     """The nine patches of a photograph with PIL, (64, 64, 3) uint8 each, from the draws themselves."""
-    # Draws of view v: gate, Resize's, RandomCrop's three; patch: p, (view), y, x; gate, grey's.
+    # Draws of view v: gate, Resize's, RandomCrop's three; patch: p, (view), y, x; gate, gray's.
     draws = [uniforms(seed, 0, np.array([position]), view, 11)[0] for view in range(9)]
-    picture = Image.fromarray(decoded()[position])
-    short = min(picture.size)
-    width, height = (292 if side == short else int(292 * side / short) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    image = Image.fromarray(decoded()[position])
+    short = min(image.size)
+    width, height = (292 if side == short else int(292 * side / short) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
     top, left = int(draws[0][3] * (height - 255 + 1)), int(draws[0][4] * (width - 255 + 1))
-    picture = picture.crop((left, top, left + 255, top + 255))
+    image = image.crop((left, top, left + 255, top + 255))
     if draws[0][10] < 0.66:
-        picture = picture.convert("L").convert("RGB")
+        image = image.convert("L").convert("RGB")
     found = []
     for view in range(9):
         row, column = divmod(view, 3)
         y = 85 * row + int(draws[view][7] * 22)
         x = 85 * column + int(draws[view][8] * 22)
-        found.append(np.asarray(picture.crop((x, y, x + 64, y + 64))))
+        found.append(np.asarray(image.crop((x, y, x + 64, y + 64))))
     return found
 
 
@@ -60,8 +60,8 @@ def test_patches_are_the_longhand_ones(make, mean, most):
     expected = np.stack([longhand(3, position) for position in range(8)], axis=1)
     difference = np.abs(made.astype(int) - expected)
     assert difference.mean() <= mean and difference.max() <= most
-    is_grey = (made == made[..., :1]).all(axis=(0, 2, 3, 4))  # whole pictures, or not at all
-    assert 0 < is_grey.sum() < 8 and not (made == made[..., :1]).all(axis=(2, 3, 4))[:, ~is_grey].any()
+    is_gray = (made == made[..., :1]).all(axis=(0, 2, 3, 4))  # whole images, or not at all
+    assert 0 < is_gray.sum() < 8 and not (made == made[..., :1]).all(axis=(2, 3, 4))[:, ~is_gray].any()
 
 
 def test_the_graph_that_stops_at_geometry_gives_the_same_patches():
@@ -92,7 +92,7 @@ def test_shared_draws_are_equal_and_others_are_not():
     for name, values in apart.items():
         alike = (values == values[:1]).all()
         assert alike == (name != "1.apply"), name
-    assert len(np.unique(apart["0.0.start"][0], axis=0)) > 30, "pictures share nothing with each other"
+    assert len(np.unique(apart["0.0.start"][0], axis=0)) > 30, "images share nothing with each other"
     assert 5 < apart["2.0.apply"][0].sum() < 25
     draws = uniforms(1, 2, np.arange(50), 2, group.num_draws)  # of the group's first view, the third of all
     assert np.array_equal(apart["0.0.start"][0], np.floor(draws[:, 2:4] * (11, 21)))
@@ -126,9 +126,9 @@ def test_random_crop(entering, allowed):
 
 def test_both_modes_agree_with_pil_where_more_is_shared():
     """Sharing at the head, in the middle, with a probability; a group without sharing beside it."""
-    colours = RandomAppliedTrans([ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+    colors = RandomAppliedTrans([ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
     head = [SharedTrans([CenterCrop(200), RandomHorizontalFlip()], p=0.5), RandomResizedCrop(48), RandomGrayscale(0.3)]
-    groups = [ViewGroup(4, [*head, SharedTrans([colours], p=0.7)]), ViewGroup(1, [CenterCrop(40)])]
+    groups = [ViewGroup(4, [*head, SharedTrans([colors], p=0.7)]), ViewGroup(1, [CenterCrop(40)])]
     arguments = view_arguments(groups, 0, 0, np.arange(8), sizes())
     expected = pil_twins.views(decoded(), groups, arguments)
     for make, mean in ((exact_views, 0.04), (graph_views, 0.4)):

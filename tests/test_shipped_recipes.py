@@ -17,7 +17,7 @@ from sslrun.train import dry_run
 
 SHIPPED = sorted((small_run.ROOT / "configs/selfsup").rglob("*.toml"))
 FIRST_OF_EACH = [min(folder.glob("*.toml")) for folder in sorted((small_run.ROOT / "configs/selfsup").iterdir())]
-NUMBERS, PIXELS = 16, 3.5  # by what a recipe's networks, memories and clusters, and its pictures, are made smaller
+NUMBERS, PIXELS = 16, 3.5  # by what a recipe's networks, memories and clusters, and its images, are made smaller
 CLUSTERS, GROUP, BATCH = 8, 4, 16
 
 
@@ -43,11 +43,11 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(below, f"{key}.{part}".lstrip("."))
 
 
-def smaller(config: Config, pictures: Path, ann_file: Path) -> list[str]:
+def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
     """What to lay over a shipped recipe so that two steps of it, an epoch each, take a moment: the same in small."""
     overrides = [
         '_delete_=["epochs"]', "max_iters=2", f"global_batch={BATCH}", f"data.samples_per_gpu={GROUP}",
-        f"data.source.data_prefix={pictures}", f"data.source.ann_file={ann_file}", "engine.device=cpu",
+        f"data.source.data_prefix={images}", f"data.source.ann_file={ann_file}", "engine.device=cpu",
         "engine.threads=1", "log.interval=1", "checkpoint.interval=1", "checkpoint.by=iter",
     ]  # fmt: skip
     if isinstance(config.values["engine"]["micro_batch"], int):  # what is accumulated stays accumulated
@@ -71,11 +71,11 @@ def smaller(config: Config, pictures: Path, ann_file: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def ann_file(pictures, tmp_path_factory) -> Path:
-    """As many of the pictures as fill one global batch, in ImageNet's own way."""
+def ann_file(images, tmp_path_factory) -> Path:
+    """As many of the images as fill one global batch, in ImageNet's own way."""
     path = tmp_path_factory.mktemp("meta") / "train.txt"
-    found = sorted(picture.relative_to(pictures) for picture in pictures.rglob("*.jpg"))
-    lines = [f"{picture} {picture.parent.name[-1]}\n" for picture in found[:: len(found) // BATCH]]
+    found = sorted(image.relative_to(images) for image in images.rglob("*.jpg"))
+    lines = [f"{image} {image.parent.name[-1]}\n" for image in found[:: len(found) // BATCH]]
     path.write_text("".join(lines[:BATCH]))
     return path
 
@@ -84,8 +84,8 @@ def ann_file(pictures, tmp_path_factory) -> Path:
     "path",
     [pytest.param(path, id=path.stem, marks=[pytest.mark.nightly] * (path not in FIRST_OF_EACH)) for path in SHIPPED],
 )
-def test_every_shipped_recipe_trains(path, pictures, ann_file, tmp_path, capsys):
-    overrides = smaller(load(str(path)), pictures, ann_file)
+def test_every_shipped_recipe_trains(path, images, ann_file, tmp_path, capsys):
+    overrides = smaller(load(str(path)), images, ann_file)
     assert main([str(path), "--work-dir", str(tmp_path), *(f"--set={each}" for each in overrides)]) == 0
     run = tmp_path / path.stem
     assert f"done: {run} " in capsys.readouterr().out
@@ -95,7 +95,7 @@ def test_every_shipped_recipe_trains(path, pictures, ann_file, tmp_path, capsys)
     assert before.keys() == after.keys() and all(bool(value.isfinite().all()) for value in after.values())
     trained = [name for name in after if name.startswith("backbone.") and name.endswith("weight")]
     assert sum(not torch.equal(before[name], after[name]) for name in trained) > len(trained) // 2
-    labelled = f"eval.test={{type='ImageFolder',data_prefix='{pictures}'}}"  # as ImageNet's, four classes
-    assert main(["eval", "knn", str(run), "--set", labelled]) == 0
+    labeled = f"eval.test={{type='ImageFolder',data_prefix='{images}'}}"  # as ImageNet's, four classes
+    assert main(["eval", "knn", str(run), "--set", labeled]) == 0
     assert "knn/top1_pct" in capsys.readouterr().out
     assert main(["export", str(run), "--to", "safetensors", "-o", str(tmp_path / "encoder.safetensors")]) == 0

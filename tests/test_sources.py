@@ -19,7 +19,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
 
 
-def picture(path, height=8, width=12):
+def image(path, height=8, width=12):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((height, width, 3), 90, dtype=np.uint8)).save(path)
     return path
@@ -27,9 +27,9 @@ def picture(path, height=8, width=12):
 
 def test_class_folders(tmp_path):
     for name in ["b/2.jpg", "b/10.JPEG", "a/x.png", "c/deep/er/y.webp", ".hidden/z.jpg", "b/.z.jpg"]:
-        picture(tmp_path / name)
-    (tmp_path / "b" / "notes.txt").write_text("no picture")
-    (tmp_path / "notes.txt").write_text("no picture")
+        image(tmp_path / name)
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    (tmp_path / "notes.txt").write_text("no image")
     source = ImageFolder(str(tmp_path))
     source.open()
     assert [os.path.relpath(p, tmp_path) for p in source.paths] == [
@@ -44,7 +44,7 @@ def test_class_folders(tmp_path):
 
 def test_flat_folder_has_no_labels(tmp_path):
     for name in ["2.jpg", "1.jpg", "more/0.jpg"]:
-        picture(tmp_path / name)
+        image(tmp_path / name)
     source = ImageFolder(str(tmp_path))
     source.open()
     assert [os.path.relpath(p, tmp_path) for p in source.paths] == ["1.jpg", "2.jpg", "more/0.jpg"]
@@ -52,7 +52,7 @@ def test_flat_folder_has_no_labels(tmp_path):
 
 
 def test_links_are_followed_and_loops_end(tmp_path):
-    picture(tmp_path / "real" / "one.jpg")
+    image(tmp_path / "real" / "one.jpg")
     root = tmp_path / "root"
     (root / "a").mkdir(parents=True)
     (root / "a" / "link.jpg").symlink_to(tmp_path / "real" / "one.jpg")
@@ -64,9 +64,9 @@ def test_links_are_followed_and_loops_end(tmp_path):
 
 
 def test_relative_folder_survives_a_change_of_directory(tmp_path, monkeypatch):
-    picture(tmp_path / "pictures" / "one.jpg")
+    image(tmp_path / "images" / "one.jpg")
     monkeypatch.chdir(tmp_path)
-    source = ImageFolder("pictures")
+    source = ImageFolder("images")
     source.open()
     monkeypatch.chdir("/")
     assert os.path.exists(source.paths[0])
@@ -95,12 +95,12 @@ def test_empty_folder(make, tmp_path):
     (tmp_path / "class").mkdir()
     with pytest.raises(UsageError) as error:
         make(str(tmp_path)).open("data.holdout")
-    assert "has no pictures" in one_line(error) and "data.holdout.data_prefix" in one_line(error)
+    assert "has no images" in one_line(error) and "data.holdout.data_prefix" in one_line(error)
 
 
 def test_a_file_is_no_folder(tmp_path):
     with pytest.raises(UsageError, match="is not a folder"):
-        ImageFolder(str(picture(tmp_path / "a.jpg"))).open()
+        ImageFolder(str(image(tmp_path / "a.jpg"))).open()
 
 
 def test_lists(tmp_path):
@@ -118,7 +118,7 @@ def test_lists(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("a.jpg 1\nb.jpg\n", "1 of 2 lines have no label"), ("", "lists no pictures"), (None, "No such")],
+    [("a.jpg 1\nb.jpg\n", "1 of 2 lines have no label"), ("", "lists no images"), (None, "No such")],
 )
 def test_lists_that_are_wrong(text, told, tmp_path):
     ann_file = tmp_path / "list.txt"
@@ -131,7 +131,7 @@ def test_lists_that_are_wrong(text, told, tmp_path):
 
 def test_imagenet_from_folders_and_from_the_list(tmp_path):
     for name in ["n02/b.JPEG", "n01/a.JPEG"]:
-        picture(tmp_path / "train" / name)
+        image(tmp_path / "train" / name)
     folders = ImageNet(str(tmp_path / "train"), str(tmp_path / "train.txt"))
     folders.open()
     (tmp_path / "train.txt").write_text("n01/a.JPEG 0\nn02/b.JPEG 1\n")
@@ -143,25 +143,25 @@ def test_imagenet_from_folders_and_from_the_list(tmp_path):
 
 
 def test_paths_are_compact_and_keep_odd_names():
-    names = [f"n{i % 1000:08d}/picture_{i}.JPEG" for i in range(10_000)] + [os.fsdecode(b"\xff\xfe.jpg"), "ü/ß.jpg"]
+    names = [f"n{i % 1000:08d}/image_{i}.JPEG" for i in range(10_000)] + [os.fsdecode(b"\xff\xfe.jpg"), "ü/ß.jpg"]
     paths = Paths("/root", iter(names))
     assert (
         len(paths) == 10_002
         and paths[-2] == "/root/" + os.fsdecode(b"\xff\xfe.jpg")
         and paths[10_001] == "/root/ü/ß.jpg"
     )
-    assert paths[3:5] == ["/root/n00000003/picture_3.JPEG", "/root/n00000004/picture_4.JPEG"]
+    assert paths[3:5] == ["/root/n00000003/image_3.JPEG", "/root/n00000004/image_4.JPEG"]
     assert len(paths._blob) + paths._ends.nbytes < 40 * len(paths)
     with pytest.raises(IndexError):
         paths[10_002]
 
 
 def test_sizes_and_marks(tmp_path):
-    good = picture(tmp_path / "0.jpg", 20, 30)
-    picture(tmp_path / "1.png", 7, 5)
+    good = image(tmp_path / "0.jpg", 20, 30)
+    image(tmp_path / "1.png", 7, 5)
     (tmp_path / "2.jpg").write_bytes(good.read_bytes()[:-2])
     (tmp_path / "3.jpg").write_bytes(good.read_bytes() + b"trailer")
-    (tmp_path / "4.jpg").write_text("not a picture")
+    (tmp_path / "4.jpg").write_text("not an image")
     (tmp_path / "5.jpg").write_bytes(b"")
     turned = Image.new("RGB", (40, 10))
     turned.save(tmp_path / "6.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")
@@ -173,18 +173,18 @@ def test_sizes_and_marks(tmp_path):
 
 
 def test_index_is_kept_until_a_file_changes(tmp_path, monkeypatch):
-    paths = [str(picture(tmp_path / f"{i}.jpg", 10 + i, 20)) for i in range(3)]
+    paths = [str(image(tmp_path / f"{i}.jpg", 10 + i, 20)) for i in range(3)]
     first = build_index(paths)
     with monkeypatch.context() as patch:
         patch.setattr(index_module, "visit", lambda path: pytest.fail("read again"))
         assert np.array_equal(build_index(paths).sizes, first.sizes)
-    picture(tmp_path / "1.jpg", 50, 60)
+    image(tmp_path / "1.jpg", 50, 60)
     assert build_index(paths).sizes.tolist() == [[10, 20], [50, 60], [12, 20]]
     assert build_index(paths[::-1]).sizes.tolist() == [[12, 20], [50, 60], [10, 20]]
 
 
 def test_broken_or_unwritable_cache_is_no_error(tmp_path, monkeypatch, caplog):
-    paths = [str(picture(tmp_path / "0.jpg", 10, 20))]
+    paths = [str(image(tmp_path / "0.jpg", 10, 20))]
     build_index(paths)
     (cached,) = (tmp_path / "cache" / "index").iterdir()
     cached.write_bytes(cached.read_bytes()[:40])
@@ -198,7 +198,7 @@ def test_broken_or_unwritable_cache_is_no_error(tmp_path, monkeypatch, caplog):
 
 def test_holdout_is_disjoint_and_lasting(tmp_path):
     for i in range(50):
-        picture(tmp_path / "ab"[i % 2] / f"{i:02d}.jpg", 10 + i, 10)
+        image(tmp_path / "ab"[i % 2] / f"{i:02d}.jpg", 10 + i, 10)
     source = ImageFolder(str(tmp_path))
     source.open()
     train, held_out = split_holdout(source, 0.2)

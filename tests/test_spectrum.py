@@ -18,7 +18,7 @@ from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation import spectrum as module
 from sslrun.evaluation.spectrum import SpectrumConfig, alignment, rankme, spectrum, two_views, uniformity
 from sslrun.evaluation.subject import Subject
-from sslrun.nn.spread import spread
+from sslrun.nn import feature_std as nn_feature_std
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ def test_singular_values_and_spread_of_digits(rows, monkeypatch):
     assert rank < 64 and (values > 0).sum() == rank and len(values) == 64
     share = expected[:rank] / expected[:rank].sum()
     assert rankme(values) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-6)
-    assert feature_std == pytest.approx(spread(features).item(), rel=1e-5)
+    assert feature_std == pytest.approx(nn_feature_std.feature_std(features).item(), rel=1e-5)
 
 
 def test_alignment_and_uniformity_are_their_formulas(monkeypatch):
@@ -68,14 +68,14 @@ def test_alignment_and_uniformity_are_their_formulas(monkeypatch):
 
 
 class Pixels(nn.Module):
-    """The picture itself is its features."""
+    """The image itself is its features."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1)
 
 
-def subject(pictures, *groups: ViewGroup) -> Subject:
-    source = ImageFolder(str(pictures))
+def subject(images, *groups: ViewGroup) -> Subject:
+    source = ImageFolder(str(images))
     source.open("source")
     return Subject(
         backbone=Pixels(), train=source, test=None, transforms=[CenterCrop(8)], views=list(groups), device=CPU,
@@ -91,14 +91,14 @@ def subject(pictures, *groups: ViewGroup) -> Subject:
         ([("crops", 1)], [("crops", 2)]),
     ],
 )
-def test_the_two_views_are_those_of_training(groups, made, pictures, monkeypatch):
+def test_the_two_views_are_those_of_training(groups, made, images, monkeypatch):
     monkeypatch.setattr(module, "BATCH", 3)
     transforms = {"flips": [CenterCrop(8), RandomHorizontalFlip(0.5)], "crops": [RandomResizedCrop(8)]}
 
     def views(table: list[tuple[str, int]]) -> list[ViewGroup]:
         return [ViewGroup(num_views=count, transforms=transforms[name]) for name, count in table]
 
-    one = subject(pictures, *views(groups))
+    one = subject(images, *views(groups))
     ids = np.array([3, 70, 9, 4, 41, 12, 60])
     found = two_views(one, ids)
     loader = Loader(one.train, views(made), sampler=Sequential(80), seed=5, batch_size=7)
@@ -124,11 +124,11 @@ def test_eval_spectrum(trained, tmp_path, capsys):
     assert "alignment" not in capsys.readouterr().out
 
 
-def test_what_is_wrong_is_said(pictures):
+def test_what_is_wrong_is_said(images):
     for name, value in (("num_samples", 1), ("num_pairs", -1)):
         with pytest.raises(UsageError, match=rf"eval\.spectrum\.{name} must be at least"):
             SpectrumConfig(**{name: value})
-    broken = subject(pictures, ViewGroup(num_views=2, transforms=[RandomResizedCrop(8)]))
+    broken = subject(images, ViewGroup(num_views=2, transforms=[RandomResizedCrop(8)]))
     broken.backbone.forward = lambda x: x.flatten(1) / 0
     with pytest.raises(RunFailed, match="not finite"):
         module.run(SpectrumConfig(), broken)

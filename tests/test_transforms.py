@@ -61,7 +61,7 @@ def test_random_resized_crop_is_torchvisions(size: tuple[int, int]) -> None:
     assert boxes.tolist() == [longhand_box(row[1:], *size, scale, ratio) for row in u]
 
 
-def test_boxes_lie_inside_the_picture() -> None:
+def test_boxes_lie_inside_the_image() -> None:
     box = drawn(RandomResizedCrop(96, (0.05, 0.14)))["box"]
     assert (box[:, :2] >= 0).all() and (box[:, 2:] >= 1).all()
     assert (box[:, :2] + box[:, 2:] <= (300, 400)).all()
@@ -69,7 +69,7 @@ def test_boxes_lie_inside_the_picture() -> None:
     assert 0.045 < share.min() < 0.055 and 0.135 < share.max() < 0.145
 
 
-def test_a_picture_that_is_not_cropped_keeps_its_box_and_size() -> None:
+def test_an_image_that_is_not_cropped_keeps_its_box_and_size() -> None:
     numbers = drawn(RandomResizedCrop(96, p=0.5))
     left_alone = ~numbers["apply"]
     assert 0.45 < left_alone.mean() < 0.55
@@ -138,7 +138,7 @@ def test_sigma_is_uniform() -> None:
 
 
 @pytest.mark.parametrize("p", [0.0, 0.2, 1.0])
-def test_p_is_the_share_of_pictures_changed(p: float) -> None:
+def test_p_is_the_share_of_images_changed(p: float) -> None:
     share = drawn(RandomGrayscale(p))["apply"].mean()
     assert share == p if p in (0.0, 1.0) else abs(share - p) < 0.03
 
@@ -146,14 +146,14 @@ def test_p_is_the_share_of_pictures_changed(p: float) -> None:
 def test_groups_nest_and_their_members_keep_their_own_p() -> None:
     inner = RandomAppliedTrans([Solarization(p=1.0), RandomGrayscale(p=0.5)], p=0.5)
     numbers = drawn(RandomAppliedTrans([RandomHorizontalFlip(1.0), inner], p=0.5))
-    outer, both, grey = numbers["0.apply"], numbers["1.0.apply"], numbers["1.1.apply"]
-    assert [round(float(x.mean()), 1) for x in (outer, both, grey)] == pytest.approx([0.5, 0.2, 0.1], abs=0.11)
-    assert not (both & ~outer).any() and not (grey & ~both).any()
-    assert (outer & ~both).any() and (both & ~grey).any()
+    outer, both, gray = numbers["0.apply"], numbers["1.0.apply"], numbers["1.1.apply"]
+    assert [round(float(x.mean()), 1) for x in (outer, both, gray)] == pytest.approx([0.5, 0.2, 0.1], abs=0.11)
+    assert not (both & ~outer).any() and not (gray & ~both).any()
+    assert (outer & ~both).any() and (both & ~gray).any()
 
 
 def test_sizes_reach_the_next_transform() -> None:
-    """A crop after a resize that applies to some draws its box in the size that each picture has by then."""
+    """A crop after a resize that applies to some draws its box in the size that each image has by then."""
     resize, crop = Resize([50, 60], p=0.5), RandomResizedCrop(20, (1.0, 1.0), (1.0, 1.0))
     u = uniforms(0, 0, MANY[:200], 0, resize.num_draws + crop.num_draws)
     numbers = chain_parameters([resize, crop], u, np.tile((200, 100), (200, 1)))
@@ -169,7 +169,7 @@ def test_arguments_depend_on_position_and_view_alone() -> None:
     for name, values in whole.items():
         assert np.array_equal(values[[6, 3, 14, 11]], part[name])
     boxes = whole["0.0.box"]
-    assert not np.array_equal(boxes[:8], boxes[8:]), "two views of a picture draw differently"
+    assert not np.array_equal(boxes[:8], boxes[8:]), "two views of an image draw differently"
     assert not np.array_equal(boxes, view_arguments([group], 5, 3, np.arange(8), sizes)["0.0.box"])
     second = view_arguments([group, group], 5, 2, np.arange(8), sizes)["1.0.box"]
     assert not np.array_equal(boxes, second), "views are numbered through over all groups"
@@ -228,6 +228,6 @@ def test_what_a_user_gets_wrong(make: object, message: str) -> None:
 
 
 @pytest.mark.parametrize("late", [RandomResizedCrop(8), RandomRotation(2)])
-def test_exact_mode_on_a_gpu_refuses_crops_and_turns_after_colours(late: Transform) -> None:
-    with pytest.raises(UsageError, match="before the colours"):
+def test_exact_mode_on_a_gpu_refuses_crops_and_turns_after_colors(late: Transform) -> None:
+    with pytest.raises(UsageError, match="before the colors"):
         graph_inputs([ViewGroup(1, [RandomResizedCrop(8), ColorJitter(0.4), late])], "geometry")

@@ -24,7 +24,7 @@ def test_error_against_pil(case: Case) -> None:
 
 
 @pytest.mark.parametrize("rows", [slice(0, 3), slice(5, 6), slice(None, None, -1)], ids=str)
-def test_neighbours_and_place_in_the_batch_decide_no_bit(rows: slice) -> None:
+def test_neighbors_and_place_in_the_batch_decide_no_bit(rows: slice) -> None:
     positions = np.arange(8)[rows]
     part = graph_views(GROUPS, arguments_of(GROUPS, positions), rows=rows)
     for group, one, other in zip(GROUPS, graph_views(GROUPS, arguments_of(GROUPS)), part, strict=True):

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 GROUPS = [ViewGroup(2, [*recipe(64), Normalize()]), ViewGroup(3, [*recipe(33, (0.05, 0.14)), Normalize()])]
 
 
-def pictures() -> list[torch.Tensor]:
+def images() -> list[torch.Tensor]:
     return [torch.from_numpy(array.copy()) for array in decoded()]
 
 
@@ -42,7 +42,7 @@ def arguments_of(groups: list[ViewGroup], positions: np.ndarray | None = None) -
 
 
 def made(groups: list[ViewGroup], **options: object) -> list[torch.Tensor]:
-    return ExactStage(groups, CPU, **options)(pictures(), arguments_of(groups))  # type: ignore[arg-type]
+    return ExactStage(groups, CPU, **options)(images(), arguments_of(groups))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -61,7 +61,7 @@ def test_the_published_bounds_are_those_of_the_tests() -> None:
 
 
 def test_without_jitter_in_drawn_order_the_bound_is_missed() -> None:
-    """Negative control of the table: the same factors in the fixed order are another picture."""
+    """Negative control of the table: the same factors in the fixed order are another image."""
     groups = [ViewGroup(2, [CenterCrop(224), ColorJitter(0.4, 0.4, 0.4, 0.1)])]
     arguments = arguments_of(groups)
     fixed = arguments | {"0.1.order": np.sort(arguments["0.1.order"], axis=1)}
@@ -69,7 +69,7 @@ def test_without_jitter_in_drawn_order_the_bound_is_missed() -> None:
     assert difference.mean() > 0.5
 
 
-def test_output_is_float_normalised_channels_last_and_view_major() -> None:
+def test_output_is_float_normalized_channels_last_and_view_major() -> None:
     groups = [ViewGroup(2, [Resize(40), CenterCrop([32, 24]), Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))])]
     view = made(groups)[0]
     assert view.shape == (16, 3, 32, 24) and view.dtype == torch.float32
@@ -89,7 +89,7 @@ def test_threads_and_compiler_decide_no_bit(options: dict) -> None:
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("block", [1, 2**30])
 def test_block_size_decides_no_bit(monkeypatch: pytest.MonkeyPatch, compiled: bool, block: int) -> None:
-    """A block of all pictures is what a GPU makes, one picture what a large CPU recipe makes."""
+    """A block of all images is what a GPU makes, one image what a large CPU recipe makes."""
     expected = made(GROUPS)
     monkeypatch.setattr(exact, "_BLOCK_PIXELS", block)
     for one, other in zip(expected, made(GROUPS, compiled=compiled), strict=True):
@@ -98,8 +98,8 @@ def test_block_size_decides_no_bit(monkeypatch: pytest.MonkeyPatch, compiled: bo
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("positions", [np.arange(8)[::-1].copy(), np.array([5]), np.array([1, 6, 3])])
-def test_neighbours_and_place_in_the_batch_decide_no_bit(positions: np.ndarray, compiled: bool) -> None:
-    own = [pictures()[i] for i in positions]
+def test_neighbors_and_place_in_the_batch_decide_no_bit(positions: np.ndarray, compiled: bool) -> None:
+    own = [images()[i] for i in positions]
     part = ExactStage(GROUPS, CPU, compiled=compiled)(own, arguments_of(GROUPS, positions))
     for group, one, other in zip(GROUPS, made(GROUPS), part, strict=True):
         rows = np.concatenate([positions + 8 * view for view in range(group.num_views)])
@@ -107,8 +107,8 @@ def test_neighbours_and_place_in_the_batch_decide_no_bit(positions: np.ndarray, 
 
 
 @pytest.mark.parametrize("name", ["0.1.0.factors", "0.3.sigma", "0.0.box", "0.5.apply", "0.4.apply", "0.2.apply"])
-def test_another_number_is_another_picture(name: str) -> None:
-    """Negative control of the zero tolerance: one number of one picture changes that view, and no other."""
+def test_another_number_is_another_image(name: str) -> None:
+    """Negative control of the zero tolerance: one number of one image changes that view, and no other."""
     arguments = arguments_of(GROUPS)
     row = int(np.flatnonzero(arguments["0.1.0.apply"] & arguments["0.3.apply"])[0])
     values = arguments[name].copy()
@@ -116,22 +116,22 @@ def test_another_number_is_another_picture(name: str) -> None:
         values[row] = ~values[row]
     else:
         values[row] += (0, 0, -1, -1) if name.endswith("box") else 0.05
-    changed = ExactStage(GROUPS, CPU)(pictures(), arguments | {name: values})[0]
+    changed = ExactStage(GROUPS, CPU)(images(), arguments | {name: values})[0]
     same = (made(GROUPS)[0] == changed).flatten(1).all(dim=1)
     assert (~same).nonzero().flatten().tolist() == [row]
 
 
 @pytest.mark.parametrize("place", range(5))
-def test_a_flip_in_any_place_is_the_same_picture(place: int) -> None:
-    colours = [ColorJitter(0.4, 0.4, 0.4, 0.1), GaussianBlur(p=1.0), RandomGrayscale(0.3), Normalize()]
-    steps: list[Transform] = [CenterCrop(64), *colours]
+def test_a_flip_in_any_place_is_the_same_image(place: int) -> None:
+    colors = [ColorJitter(0.4, 0.4, 0.4, 0.1), GaussianBlur(p=1.0), RandomGrayscale(0.3), Normalize()]
+    steps: list[Transform] = [CenterCrop(64), *colors]
     unflipped = made([ViewGroup(1, steps)])[0]
     steps.insert(place + 1, RandomHorizontalFlip(1.0))
-    # Draws are counted through the list: a flip in front of a colour would shift them.
-    arguments = arguments_of([ViewGroup(1, [CenterCrop(64), *colours])])
+    # Draws are counted through the list: a flip in front of a color would shift them.
+    arguments = arguments_of([ViewGroup(1, [CenterCrop(64), *colors])])
     renamed = {_shifted(name, place): values for name, values in arguments.items()}
     renamed[f"0.{place + 1}.apply"] = np.ones(8, dtype=bool)
-    flipped = ExactStage([ViewGroup(1, steps)], CPU)(pictures(), renamed)[0]
+    flipped = ExactStage([ViewGroup(1, steps)], CPU)(images(), renamed)[0]
     assert torch.equal(flipped, unflipped.flip(-1))
     assert not torch.equal(flipped, unflipped)
 
@@ -147,8 +147,8 @@ def test_two_flips_are_none() -> None:
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_turns_of_whole_pictures_between_other_steps_are_pils(compiled: bool) -> None:
-    """Pictures that are not square, before a crop, after a flip and after colours."""
+def test_turns_of_whole_images_between_other_steps_are_pils(compiled: bool) -> None:
+    """Images that are not square, before a crop, after a flip and after colors."""
     steps: list[Transform] = [RandomRotation(180), CenterCrop([96, 64]), RandomHorizontalFlip(), Solarization(p=0.5)]
     groups = [ViewGroup(2, [*steps, RandomRotation([80, 100], p=0.5), RandomGrayscale(0.5)])]
     arguments = arguments_of(groups)
@@ -171,7 +171,7 @@ def test_order_of_the_list_is_order_of_application() -> None:
 
 @pytest.mark.parametrize("part", ["geometry", "all"])
 def test_the_rest_after_the_graph_is_the_rest_of_the_whole(part: str) -> None:
-    """`finish` from crops equals the whole from pictures; with everything done, it only normalises."""
+    """`finish` from crops equals the whole from images; with everything done, it only normalizes."""
     steps: list[Transform] = [CenterCrop(64), RandomHorizontalFlip(), ColorJitter(0.4, 0.4, 0.4, 0.1), GaussianBlur()]
     groups = [ViewGroup(2, [*steps, Normalize()])]
     arguments = arguments_of(groups)
@@ -182,8 +182,8 @@ def test_the_rest_after_the_graph_is_the_rest_of_the_whole(part: str) -> None:
         assert torch.equal(views[0], made(groups)[0])
 
 
-def test_every_colour_keeps_its_hue_arithmetic() -> None:
-    """C and torch agree on all colours of a lattice that holds greys, ties and extremes."""
+def test_every_color_keeps_its_hue_arithmetic() -> None:
+    """C and torch agree on all colors of a lattice that holds grays, ties and extremes."""
     levels = torch.tensor([0, 1, 2, 50, 51, 85, 127, 128, 170, 204, 253, 254, 255], dtype=torch.uint8)
     lattice = torch.cartesian_prod(levels, levels, levels).view(13, 169, 3)
     group = [ViewGroup(1, [CenterCrop([13, 169]), ColorJitter(hue=0.5)])]
@@ -234,7 +234,7 @@ def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(native, "c_functions", native.c_functions.__wrapped__)
     stage = ExactStage(GROUPS, CPU)
     assert not stage.compiled
-    assert torch.equal(stage(pictures(), arguments_of(GROUPS))[0], expected[0])
+    assert torch.equal(stage(images(), arguments_of(GROUPS))[0], expected[0])
 
 
 def test_the_library_is_kept_and_compiled_where_there_is_no_home(
@@ -252,12 +252,12 @@ def test_the_library_is_kept_and_compiled_where_there_is_no_home(
 
 def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
     stage, arguments = ExactStage(GROUPS, CPU), arguments_of(GROUPS)
-    held = stage(pictures(), arguments)[0][3:5, 1]  # a part of the tensor holds all of it
+    held = stage(images(), arguments)[0][3:5, 1]  # a part of the tensor holds all of it
     copy, address = held.clone(), held.untyped_storage().data_ptr()
-    other = stage(pictures()[::-1], arguments)[0]
+    other = stage(images()[::-1], arguments)[0]
     assert other.untyped_storage().data_ptr() != address
     assert torch.equal(held, copy)
     del held
-    again = stage(pictures(), arguments)[0]
+    again = stage(images(), arguments)[0]
     assert again.untyped_storage().data_ptr() == address
     assert torch.equal(again[3:5, 1], copy)

@@ -44,13 +44,13 @@ class ToyMethod(nn.Module):
         self.scale = nn.Parameter(torch.ones(5))  # of no submodule
         self.shift = nn.Parameter(torch.zeros(1))  # too small for every rank to have a part of it
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.register_buffer("centre", torch.full((5,), 0.5))
+        self.register_buffer("center", torch.full((5,), 0.5))
         self.register_buffer("count", torch.tensor(3))
         self.spoil: str | None = None
         self.dtype_seen: torch.dtype | None = None
 
     def targets(self, batches: list[Tensor], progress: int) -> list[Tensor]:
-        return [self.teacher(batch) + self.centre for batch in batches]
+        return [self.teacher(batch) + self.center for batch in batches]
 
     def forward(self, batch: Tensor, progress: int, targets: Tensor) -> ToyLoss:
         output = self.student(batch)
@@ -124,7 +124,7 @@ def train(executor: Executor, steps: range, rate: float, spoil: dict[int, str] |
 
 
 def state_of(executor: Executor) -> dict[str, Tensor]:
-    """Model and optimiser state in one dictionary (rank 0)."""
+    """Model and optimizer state in one dictionary (rank 0)."""
     return executor.full_state() | {f"optimizer.{name}": value for name, value in executor.optimizer_state().items()}
 
 

@@ -10,15 +10,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Backbone": "sslrun.nn.backbone",
-    "Batch": "sslrun.data",
+    "Backbone": "sslrun.contract",
+    "Batch": "sslrun.contract",
     "Head": "sslrun.nn.heads",
-    "Loss": "sslrun.methods",
-    "Method": "sslrun.methods",
+    "Loss": "sslrun.contract",
+    "Method": "sslrun.contract",
     "Neck": "sslrun.nn.necks",
     "Norm": "sslrun.nn.norm",
     "Optimizer": "sslrun.optim",
-    "Progress": "sslrun.methods",
+    "Progress": "sslrun.contract",
     "Schedule": "sslrun.optim",
     "Source": "sslrun.data",
     "Transform": "sslrun.data",

@@ -30,7 +30,7 @@ def start() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the process's exit code."""
     parser, verbs = _parser()
-    words = _normalised(sys.argv[1:] if argv is None else argv, verbs)
+    words = _normalized(sys.argv[1:] if argv is None else argv, verbs)
     args = parser.parse_args(words)
     args.command = shlex.join(["bin/sslrun", *(word for word in words if not word.startswith("--resume="))])
     try:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
 
 
-def _normalised(argv: Sequence[str], verbs: Collection[str]) -> list[str]:
+def _normalized(argv: Sequence[str], verbs: Collection[str]) -> list[str]:
     """`sslrun CONFIG` is `sslrun train CONFIG`; launchers put --local_rank=N first; a bare --resume takes no value."""
     words = [word for word in argv if not word.startswith(("--local_rank=", "--local-rank="))]
     words = ["--resume=" if word == "--resume" else word for word in words]

@@ -10,7 +10,7 @@ class UsageError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """The run itself cannot go on (too many bad pictures, disk full): one line, exit code 1."""
+    """The run itself cannot go on (too many bad images, disk full): one line, exit code 1."""
 
 
 class Diverged(RuntimeError):

@@ -1,4 +1,4 @@
-"""`sslrun eval finetune`: a trained encoder and a classifier on it, trained together and tried on the test pictures.
+"""`sslrun eval finetune`: a trained encoder and a classifier on it, trained together and tried on the test images.
 
 The training is a run of its own in eval/ of the encoder's run folder: the same command goes on where it was stopped.
 """
@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 from sslrun.config.load import composed
-from sslrun.evaluate import Results, described, keep, name_of, test_source, train_source
-from sslrun.evaluation.finetune import recipe
-from sslrun.evaluation.subject import labelled, labels
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone
+from sslrun.evaluation.finetune_recipe import recipe
+from sslrun.evaluation.subject import labeled, labels
+from sslrun.measure import Results, described, keep, name_of, test_source, train_source
 from sslrun.runtime import distributed
 from sslrun.runtime.run_folder import rows
 from sslrun.saved import Saved
@@ -32,7 +32,7 @@ def finetune(saved: Saved, command: str, directory: Path) -> tuple[int, Results,
         exit code; the results, empty unless that is 0; the file that holds them, or the run folder.
     """
     config, backbone = saved.recipe.eval.finetune, saved.backbone
-    train, test = labelled(train_source(saved.recipe), test_source(saved.recipe))
+    train, test = labeled(train_source(saved.recipe), test_source(saved.recipe))
     assert isinstance(backbone, Backbone)
     name = name_of("finetune", saved)
     values = recipe(

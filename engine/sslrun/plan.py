@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from sslrun.data.batch import Batch
+from sslrun.contract import Batch, Progress
 from sslrun.errors import UsageError
-from sslrun.methods import Progress
 from sslrun.nn.norm import group_norms, set_groups
 from sslrun.recipe import Recipe
 from sslrun.runtime import distributed
@@ -45,10 +44,10 @@ class Plan:
     Attributes:
         machine: the choices of this machine.
         world_size: number of ranks.
-        accumulation: micro-batches per rank and optimiser step.
-        steps_per_epoch: optimiser steps per epoch.
-        total_steps: optimiser steps of the run.
-        global_batch: samples per optimiser step over all ranks.
+        accumulation: micro-batches per rank and optimizer step.
+        steps_per_epoch: optimizer steps per epoch.
+        total_steps: optimizer steps of the run.
+        global_batch: samples per optimizer step over all ranks.
         num_samples: of the training source, without what is held out.
     """
 
@@ -61,7 +60,7 @@ class Plan:
     num_samples: int
 
     def positions(self, step: int, rank: int) -> list[tuple[int, np.ndarray]]:
-        """(epoch, positions in the epoch) of each micro-batch of `rank` at an optimiser step.
+        """(epoch, positions in the epoch) of each micro-batch of `rank` at an optimizer step.
 
         Where the global batch does not divide the epoch (drop_last = false) its last positions lie past the end: the
         order starts again there, with crops of their own.
@@ -151,7 +150,7 @@ def make_plan(recipe: Recipe, num_samples: int, machine: Machine, world_size: in
 
 
 def steps_per_epoch(recipe: Recipe, num_samples: int) -> int:
-    """Optimiser steps of an epoch over so many samples."""
+    """Optimizer steps of an epoch over so many samples."""
     batch = recipe.global_batch
     return num_samples // batch if recipe.data.drop_last else -(-num_samples // batch)
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sslrun.contract import Method
 from sslrun.data import DataConfig
 from sslrun.errors import UsageError
 from sslrun.evaluation.eval_config import EvalConfig
 from sslrun.evaluation.monitor import MonitorConfig
-from sslrun.methods import Method
 from sslrun.optim import Optimizer, Schedule
 from sslrun.runtime.checkpoint import CheckpointConfig
 
@@ -64,9 +64,9 @@ class Recipe:
         data: samples, views and batches.
         optimizer: update rule and parameter groups.
         lr: learning-rate schedule.
-        global_batch: samples per optimiser step over all devices.
+        global_batch: samples per optimizer step over all devices.
         epochs: length of the run; either this or max_iters.
-        max_iters: length of the run in optimiser steps.
+        max_iters: length of the run in optimizer steps.
         seed: of the initial weights, the order, every random crop.
         work_dir: where run folders are made.
         load_from: checkpoint to take weights from.

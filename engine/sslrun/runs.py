@@ -36,7 +36,7 @@ class Run:
         state: running, done, pre-empted, failed, interrupted; "died" is a run that is over and could not say so.
         exit_code: of the process.
         error: what it failed of.
-        step: optimiser steps done, at the last row of metrics.jsonl.
+        step: optimizer steps done, at the last row of metrics.jsonl.
         epoch: the same in epochs.
         epochs: length of the run.
         loss: last one written; NaN where it was not finite.

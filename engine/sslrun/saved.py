@@ -27,7 +27,7 @@ class Saved:
         name: the recipe's full name.
         weights: the checkpoint, or the file, that the weights are from.
         folder: the run folder; None for a file of weights.
-        step: optimiser steps that the weights were trained for; None for a file of weights.
+        step: optimizer steps that the weights were trained for; None for a file of weights.
         epoch: the same in epochs.
     """
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from sslrun.config import Config
+from sslrun.contract import Method, Progress
 from sslrun.data import BadSamples, Loader, Order, Source
 from sslrun.errors import Diverged, UsageError
-from sslrun.evaluation.features import FeatureExtractor, centre_crop_like
+from sslrun.evaluation.features import FeatureExtractor, center_crop_like
 from sslrun.evaluation.held_out import HeldOutLoss
 from sslrun.evaluation.monitor import HELD_OUT, AccuracyMonitor, FeatureMonitor, Monitor
-from sslrun.methods import Method, Progress
 from sslrun.nn.norm import RunningStatistics, set_groups
 from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, seen_in_part
 from sslrun.recipe import Recipe
@@ -26,7 +26,7 @@ from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
 from sslrun.runtime.run_folder import RunFolder
-from sslrun.window import Window
+from sslrun.step_metrics import StepMetrics
 
 logger = logging.getLogger("sslrun")
 
@@ -44,7 +44,7 @@ class Run:
     monitors: list[Monitor]
     folder: RunFolder | None
     log: RunLog | None
-    window: Window
+    step_metrics: StepMetrics
     step: int
 
 
@@ -61,7 +61,7 @@ def build(config: Config) -> Recipe:
     if recipe.model.num_views not in (None, views):
         place = config.origins("data.views")[-1]
         raise UsageError(
-            f"{place}: data.views: {views} of each picture (num_views, all groups together), but "
+            f"{place}: data.views: {views} of each image (num_views, all groups together), but "
             f"{type(recipe.model).__name__} takes {recipe.model.num_views}"
         )
     if recipe.monitor.accuracy_interval and recipe.model.predictor() is None:
@@ -69,7 +69,7 @@ def build(config: Config) -> Recipe:
         raise UsageError(f"monitor.accuracy_interval is set, but {name} learns no classes of labels; set it to 0")
     if recipe.monitor.loss_interval and type(recipe.model).prepare is not Method.prepare:
         raise UsageError(
-            f"monitor.loss_interval is set, but {type(recipe.model).__name__} has no loss on pictures that it does not "
+            f"monitor.loss_interval is set, but {type(recipe.model).__name__} has no loss on images that it does not "
             "train on: it remembers something of each that it does; set it to 0"
         )
     return recipe
@@ -98,14 +98,14 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     plan = make_plan(recipe, len(source), machine, distributed.world_size())
     reading: dict[str, Any] = {"device": device, "augment": recipe.data.augment, "num_threads": machine.workers}
     loader = make_loader(recipe, source, machine.micro_batch, reading)
-    seen = recipe.monitor.transforms or centre_crop_like(recipe.data.views[0])
+    seen = recipe.monitor.transforms or center_crop_like(recipe.data.views[0])
     bf16 = machine.precision == "bf16"
     features = FeatureExtractor(source, seen, bf16=bf16, **reading)
     monitors = _monitors(recipe, plan, features, holdout, reading)
     executor = _executor(recipe, plan, device)
     statistics = RunningStatistics(recipe.model)  # after the executor has put the model where it stays
-    window = Window()
-    run = Run(recipe, plan, executor, statistics, loader, features, monitors, folder, None, window, step=0)
+    step_metrics = StepMetrics()
+    run = Run(recipe, plan, executor, statistics, loader, features, monitors, folder, None, step_metrics, step=0)
     _restore(run, _checkpoint_to_continue(recipe, folder, resume))
     if folder is not None:
         folder.go_back_to(run.step)
@@ -123,7 +123,7 @@ def save(run: Run) -> None:
     state = {
         "step": run.step,
         "num_samples": run.plan.num_samples,
-        "window": run.window.state(),
+        "step_metrics": run.step_metrics.state(),
         "bad_samples": bad,
     }
     if run.folder is not None and run.log is not None:
@@ -180,10 +180,10 @@ def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> 
 
 
 def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[str, Any]) -> Loader:
-    """The recipe's views of a source's pictures.
+    """The recipe's views of a source's images.
 
     Args:
-        recipe: says views, seed, prefetch and how many pictures may be bad.
+        recipe: says views, seed, prefetch and how many images may be bad.
         source: opened.
         batch_size: most samples at once.
         reading: `device`, `augment` and `num_threads` of the loader.
@@ -203,12 +203,12 @@ def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[s
 def _monitors(
     recipe: Recipe, plan: Plan, features: FeatureExtractor, holdout: Source | None, reading: dict[str, Any]
 ) -> list[Monitor]:
-    """What `[monitor]` asks for; what needs held-out pictures is left out, with a warning, where there are none."""
+    """What `[monitor]` asks for; what needs held-out images is left out, with a warning, where there are none."""
     config = recipe.monitor
     if holdout is None:
         asked = [name for name in HELD_OUT if getattr(config, name)]
         if asked:
-            logger.warning("[monitor] %s: there are no held-out pictures (data.holdout) to measure", ", ".join(asked))
+            logger.warning("[monitor] %s: there are no held-out images (data.holdout) to measure", ", ".join(asked))
         return [FeatureMonitor(config, features, None)]
     held_out = FeatureExtractor(holdout, features.transforms, bf16=features.bf16, **reading)
     monitors: list[Monitor] = [FeatureMonitor(config, features, held_out)]
@@ -220,12 +220,12 @@ def _monitors(
 
 
 def _held_out_loss(recipe: Recipe, plan: Plan, loader: Loader) -> HeldOutLoss:
-    """Over as many whole global batches as there are; where there is not one, pictures are in it more than once."""
+    """Over as many whole global batches as there are; where there is not one, images are in it more than once."""
     num_samples = len(loader.source)
     steps = max(1, num_samples // plan.global_batch)
     if num_samples < plan.global_batch:
         logger.info(
-            "val/loss: the %d held-out pictures fill a global batch of %d only with some of them more than once",
+            "val/loss: the %d held-out images fill a global batch of %d only with some of them more than once",
             num_samples,
             plan.global_batch,
         )
@@ -281,7 +281,7 @@ def _restore(run: Run, path: Path | None) -> None:
             )
         run.executor.load_state(tensors["model"])
         run.executor.load_optimizer_state(tensors["optimizer"])
-        run.window.load(state["window"], run.executor.device)
+        run.step_metrics.load(state["step_metrics"], run.executor.device)
         run.loader.bad.load_state_dict(state["bad_samples"])
         run.step = state["step"]
         logger.info("continuing from %s", path)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from sslrun.config import Config
-from sslrun.data import Balanced, Batch, BatchStream, Order
+from sslrun.contract import Batch, Method, Progress
+from sslrun.data import Balanced, BatchStream, Order
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.collapse import collapse_warning, guessing_warning
-from sslrun.methods import Method, Progress
 from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
@@ -83,7 +83,7 @@ def train_step(
     progress: Progress,
     rates: list[float | None],
 ) -> tuple[dict[str, Tensor], bool]:
-    """One optimiser step from this rank's micro-batches.
+    """One optimizer step from this rank's micro-batches.
 
     Returns:
         Mean metrics over the micro-batches, still on the device, and whether the step was applied.
@@ -141,7 +141,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             metrics, applied = train_step(executor, method, run.statistics, batches, progress, rates)
             run.step += 1
             if applied:
-                run.window.add(metrics)
+                run.step_metrics.add(metrics)
             else:
                 logger.warning("step %d was left out: its loss or gradient was not finite", run.step)
             meter.count(plan.global_batch)
@@ -182,7 +182,7 @@ def _cursor(plan: Plan, first_step: int, last_step: int) -> Iterator[tuple[int, 
 
 def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
     """One row of metrics, and a look at whether the run has collapsed."""
-    means = run.window.read()
+    means = run.step_metrics.read()
     loss, chance = means.pop("loss", math.nan), run.recipe.model.chance_loss()
     if run.log is not None:
         row = {LOSS: loss, RATE: rate, **{f"train/{name}": value for name, value in means.items()}}
@@ -227,8 +227,8 @@ def _say_goodbye(folder: Path, config: Config, command: str, code: int) -> None:
     print(f"done: {folder} (metrics.jsonl, log.txt, checkpoints/)")
     accuracies = [row["knn/top1_pct"] for _, row in rows(folder / "metrics.jsonl") if "knn/top1_pct" in row]
     if len(accuracies) > 1:
-        print(f"k-NN on held-out pictures: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
+        print(f"k-NN on held-out images: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
     print(f"look at it:         bin/sslrun report {folder}")
     length = "epochs" if config.values.get("max_iters") is None else "max_iters"
     print(f"train longer:       {command} --resume --set {length}=...")
-    print("your own pictures:  see README.md, or: bin/sslrun config print " + str(config.path))
+    print("your own images:  see README.md, or: bin/sslrun config print " + str(config.path))

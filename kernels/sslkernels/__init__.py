@@ -6,7 +6,7 @@ from sslkernels.batch_nce import batch_nce
 from sslkernels.ema_update import ema_update_
 from sslkernels.info_nce import info_nce
 from sslkernels.nt_xent import nt_xent
-from sslkernels.sinkhorn import sinkhorn, sinkhorn_centre
+from sslkernels.sinkhorn import sinkhorn, sinkhorn_center
 from sslkernels.soft_cross_entropy import soft_cross_entropy
 
 __all__ = [
@@ -16,6 +16,6 @@ __all__ = [
     "info_nce",
     "nt_xent",
     "sinkhorn",
-    "sinkhorn_centre",
+    "sinkhorn_center",
     "soft_cross_entropy",
 ]

@@ -24,7 +24,7 @@ from sslkernels.contrast import (
     finish,
     is_shift_fixed,
     merge_triton,
-    normalise,
+    normalize,
 )
 from sslkernels.device import outside_autocast, processors, runs_triton
 from sslkernels.gradient import with_gradient
@@ -39,8 +39,8 @@ def bank_nce(
     Computed in float32 whatever the dtypes. A zero query has the similarity 0 to everything and gets no gradient.
 
     Args:
-        queries: (B, D), not yet normalised; they get the gradient.
-        bank: (N, D), normalised rows. No gradient.
+        queries: (B, D), not yet normalized; they get the gradient.
+        bank: (N, D), normalized rows. No gradient.
         positive_index: (B,) int64, the row of the bank that belongs to each query.
         negative_index: (B, K) int64, the rows it is told from; they may repeat, and may contain the positive.
         temperature: T, above 0.
@@ -91,7 +91,7 @@ def _bank_nce(
     positives = bank[positive_index]
     if runs_triton(queries, bank) and queries.shape[1] <= 1024:
         return bank_nce_triton(queries, bank, positives, negative_index, temperature, needs_gradient)
-    unit, length = normalise(queries)
+    unit, length = normalize(queries)
     passed = _gather_in_chunks(unit, bank, negative_index, temperature, needs_gradient)
     return finish(unit, length, positives.to(unit.dtype), *passed, temperature)
 

@@ -32,8 +32,8 @@ def batch_nce(
     float32. A zero query has the similarity 0 to everything and gets no gradient. MoCo v3's factor 2T is the caller's.
 
     Args:
-        queries: (B, D), not yet normalised; they get the gradient.
-        keys: (K, D), normalised rows. No gradient: they come from a momentum encoder.
+        queries: (B, D), not yet normalized; they get the gradient.
+        keys: (K, D), normalized rows. No gradient: they come from a momentum encoder.
         positive_index: (B,) int64, the row of a query's own key, counted over the keys of all ranks in rank order.
         temperature: T, above 0.
         group: gather the keys of its ranks, each with equally many; None: this process alone.

@@ -1,6 +1,6 @@
 """Query rows against key rows, in one pass over the keys: what the contrastive losses share.
 
-For queries q_i (normalised here), keys k_j (normalised by the caller) and similarities s_ij = q_i.k_j, one pass gives
+For queries q_i (normalized here), keys k_j (normalized by the caller) and similarities s_ij = q_i.k_j, one pass gives
 
     total_i = sum_j exp(s_ij / T - shift_i),   best_i = max_j s_ij,   key_sum_i = sum_j exp(s_ij / T - shift_i) k_j
 
@@ -8,7 +8,7 @@ and from these three follow InfoNCE, its gradient with respect to the queries, a
 flash attention (Dao et al. 2022, arXiv 2205.14135) with the keys as values. No B x K tensor exists, and nothing is left
 to the backward pass. 4 B K D operations; the keys are read once for each block of queries.
 
-Rows are normalised and 1/T is at least 1, so no logit is above 1/T: `shift = 1/T` needs no running maximum while
+Rows are normalized and 1/T is at least 1, so no logit is above 1/T: `shift = 1/T` needs no running maximum while
 exp(-2/T) is a normal float32. Below T = 0.025, and in float16, whose exponents are short, the shift is 1/T times the
 largest similarity so far.
 """
@@ -34,9 +34,9 @@ def contrast(
     """loss_i = -log(e(q_i.p_i) / (e(q_i.p_i) + sum_j e(q_i.k_j))), with e(s) = exp(s / temperature).
 
     Args:
-        queries: (B, D), not yet normalised.
-        positives: (B, D), normalised.
-        keys: (K, D), normalised.
+        queries: (B, D), not yet normalized.
+        positives: (B, D), normalized.
+        keys: (K, D), normalized.
         skipped: (B, 1) or (B, 2) int64, the keys that query i does not count; or None.
         temperature: T.
         needs_gradient: whether the gradient is wanted.
@@ -47,7 +47,7 @@ def contrast(
     """
     if is_for_kernels(queries, keys):
         return _contrast_triton(queries, positives, keys, skipped, temperature, needs_gradient)
-    unit, length = normalise(queries)
+    unit, length = normalize(queries)
     positives = positives.to(unit.dtype)
     passed = sweep_in_chunks(unit, keys, skipped, temperature, needs_gradient)
     return finish(unit, length, positives, *passed, temperature)
@@ -65,21 +65,21 @@ def is_for_kernels(queries: Tensor, keys: Tensor) -> bool:
     return queries.shape[1] <= 128 and (INTERPRETED or torch.get_float32_matmul_precision() != "highest")
 
 
-def normalise(rows: Tensor) -> tuple[Tensor, Tensor]:
+def normalize(rows: Tensor) -> tuple[Tensor, Tensor]:
     """(B, D) -> unit rows (B, D) and lengths (B, 1), float32 or float64."""
     rows = rows if rows.dtype == torch.float64 else rows.float()
     length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / length.clamp_min(EPSILON), length
 
 
-def through_normalisation(gradient: Tensor, unit: Tensor, length: Tensor) -> Tensor:
+def through_normalization(gradient: Tensor, unit: Tensor, length: Tensor) -> Tensor:
     """The gradient with respect to rows, from that with respect to unit rows; 0 for rows that are zero."""
     tangent = gradient.addcmul_(unit, (gradient * unit).sum(dim=1, keepdim=True), value=-1)
     return tangent.div_(length.clamp_min(EPSILON)).masked_fill_(length <= EPSILON, 0.0)
 
 
 def log_sums(unit: Tensor, keys: Tensor, skipped: Tensor | None, temperature: float) -> Tensor:
-    """(B,): log sum_j exp(u_i.k_j / T), for rows u (B, D) that are normalised already; arguments as in `contrast`."""
+    """(B,): log sum_j exp(u_i.k_j / T), for rows u (B, D) that are normalized already; arguments as in `contrast`."""
     if not is_for_kernels(unit, keys):
         log_total, shift, _, _ = sweep_in_chunks(unit, keys, skipped, temperature, needs_keys=False, needs_best=False)
         return log_total + shift / temperature
@@ -163,7 +163,7 @@ def finish(
         return losses, unit.new_empty(0), hits
     # The softmax gives sigmoid(margin) to all negatives together, and takes as much from the positive.
     gradient = (mean_key - positives).mul_(margin.sigmoid().unsqueeze(1) / temperature)
-    return losses, through_normalisation(gradient, unit, length), hits
+    return losses, through_normalization(gradient, unit, length), hits
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def split_keys(num_queries: int, num_keys: int, block: dict[str, int], device: t
 
 
 def contiguous_rows(x: Tensor) -> Tensor:
-    """`x` with neighbours within a row side by side, as the kernels read it."""
+    """`x` with neighbors within a row side by side, as the kernels read it."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
@@ -211,7 +211,7 @@ def sweep_triton(
     needs_keys: bool,
     is_unit: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The pass, with the keys in splits that are yet to be merged. `is_unit`: the queries are normalised already.
+    """The pass, with the keys in splits that are yet to be merged. `is_unit`: the queries are normalized already.
 
     Returns:
         totals (splits, B), bests (splits, B), key_sums (splits, B, D) or empty; all float32.
@@ -228,7 +228,7 @@ def sweep_triton(
         queries, keys, skipped, totals, bests, key_sums,
         num_queries, num_keys, keys_per_split, math.log2(math.e) / temperature, queries.stride(0), keys.stride(0),
         D=dim, OPERAND=operand_dtype(dtype), FIXED_SHIFT=is_shift_fixed(temperature, dtype),
-        SKIP=0 if skipped is None else skipped.shape[1], SUM_KEYS=needs_keys, NORMALISE=not is_unit, EPSILON=EPSILON,
+        SKIP=0 if skipped is None else skipped.shape[1], SUM_KEYS=needs_keys, NORMALIZE=not is_unit, EPSILON=EPSILON,
         **block,
     )  # fmt: skip
     return totals, bests, key_sums
@@ -312,14 +312,14 @@ def _sweep(
     queries, keys, skipped, totals, bests, key_sums,
     num_queries, num_keys, keys_per_split, scale, query_stride, key_stride,
     D: tl.constexpr, OPERAND: tl.constexpr, FIXED_SHIFT: tl.constexpr, SKIP: tl.constexpr,
-    SUM_KEYS: tl.constexpr, NORMALISE: tl.constexpr, EPSILON: tl.constexpr,
+    SUM_KEYS: tl.constexpr, NORMALIZE: tl.constexpr, EPSILON: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Program (b, s): block b of the queries against split s of the keys. `scale` is log2(e) / T."""
     row = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     valid = row < num_queries
     unit = load_rows(queries, row, valid, query_stride, D, BLOCK_D)
-    if NORMALISE:
+    if NORMALIZE:
         unit = unit.to(tl.float32)
         unit = unit / tl.maximum(tl.sqrt(tl.sum(unit * unit, axis=1)), EPSILON)[:, None]
     unit = unit.to(OPERAND)

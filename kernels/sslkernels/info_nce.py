@@ -32,9 +32,9 @@ def info_nce(
     A zero query has the similarity 0 to everything and gets no gradient.
 
     Args:
-        queries: (B, D), not yet normalised; they get the gradient.
-        positives: (B, D), normalised rows; row i belongs to query i. No gradient.
-        queue: (K, D), normalised rows, shared by all queries. No gradient.
+        queries: (B, D), not yet normalized; they get the gradient.
+        positives: (B, D), normalized rows; row i belongs to query i. No gradient.
+        queue: (K, D), normalized rows, shared by all queries. No gradient.
         temperature: T, above 0.
         reduction: "mean" over the rows, or "none".
 

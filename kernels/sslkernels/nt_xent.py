@@ -31,9 +31,9 @@ from sslkernels.contrast import (
     is_shift_fixed,
     load_rows,
     log_sums,
-    normalise,
+    normalize,
     split_keys,
-    through_normalisation,
+    through_normalization,
     tiles,
 )
 from sslkernels.device import operand_dtype, outside_autocast
@@ -42,14 +42,14 @@ from sslkernels.gradient import with_gradient
 
 @outside_autocast
 def nt_xent(embeddings: Tensor, temperature: float, *, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Tell the other view of a picture from all other rows.
+    """Tell the other view of an image from all other rows.
 
     Products are taken in the dtype of the embeddings, everything else in float32. A zero row has the similarity 0 to
     everything and gets no gradient. On the CPU plain PyTorch is a fifth faster, 0.3 ms, for 512 rows, and slower for
     2,048.
 
     Args:
-        embeddings: (2N, D), not yet normalised; rows i and i + N are one picture.
+        embeddings: (2N, D), not yet normalized; rows i and i + N are one image.
         temperature: T, above 0.
         group: count the rows of its ranks, each with equally many; None: this process alone. All ranks of the group
             call alike, and weigh the loss alike.
@@ -65,7 +65,7 @@ def nt_xent(embeddings: Tensor, temperature: float, *, group: dist.ProcessGroup 
     if len(embeddings) % 2:
         raise ValueError(f"embeddings: expected an even number of rows, got {describe(embeddings)}")
     check_positive("temperature", temperature)
-    unit, length = normalise(embeddings.detach())
+    unit, length = normalize(embeddings.detach())
     # Both sides of every product are the same rounded rows, or x would not be symmetric.
     rows = (unit.to(embeddings.dtype) if is_for_kernels(embeddings, embeddings) else unit).contiguous()
     columns, half = gather_rows(rows, group), len(rows) // 2
@@ -79,9 +79,9 @@ def nt_xent(embeddings: Tensor, temperature: float, *, group: dist.ProcessGroup 
         return losses.mean()
     log_sum = similarity + losses
     gradient = _attraction(rows, columns, pair, log_sum, gather_rows(log_sum, group), temperature)
-    negatives_share = margin.sigmoid()  # of row i's probability; the pull towards the positive is i's and its partner's
+    negatives_share = margin.sigmoid()  # of row i's probability; the pull toward the positive is i's and its partner's
     gradient = gradient.addcmul_((negatives_share + negatives_share.roll(half)).unsqueeze(1), other, value=-1)
-    gradient = through_normalisation(gradient.mul_(1 / (temperature * len(rows))), unit, length)
+    gradient = through_normalization(gradient.mul_(1 / (temperature * len(rows))), unit, length)
     return with_gradient(losses.mean(), embeddings, gradient)
 
 

@@ -7,11 +7,11 @@ In the log domain, with x = scores / epsilon, B rows on all ranks and beta = 0:
     q_bk = exp(x_bk + alpha_k + beta_b)
 
 which is what SwAV's code computes by dividing exp(x) by its column and row sums; its factors 1/K and 1/B cancel. As the
-rows come last, q_b = softmax((scores_b - centre) / epsilon) with centre = -epsilon alpha: a Sinkhorn target is that of
-a softmax with a centre, and `soft_cross_entropy` takes it as one, so that the B x K assignments need not exist.
+rows come last, q_b = softmax((scores_b - center) / epsilon) with center = -epsilon alpha: a Sinkhorn target is that of
+a softmax with a center, and `soft_cross_entropy` takes it as one, so that the B x K assignments need not exist.
 
 On a GPU the first iteration reads the scores once, each further one twice; the assignments take two more reads and one
-write. On the CPU, where a chunk of rows is normalised and added to the columns while it is in the cache, each iteration
+write. On the CPU, where a chunk of rows is normalized and added to the columns while it is in the cache, each iteration
 and the assignments read once; there `torch.compile` of `reference` takes 0.8 to 1.1 of the time (docs/kernels.md).
 """
 
@@ -59,15 +59,15 @@ def sinkhorn(scores: Tensor, epsilon: float, num_iters: int, *, group: dist.Proc
     Raises:
         ValueError: an argument of the wrong shape, dtype or range.
     """
-    centre = sinkhorn_centre(scores, epsilon, num_iters, group=group)
-    return _assignments(scores.detach(), centre, epsilon)
+    center = sinkhorn_center(scores, epsilon, num_iters, group=group)
+    return _assignments(scores.detach(), center, epsilon)
 
 
 @torch.no_grad()
-def sinkhorn_centre(
+def sinkhorn_center(
     scores: Tensor, epsilon: float, num_iters: int, *, group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """The centre for which softmax((scores - centre) / epsilon) are the assignments of `sinkhorn`.
+    """The center for which softmax((scores - center) / epsilon) are the assignments of `sinkhorn`.
 
     Arguments and errors are those of `sinkhorn`.
 
@@ -78,14 +78,14 @@ def sinkhorn_centre(
     check_positive("epsilon", epsilon)
     if not isinstance(num_iters, int) or num_iters < 1:
         raise ValueError(f"num_iters: expected a whole number of at least 1, got {num_iters!r}")
-    centre = _iterate(scores, None, epsilon, group)
+    center = _iterate(scores, None, epsilon, group)
     for _ in range(num_iters - 1):
-        centre = _iterate(scores, centre, epsilon, group)
-    return centre
+        center = _iterate(scores, center, epsilon, group)
+    return center
 
 
-def _iterate(scores: Tensor, centre: Tensor | None, epsilon: float, group: dist.ProcessGroup | None) -> Tensor:
-    levels = _column_levels(scores, centre, epsilon)
+def _iterate(scores: Tensor, center: Tensor | None, epsilon: float, group: dist.ProcessGroup | None) -> Tensor:
+    levels = _column_levels(scores, center, epsilon)
     if group is not None:
         levels = _column_levels(gather_rows(levels.unsqueeze(0), group), None, epsilon)
     return levels.nan_to_num(nan=math.nan, posinf=math.inf, neginf=0.0)
@@ -106,28 +106,28 @@ def _finite(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("sslkernels::column_levels", mutates_args=())
-def _column_levels(scores: Tensor, centre: Tensor | None, epsilon: float) -> Tensor:
-    """epsilon log sum_b exp((scores_bk - level_b) / epsilon), (K,), with the row levels that go with the centre:
-    level_b = epsilon log sum_k exp((scores_bk - centre_k) / epsilon), or 0 without a centre."""
+def _column_levels(scores: Tensor, center: Tensor | None, epsilon: float) -> Tensor:
+    """epsilon log sum_b exp((scores_bk - level_b) / epsilon), (K,), with the row levels that go with the center:
+    level_b = epsilon log sum_k exp((scores_bk - center_k) / epsilon), or 0 without a center."""
     if not runs_triton(scores):
-        return _column_levels_in_chunks(scores, centre, epsilon)
-    row_levels = None if centre is None else _row_levels_triton(scores, centre, epsilon)
+        return _column_levels_in_chunks(scores, center, epsilon)
+    row_levels = None if center is None else _row_levels_triton(scores, center, epsilon)
     return _column_levels_triton(scores, row_levels, epsilon)
 
 
 @_column_levels.register_fake
-def _(scores: Tensor, centre: Tensor | None, epsilon: float) -> Tensor:
+def _(scores: Tensor, center: Tensor | None, epsilon: float) -> Tensor:
     return scores.new_empty(scores.shape[1], dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 @torch.library.custom_op("sslkernels::sinkhorn_assignments", mutates_args=())
-def _assignments(scores: Tensor, centre: Tensor, epsilon: float) -> Tensor:
-    """softmax((scores - centre) / epsilon)."""
-    return (_assignments_triton if runs_triton(scores) else _assignments_in_chunks)(scores, centre, epsilon)
+def _assignments(scores: Tensor, center: Tensor, epsilon: float) -> Tensor:
+    """softmax((scores - center) / epsilon)."""
+    return (_assignments_triton if runs_triton(scores) else _assignments_in_chunks)(scores, center, epsilon)
 
 
 @_assignments.register_fake
-def _(scores: Tensor, centre: Tensor, epsilon: float) -> Tensor:
+def _(scores: Tensor, center: Tensor, epsilon: float) -> Tensor:
     return scores.new_empty(scores.shape)
 
 
@@ -135,36 +135,36 @@ def _(scores: Tensor, centre: Tensor, epsilon: float) -> Tensor:
 # In chunks
 
 
-def _column_levels_in_chunks(scores: Tensor, centre: Tensor | None, epsilon: float) -> Tensor:
-    """The columns' masses under the old centre are added up, and move it.
+def _column_levels_in_chunks(scores: Tensor, center: Tensor | None, epsilon: float) -> Tensor:
+    """The columns' masses under the old center are added up, and move it.
 
-    Without a centre, each column's maximum stands in for one, so that its greatest term is 1. A centre that comes from
-    an iteration gives every column at least the mass 1/K once the rows are normalised, over all ranks, so nothing that
+    Without a center, each column's maximum stands in for one, so that its greatest term is 1. A center that comes from
+    an iteration gives every column at least the mass 1/K once the rows are normalized, over all ranks, so nothing that
     underflows matters and there is no running maximum: the columns had mass 1 before, and no row had more than K.
     """
-    is_first = centre is None
-    if centre is None:
-        centre = finite_max(scores, dim=0).squeeze(0).to(torch.promote_types(scores.dtype, torch.float32))
-    mass = torch.zeros_like(centre)
+    is_first = center is None
+    if center is None:
+        center = finite_max(scores, dim=0).squeeze(0).to(torch.promote_types(scores.dtype, torch.float32))
+    mass = torch.zeros_like(center)
     for rows in row_chunks(scores):
-        x = scores[rows] - centre
+        x = scores[rows] - center
         if is_first:
             mass += exponentiate_(x, epsilon).sum(dim=0)
         else:
-            mass.addmv_(x.T, _normalise_(x, epsilon))
-    return centre + mass.log_() * epsilon
+            mass.addmv_(x.T, _normalize_(x, epsilon))
+    return center + mass.log_() * epsilon
 
 
-def _assignments_in_chunks(scores: Tensor, centre: Tensor, epsilon: float) -> Tensor:
+def _assignments_in_chunks(scores: Tensor, center: Tensor, epsilon: float) -> Tensor:
     result = scores.new_empty(scores.shape)
     for rows in row_chunks(scores):
-        x = scores[rows] - centre
-        factors = _normalise_(x, epsilon)
+        x = scores[rows] - center
+        factors = _normalize_(x, epsilon)
         torch.mul(x, factors.unsqueeze(1), out=result[rows])
     return result
 
 
-def _normalise_(x: Tensor, epsilon: float) -> Tensor:
+def _normalize_(x: Tensor, epsilon: float) -> Tensor:
     """exp(x / epsilon) in place, times a number for each row; returns the factors that make the rows' sums 1, or 0."""
     total = exponentiate_(x.sub_(finite_max(x, dim=1)), epsilon).sum(dim=1)
     return torch.where(total == 0, 0.0, 1 / total)
@@ -174,15 +174,15 @@ def _normalise_(x: Tensor, epsilon: float) -> Tensor:
 # Triton
 
 
-def _row_levels_triton(scores: Tensor, centre: Tensor, epsilon: float) -> Tensor:
-    """epsilon log sum_k exp((scores_bk - centre_k) / epsilon), (B,)."""
+def _row_levels_triton(scores: Tensor, center: Tensor, epsilon: float) -> Tensor:
+    """epsilon log sum_k exp((scores_bk - center_k) / epsilon), (B,)."""
     scores = contiguous_rows(scores)
     (rows, columns), block_rows, block_columns = scores.shape, 4, 512  # a warp for each row
     row_blocks = triton.cdiv(rows, block_rows)
     splits, per_split = split(columns, block_columns, 2, row_blocks, scores.device)
     parts = scores.new_empty((splits, rows), dtype=torch.float32)
     _sweep_rows[(row_blocks, splits)](
-        scores, centre, parts, rows, columns, per_split, scores.stride(0), math.log2(math.e) / epsilon,
+        scores, center, parts, rows, columns, per_split, scores.stride(0), math.log2(math.e) / epsilon,
         ROWS=block_rows, COLUMNS=block_columns, num_warps=4,
     )  # fmt: skip
     return parts[0] if splits == 1 else _column_levels_triton(parts, None, epsilon)
@@ -202,13 +202,13 @@ def _column_levels_triton(scores: Tensor, row_levels: Tensor | None, epsilon: fl
     return parts[0] if splits == 1 else _column_levels_triton(parts, None, epsilon)
 
 
-def _assignments_triton(scores: Tensor, centre: Tensor, epsilon: float) -> Tensor:
-    row_levels = _row_levels_triton(scores, centre, epsilon)
+def _assignments_triton(scores: Tensor, center: Tensor, epsilon: float) -> Tensor:
+    row_levels = _row_levels_triton(scores, center, epsilon)
     scores = contiguous_rows(scores)
     (rows, columns), block_rows, block_columns = scores.shape, 4, 512
     result = scores.new_empty((rows, columns), dtype=torch.float32 if INTERPRETED else scores.dtype)
     _assign[(triton.cdiv(rows, block_rows), triton.cdiv(columns, block_columns))](
-        scores, centre, row_levels, result, rows, columns, scores.stride(0), math.log2(math.e) / epsilon,
+        scores, center, row_levels, result, rows, columns, scores.stride(0), math.log2(math.e) / epsilon,
         ROWS=block_rows, COLUMNS=block_columns, num_warps=4,
     )  # fmt: skip
     return result.to(scores.dtype)
@@ -216,7 +216,7 @@ def _assignments_triton(scores: Tensor, centre: Tensor, epsilon: float) -> Tenso
 
 @triton.jit
 def _sweep_rows(
-    scores, centre, parts, rows, columns, per_split, stride, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    scores, center, parts, rows, columns, per_split, stride, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     """Program (b, s): block b of rows, split s of the columns. `scale` is log2(e) / epsilon.
 
@@ -229,7 +229,7 @@ def _sweep_rows(
     for start in range(first, tl.minimum(first + per_split, columns), COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         x = load_tile(scores, row, column, rows, columns, stride, -float("inf"))
-        x -= load_tile(centre, row, column, rows, columns, 0, 0.0)
+        x -= load_tile(center, row, column, rows, columns, 0, 0.0)
         high, old, new = weigh(high, x, scale)
         total = total * old + new
     top, weight = weigh_all(high, scale, 1)
@@ -261,12 +261,12 @@ def _sweep_columns(
 
 @triton.jit
 def _assign(
-    scores, centre, row_levels, result, rows, columns, stride, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    scores, center, row_levels, result, rows, columns, stride, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     x = load_tile(scores, row, column, rows, columns, stride, -float("inf"))
-    x -= load_tile(centre, row, column, rows, columns, 0, 0.0)
+    x -= load_tile(center, row, column, rows, columns, 0, 0.0)
     x -= _finite_levels(row_levels, row, rows)[:, None]
     store_tile(result, row, column, rows, columns, tl.exp2(x * scale))
 

@@ -1,13 +1,13 @@
 """Cross-entropy of a student's softmax against a teacher's (DINO: Caron et al. 2021, arXiv 2104.14294, eq. 1-3 with the
-centre of section 3.1; SwAV: Caron et al. 2020, arXiv 2006.09882, eq. 2, with the centre of `sinkhorn_centre`).
+center of section 3.1; SwAV: Caron et al. 2020, arXiv 2006.09882, eq. 2, with the center of `sinkhorn_center`).
 
-    loss_b = -sum_k q_bk log softmax(student_b / tau_s)_k,   q_b = softmax((teacher_b - centre) / tau_t)
+    loss_b = -sum_k q_bk log softmax(student_b / tau_s)_k,   q_b = softmax((teacher_b - center) / tau_t)
            = log sum_k exp(student_bk / tau_s) - sum_k q_bk student_bk / tau_s
     d loss_b / d student_bk = (softmax(student_b / tau_s)_k - q_bk) / tau_s
 
 One pass over student and teacher carries both sums of exponentials and the sum of their cross terms; backward takes the
 exponentials anew. Besides the gradient, in the dtype of the student, no B x K tensor is made: four numbers a row are
-kept. Bytes for each of the B x K scores, of s bytes each: 2 s forward, 3 s backward (the centre is 4 K, mostly cached).
+kept. Bytes for each of the B x K scores, of s bytes each: 2 s forward, 3 s backward (the center is 4 K, mostly cached).
 On the CPU, where a chunk takes several passes through the cache, `torch.compile` of `reference` takes 0.6 to 0.9 of the
 time (docs/kernels.md).
 """
@@ -41,7 +41,7 @@ def soft_cross_entropy(
     teacher: Tensor,
     student_temperature: float,
     teacher_temperature: float | None,
-    centre: Tensor | None = None,
+    center: Tensor | None = None,
     *,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
@@ -56,7 +56,7 @@ def soft_cross_entropy(
         student_temperature: tau_s, above 0.
         teacher_temperature: tau_t, above 0; None if the rows of `teacher` are probabilities already. These need not sum
             to 1: the loss is the sum over k as it stands.
-        centre: (K,), taken off the teacher's scores: DINO's running mean, or `sinkhorn_centre` with its epsilon as
+        center: (K,), taken off the teacher's scores: DINO's running mean, or `sinkhorn_center` with its epsilon as
             tau_t. No gradient.
         reduction: "mean" over the rows, or "none".
 
@@ -71,20 +71,20 @@ def soft_cross_entropy(
     check_positive("student_temperature", student_temperature)
     if teacher_temperature is not None:
         check_positive("teacher_temperature", teacher_temperature)
-    if centre is not None:
+    if center is not None:
         if teacher_temperature is None:
-            raise ValueError("centre: expected None, since the teacher's rows are probabilities")
-        if not isinstance(centre, Tensor) or centre.shape != student.shape[1:] or not centre.is_floating_point():
+            raise ValueError("center: expected None, since the teacher's rows are probabilities")
+        if not isinstance(center, Tensor) or center.shape != student.shape[1:] or not center.is_floating_point():
             raise ValueError(
-                f"centre: expected a floating tensor of {student.shape[1]} entries, got {describe(centre)}"
+                f"center: expected a floating tensor of {student.shape[1]} entries, got {describe(center)}"
             )
-        check_one_device(student=student, centre=centre)
-        check_no_gradient("only the student gets one", centre=centre)
+        check_one_device(student=student, center=center)
+        check_no_gradient("only the student gets one", center=center)
     check_one_device(student=student, teacher=teacher)
     check_no_gradient("only the student gets one", teacher=teacher)
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction: expected 'mean' or 'none', got {reduction!r}")
-    losses, _ = _forward(student, teacher, centre, student_temperature, teacher_temperature)
+    losses, _ = _forward(student, teacher, center, student_temperature, teacher_temperature)
     return losses.mean() if reduction == "mean" else losses
 
 
@@ -93,13 +93,13 @@ def reference(
     teacher: Tensor,
     student_temperature: float,
     teacher_temperature: float | None,
-    centre: Tensor | None = None,
+    center: Tensor | None = None,
     *,
     reduction: str = "mean",
 ) -> Tensor:
     """The same in plain PyTorch."""
     if teacher_temperature is not None:
-        scores = teacher if centre is None else teacher - centre
+        scores = teacher if center is None else teacher - center
         teacher = torch.softmax(scores / teacher_temperature, dim=1).masked_fill(scores == -math.inf, 0.0)
     terms = teacher * torch.log_softmax(student / student_temperature, dim=1)
     losses = -terms.masked_fill(teacher == 0, 0.0).sum(dim=1)
@@ -108,16 +108,16 @@ def reference(
 
 @torch.library.custom_op("sslkernels::soft_cross_entropy", mutates_args=())
 def _forward(
-    student: Tensor, teacher: Tensor, centre: Tensor | None, tau_s: float, tau_t: float | None
+    student: Tensor, teacher: Tensor, center: Tensor | None, tau_s: float, tau_t: float | None
 ) -> tuple[Tensor, Tensor]:
     """Losses (B,), and what backward needs of each row, (4, B): see `_finish`."""
-    forward = _forward_triton if _takes_triton(student, teacher, centre) else _forward_in_chunks
-    return forward(student, teacher, centre, tau_s, tau_t)
+    forward = _forward_triton if _takes_triton(student, teacher, center) else _forward_in_chunks
+    return forward(student, teacher, center, tau_s, tau_t)
 
 
 @_forward.register_fake
 def _(
-    student: Tensor, teacher: Tensor, centre: Tensor | None, tau_s: float, tau_t: float | None
+    student: Tensor, teacher: Tensor, center: Tensor | None, tau_s: float, tau_t: float | None
 ) -> tuple[Tensor, Tensor]:
     losses = student.new_empty(len(student), dtype=_sum_dtype(student, teacher))
     return losses, losses.new_empty((4, len(student)))
@@ -128,14 +128,14 @@ def _gradient(
     upstream: Tensor,
     student: Tensor,
     teacher: Tensor,
-    centre: Tensor | None,
+    center: Tensor | None,
     statistics: Tensor,
     tau_s: float,
     tau_t: float | None,
 ) -> Tensor:
     """(B, K), with respect to the student, in its dtype. It has no derivative: a second one is an error, not zero."""
-    backward = _backward_triton if _takes_triton(student, teacher, centre) else _backward_in_chunks
-    return backward(upstream, student, teacher, centre, statistics, tau_s, tau_t)
+    backward = _backward_triton if _takes_triton(student, teacher, center) else _backward_in_chunks
+    return backward(upstream, student, teacher, center, statistics, tau_s, tau_t)
 
 
 @_gradient.register_fake
@@ -143,7 +143,7 @@ def _(
     upstream: Tensor,
     student: Tensor,
     teacher: Tensor,
-    centre: Tensor | None,
+    center: Tensor | None,
     statistics: Tensor,
     tau_s: float,
     tau_t: float | None,
@@ -152,8 +152,8 @@ def _(
 
 
 def _remember(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    student, teacher, centre, *ctx.temperatures = inputs
-    ctx.save_for_backward(student, teacher, centre, output[1])
+    student, teacher, center, *ctx.temperatures = inputs
+    ctx.save_for_backward(student, teacher, center, output[1])
 
 
 def _backward(ctx, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
@@ -163,8 +163,8 @@ def _backward(ctx, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  #
 _forward.register_autograd(_backward, setup_context=_remember)
 
 
-def _takes_triton(student: Tensor, teacher: Tensor, centre: Tensor | None) -> bool:
-    return runs_triton(student, teacher) and (centre is None or runs_triton(centre))
+def _takes_triton(student: Tensor, teacher: Tensor, center: Tensor | None) -> bool:
+    return runs_triton(student, teacher) and (center is None or runs_triton(center))
 
 
 def _sum_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
@@ -176,11 +176,11 @@ def _sum_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
 
 
 def _forward_in_chunks(
-    student: Tensor, teacher: Tensor, centre: Tensor | None, tau_s: float, tau_t: float | None
+    student: Tensor, teacher: Tensor, center: Tensor | None, tau_s: float, tau_t: float | None
 ) -> tuple[Tensor, Tensor]:
     sums = student.new_empty((5, len(student)), dtype=_sum_dtype(student, teacher))
     for rows in row_chunks(student):
-        s, t = student[rows].to(sums.dtype), _centred(teacher[rows], centre, sums.dtype)
+        s, t = student[rows].to(sums.dtype), _centered(teacher[rows], center, sums.dtype)
         high_s, high_t = finite_max(s, dim=1), finite_max(t, dim=1)
         s = s - high_s
         e = t if tau_t is None else exponentiate_(t - high_t, tau_t)
@@ -197,7 +197,7 @@ def _finish(sums: Tensor, tau_s: float, tau_t: float | None) -> tuple[Tensor, Te
 
     Args:
         sums: (5, B): high_s, total_s, high_t, total_t, cross, where for each row
-            total_s = sum_k exp((student_k - high_s) / tau_s),   e_k = exp((teacher_k - centre_k - high_t) / tau_t)
+            total_s = sum_k exp((student_k - high_s) / tau_s),   e_k = exp((teacher_k - center_k - high_t) / tau_t)
             (or the teacher's probability),   total_t = sum_k e_k,   cross = sum_k e_k (student_k - high_s).
 
     The gradient is (exp((student_k - high_s) / tau_s) factor_s - e_k factor_t) / tau_s.
@@ -214,7 +214,7 @@ def _backward_in_chunks(
     upstream: Tensor,
     student: Tensor,
     teacher: Tensor,
-    centre: Tensor | None,
+    center: Tensor | None,
     statistics: Tensor,
     tau_s: float,
     tau_t: float | None,
@@ -224,14 +224,14 @@ def _backward_in_chunks(
         high_s, factor_s, high_t, factor_t = statistics[:, rows].unsqueeze(2)
         scale = upstream[rows].unsqueeze(1) / tau_s
         p = exponentiate_(student[rows] - high_s, tau_s).mul_(factor_s)
-        t = _centred(teacher[rows], centre, p.dtype)
+        t = _centered(teacher[rows], center, p.dtype)
         e = t if tau_t is None else exponentiate_(t - high_t, tau_t)
         torch.mul(p.addcmul_(e, factor_t, value=-1), scale, out=gradient[rows])
     return gradient
 
 
-def _centred(teacher: Tensor, centre: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return teacher.to(dtype) if centre is None else teacher - centre.to(dtype)
+def _centered(teacher: Tensor, center: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return teacher.to(dtype) if center is None else teacher - center.to(dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,16 +239,16 @@ def _centred(teacher: Tensor, centre: Tensor | None, dtype: torch.dtype) -> Tens
 
 
 def _forward_triton(
-    student: Tensor, teacher: Tensor, centre: Tensor | None, tau_s: float, tau_t: float | None
+    student: Tensor, teacher: Tensor, center: Tensor | None, tau_s: float, tau_t: float | None
 ) -> tuple[Tensor, Tensor]:
-    student, teacher, centre = contiguous_rows(student), contiguous_rows(teacher), _contiguous(centre)
+    student, teacher, center = contiguous_rows(student), contiguous_rows(teacher), _contiguous(center)
     (rows, columns), block_rows, block_columns = student.shape, 4, 256  # a warp for each row
     row_blocks = triton.cdiv(rows, block_rows)
     splits, per_split = split(columns, block_columns, 4, row_blocks, student.device)
     parts = student.new_empty((splits, 5, rows), dtype=torch.float32)
     losses, statistics = parts.new_empty(rows), parts.new_empty((4, rows))
     _sweep[(row_blocks, splits)](
-        student, teacher, centre, parts, rows, columns, per_split, student.stride(0), teacher.stride(0),
+        student, teacher, center, parts, rows, columns, per_split, student.stride(0), teacher.stride(0),
         *_scales(tau_s, tau_t), ARE_PROBABILITIES=tau_t is None, ROWS=block_rows, COLUMNS=block_columns, num_warps=4,
     )  # fmt: skip
     _merge[(triton.cdiv(rows, 32),)](
@@ -262,24 +262,24 @@ def _backward_triton(
     upstream: Tensor,
     student: Tensor,
     teacher: Tensor,
-    centre: Tensor | None,
+    center: Tensor | None,
     statistics: Tensor,
     tau_s: float,
     tau_t: float | None,
 ) -> Tensor:
-    student, teacher, centre = contiguous_rows(student), contiguous_rows(teacher), _contiguous(centre)
+    student, teacher, center = contiguous_rows(student), contiguous_rows(teacher), _contiguous(center)
     (rows, columns), block_rows, block_columns = student.shape, 4, 512
     gradient = student.new_empty((rows, columns), dtype=torch.float32 if INTERPRETED else student.dtype)
     _differentiate[(triton.cdiv(rows, block_rows), triton.cdiv(columns, block_columns))](
-        upstream.contiguous(), student, teacher, centre, statistics, gradient,
+        upstream.contiguous(), student, teacher, center, statistics, gradient,
         rows, columns, student.stride(0), teacher.stride(0),
         *_scales(tau_s, tau_t), ARE_PROBABILITIES=tau_t is None, ROWS=block_rows, COLUMNS=block_columns, num_warps=4,
     )  # fmt: skip
     return gradient.to(student.dtype)
 
 
-def _contiguous(centre: Tensor | None) -> Tensor | None:
-    return None if centre is None else centre.contiguous()
+def _contiguous(center: Tensor | None) -> Tensor | None:
+    return None if center is None else center.contiguous()
 
 
 def _scales(tau_s: float, tau_t: float | None) -> tuple[float, float]:
@@ -289,7 +289,7 @@ def _scales(tau_s: float, tau_t: float | None) -> tuple[float, float]:
 
 @triton.jit
 def _sweep(
-    student, teacher, centre, parts, rows, columns, per_split, student_stride, teacher_stride, scale_s, scale_t,
+    student, teacher, center, parts, rows, columns, per_split, student_stride, teacher_stride, scale_s, scale_t,
     ARE_PROBABILITIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Program (b, s): block b of rows, split s of the columns.
@@ -306,7 +306,7 @@ def _sweep(
     for start in range(first, tl.minimum(first + per_split, columns), COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         s = load_tile(student, row, column, rows, columns, student_stride, -float("inf"))
-        t = _load_teacher(teacher, centre, row, column, rows, columns, teacher_stride, ARE_PROBABILITIES)
+        t = _load_teacher(teacher, center, row, column, rows, columns, teacher_stride, ARE_PROBABILITIES)
         higher_s, old, new = weigh(high_s, s, scale_s)
         total_s = total_s * old + new
         cross += (high_s - higher_s) * total_t
@@ -365,7 +365,7 @@ def _merge(
 
 @triton.jit
 def _differentiate(
-    upstream, student, teacher, centre, statistics, gradient,
+    upstream, student, teacher, center, statistics, gradient,
     rows, columns, student_stride, teacher_stride, scale_s, scale_t,
     ARE_PROBABILITIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -378,7 +378,7 @@ def _differentiate(
     high_t = tl.load(place + 2 * rows, mask=valid, other=0.0)
     factor_t = tl.load(place + 3 * rows, mask=valid, other=0.0)
     s = load_tile(student, row, column, rows, columns, student_stride, -float("inf"))
-    e = _load_teacher(teacher, centre, row, column, rows, columns, teacher_stride, ARE_PROBABILITIES)
+    e = _load_teacher(teacher, center, row, column, rows, columns, teacher_stride, ARE_PROBABILITIES)
     if not ARE_PROBABILITIES:
         e = tl.exp2((e - high_t[:, None]) * scale_t)
     p = tl.exp2((s - high_s[:, None]) * scale_s)
@@ -387,11 +387,11 @@ def _differentiate(
 
 
 @triton.jit
-def _load_teacher(teacher, centre, row, column, rows, columns, stride, ARE_PROBABILITIES: tl.constexpr):
-    """float32 scores without the centre, or probabilities."""
+def _load_teacher(teacher, center, row, column, rows, columns, stride, ARE_PROBABILITIES: tl.constexpr):
+    """float32 scores without the center, or probabilities."""
     if ARE_PROBABILITIES:
         return load_tile(teacher, row, column, rows, columns, stride, 0.0)
     t = load_tile(teacher, row, column, rows, columns, stride, -float("inf"))
-    if centre is not None:
-        t -= load_tile(centre, row, column, rows, columns, 0, 0.0)
+    if center is not None:
+        t -= load_tile(center, row, column, rows, columns, 0, 0.0)
     return t

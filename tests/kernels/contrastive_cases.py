@@ -77,9 +77,9 @@ OPERATIONS = {
 
 
 def nt_xent_over_ranks(num_ranks: int) -> tuple[float, Tensor]:
-    """Loss and gradient of a linear map's weight, averaged over ranks, each with its share of 24 pictures."""
+    """Loss and gradient of a linear map's weight, averaged over ranks, each with its share of 24 images."""
     dist.init_process_group("gloo")
-    first, second, weight = _pictures()
+    first, second, weight = _images()
     mine = slice(dist.get_rank(), None, num_ranks)
     loss = nt_xent(torch.cat([first[mine], second[mine]]) @ weight, 0.2, group=dist.group.WORLD)
     return _averaged(loss, weight)
@@ -88,7 +88,7 @@ def nt_xent_over_ranks(num_ranks: int) -> tuple[float, Tensor]:
 def batch_nce_over_ranks(num_ranks: int) -> tuple[float, Tensor]:
     """As `nt_xent_over_ranks`; the keys are the first numbers of the second views."""
     dist.init_process_group("gloo")
-    first, second, weight = _pictures()
+    first, second, weight = _images()
     own = torch.arange(len(first)).chunk(num_ranks)[dist.get_rank()]
     loss = batch_nce(first[own] @ weight, _keys(second)[own], own, 0.2, group=dist.group.WORLD)
     return _averaged(loss, weight)
@@ -96,7 +96,7 @@ def batch_nce_over_ranks(num_ranks: int) -> tuple[float, Tensor]:
 
 def one_process(name: str) -> tuple[float, Tensor]:
     """What the ranks must come to, in float64."""
-    first, second, weight = (x.detach().double() for x in _pictures())
+    first, second, weight = (x.detach().double() for x in _images())
     weight.requires_grad_()
     if name == "nt_xent":
         loss = nt_xent_reference(torch.cat([first, second]) @ weight, 0.2)
@@ -106,7 +106,7 @@ def one_process(name: str) -> tuple[float, Tensor]:
     return loss.item(), weight.grad
 
 
-def _pictures() -> tuple[Tensor, Tensor, Tensor]:
+def _images() -> tuple[Tensor, Tensor, Tensor]:
     random = torch.Generator().manual_seed(3)
     first = torch.randn(24, 20, generator=random)
     second = first + 0.3 * torch.randn(24, 20, generator=random)

@@ -87,9 +87,9 @@ def _sinkhorn(dtype: torch.dtype, rows: int, columns: int) -> None:
 
 def _soft_cross_entropy(dtype: torch.dtype, rows: int, columns: int) -> None:
     scores = _meta(rows, columns, dtype=dtype)
-    for tau_t, centre in [(0.04, _meta(columns)), (0.04, None), (None, None)]:
-        losses, statistics = _forward_triton(scores, scores, centre, 0.1, tau_t)
-        _backward_triton(losses, scores, scores, centre, statistics, 0.1, tau_t)
+    for tau_t, center in [(0.04, _meta(columns)), (0.04, None), (None, None)]:
+        losses, statistics = _forward_triton(scores, scores, center, 0.1, tau_t)
+        _backward_triton(losses, scores, scores, center, statistics, 0.1, tau_t)
 
 
 LAUNCHES |= {

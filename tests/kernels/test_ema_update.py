@@ -94,7 +94,7 @@ def test_views_that_begin_anywhere(device, dtype, teacher_at, student_at):
     assert torch.equal(teacher[0], around)  # nothing beside it was touched
 
 
-def test_neighbours_in_a_flat_buffer(device):
+def test_neighbors_in_a_flat_buffer(device):
     sizes = [1, 15, 16, 17, 100, BLOCK, 3]
     teacher, student = both([(sum(sizes),)], device, torch.float32, torch.bfloat16)
     check(list(teacher[0].split(sizes)), list(student[0].split(sizes)))

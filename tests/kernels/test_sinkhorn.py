@@ -1,4 +1,4 @@
-"""sinkhorn and its centre: accuracy, SwAV's own form, empty rows and columns, ranks, memory, compilers, bad input."""
+"""sinkhorn and its center: accuracy, SwAV's own form, empty rows and columns, ranks, memory, compilers, bad input."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from truth import DTYPES, NIGHTLY_IF_INTERPRETED, assert_as_accurate, error
 
 from ranks import run_ranks
-from sslkernels import running_softmax, sinkhorn, sinkhorn_centre
+from sslkernels import running_softmax, sinkhorn, sinkhorn_center
 from sslkernels.device import INTERPRETED
 from sslkernels.sinkhorn import _assignments, _column_levels, reference
 
@@ -70,15 +70,15 @@ def test_equals_what_swav_computes(num_iters, epsilon):
 
 
 @pytest.mark.parametrize("num_iters", [1, 3])
-def test_the_centre_makes_the_assignments_a_softmax(num_iters, device):
+def test_the_center_makes_the_assignments_a_softmax(num_iters, device):
     x = scores(29, 300, torch.float32, device, seed=3)
-    centre = sinkhorn_centre(x, 0.1, num_iters)
-    assert centre.shape == (300,) and centre.dtype == torch.float32
+    center = sinkhorn_center(x, 0.1, num_iters)
+    assert center.shape == (300,) and center.dtype == torch.float32
     truth = reference(x.double(), 0.1, num_iters)
-    assert error(torch.softmax((x.double() - centre) / 0.1, dim=1), truth) < 1e-5
-    assert error(torch.softmax(x.double() / 0.1, dim=1), truth) > 0.1  # which no other centre would do
-    assert sinkhorn_centre(x.bfloat16(), 0.1, num_iters).dtype == torch.float32
-    assert sinkhorn_centre(x.double(), 0.1, num_iters).dtype == torch.float64
+    assert error(torch.softmax((x.double() - center) / 0.1, dim=1), truth) < 1e-5
+    assert error(torch.softmax(x.double() / 0.1, dim=1), truth) > 0.1  # which no other center would do
+    assert sinkhorn_center(x.bfloat16(), 0.1, num_iters).dtype == torch.float32
+    assert sinkhorn_center(x.double(), 0.1, num_iters).dtype == torch.float64
 
 
 def test_all_prototypes_are_used_equally(device):
@@ -95,21 +95,21 @@ def test_rows_and_columns_without_mass_are_as_if_they_did_not_exist(dtype, devic
     x[5, 100:299] = -torch.inf  # not all of the row
     rows = [row for row in range(40) if row not in (0, 17)]
     columns = [column for column in range(300) if column not in (3, 260)]
-    assignments, centre = sinkhorn(x, 0.05, 3), sinkhorn_centre(x, 0.05, 3)
+    assignments, center = sinkhorn(x, 0.05, 3), sinkhorn_center(x, 0.05, 3)
     assert not assignments[[0, 17]].any() and not assignments[:, [3, 260]].any() and not assignments[5, 100:299].any()
-    assert centre.isfinite().all() and not centre[[3, 260]].any()
+    assert center.isfinite().all() and not center[[3, 260]].any()
     rest = x[rows][:, columns]
     truth, plain = reference(rest.double(), 0.05, 3), reference(rest, 0.05, 3)
     assert_as_accurate(assignments[rows][:, columns], plain, truth, dtype)
     assert error(reference(x.double(), 0.05, 3)[rows][:, columns], truth) < 1e-12
     nothing = torch.full_like(x, -torch.inf)
-    assert not sinkhorn(nothing, 0.05, 3).any() and not sinkhorn_centre(nothing, 0.05, 3).any()
+    assert not sinkhorn(nothing, 0.05, 3).any() and not sinkhorn_center(nothing, 0.05, 3).any()
 
 
 def test_nan_stays_visible(device):
     x = scores(6, 40, device=device)
     x[2, 3] = torch.nan
-    assert sinkhorn_centre(x, 0.05, 3).isnan().all() and sinkhorn(x, 0.05, 3).isnan().all()
+    assert sinkhorn_center(x, 0.05, 3).isnan().all() and sinkhorn(x, 0.05, 3).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -138,11 +138,11 @@ ROWS_OF_RANK = {2: [3, 20], 4: [1, 9, 4, 9]}
 
 
 def over_ranks(shares: list[int]) -> tuple[Tensor, Tensor]:
-    """This rank's assignments, and the centre, in rows that are dealt out as `shares` says."""
+    """This rank's assignments, and the center, in rows that are dealt out as `shares` says."""
     dist.init_process_group("gloo")
     mine = shared_scores().split(shares)[dist.get_rank()]
     group = dist.group.WORLD
-    return sinkhorn(mine, 0.05, 3, group=group), sinkhorn_centre(mine, 0.05, 3, group=group)
+    return sinkhorn(mine, 0.05, 3, group=group), sinkhorn_center(mine, 0.05, 3, group=group)
 
 
 def shared_scores() -> Tensor:
@@ -160,7 +160,7 @@ def test_ranks_together_equal_one_process(world_size, monkeypatch):
     truth = reference(shared_scores().double(), 0.05, 3)
     together = torch.cat([assignments for assignments, _ in results])
     assert error(together, truth) < 1e-5
-    assert all(torch.equal(centre, results[0][1]) for _, centre in results)
+    assert all(torch.equal(center, results[0][1]) for _, center in results)
     alone = [reference(x.double(), 0.05, 3) for x in shared_scores().split(ROWS_OF_RANK[world_size])]
     assert error(torch.cat(alone), truth) > 0.1
 
@@ -193,15 +193,15 @@ def test_in_a_compiled_caller(device):
 def test_operators_are_what_they_declare(dtype, device):
     x = scores(33, 70, dtype, device)
     torch.library.opcheck(_column_levels, (x, None, 0.05))
-    centre = sinkhorn_centre(x, 0.05, 1)
-    torch.library.opcheck(_column_levels, (x, centre, 0.05))
-    torch.library.opcheck(_assignments, (x.T.contiguous().T, centre, 0.05))
+    center = sinkhorn_center(x, 0.05, 1)
+    torch.library.opcheck(_column_levels, (x, center, 0.05))
+    torch.library.opcheck(_assignments, (x.T.contiguous().T, center, 0.05))
 
 
 SCORES = torch.ones(4, 8)
 
 
-@pytest.mark.parametrize("function", [sinkhorn, sinkhorn_centre])
+@pytest.mark.parametrize("function", [sinkhorn, sinkhorn_center])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

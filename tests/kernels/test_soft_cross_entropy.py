@@ -6,7 +6,7 @@ from memory import Peak
 from torch import Tensor
 from truth import DTYPES, assert_as_accurate, error, value_and_gradient
 
-from sslkernels import running_softmax, sinkhorn, sinkhorn_centre, soft_cross_entropy
+from sslkernels import running_softmax, sinkhorn, sinkhorn_center, soft_cross_entropy
 from sslkernels.device import INTERPRETED
 from sslkernels.soft_cross_entropy import _forward, _gradient, reference
 
@@ -16,40 +16,40 @@ pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|ov
 # B, K: ones, primes, and one below, at and above what the kernels' blocks hold; several splits of a row.
 SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (13, 17), (3, 255), (4, 256), (5, 257), (31, 513), (33, 31), (3, 2100)]
 
-# What the teacher is: scores, scores with a centre, or probabilities.
-KINDS = pytest.mark.parametrize("kind", ["scores", "centred", "probabilities"])
+# What the teacher is: scores, scores with a center, or probabilities.
+KINDS = pytest.mark.parametrize("kind", ["scores", "centered", "probabilities"])
 
 
 def arguments(kind: str, rows: int, columns: int, dtype, device="cpu", tau_t=0.1, seed=0) -> list:
-    """(student, teacher, tau_t, centre), to be called with a tau_s after the teacher."""
+    """(student, teacher, tau_t, center), to be called with a tau_s after the teacher."""
     random = torch.Generator().manual_seed(seed)
     student, teacher = (torch.randn(rows, columns, generator=random) for _ in range(2))
-    centre = torch.randn(columns, generator=random).to(device, torch.float64 if dtype == torch.float64 else None)
+    center = torch.randn(columns, generator=random).to(device, torch.float64 if dtype == torch.float64 else None)
     if kind == "probabilities":
         teacher = torch.rand(rows, 1, generator=random) * torch.softmax(teacher / tau_t, dim=1)
     student, teacher = student.to(device, dtype), teacher.to(device, dtype)
-    return [student, teacher, None if kind == "probabilities" else tau_t, centre if kind == "centred" else None]
+    return [student, teacher, None if kind == "probabilities" else tau_t, center if kind == "centered" else None]
 
 
 def call(function, *, tau_s=0.1, reduction="none"):
-    return lambda student, teacher, tau_t, centre: function(student, teacher, tau_s, tau_t, centre, reduction=reduction)
+    return lambda student, teacher, tau_t, center: function(student, teacher, tau_s, tau_t, center, reduction=reduction)
 
 
-def check(kind, student, teacher, tau_t, centre, tau_s, dtype, reduction="none"):
+def check(kind, student, teacher, tau_t, center, tau_s, dtype, reduction="none"):
     def in_float64(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.double()
 
-    plain_centre = None if centre is None else centre.to(dtype)
+    plain_center = None if center is None else center.to(dtype)
     truth = value_and_gradient(
         call(reference, tau_s=tau_s, reduction=reduction),
         student.double(),
         in_float64(teacher),
         tau_t,
-        in_float64(centre),
+        in_float64(center),
     )
-    plain = value_and_gradient(call(reference, tau_s=tau_s, reduction=reduction), student, teacher, tau_t, plain_centre)
+    plain = value_and_gradient(call(reference, tau_s=tau_s, reduction=reduction), student, teacher, tau_t, plain_center)
     ours = value_and_gradient(
-        call(soft_cross_entropy, tau_s=tau_s, reduction=reduction), student, teacher, tau_t, centre
+        call(soft_cross_entropy, tau_s=tau_s, reduction=reduction), student, teacher, tau_t, center
     )
     assert ours[0].dtype == torch.promote_types(dtype, torch.float32) and ours[1].dtype == dtype
     for result, by_torch, true in zip(ours, plain, truth, strict=True):
@@ -78,21 +78,21 @@ def test_the_mean_over_rows(kind, dtype, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_teacher_of_another_dtype(dtype, device):
-    student, teacher, tau_t, centre = arguments("centred", 13, 300, torch.float32, device)
-    expected = value_and_gradient(call(soft_cross_entropy), student.to(dtype).float(), teacher, tau_t, centre)
-    loss, gradient = value_and_gradient(call(soft_cross_entropy), student.to(dtype), teacher, tau_t, centre)
+    student, teacher, tau_t, center = arguments("centered", 13, 300, torch.float32, device)
+    expected = value_and_gradient(call(soft_cross_entropy), student.to(dtype).float(), teacher, tau_t, center)
+    loss, gradient = value_and_gradient(call(soft_cross_entropy), student.to(dtype), teacher, tau_t, center)
     assert loss.dtype == torch.float32 and gradient.dtype == dtype
     assert error(loss, expected[0]) < 1e-4
     assert error(gradient, expected[1]) <= 1.01 * torch.finfo(dtype).eps * float(expected[1].abs().max())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_with_the_centre_of_sinkhorn_it_is_that_against_the_assignments(dtype, device):
+def test_with_the_center_of_sinkhorn_it_is_that_against_the_assignments(dtype, device):
     student, teacher, epsilon, _ = arguments("scores", 40, 300, dtype, device, tau_t=0.05, seed=3)
     assignments = sinkhorn(teacher.double(), epsilon, 3)
     expected = -(assignments * torch.log_softmax(student.double() / 0.1, dim=1)).sum(dim=1)
-    centre = sinkhorn_centre(teacher, epsilon, 3)
-    assert error(soft_cross_entropy(student, teacher, 0.1, epsilon, centre, reduction="none"), expected) < 1e-4
+    center = sinkhorn_center(teacher, epsilon, 3)
+    assert error(soft_cross_entropy(student, teacher, 0.1, epsilon, center, reduction="none"), expected) < 1e-4
     assert error(soft_cross_entropy(student, teacher, 0.1, epsilon, reduction="none"), expected) > 1.0
     given = soft_cross_entropy(student, sinkhorn(teacher, epsilon, 3), 0.1, None, reduction="none")
     assert error(given, expected) < (1e-4 if dtype == torch.float32 else 0.3)
@@ -100,16 +100,16 @@ def test_with_the_centre_of_sinkhorn_it_is_that_against_the_assignments(dtype, d
 
 def test_dino(device):
     """Against `DINOLoss` of main_dino.py: one pair of crops."""
-    student, teacher, tau_t, centre = arguments("centred", 13, 300, torch.float32, device, tau_t=0.04)
-    q = torch.softmax((teacher - centre) / tau_t, dim=-1)
+    student, teacher, tau_t, center = arguments("centered", 13, 300, torch.float32, device, tau_t=0.04)
+    q = torch.softmax((teacher - center) / tau_t, dim=-1)
     expected = torch.sum(-q * torch.log_softmax(student / 0.1, dim=-1), dim=-1).mean()
-    torch.testing.assert_close(soft_cross_entropy(student, teacher, 0.1, tau_t, centre), expected)
+    torch.testing.assert_close(soft_cross_entropy(student, teacher, 0.1, tau_t, center), expected)
 
 
 @KINDS
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scores_of_minus_infinity(kind, dtype, device):
-    student, teacher, tau_t, centre = arguments(kind, 33, 600, dtype, device, seed=4)
+    student, teacher, tau_t, center = arguments(kind, 33, 600, dtype, device, seed=4)
     nothing = 0.0 if kind == "probabilities" else -torch.inf
     teacher[:, ::3] = nothing
     student[:, ::6] = -torch.inf  # the teacher expects nothing there
@@ -117,19 +117,19 @@ def test_scores_of_minus_infinity(kind, dtype, device):
     student[20] = -torch.inf
     teacher[5], student[6, 8:] = nothing, -torch.inf
     teacher[5, 599], teacher[6, 8:], teacher[6, 7] = 1.0, nothing, 0.5
-    lost, gradient = value_and_gradient(call(soft_cross_entropy), student, teacher, tau_t, centre)
+    lost, gradient = value_and_gradient(call(soft_cross_entropy), student, teacher, tau_t, center)
     assert not lost[[0, 20]].any() and not gradient[[0, 20]].any()
     assert lost.isfinite().all() and gradient.isfinite().all()
     rest = [row for row in range(33) if row != 20]  # torch knows no gradient where the student has no softmax
-    check(kind, student[rest], teacher[rest], tau_t, centre, 0.1, dtype)
+    check(kind, student[rest], teacher[rest], tau_t, center, 0.1, dtype)
 
 
 @KINDS
 def test_what_the_student_holds_for_impossible_costs_infinitely_much(kind, device):
-    student, teacher, tau_t, centre = arguments(kind, 6, 300, torch.float32, device)
+    student, teacher, tau_t, center = arguments(kind, 6, 300, torch.float32, device)
     student[3, 270] = student[4, 10] = -torch.inf
     teacher[3, 270] = teacher[4, 10] = 1.0 if kind == "probabilities" else 3.0
-    losses = soft_cross_entropy(student, teacher, 0.1, tau_t, centre, reduction="none")
+    losses = soft_cross_entropy(student, teacher, 0.1, tau_t, center, reduction="none")
     assert losses[[3, 4]].isposinf().all() and losses[[0, 1, 2, 5]].isfinite().all()
 
 
@@ -158,20 +158,20 @@ def test_nan_stays_visible(kind, device):
 @KINDS
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strided_inputs(kind, dtype, device):
-    student, teacher, tau_t, centre = arguments(kind, 33, 70, dtype, device)
-    expected = value_and_gradient(call(soft_cross_entropy), student, teacher, tau_t, centre)
-    if centre is not None:
-        centre = torch.stack([centre, centre], dim=1)[:, 0]
+    student, teacher, tau_t, center = arguments(kind, 33, 70, dtype, device)
+    expected = value_and_gradient(call(soft_cross_entropy), student, teacher, tau_t, center)
+    if center is not None:
+        center = torch.stack([center, center], dim=1)[:, 0]
     for change in (
         lambda x: x.T.contiguous().T,
         lambda x: torch.cat([x, x], dim=1)[:, :70],
         lambda x: x.repeat_interleave(2, dim=0)[::2],
     ):
         assert change(student).stride() != student.stride()
-        losses = soft_cross_entropy(change(student), change(teacher), 0.1, tau_t, centre, reduction="none")
+        losses = soft_cross_entropy(change(student), change(teacher), 0.1, tau_t, center, reduction="none")
         assert error(losses, expected[0]) <= 1e-6 * float(expected[0].max())
         leaf = student.clone().requires_grad_()
-        soft_cross_entropy(change(leaf), change(teacher), 0.1, tau_t, centre, reduction="none").sum().backward()
+        soft_cross_entropy(change(leaf), change(teacher), 0.1, tau_t, center, reduction="none").sum().backward()
         assert error(leaf.grad, expected[1]) <= 8 * torch.finfo(dtype).eps * float(expected[1].abs().max())
 
 
@@ -183,7 +183,7 @@ def test_repeats_to_the_bit(kind, device):
 
 
 def test_scales_with_what_comes_from_above(device):
-    given = arguments("centred", 33, 70, torch.float32, device)
+    given = arguments("centered", 33, 70, torch.float32, device)
     _, gradient = value_and_gradient(call(soft_cross_entropy), *given)
     weights = 2.0 ** torch.arange(-16, 17, device=device)
     _, weighted = value_and_gradient(lambda *x: call(soft_cross_entropy)(*x) * weights, *given)
@@ -200,7 +200,7 @@ def test_autocast_around_it_changes_nothing(kind, device):
 
 
 def test_a_second_derivative_is_an_error(device):
-    student, *others = arguments("centred", 6, 40, torch.float32, device)
+    student, *others = arguments("centered", 6, 40, torch.float32, device)
     student.requires_grad_()
     (gradient,) = torch.autograd.grad(call(soft_cross_entropy)(student, *others).sum(), student, create_graph=True)
     with pytest.raises((RuntimeError, NotImplementedError)):
@@ -223,14 +223,14 @@ def test_gradcheck(kind, tau, reduction):
 @pytest.mark.parametrize("shape", [(1280, 3000), (60, 70_000)])
 def test_no_second_matrix_of_scores(shape, dtype, monkeypatch):
     monkeypatch.setattr(running_softmax, "CHUNK_ELEMENTS", 2**16 // torch.get_num_threads())
-    student, teacher, tau_t, centre = arguments("centred", *shape, dtype)
+    student, teacher, tau_t, center = arguments("centered", *shape, dtype)
     few = 24 * max(2**16, shape[1])  # bytes of six float32 chunks
     assert few < student.nbytes / 4
-    with Peak(student, teacher, centre) as forward:
-        losses, statistics = _forward._init_fn(student, teacher, centre, 0.1, tau_t)
+    with Peak(student, teacher, center) as forward:
+        losses, statistics = _forward._init_fn(student, teacher, center, 0.1, tau_t)
     upstream = torch.ones_like(losses)
-    with Peak(student, teacher, centre, upstream, statistics) as backward:
-        gradient = _gradient._init_fn(upstream, student, teacher, centre, statistics, 0.1, tau_t)
+    with Peak(student, teacher, center, upstream, statistics) as backward:
+        gradient = _gradient._init_fn(upstream, student, teacher, center, statistics, 0.1, tau_t)
     assert 0 < forward.bytes < few
     assert gradient.nbytes < backward.bytes < gradient.nbytes + few
     assert statistics.numel() == 4 * len(student)  # is all that is kept
@@ -250,13 +250,13 @@ def test_in_a_compiled_caller(kind, device):
 @pytest.mark.skipif(INTERPRETED, reason="compiled code does not call the interpreter")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_operators_are_what_they_declare(kind, dtype, device):
-    student, teacher, tau_t, centre = arguments(kind, 33, 70, dtype, device)
-    torch.library.opcheck(_forward, (student.requires_grad_(), teacher, centre, 0.1, tau_t))
-    losses, statistics = _forward(student.detach(), teacher, centre, 0.1, tau_t)
-    torch.library.opcheck(_gradient, (losses, student.detach(), teacher, centre, statistics, 0.1, tau_t))
+    student, teacher, tau_t, center = arguments(kind, 33, 70, dtype, device)
+    torch.library.opcheck(_forward, (student.requires_grad_(), teacher, center, 0.1, tau_t))
+    losses, statistics = _forward(student.detach(), teacher, center, 0.1, tau_t)
+    torch.library.opcheck(_gradient, (losses, student.detach(), teacher, center, statistics, 0.1, tau_t))
 
 
-SCORES, CENTRE = torch.ones(4, 8), torch.ones(8)
+SCORES, CENTER = torch.ones(4, 8), torch.ones(8)
 
 
 @pytest.mark.parametrize(
@@ -271,18 +271,18 @@ SCORES, CENTRE = torch.ones(4, 8), torch.ones(8)
         ((SCORES, SCORES, 0.0, 0.1), "student_temperature: expected a finite number above 0, got 0.0"),
         ((SCORES, SCORES, None, 0.1), "student_temperature: expected a finite number above 0, got None"),
         ((SCORES, SCORES, 0.1, -1.0), "teacher_temperature: expected a finite number above 0, got -1.0"),
-        ((SCORES, SCORES, 0.1, 0.1, CENTRE[:7]), "centre: expected a floating tensor of 8 entries, got (7,) float32"),
-        ((SCORES, SCORES, 0.1, 0.1, CENTRE.long()), "centre: expected a floating tensor of 8 entries, got (8,) int64"),
-        ((SCORES, SCORES, 0.1, 0.1, 0.5), "centre: expected a floating tensor of 8 entries, got 0.5"),
-        ((SCORES, SCORES, 0.1, 0.1, CENTRE.to("meta")), "centre: expected the device of student, cpu, got meta"),
-        ((SCORES, SCORES, 0.1, None, CENTRE), "centre: expected None, since the teacher's rows are probabilities"),
+        ((SCORES, SCORES, 0.1, 0.1, CENTER[:7]), "center: expected a floating tensor of 8 entries, got (7,) float32"),
+        ((SCORES, SCORES, 0.1, 0.1, CENTER.long()), "center: expected a floating tensor of 8 entries, got (8,) int64"),
+        ((SCORES, SCORES, 0.1, 0.1, 0.5), "center: expected a floating tensor of 8 entries, got 0.5"),
+        ((SCORES, SCORES, 0.1, 0.1, CENTER.to("meta")), "center: expected the device of student, cpu, got meta"),
+        ((SCORES, SCORES, 0.1, None, CENTER), "center: expected None, since the teacher's rows are probabilities"),
         (
             (SCORES, SCORES.clone().requires_grad_(), 0.1, 0.1),
             "teacher: expected a tensor that requires no gradient (only the student gets one)",
         ),
         (
-            (SCORES, SCORES, 0.1, 0.1, CENTRE.clone().requires_grad_()),
-            "centre: expected a tensor that requires no gradient (only the student gets one)",
+            (SCORES, SCORES, 0.1, 0.1, CENTER.clone().requires_grad_()),
+            "center: expected a tensor that requires no gradient (only the student gets one)",
         ),
     ],
 )

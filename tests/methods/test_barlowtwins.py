@@ -18,7 +18,7 @@ def small(lambd: float = 0.3) -> BarlowTwins:
 
 
 def longhand(first: Tensor, second: Tensor, lambd: float) -> Tensor:
-    """Eq. 1 and 2 of arXiv 2103.03230 on embeddings that are centred per dimension, a number at a time; the variance
+    """Eq. 1 and 2 of arXiv 2103.03230 on embeddings that are centered per dimension, a number at a time; the variance
     has BatchNorm's 1e-5, as in algorithm 1's code."""
     rows, dim = first.shape
     total = first.new_zeros(())

@@ -9,15 +9,15 @@ import two_views
 from torch import Tensor
 from two_views import FEATURES, PROGRESS, random_batch, step
 
-from sslrun.methods import Progress
+from sslrun.contract import Progress
 from sslrun.methods.byol import BYOL
 from sslrun.nn.heads import LatentPredictHead
 from sslrun.nn.necks import NonLinearNeck
 
 
-def small(is_synchronised: bool = True, predicted: int = 8, **options: float) -> BYOL:
+def small(is_synchronized: bool = True, predicted: int = 8, **options: float) -> BYOL:
     torch.manual_seed(0)
-    norm = two_views.norm_of(is_synchronised)
+    norm = two_views.norm_of(is_synchronized)
     neck = NonLinearNeck(FEATURES, 16, 8, with_bias=True, with_last_bn=False, norm_cfg=norm)
     predictor = NonLinearNeck(8, 16, predicted, with_bias=True, with_last_bn=False, norm_cfg=norm)
     method = BYOL(two_views.backbone(norm), neck, LatentPredictHead(predictor), **options).double()
@@ -28,7 +28,7 @@ def small(is_synchronised: bool = True, predicted: int = 8, **options: float) ->
 
 
 def regression(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Eq. 2 of arXiv 2006.07733, |q/|q| - t/|t||^2, a number at a time, mean over the pictures."""
+    """Eq. 2 of arXiv 2006.07733, |q/|q| - t/|t||^2, a number at a time, mean over the images."""
     total = predictions.new_zeros(())
     for q, t in zip(predictions, targets.detach(), strict=True):
         length_q = sum(x * x for x in q) ** 0.5
@@ -98,7 +98,7 @@ def test_momentum_rises_along_a_cosine(options):
 
 
 def test_the_cut_of_a_global_batch_does_not_show():
-    two_views.check_cuts(partial(small, is_synchronised=False))
+    two_views.check_cuts(partial(small, is_synchronized=False))
 
 
 def test_bad_arguments_are_named():

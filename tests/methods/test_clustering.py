@@ -24,8 +24,8 @@ def unit_rows(num_rows: int, dim: int, seed: int = 0, num_blobs: int = 0) -> Ten
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(num_rows, dim, generator=generator)
     if num_blobs:
-        centres = torch.randn(num_blobs, dim, generator=generator)
-        rows = centres[torch.arange(num_rows) % num_blobs] + 0.3 * rows
+        centers = torch.randn(num_blobs, dim, generator=generator)
+        rows = centers[torch.arange(num_rows) % num_blobs] + 0.3 * rows
     return F.normalize(rows, dim=1)
 
 
@@ -115,9 +115,9 @@ def test_sums_do_not_depend_on_the_order():
 def test_whitening_is_pca(piece, monkeypatch):
     monkeypatch.setattr(clustering, "PIECE", piece)
     features = torch.randn(200, 8, generator=seeded()) @ torch.randn(8, 8, generator=seeded(1)) + 3
-    centred = features.double().numpy() - features.double().numpy().mean(0)
-    variances, directions = np.linalg.eigh(centred.T @ centred / 200)
-    expected = centred @ directions[:, -3:] / np.sqrt(variances[-3:])
+    centered = features.double().numpy() - features.double().numpy().mean(0)
+    variances, directions = np.linalg.eigh(centered.T @ centered / 200)
+    expected = centered @ directions[:, -3:] / np.sqrt(variances[-3:])
     found = whitened(features, 3, CPU).double().numpy()
     np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-5)  # up to the sign of each direction
     np.testing.assert_allclose(found.T @ found / 200, np.eye(3), atol=1e-5)

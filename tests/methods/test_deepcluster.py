@@ -12,9 +12,8 @@ import small_run
 from ranks import run_ranks
 from sslrun.cli import main
 from sslrun.config import load
-from sslrun.data.batch import Batch
+from sslrun.contract import Batch, Progress
 from sslrun.errors import UsageError
-from sslrun.methods import Progress
 from sslrun.methods.deepcluster import DeepCluster
 from sslrun.nn.clustering import k_means, whitened
 from sslrun.nn.heads import ClsHead
@@ -37,7 +36,7 @@ def small(**options) -> DeepCluster:
     return method
 
 
-def pictures() -> Tensor:
+def images() -> Tensor:
     return torch.randn(SAMPLES, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
 
@@ -45,7 +44,7 @@ def features(module: nn.Module) -> Tensor:
     """What the engine hands a method: outputs of a module in evaluation mode for all samples."""
     module.eval()
     with torch.no_grad():
-        outputs = module(pictures())
+        outputs = module(images())
     module.train()
     return outputs[distributed.share(SAMPLES)]
 
@@ -74,12 +73,12 @@ def step(method: DeepCluster, batches: list[Batch]) -> float:
     return sum(values)
 
 
-def test_clusters_are_of_averaged_whitened_normalised_features():
+def test_clusters_are_of_averaged_whitened_normalized_features():
     method = clustered()
     twin = small()
     twin.eval()
     with torch.no_grad():
-        averaged = twin.backbone(pictures())[-1].mean(dim=(2, 3))
+        averaged = twin.backbone(images())[-1].mean(dim=(2, 3))
     rows = F.normalize(whitened(averaged, 8, torch.device("cpu")), dim=1)
     _, expected = k_means(rows, CLUSTERS, PROGRESS.generator())
     assert torch.equal(method.labels, expected) and len(expected.unique()) == CLUSTERS
@@ -166,7 +165,7 @@ def test_metrics_and_chance():
     assert method.chance_loss() is None  # a new head guesses, in every epoch: no sign of a collapse
 
 
-def test_sobel_is_two_gradients_of_the_grey_picture():
+def test_sobel_is_two_gradients_of_the_gray_image():
     torch.manual_seed(0)
     images = torch.randn(2, 3, 7, 6)
     seen = []
@@ -178,11 +177,11 @@ def test_sobel_is_two_gradients_of_the_grey_picture():
 
     network = Sobel(Inner(18, stem="small", base_width=4, in_channels=2))
     assert network(images)[-1].shape[:2] == (2, network.num_features)
-    grey = F.pad(images.double().sum(1) / 3, (1, 1, 1, 1))
+    gray = F.pad(images.double().sum(1) / 3, (1, 1, 1, 1))
     for n in range(2):
         for y in range(7):
             for x in range(6):
-                p = grey[n, y : y + 3, x : x + 3]
+                p = gray[n, y : y + 3, x : x + 3]
                 across = p[0, 0] + 2 * p[1, 0] + p[2, 0] - p[0, 2] - 2 * p[1, 2] - p[2, 2]
                 down = p[0, 0] + 2 * p[0, 1] + p[0, 2] - p[2, 0] - 2 * p[2, 1] - p[2, 2]
                 assert seen[0][n, :, y, x].tolist() == pytest.approx([float(across), float(down)], abs=1e-5)
@@ -241,7 +240,7 @@ head = {{ type = "ClsHead", in_channels = 32, num_classes = 6 }}
 [data]
 samples_per_gpu = 8
 workers_per_gpu = 1
-source = {{ type = "ImageFolder", data_prefix = "{pictures}" }}
+source = {{ type = "ImageFolder", data_prefix = "{images}" }}
 holdout = 0.2
 views = [{{ transforms = [{{ type = "RandomResizedCrop", size = 24 }}, {{ type = "RandomHorizontalFlip" }}] }}]
 
@@ -271,13 +270,13 @@ knn_k = 5
 device = "cpu"
 threads = 1
 """
-STEPS_PER_EPOCH = 4  # 64 training pictures
+STEPS_PER_EPOCH = 4  # 64 training images
 
 
-def test_a_resume_around_a_clustering_is_the_same_bits(tmp_path: Path, pictures: Path):
+def test_a_resume_around_a_clustering_is_the_same_bits(tmp_path: Path, images: Path):
     """From the end of the first epoch, where the next clustering is to come, and from the step after it."""
     recipe = tmp_path / "small.toml"
-    recipe.write_text(RECIPE.format(pictures=pictures))
+    recipe.write_text(RECIPE.format(images=images))
     assert main([str(recipe), "--work-dir", str(tmp_path / "straight")]) == 0
     straight = tmp_path / "straight" / "small"
 
@@ -312,10 +311,10 @@ def test_a_resume_around_a_clustering_is_the_same_bits(tmp_path: Path, pictures:
     assert "model/backbone.conv1.weight" in finish(control)
 
 
-def test_two_processes_cluster_and_compute_what_one_does(tmp_path: Path, pictures: Path):
+def test_two_processes_cluster_and_compute_what_one_does(tmp_path: Path, images: Path):
     """Each extracts and clusters its share, and the head that starts anew is in shards (ZeRO 3): one step is equal."""
     recipe = tmp_path / "small.toml"
-    recipe.write_text(RECIPE.format(pictures=pictures))
+    recipe.write_text(RECIPE.format(images=images))
     options = ["--set", "epochs=1", "--set", "checkpoint.interval=10", "--set", "monitor.knn_interval=0"]
 
     def weights(name: str, ranks: int, *more: str) -> dict[str, Tensor]:

@@ -8,8 +8,7 @@ import torch
 
 from ranks import run_ranks
 from sslrun.config import load
-from sslrun.data.batch import Batch
-from sslrun.methods import Progress
+from sslrun.contract import Batch, Progress
 from sslrun.methods.densecl import DenseCL, Keys, matched
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import DenseCLNeck
@@ -23,7 +22,7 @@ TEMPERATURE, LAMBDA = 0.3, 0.25
 
 
 def small_densecl(**options: float) -> DenseCL:
-    """Feature maps of 2 x 2 cells for pictures of 16 pixels."""
+    """Feature maps of 2 x 2 cells for images of 16 pixels."""
     torch.manual_seed(0)
     backbone, neck = ResNet(18, stem="small", base_width=4), DenseCLNeck(32, 12, 6)
     settings = {"queue_len": 7, "feat_dim": 6, "loss_lambda": LAMBDA, **options}
@@ -42,7 +41,7 @@ def piece(batch: Batch, first: int, size: int) -> Batch:
 
 
 def step(method: DenseCL, batches: list[Batch]) -> tuple[float, list[torch.Tensor], dict[str, torch.Tensor]]:
-    """Loss, gradients and carry of one optimiser step over micro-batches."""
+    """Loss, gradients and carry of one optimizer step over micro-batches."""
     method.zero_grad()
     with torch.no_grad():
         targets = method.targets(batches, PROGRESS)

@@ -8,8 +8,7 @@ import torch
 
 from sslrun.config import load
 from sslrun.config.build import build
-from sslrun.data.batch import Batch
-from sslrun.methods import Progress
+from sslrun.contract import Batch, Progress
 from sslrun.methods.moco import MoCo
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import LinearNeck

@@ -9,8 +9,7 @@ import torch
 from ranks import run_ranks
 from sslrun.config import load
 from sslrun.config.build import build
-from sslrun.data.batch import Batch
-from sslrun.methods import Progress
+from sslrun.contract import Batch, Progress
 from sslrun.methods.mocov3 import MoCoV3
 from sslrun.nn.heads import MoCoV3Head
 from sslrun.nn.necks import NonLinearNeck
@@ -49,7 +48,7 @@ def piece(batch: Batch, first: int, size: int) -> Batch:
 
 
 def step(method: MoCoV3, batches: list[Batch]) -> tuple[float, list[torch.Tensor]]:
-    """Loss and gradients of one optimiser step over micro-batches."""
+    """Loss and gradients of one optimizer step over micro-batches."""
     method.zero_grad()
     with torch.no_grad():
         targets = method.targets(batches, PROGRESS)

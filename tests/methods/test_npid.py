@@ -9,10 +9,8 @@ import torch.nn.functional as F
 
 from ranks import run_ranks
 from sslrun.config import load
-from sslrun.data.batch import Batch
-from sslrun.methods import Progress
+from sslrun.contract import Backbone, Batch, Progress
 from sslrun.methods.npid import NPID, uniform_indices
-from sslrun.nn.backbone import Backbone
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.memory import Bank, last_occurrence
 from sslrun.nn.necks import LinearNeck
@@ -25,7 +23,7 @@ SAMPLES, PIXELS, DIM = 50, 4, 6
 
 
 class Mean(Backbone, listed=False):
-    """A backbone without parameters: the picture's channels as they are."""
+    """A backbone without parameters: the image's channels as they are."""
 
     num_features = 3
 
@@ -52,7 +50,7 @@ def rows_of(batch: Batch, first: int, size: int) -> Batch:
 
 
 def step(method: NPID, batches: list[Batch]):
-    """Loss and gradients, averaged over ranks, of one optimiser step; the bank after it."""
+    """Loss and gradients, averaged over ranks, of one optimizer step; the bank after it."""
     method.zero_grad()
     losses = [
         method(batch, PROGRESS, target)
@@ -103,10 +101,8 @@ def test_loss_gradient_and_bank_are_the_papers(ensure_neg):
     def embeddings(weight, bias):
         channels = batch.views[0].mean((2, 3)).tolist()
         return [
-            unit(
-                [b + sum(w * x for w, x in zip(row, picture, strict=True)) for row, b in zip(weight, bias, strict=True)]
-            )
-            for picture in channels
+            unit([b + sum(w * x for w, x in zip(row, image, strict=True)) for row, b in zip(weight, bias, strict=True)])
+            for image in channels
         ]
 
     def loss(weight, bias):
@@ -147,7 +143,7 @@ def test_draws_are_split_mix():
 
 @pytest.mark.parametrize("bound", [2, 7, 64])
 def test_draws_are_uniform_and_independent(bound):
-    """Chi-square of single draws, of neighbours in a row and of the same place in neighbouring rows: 5 sigma."""
+    """Chi-square of single draws, of neighbors in a row and of the same place in neighboring rows: 5 sigma."""
     keys = torch.randint(2**63 - 1, (50,), generator=torch.Generator().manual_seed(0))
     index = uniform_indices(keys, 4000, bound)
     pairs = index[:, ::2] * bound + index[:, 1::2], index[::2] * bound + index[1::2]

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from ranks import run_ranks
 from sslrun.config import load
-from sslrun.data.batch import Batch
+from sslrun.contract import Batch, Progress
 from sslrun.errors import UsageError
-from sslrun.methods import Progress
 from sslrun.methods.odc import ODC
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead

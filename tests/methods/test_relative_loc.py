@@ -1,4 +1,4 @@
-"""Relative-Loc: its loss pair by pair, the centre encoded once, dropout and BatchNorm whatever the batch's cut."""
+"""Relative-Loc: its loss pair by pair, the center encoded once, dropout and BatchNorm whatever the batch's cut."""
 
 import math
 from pathlib import Path
@@ -8,8 +8,7 @@ import torch
 
 from ranks import run_ranks
 from sslrun.config import load
-from sslrun.data.batch import Batch
-from sslrun.methods import Progress
+from sslrun.contract import Batch, Progress
 from sslrun.methods.relative_loc import RelativeLoc
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead
@@ -43,7 +42,7 @@ def piece(batch: Batch, first: int, size: int) -> Batch:
 
 
 def step(method: RelativeLoc, batches: list[Batch]) -> tuple[float, list[torch.Tensor]]:
-    """Loss and gradients of one optimiser step over micro-batches."""
+    """Loss and gradients of one optimizer step over micro-batches."""
     method.zero_grad()
     losses = []
     for batch, target in zip(batches, method.targets(batches, PROGRESS), strict=True):
@@ -67,7 +66,7 @@ class Pixels(torch.nn.Module):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_loss_and_gradient_are_the_papers(dropout):
-    """Every picture's eight pairs one by one: outer patch and centre fused, normalised over all pairs, classified."""
+    """Every image's eight pairs one by one: outer patch and center fused, normalized over all pairs, classified."""
     torch.manual_seed(0)
     neck = RelativeLocNeck(in_channels=6, out_channels=WIDTH, dropout=dropout)
     method = RelativeLoc(Pixels(), neck, ClsHead(WIDTH, 8, init_std=1.0)).double()
@@ -76,17 +75,17 @@ def test_loss_and_gradient_are_the_papers(dropout):
     loss = method(batch, PROGRESS, target)
     loss.value.backward()
     found = {name: p.grad.clone() for name, p in method.named_parameters()}
-    assert method.backbone.seen == 9 * 3, "the centre is encoded more than once"
+    assert method.backbone.seen == 9 * 3, "the center is encoded more than once"
 
     method.zero_grad()
     patches = batch.views[0].view(9, 3, 3, 8, 8)
     masks = dropout_masks(1, (3, 8 * WIDTH), dropout, (1 << 31) + 3, torch.device("cpu"))[0].view(3, 8, WIDTH)
     hidden, kept, labels = [], [], []
     for sample in range(3):
-        centre = method.backbone(patches[4, sample][None])[0][0].mean(dim=(1, 2))
+        center = method.backbone(patches[4, sample][None])[0][0].mean(dim=(1, 2))
         for label, place in enumerate([0, 1, 2, 3, 5, 6, 7, 8]):
             outer = method.backbone(patches[place, sample][None])[0][0].mean(dim=(1, 2))
-            pair = [*outer, *centre]
+            pair = [*outer, *center]
             hidden.append(torch.stack([sum(w * x for w, x in zip(row, pair, strict=True)) for row in neck.fc.weight]))
             kept.append(masks[sample, label] if dropout else torch.ones(WIDTH))
             labels.append(label)
@@ -106,14 +105,14 @@ def test_loss_and_gradient_are_the_papers(dropout):
     assert not dropout or 0.3 < torch.stack(kept).eq(0).float().mean() < 0.7
 
 
-def test_the_repeated_centre_would_be_the_same():
-    """MMSelfSup runs the centre eight times: BatchNorm statistics, and so the loss, are the same to the last digits."""
+def test_the_repeated_center_would_be_the_same():
+    """MMSelfSup runs the center eight times: BatchNorm statistics, and so the loss, are the same to the last digits."""
     method = small(dropout=0.0)
     batch = random_batch(6)
     views = batch.crops()
     outer = method.backbone(torch.cat([view for place, view in enumerate(views) if place != 4]))[-1]
-    centre = method.backbone(torch.cat([views[4]] * 8))[-1]
-    rows = method.neck(torch.cat([outer, centre], dim=1).mean(dim=(2, 3)))
+    center = method.backbone(torch.cat([views[4]] * 8))[-1]
+    rows = method.neck(torch.cat([outer, center], dim=1).mean(dim=(2, 3)))
     expected, _ = method.head(rows, torch.arange(8).repeat_interleave(6))
     assert float(method(batch, PROGRESS, None).value) == pytest.approx(float(expected), rel=1e-10)
 
@@ -187,7 +186,7 @@ def test_bad_arguments_are_named():
         RelativeLoc(backbone, neck, ClsHead(WIDTH, 9))
     with pytest.raises(ValueError, match="dropout is 1, expected 0 to below 1"):
         RelativeLocNeck(32, WIDTH, dropout=1)
-    with pytest.raises(ValueError, match="a picture has 2 views, expected 9 patches"):
+    with pytest.raises(ValueError, match="an image has 2 views, expected 9 patches"):
         small(dropout=0.0)(Batch([torch.zeros(4, 3, 8, 8).double()], torch.arange(2), None), PROGRESS, None)
 
 

@@ -8,8 +8,7 @@ import torch
 
 from ranks import run_ranks
 from sslrun.config import load
-from sslrun.data.batch import Batch
-from sslrun.methods import Progress
+from sslrun.contract import Batch, Progress
 from sslrun.methods.rotation_pred import RotationPred, turned
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.norm import BN, SyncBN, group_norms, set_groups
@@ -37,7 +36,7 @@ def piece(batch: Batch, first: int, size: int) -> Batch:
 
 
 def step(method: RotationPred, batches: list[Batch]) -> tuple[float, list[torch.Tensor]]:
-    """Loss and gradients of one optimiser step over micro-batches."""
+    """Loss and gradients of one optimizer step over micro-batches."""
     method.zero_grad()
     losses = []
     for batch, target in zip(batches, method.targets(batches, PROGRESS), strict=True):
@@ -64,7 +63,7 @@ def test_turns_move_every_pixel_where_it_belongs():
 
 
 def test_loss_and_gradient_are_the_papers():
-    """Eq. 2 and 3 of arXiv 1803.07728, picture by picture and turn by turn; the backbone has no norm layers here."""
+    """Eq. 2 and 3 of arXiv 1803.07728, image by image and turn by turn; the backbone has no norm layers here."""
 
     class Pixels(torch.nn.Module):
         def __init__(self) -> None:

@@ -11,15 +11,15 @@ from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import NonLinearNeck
 
 
-def small(is_synchronised: bool = True) -> SimCLR:
+def small(is_synchronized: bool = True) -> SimCLR:
     torch.manual_seed(0)
-    norm = two_views.norm_of(is_synchronised)
+    norm = two_views.norm_of(is_synchronized)
     neck = NonLinearNeck(FEATURES, 16, 8, norm_cfg=norm)
     return SimCLR(two_views.backbone(norm), neck, ContrastiveHead(temperature=0.3)).double()
 
 
 def longhand(embeddings: Tensor, temperature: float) -> Tensor:
-    """Algorithm 1 of arXiv 2002.05709, a pair at a time; rows i and i + B are one picture."""
+    """Algorithm 1 of arXiv 2002.05709, a pair at a time; rows i and i + B are one image."""
     rows, half = len(embeddings), len(embeddings) // 2
     total = embeddings.new_zeros(())
     for i in range(rows):
@@ -47,7 +47,7 @@ def test_the_head_is_the_papers(temperature):
 
 
 def test_a_step_is_the_papers():
-    """Both views of all pictures in one call: with shared statistics."""
+    """Both views of all images in one call: with shared statistics."""
     method, twin = small(), small()
     batch = random_batch(6)
     expected = longhand(twin.neck(twin.backbone(torch.cat(batch.crops()))[-1]), 0.3)
@@ -73,7 +73,7 @@ def test_micro_batches_are_compared_within_themselves():
 def test_bad_arguments_are_named():
     batch = random_batch(6)
     one_view = type(batch)([batch.crops()[0]], batch.index, None)
-    with pytest.raises(ValueError, match="compares 2 views of each picture, not 1"):
+    with pytest.raises(ValueError, match="compares 2 views of each image, not 1"):
         small()(one_view, PROGRESS, None)
     with pytest.raises(ValueError, match="temperature is 0"):
         ContrastiveHead(0)

@@ -14,9 +14,9 @@ from sslrun.nn.necks import NonLinearNeck
 from sslrun.optim import learning_rates
 
 
-def small(is_synchronised: bool = True, predicted: int = 8) -> SimSiam:
+def small(is_synchronized: bool = True, predicted: int = 8) -> SimSiam:
     torch.manual_seed(0)
-    norm = two_views.norm_of(is_synchronised)
+    norm = two_views.norm_of(is_synchronized)
     neck = NonLinearNeck(FEATURES, 16, 8, num_layers=3, with_last_bn_affine=False, norm_cfg=norm)
     predictor = NonLinearNeck(8, 4, predicted, with_last_bn=False, with_last_bias=True, norm_cfg=norm)
     return SimSiam(two_views.backbone(norm), neck, LatentPredictHead(predictor)).double()
@@ -53,7 +53,7 @@ def test_one_view_group_or_two():
 
 
 def test_the_cut_of_a_global_batch_does_not_show():
-    two_views.check_cuts(partial(small, is_synchronised=False))
+    two_views.check_cuts(partial(small, is_synchronized=False))
 
 
 def test_bad_arguments_are_named():

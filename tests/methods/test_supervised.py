@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslrun.data.batch import Batch
-from sslrun.methods.base import Progress
+from sslrun.contract import Batch, Progress
 from sslrun.methods.supervised import Mixing, Supervised, mixed
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.vit import VisionTransformer
@@ -155,5 +154,5 @@ def test_the_predictor_gives_the_scores():
 def test_what_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         Supervised(resnet(), 5, **options)
-    with pytest.raises(ValueError, match="3 samples at once: pictures are mixed in pairs"):
+    with pytest.raises(ValueError, match="3 samples at once: images are mixed in pairs"):
         loss_of(Supervised(resnet(), 5, mixup=1.0), batch_of(3))

@@ -13,10 +13,8 @@ import small_run
 from ranks import run_ranks
 from sslrun.cli import main
 from sslrun.config import load
-from sslrun.data.batch import Batch
-from sslrun.methods import Progress
+from sslrun.contract import Backbone, Batch, Progress
 from sslrun.methods.swav import SwAV, SwAVHead
-from sslrun.nn.backbone import Backbone
 from sslrun.nn.necks import NonLinearNeck
 from sslrun.nn.norm import RunningStatistics
 from sslrun.optim.groups import ParamRule
@@ -31,7 +29,7 @@ SIZES = (6, 6, 3, 3, 3)  # pixels of the crops: groups of two and three
 
 
 class Mean(Backbone, listed=False):
-    """A backbone without parameters: the picture's channels as they are. It remembers what it was called with."""
+    """A backbone without parameters: the image's channels as they are. It remembers what it was called with."""
 
     num_features = 3
 
@@ -154,7 +152,7 @@ def test_crops_pass_by_groups_and_in_the_recipes_order():
 
 
 def step(method: SwAV, batch: Batch, progress: Progress):
-    """Loss and gradients of one optimiser step, averaged over ranks. No parameter moves."""
+    """Loss and gradients of one optimizer step, averaged over ranks. No parameter moves."""
     method.zero_grad()
     loss = method(batch, progress, None)
     loss.value.backward()
@@ -203,17 +201,17 @@ def test_frozen_prototypes_get_no_gradient_and_stay():
 
 def test_prototypes_are_on_the_sphere_at_first_and_after_each_step():
     method = small_swav()
-    ((parameter, normalised),) = method.rewrites(at(1))
+    ((parameter, normalized),) = method.rewrites(at(1))
     assert parameter is method.head.prototypes.weight
     torch.testing.assert_close(parameter.norm(dim=1), torch.ones(PROTOTYPES, dtype=torch.float64))
     moved = torch.randn(PROTOTYPES, DIM, dtype=torch.float64)
     expected = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in moved.tolist()]
-    torch.testing.assert_close(normalised(moved), torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(normalized(moved), torch.tensor(expected, dtype=torch.float64))
 
 
 def test_steps_of_the_engine_are_the_listings():
     """Six steps of SGD, of which the prototypes miss three, against the loop of the paper's appendix: prototypes are
-    normalised, then come the loss, its gradient, and the update with momentum and weight decay."""
+    normalized, then come the loss, its gradient, and the update with momentum and weight decay."""
     method = small_swav(freeze_prototypes_iters=3)
     prototypes = method.head.prototypes.weight
     prototypes.data = F.normalize(prototypes.data, dim=1)  # they were in float32
@@ -307,9 +305,9 @@ def test_state_is_whole():
     assert torch.equal(method.queue.rows, twin.queue.rows)
 
 
-def test_a_resume_with_the_queue_half_full_is_the_same_bits(tmp_path, pictures):
+def test_a_resume_with_the_queue_half_full_is_the_same_bits(tmp_path, images):
     """Steps of 16 samples and a queue of 48: saved after the second step, in use from the fourth on."""
-    source = f'{{ _delete_ = true, type = "ImageFolder", data_prefix = "{pictures}" }}'
+    source = f'{{ _delete_ = true, type = "ImageFolder", data_prefix = "{images}" }}'
     recipe = tmp_path / "swav.toml"
     recipe.write_text(f'extends = "{ROOT}/configs/learn/swav.toml"\n[data]\nsource = {source}\n')
     options = [

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from sslrun.config import load
-from sslrun.data.batch import Batch
-from sslrun.methods import Method, Progress
+from sslrun.contract import Batch, Method, Progress
 from sslrun.nn.norm import BN, Norm, SyncBN, set_groups
 from sslrun.nn.resnet import ResNet
 from sslrun.optim.groups import parameter_groups
@@ -26,8 +25,8 @@ def backbone(norm: Norm | None = None) -> ResNet:
     return ResNet(18, stem="small", base_width=4, out_indices=[1], norm_cfg=norm or SyncBN())
 
 
-def norm_of(is_synchronised: bool) -> Norm:
-    return SyncBN() if is_synchronised else BN()
+def norm_of(is_synchronized: bool) -> Norm:
+    return SyncBN() if is_synchronized else BN()
 
 
 def random_batch(num_samples: int, seed: int = 0) -> Batch:
@@ -48,7 +47,7 @@ def piece(batch: Batch, first: int, size: int) -> Batch:
 
 
 def step(method: Method, batches: list[Batch]) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of one optimiser step over micro-batches, as the executor computes them."""
+    """Loss and gradients of one optimizer step over micro-batches, as the executor computes them."""
     method.zero_grad()
     with torch.no_grad():
         targets = method.targets(batches, PROGRESS)

@@ -159,8 +159,8 @@ def _config_diff(args: argparse.Namespace) -> int:
     new = args.config or args.old
     found = differences(load(args.old), load(new, args.overrides))
     names = args.old, " ".join([new, *(f"--set {override}" for override in args.overrides)])
-    is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    print(render(found, names, width(), is_coloured) if found else "no difference")
+    is_colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    print(render(found, names, width(), is_colored) if found else "no difference")
     return DIFFERENT if found else DONE
 
 

@@ -1,4 +1,4 @@
-"""Verbs about pictures: `preview`, `data check`."""
+"""Verbs about images: `preview`, `data check`."""
 
 import argparse
 import json
@@ -22,12 +22,12 @@ def add(verbs: Any) -> None:
     """Their parsers."""
     preview = verbs.add_parser(
         "preview",
-        help="what the network will see, as a picture",
+        help="what the network will see, as an image",
         description="The first samples of an epoch as a run of this recipe makes them, to the bit: a row for each, the "
         "original and all its views beside it.",
     )
     add_config(preview)
-    preview.add_argument("-o", dest="picture", metavar="GRID.png", help="the file to write (RECIPE_preview.png)")
+    preview.add_argument("-o", dest="image", metavar="GRID.png", help="the file to write (RECIPE_preview.png)")
     preview.add_argument("--samples", type=int, default=8, metavar="N", help="how many (8)")
     preview.add_argument("--epoch", type=int, default=0, metavar="N", help="of which epoch, from 0 (0)")
     preview.add_argument("--draws", action="store_true", help="print what was drawn for every view")
@@ -40,22 +40,22 @@ def add(verbs: Any) -> None:
 
 
 def _add_data(verbs: Any) -> None:
-    data = verbs.add_parser("data", help="look at pictures without training on them")
+    data = verbs.add_parser("data", help="look at images without training on them")
     data_verbs = data.add_subparsers(required=True, metavar="VERB")
     check = data_verbs.add_parser(
         "check",
-        help="decode every picture; name unreadable, damaged, tiny and huge ones, and copies",
-        description="Decode every picture of a recipe (data.source, data.holdout, eval.train, eval.test) or of a "
+        help="decode every image; name unreadable, damaged, tiny and huge ones, and copies",
+        description="Decode every image of a recipe (data.source, data.holdout, eval.train, eval.test) or of a "
         "folder, as a run would, and name those that do not decode, are damaged, tiny or huge, lie there twice, or lie "
         "both where it is trained and where it is measured. Exit codes: 0 nothing found, 1 findings, 130 interrupted.",
     )
-    check.add_argument("subject", metavar="CONFIG|DIR", help="a TOML recipe, or a folder of pictures")
+    check.add_argument("subject", metavar="CONFIG|DIR", help="a TOML recipe, or a folder of images")
     add_overrides(check, "set one value of CONFIG, as a line of TOML merged last; may be repeated")
     check.add_argument(
         "-o",
         dest="good",
         metavar="GOOD.txt",
-        help="write the good pictures of data.source, or of DIR, as an annotation file for ImageList; of equal ones "
+        help="write the good images of data.source, or of DIR, as an annotation file for ImageList; of equal ones "
         "the first",
     )
     check.add_argument("--force", action="store_true", help="replace GOOD.txt")
@@ -70,8 +70,8 @@ def _preview(args: argparse.Namespace) -> int:
     from sslrun.config import load
 
     config = load(args.config, args.overrides)
-    path = Path(args.picture if args.picture is not None else f"{config.name}_preview.png")
-    _check_picture(path)
+    path = Path(args.image if args.image is not None else f"{config.name}_preview.png")
+    _check_image(path)
     for note in config.notes:
         print(f"note: {note}", file=sys.stderr)
     from sslrun import preview  # torch from here on
@@ -79,7 +79,7 @@ def _preview(args: argparse.Namespace) -> int:
     seen = preview.look(config, args.samples, args.epoch)
     twins = preview.pil_twins_of(seen) if args.against == "pil" else None
     preview.write(preview.draw(seen, twins), path)
-    described = preview.describe(seen) | {"picture": str(path)}
+    described = preview.describe(seen) | {"image": str(path)}
     if args.json:
         print(json.dumps(described, indent=2))
         return DONE
@@ -89,13 +89,13 @@ def _preview(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _check_picture(path: Path) -> None:
-    """Before any work is done: can this become a picture?"""
+def _check_image(path: Path) -> None:
+    """Before any work is done: can this become an image?"""
     folder = path.parent
     if path.is_dir():
         raise UsageError(f"{path}: is a folder, not a file")
     if path.suffix.lower() != ".png":
-        raise UsageError(f"{path}: the picture is a PNG file; -o names one that ends with .png")
+        raise UsageError(f"{path}: the image is a PNG file; -o names one that ends with .png")
     if not folder.is_dir():
         raise UsageError(f"{path}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
@@ -119,7 +119,7 @@ def _check(args: argparse.Namespace) -> int:
     total = sum(len(survey.verdicts) for survey in surveys)
     begin = time.monotonic()
     size = {"ncols": width(), "nrows": 20}  # not every pseudo-terminal has one
-    with tqdm(total=total, unit=" pictures", disable=None, leave=False, **size) as bar:
+    with tqdm(total=total, unit=" images", disable=None, leave=False, **size) as bar:
         is_complete = examine(surveys, limits, workers, bar.update)
     mark_copies(surveys)
     elapsed_s = time.monotonic() - begin
@@ -130,8 +130,8 @@ def _check(args: argparse.Namespace) -> int:
         print(as_text(surveys, limits))
     if not is_complete:
         unwritten = "" if good is None else f"; {good} is not written"
-        return fail(f"interrupted, not all pictures were looked at{unwritten}", INTERRUPTED)
-    print(f"{total:,} pictures in {elapsed_s:.1f} s, {total / elapsed_s:,.0f}/s", file=sys.stderr)
+        return fail(f"interrupted, not all images were looked at{unwritten}", INTERRUPTED)
+    print(f"{total:,} images in {elapsed_s:.1f} s, {total / elapsed_s:,.0f}/s", file=sys.stderr)
     if good is not None:
         _say_written(good, surveys[0].source, *write_list(surveys[0], good))
     return FINDINGS if any((survey.verdicts != Verdict.GOOD).any() for survey in surveys) else DONE
@@ -167,14 +167,14 @@ def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
             source.open(key)
             surveys.append(Survey(source, [key], is_measured))
     if not surveys:
-        raise UsageError(f"{subject} names no pictures: data.source is not set")
+        raise UsageError(f"{subject} names no images: data.source is not set")
     return surveys
 
 
 def _say_written(path: Path, source: "Source", count: int, left_out: list[str]) -> None:
     if left_out:
         print(
-            f"note: {len(left_out)} good pictures are not in {path}: no line can hold names such as "
+            f"note: {len(left_out)} good images are not in {path}: no line can hold names such as "
             f"{printable(left_out[0])}",
             file=sys.stderr,
         )
@@ -182,7 +182,7 @@ def _say_written(path: Path, source: "Source", count: int, left_out: list[str]) 
 
     prefix, file = json.dumps(folder_of_list(source)), json.dumps(str(path))
     table = f'{{ _delete_ = true, type = "ImageList", data_prefix = {prefix}, ann_file = {file} }}'
-    print(f"{path}: {count:,} pictures; in a recipe, [data] source = {table}", file=sys.stderr)
+    print(f"{path}: {count:,} images; in a recipe, [data] source = {table}", file=sys.stderr)
 
 
 def _whole(least: int) -> Callable[[str], int]:

@@ -9,7 +9,7 @@ from sslrun.commands.arguments import DONE, add_overrides
 from sslrun.errors import UsageError
 
 EVALUATIONS = {
-    "knn": "k-nearest-neighbour classification by frozen features",
+    "knn": "k-nearest-neighbor classification by frozen features",
     "linear": "linear classification of frozen features, by a grid of settings or a published protocol",
     "spectrum": "how well features fill their space: RankMe, spread, alignment, uniformity",
     "finetune": "encoder and classifier trained together",
@@ -55,8 +55,8 @@ def add(verbs: Any) -> None:
 def _eval(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from sslrun.evaluate import evaluate
     from sslrun.finetune import finetune
+    from sslrun.measure import evaluate
     from sslrun.runtime import distributed
     from sslrun.saved import open_saved
 

@@ -24,7 +24,7 @@ def add(verbs: Any) -> None:
     export = verbs.add_parser(
         "export",
         help="a run's encoder in the form of torchvision, timm, transformers, safetensors or ONNX",
-        description="Write a trained backbone as other programs load it, with how pictures are to be prepared in the "
+        description="Write a trained backbone as other programs load it, with how images are to be prepared in the "
         "metadata. The file is read back before it has its name: names and shapes as published, outputs equal.",
         epilog="docs/weights.md has the lines of code that load each of them.",
     )

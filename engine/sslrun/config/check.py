@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from sslrun.config.catalogue import Schema, classes, expected, follow
+from sslrun.config.catalog import Schema, classes, expected, follow
 from sslrun.config.merge import kind, nearest
 from sslrun.config.node import Key, Node, Origin, show, walk
 from sslrun.config.renamed import renamed, renamed_class

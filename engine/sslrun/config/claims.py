@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sslrun.config.catalogue import at, classes, kinds
+from sslrun.config.catalog import at, classes, kinds
 from sslrun.config.check import TAGS
 from sslrun.config.load import Config, as_key, committed_schema
 from sslrun.config.naming import DATASETS, SCHEDULES, BenchmarkName, Name, method_of
 from sslrun.config.node import lookup, plain, walk
 
-CROPS = ("CenterCrop", "RandomCrop", "RandomResizedCrop")  # after them every picture has their `size`
+CROPS = ("CenterCrop", "RandomCrop", "RandomResizedCrop")  # after them every image has their `size`
 
 # How the module part begins for a backbone that ships, its groups named by the keys that they speak of; an example.
 BACKBONES = {
@@ -137,14 +137,14 @@ def _views(name: Name, views: list[View]) -> Iterator[Claim]:
 
 
 def _sizes(name: Name | BenchmarkName, sizes: list[int | None], key: str) -> Iterator[Claim]:
-    """Whether pictures at a key have the sizes that a name says, where they are known."""
+    """Whether images at a key have the sizes that a name says, where they are known."""
     if None in sizes or not sizes:
         return
     usual = DATASETS.get(name.dataset)
     said = list(dict.fromkeys(name.sizes)) or ([usual.size] if usual else sizes)
     if said != sizes:
         how = "says" if name.sizes else f"says {name.dataset} without a size, which means"
-        what = "the views" if key == "data.views" else f"the pictures of {key}"
+        what = "the views" if key == "data.views" else f"the images of {key}"
         yield Claim(key, f"the name {how} {_listed(said)} px, {what} have {_listed(sizes)} px")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
-from sslrun.config.catalogue import Schema, inside, named
+from sslrun.config.catalog import Schema, inside, named
 from sslrun.config.check import TAGS
 from sslrun.config.dump import laid_out
 from sslrun.config.explain import DEFAULT
@@ -45,19 +45,19 @@ def differences(old: Config, new: Config, schema: Schema | None = None) -> list[
     return [difference for difference in found if difference.old.key[0] != "vars"]
 
 
-def render(found: list[Difference], names: tuple[str, str], width: int = 100, is_coloured: bool = False) -> str:
+def render(found: list[Difference], names: tuple[str, str], width: int = 100, is_colored: bool = False) -> str:
     """What the two are called, then each difference: the key, and the old and the new value with their places."""
 
-    def painted(text: str, colour: str) -> str:
-        return f"{colour}{text}{_END}" if is_coloured and text else text
+    def painted(text: str, color: str) -> str:
+        return f"{color}{text}{_END}" if is_colored and text else text
 
     lines = [painted(f"--- {names[0]}", _RED), painted(f"+++ {names[1]}", _GREEN), ""]
     for old, new, is_moved in found:
         title = " -> ".join(dict.fromkeys(show(side.key) for side in (old, new) if side.node))
         lines.append(painted(f"{title}: {_class(new)} moved" if is_moved else title, _BOLD))
-        for node, sign, colour in ((old.node, "  - ", _RED), (new.node, "  + ", _GREEN)):
+        for node, sign, color in ((old.node, "  - ", _RED), (new.node, "  + ", _GREEN)):
             shown = _shown(node, sign, width, is_moved) if node else []
-            lines += [painted(text, colour) + rest for text, rest in shown]
+            lines += [painted(text, color) + rest for text, rest in shown]
     return "\n".join(lines)
 
 

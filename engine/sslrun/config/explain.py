@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sslrun.config.catalogue import Schema, at, inside, named
+from sslrun.config.catalog import Schema, at, inside, named
 from sslrun.config.dump import inline, is_section, laid_out
 from sslrun.config.interpolate import references
 from sslrun.config.load import Config, as_key, committed_schema

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from sslrun.config.catalogue import Schema, classes, expected, first_sentence, follow, keys, kinds
+from sslrun.config.catalog import Schema, classes, expected, first_sentence, follow, keys, kinds
 from sslrun.config.dump import inline
 from sslrun.config.merge import nearest
 from sslrun.errors import UsageError

@@ -61,12 +61,12 @@ class Name:
         module: the backbone and what is special about it or the other networks: "resnet50", "vit-small-p16".
         gpus: number of GPUs that the recipe was made for.
         samples_per_gpu: batch on one of them.
-        accumulation: backward passes for one optimiser step.
+        accumulation: backward passes for one optimizer step.
         crops: views of each group of multi-crop; empty without multi-crop.
         is_mixed_precision: whether the name says so.
         schedule: word of the learning-rate schedule: "coslr".
-        epochs: length in epochs, None where it is given in optimiser steps.
-        max_iters: length in optimiser steps, None where it is given in epochs.
+        epochs: length in epochs, None where it is given in optimizer steps.
+        max_iters: length in optimizer steps, None where it is given in epochs.
         dataset: word of the data set: "in1k".
         sizes: input sizes in pixels as written, one for each size of views; empty means the data set's usual one.
         misc: words of training and data that the grammar gives no meaning: augmentations, tricks, subsets.
@@ -97,7 +97,7 @@ class BenchmarkName:
         gpus: number of GPUs that the batch was made for.
         samples_per_gpu: batch on one of them.
         schedule: word of the learning-rate schedule: "coslr".
-        epochs: length in epochs, None where it is given in optimiser steps.
+        epochs: length in epochs, None where it is given in optimizer steps.
         dataset: word of the data set: "in1k".
         sizes: input sizes in pixels as written; empty means the data set's usual one.
     """
@@ -255,13 +255,13 @@ training = GPUSxbBATCH[-WORD...]-SCHEDULE-LENGTH
         amp        mixed precision; also bf16, fp16
     SCHEDULE       lr.policy
 {schedules}
-    LENGTH         200e: 200 epochs; 100k: 100,000 optimiser steps; 500iters: 500 of them
+    LENGTH         200e: 200 epochs; 100k: 100,000 optimizer steps; 500iters: 500 of them
 
 data = DATASET[-WORD...][-SIZE...]
-    in1k           the data set, its pictures cropped to the usual size
+    in1k           the data set, its images cropped to the usual size
     in1k-384px     cropped to 384 x 384 pixels
     in1k-224-96    cropped to two sizes, in the order of data.views
-    DATASET        data.source and the usual size; any other word for pictures of one's own
+    DATASET        data.source and the usual size; any other word for images of one's own
 {datasets}
 
 Examples

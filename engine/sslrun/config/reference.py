@@ -4,7 +4,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-from sslrun.config.catalogue import Schema, classes, expected, first_sentence, follow, keys, places
+from sslrun.config.catalog import Schema, classes, expected, first_sentence, follow, keys, places
 from sslrun.config.dump import inline
 from sslrun.config.node import Key, show
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from sslrun.config.catalogue import Schema
+from sslrun.config.catalog import Schema
 from sslrun.config.component import Component
 from sslrun.config.editor import EDITOR_PATH, editor_schema
 from sslrun.config.load import SCHEMA_PATH

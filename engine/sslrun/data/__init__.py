@@ -1,7 +1,6 @@
 """From files to batches: sources, order, draws, transforms, DALI and the exact stage. The only room that knows DALI."""
 
 from sslrun.data.bad_samples import BadSamples
-from sslrun.data.batch import Batch
 from sslrun.data.data_config import DataConfig
 from sslrun.data.fraction import Fraction
 from sslrun.data.loader import BatchStream, Loader, resolve_augment
@@ -19,7 +18,6 @@ __all__ = [
     "STL10",
     "BadSamples",
     "Balanced",
-    "Batch",
     "BatchStream",
     "DataConfig",
     "Fraction",

@@ -1,4 +1,4 @@
-"""Pictures that cannot be decoded: named once, counted, replaced; a few never end a run, too many do."""
+"""Images that cannot be decoded: named once, counted, replaced; a few never end a run, too many do."""
 
 import logging
 
@@ -13,9 +13,9 @@ _ATTEMPTS = 100
 
 
 class BadSamples:
-    """What a run knows of bad pictures. It goes into the checkpoint: a resumed run replaces the same ones at once.
+    """What a run knows of bad images. It goes into the checkpoint: a resumed run replaces the same ones at once.
 
-    A substitute is a pure function of (seed, epoch, position, attempt): whether a picture was known to be bad or is
+    A substitute is a pure function of (seed, epoch, position, attempt): whether an image was known to be bad or is
     found to be bad at that moment, the same sample takes its place.
 
     Args:
@@ -31,7 +31,7 @@ class BadSamples:
         return len(self.found)
 
     def add(self, sample: int, path: str, reason: str, num_samples: int) -> None:
-        """Name and count a bad picture, the first time it is met.
+        """Name and count a bad image, the first time it is met.
 
         Raises:
             RunFailed: more of the source's `num_samples` are bad than `max_bad_pct` allows.
@@ -39,11 +39,11 @@ class BadSamples:
         if sample in self.found:
             return
         self.found[sample] = f"{path}: {reason}"
-        logger.warning("bad picture, replaced by another: %s: %s", path, reason)
+        logger.warning("bad image, replaced by another: %s: %s", path, reason)
         allowed = self.max_bad_pct / 100 * num_samples
         if len(self.found) > (max(allowed, 1) if self.max_bad_pct > 0 else 0):
             raise RunFailed(
-                f"{len(self.found)} of {num_samples} pictures cannot be decoded, more than data.max_bad_pct = "
+                f"{len(self.found)} of {num_samples} images cannot be decoded, more than data.max_bad_pct = "
                 f"{self.max_bad_pct:g}; the last one: {path}: {reason}"
             )
 
@@ -69,7 +69,7 @@ class BadSamples:
             candidates = ((drawn[0::2] << np.uint64(32)) | drawn[1::2]) % np.uint64(num_samples)
             good = [sample for sample in candidates.astype(np.int64).tolist() if sample not in self.found]
             if not good:
-                raise RunFailed(f"no substitute for {self.found[int(ids[row])]}: {len(self.found)} pictures are bad")
+                raise RunFailed(f"no substitute for {self.found[int(ids[row])]}: {len(self.found)} images are bad")
             ids[row] = good[0]
         return ids
 

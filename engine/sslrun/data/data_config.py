@@ -13,19 +13,19 @@ class DataConfig:
     """Samples, views and batches.
 
     Attributes:
-        source: the training pictures.
-        views: groups of views of each picture, each group with a size and transforms of its own.
+        source: the training images.
+        views: groups of views of each image, each group with a size and transforms of its own.
         samples_per_gpu: samples of one BatchNorm group (the paper's batch per GPU); what is on a device at once is
             engine.micro_batch.
         workers_per_gpu: threads that read and decode, per process: DALI's, and as many of the exact stage. They live as
             long as the run.
         drop_last: whether an epoch leaves out the samples that do not fill a global batch; if not, the batch is filled
             up with the epoch's first samples, in crops of their own.
-        holdout: pictures to measure on: a source of its own, or the share of `source` to keep out of training.
+        holdout: images to measure on: a source of its own, or the share of `source` to keep out of training.
         augment: "exact" follows PIL's arithmetic, "dali" does everything in DALI; "auto" is exact on the CPU, where it
             is the faster one, and dali on CUDA.
         prefetch: how far ahead of the training step: batches in DALI's queue, and as many finished ones that wait.
-        max_bad_pct: percentage of the pictures that may be unreadable before the run stops.
+        max_bad_pct: percentage of the images that may be unreadable before the run stops.
     """
 
     source: Source

@@ -59,11 +59,11 @@ class Trial:
         if self._dali is None:
             self._dali = self._build()
         try:
-            (pictures,) = self._dali.run(path=as_inputs(paths))
+            (images,) = self._dali.run(path=as_inputs(paths))
         except RuntimeError:
             self._dali = None  # what has failed is not relied upon
             raise
-        return np.array(pictures.shape())[:, :2]
+        return np.array(images.shape())[:, :2]
 
     def trouble(self, path: str, size: np.ndarray) -> str | None:
         """Why a file does not decode to a height and width, or None where it does: tried alone."""
@@ -168,7 +168,7 @@ class TrialProcess:
 
 
 def other_size(now: np.ndarray, then: np.ndarray) -> str:
-    """What is said of a file that is not the picture whose header was read."""
+    """What is said of a file that is not the image whose header was read."""
     return f"changed since the sizes were read: {now[0]}x{now[1]}, was {then[0]}x{then[1]}"
 
 
@@ -191,9 +191,9 @@ def file_trouble(path: str) -> str | None:
 def decode_trouble(message: str) -> str:
     """DALI's failure in plain words."""
     if "'#3'" in message:
-        return "not a picture, or its header is broken"
+        return "not an image, or its header is broken"
     if "'#4'" in message:
-        return "a picture of a kind that is not supported"
+        return "an image of a kind that is not supported"
     if "decode" in message:
         return "cut short or damaged"
     return brief(message)

@@ -1,11 +1,11 @@
-"""Draws the pictures of the `Shapes` source: numpy and Pillow only, so that it can run as a program of its own.
+"""Draws the images of the `Shapes` source: numpy and Pillow only, so that it can run as a program of its own.
 
-A picture shows equal silhouettes with equal ornaments, like biscuits strewn on a cloth. Their kind is the class;
-everything else is chance: how many, where, how large, how turned, each one's colours, the cloth's colours and weave,
+An image shows equal silhouettes with equal ornaments, like biscuits strewn on a cloth. Their kind is the class;
+everything else is chance: how many, where, how large, how turned, each one's colors, the cloth's colors and weave,
 where the light stands, how bright and how warm it is. Silhouettes have equal areas, so the amount of ink tells nothing.
 Or it shows a single one, twice as large.
 
-    python drawing.py FOLDER SPEC.json FIRST STEP     draws pictures FIRST, FIRST + STEP, ... of the specification
+    python drawing.py FOLDER SPEC.json FIRST STEP     draws images FIRST, FIRST + STEP, ... of the specification
 """
 
 import colorsys
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-VERSION = 1  # of the pictures: another one, another folder
+VERSION = 1  # of the images: another one, another folder
 _SUPERSAMPLING = 4
 _QUALITY = 92
 
@@ -113,12 +113,12 @@ _SILHOUETTES = [_of_unit_area(*_OUTLINES[name]) for name in CLASS_NAMES]
 
 
 def relative_path(i: int) -> str:
-    """Where picture i lies below the folder."""
+    """Where image i lies below the folder."""
     return os.path.join(CLASS_NAMES[i % len(CLASS_NAMES)], f"{i:06d}.jpg")
 
 
 def draw(spec: Spec, i: int) -> bytes:
-    """Picture i as a JPEG file, a pure function of its arguments."""
+    """Image i as a JPEG file, a pure function of its arguments."""
     random = np.random.Generator(np.random.Philox(key=spec.seed % 2**64, counter=[0, 0, spec.stream, i]))
     size, label = spec.size, i % len(CLASS_NAMES)
     light_x, light_y = _turned(_between(random, 0, 2 * math.pi))[0].tolist()
@@ -144,7 +144,7 @@ def _between(random: np.random.Generator, low: float, high: float) -> float:
     return low + (high - low) * random.random()
 
 
-def _colours(
+def _colors(
     random: np.random.Generator, count: int, saturation: tuple[float, float], value: tuple[float, float]
 ) -> np.ndarray:
     """(count, 3) RGB in [0, 1] of any hue."""
@@ -162,13 +162,13 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cloth(random: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size, 3) background: four colours that run into one another, and a faint weave."""
+    """(size, size, 3) background: four colors that run into one another, and a faint weave."""
     x, y = _grid(size)
     turn, frequency = _between(random, 0, math.pi), _between(random, 12, 60)
     u, v = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
     weaves = [np.sin(u * frequency), np.sin(u * frequency) * np.sin(v * frequency), np.cos(u * frequency) + v]
     weave = weaves[random.integers(len(weaves))] * _between(random, 0.0, 0.04)
-    corners = _colours(random, 4, (0.0, 0.3), (0.25, 0.85))
+    corners = _colors(random, 4, (0.0, 0.3), (0.25, 0.85))
     small = Image.fromarray((corners * 255).astype(np.uint8).reshape(2, 2, 3))
     smooth = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
     return smooth + weave[..., None]
@@ -176,10 +176,10 @@ def _cloth(random: np.random.Generator, size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Biscuits:
-    """The n silhouettes of a picture.
+    """The n silhouettes of an image.
 
     Attributes:
-        places: (n, 2) x and y in shares of the picture's side.
+        places: (n, 2) x and y in shares of the image's side.
         turns: (n,) radians.
         sides: (n,) of the squares that have their area, in the same shares.
     """
@@ -190,7 +190,7 @@ class _Biscuits:
 
 
 def _strewn(random: np.random.Generator, rotation: tuple[float, float]) -> _Biscuits:
-    """A turned hexagonal grid over the picture and a little beyond, every place moved a little."""
+    """A turned hexagonal grid over the image and a little beyond, every place moved a little."""
     side = _between(random, 0.26, 0.32)
     pitch = side * _between(random, 1.35, 1.55)
     n = int(1.1 / pitch) + 1
@@ -232,7 +232,7 @@ def _silhouettes(biscuits: _Biscuits, label: int, size: int) -> Image.Image:
 
 
 def _icing(random: np.random.Generator, biscuits: _Biscuits, label: int, size: int) -> np.ndarray:
-    """(size, size, 3) colour at each place: of the nearest silhouette, two colours in the kind's ornament."""
+    """(size, size, 3) color at each place: of the nearest silhouette, two colors in the kind's ornament."""
     x, y = _grid(size)
     left, top = biscuits.places.astype(np.float32).T
     nearest = ((x - left[:, None, None]) ** 2 + (y - top[:, None, None]) ** 2).argmin(axis=0)
@@ -240,8 +240,8 @@ def _icing(random: np.random.Generator, biscuits: _Biscuits, label: int, size: i
     cosine, sine = ((f(biscuits.turns) / biscuits.sides).astype(np.float32)[nearest] for f in (np.cos, np.sin))
     u, v = right * cosine + down * sine, down * cosine - right * sine
     mix = np.clip(0.5 + 1.2 * _ORNAMENTS[CLASS_NAMES[label]](u, v), 0, 1)[..., None]
-    light = _colours(random, len(biscuits.places), (0.3, 1.0), (0.6, 1.0))[nearest]
-    dark = _colours(random, len(biscuits.places), (0.3, 1.0), (0.2, 0.5))[nearest]
+    light = _colors(random, len(biscuits.places), (0.3, 1.0), (0.6, 1.0))[nearest]
+    dark = _colors(random, len(biscuits.places), (0.3, 1.0), (0.2, 0.5))[nearest]
     return light + mix * (dark - light)
 
 
@@ -269,7 +269,7 @@ def _lamp(random: np.random.Generator, spec: Spec, light_x: float, light_y: floa
 
 
 def main(folder: str, spec_file: str, first: int, step: int) -> None:
-    """Draw every `step`-th picture into a folder that has the class folders."""
+    """Draw every `step`-th image into a folder that has the class folders."""
     with open(spec_file, encoding="utf-8") as file:
         spec = Spec(**json.load(file))
     for i in range(first, spec.num_images, step):

@@ -1,6 +1,6 @@
 """Random numbers as a function: Philox4x32-10, keyed by the seed, counted by what the number is for.
 
-Nothing in the data room keeps random state. Every number that a picture needs is `uniforms(seed, epoch, positions,
+Nothing in the data room keeps random state. Every number that an image needs is `uniforms(seed, epoch, positions,
 view, count)`, so a resume is a step number and any number of ranks sees the same crops. Source: Salmon, Moraes, Dror,
 Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (2011); checked against the known answers of its authors' Random123.
 """
@@ -59,14 +59,14 @@ def words(seed: int, epoch: int, positions: np.ndarray, view: int, count: int, o
 
 
 def uniforms(seed: int, epoch: int, positions: np.ndarray, view: int, count: int, offset: int = 0) -> np.ndarray:
-    """Uniform numbers in [0, 1), a pure function of the arguments; draw k of a picture does not depend on `count`.
+    """Uniform numbers in [0, 1), a pure function of the arguments; draw k of an image does not depend on `count`.
 
     Args:
         seed: any integer; its low 64 bits are the key.
         epoch: 0 to 2**32 - 1.
         positions: (B,) places in the epoch of the global order, below 2**32.
         view: running number over all views of all view groups, or one of the constants above.
-        count: how many numbers each picture gets.
+        count: how many numbers each image gets.
         offset: number of the first one, so that each transform of a view has a range of its own.
 
     Returns:

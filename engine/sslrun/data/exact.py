@@ -1,6 +1,6 @@
-"""The exact stage: decoded pictures become views, with PIL's arithmetic.
+"""The exact stage: decoded images become views, with PIL's arithmetic.
 
-A view is made picture by picture up to its last crop, resize or turn, then by blocks of pictures of one size. On the
+A view is made image by image up to its last crop, resize or turn, then by blocks of images of one size. On the
 CPU the blocks are C (`native.py`), elsewhere, and where there is no compiler, torch (`pixels.py`); both give the same
 bits.
 """
@@ -30,21 +30,21 @@ from sslrun.data.transforms import (
     Solarization,
     Transform,
 )
-from sslrun.data.transforms.colour import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from sslrun.data.transforms.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 
-# Pictures that one call makes: few enough to stay in the cache and to share among threads, enough to be worth a call.
+# Images that one call makes: few enough to stay in the cache and to share among threads, enough to be worth a call.
 _BLOCK_PIXELS = 2**17
 
 
 class ExactStage:
-    """Turns decoded pictures into views. Results depend neither on the number of threads nor on what makes them.
+    """Turns decoded images into views. Results depend neither on the number of threads nor on what makes them.
 
     Args:
         views: view groups.
         device: where the views are made and handed out.
-        num_threads: threads that share the pictures of a batch, on the CPU.
+        num_threads: threads that share the images of a batch, on the CPU.
         compiled: on the CPU, whether C may be used where a compiler is found.
     """
 
@@ -59,26 +59,26 @@ class ExactStage:
         self._pool = ThreadPoolExecutor(num_threads, "sslrun-exact", initializer=torch.set_num_threads, initargs=(1,))
 
     def __call__(self, decoded: Sequence[torch.Tensor], arguments: Arguments) -> list[torch.Tensor]:
-        """All transforms, from whole pictures; on the CPU only.
+        """All transforms, from whole images; on the CPU only.
 
         Args:
-            decoded: B pictures, (H, W, 3) uint8 RGB on the CPU, each of its own size.
-            arguments: of `view_arguments` for these pictures.
+            decoded: B images, (H, W, 3) uint8 RGB on the CPU, each of its own size.
+            arguments: of `view_arguments` for these images.
 
         Returns:
-            For each view group (num_views * B, 3, h, w) float32, normalised, channels-last, view-major.
+            For each view group (num_views * B, 3, h, w) float32, normalized, channels-last, view-major.
         """
-        pictures = [picture.permute(2, 0, 1)[None] for picture in decoded]
+        images = [image.permute(2, 0, 1)[None] for image in decoded]
         views, tasks = [], []
         for g, group in enumerate(self.views):
-            out = self._memory.views(group, len(pictures))
+            out = self._memory.views(group, len(images))
             program = _Program(group, f"{g}.", arguments, len(out), 0, self.compiled)
-            common = pictures
+            common = images
             if program.common:
-                common = list(self._pool.map(program.common_part, pictures, range(len(pictures))))
+                common = list(self._pool.map(program.common_part, images, range(len(images))))
             for rows in _blocks(0, len(out), group.size):
-                own = [common[row % len(pictures)] for row in range(rows.start, rows.stop)]
-                tasks.append(self._pool.submit(program.from_pictures, own, rows, out))
+                own = [common[row % len(images)] for row in range(rows.start, rows.stop)]
+                tasks.append(self._pool.submit(program.from_images, own, rows, out))
             views.append(out)
         for task in tasks:
             task.result()
@@ -89,7 +89,7 @@ class ExactStage:
 
         Args:
             crops: for each view, group by group, (B, h, w, 3) uint8 on the stage's device.
-            arguments: of `view_arguments` for these pictures.
+            arguments: of `view_arguments` for these images.
             part: what the graph has done.
 
         Returns:
@@ -141,25 +141,25 @@ class _Program:
         self.scale, self.offset = (1 / (255 * std)).to(torch.float32), (-mean / std).to(torch.float32)
         self.told = native.instructions(self.block, rows) if compiled else None
 
-    def common_part(self, picture: torch.Tensor, row: int) -> torch.Tensor:
-        """A picture (1, 3, H, W) uint8 after what its views, of which `row` is the first, have in common."""
-        return _applied(self.common, picture, row)
+    def common_part(self, image: torch.Tensor, row: int) -> torch.Tensor:
+        """An image (1, 3, H, W) uint8 after what its views, of which `row` is the first, have in common."""
+        return _applied(self.common, image, row)
 
-    def from_pictures(self, pictures: Sequence[torch.Tensor], rows: slice, out: torch.Tensor) -> None:
-        """Makes `out[rows]` from one picture each, (1, 3, H, W) uint8, of `common_part`."""
-        crops = torch.empty((len(pictures), *self.size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        for i, picture in enumerate(pictures):
-            crops[i : i + 1] = _applied(self.single, picture, rows.start + i)
+    def from_images(self, images: Sequence[torch.Tensor], rows: slice, out: torch.Tensor) -> None:
+        """Makes `out[rows]` from one image each, (1, 3, H, W) uint8, of `common_part`."""
+        crops = torch.empty((len(images), *self.size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        for i, image in enumerate(images):
+            crops[i : i + 1] = _applied(self.single, image, rows.start + i)
         self.from_crops(crops, rows, out)
 
     def from_crops(self, crops: torch.Tensor, rows: slice, out: torch.Tensor) -> None:
-        """Makes `out[rows]` from pictures that have their size: (N, 3, h, w) uint8, contiguous as channels-last."""
+        """Makes `out[rows]` from images that have their size: (N, 3, h, w) uint8, contiguous as channels-last."""
         if self.told is not None:
             native.run(crops, self.told, rows, self.scale, self.offset, out[rows])
             return
         flips = [numbers["apply"][rows] for t, numbers in self.block if isinstance(t, RandomHorizontalFlip)]
         if flips:
-            # No colour operation and no blur sees the difference, so all flips are done at once, on bytes.
+            # No color operation and no blur sees the difference, so all flips are done at once, on bytes.
             crops = _flip(crops, np.logical_xor.reduce(flips))
         x = crops.to(torch.float32, memory_format=torch.contiguous_format)
         for transform, numbers in self.block:
@@ -169,25 +169,25 @@ class _Program:
         out[rows] = x.mul_(scale).add_(offset)
 
 
-def _applied(steps: Sequence[tuple[Transform, Parameters]], picture: torch.Tensor, row: int) -> torch.Tensor:
-    """One picture, (1, 3, H, W) uint8, after some steps with the numbers of view `row`."""
+def _applied(steps: Sequence[tuple[Transform, Parameters]], image: torch.Tensor, row: int) -> torch.Tensor:
+    """One image, (1, 3, H, W) uint8, after some steps with the numbers of view `row`."""
     for transform, numbers in steps:
         if not numbers["apply"][row]:
             continue
         if isinstance(transform, Resample):
             box, size = numbers["box"][row].tolist(), numbers["size"][row].tolist()
-            picture = pixels.resample(picture, box, size, transform.interpolation)
+            image = pixels.resample(image, box, size, transform.interpolation)
         elif isinstance(transform, Crop):
-            picture = pixels.center_crop(picture, numbers["start"][row].tolist(), numbers["size"][row].tolist())
+            image = pixels.center_crop(image, numbers["start"][row].tolist(), numbers["size"][row].tolist())
         elif isinstance(transform, RandomRotation):
-            picture = pixels.rotate(picture, numbers["affine"][row].tolist())
+            image = pixels.rotate(image, numbers["affine"][row].tolist())
         elif isinstance(transform, RandomHorizontalFlip):
-            picture = picture.flip(-1)
+            image = image.flip(-1)
         else:
-            x = picture.to(torch.float32, memory_format=torch.contiguous_format)
+            x = image.to(torch.float32, memory_format=torch.contiguous_format)
             change(transform, x, {name: values[row : row + 1] for name, values in numbers.items()})
-            picture = x.to(torch.uint8)
-    return picture
+            image = x.to(torch.uint8)
+    return image
 
 
 @singledispatch
@@ -197,7 +197,7 @@ def change(transform: Transform, x: torch.Tensor, numbers: Parameters) -> None:
     Args:
         transform: the transform.
         x: (N, 3, H, W) float32, whole numbers from 0 to 255; changed in place.
-        numbers: the transform's parameters of these N pictures.
+        numbers: the transform's parameters of these N images.
     """
     raise UsageError(f'{type(transform).__name__} has no exact form; use data.augment = "dali"')
 
@@ -228,7 +228,7 @@ _JITTER = {BRIGHTNESS: pixels.brightness, CONTRAST: pixels.contrast, SATURATION:
 
 
 def _where(chosen: np.ndarray, x: torch.Tensor, operation: Callable[..., None], *numbers: np.ndarray) -> None:
-    """Does an operation to the chosen ones of N pictures, each with its own numbers, (N,) or (N, k)."""
+    """Does an operation to the chosen ones of N images, each with its own numbers, (N,) or (N, k)."""
     indices = np.flatnonzero(chosen)
     if len(indices) == 0:
         return

@@ -1,4 +1,4 @@
-"""What a survey of pictures found: as text, as JSON, and as a list of the good ones that `ImageList` reads."""
+"""What a survey of images found: as text, as JSON, and as a list of the good ones that `ImageList` reads."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ _QUANTILES = {"min": 0, "p5": 5, "median": 50, "p95": 95, "max": 100}
 
 
 def as_json(surveys: Sequence[Survey]) -> list[dict[str, Any]]:
-    """An entry for each source, with every picture that is found fault with."""
+    """An entry for each source, with every image that is found fault with."""
     return [_entry(survey, surveys) for survey in surveys]
 
 
@@ -26,7 +26,7 @@ def _entry(survey: Survey, surveys: Sequence[Survey]) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "keys": survey.keys,
         "source": repr(survey.source),
-        "pictures": len(survey.verdicts),
+        "images": len(survey.verdicts),
         "unseen": len(survey.ids(Verdict.UNSEEN)),
         "good": len(survey.ids(Verdict.GOOD)),
     }
@@ -51,7 +51,7 @@ def _lines(survey: Survey, surveys: Sequence[Survey], limits: Limits) -> Iterato
     paths, labels = survey.source.paths, survey.source.labels
     count, good, unseen = len(survey.verdicts), len(survey.ids(Verdict.GOOD)), len(survey.ids(Verdict.UNSEEN))
     cut = f", {unseen:,} not looked at" if unseen else ""
-    yield f"{', '.join(survey.keys)}: {survey.source!r}: {count:,} pictures, {good:,} good{cut}"
+    yield f"{', '.join(survey.keys)}: {survey.source!r}: {count:,} images, {good:,} good{cut}"
     for verdict, meaning in {
         Verdict.UNREADABLE: "unreadable",
         Verdict.DAMAGED: "damaged, though they decode",
@@ -95,7 +95,7 @@ def _labels(labels: np.ndarray | None, group: list[int]) -> str:
 
 
 def _groups(survey: Survey) -> list[list[int]]:
-    """Pictures that are equal, in groups: the one that is good, then its copies."""
+    """Images that are equal, in groups: the one that is good, then its copies."""
     copies = survey.ids(Verdict.DUPLICATE)
     copies = copies[np.argsort(survey.originals[copies], kind="stable")]
     originals, starts = np.unique(survey.originals[copies], return_index=True)
@@ -104,14 +104,14 @@ def _groups(survey: Survey) -> list[list[int]]:
 
 
 def _shared(survey: Survey, surveys: Sequence[Survey]) -> list[tuple[int, Survey, int]]:
-    """(picture, the survey of the source that is measured on, the same picture there)."""
+    """(image, the survey of the source that is measured on, the same image there)."""
     found = survey.ids(Verdict.SHARED)
     owners, originals = survey.owners[found].tolist(), survey.originals[found].tolist()
     return [(i, surveys[k], original) for i, k, original in zip(found.tolist(), owners, originals, strict=True)]
 
 
 def _sizes(survey: Survey) -> dict[str, dict[str, int]]:
-    """Quantiles of the sides of all pictures whose size is known."""
+    """Quantiles of the sides of all images whose size is known."""
     known = survey.sizes[survey.sizes.min(axis=1) > 0]
     if len(known) == 0:
         return {}
@@ -125,7 +125,7 @@ def _sizes(survey: Survey) -> dict[str, dict[str, int]]:
 def check_list(path: Path, source: Source, force: bool) -> None:
     """Say before the work what would keep `write_list` from writing. Raises UsageError."""
     if source.in_memory:
-        raise UsageError(f"{source!r} keeps its pictures in memory: there are no files to list")
+        raise UsageError(f"{source!r} keeps its images in memory: there are no files to list")
     if source.labels is not None and source.labels.min() < 0:
         raise UsageError(f"{source!r} has labels below 0, which an annotation file cannot hold")
     if path.is_dir():
@@ -137,14 +137,14 @@ def check_list(path: Path, source: Source, force: bool) -> None:
 
 
 def folder_of_list(source: Source) -> str:
-    """What the paths of a list of this source's pictures are relative to."""
+    """What the paths of a list of this source's images are relative to."""
     while isinstance(source, Subset):
         source = source.source
     return source.paths.root if isinstance(source.paths, Paths) else "/"
 
 
 def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
-    """Write the good pictures as an annotation file, `path label` a line, paths relative to `folder_of_list`.
+    """Write the good images as an annotation file, `path label` a line, paths relative to `folder_of_list`.
 
     Returns:
         how many are in it, and the paths that no line can hold.
@@ -173,8 +173,8 @@ def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
     return count, left_out
 
 
-def _fits(name: str, is_labelled: bool) -> bool:
+def _fits(name: str, is_labeled: bool) -> bool:
     """Whether a line that begins with this path is read as such: no line break, no last word like a label."""
     start, _, last = name.rpartition(" ")
-    is_clear = is_labelled or (bool(name.strip()) and not (start and last.isdecimal()))
+    is_clear = is_labeled or (bool(name.strip()) and not (start and last.isdecimal()))
     return is_clear and not {"\n", "\r"} & set(name)

@@ -17,7 +17,7 @@ class Fraction(Subset):
         source: what to take them from.
         share: part of each class to keep, in (0, 1], at least one sample of each; of all samples where there are no
             classes. Larger shares contain smaller ones of the same seed.
-        names: text file with a picture's file name a line, such as SimCLR's `1percent.txt`, in place of `share`.
+        names: text file with an image's file name a line, such as SimCLR's `1percent.txt`, in place of `share`.
         seed: of the choice.
     """
 
@@ -54,5 +54,5 @@ class Fraction(Subset):
             raise UsageError(f"{names}: {error.strerror}: set {key}.names to a file of file names") from None
         found = [i for i, path in enumerate(self.source.paths) if os.path.basename(path) in wanted]
         if len(found) != len(wanted):
-            raise UsageError(f"{names} names {len(wanted)} pictures, of which {self.source!r} has {len(found)}")
+            raise UsageError(f"{names} names {len(wanted)} images, of which {self.source!r} has {len(found)}")
         return np.asarray(found, dtype=np.int64)

@@ -1,7 +1,7 @@
 """The transforms of a recipe as DALI operators, in a graph that holds no random state.
 
 Every number comes from `view_arguments`, a pure function of seed, epoch and position, and enters the graph beside the
-pictures as small arrays, one per argument (slicing one packed array inside the graph costs four times as much). The
+images as small arrays, one per argument (slicing one packed array inside the graph costs four times as much). The
 functions that build nodes are called inside a pipeline function with `enable_conditionals=True`.
 
 The graph can stop early: with `part="geometry"` it makes the leading crops, resizes and flips only, and `exact.py` goes
@@ -29,7 +29,7 @@ from sslrun.data.transforms import (
     Solarization,
     Transform,
 )
-from sslrun.data.transforms.colour import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from sslrun.data.transforms.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from sslrun.data.transforms.groups import chain_parameters
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
@@ -45,7 +45,7 @@ class Input:
     Attributes:
         name: key in `graph_arguments`.
         dtype: numpy type.
-        ndim: dimensions of one picture's entry: 0 for a number, 1 for a vector.
+        ndim: dimensions of one image's entry: 0 for a number, 1 for a vector.
     """
 
     name: str
@@ -56,14 +56,14 @@ class Input:
 def view_arguments(
     views: Sequence[ViewGroup], seed: int, epoch: int, positions: np.ndarray, sizes: np.ndarray
 ) -> Arguments:
-    """What to do to every view of every picture of a batch; the only thing that the stage and the graph need to know.
+    """What to do to every view of every image of a batch; the only thing that the stage and the graph need to know.
 
     Args:
         views: view groups; views are numbered through over all groups.
         seed: of the run.
         epoch: from 0.
         positions: (B,) places in the epoch of the global order.
-        sizes: (B, 2) height and width of the pictures as decoded.
+        sizes: (B, 2) height and width of the images as decoded.
 
     Returns:
         For each group g, its transforms' parameters under `g.INDEX.NAME`, view-major: (num_views * B,) or
@@ -107,7 +107,7 @@ def graph_inputs(views: Sequence[ViewGroup], part: Part) -> list[Input]:
         if part == "geometry" and any(isinstance(transform, Placing) for _, transform in late):
             raise UsageError(
                 'data.augment = "exact" on a GPU makes all crops, resizes and turns first: '
-                'put them before the colours, or use data.augment = "dali"'
+                'put them before the colors, or use data.augment = "dali"'
             )
     example = view_arguments(views, 0, 0, np.zeros(1, dtype=np.int64), np.full((1, 2), 64))
     return [Input(name, a.dtype, a.ndim - 1) for name, a in graph_arguments(views, example, part).items()]
@@ -136,13 +136,13 @@ def dali_views(images: Any, views: Sequence[ViewGroup], nodes: dict[str, Any], p
     """Adds the views to a pipeline.
 
     Args:
-        images: node of decoded pictures, HWC uint8 RGB, on the CPU or the GPU.
+        images: node of decoded images, HWC uint8 RGB, on the CPU or the GPU.
         views: view groups.
         nodes: for each name of `graph_inputs`, the node that carries it.
         part: how far the graph goes.
 
     Returns:
-        One node for each view, group by group: (h, w, 3) uint8 pictures, all of the group's size.
+        One node for each view, group by group: (h, w, 3) uint8 images, all of the group's size.
     """
     made = []
     for g, group in enumerate(views):
@@ -179,11 +179,11 @@ def operators(transform: Transform, x: Any, numbers: dict[str, Any]) -> Any:
 
     Args:
         transform: the transform.
-        x: node of HWC uint8 pictures.
+        x: node of HWC uint8 images.
         numbers: the nodes of `operator_arguments`.
 
     Returns:
-        Node of HWC uint8 pictures.
+        Node of HWC uint8 images.
     """
     raise AssertionError("graph_inputs lets no transform through that has no operators")
 
@@ -241,7 +241,7 @@ def _(transform: RandomRotation, x: Any, numbers: dict[str, Any]) -> Any:
     from nvidia.dali import fn
 
     types = _types()
-    matrix = fn.reshape(numbers["affine"], shape=[2, 3])  # from the result to the picture: DALI's default
+    matrix = fn.reshape(numbers["affine"], shape=[2, 3])  # from the result to the image: DALI's default
     return fn.warp_affine(x, matrix=matrix, interp_type=types.INTERP_NN, fill_value=0)
 
 
@@ -291,11 +291,11 @@ def _brightness(x: Any, factor: Any) -> Any:
 def _contrast(x: Any, factor: Any) -> Any:
     from nvidia.dali import fn, math
 
-    return _blend(x, math.floor(fn.reductions.mean(_grey(x)) + 0.5), factor)
+    return _blend(x, math.floor(fn.reductions.mean(_gray(x)) + 0.5), factor)
 
 
 def _saturation(x: Any, factor: Any) -> Any:
-    return _blend(x, _grey(x) * 1.0, factor)
+    return _blend(x, _gray(x) * 1.0, factor)
 
 
 def _blend(x: Any, degenerate: Any, factor: Any) -> Any:
@@ -303,7 +303,7 @@ def _blend(x: Any, degenerate: Any, factor: Any) -> Any:
     return _bytes((x - degenerate) * factor + degenerate - _CUT)
 
 
-def _grey(x: Any) -> Any:
+def _gray(x: Any) -> Any:
     from nvidia.dali import fn
 
     types = _types()
@@ -346,7 +346,7 @@ def _(transform: RandomGrayscale, x: Any, numbers: dict[str, Any]) -> Any:
 
     types = _types()
     if numbers["apply"]:
-        x = fn.color_space_conversion(_grey(x), image_type=types.GRAY, output_type=types.RGB)
+        x = fn.color_space_conversion(_gray(x), image_type=types.GRAY, output_type=types.RGB)
     return x
 
 

@@ -1,6 +1,6 @@
-"""Picture sizes and a cheap health check, made once per source and kept on disk.
+"""Image sizes and a cheap health check, made once per source and kept on disk.
 
-Random crops are drawn before a picture is decoded, so their sizes must be known: read from the header with Pillow.
+Random crops are drawn before an image is decoded, so their sizes must be known: read from the header with Pillow.
 The same visit looks at the file's end; what looks wrong is only marked, because some producers write after the end.
 """
 
@@ -40,7 +40,7 @@ class Index:
 
 
 def cache_dir() -> Path:
-    """Where indexes and drawn pictures are kept: `$SSLRUN_CACHE`, else `sslrun` in the user's cache folder."""
+    """Where indexes and drawn images are kept: `$SSLRUN_CACHE`, else `sslrun` in the user's cache folder."""
     own = os.environ.get("SSLRUN_CACHE")
     if own:
         return Path(own)
@@ -63,7 +63,7 @@ def build_index(paths: Sequence[str]) -> Index:
             _save(cache, index)
     elapsed_s = time.monotonic() - start
     if elapsed_s > 5:
-        logger.info("sizes of %d pictures read in %.0f s", len(paths), elapsed_s)
+        logger.info("sizes of %d images read in %.0f s", len(paths), elapsed_s)
     return index
 
 
@@ -82,9 +82,9 @@ def visit(path: str) -> tuple[int, int, bool]:
 
 def header(file: IO[bytes]) -> tuple[int, int, bool]:
     """As `visit`, of an open file. Raises whatever Pillow does where nothing can be read."""
-    with Image.open(file) as picture:
-        width, height = picture.size
-        kind = picture.format
+    with Image.open(file) as image:
+        width, height = image.size
+        kind = image.format
     if kind != "JPEG":
         return height, width, False
     file.seek(-2, os.SEEK_END)
@@ -120,4 +120,4 @@ def _save(cache: Path, index: Index) -> None:
             np.savez(file, sizes=index.sizes, suspicious=index.suspicious)
         os.replace(file.name, cache)
     except OSError as error:
-        logger.info("the index of picture sizes is not kept: %s", error)
+        logger.info("the index of image sizes is not kept: %s", error)

@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import torch
 
+from sslrun.contract import Batch
 from sslrun.data.bad_samples import BadSamples
-from sslrun.data.batch import Batch
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import Part
 from sslrun.data.order import Sampler
-from sslrun.data.pipeline import Cursor, Pipeline, Plan, import_dali
+from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline, import_dali
 from sslrun.data.sources import Source
 from sslrun.data.views import ViewGroup
 
@@ -43,7 +43,7 @@ class Loader:
         augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is exact on the CPU and dali on CUDA.
         num_threads: CPU threads of DALI, and as many of the exact stage.
         prefetch: batches in DALI's queue, and as many finished ones that may wait.
-        bad: what is known of bad pictures; its state belongs into the checkpoint.
+        bad: what is known of bad images; its state belongs into the checkpoint.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class Loader:
         """
         return BatchStream(self, cursor)
 
-    def decoded(self, cursor: Cursor) -> Iterator[tuple[Plan, list[torch.Tensor]]]:
-        """What batches are made from: each one's plan, and its whole pictures, (H, W, 3) uint8 on the CPU."""
+    def decoded(self, cursor: Cursor) -> Iterator[tuple[BatchSpec, list[torch.Tensor]]]:
+        """What batches are made from: each one's plan, and its whole images, (H, W, 3) uint8 on the CPU."""
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        for plan, (pictures,) in self._pipeline(None).run(cursor, stream):
-            yield plan, [torch.from_dlpack(pictures[row]).cpu().clone() for row in range(len(plan.ids))]
+        for plan, (images,) in self._pipeline(None).run(cursor, stream):
+            yield plan, [torch.from_dlpack(images[row]).cpu().clone() for row in range(len(plan.ids))]
 
     def _pipeline(self, part: Part | None) -> Pipeline:
         return Pipeline(
@@ -109,14 +109,14 @@ class Loader:
         with torch.cuda.stream(stream) if cuda else nullcontext():
             for plan, outputs in self._pipeline(part).run(cursor, stream):
                 if part is None:
-                    views = stage([torch.from_dlpack(picture) for picture in outputs[0]], plan.arguments)
+                    views = stage([torch.from_dlpack(image) for image in outputs[0]], plan.arguments)
                 else:
                     crops = [torch.from_dlpack(output.as_tensor()) for output in outputs]
                     views = stage.finish(crops, plan.arguments, part)
                 batch = self._batch(plan, views)
                 yield batch, stream.record_event() if stream is not None else None
 
-    def _batch(self, plan: Plan, views: list[torch.Tensor]) -> Batch:
+    def _batch(self, plan: BatchSpec, views: list[torch.Tensor]) -> Batch:
         labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[plan.ids])
         index = torch.from_numpy(plan.ids.copy())
         if self.device.type == "cuda":

@@ -1,7 +1,7 @@
-"""Sources whose pictures are small enough to stay in memory, decoded: CIFAR-10, CIFAR-100, STL-10. With a GPU, in its
+"""Sources whose images are small enough to stay in memory, decoded: CIFAR-10, CIFAR-100, STL-10. With a GPU, in its
 memory.
 
-They are read once, in the layouts in which their authors publish them. One array holds all pictures; batches are rows
+They are read once, in the layouts in which their authors publish them. One array holds all images; batches are rows
 of it, and subsets look them up there.
 """
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class InMemory(Source, listed=False):
-    """Base of sources that keep their pictures: a subclass fills `pixels` in `_list()` and names each picture.
+    """Base of sources that keep their images: a subclass fills `pixels` in `_list()` and names each image.
 
     Args:
         data_prefix: the folder of the published files, or the one around it.
@@ -45,7 +45,7 @@ class InMemory(Source, listed=False):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.data_prefix!r}, {self.split!r})"
 
-    def pictures(self, ids: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
+    def images(self, ids: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
         if device.type == "cpu":
             return self.pixels[ids]
         if self._resident is None:
@@ -72,16 +72,16 @@ class InMemory(Source, listed=False):
 
 
 class Cifar(InMemory, listed=False):
-    """What CIFAR-10 and CIFAR-100 share: pictures of 32 x 32 pixels, plane by plane, as plain bytes or pickled."""
+    """What CIFAR-10 and CIFAR-100 share: images of 32 x 32 pixels, plane by plane, as plain bytes or pickled."""
 
     label_bytes: int
-    """Bytes before each picture in the binary version, the last of them its label."""
+    """Bytes before each image in the binary version, the last of them its label."""
 
     label_key: str
     """The labels in a pickled file."""
 
     name_files: tuple[str, str]
-    """What holds the class names beside the pictures: in the binary version, and pickled."""
+    """What holds the class names beside the images: in the binary version, and pickled."""
 
     name_key: str
     """The class names in the pickled one."""
@@ -112,7 +112,7 @@ class Cifar(InMemory, listed=False):
         pixels, labels = found["data"], found[self.label_key]
         is_known = isinstance(pixels, np.ndarray) and isinstance(labels, list)
         if not is_known or pixels.shape != (len(labels), 3072) or not all(isinstance(label, int) for label in labels):
-            raise ValueError("it does not hold pictures of 3072 bytes with a label each")
+            raise ValueError("it does not hold images of 3072 bytes with a label each")
         return pixels, np.array(labels)
 
     def _class_names(self, folder: str) -> list[str] | None:
@@ -123,7 +123,7 @@ class Cifar(InMemory, listed=False):
 
 
 class CIFAR10(Cifar):
-    """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test pictures of 32 x 32 pixels in 10 classes.
+    """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
 
     Kept in memory, 150 MB. Read from `data_batch_1.bin`, ... (the binary version) or `data_batch_1`, ... (the python
     version, whose pickles are read without being executed).
@@ -148,7 +148,7 @@ class CIFAR10(Cifar):
 
 
 class CIFAR100(Cifar):
-    """CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test pictures of 32 x 32 pixels in 100 classes.
+    """CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 32 x 32 pixels in 100 classes.
 
     Kept in memory, 150 MB. Read from `train.bin` and `test.bin` (the binary version) or `train` and `test` (the python
     version, whose pickles are read without being executed). Labels are the 100 fine ones.
@@ -173,9 +173,9 @@ class CIFAR100(Cifar):
 
 
 class STL10(InMemory):
-    """STL-10 (Coates, Lee, Ng 2011): pictures of 96 x 96 pixels in 10 classes, and 100,000 without labels.
+    """STL-10 (Coates, Lee, Ng 2011): images of 96 x 96 pixels in 10 classes, and 100,000 without labels.
 
-    Kept in memory, 28 kB each: 2.8 GB where the unlabelled ones are used. Read from `train_X.bin`, `train_y.bin`, ...
+    Kept in memory, 28 kB each: 2.8 GB where the unlabeled ones are used. Read from `train_X.bin`, `train_y.bin`, ...
 
     Args:
         data_prefix: the folder of these files, or the one in which the archive was unpacked.
@@ -199,15 +199,15 @@ class STL10(InMemory):
         self.pixels = np.empty((sum(counts), 96, 96, 3), dtype=np.uint8)
         rows = 0
         for file in files:
-            with open(file, "rb") as pictures:  # in pieces: the whole file would double the memory
-                while piece := pictures.read(1000 * _STL_BYTES):
+            with open(file, "rb") as images:  # in pieces: the whole file would double the memory
+                while piece := images.read(1000 * _STL_BYTES):
                     planes = np.frombuffer(piece, dtype=np.uint8).reshape(-1, 3, 96, 96)  # column after column
                     self.pixels[rows : rows + len(planes)] = planes.transpose(0, 3, 2, 1)
                     rows += len(planes)
         if self.split in ("train", "test"):
             self.labels = np.fromfile(self._file(key, f"{self.split}_y.bin"), dtype=np.uint8).astype(np.int64) - 1
             if len(self.labels) != rows:
-                raise UsageError(f"{files[0]} holds {rows} pictures, but there are {len(self.labels)} labels beside it")
+                raise UsageError(f"{files[0]} holds {rows} images, but there are {len(self.labels)} labels beside it")
         named = os.path.join(os.path.dirname(files[0]), "class_names.txt")
         self.class_names = _lines(named) if os.path.exists(named) else None
         return _names(files, counts)
@@ -217,12 +217,12 @@ _STL_BYTES = 3 * 96 * 96
 
 
 def _names(files: Sequence[str], counts: Sequence[int]) -> Paths:
-    """What each picture is called in messages: `FILE#NUMBER`."""
+    """What each image is called in messages: `FILE#NUMBER`."""
     return Paths("", (f"{file}#{i}" for file, count in zip(files, counts, strict=True) for i in range(count)))
 
 
 def _count(file: str, record: int) -> int:
-    """How many pictures a file holds, by its length."""
+    """How many images a file holds, by its length."""
     count, rest = divmod(os.path.getsize(file), record)
     if rest:
         raise UsageError(f"{file} cannot be read: its length is not a multiple of {record} bytes")

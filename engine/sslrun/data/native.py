@@ -1,8 +1,8 @@
-"""The exact stage's colours in C, for the CPU: `pixels.c`, compiled on first use and kept in the user's cache.
+"""The exact stage's colors in C, for the CPU: `pixels.c`, compiled on first use and kept in the user's cache.
 
 It is the arithmetic of the torch form in `pixels.py`, bit for bit, so which of the two runs is no part of a recipe. It
 is here because it is three times as fast: bytes instead of floats in memory, one call for all operations of a block of
-pictures, and no hold on Python's lock. `torch.compile` was measured before: half a minute of compilation, not half a
+images, and no hold on Python's lock. `torch.compile` was measured before: half a minute of compilation, not half a
 second, for kernels that keep the lock. Without a C compiler the torch form does the work.
 """
 
@@ -39,19 +39,19 @@ _SOURCE = Path(__file__).with_name("pixels.c")
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
 # As in pixels.c; the first four are the jitter's own numbers.
-_GREY, _SOLARIZE, _BLUR = 4, 5, 6
+_GRAY, _SOLARIZE, _BLUR = 4, 5, 6
 
 
 @dataclass(frozen=True)
 class Instructions:
-    """What C is told of N pictures.
+    """What C is told of N images.
 
     Attributes:
         operations: (N, steps) int32, -1 for nothing.
         values: (N, steps) float32: factor, threshold, or row of the blur's taps.
-        horizontal: (rows, taps) float32, centre first.
+        horizontal: (rows, taps) float32, center first.
         vertical: the same.
-        reaches: (rows,) int32, taps in use beside the centre.
+        reaches: (rows,) int32, taps in use beside the center.
         flips: (N,) uint8.
     """
 
@@ -102,10 +102,10 @@ def _processor() -> bytes:
 
 
 def instructions(steps: Sequence[tuple[Transform, Parameters]], count: int) -> Instructions | None:
-    """The steps of `count` pictures as C takes them; None where it does not know one of them.
+    """The steps of `count` images as C takes them; None where it does not know one of them.
 
     Args:
-        steps: colours and flips in order, each with its parameters.
+        steps: colors and flips in order, each with its parameters.
         count: N.
     """
     columns: list[tuple[np.ndarray, np.ndarray]] = []
@@ -120,7 +120,7 @@ def instructions(steps: Sequence[tuple[Transform, Parameters]], count: int) -> I
             for order in numbers["order"].T:
                 columns.append((order, numbers["factors"][np.arange(count), order]))
         elif isinstance(transform, RandomGrayscale):
-            add(numbers["apply"], _GREY, 0.0)
+            add(numbers["apply"], _GRAY, 0.0)
         elif isinstance(transform, Solarization):
             add(numbers["apply"], _SOLARIZE, transform.threshold)
         elif isinstance(transform, GaussianBlur):
@@ -154,12 +154,12 @@ def _table(columns: list[np.ndarray], count: int, dtype: Any) -> np.ndarray:
 def run(
     pixels: torch.Tensor, told: Instructions, rows: slice, scale: torch.Tensor, offset: torch.Tensor, out: torch.Tensor
 ) -> None:
-    """Colours, flips and normalises a block.
+    """Colors, flips and normalizes a block.
 
     Args:
         pixels: (n, 3, h, w) uint8, contiguous as channels-last.
         told: instructions of the whole group.
-        rows: which of its pictures these are.
+        rows: which of its images these are.
         scale: three float32.
         offset: three float32.
         out: (n, 3, h, w) float32, contiguous as channels-last.

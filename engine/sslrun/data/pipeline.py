@@ -1,10 +1,10 @@
-"""Reading and decoding: DALI graphs fed from Python, and what to do when a picture does not decode.
+"""Reading and decoding: DALI graphs fed from Python, and what to do when an image does not decode.
 
-Pictures that a source keeps in memory enter the graph as they are; where nothing is left to it, there is no graph.
+Images that a source keeps in memory enter the graph as they are; where nothing is left to it, there is no graph.
 
 A graph holds no random state. What enters it (paths, boxes, factors) is computed per batch from (seed, epoch,
 positions), so the same batch comes out whatever ran before it, and a graph that failed is thrown away and built anew at
-the same place. DALI fails a whole batch, at the iteration that holds the bad picture, and rarely says which one it is:
+the same place. DALI fails a whole batch, at the iteration that holds the bad image, and rarely says which one it is:
 each is then tried alone.
 """
 
@@ -31,14 +31,14 @@ Cursor = Iterable[tuple[int, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchSpec:
     """Everything about a batch but its pixels. B samples.
 
     Attributes:
         epoch: counts from 0.
         positions: (B,) int64, places in the epoch.
         ids: (B,) int64, the samples that stand there, bad ones replaced.
-        sizes: (B, 2) int32, height and width of the pictures.
+        sizes: (B, 2) int32, height and width of the images.
         arguments: what the transforms do, of `view_arguments`.
     """
 
@@ -50,7 +50,7 @@ class Plan:
 
 
 class Pipeline:
-    """Batches of decoded pictures, or of the views that the graph makes of them.
+    """Batches of decoded images, or of the views that the graph makes of them.
 
     Args:
         source: opened.
@@ -62,7 +62,7 @@ class Pipeline:
         device: where the graph's outputs live; on CUDA, JPEGs are decoded there.
         num_threads: DALI's own CPU threads.
         prefetch: batches that a graph works ahead.
-        bad: what is known of bad pictures; grows.
+        bad: what is known of bad images; grows.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class Pipeline:
         self.bad = bad
         self._trial: Trial | None = None
 
-    def run(self, cursor: Cursor, stream: Any = None) -> Iterator[tuple[Plan, list[Any]]]:
-        """One item per cursor item, in order: the plan and the graph's outputs as DALI tensor lists (of pictures that
+    def run(self, cursor: Cursor, stream: Any = None) -> Iterator[tuple[BatchSpec, list[Any]]]:
+        """One item per cursor item, in order: the plan and the graph's outputs as DALI tensor lists (of images that
         are in memory and only have to be handed on: one array of all).
 
         Args:
@@ -100,20 +100,20 @@ class Pipeline:
             stream: CUDA stream that the outputs are bound to.
 
         Raises:
-            RunFailed: too many bad pictures, or DALI fails on pictures that decode one by one.
+            RunFailed: too many bad images, or DALI fails on images that decode one by one.
             Whatever the cursor raises, after the batches before it.
         """
         cursor = iter(cursor)
         if self.source.in_memory and self.part is None:
             for epoch, positions in cursor:
                 plan = self._plan(epoch, positions)
-                yield plan, [self.source.pictures(plan.ids, self.device)]
+                yield plan, [self.source.images(plan.ids, self.device)]
             return
-        waiting: deque[Plan] = deque()  # to be handed to DALI again, after a failure
-        flying: deque[Plan] = deque()  # handed to DALI, not yet come back
+        waiting: deque[BatchSpec] = deque()  # to be handed to DALI again, after a failure
+        flying: deque[BatchSpec] = deque()  # handed to DALI, not yet come back
         trouble: list[Exception] = []  # what stopped the feeding
 
-        def feed() -> Plan:
+        def feed() -> BatchSpec:
             if not waiting and trouble:
                 raise StopIteration
             try:
@@ -139,7 +139,7 @@ class Pipeline:
                 if not self._blame(flying[0], str(error)):
                     if excused == delivered:
                         told = brief(str(error))
-                        raise RunFailed(f"DALI fails on pictures that decode one by one: {told}") from error
+                        raise RunFailed(f"DALI fails on images that decode one by one: {told}") from error
                     excused = delivered  # once: a file may have been out of reach for a moment
                 changed = True
             if changed:
@@ -150,7 +150,7 @@ class Pipeline:
                 delivered += 1
                 yield flying.popleft(), outputs
 
-    def _plan(self, epoch: int, positions: np.ndarray) -> Plan:
+    def _plan(self, epoch: int, positions: np.ndarray) -> BatchSpec:
         positions = np.asarray(positions, dtype=np.int64)
         wanted = self.sampler.ids(epoch, positions)
         while True:
@@ -159,23 +159,23 @@ class Pipeline:
             unreadable = ids[sizes.min(axis=1) == 0]
             if len(unreadable) == 0:
                 arguments = view_arguments(self.views, self.seed, epoch, positions, sizes)
-                return Plan(epoch, positions, ids, sizes, arguments)
+                return BatchSpec(epoch, positions, ids, sizes, arguments)
             for sample in unreadable.tolist():
                 self._add_bad(sample, file_trouble(self.source.paths[sample]) or "the header cannot be read")
 
-    def _build(self, feed: Callable[[], Plan]) -> Any:
+    def _build(self, feed: Callable[[], BatchSpec]) -> Any:
         """The graph, its inputs taken from plans."""
         from nvidia.dali import fn, pipeline_def
 
         views, part, cuda, in_memory = self.views, self.part, self._cuda, self.source.in_memory
         names = [] if part is None else [argument.name for argument in graph_inputs(views, part)]
         plans = iter(feed, None)
-        # DALI asks for pictures and arguments in any order.
+        # DALI asks for images and arguments in any order.
         plans, same_plans = itertools.tee(plans) if names else (plans, plans)
 
-        def pictures() -> Any:
+        def images() -> Any:
             ids = next(plans).ids
-            return self.source.pictures(ids, self.device) if in_memory else self._encoded(ids)
+            return self.source.images(ids, self.device) if in_memory else self._encoded(ids)
 
         def arguments() -> list[np.ndarray]:
             assert part is not None
@@ -185,9 +185,9 @@ class Pipeline:
         def whole() -> Any:
             if in_memory:
                 device = "gpu" if cuda else "cpu"
-                first = fn.external_source(source=pictures, batch=True, layout="HWC", device=device)
+                first = fn.external_source(source=images, batch=True, layout="HWC", device=device)
             else:
-                first = decoded(fn.external_source(source=pictures, batch=True), cuda)
+                first = decoded(fn.external_source(source=images, batch=True), cuda)
             if part is None:
                 return first
             nodes = fn.external_source(source=arguments, num_outputs=len(names), batch=True)
@@ -214,7 +214,7 @@ class Pipeline:
     def _add_bad(self, sample: int, reason: str) -> None:
         self.bad.add(sample, self.source.paths[sample], reason, len(self.source))
 
-    def _changed(self, plan: Plan, outputs: Sequence[Any]) -> bool:
+    def _changed(self, plan: BatchSpec, outputs: Sequence[Any]) -> bool:
         """Whether files are not the size they had when they were indexed (their boxes would be wrong): then bad."""
         if self.part is not None:
             return False
@@ -224,8 +224,8 @@ class Pipeline:
             self._add_bad(int(plan.ids[row]), other_size(shapes[row], plan.sizes[row]))
         return len(changed) > 0
 
-    def _blame(self, plan: Plan, message: str) -> bool:
-        """Find the pictures of a failed batch that do not decode; False where all do."""
+    def _blame(self, plan: BatchSpec, message: str) -> bool:
+        """Find the images of a failed batch that do not decode; False where all do."""
         if self.source.in_memory:
             return False
         paths = [self.source.paths[sample] for sample in plan.ids.tolist()]
@@ -242,7 +242,7 @@ class Pipeline:
         return False
 
     def _trouble(self, path: str, size: np.ndarray) -> str | None:
-        """Why a picture does not decode to its size, or None where it does: tried alone, with the graph's operators."""
+        """Why an image does not decode to its size, or None where it does: tried alone, with the graph's operators."""
         if self._trial is None:
             self._trial = Trial(1, self._cuda, self._options)
         return self._trial.trouble(path, size)

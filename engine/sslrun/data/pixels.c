@@ -1,6 +1,6 @@
-/* The colour operations of pixels.py once more, for the CPU: one call does all operations of a block of pictures.
+/* The color operations of pixels.py once more, for the CPU: one call does all operations of a block of images.
  *
- * Pictures are worked on as planar bytes, (3, height, width). Every expression is the one of pixels.py, operation by
+ * Images are worked on as planar bytes, (3, height, width). Every expression is the one of pixels.py, operation by
  * operation, in float without fused multiply-adds (-ffp-contract=off), so that both give the same bits; sums are of whole
  * numbers that float holds exactly. Nothing here allocates or keeps state.
  */
@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SOLARIZE, BLUR };
+enum { BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, SOLARIZE, BLUR };
 
 static inline float clamp(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
 static inline float least(float a, float b) { return a < b ? a : b; }
@@ -38,14 +38,14 @@ static void contrast(uint8_t *x, long pixels, float factor) {
 
 static void saturation(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, long pixels, float factor) {
     for (long i = 0; i < pixels; i++) {
-        float grey = (float)luma(r[i], g[i], b[i]);
-        r[i] = blend(r[i], grey, factor);
-        g[i] = blend(g[i], grey, factor);
-        b[i] = blend(b[i], grey, factor);
+        float gray = (float)luma(r[i], g[i], b[i]);
+        r[i] = blend(r[i], gray, factor);
+        g[i] = blend(g[i], gray, factor);
+        b[i] = blend(b[i], gray, factor);
     }
 }
 
-static void grey(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, long pixels) {
+static void gray(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, long pixels) {
     for (long i = 0; i < pixels; i++) r[i] = g[i] = b[i] = (uint8_t)luma(r[i], g[i], b[i]);
 }
 
@@ -131,11 +131,11 @@ static void normalize(const uint8_t *x, long height, long width, int flip, const
     }
 }
 
-/* Colours, flips and normalises `count` pictures.
+/* Colors, flips and normalizes `count` images.
  *
  * pixels: (count, height, width, 3) bytes. out: (count, height, width, 3) floats.
  * operations, values: (count, steps), -1 for none; a blur's value is the row of its taps.
- * horizontal, vertical: (rows, taps), centre first. reaches: (rows,) how far a row's taps go.
+ * horizontal, vertical: (rows, taps), center first. reaches: (rows,) how far a row's taps go.
  * flips: (count,). planes: 3 * height * width bytes to work in. scratch: (height + 2) * (width + 2 * taps) floats.
  */
 void sslrun_views(const uint8_t *pixels, long count, long height, long width, const int32_t *operations, const float *values,
@@ -153,7 +153,7 @@ void sslrun_views(const uint8_t *pixels, long count, long height, long width, co
             case CONTRAST: contrast(x, area, value); break;
             case SATURATION: saturation(x, x + area, x + 2 * area, area, value); break;
             case HUE: hue(x, x + area, x + 2 * area, area, value); break;
-            case GREY: grey(x, x + area, x + 2 * area, area); break;
+            case GRAY: gray(x, x + area, x + 2 * area, area); break;
             case SOLARIZE: solarize(x, area, value); break;
             case BLUR: {
                 long row = (long)value;

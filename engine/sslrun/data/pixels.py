@@ -3,9 +3,9 @@
 Pixels are planar float tensors, (N, 3, H, W), that hold whole numbers from 0 to 255: what PIL would have stored as
 bytes. Every sum is one of whole numbers that float32 (for the mean, float64) holds exactly, so no result depends on
 threads, on the batch, on the order of summation or on fused multiply-adds. Operations work in place. Factors come one
-for each of the N pictures, as (N, 1, 1, 1). `pixels.c` holds the same expressions for the CPU and gives the same bits.
+for each of the N images, as (N, 1, 1, 1). `pixels.c` holds the same expressions for the CPU and gives the same bits.
 
-Sources: Pillow's Blend.c, Convert.c (grey and HSV) and ImageEnhance; torchvision's functional transforms.
+Sources: Pillow's Blend.c, Convert.c (gray and HSV) and ImageEnhance; torchvision's functional transforms.
 """
 
 import math
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sslrun.data.transforms.colour import BLUR_REACH
+from sslrun.data.transforms.color import BLUR_REACH
 
 
-def grey(x: torch.Tensor) -> torch.Tensor:
+def gray(x: torch.Tensor) -> torch.Tensor:
     """(N, H, W) luma: PIL's 16-bit fixed point, whose largest sum, 255 * 65536 + 32768, float32 still holds exactly."""
     red, green, blue = x.unbind(1)
     total = torch.mul(red, 19595.0).add_(green, alpha=38470.0).add_(blue, alpha=7471.0)
@@ -31,15 +31,15 @@ def brightness(x: torch.Tensor, factor: torch.Tensor) -> None:
 
 
 def contrast(x: torch.Tensor, factor: torch.Tensor) -> None:
-    """Blend with the picture's own mean grey, rounded to a whole level."""
+    """Blend with the image's own mean gray, rounded to a whole level."""
     _, _, height, width = x.shape
-    mean = grey(x).sum((1, 2), dtype=torch.float64).div_(height * width).add_(0.5).floor_()
+    mean = gray(x).sum((1, 2), dtype=torch.float64).div_(height * width).add_(0.5).floor_()
     _blend(x, mean.to(torch.float32).view(-1, 1, 1, 1), factor)
 
 
 def saturation(x: torch.Tensor, factor: torch.Tensor) -> None:
-    """Blend with the picture's grey."""
-    _blend(x, grey(x)[:, None], factor)
+    """Blend with the image's gray."""
+    _blend(x, gray(x)[:, None], factor)
 
 
 def _blend(x: torch.Tensor, degenerate: torch.Tensor, factor: torch.Tensor) -> None:
@@ -50,7 +50,7 @@ def hue(x: torch.Tensor, steps: torch.Tensor) -> None:
     """Turn the hue by whole steps of 1/255 circle, by way of PIL's HSV in bytes.
 
     In PIL, hue = floor(255 h) with h in [0, 1), saturation = floor(255 (max - min) / max), value = max. Here h is the
-    quotient of two whole numbers; PIL's float rounding differs from it on 0.3 % of all colours, by one step.
+    quotient of two whole numbers; PIL's float rounding differs from it on 0.3 % of all colors, by one step.
     """
     red, green, blue = x.unbind(1)
     value = torch.maximum(red, green)
@@ -70,16 +70,16 @@ def hue(x: torch.Tensor, steps: torch.Tensor) -> None:
     byte.sub_(torch.mul(byte, 1 / 256, out=negative).floor_(), alpha=256.0)
     # Back, in units of 1/255 sector: each channel is below the value by saturation * value * clamp(distance).
     sector = byte.mul_(6.0)
-    for channel, centre in ((red, 765.0), (green, 510.0), (blue, 1020.0)):
-        distance = torch.sub(sector, centre, out=below_blue).abs_()
+    for channel, center in ((red, 765.0), (green, 510.0), (blue, 1020.0)):
+        distance = torch.sub(sector, center, out=below_blue).abs_()
         distance = distance.neg_().add_(510.0) if channel is red else distance.sub_(255.0)
         share = distance.clamp_(0.0, 255.0).mul_(saturation_times_value).mul_(1 / 65025)
         torch.sub(value, share, out=channel).add_(0.5).floor_()
 
 
 def grayscale(x: torch.Tensor) -> None:
-    """Every channel the grey."""
-    x.copy_(grey(x)[:, None])
+    """Every channel the gray."""
+    x.copy_(gray(x)[:, None])
 
 
 def solarize(x: torch.Tensor, threshold: int) -> None:
@@ -89,15 +89,15 @@ def solarize(x: torch.Tensor, threshold: int) -> None:
 
 
 def blur_taps(sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian weights in whole numbers, centre first, one side only.
+    """Gaussian weights in whole numbers, center first, one side only.
 
     Args:
         sigma: (N,) pixels.
 
     Returns:
         (N, taps) for the horizontal pass, which sum to 2**16 with both sides, and for the vertical pass, to 2**12: with
-        pixels of 8 bits, and of 12 after the first pass, every sum stays below 2**24. A picture's weights do not depend
-        on its neighbours; beyond its own reach they are zero.
+        pixels of 8 bits, and of 12 after the first pass, every sum stays below 2**24. An image's weights do not depend
+        on its neighbors; beyond its own reach they are zero.
     """
     widths = sigma.astype(np.float64)[:, None]
     reach = np.ceil(BLUR_REACH * widths)
@@ -118,7 +118,7 @@ def blur(x: torch.Tensor, horizontal: torch.Tensor, vertical: torch.Tensor) -> N
 
     Args:
         x: (N, 3, H, W).
-        horizontal: (N, taps, 1, 1, 1) of `blur_taps`; no more taps than the picture has rows or columns.
+        horizontal: (N, taps, 1, 1, 1) of `blur_taps`; no more taps than the image has rows or columns.
         vertical: the same.
     """
     _, _, height, width = x.shape
@@ -129,9 +129,9 @@ def blur(x: torch.Tensor, horizontal: torch.Tensor, vertical: torch.Tensor) -> N
 
 
 def _filter(padded: torch.Tensor, taps: torch.Tensor, dim: int, length: int) -> torch.Tensor:
-    centre, *sides = taps.unbind(1)
+    center, *sides = taps.unbind(1)
     reach = len(sides)
-    total = padded.narrow(dim, reach, length) * centre
+    total = padded.narrow(dim, reach, length) * center
     pair = torch.empty_like(total)
     for distance, weight in enumerate(sides, start=1):
         torch.add(padded.narrow(dim, reach - distance, length), padded.narrow(dim, reach + distance, length), out=pair)
@@ -139,17 +139,17 @@ def _filter(padded: torch.Tensor, taps: torch.Tensor, dim: int, length: int) -> 
     return total
 
 
-def resample(picture: torch.Tensor, box: Sequence[int], size: Sequence[int], interpolation: str) -> torch.Tensor:
-    """A box of one picture in a new size, filtered as PIL does (the filter sees only the box).
+def resample(image: torch.Tensor, box: Sequence[int], size: Sequence[int], interpolation: str) -> torch.Tensor:
+    """A box of one image in a new size, filtered as PIL does (the filter sees only the box).
 
     Args:
-        picture: (1, 3, H, W) uint8, of any strides.
+        image: (1, 3, H, W) uint8, of any strides.
         box: top, left, height, width.
         size: height and width.
         interpolation: "bilinear" or "bicubic".
     """
     top, left, height, width = box
-    crop = picture[..., top : top + height, left : left + width]
+    crop = image[..., top : top + height, left : left + width]
     crop = crop.contiguous(memory_format=torch.channels_last)  # a third of the time goes with the gaps between rows
     rows, columns = size
     # Pillow's rule from 13 on: the height goes first where it shrinks, and by more than twice the width does.
@@ -158,32 +158,32 @@ def resample(picture: torch.Tensor, box: Sequence[int], size: Sequence[int], int
     return _interpolate(crop, rows, columns, interpolation)
 
 
-def _interpolate(picture: torch.Tensor, rows: int, columns: int, interpolation: str) -> torch.Tensor:
-    if picture.shape[2:] == (rows, columns):
-        return picture
-    return F.interpolate(picture, (rows, columns), mode=interpolation, align_corners=False, antialias=True)
+def _interpolate(image: torch.Tensor, rows: int, columns: int, interpolation: str) -> torch.Tensor:
+    if image.shape[2:] == (rows, columns):
+        return image
+    return F.interpolate(image, (rows, columns), mode=interpolation, align_corners=False, antialias=True)
 
 
-def center_crop(picture: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
-    """Rows and columns from `start` on; black where they lie outside of the picture."""
+def center_crop(image: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+    """Rows and columns from `start` on; black where they lie outside of the image."""
     (top, left), (height, width) = start, size
-    _, _, old_height, old_width = picture.shape
+    _, _, old_height, old_width = image.shape
     if top >= 0 and left >= 0 and top + height <= old_height and left + width <= old_width:
-        return picture[..., top : top + height, left : left + width]
-    return F.pad(picture, (-left, left + width - old_width, -top, top + height - old_height))
+        return image[..., top : top + height, left : left + width]
+    return F.pad(image, (-left, left + width - old_width, -top, top + height - old_height))
 
 
-def rotate(picture: torch.Tensor, affine: Sequence[float]) -> torch.Tensor:
-    """One picture with each pixel taken from elsewhere in it, the nearest one; black where that lies outside.
+def rotate(image: torch.Tensor, affine: Sequence[float]) -> torch.Tensor:
+    """One image with each pixel taken from elsewhere in it, the nearest one; black where that lies outside.
 
     Places are counted in 65536ths of a pixel, as in Pillow's Geometry.c.
 
     Args:
-        picture: (1, 3, H, W) uint8, of any strides.
+        image: (1, 3, H, W) uint8, of any strides.
         affine: of `RandomRotation`.
     """
     a, b, c, d, e, f = affine
-    _, _, height, width = picture.shape
+    _, _, height, width = image.shape
     x, y = torch.arange(width), torch.arange(height).unsqueeze(1)
 
     def place(slope_x: float, slope_y: float, start: float) -> torch.Tensor:
@@ -195,5 +195,5 @@ def rotate(picture: torch.Tensor, affine: Sequence[float]) -> torch.Tensor:
     column, row = place(a, b, c), place(d, e, f)
     outside = (column < 0) | (column >= width) | (row < 0) | (row >= height)
     source = (row * width + column).masked_fill_(outside, height * width).flatten()
-    pixels = torch.cat([picture.permute(0, 2, 3, 1).reshape(-1, 3), picture.new_zeros(1, 3)])
+    pixels = torch.cat([image.permute(0, 2, 3, 1).reshape(-1, 3), image.new_zeros(1, 3)])
     return pixels.index_select(0, source).view(1, height, width, 3).permute(0, 3, 1, 2)

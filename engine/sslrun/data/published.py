@@ -1,4 +1,4 @@
-"""Published sets of picture files beside ImageNet: its 100-class part, Places205, iNaturalist 2018."""
+"""Published sets of image files beside ImageNet: its 100-class part, Places205, iNaturalist 2018."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from sslrun.errors import UsageError
 
 
 class ImageNet100(Source):
-    """100 of ImageNet's classes, 126,689 training pictures in the list of Tian et al. 2020 (arXiv 1906.05849).
+    """100 of ImageNet's classes, 126,689 training images in the list of Tian et al. 2020 (arXiv 1906.05849).
 
     Args:
         data_prefix: folder of ImageNet's class folders (`n01440764`, ...); those of other classes may lie there too.
@@ -52,8 +52,8 @@ class Listed(Source, listed=False):
     """Sets with an annotation file, or, without it, with a folder for each class at any depth.
 
     Args:
-        data_prefix: folder of the class folders, or of the pictures that `ann_file` names.
-        ann_file: lists the pictures; not given, all below `data_prefix` are taken.
+        data_prefix: folder of the class folders, or of the images that `ann_file` names.
+        ann_file: lists the images; not given, all below `data_prefix` are taken.
     """
 
     def __init__(self, data_prefix: str, ann_file: str | None = None) -> None:
@@ -85,24 +85,24 @@ class Listed(Source, listed=False):
 
 
 class Places205(Listed):
-    """Places205 (Zhou et al. 2014): 2,448,873 training pictures of 205 kinds of scene.
+    """Places205 (Zhou et al. 2014): 2,448,873 training images of 205 kinds of scene.
 
     Args:
-        data_prefix: folder of the class folders (`a/abbey`, ...), or of the pictures that `ann_file` names.
+        data_prefix: folder of the class folders (`a/abbey`, ...), or of the images that `ann_file` names.
         ann_file: lines `a/abbey/gsun_0123.jpg 0`, as in `train_places205.csv`; not given, each folder that holds
-            pictures is a class.
+            images is a class.
     """
 
     nominal_size = 2_448_873
 
 
 class INaturalist2018(Listed):
-    """iNaturalist 2018 (Van Horn et al. 2018): 437,513 training pictures of 8,142 species.
+    """iNaturalist 2018 (Van Horn et al. 2018): 437,513 training images of 8,142 species.
 
     Args:
         data_prefix: folder of `train_val2018`.
-        ann_file: `train2018.json` as published, or lines `path label`; not given, each folder that holds pictures is a
-            class, and validation pictures, which lie in the same folders, are among them.
+        ann_file: `train2018.json` as published, or lines `path label`; not given, each folder that holds images is a
+            class, and validation images, which lie in the same folders, are among them.
     """
 
     nominal_size = 437_513

@@ -1,4 +1,4 @@
-"""`Shapes`: pictures drawn on first use, so that everything can be tried without a download."""
+"""`Shapes`: images drawn on first use, so that everything can be tried without a download."""
 
 import contextlib
 import fcntl
@@ -27,19 +27,19 @@ class Shapes(Source):
     """Ten kinds of ornamented silhouettes strewn over woven backgrounds: arrow, bolt, cross, drop, flower, heart,
     moon, ring, star, triangle.
 
-    The kind is the label. Number, place, size, turn, colours, background and light are chance, and all kinds have the
+    The kind is the label. Number, place, size, turn, colors, background and light are chance, and all kinds have the
     same area, so that neither raw pixels nor an untrained network tell the kinds apart; see `drawing.py`. Single
     ones are easier: an untrained network gets about 40 % of them right.
 
     Args:
-        root: folder for the pictures, one subfolder for each set of arguments; drawn there at first use (about 5 s).
+        root: folder for the images, one subfolder for each set of arguments; drawn there at first use (about 5 s).
         num_images: how many, in turns of the ten kinds; not given, 5000 for "train" and 1000 for "test".
         size: height and width in pixels.
-        split: "train" or "test": different pictures.
+        split: "train" or "test": different images.
         seed: of the drawing.
         rotation: smallest and largest turn of each silhouette in degrees; [0, 0] is upright.
-        lighting: smallest and largest brightness of the light; 1 leaves colours as they are.
-        layout: many silhouettes "strewn" over the picture, or a "single" one near its middle.
+        lighting: smallest and largest brightness of the light; 1 leaves colors as they are.
+        layout: many silhouettes "strewn" over the image, or a "single" one near its middle.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Shapes(Source):
         self.spec = drawing.Spec(num_images, size, stream, seed, turn, light, layout)
 
     def __repr__(self) -> str:
-        return f"Shapes({self.split!r}, {self.spec.num_images} pictures of {self.spec.size} px)"
+        return f"Shapes({self.split!r}, {self.spec.num_images} images of {self.spec.size} px)"
 
     def _list(self, key: str) -> Sequence[str]:
         spec = self.spec
@@ -79,7 +79,7 @@ class Shapes(Source):
             _draw_once(folder, spec)
         except OSError as error:
             raise UsageError(
-                f"{folder}: {error.strerror}: set {key}.root to a folder where the pictures can be drawn"
+                f"{folder}: {error.strerror}: set {key}.root to a folder where the images can be drawn"
             ) from None
         self.class_names = list(drawing.CLASS_NAMES)
         self.labels = np.arange(spec.num_images) % len(drawing.CLASS_NAMES)
@@ -102,7 +102,7 @@ def _draw_once(folder: str, spec: drawing.Spec) -> None:
         if os.path.isdir(folder):
             return
         start = time.monotonic()
-        logger.info("drawing %d pictures into %s", spec.num_images, folder)
+        logger.info("drawing %d images into %s", spec.num_images, folder)
         unfinished = tempfile.mkdtemp(dir=root, prefix=".drawing-")
         try:
             os.chmod(unfinished, 0o755)

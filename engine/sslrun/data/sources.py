@@ -1,4 +1,4 @@
-"""Which samples exist: picture files on disk, their labels, their sizes.
+"""Which samples exist: image files on disk, their labels, their sizes.
 
 A constructor touches no file, so that a plan can be made without data; `open()` lists the samples and says in one line
 what is missing. A million paths cost their bytes and eight more each.
@@ -55,7 +55,7 @@ class Paths(Sequence[str]):
 class Source(Component, kind="sources"):
     """Base of all sources. A subclass lists its samples in `_list()`, sorted so that ids never depend on the machine.
 
-    After `open()`: `len(source)`, `paths`, `labels` ((N,) int64 or None), `class_names` (or None). The picture sizes
+    After `open()`: `len(source)`, `paths`, `labels` ((N,) int64 or None), `class_names` (or None). The image sizes
     are read at first use and cached on disk.
     """
 
@@ -63,7 +63,7 @@ class Source(Component, kind="sources"):
     """Number of samples where it is known without the data."""
 
     in_memory: bool = False
-    """Whether `pictures` has them all, decoded; otherwise they are files that `paths` names."""
+    """Whether `images` has them all, decoded; otherwise they are files that `paths` names."""
 
     paths: Sequence[str]
     labels: np.ndarray | None = None
@@ -99,8 +99,8 @@ class Source(Component, kind="sources"):
     def __repr__(self) -> str:
         return type(self).__name__
 
-    def pictures(self, ids: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
-        """Decoded pictures of a source that keeps them: (B, H, W, 3) uint8 RGB, a copy; on a GPU a tensor there."""
+    def images(self, ids: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
+        """Decoded images of a source that keeps them: (B, H, W, 3) uint8 RGB, a copy; on a GPU a tensor there."""
         raise NotImplementedError
 
     @property
@@ -122,11 +122,11 @@ class Source(Component, kind="sources"):
 
 
 class ImageFolder(Source):
-    """A folder of pictures: one subfolder per class, or no classes at all.
+    """A folder of images: one subfolder per class, or no classes at all.
 
-    Pictures directly in the folder make it unlabelled, and everything below it is one flat set. Otherwise each
-    subfolder is a class (an empty one too), numbered in sorted order, with all pictures below it. Links are followed;
-    hidden names and files without a picture's extension are passed over.
+    Images directly in the folder make it unlabeled, and everything below it is one flat set. Otherwise each
+    subfolder is a class (an empty one too), numbered in sorted order, with all images below it. Links are followed;
+    hidden names and files without an image's extension are passed over.
 
     Args:
         data_prefix: the folder; relative paths start from the working directory.
@@ -144,8 +144,8 @@ class ImageFolder(Source):
         paths, labels = (Paths(root, walk(root)), None) if files else in_class_folders(root, folders)
         if len(paths) == 0:
             raise UsageError(
-                f"{self.data_prefix} has no pictures ({', '.join(EXTENSIONS[:4])}, ...): "
-                f"set {key}.data_prefix to a folder of pictures or of class folders"
+                f"{self.data_prefix} has no images ({', '.join(EXTENSIONS[:4])}, ...): "
+                f"set {key}.data_prefix to a folder of images or of class folders"
             )
         if labels is not None:
             self.class_names, self.labels = folders, labels
@@ -153,7 +153,7 @@ class ImageFolder(Source):
 
 
 class ImageList(Source):
-    """Pictures named by a text file: a line is `path`, or `path label` with a number. All lines have a label or none.
+    """Images named by a text file: a line is `path`, or `path label` with a number. All lines have a label or none.
 
     Args:
         data_prefix: folder that relative paths start from.
@@ -174,10 +174,10 @@ class ImageList(Source):
 
 
 class ImageNet(Source):
-    """ImageNet-1k training or validation pictures, about 1.28 M in 1000 classes.
+    """ImageNet-1k training or validation images, about 1.28 M in 1000 classes.
 
     Args:
-        data_prefix: folder of the class folders (`n01440764`, ...), or of the pictures that `ann_file` names.
+        data_prefix: folder of the class folders (`n01440764`, ...), or of the images that `ann_file` names.
         ann_file: lines `n01440764/n01440764_10026.JPEG 0`; where it does not exist or is not given, the classes come
             from the folders, which gives the same labels.
     """
@@ -221,8 +221,8 @@ class Subset(Source, listed=False):
     def __repr__(self) -> str:
         return f"{len(self)} of {self.source!r}"
 
-    def pictures(self, ids: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
-        return self.source.pictures(self.ids[ids], device)
+    def images(self, ids: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
+        return self.source.images(self.ids[ids], device)
 
     @property
     def index(self) -> Index:
@@ -275,12 +275,12 @@ def folder_of(data_prefix: str, key: str) -> str:
     """The folder's absolute path, so that a later change of the working directory does no harm."""
     if not os.path.isdir(data_prefix):
         state = "is not a folder" if os.path.exists(data_prefix) else "does not exist"
-        raise UsageError(f"{data_prefix} {state}: set {key}.data_prefix to the folder that holds the pictures")
+        raise UsageError(f"{data_prefix} {state}: set {key}.data_prefix to the folder that holds the images")
     return os.path.abspath(data_prefix)
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """Sorted names of a folder's pictures and of its subfolders."""
+    """Sorted names of a folder's images and of its subfolders."""
     files, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -294,7 +294,7 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
 
 
 def in_class_folders(root: str, folders: Sequence[str]) -> tuple[Paths, np.ndarray]:
-    """The pictures below each of some folders of `root`, in their order, and the numbers of their folders."""
+    """The images below each of some folders of `root`, in their order, and the numbers of their folders."""
     counts: list[int] = []
 
     def listed() -> Iterator[str]:
@@ -309,7 +309,7 @@ def in_class_folders(root: str, folders: Sequence[str]) -> tuple[Paths, np.ndarr
 
 
 def walk(root: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Pictures below `root/below`, relative to `root`: a folder's own first, then its subfolders; no loops of links."""
+    """Images below `root/below`, relative to `root`: a folder's own first, then its subfolders; no loops of links."""
     folder = os.path.join(root, below)
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
@@ -325,10 +325,10 @@ def walk(root: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) ->
 def read_annotations(ann_file: str, root: str, key: str) -> tuple[Paths, np.ndarray | None]:
     """Paths and labels of an annotation file. A path may hold spaces: only a last word that is a number is a label."""
     labels: list[int] = []
-    unlabelled = 0
+    unlabeled = 0
 
     def listed() -> Iterator[str]:
-        nonlocal unlabelled
+        nonlocal unlabeled
         with open(ann_file, encoding="utf-8", errors="surrogateescape") as lines:
             for line in lines:
                 line = line.rstrip("\r\n")
@@ -339,16 +339,16 @@ def read_annotations(ann_file: str, root: str, key: str) -> tuple[Paths, np.ndar
                     labels.append(int(label))
                     yield path
                 else:
-                    unlabelled += 1
+                    unlabeled += 1
                     yield line
 
     try:
         paths = Paths(root, listed())
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UsageError(f"{ann_file}: {reason}: set {key}.ann_file to the file that lists the pictures") from None
+        raise UsageError(f"{ann_file}: {reason}: set {key}.ann_file to the file that lists the images") from None
     if len(paths) == 0:
-        raise UsageError(f"{ann_file} lists no pictures: set {key}.ann_file to a file of lines `path` or `path label`")
-    if labels and unlabelled:
-        raise UsageError(f"{ann_file}: {unlabelled} of {len(paths)} lines have no label: label all of them or none")
+        raise UsageError(f"{ann_file} lists no images: set {key}.ann_file to a file of lines `path` or `path label`")
+    if labels and unlabeled:
+        raise UsageError(f"{ann_file}: {unlabeled} of {len(paths)} lines have no label: label all of them or none")
     return paths, np.asarray(labels, dtype=np.int64) if labels else None

@@ -1,6 +1,6 @@
-"""Every picture of a source looked at before anything is trained on it: does it decode, how large is it, is it a copy?
+"""Every image of a source looked at before anything is trained on it: does it decode, how large is it, is it a copy?
 
-A picture is good if a run would take it: Pillow reads its header, as the index of a run does, and DALI decodes it to
+An image is good if a run would take it: Pillow reads its header, as the index of a run does, and DALI decodes it to
 that size, by the operators that a run has on the CPU. Files are read by threads of this process, which keeps 40 bytes
 of each (hash, size, verdict) and none of their names; they are decoded in another, which may die of one.
 """
@@ -27,15 +27,15 @@ from sslrun.errors import RunFailed
 
 _CHUNK = 64  # files that are read, and at most decoded, at once
 _MOST_READERS = 16
-_PIXELS_PER_THREAD = 2**24  # decoded at once, unless a single picture has more
+_PIXELS_PER_THREAD = 2**24  # decoded at once, unless a single image has more
 
-# What libjpeg writes of a picture that it decodes all the same, grey or torn from some line on. Bytes between the end
+# What libjpeg writes of an image that it decodes all the same, gray or torn from some line on. Bytes between the end
 # of the pixels and the end marker do no harm.
 _COMPLAINT = re.compile(r"Corrupt JPEG data: (?!\d+ extraneous bytes before marker 0xd9)(.+)")
 
 
 class Verdict(IntEnum):
-    """What is found of a picture; the first that applies."""
+    """What is found of an image; the first that applies."""
 
     UNSEEN = 0
     GOOD = 1
@@ -66,18 +66,18 @@ class Limits:
 
 
 class Survey:
-    """What is found of a source's N pictures.
+    """What is found of a source's N images.
 
     Args:
         source: opened.
         keys: what names it, such as data.source.
-        is_measured: whether it holds pictures to measure on, which nothing may be trained on.
+        is_measured: whether it holds images to measure on, which nothing may be trained on.
 
     Attributes:
         verdicts: (N,) uint8, of `Verdict`.
         sizes: (N, 2) int32, height and width; 0, 0 where they are not known.
-        digests: (N, 16) uint8, BLAKE2b of the file (in memory: of the pixels); of pictures that decode.
-        originals: (N,) int64, of copies: the first picture with the same content, and
+        digests: (N, 16) uint8, BLAKE2b of the file (in memory: of the pixels); of images that decode.
+        originals: (N,) int64, of copies: the first image with the same content, and
         owners: (N,) int8, the number of the survey that has it.
     """
 
@@ -94,7 +94,7 @@ class Survey:
         self._texts: list[str] = []
 
     def ids(self, verdict: Verdict) -> np.ndarray:
-        """The pictures of a verdict, ascending."""
+        """The images of a verdict, ascending."""
         return np.flatnonzero(self.verdicts == verdict)
 
     def judge(self, i: int, verdict: Verdict, reason: str = "") -> None:
@@ -107,18 +107,18 @@ class Survey:
             self._reasons[i] = self._numbers[reason]
 
     def reason(self, i: int) -> str:
-        """What is wrong with a picture: in words, or its height and width."""
+        """What is wrong with an image: in words, or its height and width."""
         return self._texts[self._reasons[i]] if self._reasons[i] >= 0 else "x".join(map(str, self.sizes[i]))
 
 
 def examine(surveys: Sequence[Survey], limits: Limits, workers: int, progress: Callable[[int], object]) -> bool:
-    """Look at every picture; False where Ctrl-C came before the last. Copies are not looked for yet.
+    """Look at every image; False where Ctrl-C came before the last. Copies are not looked for yet.
 
     Args:
         surveys: filled, one after the other.
         limits: of sizes.
         workers: threads that decode; twice as many read.
-        progress: is told of so many more pictures.
+        progress: is told of so many more images.
 
     Raises:
         RunFailed: DALI does not work.
@@ -134,7 +134,7 @@ def examine(surveys: Sequence[Survey], limits: Limits, workers: int, progress: C
     except KeyboardInterrupt:
         return False
     except RuntimeError as error:
-        raise RunFailed(f"no picture can be decoded: {error}") from error
+        raise RunFailed(f"no image can be decoded: {error}") from error
     finally:
         for survey in surveys:
             is_tiny = (survey.verdicts == Verdict.GOOD) & (survey.sizes.min(axis=1) < limits.min_side)
@@ -143,11 +143,11 @@ def examine(surveys: Sequence[Survey], limits: Limits, workers: int, progress: C
 
 
 def mark_copies(surveys: Sequence[Survey]) -> None:
-    """Among good pictures, find the copies in each source, and those in a source to train on of one to measure on."""
+    """Among good images, find the copies in each source, and those in a source to train on of one to measure on."""
     good = [survey.ids(Verdict.GOOD) for survey in surveys]
     owner = np.repeat(np.arange(len(surveys)), [len(ids) for ids in good])
     keys = np.concatenate([s.digests[ids] for s, ids in zip(surveys, good, strict=True)]).view(np.uint64)
-    order = np.lexsort(keys.T)  # stable: equal ones stay in the order of the sources, and of their pictures
+    order = np.lexsort(keys.T)  # stable: equal ones stay in the order of the sources, and of their images
     owner, keys, ids = owner[order], keys[order], np.concatenate(good)[order]
     if len(ids) == 0:
         return
@@ -171,13 +171,13 @@ def mark_copies(surveys: Sequence[Survey]) -> None:
 
 
 def _examine_pixels(survey: Survey, progress: Callable[[int], object]) -> None:
-    """Pictures that are in memory have been decoded."""
+    """Images that are in memory have been decoded."""
     source = survey.source
     for first in range(0, len(source), _CHUNK):
         ids = np.arange(first, min(first + _CHUNK, len(source)))
-        pixels = np.asarray(source.pictures(ids, torch.device("cpu")))
+        pixels = np.asarray(source.images(ids, torch.device("cpu")))
         survey.sizes[ids] = source.sizes[ids]
-        survey.digests[ids] = [_as_bytes(_hash(picture.tobytes())) for picture in pixels]
+        survey.digests[ids] = [_as_bytes(_hash(image.tobytes())) for image in pixels]
         survey.verdicts[ids] = Verdict.GOOD
         progress(len(ids))
 
@@ -252,7 +252,7 @@ def _read(paths: Sequence[str], max_pixels: int, stop: threading.Event) -> _Read
             read.troubles[row] = Verdict.HUGE, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
         except Exception as error:  # Pillow's plugins raise whatever a damaged header leads them to
             failure = error.strerror if isinstance(error, OSError) else None
-            reason = failure.lower() if failure else "not a picture, or its header is broken"
+            reason = failure.lower() if failure else "not an image, or its header is broken"
             read.troubles[row] = Verdict.UNREADABLE, reason
     return read
 
@@ -279,7 +279,7 @@ def _decode(survey: Survey, ids: list[int], trial: TrialProcess) -> None:
 
 
 def _batches(ids: list[int], sizes: np.ndarray, most_pixels: int) -> Iterator[list[int]]:
-    """The ids, in parts of so many pixels at most, or of one picture."""
+    """The ids, in parts of so many pixels at most, or of one image."""
     batch: list[int] = []
     pixels = 0
     for i in ids:

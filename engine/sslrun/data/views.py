@@ -15,7 +15,7 @@ from sslrun.data.transforms import (
     SharedTrans,
     Transform,
 )
-from sslrun.data.transforms.colour import BLUR_REACH
+from sslrun.data.transforms.color import BLUR_REACH
 from sslrun.data.transforms.groups import leaves, members
 from sslrun.errors import UsageError
 
@@ -25,8 +25,8 @@ class ViewGroup:
     """Views that are made the same way and have the same size.
 
     Attributes:
-        num_views: how many views of each picture.
-        transforms: what makes a view of a picture, in order.
+        num_views: how many views of each image.
+        transforms: what makes a view of an image, in order.
     """
 
     num_views: int = 1
@@ -51,7 +51,7 @@ class ViewGroup:
                 raise UsageError(f"num_views is {self.num_views}, but RandomGridPatch has {transform.grid**2} cells")
         if self._fixed_size() is None:
             raise UsageError(
-                "these transforms leave pictures of different sizes, which cannot form a batch: "
+                "these transforms leave images of different sizes, which cannot form a batch: "
                 "give them a RandomResizedCrop, CenterCrop or Resize = [height, width] that always applies"
             )
         for transform in opened:
@@ -60,12 +60,12 @@ class ViewGroup:
 
     @cached_property
     def num_draws(self) -> int:
-        """Uniform draws of each view of a picture."""
+        """Uniform draws of each view of an image."""
         return sum(transform.num_draws for transform in self.transforms)
 
     @cached_property
     def shared_draws(self) -> np.ndarray:
-        """(num_draws,) bool: which draws all views of a picture have in common."""
+        """(num_draws,) bool: which draws all views of an image have in common."""
         return np.repeat([isinstance(t, SharedTrans) for t in self.transforms], [t.num_draws for t in self.transforms])
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Has the network stopped telling pictures apart? Figures in, one plain sentence out."""
+"""Has the network stopped telling images apart? Figures in, one plain sentence out."""
 
 SPREAD_FLOOR = 0.1  # of an even spread over the sphere; healthy contrastive runs stay above 0.5
 
@@ -7,13 +7,13 @@ def collapse_warning(feature_std: float | None, epoch: int) -> str | None:
     """A sentence for the log when the run has collapsed, else None.
 
     Args:
-        feature_std: spread of the normalised embeddings, 1 for an even spread, 0 when all are equal.
+        feature_std: spread of the normalized embeddings, 1 for an even spread, 0 when all are equal.
         epoch: epochs done; untrained networks look collapsed, so nothing is judged before the first is over.
     """
     if epoch < 1 or feature_std is None or feature_std >= SPREAD_FLOOR:
         return None
     return (
-        f"the run looks collapsed: embeddings of different pictures are almost equal (spread {feature_std:.3f}, "
+        f"the run looks collapsed: embeddings of different images are almost equal (spread {feature_std:.3f}, "
         f"healthy above 0.5); try a lower learning rate, a longer warm-up or stronger augmentation"
     )
 
@@ -24,12 +24,12 @@ def guessing_warning(loss: float, chance_loss: float | None, epoch: int) -> str 
 
     Args:
         loss: mean training loss of the last interval.
-        chance_loss: loss of a network that cannot tell pictures apart (ln(K + 1) for a queue of K), if there is one.
+        chance_loss: loss of a network that cannot tell images apart (ln(K + 1) for a queue of K), if there is one.
         epoch: epochs done; nothing is judged before the first is over.
     """
     if epoch < 1 or chance_loss is None or loss < chance_loss:
         return None
     return (
-        f"the network does not tell pictures apart yet: loss {loss:.3f} is at or above that of guessing "
+        f"the network does not tell images apart yet: loss {loss:.3f} is at or above that of guessing "
         f"({chance_loss:.3f} = ln of the number of candidates)"
     )

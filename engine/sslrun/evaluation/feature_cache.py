@@ -1,4 +1,4 @@
-"""The features of many pictures, kept in memory or, where that is to be spared, in a file; and their normalisation."""
+"""The features of many images, kept in memory or, where that is to be spared, in a file; and their normalization."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ CHUNK = 1024  # rows that are looked at together
 
 
 class FeatureCache:
-    """Features and labels of a source's pictures, extracted once; each rank has its share of them.
+    """Features and labels of a source's images, extracted once; each rank has its share of them.
 
     They are kept as fp32 if all of them take at most `memory_gib`, else as fp16; what of them is this rank's in memory
     if it takes at most as much, else in a file without a name, which goes with the object.
@@ -93,12 +93,12 @@ class FeatureCache:
         return _file(count, width, num_bytes, folder) if is_file else torch.empty(count, width, dtype=dtype)
 
 
-class Normalisation:
-    """What features pass through before a linear classifier, without learnt scale or shift.
+class Normalization:
+    """What features pass through before a linear classifier, without learned scale or shift.
 
     Args:
         kind: "batch" is BatchNorm: statistics of the batch over all ranks in training, running ones elsewhere.
-            "standardise" is the mean and the standard deviation of all training features; features that do not vary
+            "standardize" is the mean and the standard deviation of all training features; features that do not vary
             become 0. "none" changes nothing.
         num_features: D.
         device: of the features.
@@ -107,15 +107,15 @@ class Normalisation:
     eps = 1e-6  # of BatchNorm, as in MAE
     momentum = 0.1
 
-    def __init__(self, kind: Literal["none", "batch", "standardise"], num_features: int, device: torch.device) -> None:
+    def __init__(self, kind: Literal["none", "batch", "standardize"], num_features: int, device: torch.device) -> None:
         self.kind = kind
         self.mean = torch.zeros(num_features, device=device)
         self.variance = torch.ones(num_features, device=device)
         self.scale = torch.ones(num_features, device=device)
 
     def fit(self, chunks: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """Takes the statistics of "standardise" from training features; each rank gives its own."""
-        if self.kind != "standardise":
+        """Takes the statistics of "standardize" from training features; each rank gives its own."""
+        if self.kind != "standardize":
             return
         mean, variance, _ = self._statistics(rows for rows, _ in chunks)
         spread = variance.sqrt()

@@ -1,4 +1,4 @@
-"""Features of pictures under a frozen encoder: what every evaluation, and every clustering method, starts from."""
+"""Features of images under a frozen encoder: what every evaluation, and every clustering method, starts from."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.data import Batch, BatchStream, Loader, Sequential, Source, ViewGroup
+from sslrun.contract import Batch
+from sslrun.data import BatchStream, Loader, Sequential, Source, ViewGroup
 from sslrun.data.loader import Augment
 from sslrun.data.transforms import CenterCrop, Resize, Transform
 from sslrun.errors import RunFailed
@@ -19,11 +20,11 @@ BATCH = 128
 
 
 class FeatureExtractor:
-    """Features of the pictures of one source, prepared without randomness; ranks share the work.
+    """Features of the images of one source, prepared without randomness; ranks share the work.
 
     Args:
         source: opened.
-        transforms: how to prepare the pictures.
+        transforms: how to prepare the images.
         device: where the network is.
         bf16: compute under bfloat16 autocast.
         augment: "exact", "dali" or "auto", as for training.
@@ -72,7 +73,7 @@ class FeatureExtractor:
     def stream_share(self, module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         """The samples of this rank's share (`distributed.share`) of the source, in order, batch after batch.
 
-        Features (b, D) fp32 and the ids (b,) of the samples that they are of (of a bad picture: its substitute's), on
+        Features (b, D) fp32 and the ids (b,) of the samples that they are of (of a bad image: its substitute's), on
         the CPU. The module must be in evaluation mode.
         """
         mine = np.arange(len(self.source))[distributed.share(len(self.source))]
@@ -104,20 +105,18 @@ def require_finite(features: Tensor) -> None:
     """RunFailed where a feature is infinite or no number."""
     bad = len(features) - int(torch.isfinite(features).all(1).sum())
     if bad:
-        raise RunFailed(
-            f"the features of {bad} of {len(features)} pictures are not finite: there is nothing to measure"
-        )
+        raise RunFailed(f"the features of {bad} of {len(features)} images are not finite: there is nothing to measure")
 
 
-def centre_crop_like(group: ViewGroup) -> list[Transform]:
-    """Short side to 8/7 of the view's size, centre crop, the view's own normalisation: 256 and 224 for ImageNet."""
+def center_crop_like(group: ViewGroup) -> list[Transform]:
+    """Short side to 8/7 of the view's size, center crop, the view's own normalization: 256 and 224 for ImageNet."""
     height, width = group.size
     return [Resize(round(min(height, width) * 8 / 7)), CenterCrop([height, width]), group.normalize]
 
 
 @torch.no_grad()
 def extract(module: nn.Module, batches: Iterable[Batch], device: torch.device, bf16: bool = False) -> Tensor:
-    """What a module makes of pictures (`pooled`), (N, D) fp32 on the CPU, one row per sample in the order of `batches`.
+    """What a module makes of images (`pooled`), (N, D) fp32 on the CPU, one row per sample in the order of `batches`.
 
     The module is put into evaluation mode and back; nothing else about it changes.
     """
@@ -139,7 +138,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def pooled(module: nn.Module, images: Tensor, bf16: bool = False) -> Tensor:
-    """What a module makes of pictures (B, 3, H, W): (B, D) fp32, without gradient.
+    """What a module makes of images (B, 3, H, W): (B, D) fp32, without gradient.
 
     Rows (B, D) are taken as they are, feature maps (B, C, H, W) averaged over positions, and of a list the last entry.
     """

@@ -1,20 +1,19 @@
-"""The method's own loss on pictures that are not trained on: what mmcv's workflow `("val", 1)` is for.
+"""The method's own loss on images that are not trained on: what mmcv's workflow `("val", 1)` is for.
 
-It is the loss that training would have on these pictures: the views, batches and BatchNorm groups of the recipe, the
-networks in training mode. What lies between `train/loss` and `val/loss` is then what was learnt by heart and nothing
-else. (In evaluation mode BatchNorm would normalise with running statistics, and a loss that compares the samples of a
-batch would be on another scale.) Every measurement sees the same pictures in the same crops, on one process or many.
+It is the loss that training would have on these images: the views, batches and BatchNorm groups of the recipe, the
+networks in training mode. What lies between `train/loss` and `val/loss` is then what was learned by heart and nothing
+else. (In evaluation mode BatchNorm would normalize with running statistics, and a loss that compares the samples of a
+batch would be on another scale.) Every measurement sees the same images in the same crops, on one process or many.
 """
 
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from sslrun.contract import Method, Progress
 from sslrun.data import Loader
 from sslrun.evaluation.monitor import MonitorConfig
 from sslrun.runtime import distributed
@@ -26,7 +25,7 @@ class HeldOutLoss:
 
     Args:
         config: the `[monitor]` table.
-        loader: of the held-out pictures, in the recipe's views.
+        loader: of the held-out images, in the recipe's views.
         cursor: (epoch, positions) of this rank's micro-batches, of whole global batches one after the other.
         accumulation: how many of them each global batch has.
     """
@@ -36,7 +35,7 @@ class HeldOutLoss:
     ) -> None:
         self.config, self.loader, self.cursor, self.accumulation = config, loader, cursor, accumulation
 
-    def measure(self, executor: Executor, progress: Any) -> dict[str, float]:
+    def measure(self, executor: Executor, progress: Progress) -> dict[str, float]:
         """`val/loss` and the method's other metrics, means over batches and ranks, if they are due."""
         if not self.config.is_due(self.config.loss_interval, progress):
             return {}
@@ -52,7 +51,7 @@ class HeldOutLoss:
 
 
 @contextlib.contextmanager
-def untouched(method: nn.Module, device: torch.device) -> Iterator[None]:
+def untouched(method: Method, device: torch.device) -> Iterator[None]:
     """Forward passes within it leave no trace: no gradient, and buffers and random state as they were.
 
     BatchNorm gathers statistics, and a method of a user's own may do as it likes: what counts is what it finds again.

@@ -1,10 +1,10 @@
-"""k nearest neighbours of frozen features, and their weighted vote (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+"""k nearest neighbors of frozen features, and their weighted vote (Wu et al. 2018, arXiv 1805.01978, section 3.4).
 
 `bank` and `queries` are this rank's share (`distributed.share`) of the rows, in any memory; no rank is given rows of
 another but for the queries of the moment. Beside them memory is bounded, whatever their numbers: at most `at_once`
 similarities exist at a time, of 16 bytes each, and the best of each piece of the bank are merged with the best so far.
 
-Similarities are cosines in fp32. Neighbours that are equally near come in the order of their ids, classes with equal
+Similarities are cosines in fp32. Neighbors that are equally near come in the order of their ids, classes with equal
 votes in the order of their labels, and votes are added in fp64 from the nearest on: there is one answer, on any device
 and on any number of ranks, up to the rounding of the matrix product.
 """
@@ -29,10 +29,10 @@ LAST_ID = 2**32 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class KnnConfig:
-    """The `[eval.knn]` table: classification by the nearest training pictures.
+    """The `[eval.knn]` table: classification by the nearest training images.
 
     Attributes:
-        k: numbers of neighbours that vote; all of them are tried.
+        k: numbers of neighbors that vote; all of them are tried.
         temperature: a vote weighs exp(cosine / temperature).
     """
 
@@ -82,15 +82,15 @@ def knn_grid(
 ) -> list[dict[str, Any]]:
     """How many queries the vote of their k nearest bank rows classifies right, for several k in one go.
 
-    All ranks call it and get the same. A query's class is among the first five when a neighbour voted for it and fewer
+    All ranks call it and get the same. A query's class is among the first five when a neighbor voted for it and fewer
     than five classes come before it.
 
     Args:
-        bank: (n, D), this rank's share of N features; normalised here.
+        bank: (n, D), this rank's share of N features; normalized here.
         bank_labels: (N,) int64, 0 or more.
-        queries: (m, D), this rank's share of M features; normalised here.
+        queries: (m, D), this rank's share of M features; normalized here.
         query_labels: (M,) int64, 0 or more.
-        ks: neighbours that vote; all of them where the bank has fewer.
+        ks: neighbors that vote; all of them where the bank has fewer.
         temperature: a vote weighs exp(cosine / temperature).
         device: where to compute; None is where the bank is.
         at_once: most similarities, or votes, in memory.
@@ -218,16 +218,16 @@ def _read(keys: Tensor) -> tuple[Tensor, Tensor]:
 def _votes(
     labels: Tensor, cosines: Tensor, ks: Sequence[int], temperature: float, num_classes: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """For each of the ascending ks the votes (b, C), fp64, of so many neighbours: one tensor, which grows.
+    """For each of the ascending ks the votes (b, C), fp64, of so many neighbors: one tensor, which grows.
 
     Args:
-        labels: (b, k) int64, of the neighbours, the nearest first.
+        labels: (b, k) int64, of the neighbors, the nearest first.
         cosines: (b, k).
         ks: how many of them vote.
         temperature: of the weights.
         num_classes: C.
     """
-    # Relative to the nearest neighbour's: the same winner, and no overflow at small temperatures.
+    # Relative to the nearest neighbor's: the same winner, and no overflow at small temperatures.
     weights = ((cosines - cosines[:, :1]).double() / temperature).exp()
     votes = weights.new_zeros(len(weights), num_classes)
     counted = 0

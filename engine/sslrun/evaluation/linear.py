@@ -1,8 +1,8 @@
 """Linear classification of frozen features: what the representation lets a linear layer tell apart.
 
-The encoder stays as it is, in evaluation mode. Features are those of the whole picture: a ResNet's last stage averaged
+The encoder stays as it is, in evaluation mode. Features are those of the whole image: a ResNet's last stage averaged
 over positions, a ViT's class token. A grid of settings is trained in one pass, see `linear_heads`. Which of them counts
-is decided on training pictures that are kept out of the training, never on test pictures.
+is decided on training images that are kept out of the training, never on test images.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from torch import Tensor
 from sslrun.data import Loader, Order, Source, ViewGroup, split_holdout
 from sslrun.data.transforms import Transform
 from sslrun.errors import RunFailed, UsageError
-from sslrun.evaluation.feature_cache import FeatureCache, Normalisation
+from sslrun.evaluation.feature_cache import FeatureCache, Normalization
 from sslrun.evaluation.features import BATCH, evaluating, pooled
 from sslrun.evaluation.linear_heads import Heads, Scores, Setting
-from sslrun.evaluation.part import Part
+from sslrun.evaluation.partial_result import PartialResult
 from sslrun.evaluation.subject import Subject, labels
 from sslrun.optim import Optimizer, Schedule
 from sslrun.optim.optimizers import LARS, SGD
@@ -34,7 +34,7 @@ from sslrun.runtime.signals import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
-# For standardised features: the rate that serves best falls with their number, and with how much they say the same.
+# For standardized features: the rate that serves best falls with their number, and with how much they say the same.
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
 
@@ -67,18 +67,18 @@ class LinearConfig:
     """How a linear classifier is trained on the frozen features.
 
     Attributes:
-        transforms: how pictures are prepared for training; features are then extracted anew in every epoch. Where they
+        transforms: how images are prepared for training; features are then extracted anew in every epoch. Where they
             are not given, as for testing, and features are extracted once.
         optimizer: SGD or LARS, without paramwise and grad_clip. Where it is not given, SGD with momentum 0.9 and a grid
             of 10 learning rates and 4 weight decays. Biases do not decay.
         grid: what to try together instead of the one setting that the optimizer states.
         lr: learning-rate schedule of all settings.
-        epochs: passes over the training pictures.
-        global_batch: pictures of a step, over all ranks; a last batch is filled up with the epoch's first pictures.
-        norm: what features pass through first. "standardise" uses the mean and standard deviation of all training
-            features, "batch" is BatchNorm without scale and shift, "none" leaves them alone; "auto" is "standardise"
+        epochs: passes over the training images.
+        global_batch: images of a step, over all ranks; a last batch is filled up with the epoch's first images.
+        norm: what features pass through first. "standardize" uses the mean and standard deviation of all training
+            features, "batch" is BatchNorm without scale and shift, "none" leaves them alone; "auto" is "standardize"
             where features are extracted once, else "none".
-        validation: share of the training pictures that decide between the settings of a grid.
+        validation: share of the training images that decide between the settings of a grid.
         cache_gib: memory for features that are extracted once, per process: above it they are kept as fp16, and if that
             takes more too, in a file.
         cache_dir: folder of that file; the system's for temporary files where it is not given.
@@ -90,7 +90,7 @@ class LinearConfig:
     lr: Schedule = field(default_factory=lambda: CosineAnnealing(by="iter"))
     epochs: int = 100
     global_batch: int = 256
-    norm: Literal["auto", "none", "batch", "standardise"] = "auto"
+    norm: Literal["auto", "none", "batch", "standardize"] = "auto"
     validation: float = 0.1
     cache_gib: float = 16.0
     cache_dir: str | None = None
@@ -103,8 +103,8 @@ class LinearConfig:
             raise UsageError(f"eval.linear.validation is a share, above 0 and below 1, not {self.validation}")
         if not isinstance(self.rule, SGD | LARS) or self.rule.paramwise or self.rule.grad_clip:
             raise UsageError("eval.linear.optimizer must be SGD or LARS, without paramwise and grad_clip")
-        if self.norm == "standardise" and self.is_fresh:
-            raise UsageError('eval.linear.norm = "standardise" needs features that are extracted once: use "batch"')
+        if self.norm == "standardize" and self.is_fresh:
+            raise UsageError('eval.linear.norm = "standardize" needs features that are extracted once: use "batch"')
 
     @property
     def is_fresh(self) -> bool:
@@ -125,15 +125,15 @@ class LinearConfig:
         return [Setting(rate, decay) for rate, decay in itertools.product(sorted(rates), sorted(decays))]
 
 
-def run(config: LinearConfig, subject: Subject, part: Part | None = None) -> dict[str, Any]:
+def run(config: LinearConfig, subject: Subject, part: PartialResult | None = None) -> dict[str, Any]:
     """Trains and tests linear classifiers. All ranks call it and share the work; the outcome is the same on all.
 
-    With several settings, pictures kept back for validation decide (`_best`). Where features are extracted once, the
-    chosen one is then trained again on all training pictures.
+    With several settings, images kept back for validation decide (`_best`). Where features are extracted once, the
+    chosen one is then trained again on all training images.
 
     Args:
         config: the `[eval.linear]` table.
-        subject: the encoder, which is left as it is, and its pictures.
+        subject: the encoder, which is left as it is, and its images.
         part: where a training that extracts features in every epoch keeps its state and goes on from; it then ends in
             order where the process is told to stop.
 
@@ -141,20 +141,20 @@ def run(config: LinearConfig, subject: Subject, part: Part | None = None) -> dic
         What eval/*.json has under "results".
 
     Raises:
-        UsageError: there are too few pictures, or they have no labels.
+        UsageError: there are too few images, or they have no labels.
         RunFailed: the classifier, or the encoder's features, are not finite; the state could not be written.
         Stopped: the process was told to stop, and the state is saved.
     """
     ranks = distributed.world_size()
-    for key, source in zip(("eval.train", "eval.test"), subject.labelled(), strict=True):
+    for key, source in zip(("eval.train", "eval.test"), subject.labeled(), strict=True):
         if len(source) < max(2, ranks):
-            raise UsageError(f"{source!r} has {len(source)} pictures, too few: set {key} to more")
+            raise UsageError(f"{source!r} has {len(source)} images, too few: set {key} to more")
     if config.transforms is not None:
         learning, testing = (ViewGroup(transforms=each).normalize for each in (config.transforms, subject.transforms))
         if (learning.mean, learning.std) != (testing.mean, testing.std):
-            raise UsageError("eval.transforms and eval.linear.transforms normalise differently (Normalize)")
+            raise UsageError("eval.transforms and eval.linear.transforms normalize differently (Normalize)")
     if config.global_batch < ranks:
-        raise UsageError(f"eval.linear.global_batch is {config.global_batch}, less than a picture for each process")
+        raise UsageError(f"eval.linear.global_batch is {config.global_batch}, less than an image for each process")
     with evaluating(subject.backbone):
         return _Evaluation(config, subject, part if config.is_fresh else None).run()
 
@@ -162,9 +162,9 @@ def run(config: LinearConfig, subject: Subject, part: Part | None = None) -> dic
 class _Evaluation:
     """One call of `run`; arguments as there."""
 
-    def __init__(self, config: LinearConfig, subject: Subject, part: Part | None) -> None:
+    def __init__(self, config: LinearConfig, subject: Subject, part: PartialResult | None) -> None:
         self.config, self.subject, self.part = config, subject, part
-        train, test = subject.labelled()
+        train, test = subject.labeled()
         self.num_classes = int(max(labels(train).max(), labels(test).max())) + 1
         self.fit_source, self.fit_ids, self.all_ids = train, np.arange(len(train)), np.arange(len(train))
         self.validation_ids = np.arange(0)
@@ -186,7 +186,7 @@ class _Evaluation:
         return FeatureCache(extractor, subject.backbone, memory_gib=config.cache_gib, folder=config.cache_dir)
 
     def _steps(self, ids: np.ndarray) -> int:
-        """Steps of an epoch over so many pictures."""
+        """Steps of an epoch over so many images."""
         return -(-len(ids) // self.config.global_batch)
 
     def run(self) -> dict[str, Any]:
@@ -224,26 +224,26 @@ class _Evaluation:
             },
         }
 
-    def _choose(self, heads: Heads, norm: Normalisation, cache: FeatureCache, grid: list[dict[str, Any]]) -> int:
-        """The setting that the pictures kept back speak for; their figures are entered into the grid."""
+    def _choose(self, heads: Heads, norm: Normalization, cache: FeatureCache, grid: list[dict[str, Any]]) -> int:
+        """The setting that the images kept back speak for; their figures are entered into the grid."""
         validated = self._score(heads, norm, cache, self.validation_ids)
         for place, row in enumerate(grid):
             row |= {"validation_top1_pct": validated.top1_pct[place].item()}
             row |= {"validation_loss": _finite(validated.loss[place])}
         best = _best(validated, len(self.validation_ids))
         said = len(grid), grid[best]["lr"], grid[best]["weight_decay"], grid[best]["validation_top1_pct"]
-        logger.info("linear: of %d settings lr %g with weight decay %g: %.4g %% of validation pictures", *said)
+        logger.info("linear: of %d settings lr %g with weight decay %g: %.4g %% of validation images", *said)
         return best
 
-    def _train(self, settings: Sequence[Setting], ids: np.ndarray) -> tuple[Heads, Normalisation, Tensor]:
+    def _train(self, settings: Sequence[Setting], ids: np.ndarray) -> tuple[Heads, Normalization, Tensor]:
         """The classifiers, what their features pass through, and their (H,) mean losses over the last epoch."""
         config, width = self.config, self.test_cache.num_features
         device, seed = self.subject.device, self.subject.seed
         heads = Heads(settings, config.rule, width, self.num_classes, seed=seed, device=device)
         kind = config.norm
         if kind == "auto":
-            kind = "none" if config.is_fresh else "standardise"
-        norm = Normalisation(kind, width, device)
+            kind = "none" if config.is_fresh else "standardize"
+        norm = Normalization(kind, width, device)
         if self.train_cache is not None:
             norm.fit(self.train_cache.chunks(ids))
         steps = self._steps(ids)
@@ -310,14 +310,14 @@ class _Evaluation:
             for piece in pieces
         )
         with contextlib.closing(loader.run(cursor)) as stream:
-            while rows := [  # pictures of one piece at a time
+            while rows := [  # images of one piece at a time
                 (pooled(subject.backbone, batch.views[0], subject.bf16), batch.label)
                 for batch in itertools.islice(stream, len(pieces))
             ]:
                 features, labels = zip(*rows, strict=True)
                 yield torch.cat(features), torch.cat(labels)
 
-    def _score(self, heads: Heads, norm: Normalisation, cache: FeatureCache, ids: np.ndarray | None = None) -> Scores:
+    def _score(self, heads: Heads, norm: Normalization, cache: FeatureCache, ids: np.ndarray | None = None) -> Scores:
         return heads.score((norm(rows), labels) for rows, labels in cache.chunks(ids))
 
 
@@ -332,7 +332,7 @@ def _rates(settings: Sequence[Setting], schedule: Schedule, steps: range, steps_
 def _best(validated: Scores, num_samples: int) -> int:
     """The lowest loss among the settings whose top-1 is within one standard error of the best one's.
 
-    So many pictures decide by top-1; a hundred cannot tell settings apart by it, where losses still do.
+    So many images decide by top-1; a hundred cannot tell settings apart by it, where losses still do.
     """
     top1, loss = validated.top1_pct / 100, validated.loss.nan_to_num(nan=math.inf)
     best = top1.max()

@@ -28,13 +28,13 @@ class Setting(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What H classifiers make of some pictures.
+    """What H classifiers make of some images.
 
     Attributes:
         loss: (H,) mean cross-entropy.
-        top1_pct: (H,) per cent of the pictures whose class has the largest logit.
+        top1_pct: (H,) per cent of the images whose class has the largest logit.
         top5_pct: (H,) per cent of those whose class is among the five largest.
-        per_class_pct: (H, C) top-1 of each class; NaN where it has no pictures.
+        per_class_pct: (H, C) top-1 of each class; NaN where it has no images.
     """
 
     loss: Tensor
@@ -98,7 +98,7 @@ class Heads:
 
     @torch.no_grad()
     def step(self, features: Tensor, labels: Tensor, total: int, rates: Tensor) -> Tensor:
-        """One optimiser step on the mean cross-entropy of a batch; the (H,) losses before it. All ranks call it.
+        """One optimizer step on the mean cross-entropy of a batch; the (H,) losses before it. All ranks call it.
 
         Args:
             features: (b, D), this rank's part of the batch; b may be 0.
@@ -142,7 +142,7 @@ class Heads:
         device = self.weight.device
         loss = torch.zeros(heads, dtype=torch.float64, device=device)
         first, among_five = torch.zeros(2, heads, classes, dtype=torch.float64, device=device)
-        pictures = torch.zeros(classes, dtype=torch.float64, device=device)
+        images = torch.zeros(classes, dtype=torch.float64, device=device)
         for features, labels in batches:
             logits = self.logits(features)
             log_likelihood = logits.log_softmax(dim=2).gather(2, labels.view(-1, 1, 1).expand(-1, heads, 1))
@@ -151,8 +151,8 @@ class Heads:
             hits &= logits.isfinite().all(dim=2, keepdim=True)  # a classifier that has diverged is never right
             first.index_add_(1, labels, hits[:, :, 0].T.double())
             among_five.index_add_(1, labels, hits.any(dim=2).T.double())
-            pictures += F.one_hot(labels, classes).sum(dim=0)
-        for counted in (loss, first, among_five, pictures):
+            images += F.one_hot(labels, classes).sum(dim=0)
+        for counted in (loss, first, among_five, images):
             distributed.all_reduce_sum_(counted)
-        total = pictures.sum()
-        return Scores(loss / total, 100 * first.sum(1) / total, 100 * among_five.sum(1) / total, 100 * first / pictures)
+        total = images.sum()
+        return Scores(loss / total, 100 * first.sum(1) / total, 100 * among_five.sum(1) / total, 100 * first / images)

@@ -55,7 +55,7 @@ def fit(
 ) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression on features that are brought to mean 0 and deviation 1, by L-BFGS.
 
-    What is minimised is the mean cross-entropy plus weight_decay / 2 times the squared weights (not the biases).
+    What is minimized is the mean cross-entropy plus weight_decay / 2 times the squared weights (not the biases).
 
     Args:
         features: (N, D) fp32.

@@ -5,7 +5,7 @@ the (N, D) features, divided by their sum: how many directions the features use,
 each share so that its logarithm exists; here shares of 0 count 0.
 
 Alignment and uniformity (Wang & Isola 2020, arXiv 2005.10242, section 4) are of features of length 1: the mean squared
-distance of two views of one picture (alpha = 2), and the logarithm of the mean, over all pairs of different pictures,
+distance of two views of one image (alpha = 2), and the logarithm of the mean, over all pairs of different images,
 of exp(-2 squared distance) (t = 2). Less is better in both. The two views are drawn as in training.
 """
 
@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslrun.data import Batch, Loader, Sequential, ViewGroup
+from sslrun.contract import Batch
+from sslrun.data import Loader, Sequential, ViewGroup
 from sslrun.errors import UsageError
 from sslrun.evaluation.features import BATCH, evenly, extract, require_finite, unit_rows
 from sslrun.evaluation.subject import Subject
@@ -35,7 +36,7 @@ class SpectrumConfig:
     """The `[eval.spectrum]` table: how well features fill their space.
 
     Attributes:
-        num_samples: most training pictures that are looked at; the cost of uniformity grows with the square.
+        num_samples: most training images that are looked at; the cost of uniformity grows with the square.
         num_pairs: most of them of which two views are compared; 0 leaves alignment out.
     """
 
@@ -49,15 +50,15 @@ class SpectrumConfig:
 
 
 def run(config: SpectrumConfig, subject: Subject) -> dict[str, Any]:
-    """Everything of the subject's training pictures: `spectrum/...` and the `singular_values`. All ranks call it.
+    """Everything of the subject's training images: `spectrum/...` and the `singular_values`. All ranks call it.
 
     Raises:
-        UsageError: there is one picture.
+        UsageError: there is one image.
         RunFailed: features are not finite.
     """
     source = subject.train
     if len(source) < 2:
-        raise UsageError(f"{source!r} has one picture, which has nothing to be compared with")
+        raise UsageError(f"{source!r} has one image, which has nothing to be compared with")
     ids = evenly(len(source), config.num_samples)
     features = subject.extractor(source).extract_share(subject.backbone, ids)
     require_finite(features)
@@ -81,7 +82,7 @@ def spectrum(features: Tensor, device: torch.device) -> tuple[Tensor, float]:
 
     Returns:
         (D,) singular values, fp64 on the CPU, the largest first; NaN where features are not finite. And the standard
-        deviation of the features of length 1, as `nn.spread` defines it.
+        deviation of the features of length 1, as `nn.feature_std` defines it.
     """
     dim = features.shape[1]
     gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
@@ -108,7 +109,7 @@ def rankme(singular_values: Tensor) -> float:
 
 @torch.no_grad()
 def alignment(first: Tensor, second: Tensor, device: torch.device) -> float:
-    """Mean squared distance of features of two views of each picture; (n, D) both, of this rank's share."""
+    """Mean squared distance of features of two views of each image; (n, D) both, of this rank's share."""
     distances = torch.zeros(2, dtype=torch.float64, device=device)  # their sum and their number
     size = max(1, PIECE // first.shape[1])
     for one, other in zip(first.split(size), second.split(size), strict=True):
@@ -139,9 +140,9 @@ def uniformity(features: Tensor, device: torch.device) -> float:
 
 
 def two_views(subject: Subject, ids: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Features (n, D) of two views of each picture in this rank's share of the ids, made as in training.
+    """Features (n, D) of two views of each image in this rank's share of the ids, made as in training.
 
-    They are the first two views of the recipe; where it has one view of a picture, that is made twice.
+    They are the first two views of the recipe; where it has one view of an image, that is made twice.
     """
     group = subject.views[0]
     if len(subject.views) == 1 and group.num_views == 1:

@@ -1,4 +1,4 @@
-"""What an evaluation is given: a frozen encoder, the pictures that it is measured on, and how they are read."""
+"""What an evaluation is given: a frozen encoder, the images that it is measured on, and how they are read."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,13 @@ from sslrun.evaluation.features import FeatureExtractor
 
 @dataclass(frozen=True)
 class Subject:
-    """A frozen encoder and its pictures.
+    """A frozen encoder and its images.
 
     Attributes:
         backbone: on `device`, in evaluation mode.
         train: opened; what classifiers learn from.
         test: opened; what they are tried on, if there is anything.
-        transforms: how pictures are prepared where nothing is random.
+        transforms: how images are prepared where nothing is random.
         views: the groups of views that the encoder was trained on.
         device: where the encoder is.
         bf16: whether to compute under bfloat16 autocast.
@@ -41,7 +41,7 @@ class Subject:
     seed: int
 
     def extractor(self, source: Source) -> FeatureExtractor:
-        """Features of a source's pictures, prepared by `transforms`."""
+        """Features of a source's images, prepared by `transforms`."""
         return FeatureExtractor(
             source,
             self.transforms,
@@ -52,20 +52,20 @@ class Subject:
             has_bar=True,
         )
 
-    def labelled(self) -> tuple[Source, Source]:
-        """Training and test pictures; UsageError as `labelled`."""
-        return labelled(self.train, self.test)
+    def labeled(self) -> tuple[Source, Source]:
+        """Training and test images; UsageError as `labeled`."""
+        return labeled(self.train, self.test)
 
 
-def labelled(train: Source, test: Source | None) -> tuple[Source, Source]:
-    """Training and test pictures of a classification.
+def labeled(train: Source, test: Source | None) -> tuple[Source, Source]:
+    """Training and test images of a classification.
 
     Raises:
         UsageError: some are missing, or have no labels.
     """
     if test is None:
         raise UsageError(
-            "there are no pictures to classify: set eval.test to a source, or data.holdout to one or to a share of "
+            "there are no images to classify: set eval.test to a source, or data.holdout to one or to a share of "
             "data.source"
         )
     for key, source in (("eval.train", train), ("eval.test", test)):

@@ -25,7 +25,7 @@ class Encoder:
 
     Attributes:
         backbone: in evaluation mode, on the CPU, in float32.
-        preprocessing: what it expects of pictures.
+        preprocessing: what it expects of images.
         about: where it comes from, for metadata.
     """
 
@@ -57,7 +57,7 @@ class Encoder:
             raise UsageError(f'{program} has no ResNet with stem = "{shape.stem}": {ELSEWHERE}')
         return shape
 
-    def pictures(self, number: int = 2) -> Tensor:
+    def images(self, number: int = 2) -> Tensor:
         """Noise in the form that it expects, to try it with."""
         generator = torch.Generator().manual_seed(number)
         return torch.randn(number, 3, *self.preprocessing.size, generator=generator)
@@ -71,7 +71,7 @@ def encoder_of(saved: Saved) -> Encoder:
     """Of a run or a file of weights.
 
     Raises:
-        UsageError: its weights are not finite, or its preparation of pictures cannot be told to others or does
+        UsageError: its weights are not finite, or its preparation of images cannot be told to others or does
             not suit it.
     """
     for name, tensor in saved.backbone.state_dict().items():
@@ -88,7 +88,7 @@ def encoder_of(saved: Saved) -> Encoder:
     }
     encoder = Encoder(saved.backbone.float(), preprocessing_of(saved.recipe), about)
     try:
-        encoder.backbone(encoder.pictures(1))
+        encoder.backbone(encoder.images(1))
     except (ValueError, RuntimeError) as error:
-        raise UsageError(f"the backbone does not take pictures as eval.transforms prepares them: {error}") from error
+        raise UsageError(f"the backbone does not take images as eval.transforms prepares them: {error}") from error
     return encoder

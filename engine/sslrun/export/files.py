@@ -60,7 +60,7 @@ class TensorFile:
         if metadata != self.metadata:
             raise NotTheSame("its metadata did not read back")
         require_names(tensors, self.names)
-        require_same(self.encoder.backbone, tensors, self.encoder.pictures())
+        require_same(self.encoder.backbone, tensors, self.encoder.images())
 
 
 class SafetensorsFile(TensorFile):
@@ -97,7 +97,7 @@ class TimmFile(TensorFile):
             return _without_classifier(published.resnet(self.name))
         size = f"vit_{shape.arch}_patch{shape.patch_size}_{shape.img_size}"
         if size not in published.VITS or shape.mlp_ratio != 4.0:
-            raise UsageError(f"timm has no {shape} for pictures of {shape.img_size} px: {ELSEWHERE}")
+            raise UsageError(f"timm has no {shape} for images of {shape.img_size} px: {ELSEWHERE}")
         self.name = size
         if published.VITS[size][2] != shape.num_heads:
             self.arguments["num_heads"] = shape.num_heads

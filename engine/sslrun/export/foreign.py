@@ -88,7 +88,7 @@ class Imported:
         dropped = [f"{prefix} ({number})" for prefix, number in self.dropped.items()]
         keys = ", ".join(f"{key} = {json.dumps(value)}" for key, value in self.shape.arguments().items())
         lines = [
-            f"recognised: {self.origin} ({self.place or 'no prefix'}): {self.shape}, {len(self.tensors)} tensors",
+            f"recognized: {self.origin} ({self.place or 'no prefix'}): {self.shape}, {len(self.tensors)} tensors",
             f"dropped: {_some(dropped)}",
             f"missing: {_some(self.missing)}",
             *([f"not read, not executed: {_some(self.unread)}"] if self.unread else []),

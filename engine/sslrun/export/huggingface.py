@@ -56,7 +56,7 @@ class HuggingFaceFolder:
             raise NotTheSame("its metadata did not read back")
         require_names(tensors, _published(config))
         ours = from_transformers(tensors, self.encoder.tensors())
-        require_same(self.encoder.backbone, ours, self.encoder.pictures())
+        require_same(self.encoder.backbone, ours, self.encoder.images())
 
     def _card(self) -> str:
         about, architecture = self.encoder.about, self.config["architectures"][0]
@@ -80,7 +80,7 @@ from transformers import AutoImageProcessor, {architecture}
 
 processor = AutoImageProcessor.from_pretrained("{self.name}")
 model = {architecture}.from_pretrained("{self.name}"{arguments})
-features = model(**processor(picture, return_tensors="pt")).{feature}
+features = model(**processor(image, return_tensors="pt")).{feature}
 ```
 """
 

@@ -47,14 +47,14 @@ class OnnxFile:
         program.save(str(path), external_data=False)
 
     def _translated(self) -> Any:
-        pictures = self.encoder.pictures()
+        images = self.encoder.images()
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's about itself
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
-            outputs = ["features", "feature_map"][: len(self.network(pictures))]
+            outputs = ["features", "feature_map"][: len(self.network(images))]
             return torch.onnx.export(
                 self.network,
-                (pictures,),
+                (images,),
                 input_names=["images"],
                 output_names=outputs,
                 dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
@@ -72,11 +72,11 @@ class OnnxFile:
         if session.get_modelmeta().custom_metadata_map.get(KEY) != self.metadata:
             raise NotTheSame("its metadata did not read back")
 
-        def run(pictures: Tensor) -> Tensor:
-            return torch.from_numpy(session.run(["features"], {"images": pictures.numpy()})[0])
+        def run(images: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
 
         for number in (1, 3):  # neither is the number that it was traced with
-            require_equal(features(self.encoder.backbone), run, self.encoder.pictures(number))
+            require_equal(features(self.encoder.backbone), run, self.encoder.images(number))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What is to be done to a picture before an encoder sees it, as others say it."""
+"""What is to be done to an image before an encoder sees it, as others say it."""
 
 import math
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from typing import Any
 from sslrun.data import ViewGroup
 from sslrun.data.transforms import CenterCrop, Normalize, Resize
 from sslrun.errors import UsageError
-from sslrun.evaluation.features import centre_crop_like
+from sslrun.evaluation.features import center_crop_like
 from sslrun.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop the middle, divide by 255, normalise. Colours are red, green, blue.
+    """Resize, crop the middle, divide by 255, normalize. Colors are red, green, blue.
 
     Attributes:
         size: height and width of what the encoder gets, in pixels.
-        resize: the shorter side before the crop, in pixels, or height and width; None: pictures are not resized.
+        resize: the shorter side before the crop, in pixels, or height and width; None: images are not resized.
         interpolation: "bilinear" or "bicubic", with a filter before it shrinks, as PIL's.
-        mean: of each colour, of pixels in 0 to 1.
+        mean: of each color, of pixels in 0 to 1.
         std: likewise.
     """
 
@@ -32,12 +32,12 @@ class Preprocessing:
     def as_dict(self) -> dict[str, Any]:
         """For metadata."""
         return {
-            "colour_order": "RGB",
+            "color_order": "RGB",
             "input_size": [3, *self.size],
             "resize": list(self.resize) if isinstance(self.resize, tuple) else self.resize,
             "interpolation": self.interpolation,
             "antialias": True,
-            "centre_crop": list(self.size),
+            "center_crop": list(self.size),
             "scale": "pixels / 255",
             "mean": list(self.mean),
             "std": list(self.std),
@@ -46,13 +46,13 @@ class Preprocessing:
     def for_timm(self) -> dict[str, Any]:
         """timm's `pretrained_cfg`."""
         common = {"input_size": [3, *self.size], "interpolation": self.interpolation}
-        colours = {"mean": list(self.mean), "std": list(self.std)}
+        colors = {"mean": list(self.mean), "std": list(self.std)}
         if not isinstance(self.resize, int):
-            return {**common, "crop_pct": 1.0, "crop_mode": "squash", **colours}
+            return {**common, "crop_pct": 1.0, "crop_mode": "squash", **colors}
         share = min(self.size) / self.resize
         if math.floor(min(self.size) / share) != self.resize:  # timm divides, and rounds down
             share = min(self.size) / (self.resize + 0.5)
-        return {**common, "crop_pct": share, "crop_mode": "center", **colours}
+        return {**common, "crop_pct": share, "crop_mode": "center", **colors}
 
     def for_transformers(self) -> dict[str, Any]:
         """preprocessor_config.json."""
@@ -80,18 +80,18 @@ class Preprocessing:
 
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:
-    """How a recipe's encoder is given pictures when it is evaluated.
+    """How a recipe's encoder is given images when it is evaluated.
 
     Raises:
         UsageError: in a way that has no name elsewhere.
     """
-    transforms = recipe.eval.transforms or recipe.monitor.transforms or centre_crop_like(recipe.data.views[0])
+    transforms = recipe.eval.transforms or recipe.monitor.transforms or center_crop_like(recipe.data.views[0])
     group = ViewGroup(num_views=1, transforms=transforms)
     steps = [transform for transform in transforms if not isinstance(transform, Normalize)]
     kinds = [type(step) for step in steps]
     if kinds not in ([Resize, CenterCrop], [Resize], [CenterCrop]) or any(step.p != 1.0 for step in steps):
         raise UsageError(
-            f"pictures are prepared by {', '.join(kind.__name__ for kind in kinds)}, which other programs cannot be "
+            f"images are prepared by {', '.join(kind.__name__ for kind in kinds)}, which other programs cannot be "
             "told: set eval.transforms to Resize, CenterCrop and Normalize, none of them with a p"
         )
     resize = steps[0] if isinstance(steps[0], Resize) else None

@@ -36,9 +36,9 @@ def require_names(found: Mapping[str, Tensor], published: Mapping[str, tuple[int
         raise NotTheSame(f"its names are not the published ones: {wrong}")
 
 
-def require_same(backbone: nn.Module, tensors: Mapping[str, Tensor], pictures: Tensor) -> None:
+def require_same(backbone: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> None:
     """These tensors must be the backbone's to the bit, and another copy of it that is filled with nothing else must see
-    in pictures what it sees."""
+    in images what it sees."""
     own = backbone.state_dict()
     for name, tensor in tensors.items():
         if not torch.equal(tensor, own[name]):
@@ -47,25 +47,25 @@ def require_same(backbone: nn.Module, tensors: Mapping[str, Tensor], pictures: T
     for tensor in fresh.state_dict().values():  # whatever is not filled shows
         tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
     fresh.load_state_dict(tensors)
-    require_equal(features(backbone), features(fresh), pictures)
+    require_equal(features(backbone), features(fresh), images)
 
 
 def require_equal(
-    ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], pictures: Tensor, tolerance: float = TOLERANCE
+    ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], images: Tensor, tolerance: float = TOLERANCE
 ) -> None:
     """Equal outputs, but for `tolerance` of the largest of them (or of 1)."""
-    expected, found = ours(pictures), theirs(pictures)
+    expected, found = ours(images), theirs(images)
     error = (expected - found).abs().max().item() if found.shape == expected.shape else torch.nan
     if not error <= tolerance * max(1.0, expected.abs().max().item()):
-        raise NotTheSame(f"its outputs for {len(pictures)} pictures differ by {error:.1e}")
+        raise NotTheSame(f"its outputs for {len(images)} images differ by {error:.1e}")
 
 
 def features(backbone: nn.Module) -> Callable[[Tensor], Tensor]:
-    """(B, D) features of pictures under a backbone in evaluation mode: its last output, averaged over positions."""
+    """(B, D) features of images under a backbone in evaluation mode: its last output, averaged over positions."""
 
     @torch.no_grad()
-    def of(pictures: Tensor) -> Tensor:
-        last = backbone(pictures)[-1]
+    def of(images: Tensor) -> Tensor:
+        last = backbone(images)[-1]
         return last.mean(dim=(2, 3)) if last.dim() == 4 else last
 
     return of

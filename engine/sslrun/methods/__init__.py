@@ -3,9 +3,5 @@
 import importlib
 import pkgutil
 
-from sslrun.methods.base import Loss, Method, Progress
-
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
-
-__all__ = ["Loss", "Method", "Progress"]

@@ -12,18 +12,16 @@ accumulated from micro-batches, correlations are taken over what is on the devic
 
 from torch import Tensor
 
-from sslrun.data.batch import Batch
-from sslrun.methods.base import Loss, Method, Progress
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import LatentCrossCorrelationHead
 from sslrun.nn.necks import Neck
-from sslrun.nn.spread import spread
 
 
 class BarlowTwins(Method):
     """Redundancy reduction: two views agree in each dimension, and no two dimensions say the same (arXiv 2103.03230).
 
-    Recipes have two views of each picture.
+    Recipes have two views of each image.
 
     Args:
         backbone: the network to train.
@@ -40,7 +38,7 @@ class BarlowTwins(Method):
 
     def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
         first, second = (self._embed(images) for images in batch.crops())
-        return Loss(self.head(first, second), {"feature_std": spread(first)})
+        return Loss(self.head(first, second), {"feature_std": feature_std(first)})
 
     def _embed(self, images: Tensor) -> Tensor:
         return self.neck(self.backbone(images)[-1])

@@ -13,19 +13,17 @@ once (`engine.micro_batch` times the number of ranks).
 
 from torch import Tensor, nn
 
-from sslrun.data.batch import Batch
-from sslrun.methods.base import Loss, Method, Progress
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import LatentPredictHead
 from sslrun.nn.momentum import cosine_momentum, teacher_of
 from sslrun.nn.necks import Neck
-from sslrun.nn.spread import spread
 
 
 class BYOL(Method):
     """Bootstrap your own latent: predicts what a slow copy of the network makes of another view (arXiv 2006.07733).
 
-    Recipes have two views of each picture.
+    Recipes have two views of each image.
 
     Args:
         backbone: the network to train.
@@ -62,7 +60,7 @@ class BYOL(Method):
         first, second = self._pair(self.backbone, self.neck, batch)
         target_of_first, target_of_second = targets
         loss = 2 * (self.head(first, target_of_second) + self.head(second, target_of_first))
-        return Loss(loss, {"feature_std": spread(first)})
+        return Loss(loss, {"feature_std": feature_std(first)})
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
         momentum = cosine_momentum(self.base_momentum, progress.fraction, self.end_momentum)

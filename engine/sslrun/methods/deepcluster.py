@@ -1,7 +1,7 @@
-"""DeepCluster: cluster what the network makes of the pictures, then let it learn to predict the clusters, and again.
+"""DeepCluster: cluster what the network makes of the images, then let it learn to predict the clusters, and again.
 
 Caron et al. 2018 (arXiv 1807.05520), section 3. Before every epoch the features of the whole training set are taken
-with centre crops, reduced by PCA to whitened dimensions, normalised and clustered by k-means (section 3.4); the
+with center crops, reduced by PCA to whitened dimensions, normalized and clustered by k-means (section 3.4); the
 classifier on top starts anew, because the new clusters have nothing to do with the old. The epoch draws all clusters
 equally often (section 3.3), or weighs them.
 
@@ -18,10 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.data.batch import Batch
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress, Rewrite
 from sslrun.errors import UsageError
-from sslrun.methods.base import Loss, Method, Progress, Rewrite
-from sslrun.nn.backbone import Backbone
 from sslrun.nn.clustering import balancing_weights, k_means, whitened
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import Embedder, Neck

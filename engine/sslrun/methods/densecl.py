@@ -1,12 +1,12 @@
-"""DenseCL: MoCo v2 on whole pictures and, by a second branch, on every cell of the feature map.
+"""DenseCL: MoCo v2 on whole images and, by a second branch, on every cell of the feature map.
 
 Wang et al. 2021 (arXiv 2011.09157): the global loss is MoCo's (eq. 1); the dense loss (eq. 2) does the same for each of
 the S^2 cells of a query's map, whose positive is the key's cell with the most similar backbone feature (eq. 3), and
-whose negatives are a queue of pooled dense keys of other pictures. The total is (1 - lambda) global + lambda dense
+whose negatives are a queue of pooled dense keys of other images. The total is (1 - lambda) global + lambda dense
 (eq. 4).
 
 The paper holds lambda at 0 for the first 1000 iterations; the published recipe does not, nor does this class unless
-`loss_lambda_start_iters` says so. As in MoCo, the key encoder sees the pictures of the whole global batch shuffled over
+`loss_lambda_start_iters` says so. As in MoCo, the key encoder sees the images of the whole global batch shuffled over
 the BatchNorm groups. Deviation: the momentum update runs after the step instead of before the next forward pass, which
 is the same sequence of weights.
 """
@@ -18,23 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.data.batch import Batch
-from sslrun.methods.base import Loss, Method, Progress
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
 from sslrun.nn.memory import Queue
 from sslrun.nn.momentum import encode_shuffled, teacher_of
 from sslrun.nn.necks import DenseCLNeck
-from sslrun.nn.spread import spread
 
 
 class Keys(NamedTuple):
-    """What the key encoder makes of the second views; every vector normalised, float32.
+    """What the key encoder makes of the second views; every vector normalized, float32.
 
     Attributes:
         whole: (B, D), of the global branch.
         dense: (B, D, S^2), of the dense branch.
-        pooled: (B, D), the dense branch averaged over its cells before it was normalised.
+        pooled: (B, D), the dense branch averaged over its cells before it was normalized.
         cells: (B, C, S^2), the backbone's feature map.
     """
 
@@ -45,7 +43,7 @@ class Keys(NamedTuple):
 
 
 class DenseCL(Method):
-    """MoCo v2 on whole pictures and, at the same time, on every cell of the feature map (arXiv 2011.09157).
+    """MoCo v2 on whole images and, at the same time, on every cell of the feature map (arXiv 2011.09157).
 
     Args:
         backbone: the network to train.
@@ -55,7 +53,7 @@ class DenseCL(Method):
         feat_dim: dimension D of the embeddings; equal to the neck's out_channels.
         momentum: of the key encoder.
         loss_lambda: weight of the dense loss; the global one has the rest.
-        loss_lambda_start_iters: optimiser steps at the start of the run with the global loss alone; 0 for none.
+        loss_lambda_start_iters: optimizer steps at the start of the run with the global loss alone; 0 for none.
     """
 
     num_views = 2
@@ -86,7 +84,7 @@ class DenseCL(Method):
         self.loss_lambda, self.loss_lambda_start_iters = loss_lambda, loss_lambda_start_iters
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Keys]:
-        """Keys per micro-batch, from pictures shuffled over the whole global batch."""
+        """Keys per micro-batch, from images shuffled over the whole global batch."""
         encoded = encode_shuffled(self._keys, [batch.crops()[1] for batch in batches], progress.generator())
         return [Keys(*keys) for keys in encoded]
 
@@ -101,7 +99,7 @@ class DenseCL(Method):
             "dense_loss": dense_loss.detach(),
             "top1_pct": 100 * top1,
             "dense_top1_pct": 100 * dense_top1,
-            "feature_std": spread(queries),
+            "feature_std": feature_std(queries),
         }
         carry = {"keys": targets.whole, "dense_keys": targets.pooled}
         return Loss((1 - weight) * loss + weight * dense_loss, metrics, carry)

@@ -3,7 +3,7 @@
 He et al. 2020 (arXiv 1911.05722), algorithm 1; Chen et al. 2020 (arXiv 2003.04297) add the MLP projector, the blur and
 the cosine schedule, which are the recipe's business. The loss is eq. 1 of the first paper.
 
-The key encoder sees the pictures of the whole global batch shuffled over the BatchNorm groups (section 3.3 there:
+The key encoder sees the images of the whole global batch shuffled over the BatchNorm groups (section 3.3 there:
 "shuffling BN", `sslrun.nn.momentum.encode_shuffled`). Deviation: the momentum update runs after the step instead of
 before the next forward pass, which is the same sequence of weights.
 """
@@ -13,14 +13,12 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.data.batch import Batch
-from sslrun.methods.base import Loss, Method, Progress
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
 from sslrun.nn.memory import Queue
 from sslrun.nn.momentum import encode_shuffled, teacher_of
 from sslrun.nn.necks import Neck
-from sslrun.nn.spread import spread
 
 
 class MoCo(Method):
@@ -57,14 +55,14 @@ class MoCo(Method):
         self.momentum = momentum
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Tensor]:
-        """Keys (B, D), normalised, per micro-batch, from pictures shuffled over the whole global batch."""
+        """Keys (B, D), normalized, per micro-batch, from images shuffled over the whole global batch."""
         encoded = encode_shuffled(self._keys, [batch.crops()[1] for batch in batches], progress.generator())
         return [keys for (keys,) in encoded]
 
     def forward(self, batch: Batch, progress: Progress, targets: Tensor) -> Loss:
         queries = self.neck(self.backbone(batch.crops()[0])[-1])
         loss, top1 = self.head(queries, targets, self.queue.rows)
-        return Loss(loss, {"top1_pct": 100 * top1, "feature_std": spread(queries)}, {"keys": targets})
+        return Loss(loss, {"top1_pct": 100 * top1, "feature_std": feature_std(queries)}, {"keys": targets})
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
         return [(self.key_backbone, self.backbone, self.momentum), (self.key_neck, self.neck, self.momentum)]

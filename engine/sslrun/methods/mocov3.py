@@ -1,7 +1,7 @@
 """MoCo v3: predict the other view's key among all keys of the batch; no queue.
 
-Chen, Xie & He 2021 (arXiv 2104.02057), algorithm 1. For views 1 and 2 of a picture, queries q = predictor(projector(
-f(x))) and keys k = projector'(f'(x)) of a momentum encoder, all normalised; with L(q, k) the InfoNCE of eq. 1 over the
+Chen, Xie & He 2021 (arXiv 2104.02057), algorithm 1. For views 1 and 2 of an image, queries q = predictor(projector(
+f(x))) and keys k = projector'(f'(x)) of a momentum encoder, all normalized; with L(q, k) the InfoNCE of eq. 1 over the
 keys of the whole global batch, the loss is 2T (L(q1, k2) + L(q2, k1)).
 
 The keys of all micro-batches and ranks are computed before any query, so every query meets all of them: the loss is
@@ -19,13 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.data.batch import Batch
-from sslrun.methods.base import Loss, Method, Progress
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import MoCoV3Head
 from sslrun.nn.momentum import cosine_momentum, teacher_of
 from sslrun.nn.necks import Neck
-from sslrun.nn.spread import spread
 from sslrun.runtime.distributed import all_gather_rows, rank, world_size
 
 
@@ -33,7 +31,7 @@ class Keys(NamedTuple):
     """What the queries of one micro-batch are compared with.
 
     Attributes:
-        first: (N, D), normalised keys of the first views of the global batch, in its order.
+        first: (N, D), normalized keys of the first views of the global batch, in its order.
         second: (N, D), of the second views.
         own: (B,) int64, the rows of the micro-batch's own samples.
     """
@@ -78,7 +76,7 @@ class MoCoV3(Method):
         first, second = (self.neck(self.backbone(view)[-1]) for view in batch.crops())
         loss, queries = self.head(first, targets.second, targets.own)
         mirrored, _ = self.head(second, targets.first, targets.own)
-        return Loss(loss + mirrored, {"feature_std": spread(queries)})
+        return Loss(loss + mirrored, {"feature_std": feature_std(queries)})
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
         momentum = cosine_momentum(self.base_momentum, progress.fraction)

@@ -1,13 +1,13 @@
-"""NPID, non-parametric instance discrimination: tell each picture from others by a memory of how all of them look.
+"""NPID, non-parametric instance discrimination: tell each image from others by a memory of how all of them look.
 
-Wu, Xiong, Yu & Lin 2018 (arXiv 1805.01978). A bank keeps one embedding per picture of the training set (section 3.1);
-the loss is that of MMSelfSup and of He et al. 2020 (arXiv 1911.05722, eq. 1): a softmax over a picture's own row and
+Wu, Xiong, Yu & Lin 2018 (arXiv 1805.01978). A bank keeps one embedding per image of the training set (section 3.1);
+the loss is that of MMSelfSup and of He et al. 2020 (arXiv 1911.05722, eq. 1): a softmax over an image's own row and
 `neg_num` rows drawn from the bank. Rows follow the embeddings with momentum after each step.
 
 Deviations from the paper, shared with MMSelfSup: softmax over the drawn rows in place of noise-contrastive estimation
 with its constant Z (eq. 4 to 8), and no proximal term (eq. 10). From MMSelfSup: negatives are drawn by a function of
 (seed, step, position in the global batch) without an alias table, so that any number of ranks and any accumulation
-draws the same; where a picture occurs twice in a global batch, its bank row takes the later embedding.
+draws the same; where an image occurs twice in a global batch, its bank row takes the later embedding.
 """
 
 import math
@@ -17,28 +17,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslkernels import bank_nce
-from sslrun.data.batch import Batch
-from sslrun.methods.base import Loss, Method, Progress
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.feature_std import feature_std
 from sslrun.nn.hashing import INCREMENT, mixed_
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.memory import Bank
 from sslrun.nn.necks import Neck
-from sslrun.nn.spread import spread
 from sslrun.runtime.distributed import rank, world_size
 
 
 class NPID(Method):
-    """Tells each picture from others by a memory of how all of them look (arXiv 1805.01978).
+    """Tells each image from others by a memory of how all of them look (arXiv 1805.01978).
 
     Args:
         backbone: the network to train.
         neck: projector on top of it.
         head: its temperature is that of the softmax.
-        neg_num: negatives K drawn from the bank for each picture, with replacement.
+        neg_num: negatives K drawn from the bank for each image, with replacement.
         feat_dim: dimension D of the embeddings; equal to the neck's out_channels.
         momentum: weight of a new embedding in its row of the bank.
-        ensure_neg: never draw the picture's own row as a negative.
+        ensure_neg: never draw the image's own row as a negative.
     """
 
     num_views = 1
@@ -87,7 +85,7 @@ class NPID(Method):
         embeddings = F.normalize(queries.detach().to(self.bank.rows.dtype), dim=1)
         return Loss(
             loss,
-            {"top1_pct": 100 * top1, "feature_std": spread(embeddings)},
+            {"top1_pct": 100 * top1, "feature_std": feature_std(embeddings)},
             {"index": batch.index, "embeddings": embeddings},
         )
 

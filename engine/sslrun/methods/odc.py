@@ -1,15 +1,15 @@
 """ODC: clusters that change a little with every batch, while the network learns to predict them.
 
 Zhan et al. 2020 (arXiv 2006.10645), section 3.2 and 3.3. A bank holds a feature and a label for every sample. After a
-step the batch's rows of the bank move towards its new features (eq. 2) and get new labels; every few steps centroids
+step the batch's rows of the bank move toward its new features (eq. 2) and get new labels; every few steps centroids
 are computed from the bank, and clusters that have become small are dissolved and refilled. The loss weighs samples by
 the size of their cluster (section 3.3). k-means of the untrained network's features makes the first clusters.
 
-As in the authors' code and MMSelfSup, rows of the bank are normalised again after they moved. Deviations from both: a
+As in the authors' code and MMSelfSup, rows of the bank are normalized again after they moved. Deviations from both: a
 sample's new label is the nearest centroid, as the paper and k-means have it (theirs is the one with the largest inner
 product, which prefers clusters whose members are alike); weights of samples have a mean of 1 over the global batch;
 every epoch sees every sample once (theirs draws with replacement, for which the paper gives no reason); the first
-k-means clusters the normalised features that the bank holds; all of it is in buffers, so that a resume goes on where it
+k-means clusters the normalized features that the bank holds; all of it is in buffers, so that a resume goes on where it
 was.
 
 Small clusters are looked for every `deal_with_small_clusters_interval` steps. That the host then waits for the device
@@ -24,10 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.data.batch import Batch
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress, Rewrite
 from sslrun.errors import UsageError
-from sslrun.methods.base import Loss, Method, Progress, Rewrite
-from sslrun.nn.backbone import Backbone
 from sslrun.nn.clustering import OnlineClusters, balancing_weights
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead

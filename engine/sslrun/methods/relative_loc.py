@@ -1,14 +1,14 @@
-"""Relative patch location: where, around the centre, does this patch belong? Doersch, Gupta, Efros 2015 (arXiv
+"""Relative patch location: where, around the center, does this patch belong? Doersch, Gupta, Efros 2015 (arXiv
 1505.05192), in MMSelfSup's form.
 
-Of nine patches in a 3 x 3 grid each of the eight outer ones is paired with the centre; the pair's features, outer patch
-first, are classified into the eight places, row by row (section 3 there). All eight pairs of a picture are used in each
-step, and the centre is encoded once, its features repeated.
+Of nine patches in a 3 x 3 grid each of the eight outer ones is paired with the center; the pair's features, outer patch
+first, are classified into the eight places, row by row (section 3 there). All eight pairs of an image are used in each
+step, and the center is encoded once, its features repeated.
 
-The outer patches and the centres go through the backbone separately, as in MMSelfSup, so each kind has BatchNorm
-statistics of its own; repeated eight times, centres would have the same. Deviations from the paper, with MMSelfSup:
-ResNet, a BatchNorm where the paper has none, grey pictures at random in place of colour dropping. From MMSelfSup:
-pictures keep their proportions (its 1.x squashes them), and what dropout leaves out is a function of seed, step and
+The outer patches and the centers go through the backbone separately, as in MMSelfSup, so each kind has BatchNorm
+statistics of its own; repeated eight times, centers would have the same. Deviations from the paper, with MMSelfSup:
+ResNet, a BatchNorm where the paper has none, gray images at random in place of color dropping. From MMSelfSup:
+images keep their proportions (its 1.x squashes them), and what dropout leaves out is a function of seed, step and
 place in the global batch.
 """
 
@@ -18,16 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslrun.data.batch import Batch
-from sslrun.methods.base import Loss, Method, Progress
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import RelativeLocNeck, pooled
 
 PATCHES = 9
 PAIRS = PATCHES - 1
-CENTRE = PATCHES // 2
+CENTER = PATCHES // 2
 
 
 class RelativeLoc(Method):
@@ -45,7 +43,7 @@ class RelativeLoc(Method):
         super().__init__()
         if head.num_classes != PAIRS:
             raise ValueError(
-                f"num_classes is {head.num_classes}, expected {PAIRS}: one for each place beside the centre"
+                f"num_classes is {head.num_classes}, expected {PAIRS}: one for each place beside the center"
             )
         self.backbone, self.neck, self.head = backbone, neck, head
 
@@ -62,11 +60,11 @@ class RelativeLoc(Method):
     def forward(self, batch: Batch, progress: Progress, targets: Tensor | None) -> Loss:
         patches, samples = batch.views[0], len(batch.index)
         if len(patches) != PATCHES * samples:
-            raise ValueError(f"a picture has {len(patches) // samples} views, expected {PATCHES} patches")
-        before, centre, after = patches.split([CENTRE * samples, samples, CENTRE * samples])
+            raise ValueError(f"an image has {len(patches) // samples} views, expected {PATCHES} patches")
+        before, center, after = patches.split([CENTER * samples, samples, CENTER * samples])
         outer_features = pooled(self.backbone(torch.cat([before, after]))[-1])
-        centre_features = pooled(self.backbone(centre)[-1])
-        pairs = torch.cat([outer_features, centre_features.repeat(PAIRS, 1)], dim=1)
+        center_features = pooled(self.backbone(center)[-1])
+        pairs = torch.cat([outer_features, center_features.repeat(PAIRS, 1)], dim=1)
         labels = torch.arange(PAIRS, device=pairs.device).repeat_interleave(samples)
         loss, top1 = self.head(self.neck(pairs, targets), labels)
         return Loss(loss, {"top1_pct": 100 * top1})

@@ -1,7 +1,7 @@
-"""Rotation prediction: which of four ways up is this picture? Gidaris, Singh, Komodakis 2018 (arXiv 1803.07728).
+"""Rotation prediction: which of four ways up is this image? Gidaris, Singh, Komodakis 2018 (arXiv 1803.07728).
 
-The loss is eq. 2 and 3 there: cross-entropy over the four quarter turns, every picture in all four of them in the same
-batch. Turns are made where the pictures are, by exchanging and reversing axes, so no pixel is interpolated. BatchNorm
+The loss is eq. 2 and 3 there: cross-entropy over the four quarter turns, every image in all four of them in the same
+batch. Turns are made where the images are, by exchanging and reversing axes, so no pixel is interpolated. BatchNorm
 groups hold all four turns of their samples. Without deviation.
 """
 
@@ -10,16 +10,14 @@ import math
 import torch
 from torch import Tensor
 
-from sslrun.data.batch import Batch
-from sslrun.methods.base import Loss, Method, Progress
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.heads import ClsHead
 
 TURNS = 4
 
 
 class RotationPred(Method):
-    """Predicts which of four ways up a picture is (arXiv 1803.07728).
+    """Predicts which of four ways up an image is (arXiv 1803.07728).
 
     Args:
         backbone: the network to train.
@@ -45,7 +43,7 @@ class RotationPred(Method):
 
 
 def turned(images: Tensor) -> Tensor:
-    """Square pictures (B, C, S, S) in all four turns, (4 * B, C, S, S): those of one turn together, as views are."""
+    """Square images (B, C, S, S) in all four turns, (4 * B, C, S, S): those of one turn together, as views are."""
     if images.shape[2] != images.shape[3]:
         raise ValueError(f"views are {images.shape[2]}x{images.shape[3]}, expected squares")
     turns = [torch.rot90(images, turn, (2, 3)) for turn in range(TURNS)]

@@ -1,6 +1,6 @@
-"""SimCLR: each view of a picture must find the other among all views of a batch.
+"""SimCLR: each view of an image must find the other among all views of a batch.
 
-Chen et al. 2020 (arXiv 2002.05709), algorithm 1; the loss is NT-Xent, eq. 1 there. Both views of all pictures go
+Chen et al. 2020 (arXiv 2002.05709), algorithm 1; the loss is NT-Xent, eq. 1 there. Both views of all images go
 through the network in one call, so that BatchNorm sees them together, as in the paper's code.
 
 Negatives are the rows of all ranks, and the gradient is that of one process with the whole batch. (MMSelfSup's is
@@ -12,18 +12,16 @@ fewer negatives.
 import torch
 from torch import Tensor
 
-from sslrun.data.batch import Batch
-from sslrun.methods.base import Loss, Method, Progress
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import Neck
-from sslrun.nn.spread import spread
 
 
 class SimCLR(Method):
-    """Finds the other view of a picture among all views of the batch (arXiv 2002.05709).
+    """Finds the other view of an image among all views of the batch (arXiv 2002.05709).
 
-    Recipes have two views of each picture, in one view group or two.
+    Recipes have two views of each image, in one view group or two.
 
     Args:
         backbone: the network to train.
@@ -41,6 +39,6 @@ class SimCLR(Method):
     def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
         images = batch.views[0] if len(batch.views) == 1 else torch.cat(batch.views)
         if len(images) != 2 * len(batch.index):
-            raise ValueError(f"SimCLR compares 2 views of each picture, not {len(images) // len(batch.index)}")
+            raise ValueError(f"SimCLR compares 2 views of each image, not {len(images) // len(batch.index)}")
         embeddings: Tensor = self.neck(self.backbone(images)[-1])
-        return Loss(self.head.between_views(embeddings), {"feature_std": spread(embeddings)})
+        return Loss(self.head.between_views(embeddings), {"feature_std": feature_std(embeddings)})

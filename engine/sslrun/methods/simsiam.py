@@ -10,18 +10,16 @@ once.
 
 from torch import Tensor
 
-from sslrun.data.batch import Batch
-from sslrun.methods.base import Loss, Method, Progress
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import LatentPredictHead
 from sslrun.nn.necks import Neck
-from sslrun.nn.spread import spread
 
 
 class SimSiam(Method):
     """Predicts the other view's embedding, with neither negatives nor a slow copy (arXiv 2011.10566).
 
-    Recipes have two views of each picture.
+    Recipes have two views of each image.
 
     Args:
         backbone: the network to train.
@@ -39,7 +37,7 @@ class SimSiam(Method):
     def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
         first, second = (self._embed(images) for images in batch.crops())
         loss = 0.5 * (self.head(first, second) + self.head(second, first))
-        return Loss(loss, {"feature_std": spread(first)})
+        return Loss(loss, {"feature_std": feature_std(first)})
 
     def _embed(self, images: Tensor) -> Tensor:
         return self.neck(self.backbone(images)[-1])

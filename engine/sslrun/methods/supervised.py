@@ -1,10 +1,10 @@
-"""Classification by the labels of the pictures: what fine-tuning trains, and the yardstick of all that does without.
+"""Classification by the labels of the images: what fine-tuning trains, and the yardstick of all that does without.
 
 Cross-entropy with what the fine-tuning recipes of the field add: label smoothing (Szegedy et al. 2016, arXiv
 1512.00567), mixup (Zhang et al. 2018, arXiv 1710.09412), CutMix (Yun et al. 2019, arXiv 1905.04899) and stochastic
 depth (Huang et al. 2016, arXiv 1603.09382) with rates that rise evenly from the first branch to the last.
 
-Deviation: neighbours of the global batch are mixed with one another (first with second, third with fourth, ...), each
+Deviation: neighbors of the global batch are mixed with one another (first with second, third with fourth, ...), each
 pair with a share of its own, and all that is drawn is a function of seed, step and place: however the batch is cut up,
 the same is computed.
 """
@@ -17,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.data.batch import Batch
-from sslrun.methods.base import Loss, Method, Progress
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import pooled
@@ -37,7 +35,7 @@ class Mixing(NamedTuple):
 
 
 class Supervised(Method):
-    """Classifies pictures by their labels.
+    """Classifies images by their labels.
 
     Args:
         backbone: the network to train. Everything in it is trained, what its arguments freeze too.
@@ -45,7 +43,7 @@ class Supervised(Method):
         init_std: standard deviation of the classifier's first weights.
         label_smoothing: share of the target that is spread over all classes.
         mixup: alpha of the shares' Beta distribution; 0 for no mixup.
-        cutmix: the same of CutMix; where both are set, each pair of pictures gets one or the other.
+        cutmix: the same of CutMix; where both are set, each pair of images gets one or the other.
         drop_path: how often the last residual branch is left out for a sample; the first never is.
     """
 
@@ -84,7 +82,7 @@ class Supervised(Method):
         kept: list[Any] = [None] * len(batches)
         if self.mixup or self.cutmix:
             if samples % 2:
-                raise ValueError(f"{samples} samples at once: pictures are mixed in pairs, so that has to be even")
+                raise ValueError(f"{samples} samples at once: images are mixed in pairs, so that has to be even")
             mixing = self._mixing(len(batches), samples // 2, progress, device)
         if self.drop_rates:
             seed = progress.generator().initial_seed()
@@ -127,9 +125,9 @@ class Supervised(Method):
 
 
 def mixed(images: Tensor, target: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
-    """Pictures (B, 3, H, W) and targets (B, K) of which rows 2i and 2i + 1 are mixed.
+    """Images (B, 3, H, W) and targets (B, K) of which rows 2i and 2i + 1 are mixed.
 
-    CutMix's box has 1 - share of the area; what lies beyond the picture's edge is cut off, and the target goes by the
+    CutMix's box has 1 - share of the area; what lies beyond the image's edge is cut off, and the target goes by the
     area that is left.
     """
     height, width = images.shape[2:]
@@ -151,7 +149,7 @@ def _within(middle: Tensor, half: Tensor, pixels: int) -> Tensor:
 
 
 class _Scores(nn.Module):
-    """Pictures to scores (B, K)."""
+    """Images to scores (B, K)."""
 
     def __init__(self, backbone: nn.Module, classifier: ClsHead) -> None:
         super().__init__()

@@ -1,19 +1,19 @@
-"""SwAV: predict from one crop of a picture to which prototypes another crop of it was assigned.
+"""SwAV: predict from one crop of an image to which prototypes another crop of it was assigned.
 
-Caron et al. 2020 (arXiv 2006.09882). Scores of a crop are the dot products of its normalised embedding with K
-normalised prototypes. Each of the crops in `crops_for_assign` (the two large ones) gets a target q by Sinkhorn's
-iteration over the scores of the global batch (eq. 3 to 5), and every other crop of the picture predicts it (eq. 2 and
+Caron et al. 2020 (arXiv 2006.09882). Scores of a crop are the dot products of its normalized embedding with K
+normalized prototypes. Each of the crops in `crops_for_assign` (the two large ones) gets a target q by Sinkhorn's
+iteration over the scores of the global batch (eq. 3 to 5), and every other crop of the image predicts it (eq. 2 and
 6, multi-crop: eq. 7): the loss is the mean over those crops of the cross-entropy of q and softmax(scores / T).
 
 A queue of earlier embeddings joins the batch in Sinkhorn's iteration once it is full (section 4.1, "working with small
-batches"). Targets exist only as a centre of the scores (`sslkernels.sinkhorn_centre`).
+batches"). Targets exist only as a center of the scores (`sslkernels.sinkhorn_center`).
 
 Assignments are made for what is on the devices at once, over all ranks, together with the queue: a global batch that is
 accumulated from micro-batches is assigned one micro-batch after the other. One forward pass of the backbone per group
 of views, one of the neck for all crops, so the neck's BatchNorm sees all of them, as in the authors' code.
 
 Deviations: Sinkhorn's column sums are those of all ranks, as in the paper; MMSelfSup's were each rank's own. Prototypes
-are normalised after each step instead of before each forward pass, which is the same sequence of weights. The queue may
+are normalized after each step instead of before each forward pass, which is the same sequence of weights. The queue may
 have any length (the authors shorten it to a multiple of the batch). Scores are float32 under autocast too.
 """
 
@@ -24,19 +24,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslkernels import sinkhorn_centre, soft_cross_entropy
-from sslrun.data.batch import Batch
-from sslrun.methods.base import Loss, Method, Progress, Rewrite
-from sslrun.nn.backbone import Backbone
+from sslkernels import sinkhorn_center, soft_cross_entropy
+from sslrun.contract import Backbone, Batch, Loss, Method, Progress, Rewrite
+from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
 from sslrun.nn.memory import Queue
 from sslrun.nn.necks import Neck, pooled
-from sslrun.nn.spread import spread
 from sslrun.runtime import distributed
 
 
 class Prototypes(nn.Linear):
-    """K normalised directions; `forward` gives the scores of embeddings (..., D), (..., K)."""
+    """K normalized directions; `forward` gives the scores of embeddings (..., D), (..., K)."""
 
     weight: nn.Parameter
 
@@ -59,7 +57,7 @@ class SwAVHead(Head):
         num_prototypes: number K of prototypes.
         temperature: T of the predictions.
         epsilon: temperature of the assignments; the lower, the closer to one prototype for each crop.
-        sinkhorn_iterations: how often columns and rows are normalised in turn.
+        sinkhorn_iterations: how often columns and rows are normalized in turn.
         crops_for_assign: which crops get an assignment, counted through the groups of views from 0.
     """
 
@@ -93,9 +91,9 @@ class SwAVHead(Head):
         """The mean over assigned crops, other crops and samples.
 
         Args:
-            crops: (V, B, D), normalised embeddings of all crops, this rank's.
+            crops: (V, B, D), normalized embeddings of all crops, this rank's.
             is_frozen: give the prototypes no gradient.
-            stored: (L, A, D), normalised embeddings of earlier samples, for each of the A assigned crops; this rank's
+            stored: (L, A, D), normalized embeddings of earlier samples, for each of the A assigned crops; this rank's
                 share of them. A row of zeros stands for none.
 
         Returns:
@@ -107,21 +105,21 @@ class SwAVHead(Head):
         losses = []
         for place, assigned in enumerate(self.crops_for_assign):
             teacher = scores[assigned].detach()
-            centre = self._centre(teacher, None if stored is None else stored[:, place])
+            center = self._center(teacher, None if stored is None else stored[:, place])
             losses += [
-                soft_cross_entropy(student, teacher, self.temperature, self.epsilon, centre)
+                soft_cross_entropy(student, teacher, self.temperature, self.epsilon, center)
                 for crop, student in enumerate(scores)
                 if crop != assigned
             ]
         return torch.stack(losses).mean()
 
     @torch.no_grad()
-    def _centre(self, scores: Tensor, stored: Tensor | None) -> Tensor:
-        """(K,): softmax((scores - centre) / epsilon) are the assignments."""
+    def _center(self, scores: Tensor, stored: Tensor | None) -> Tensor:
+        """(K,): softmax((scores - center) / epsilon) are the assignments."""
         if stored is not None:
             is_none = ~stored.any(dim=1, keepdim=True)
             scores = torch.cat([self.prototypes(stored).masked_fill(is_none, -math.inf), scores])
-        return sinkhorn_centre(scores, self.epsilon, self.sinkhorn_iterations, group=distributed.group())
+        return sinkhorn_center(scores, self.epsilon, self.sinkhorn_iterations, group=distributed.group())
 
 
 class SwAV(Method):
@@ -158,7 +156,7 @@ class SwAV(Method):
             raise ValueError("queue_length, epoch_queue_starts and freeze_prototypes_iters cannot be negative")
         self.backbone, self.neck, self.head = backbone, neck, head
         self.epoch_queue_starts, self.freeze_prototypes_iters = epoch_queue_starts, freeze_prototypes_iters
-        # In a row the embeddings of all assigned crops of a picture, side by side.
+        # In a row the embeddings of all assigned crops of an image, side by side.
         dim = len(head.crops_for_assign) * head.feat_dim
         self.queue = Queue(queue_length, dim, starts_empty=True) if queue_length else None
 
@@ -169,7 +167,7 @@ class SwAV(Method):
         loss = self.head(crops, progress.step < self.freeze_prototypes_iters, self._stored(progress))
         assigned = [crops[crop].detach() for crop in self.head.crops_for_assign]  # a list as index waits
         carry = {"embeddings": torch.cat(assigned, dim=1)} if self._keeps(progress) else {}
-        return Loss(loss, {"feature_std": spread(assigned[0])}, carry)
+        return Loss(loss, {"feature_std": feature_std(assigned[0])}, carry)
 
     def rewrites(self, progress: Progress) -> list[Rewrite]:
         if progress.step <= self.freeze_prototypes_iters:  # they have not moved: it was step - 1 that was applied

@@ -44,8 +44,8 @@ def whitened(features: Tensor, dim: int, device: torch.device) -> Tensor:
     mean = distributed.all_reduce_sum_(mean) / num_rows
     covariance = torch.zeros(channels, channels, dtype=torch.float64, device=device)
     for piece in pieces:
-        centred = piece.to(device).double() - mean
-        covariance.addmm_(centred.T, centred)
+        centered = piece.to(device).double() - mean
+        covariance.addmm_(centered.T, centered)
     variances, directions = torch.linalg.eigh(distributed.all_reduce_sum_(covariance) / num_rows)
     floor = variances[-1] * channels * torch.finfo(torch.float32).eps ** 2  # what rounding of float32 features makes
     scales = torch.where(variances > floor, variances.clamp(min=floor).rsqrt(), 0)
@@ -183,7 +183,7 @@ class OnlineClusters(nn.Module):
 
         Args:
             index: (B,) int64, sample ids; of a sample that occurs twice the last feature counts.
-            features: (B, D), normalised.
+            features: (B, D), normalized.
 
         Returns:
             The share of samples that changed their cluster, 0-d.

@@ -1,4 +1,4 @@
-"""Losses with their hyper-parameters: what turns embeddings into a number to minimise."""
+"""Losses with their hyper-parameters: what turns embeddings into a number to minimize."""
 
 import math
 from collections.abc import Callable
@@ -34,9 +34,9 @@ class ContrastiveHead(Head):
         """-log(exp(q.p/T) / (exp(q.p/T) + sum_k exp(q.n_k/T))), mean over the rows.
 
         Args:
-            queries: (B, D), not yet normalised.
-            positives: (B, D), normalised rows; row i belongs to query i.
-            negatives: (K, D), normalised rows, shared by all queries.
+            queries: (B, D), not yet normalized.
+            positives: (B, D), normalized rows; row i belongs to query i.
+            negatives: (K, D), normalized rows, shared by all queries.
 
         Returns:
             The loss, and the share of queries that are closest to their own positive; both 0-d fp32.
@@ -44,11 +44,11 @@ class ContrastiveHead(Head):
         return info_nce(queries, positives, negatives, self.temperature)
 
     def between_views(self, embeddings: Tensor) -> Tensor:
-        """NT-Xent: the positive is a picture's other view, negatives are all other rows that are on the devices at
+        """NT-Xent: the positive is an image's other view, negatives are all other rows that are on the devices at
         once, over all ranks (Chen et al. 2020, arXiv 2002.05709, eq. 1).
 
         Args:
-            embeddings: (2B, D), not yet normalised; rows i and i + B are one picture.
+            embeddings: (2B, D), not yet normalized; rows i and i + B are one image.
 
         Returns:
             Mean over the rows, 0-d fp32.
@@ -123,11 +123,11 @@ class MoCoV3Head(Head):
 
         Args:
             projections: (B, C), of one view.
-            keys: (N, D), normalised rows, of the other views of the whole global batch.
+            keys: (N, D), normalized rows, of the other views of the whole global batch.
             own: (B,) int64, the row of a projection's own key.
 
         Returns:
-            The loss, 0-d fp32; and the queries q, (B, D), not normalised.
+            The loss, 0-d fp32; and the queries q, (B, D), not normalized.
         """
         queries = self.predictor(projections)
         return 2 * self.temperature * batch_nce(queries, keys, own, self.temperature), queries
@@ -158,8 +158,8 @@ class LatentPredictHead(Head):
         """-cos(predictor(embeddings), targets), mean over the rows: -1 where they agree, 0 where they are unrelated.
 
         Args:
-            embeddings: (B, D), not normalised.
-            targets: (B, D), not normalised; row i is the other view of row i.
+            embeddings: (B, D), not normalized.
+            targets: (B, D), not normalized; row i is the other view of row i.
         """
         predictions = F.normalize(_wide(self.predictor(embeddings)), dim=1)
         return -(predictions * F.normalize(_wide(targets.detach()), dim=1)).sum(dim=1).mean()
@@ -189,21 +189,21 @@ class LatentCrossCorrelationHead(Head):
 
         Args:
             first: (B, D), one view; as many rows on every rank.
-            second: (B, D), the other view of the same pictures.
+            second: (B, D), the other view of the same images.
         """
         with torch.autocast(first.device.type, enabled=False):  # 1 - C_ii is small where C_ii would be rounded
-            local = _standardised(_wide(first)).T @ _standardised(_wide(second)) / len(first)
+            local = _standardized(_wide(first)).T @ _standardized(_wide(second)) / len(first)
             correlation = all_reduce_mean_with_gradient(local)
             diagonal = correlation.diagonal()
             redundancy = correlation.square().sum() - diagonal.square().sum()
             return (1 - diagonal).square().sum() + self.lambd * redundancy
 
 
-def _standardised(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Batch normalisation without scale, shift and memory, (B, D), over the rows of all ranks."""
-    centred = x - all_reduce_mean_with_gradient(x.mean(dim=0))
-    variance = all_reduce_mean_with_gradient(centred.square().mean(dim=0))
-    return centred * torch.rsqrt(variance + eps)
+def _standardized(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Batch normalization without scale, shift and memory, (B, D), over the rows of all ranks."""
+    centered = x - all_reduce_mean_with_gradient(x.mean(dim=0))
+    variance = all_reduce_mean_with_gradient(centered.square().mean(dim=0))
+    return centered * torch.rsqrt(variance + eps)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Queue(nn.Module):
-    """First-in-first-out store of K normalised rows (He et al. 2020, arXiv 1911.05722, section 3.2).
+    """First-in-first-out store of K normalized rows (He et al. 2020, arXiv 1911.05722, section 3.2).
 
     Starts with random directions. Rows are overwritten oldest first; any number may be pushed at once.
 
@@ -25,7 +25,7 @@ class Queue(nn.Module):
             raise ValueError(f"a queue of {length} x {dim} rows is empty")
         rows = torch.zeros(length, dim) if starts_empty else F.normalize(torch.randn(length, dim), dim=1)
         self.register_buffer("rows", rows)
-        self.register_buffer("oldest", torch.zeros((), dtype=torch.long))  # a tensor: no host synchronisation
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.long))  # a tensor: no host synchronization
 
     def is_full(self) -> Tensor:
         """Whether all rows have been written, 0-d bool. They are written in order, so the last one tells."""
@@ -43,7 +43,7 @@ class Queue(nn.Module):
 
 
 class Bank(nn.Module):
-    """One normalised row for every sample, that follows the sample's embeddings (Wu et al. 2018, arXiv 1805.01978,
+    """One normalized row for every sample, that follows the sample's embeddings (Wu et al. 2018, arXiv 1805.01978,
     section 3.1 and, for the momentum, the authors' code).
 
     Starts with random directions.
@@ -72,7 +72,7 @@ class Bank(nn.Module):
 
         Args:
             index: (B,) int64, sample ids.
-            embeddings: (B, D), normalised.
+            embeddings: (B, D), normalized.
         """
         latest = embeddings[last_occurrence(index)].to(self.rows.dtype)
         rows = F.normalize(torch.lerp(self.rows[index], latest, self.momentum), dim=1)

@@ -29,7 +29,7 @@ def cosine_momentum(base: float, fraction: float, end: float = 1.0) -> float:
 def encode_shuffled(
     encode: Callable[[Tensor], tuple[Tensor, ...]], images: list[Tensor], generator: torch.Generator
 ) -> list[tuple[Tensor, ...]]:
-    """Run an encoder over pictures that are shuffled over the BatchNorm groups of the whole global batch, and put its
+    """Run an encoder over images that are shuffled over the BatchNorm groups of the whole global batch, and put its
     outputs back in order (He et al. 2020, arXiv 1911.05722, section 3.3: "shuffling BN").
 
     Statistics leak through groups, not through devices, so the shuffle is the same on one device and on many.

@@ -9,7 +9,7 @@ from sslrun.nn.sizes import require_positive
 
 
 class Neck(nn.Module, Component, kind="necks"):
-    """A feature map (B, C, H, W), or features (B, C), in; embeddings (B, D) out, not normalised."""
+    """A feature map (B, C, H, W), or features (B, C), in; embeddings (B, D) out, not normalized."""
 
     out_channels: int
 
@@ -103,14 +103,14 @@ class DenseCLNeck(Neck):
         )
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        """A feature map (B, C, S, S) to three embeddings, none normalised: global (B, D), dense (B, D, S^2), and dense
+        """A feature map (B, C, S, S) to three embeddings, none normalized: global (B, D), dense (B, D, S^2), and dense
         averaged over its cells (B, D)."""
         dense = self.mlp2(features).flatten(2)
         return self.mlp(pooled(features)), dense, dense.mean(dim=2)
 
 
 class NonLinearNeck(Neck):
-    """Global average pool and an MLP with batch normalisation: linear, norm, ReLU, as often as wanted, and a last
+    """Global average pool and an MLP with batch normalization: linear, norm, ReLU, as often as wanted, and a last
     linear layer, with or without norm. The projector of SimCLR, BYOL, SimSiam, SwAV, Barlow Twins and MoCo v3, and the
     predictor of those that have one.
 
@@ -123,7 +123,7 @@ class NonLinearNeck(Neck):
         with_last_bn: whether a norm follows the last layer.
         with_last_bn_affine: whether that norm learns a scale and a shift.
         with_last_bias: whether the last layer has a bias.
-        norm_cfg: normalisation layer; SyncBN where it is not given.
+        norm_cfg: normalization layer; SyncBN where it is not given.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class ODCNeck(Neck):
         hid_channels: width of the hidden layer.
         out_channels: dimension D of the embedding.
         dropout: part of the hidden layer that is left out in training; from 0 to below 1.
-        norm_cfg: normalisation layer; where it is not given, SyncBN with a momentum of 0.001, without scale and shift.
+        norm_cfg: normalization layer; where it is not given, SyncBN with a momentum of 0.001, without scale and shift.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class RelativeLocNeck(Neck):
         in_channels: C of one patch's features.
         out_channels: width D of the layer.
         dropout: part of it that is left out in training; from 0 to below 1.
-        norm_cfg: normalisation layer; where it is not given, BN with a momentum of 0.003.
+        norm_cfg: normalization layer; where it is not given, BN with a momentum of 0.003.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.5, norm_cfg: Norm | None = None) -> None:

@@ -1,8 +1,8 @@
-"""Batch normalisation whose statistics belong to the recipe, not to the hardware.
+"""Batch normalization whose statistics belong to the recipe, not to the hardware.
 
 `samples_per_gpu` of a recipe is the group over which BatchNorm takes its statistics. A device may hold many groups at
 once, or one after the other (gradient accumulation), or share them with other ranks: `GroupBatchNorm` computes the same
-in all cases. Training statistics are per group; running statistics move once per optimiser step, towards the mean over
+in all cases. Training statistics are per group; running statistics move once per optimizer step, toward the mean over
 all groups of the step (`RunningStatistics`), so that a step that is skipped leaves no trace in them either.
 """
 
@@ -20,7 +20,7 @@ from sslrun.runtime.distributed import world_size
 
 
 class Norm(Component, kind="norms"):
-    """Which normalisation layer a network is built with."""
+    """Which normalization layer a network is built with."""
 
     def layer(self, num_features: int, affine: bool = True) -> nn.Module:
         """A new layer for `num_features` channels; without `affine` it has no scale and shift, whatever the config."""
@@ -28,7 +28,7 @@ class Norm(Component, kind="norms"):
 
 
 class BN(Norm):
-    """Batch normalisation over the groups of `data.samples_per_gpu` (Ioffe & Szegedy 2015).
+    """Batch normalization over the groups of `data.samples_per_gpu` (Ioffe & Szegedy 2015).
 
     Args:
         eps: added to the variance.
@@ -44,7 +44,7 @@ class BN(Norm):
 
 
 class SyncBN(BN):
-    """Batch normalisation with one group: all samples that are on the devices at once, over all ranks.
+    """Batch normalization with one group: all samples that are on the devices at once, over all ranks.
 
     That is the global batch, unless it is accumulated from several micro-batches: then it is what enters at once.
     """
@@ -92,8 +92,8 @@ class GroupBatchNorm(nn.Module):
             y, seen = _over_ranks(x, self.weight, self.bias, self.eps)
             self.pending.add_(seen)
             return y
-        normalise = _by_formula if torch.compiler.is_compiling() else _group_by_group
-        y, seen = normalise(x, self._shape(len(x)), self.one_pass, self.weight, self.bias, self.eps)
+        normalize = _by_formula if torch.compiler.is_compiling() else _group_by_group
+        y, seen = normalize(x, self._shape(len(x)), self.one_pass, self.weight, self.bias, self.eps)
         self.pending.add_(seen)
         return y
 
@@ -251,7 +251,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def commit(self, all_reduce_mean_: Callable[[list[Tensor]], None] | None = None) -> None:
-        """Move them towards the mean over groups, micro-batches and ranks of this step.
+        """Move them toward the mean over groups, micro-batches and ranks of this step.
 
         Layers that saw no forward pass since the last call are left alone.
 

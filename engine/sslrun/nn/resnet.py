@@ -6,7 +6,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone
 from sslrun.nn.norm import BN, GroupBatchNorm, Norm, group_norms
 from sslrun.nn.sizes import require_positive
 
@@ -63,9 +63,9 @@ class ResNet(Backbone):
         depth: number of layers: 18, 34, 50, 101 or 152.
         in_channels: channels of the input images.
         out_indices: which feature maps to return: 0 for the stem's, 1 to 4 for a stage's. Later stages are not made.
-        norm_cfg: normalisation layer; BN where it is not given.
+        norm_cfg: normalization layer; BN where it is not given.
         stem: "imagenet" is a 7x7 convolution of stride 2 and a max-pool; "small" a 3x3 convolution of stride 1, for
-            pictures of 32 to 64 pixels.
+            images of 32 to 64 pixels.
         base_width: channels of the stem and of the first stage; 64 in the paper.
         zero_init_residual: start every residual branch at zero (Goyal et al. 2017, arXiv 1706.02677).
         groups: of the 3x3 convolutions: 32 with a width_per_group of 4 is ResNeXt's 32x4d. Depth 50 and more.
@@ -118,7 +118,7 @@ class ResNet(Backbone):
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
             widths.append(channels)
         self.num_features = widths[self.out_indices[-1]]
-        self._initialise(zero_init_residual)
+        self._initialize(zero_init_residual)
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         for module in self._frozen():
             module.requires_grad_(False)
@@ -152,7 +152,7 @@ class ResNet(Backbone):
         stages = {f"layer{stage}": stage for stage in range(1, 5)}  # what else there is, is the stem
         return [child for name, child in self.named_children() if stages.get(name, 0) <= self.frozen_stages]
 
-    def _initialise(self, zero_init_residual: bool) -> None:
+    def _initialize(self, zero_init_residual: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

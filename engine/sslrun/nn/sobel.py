@@ -1,17 +1,17 @@
-"""Edges instead of colours: what DeepCluster's networks see in the paper."""
+"""Edges instead of colors: what DeepCluster's networks see in the paper."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone
 
 HORIZONTAL = [[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]
 VERTICAL = [[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]]
 
 
 class Sobel(Backbone):
-    """A backbone behind a fixed Sobel filter: the mean of the three (normalised) colours, then its horizontal and
+    """A backbone behind a fixed Sobel filter: the mean of the three (normalized) colors, then its horizontal and
     vertical gradient (Caron et al. 2018, arXiv 1807.05520, section 4.1). Every evaluation sees the same filter.
 
     Args:
@@ -26,8 +26,8 @@ class Sobel(Backbone):
         self.register_buffer("kernels", torch.tensor([[HORIZONTAL], [VERTICAL]]), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        grey = images.mean(dim=1, keepdim=True)
-        return self.backbone(F.conv2d(grey, self.kernels, padding=1))
+        gray = images.mean(dim=1, keepdim=True)
+        return self.backbone(F.conv2d(gray, self.kernels, padding=1))
 
     def layers(self) -> list[list[str]]:
         return [[f"backbone.{name}" for name in names] for names in self.backbone.layers()]

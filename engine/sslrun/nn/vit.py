@@ -1,6 +1,6 @@
 """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), parameter names as in timm, without the classifier.
 
-Initialised and, by default, restrained as in MoCo v3 (Chen, Xie & He 2021, arXiv 2104.02057, section 4): fixed 2-D
+Initialized and, by default, restrained as in MoCo v3 (Chen, Xie & He 2021, arXiv 2104.02057, section 4): fixed 2-D
 sine-cosine positions, and a patch projection that stays as it was drawn, which keeps training stable.
 """
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.nn.backbone import Backbone
+from sslrun.contract import Backbone
 from sslrun.nn.sizes import require_positive
 
 # width D, blocks, heads; MoCo v3's small one has 12 heads, not 6.
@@ -47,7 +47,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalised before and added to what came in."""
+    """Attention and MLP, each normalized before and added to what came in."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Pictures (B, 3, H, W) to tokens (B, T, D), row by row."""
+    """Images (B, 3, H, W) to tokens (B, T, D), row by row."""
 
     def __init__(self, in_channels: int, patch_size: int, width: int) -> None:
         super().__init__()
@@ -73,11 +73,11 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(Backbone):
-    """Transformer over patches and a class token, whose output (B, D) is the picture's feature.
+    """Transformer over patches and a class token, whose output (B, D) is the image's feature.
 
     Args:
         arch: size: "tiny", "small", "base" or "large".
-        img_size: height and width of the pictures, in pixels.
+        img_size: height and width of the images, in pixels.
         patch_size: of a patch, in pixels; divides img_size.
         in_channels: channels of the input images.
         embed_dim: width D, in place of the size's own.
@@ -115,12 +115,12 @@ class VisionTransformer(Backbone):
         self.pos_embed = nn.Parameter(sine_cosine_positions(img_size // patch_size, width), requires_grad=False)
         self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self._initialise(in_channels * patch_size**2)
+        self._initialize(in_channels * patch_size**2)
         self.patch_embed.requires_grad_(not frozen_patch_embed)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         if images.shape[-2:] != (self.img_size, self.img_size):
-            raise ValueError(f"pictures of {tuple(images.shape[-2:])} px, but img_size is {self.img_size}")
+            raise ValueError(f"images of {tuple(images.shape[-2:])} px, but img_size is {self.img_size}")
         tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), self.patch_embed(images)], dim=1)
         return [self.norm(self.blocks(tokens + self.pos_embed))[:, 0]]
 
@@ -131,7 +131,7 @@ class VisionTransformer(Backbone):
     def branches(self) -> list[nn.Module]:
         return [branch for module in self.blocks for branch in (module.attn, module.mlp)]  # type: ignore[misc]
 
-    def _initialise(self, patch_numbers: int) -> None:
+    def _initialize(self, patch_numbers: int) -> None:
         """Xavier's uniform; the projection as one matrix over a patch, query, key and value as three."""
         width = self.num_features
         for module in self.modules():

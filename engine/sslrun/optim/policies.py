@@ -1,6 +1,6 @@
 """What `policy` of `[lr]` can name: mmcv's learning-rate policies, with its arithmetic.
 
-Each is a function of the step alone. `at` is in optimiser steps; with by = "epoch" it is the first step of its epoch.
+Each is a function of the step alone. `at` is in optimizer steps; with by = "epoch" it is the first step of its epoch.
 """
 
 import math
@@ -252,7 +252,7 @@ class OneCycle(Schedule):
 
     Args:
         by: "iter" changes the rate at every step, "epoch" holds it within an epoch.
-        total_steps: optimiser steps of the cycle, at least those of the run; the run's where it is not given.
+        total_steps: optimizer steps of the cycle, at least those of the run; the run's where it is not given.
         pct_start: the rising part of the cycle, 0 to 1.
         anneal_strategy: the way up and down: half cosines ("cos") or straight lines ("linear").
         div_factor: the first rate is the stated one divided by this.

@@ -1,6 +1,6 @@
 """Learning rates as pure functions of the step: nothing here has state, so a resume needs nothing but the step.
 
-A step number counts optimiser steps done: `value(base, 0, ...)` is used for the first step. The policies themselves are
+A step number counts optimizer steps done: `value(base, 0, ...)` is used for the first step. The policies themselves are
 in `policies.py`.
 """
 
@@ -21,7 +21,7 @@ class Schedule(Component, kind="schedules", tag="policy"):
             goes by iteration in either case.
         warmup: how the first steps lead up to the policy's value, from `warmup_ratio` times it: "constant" stays there,
             "linear" rises evenly, "exp" by equal factors.
-        warmup_iters: length of the warm-up in optimiser steps.
+        warmup_iters: length of the warm-up in optimizer steps.
         warmup_epochs: length of the warm-up in epochs, instead of `warmup_iters`.
         warmup_ratio: where the warm-up begins, as a part of the policy's value; above 0, at most 1.
         after_warmup: the policy begins where the warm-up ends, as in MMSelfSup 1.x and in the papers of MAE and MoCo
@@ -50,9 +50,9 @@ class Schedule(Component, kind="schedules", tag="policy"):
 
         Args:
             base: the learning rate that the recipe states for the parameter group.
-            step: optimiser steps done before this one.
-            steps_per_epoch: optimiser steps per epoch.
-            total_steps: optimiser steps of the whole run.
+            step: optimizer steps done before this one.
+            steps_per_epoch: optimizer steps per epoch.
+            total_steps: optimizer steps of the whole run.
         """
         at = step if self.by == "iter" else step // steps_per_epoch * steps_per_epoch
         warmup_steps, skipped = self._warmup_steps(steps_per_epoch)

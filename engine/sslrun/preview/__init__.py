@@ -1,4 +1,4 @@
-"""What the network will see: samples through the data path of a run, as a picture and as the numbers behind it."""
+"""What the network will see: samples through the data path of a run, as an image and as the numbers behind it."""
 
 from sslrun.preview.draws import as_text, describe
 from sslrun.preview.grid import draw, write

@@ -1,4 +1,4 @@
-"""Samples as a picture: a row for each, the original and its views beside it, and PIL's below where that is asked."""
+"""Samples as an image: a row for each, the original and its views beside it, and PIL's below where that is asked."""
 
 import functools
 import io
@@ -20,7 +20,7 @@ WIDEST = 2048  # pixels of the whole, where small enough tiles make that possibl
 SIDES = (224, 192, 160, 128, 96)  # of tiles: the first that does
 GAP, MARGIN, LINE = 10, 20, 18
 INK, FAINT, PAPER = "#1a1a1a", "#6b6b6b", "#f2f2f2"
-COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#e377c2", "#8c564b", "#bcbd22")
+COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#e377c2", "#8c564b", "#bcbd22")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Layout:
     """Where everything is, in pixels.
 
     Attributes:
-        size: width and height of the picture.
+        size: width and height of the image.
         originals: width and height in which each original is shown.
         zooms: how often each pixel of each view is repeated, down and across.
         lefts: of the originals' column and those of the views.
@@ -72,13 +72,13 @@ def lay_out(originals: Sequence[tuple[int, int]], views: Sequence[tuple[int, int
 
 
 def draw(seen: Look, twins: tuple[list[np.ndarray], list[np.ndarray | None]] | None = None) -> Image.Image:
-    """The picture.
+    """The image.
 
     Args:
         seen: the samples.
         twins: the same by PIL, of `pil_twins_of`: below what we made, and below that the difference.
     """
-    sizes = [(len(picture), len(picture[0])) for picture in seen.originals]
+    sizes = [(len(image), len(image[0])) for image in seen.originals]
     layout = lay_out(sizes, [seen.groups[g].size for g, _ in seen.columns], twins is not None)
     sheet = Image.new("RGB", layout.size, PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -104,14 +104,14 @@ def draw(seen: Look, twins: tuple[list[np.ndarray], list[np.ndarray | None]] | N
     return sheet
 
 
-def write(picture: Image.Image, path: Path) -> None:
+def write(image: Image.Image, path: Path) -> None:
     """Write a PNG file, whole or not at all.
 
     Raises:
         UsageError: it cannot be written.
     """
     content = io.BytesIO()
-    picture.save(content, "PNG")
+    image.save(content, "PNG")
     try:
         replace_file(path, content.getvalue())
     except OSError as error:
@@ -128,7 +128,7 @@ def _draw_headings(pen: ImageDraw.ImageDraw, seen: Look, layout: Layout) -> None
     y = MARGIN + 2 * LINE + GAP + 4
     pen.text((layout.lefts[0], y), "original", fill=INK, font=_font(14))
     for number, (left, zoom, (g, _)) in enumerate(zip(layout.lefts[1:], layout.zooms, seen.columns, strict=True)):
-        pen.rectangle((left, y + 4, left + 9, y + 13), fill=COLOURS[number % len(COLOURS)])
+        pen.rectangle((left, y + 4, left + 9, y + 13), fill=COLORS[number % len(COLORS)])
         pen.text((left + 15, y), f"view {number + 1}", fill=INK, font=_font(14))
         shown = f", shown x {zoom}" if zoom > 1 else ""
         pen.text((left, y + LINE), by(seen.groups[g].size) + f" px{shown}", fill=FAINT, font=_font(12))
@@ -154,7 +154,7 @@ def _stack(ours: np.ndarray, theirs: np.ndarray | None) -> list[np.ndarray]:
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Absolute difference of two pictures of one size, (h, w, 3) int16, in grey levels."""
+    """Absolute difference of two images of one size, (h, w, 3) int16, in gray levels."""
     return np.abs(ours.astype(np.int16) - theirs.astype(np.int16))
 
 
@@ -187,7 +187,7 @@ def _outline(tile: Image.Image, boxes: Sequence[Sequence[float] | None], size: t
         if box is not None:
             top, left, height, width = (side * scale for side in box)
             corners = (left, top, left + width - 1, top + height - 1)
-            pen.rectangle(corners, outline=COLOURS[number % len(COLOURS)], width=2)
+            pen.rectangle(corners, outline=COLORS[number % len(COLORS)], width=2)
 
 
 def _text(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, fill: str, right: int) -> None:

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from sslrun.config import Config
+from sslrun.contract import Method
 from sslrun.data import Source, pil_twins, resolve_augment
 from sslrun.data.graph import numbers_of
-from sslrun.data.pipeline import Plan
+from sslrun.data.pipeline import BatchSpec
 from sslrun.data.transforms import Parameters, Transform
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
-from sslrun.methods import Method
 from sslrun.plan import device_of
 from sslrun.runtime.log import start_logging
 from sslrun.session import build, make_loader
@@ -42,7 +42,7 @@ class Look:
         source: opened.
         plan: positions, sample ids, sizes, and what the transforms do.
         wanted: (B,) ids of the samples that would stand there if none were bad.
-        originals: B pictures as decoded, (H, W, 3) uint8.
+        originals: B images as decoded, (H, W, 3) uint8.
         views: for each group (num_views * B, h, w, 3) uint8, view-major.
     """
 
@@ -52,7 +52,7 @@ class Look:
     device: str
     groups: list[ViewGroup]
     source: Source
-    plan: Plan
+    plan: BatchSpec
     wanted: np.ndarray
     originals: list[np.ndarray]
     views: list[np.ndarray]
@@ -80,7 +80,7 @@ def look(config: Config, samples: int = 8, epoch: int = 0) -> Look:
 
     Raises:
         UsageError: something is wrong with the recipe, or data are missing.
-        RunFailed: more pictures are bad than the recipe allows.
+        RunFailed: more images are bad than the recipe allows.
     """
     if not 1 <= samples <= MAX_SAMPLES:
         raise UsageError(f"--samples must lie between 1 and {MAX_SAMPLES}, not {samples}")
@@ -100,7 +100,7 @@ def look(config: Config, samples: int = 8, epoch: int = 0) -> Look:
         ((plan, originals),) = loader.decoded(cursor)
         (batch,) = loader.run(cursor)
         if np.array_equal(plan.ids, batch.index.cpu().numpy()):
-            break  # otherwise one of the two found a picture to be bad, and by now the other knows
+            break  # otherwise one of the two found an image to be bad, and by now the other knows
     return Look(
         name=config.name,
         seed=recipe.seed,
@@ -110,13 +110,13 @@ def look(config: Config, samples: int = 8, epoch: int = 0) -> Look:
         source=source,
         plan=plan,
         wanted=loader.sampler.ids(epoch, plan.positions),
-        originals=[picture.numpy() for picture in originals],
+        originals=[image.numpy() for image in originals],
         views=[as_bytes(views, group) for views, group in zip(batch.views, recipe.data.views, strict=True)],
     )
 
 
 def as_bytes(views: torch.Tensor, group: ViewGroup) -> np.ndarray:
-    """(N, h, w, 3) uint8, of which normalisation made (N, 3, h, w)."""
+    """(N, h, w, 3) uint8, of which normalization made (N, 3, h, w)."""
     mean, std = (
         torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (group.normalize.mean, group.normalize.std)
     )

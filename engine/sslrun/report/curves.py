@@ -22,14 +22,12 @@ class Curve(NamedTuple):
 
 CURVES = (
     Curve("train/loss", "Loss", "training loss, mean of each interval"),
-    Curve("val/loss", "Held-out loss", "the method's own loss on pictures that are not trained on"),
-    Curve(
-        "knn/top1_pct", "k-NN accuracy", "held-out pictures classified by their nearest training pictures", True, True
-    ),
+    Curve("val/loss", "Held-out loss", "the method's own loss on images that are not trained on"),
+    Curve("knn/top1_pct", "k-NN accuracy", "held-out images classified by their nearest training images", True, True),
     Curve(
         "probe/top1_pct",
         "Online probe",
-        "held-out pictures classified by a linear classifier, fitted to the features each time",
+        "held-out images classified by a linear classifier, fitted to the features each time",
         True,
         True,
     ),
@@ -74,7 +72,7 @@ def singular_values(records: Sequence[Record]) -> Html | None:
         values = measured[-1].get("singular_values") if measured and isinstance(measured[-1], dict) else None
         positive = [v for v in values if is_number(v) and v > 0] if isinstance(values, list) else []
         if positive:
-            drawn.append(plots.Line(range(1, len(positive) + 1), positive, record.letter, record.colour))
+            drawn.append(plots.Line(range(1, len(positive) + 1), positive, record.letter, record.color))
     if not drawn:
         return None
     alt = "Singular values of the features in falling order, logarithmic."
@@ -92,7 +90,7 @@ def _panel(curve: Curve, drawn: Sequence[Record], x_range: tuple[float, float]) 
         x, y = zip(*series, strict=True)
         shown = percent if curve.is_percent else number
         last = shown(y[-1]).replace(" %", "")
-        lines.append(plots.Line(x, y, last if is_alone else f"{record.letter} {last}", record.colour))
+        lines.append(plots.Line(x, y, last if is_alone else f"{record.letter} {last}", record.color))
         name = "" if is_alone else f"{record.letter}: "
         best = f", highest {shown(max(y))}" if curve.highest and max(y) > y[-1] else ""
         told.append(f"{name}{shown(y[0])} at epoch {number(x[0])}, {shown(y[-1])} at epoch {number(x[-1])}{best}")

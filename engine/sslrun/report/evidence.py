@@ -1,4 +1,4 @@
-"""What a trained encoder makes of pictures: the numbers behind neighbours, confusion, maps and attention."""
+"""What a trained encoder makes of images: the numbers behind neighbors, confusion, maps and attention."""
 
 import contextlib
 import logging
@@ -11,43 +11,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslrun.data import Batch, Loader, Sequential, Source, ViewGroup
+from sslrun.contract import Batch
+from sslrun.data import Loader, Sequential, Source, ViewGroup
 from sslrun.data.transforms import CenterCrop, Resize, Transform
 from sslrun.errors import UsageError
-from sslrun.evaluate import subject_of
 from sslrun.evaluation.features import evenly, require_finite
 from sslrun.evaluation.knn import knn_predict, nearest
 from sslrun.evaluation.subject import Subject
+from sslrun.measure import subject_of
 from sslrun.nn.vit import Attention, VisionTransformer
 from sslrun.plan import device_of
 from sslrun.saved import Saved, open_saved
 
 logger = logging.getLogger("sslrun")
 
-MOST_QUERIES, MOST_BANK = 1000, 5000  # pictures: seconds on a CPU for small ones, a minute on a GPU for large ones
+MOST_QUERIES, MOST_BANK = 1000, 5000  # images: seconds on a CPU for small ones, a minute on a GPU for large ones
 MOST_CLASSES, SOME_CLASSES = 20, 10  # of more than the one, the other are shown
-NEIGHBOURS = 5
+NEIGHBORS = 5
 ANY_DEVICE = "engine.device=auto"  # what was trained on a GPU may be looked at where there is none
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Pictures that an encoder was asked about (queries), and those that they are compared with (bank).
+    """Images that an encoder was asked about (queries), and those that they are compared with (bank).
 
     Attributes:
         saved: the encoder.
-        subject: its pictures, and how they are read.
+        subject: its images, and how they are read.
         source: of the queries.
         queries: (M,) int64, their sample ids.
         bank: (N,) int64, sample ids in `subject.train`.
         features: (M, D) float32, of unit length, of the queries.
         similarity: (M, k) cosines of the nearest of the bank, falling.
-        neighbours: (M, k) int64, places in the bank.
+        neighbors: (M, k) int64, places in the bank.
         classes: (C,) int64, labels that are shown, ascending; None where there are no labels.
         num_classes: how many there are.
         labels: (M,) int64, places in `classes`; None where there are no labels.
         bank_labels: (N,) int64, places in `classes`; None where there are no labels.
-        predicted: (M,) int64, places in `classes` that the neighbours vote for; None where there are no labels.
+        predicted: (M,) int64, places in `classes` that the neighbors vote for; None where there are no labels.
     """
 
     saved: Saved
@@ -57,7 +58,7 @@ class Evidence:
     bank: np.ndarray
     features: Tensor
     similarity: np.ndarray
-    neighbours: np.ndarray
+    neighbors: np.ndarray
     classes: np.ndarray | None
     num_classes: int
     labels: np.ndarray | None
@@ -79,10 +80,10 @@ class Evidence:
 
 
 def gather(path: Path) -> Evidence:
-    """Open a run's encoder and ask it about pictures.
+    """Open a run's encoder and ask it about images.
 
     Raises:
-        UsageError: there is no checkpoint, or there are no pictures.
+        UsageError: there is no checkpoint, or there are no images.
     """
     saved = open_saved(path, overrides=[ANY_DEVICE])
     subject = subject_of(saved, device_of(saved.recipe, 0))
@@ -97,13 +98,13 @@ def gather(path: Path) -> Evidence:
         queries = _spread(_ids(source, classes), MOST_QUERIES)
         bank = _spread(_ids(train, classes), MOST_BANK)
     if min(len(queries), len(bank)) == 0:
-        raise UsageError(f"{train!r} has too few pictures to compare any")
-    logger.info("%s: features of %d pictures", saved.name, len(queries) + len(bank))
+        raise UsageError(f"{train!r} has too few images to compare any")
+    logger.info("%s: features of %d images", saved.name, len(queries) + len(bank))
     features = subject.extractor(source).extract(subject.backbone, queries)
     others = subject.extractor(train).extract(subject.backbone, bank)
     for each in (features, others):
         require_finite(each)
-    neighbours, similarity = nearest(others, features, NEIGHBOURS)
+    neighbors, similarity = nearest(others, features, NEIGHBORS)
     labels = bank_labels = predicted = None
     if classes is not None and train.labels is not None and source.labels is not None:
         monitor = saved.recipe.monitor
@@ -119,7 +120,7 @@ def gather(path: Path) -> Evidence:
         bank,
         F.normalize(features, dim=1),
         similarity.numpy(),
-        neighbours.numpy(),
+        neighbors.numpy(),
         classes,
         num_classes,
         labels,
@@ -137,7 +138,7 @@ def examples(evidence: Evidence, count: int) -> np.ndarray:
 
 
 def pixels(evidence: Evidence, source: Source, ids: np.ndarray, side: int) -> np.ndarray:
-    """(n, side, side, 3) uint8, the middle square of each picture."""
+    """(n, side, side, 3) uint8, the middle square of each image."""
     return _prepared(evidence, source, ids, [Resize(side), CenterCrop(side)]).numpy()
 
 
@@ -158,24 +159,24 @@ def maps(features: Tensor) -> tuple[np.ndarray, float, np.ndarray]:
 
 @torch.no_grad()
 def attention(evidence: Evidence, places: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Where the class token of the last block looks, in the pictures as the network gets them.
+    """Where the class token of the last block looks, in the images as the network gets them.
 
     Args:
         evidence: of the run.
         places: (n,) of queries.
 
     Returns:
-        (n, S, S, 3) uint8 pictures and (n, heads, G, G) shares of each head's attention to the patches of the grid,
+        (n, S, S, 3) uint8 images and (n, heads, G, G) shares of each head's attention to the patches of the grid,
         which with the class token's own sum to 1; None where the encoder is no vision transformer.
     """
     backbone, subject = evidence.subject.backbone, evidence.subject
     if not isinstance(backbone, VisionTransformer):
         return None
     group = ViewGroup(num_views=1, transforms=subject.transforms)
-    pictures = _prepared(evidence, evidence.source, evidence.queries[places], subject.transforms)
+    images = _prepared(evidence, evidence.source, evidence.queries[places], subject.transforms)
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (group.normalize.mean, group.normalize.std))
-    images = (pictures.permute(0, 3, 1, 2) / 255 - mean) / std
-    return pictures.numpy(), class_attention(backbone, images.to(subject.device)).cpu().numpy()
+    normalized = (images.permute(0, 3, 1, 2) / 255 - mean) / std
+    return images.numpy(), class_attention(backbone, normalized.to(subject.device)).cpu().numpy()
 
 
 @torch.no_grad()
@@ -201,7 +202,7 @@ def class_attention(backbone: VisionTransformer, images: Tensor) -> Tensor:
 
 
 def _prepared(evidence: Evidence, source: Source, ids: np.ndarray, transforms: list[Transform]) -> Tensor:
-    """(n, H, W, 3) uint8 pictures of a source, after transforms."""
+    """(n, H, W, 3) uint8 images of a source, after transforms."""
     group = ViewGroup(num_views=1, transforms=transforms)
     loader = Loader(
         source,

@@ -47,7 +47,7 @@ def comparison(records: Sequence[Record]) -> Html:
         knn = [value for _, value in record.series(KNN)]
         rows.append(
             [
-                element("span", record.letter, class_=f"letter run-{record.colour % 6}"),
+                element("span", record.letter, class_=f"letter run-{record.color % 6}"),
                 state(record),
                 _method(record),
                 _encoder(record),
@@ -118,7 +118,7 @@ def _run_key(records: Sequence[Record]) -> Html:
     items = [
         element(
             "li",
-            element("span", record.letter, class_=f"letter run-{record.colour % 6}"),
+            element("span", record.letter, class_=f"letter run-{record.color % 6}"),
             element("span", _breakable(record.name), element("small", str(record.path)) if same_names else None),
         )
         for record in records

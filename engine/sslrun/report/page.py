@@ -16,23 +16,23 @@ from sslrun.runtime.durable import replace_file
 
 T = TypeVar("T")
 
-# What is shown of each run's pictures: name, title, what makes it.
+# What is shown of each run's images: name, title, what makes it.
 Maker = Callable[[Evidence, str], list[Child]]
-PICTURES: tuple[tuple[str, str, Maker], ...] = (
-    ("neighbours", "Nearest neighbours", gallery.neighbours),
+IMAGES: tuple[tuple[str, str, Maker], ...] = (
+    ("neighbors", "Nearest neighbors", gallery.neighbors),
     ("map", "Map of the embedding", gallery.embedding),
     ("confusion", "Confusion of the k-NN", gallery.confusion),
     ("attention", "Attention", gallery.attention_maps),
 )
 
 
-def write_report(runs: Sequence[Path], output: Path | None = None, has_pictures: bool = True) -> Path:
+def write_report(runs: Sequence[Path], output: Path | None = None, has_images: bool = True) -> Path:
     """Write report.html.
 
     Args:
         runs: run folders, or checkpoints in them; the first has the page, unless `output` says where.
         output: the file.
-        has_pictures: whether the encoders are asked about pictures; else the page tells what the folders tell.
+        has_images: whether the encoders are asked about images; else the page tells what the folders tell.
 
     Returns:
         the file.
@@ -43,7 +43,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None, has_pictures:
     """
     records = [read_record(run, place if len(runs) > 1 else None) for place, run in enumerate(runs)]
     output = output or records[0].path / "report.html"
-    page = render(records, has_pictures)
+    page = render(records, has_images)
     try:
         replace_file(output, page.encode("utf-8", "replace"))
     except OSError as error:
@@ -51,14 +51,14 @@ def write_report(runs: Sequence[Path], output: Path | None = None, has_pictures:
     return output
 
 
-def render(records: Sequence[Record], has_pictures: bool) -> str:
+def render(records: Sequence[Record], has_images: bool) -> str:
     """The page."""
     sections: list[tuple[str, str, list[Child]]] = [("curves", "Curves", curves_section(records))]
     if len(records) > 1:
         sections.append(("differences", "Recipe differences", recipe_differences(records)))
-    if has_pictures:
+    if has_images:
         sections += [("views", "What the network sees", _side_by_side(records, gallery.augmentations))]
-        sections += _pictures(records)
+        sections += _images(records)
     sections += [
         ("results", "Evaluations", settings.results_section(records)),
         ("recipe", "Recipe", _side_by_side(records, settings.recipe)),
@@ -91,15 +91,15 @@ def render(records: Sequence[Record], has_pictures: bool) -> str:
     return f"<!DOCTYPE html>\n{element('html', head, element('body', main), lang='en')}\n"
 
 
-def _pictures(records: Sequence[Record]) -> list[tuple[str, str, list[Child]]]:
+def _images(records: Sequence[Record]) -> list[tuple[str, str, list[Child]]]:
     """The sections that need the encoders, run by run: one encoder is in memory at a time."""
-    content: dict[str, list[Child]] = {name: [] for name, _, _ in PICTURES}
+    content: dict[str, list[Child]] = {name: [] for name, _, _ in IMAGES}
     for record in records:
         evidence = _attempt(partial(gather, record.checkpoint))
-        for name, _, make in PICTURES:
-            made = evidence if isinstance(evidence, Html) else _attempt(partial(make, evidence, str(record.colour)))
+        for name, _, make in IMAGES:
+            made = evidence if isinstance(evidence, Html) else _attempt(partial(make, evidence, str(record.color)))
             content[name].append(_article(record, [made]))
-    return [(name, title, [element("div", content[name], class_="side-by-side")]) for name, title, _ in PICTURES]
+    return [(name, title, [element("div", content[name], class_="side-by-side")]) for name, title, _ in IMAGES]
 
 
 def _attempt(make: Callable[[], T]) -> T | Html:
@@ -120,5 +120,5 @@ def _article(record: Record, content: list[Child]) -> Html:
     """One run's part of a section."""
     if not record.letter:
         return element("div", content)
-    letter = element("span", record.letter, class_=f"letter run-{record.colour % 6}")
+    letter = element("span", record.letter, class_=f"letter run-{record.color % 6}")
     return element("article", element("h3", letter, " ", element("span", record.name)), content)

@@ -1,6 +1,6 @@
-"""Plots as SVG that belongs to the page: text stays text, and colours are the page's own, light or dark.
+"""Plots as SVG that belongs to the page: text stays text, and colors are the page's own, light or dark.
 
-matplotlib draws with colours that stand for the page's CSS variables and are replaced by them afterwards.
+matplotlib draws with colors that stand for the page's CSS variables and are replaced by them afterwards.
 """
 
 import io
@@ -14,15 +14,15 @@ import numpy as np
 
 from sslrun.report.html import Html, escape
 
-RUN_COLOURS = 6  # --run-0 ... of the style sheet; the seventh run has the first one's again, and a letter of its own
-CLASS_COLOURS = 10  # --class-0 ...
-MARKERS = "o^sDv"  # each class has one beside its colour, so that those who see fewer colours tell them apart too
+RUN_COLORS = 6  # --run-0 ... of the style sheet; the seventh run has the first one's again, and a letter of its own
+CLASS_COLORS = 10  # --class-0 ...
+MARKERS = "o^sDv"  # each class has one beside its color, so that those who see fewer colors tell them apart too
 MOST_POINTS = 300  # of a line
 
 _INK, _SOFT, _LINE = "#010203", "#020304", "#030405"
 _VARIABLES = {_INK: "currentColor", _SOFT: "var(--soft)", _LINE: "var(--line)"}
-_VARIABLES |= {f"#0501{number:02x}": f"var(--run-{number})" for number in range(RUN_COLOURS)}
-_VARIABLES |= {f"#0502{number:02x}": f"var(--class-{number})" for number in range(CLASS_COLOURS)}
+_VARIABLES |= {f"#0501{number:02x}": f"var(--run-{number})" for number in range(RUN_COLORS)}
+_VARIABLES |= {f"#0502{number:02x}": f"var(--class-{number})" for number in range(CLASS_COLORS)}
 _LONG = re.compile(r"\d+\.\d{3,}")  # of a place: hundredths of a point will do
 _FONT = 8.5  # points
 _POINT_PX = 96 / 72  # matplotlib's points in CSS pixels
@@ -35,13 +35,13 @@ class Line:
     Attributes:
         x, y: its points, in the order of x.
         label: at its end.
-        colour: number of a run's colour.
+        color: number of a run's color.
     """
 
     x: Sequence[float]
     y: Sequence[float]
     label: str
-    colour: int
+    color: int
 
 
 def lines(
@@ -76,7 +76,7 @@ def lines(
         style: dict[str, Any] = {"marker": "o", "markersize": 3.2} if has_dots and len(x) <= 40 else {}
         if len(x) == 1:
             style = {"marker": "o", "markersize": 4}
-        axes.plot(x, y, color=f"#0501{line.colour % RUN_COLOURS:02x}", linewidth=1.5, solid_capstyle="round", **style)
+        axes.plot(x, y, color=f"#0501{line.color % RUN_COLORS:02x}", linewidth=1.5, solid_capstyle="round", **style)
     axes.grid(axis="y", color=_LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     if is_log:
@@ -105,7 +105,7 @@ def scatter(
 
     Args:
         points: (n, 2).
-        groups: (n,) numbers of the classes that colour and shape them, each at least once; None where there are none.
+        groups: (n,) numbers of the classes that color and shape them, each at least once; None where there are none.
         labels: names of the classes.
         name: unique on the page; of letters and digits.
         alt: what is to be seen, in words.
@@ -120,8 +120,8 @@ def scatter(
         axes.plot(*points.T, "o", markersize=3, color=f"#0502{0:02x}", markeredgewidth=0, alpha=0.75)
         return _svg(figure, name, alt)
     for group in range(len(labels)):
-        colour, marker = f"#0502{group % CLASS_COLOURS:02x}", _shape(group)
-        axes.plot(*points[groups == group].T, marker, markersize=3.4, color=colour, markeredgewidth=0, alpha=0.8)
+        color, marker = f"#0502{group % CLASS_COLORS:02x}", _shape(group)
+        axes.plot(*points[groups == group].T, marker, markersize=3.4, color=color, markeredgewidth=0, alpha=0.8)
     if has_names:
         _names(axes, np.stack([np.median(points[groups == group], axis=0) for group in range(len(labels))]), labels)
     return _svg(figure, name, alt)
@@ -137,13 +137,13 @@ def marker(group: int) -> Html:
         "v": '<path d="M5 9L1 1H9z"/>',
     }
     shape = shapes[_shape(group)]
-    style = f"fill: var(--class-{group % CLASS_COLOURS})"
+    style = f"fill: var(--class-{group % CLASS_COLORS})"
     return Html(f'<svg viewBox="0 0 10 10" width="10" height="10" aria-hidden="true" style="{style}">{shape}</svg>')
 
 
 def _shape(group: int) -> str:
-    """A class's marker: the next class has another, and so has the next one with the same colour."""
-    return MARKERS[(group + group // CLASS_COLOURS) % len(MARKERS)]
+    """A class's marker: the next class has another, and so has the next one with the same color."""
+    return MARKERS[(group + group // CLASS_COLORS) % len(MARKERS)]
 
 
 def _figure(
@@ -191,18 +191,18 @@ def _end_labels(axes: Any, drawn: Sequence[Line]) -> None:
     half = np.array([_width(line.label) / 2 for line in drawn])
     places = _apart(ends + np.stack([half, 0 * half], axis=1), 2 * half) - np.stack([half, 0 * half], axis=1)
     for line, place in zip(drawn, axes.transData.inverted().transform(places), strict=True):
-        _name(axes, line.label, place, f"#0501{line.colour % RUN_COLOURS:02x}", ha="left", xytext=(5, 0))
+        _name(axes, line.label, place, f"#0501{line.color % RUN_COLORS:02x}", ha="left", xytext=(5, 0))
 
 
 def _names(axes: Any, places: np.ndarray, labels: Sequence[str]) -> None:
     """The labels at (C, 2) places, or as near to them as it takes for none to cover another."""
     axes.apply_aspect()
-    centres = _apart(axes.transData.transform(places), np.array([_width(label) for label in labels]))
-    for group, (label, place) in enumerate(zip(labels, axes.transData.inverted().transform(centres), strict=True)):
-        _name(axes, label, place, f"#0502{group % CLASS_COLOURS:02x}", ha="center", xytext=(0, 0))
+    centers = _apart(axes.transData.transform(places), np.array([_width(label) for label in labels]))
+    for group, (label, place) in enumerate(zip(labels, axes.transData.inverted().transform(centers), strict=True)):
+        _name(axes, label, place, f"#0502{group % CLASS_COLORS:02x}", ha="center", xytext=(0, 0))
 
 
-def _name(axes: Any, label: str, place: np.ndarray, colour: str, ha: str, xytext: tuple[float, float]) -> None:
+def _name(axes: Any, label: str, place: np.ndarray, color: str, ha: str, xytext: tuple[float, float]) -> None:
     """A direct label. The style sheet knows it by its id and gives it a halo."""
     axes.annotate(
         label,
@@ -211,7 +211,7 @@ def _name(axes: Any, label: str, place: np.ndarray, colour: str, ha: str, xytext
         textcoords="offset points",
         ha=ha,
         va="center",
-        color=colour,
+        color=color,
         weight="bold",
         size=_FONT,
         parse_math=False,
@@ -225,21 +225,21 @@ def _width(label: str) -> float:
     return 0.62 * _FONT * len(label) + 4
 
 
-def _apart(centres: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """(n, 2) centres of labels, moved up and down until none covers another. All are in points."""
-    centres, height = centres.copy(), 1.2 * _FONT
+def _apart(centers: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """(n, 2) centers of labels, moved up and down until none covers another. All are in points."""
+    centers, height = centers.copy(), 1.2 * _FONT
     for _ in range(300):
-        gap = centres[:, None] - centres[None]
+        gap = centers[:, None] - centers[None]
         covers = (np.abs(gap[..., 0]) < (widths[:, None] + widths) / 2) & (np.abs(gap[..., 1]) < height)
         pairs = [(one, other) for one, other in np.argwhere(covers) if one < other]
         if not pairs:
             break
         for one, other in pairs:
-            upper, lower = (one, other) if centres[one, 1] >= centres[other, 1] else (other, one)
-            push = max(height - (centres[upper, 1] - centres[lower, 1]), 0) / 2 + 0.05
-            centres[upper, 1] += push
-            centres[lower, 1] -= push
-    return centres
+            upper, lower = (one, other) if centers[one, 1] >= centers[other, 1] else (other, one)
+            push = max(height - (centers[upper, 1] - centers[lower, 1]), 0) / 2 + 0.05
+            centers[upper, 1] += push
+            centers[lower, 1] -= push
+    return centers
 
 
 def _svg(figure: Any, name: str, alt: str) -> Html:

@@ -51,8 +51,8 @@ class Record:
         return chr(ord("A") + self.number) if self.number < 26 else str(self.number + 1)
 
     @property
-    def colour(self) -> int:
-        """Number of its colour."""
+    def color(self) -> int:
+        """Number of its color."""
         return self.number or 0
 
     def series(self, key: str) -> list[tuple[float, float]]:

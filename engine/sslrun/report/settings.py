@@ -40,7 +40,7 @@ def results_section(records: Sequence[Record]) -> list[Child]:
             " measures an encoder and leaves its result in the run folder.",
         ]
         return [element("p", text, class_="note")]
-    head = ("what", "result", "weights", "pictures", "when", "took", "command")
+    head = ("what", "result", "weights", "images", "when", "took", "command")
     spectrum = singular_values(records)
     return [table(head, rows), element("div", spectrum, class_="panels") if spectrum else None, grids]
 

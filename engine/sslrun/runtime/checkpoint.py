@@ -43,7 +43,7 @@ class CheckpointConfig:
 
     Attributes:
         interval: epochs, or iterations, between two checkpoints.
-        by: unit of the interval: "epoch" or "iter" (optimiser steps).
+        by: unit of the interval: "epoch" or "iter" (optimizer steps).
         max_keep_ckpts: how many of the newest stay; -1 keeps all.
     """
 
@@ -58,7 +58,7 @@ class CheckpointConfig:
             raise UsageError(f"max_keep_ckpts must be at least 1, or -1 for all, not {self.max_keep_ckpts}")
 
     def is_due(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether a checkpoint is to be saved after this many optimiser steps."""
+        """Whether a checkpoint is to be saved after this many optimizer steps."""
         return step > 0 and step % (self.interval * (steps_per_epoch if self.by == "epoch" else 1)) == 0
 
 
@@ -69,7 +69,7 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Te
 
     Args:
         directory: the run's `checkpoints` folder; made if it is not there.
-        step: optimiser steps done.
+        step: optimizer steps done.
         tensors: one file per key ("model", "optimizer"): tensor name to tensor, of any device, layout and dtype, shared
             storage included. Values and shapes come back, memory layout does not.
         state: everything else; JSON.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sslkernels.ema_update import ema_update_
+from sslrun.contract import Batch, Loss, Method, Progress
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import (
     COUNTER,
@@ -43,11 +44,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class Partition:
-    """A flat tensor that the optimiser updates in place of a group of parameters.
+    """A flat tensor that the optimizer updates in place of a group of parameters.
 
     Attributes:
         flat: this rank's.
-        group: the optimiser's parameter group.
+        group: the optimizer's parameter group.
         names: all parameters of it.
         segments: what lies where: for each rank, the segment of each parameter that it has anything of.
     """
@@ -73,13 +74,13 @@ class DeepSpeedExecutor(Executor):
     """As `Executor`.
 
     Args:
-        zero_stage: 0 replicates everything, 1 shards optimiser state, 2 gradients too, 3 parameters too.
+        zero_stage: 0 replicates everything, 1 shards optimizer state, 2 gradients too, 3 parameters too.
         zero_options: further keys of DeepSpeed's `zero_optimization`.
     """
 
     def __init__(
         self,
-        method: nn.Module,
+        method: Method,
         optimizer: torch.optim.Optimizer,
         *,
         zero_stage: int,
@@ -104,7 +105,7 @@ class DeepSpeedExecutor(Executor):
                 distributed.all_reduce_sum_,
             )
 
-    def forward(self, batch: Any, progress: Any, targets: Any) -> Any:
+    def forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
         value = self.engine(batch, progress, targets)
         loss = self._whole_step.take()
         loss.value = value  # the same number, with DeepSpeed's hooks on it
@@ -174,7 +175,7 @@ class DeepSpeedExecutor(Executor):
             self.engine.optimizer.grad_partitions_flat_buffer.zero_()
 
     def _hold_back_steps(self) -> None:
-        """DeepSpeed steps the optimiser group by group, and tidies up after it whether or not anything moved."""
+        """DeepSpeed steps the optimizer group by group, and tidies up after it whether or not anything moved."""
         step = self.optimizer.step
 
         def guarded_step(*arguments: Any) -> Any:
@@ -273,21 +274,22 @@ class DeepSpeedExecutor(Executor):
 class _WholeStep(nn.Module):
     """The method as DeepSpeed wants a model: tensors come out, and nothing it might not look into."""
 
-    def __init__(self, method: nn.Module, autocast: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, method: Method, autocast: Callable[[], AbstractContextManager[None]]) -> None:
         super().__init__()
         self.method = method
         self.autocast = autocast
-        self.loss: Any = None
+        self.loss: Loss | None = None
 
-    def forward(self, batch: Any, progress: Any, targets: Any) -> Tensor:
+    def forward(self, batch: Batch, progress: Progress, targets: Any) -> Tensor:
         with self.autocast():
             # Not __call__: stage 3 would hook into the method, see no tensor come out, and release what parameters
             # are directly the method's before backward. So they count as this module's, whose output it does see.
             self.loss = self.method.forward(batch, progress, targets)
         return self.loss.value
 
-    def take(self) -> Any:
+    def take(self) -> Loss:
         loss, self.loss = self.loss, None
+        assert loss is not None
         return loss
 
 

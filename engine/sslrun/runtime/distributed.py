@@ -1,7 +1,7 @@
 """Ranks, and the few collectives that the engine and the methods need.
 
 A launcher (`deepspeed`, `torchrun`, `srun`) tells each process through the environment who it is. In a run of one
-process nothing is initialised and every function answers for itself. All ranks call a collective alike, with equal
+process nothing is initialized and every function answers for itself. All ranks call a collective alike, with equal
 shapes.
 """
 

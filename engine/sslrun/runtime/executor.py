@@ -1,12 +1,12 @@
-"""Who carries out a method's steps: forward, backward, the guarded optimiser step, and the whole state in and out.
+"""Who carries out a method's steps: forward, backward, the guarded optimizer step, and the whole state in and out.
 
 `Executor` is the interface, with everything that does not depend on where parameters live; `LocalExecutor` is one
-process. The guard's rule: a non-finite loss or gradient on any rank reaches neither weights nor optimiser state of any.
+process. The guard's rule: a non-finite loss or gradient on any rank reaches neither weights nor optimizer state of any.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from sslkernels.ema_update import ema_update_
+from sslrun.contract import Batch, Loss, Method, Progress, Rewrite
 from sslrun.errors import Diverged, UsageError
 from sslrun.runtime import distributed
 
-COUNTER = "step"  # what torch's optimisers call the one entry of a parameter's state that is not shaped like it
+COUNTER = "step"  # what torch's optimizers call the one entry of a parameter's state that is not shaped like it
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,10 @@ class Mismatch:
 
 
 class Executor(ABC):
-    """One optimiser step: `targets`, then `forward` and `backward` for each micro-batch, then `step`.
+    """One optimizer step: `targets`, then `forward` and `backward` for each micro-batch, then `step`.
 
     Args:
-        method: a module whose `forward(batch, progress, targets)` returns an object with a 0-d `value`. Moved to
-            `device`, convolutions to channels-last.
+        method: moved to `device`, convolutions to channels-last.
         optimizer: over parameters of `method`; parameters that follow a student belong to no group.
         device: where to compute.
         precision: "bf16" computes under autocast; parameters stay float32.
@@ -70,7 +70,7 @@ class Executor(ABC):
 
     def __init__(
         self,
-        method: nn.Module,
+        method: Method,
         optimizer: torch.optim.Optimizer,
         *,
         device: torch.device,
@@ -93,22 +93,23 @@ class Executor(ABC):
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             _compile_children(method)
-        # Without a host read, the weights need an optimiser that obeys the flag on the device.
+        # Without a host read, the weights need an optimizer that obeys the flag on the device.
         obeys_flag = getattr(optimizer, "_step_supports_amp_scaling", False)
         self.is_late = device.type == "cuda" and max_skipped_steps == 0 and obeys_flag
         self._late: _LateFlag | None = None
         self._micro_batches = 0
         self._loss = torch.zeros((), device=device)
 
-    def targets(self, batches: list[Any], progress: Any) -> list[Any]:
+    def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
         """`method.targets`, for all micro-batches of a step, without gradient."""
         with torch.no_grad(), self._autocast():
-            return self.method.targets(batches, progress)  # type: ignore[operator]
+            return self.method.targets(batches, progress)
 
-    def forward(self, batch: Any, progress: Any, targets: Any) -> Any:
+    def forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
         """What `method.forward` returns."""
         with self._autocast():
-            return self.method(batch, progress, targets)
+            loss: Loss = self.method(batch, progress, targets)
+        return loss
 
     def backward(self, value: Tensor) -> None:
         """Add the gradient of one micro-batch's loss, divided by `accumulation`."""
@@ -173,7 +174,7 @@ class Executor(ABC):
         return self._pairs[teacher, student]
 
     @torch.no_grad()
-    def rewrite(self, rewrites: Iterable[tuple[nn.Parameter, Callable[[Tensor], Tensor]]]) -> None:
+    def rewrite(self, rewrites: Iterable[Rewrite]) -> None:
         """Set parameters to functions of their whole values; all ranks call it alike."""
         for parameter, function in rewrites:
             self.write_parameter(parameter, function(self._whole(parameter)))
@@ -278,14 +279,14 @@ class Executor(ABC):
         for group in self.optimizer.param_groups:
             assert group["params"], "a parameter group is empty"
             for parameter in group["params"]:
-                assert parameter in self.names, "a parameter of the optimiser is none of the method's"
-                assert parameter.requires_grad, f"{self.names[parameter]} gets no gradient but has an optimiser group"
+                assert parameter in self.names, "a parameter of the optimizer is none of the method's"
+                assert parameter.requires_grad, f"{self.names[parameter]} gets no gradient but has an optimizer group"
 
 
 class LocalExecutor(Executor):
     """One process, one device."""
 
-    def __init__(self, method: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
+    def __init__(self, method: Method, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         assert distributed.world_size() == 1, "several processes need DeepSpeed"
         super().__init__(method, optimizer, **options)
 
@@ -312,7 +313,7 @@ class LocalExecutor(Executor):
 
 
 def unsharded_gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The gradients of an optimiser whose parameters are whole.
+    """The gradients of an optimizer whose parameters are whole.
 
     Parameters that the loss did not use get zeros, as they do in a flat partition: momentum and weight decay go on.
     """
@@ -326,7 +327,7 @@ def unsharded_gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def unsharded_state(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
-    """`Executor.optimizer_state` of an optimiser whose parameters are whole."""
+    """`Executor.optimizer_state` of an optimizer whose parameters are whole."""
     return {
         f"{names[parameter]}/{key}": _to_cpu(value)
         for group in optimizer.param_groups
@@ -340,7 +341,7 @@ def unsharded_state(optimizer: torch.optim.Optimizer, names: Mapping[nn.Paramete
 def load_unsharded_state(
     optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], state: Mapping[str, Tensor]
 ) -> None:
-    """`Executor.load_optimizer_state` of an optimiser whose parameters are whole."""
+    """`Executor.load_optimizer_state` of an optimizer whose parameters are whole."""
     by_name = by_parameter(state, set(names.values()))
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -354,18 +355,18 @@ def load_unsharded_state(
 
 
 def by_parameter(state: Mapping[str, Tensor], names: set[str]) -> dict[str, dict[str, Tensor]]:
-    """Optimiser state grouped by parameter; UsageError where there is no such parameter."""
+    """Optimizer state grouped by parameter; UsageError where there is no such parameter."""
     grouped: dict[str, dict[str, Tensor]] = {}
     for full_name, value in state.items():
         name, _, key = full_name.rpartition("/")
         if name not in names:
-            raise UsageError(f"the optimiser state is of another model: it has {name}, which this model has not")
+            raise UsageError(f"the optimizer state is of another model: it has {name}, which this model has not")
         grouped.setdefault(name, {})[key] = value
     return grouped
 
 
 def counter_device(group: Mapping[str, Any], parameter: Tensor) -> torch.device:
-    """Where torch's optimisers want their step counters."""
+    """Where torch's optimizers want their step counters."""
     return parameter.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
 
 

@@ -137,7 +137,7 @@ class SpeedMeter:
         self._since += time.perf_counter() - begin
 
     def count(self, images: int) -> None:
-        """One more step, of so many pictures over all ranks (a picture counts once, whatever its views)."""
+        """One more step, of so many images over all ranks (an image counts once, whatever its views)."""
         self._images += images
 
     def read(self) -> dict[str, float]:
@@ -174,9 +174,9 @@ class RunLog:
         folder: the run folder; its metrics.jsonl is cut back to `first_step` already.
         name: the run's name, for sinks that show many.
         values: the resolved recipe, for sinks that keep it.
-        first_step: optimiser steps done when this process begins.
-        total_steps: optimiser steps of the whole run.
-        steps_per_epoch: optimiser steps per epoch.
+        first_step: optimizer steps done when this process begins.
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps per epoch.
         hooks: "tensorboard", "wandb".
 
     Raises:
@@ -210,7 +210,7 @@ class RunLog:
         self._progress.tick(step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One row of numbers, after `step` optimiser steps.
+        """One row of numbers, after `step` optimizer steps.
 
         A number that is not finite is written as null. `epoch` in the row is the part of the run that is done, in
         epochs; `wall_s` counts on over resumes.

@@ -97,8 +97,8 @@ def _with_vars(recipe: Part) -> Part:
         made = [step._replace(value=shared.get(id(step.value), step.value)) for step in transforms.value]
         groups.append(view._replace(value={**view.value, "transforms": transforms._replace(value=made)}))
     data = recipe["data"]
-    pictures = data._replace(value={**data.value, "views": views._replace(value=groups)})
-    return {**recipe, "vars": node(numbers, views.where), "data": pictures}
+    images = data._replace(value={**data.value, "views": views._replace(value=groups)})
+    return {**recipe, "vars": node(numbers, views.where), "data": images}
 
 
 def _same(one: Part, other: Part) -> bool:

@@ -3,18 +3,18 @@
 import re
 
 from sslrun.config.importer import runtime, schedule
+from sslrun.config.importer.images import Images, images_0x, images_1x, validation_interval
 from sslrun.config.importer.methods import model
 from sslrun.config.importer.optimizer import clipping, fix_rates, optimizer, paramwise, rules_0x, rules_1x
 from sslrun.config.importer.parameters import trained
 from sslrun.config.importer.parts import Part, node, value_at
-from sslrun.config.importer.pictures import Pictures, pictures_0x, pictures_1x, validation_interval
 from sslrun.config.importer.table import OldTable
 from sslrun.config.node import Node, plain
 
 _BATCH = re.compile(r"(?:^|[_-])(\d{1,5})xb(\d{1,6})(?:[_-]|$)")
 
 _ENGINE = "machines are [engine]'s business, ranks the launcher's"
-_THREADS = "pictures are decoded by threads, data.workers_per_gpu of them"
+_THREADS = "images are decoded by threads, data.workers_per_gpu of them"
 _MONITOR = "[monitor] measures beside training, on data.holdout"
 _LEFT = {  # top-level keys that change nothing here, and why
     **dict.fromkeys(("dist_params", "env_cfg", "launcher", "gpus", "device", "local_rank", "cudnn_benchmark"), _ENGINE),
@@ -66,23 +66,23 @@ def convert(top: OldTable, name: str, gpus: int | None) -> Part:
     options = top.table("optim_wrapper" if "optim_wrapper" in top else "optimizer_config")
     accumulation = _accumulation(options)
     frozen = options.table("frozen_layers_cfg") if options is not None else None
-    pictures = _pictures(top)
+    images = _images(top)
     hooks = _hooks(top)
     made: Part = _length(top, accumulation)
-    batch = _batch(top, name, gpus, accumulation, pictures)
+    batch = _batch(top, name, gpus, accumulation, images)
     made |= {key: batch[key] for key in ("global_batch",) if key in batch}
     made |= _run(top)
     old_model = top.table("model")
     if old_model is not None:
-        converted = model(old_model, hooks, frozen, accumulation, pictures.num_views, inverse_momentum)
+        converted = model(old_model, hooks, frozen, accumulation, images.num_views, inverse_momentum)
         made |= {"model": converted} if converted is not None else {}
-    if pictures.part:
-        made["data"] = node(pictures.part, top.where)
+    if images.part:
+        made["data"] = node(images.part, top.where)
     made |= _optimizer(top, options, hooks, made)
     made |= _learning_rate(top, made, accumulation)
     if "micro_batch" in batch:
         made["engine"] = node({"micro_batch": batch["micro_batch"]}, top.where)
-    made |= _validation(top, "holdout" in pictures.part)
+    made |= _validation(top, "holdout" in images.part)
     made |= _saving(top, accumulation)
     for title, hook in hooks.items():
         hook.report.lost(hook.where, hook.key, f"there is no hook {title or 'without a type'} here")
@@ -92,22 +92,22 @@ def convert(top: OldTable, name: str, gpus: int | None) -> Part:
 
 
 def _accumulation(options: OldTable | None) -> int:
-    """Backward passes for one optimiser step."""
+    """Backward passes for one optimizer step."""
     names = ("update_interval", "cumulative_iters", "accumulative_counts", "accumulative_iters")
     count = options.first(*names, kind="a whole number") if options is not None else None
     return count.value if count is not None and count.value > 0 else 1
 
 
-def _pictures(top: OldTable) -> Pictures:
+def _images(top: OldTable) -> Images:
     loader = top.table("train_dataloader")
     if loader is not None:
         own = top.rest["model"].value if "model" in top and isinstance(top.rest["model"].value, dict) else {}
         if "data_preprocessor" in own and isinstance(own["data_preprocessor"].value, dict):
             preprocessor = OldTable(own["data_preprocessor"], ("model", "data_preprocessor"), top.report)
-            return pictures_1x(loader, preprocessor)
-        return pictures_1x(loader, top.table("data_preprocessor"))
+            return images_1x(loader, preprocessor)
+        return images_1x(loader, top.table("data_preprocessor"))
     data = top.table("data")
-    return pictures_0x(data, top) if data is not None else Pictures({}, None, None)
+    return images_0x(data, top) if data is not None else Images({}, None, None)
 
 
 def _hooks(top: OldTable) -> dict[str, OldTable]:
@@ -130,7 +130,7 @@ def _length(top: OldTable, accumulation: int) -> Part:
     return made or ({} if total is None else {"epochs": total})
 
 
-def _batch(top: OldTable, name: str, gpus: int | None, accumulation: int, pictures: Pictures) -> Part:
+def _batch(top: OldTable, name: str, gpus: int | None, accumulation: int, images: Images) -> Part:
     """`global_batch`, and what is at once on a device where it is made of several passes."""
     named = _BATCH.search(name)
     ids, scaling = top.take("gpu_ids", "a list"), top.table("auto_scale_lr")
@@ -138,10 +138,10 @@ def _batch(top: OldTable, name: str, gpus: int | None, accumulation: int, pictur
     if scaling is not None:
         scaling.expect("enable", False, "a learning rate belongs to a batch here: nothing scales it")
         scaling.finish("there is no such option here")
-    samples = pictures.samples_per_gpu
+    samples = images.samples_per_gpu
     if not samples or samples < 1:
         return {}
-    where = pictures.part["samples_per_gpu"].where
+    where = images.part["samples_per_gpu"].where
     key = ("data", "samples_per_gpu")
     if named is not None and int(named[2]) != samples:
         top.report.changed(where, key, f"the name says {named[0].strip('_-')}, the batch on a GPU is {samples}")

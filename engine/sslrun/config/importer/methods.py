@@ -25,8 +25,8 @@ def model(
         old: the old `model`.
         hooks: the old `custom_hooks` by their types; those that belong to the method are taken.
         frozen: the `frozen_layers_cfg` of the optimizer's hook.
-        accumulation: backward passes for one optimiser step, of which old iterations are one each.
-        num_views: views of each picture, where that is known.
+        accumulation: backward passes for one optimizer step, of which old iterations are one each.
+        num_views: views of each image, where that is known.
         inverse_momentum: whether a momentum is stated as 1 minus what it is, as mmpretrain does.
     """
     name = old.type()
@@ -55,7 +55,7 @@ def model(
 def _networks(old: OldTable, num_views: int | None) -> Part:
     made: Part = {}
     with_sobel = bool(old.get("with_sobel", "true or false", False))
-    old.take("data_preprocessor")  # its mean and std become Normalize, with the pictures
+    old.take("data_preprocessor")  # its mean and std become Normalize, with the images
     tables = {key: old.table(key) for key in ("backbone", "neck", "head", "loss")}
     found, sees_map, channels = None, True, None
     if tables["backbone"] is not None:
@@ -162,7 +162,7 @@ def _frozen_prototypes(frozen: OldTable, method: str, accumulation: int) -> Part
 
 def _clustering(hook: OldTable, clusters: object) -> Node | None:
     """`pca_dim` of the clustering; the number of clusters is the head's."""
-    hook.leave("features are those of centre crops of the training pictures", "extractor", "extract_dataloader")
+    hook.leave("features are those of center crops of the training images", "extractor", "extract_dataloader")
     hook.leave("a clustering follows from the seed of the run", "seed")
     hook.expect("initial", True, "the first clusters come before the first epoch")
     hook.expect("dist_mode", True, "all ranks take part")

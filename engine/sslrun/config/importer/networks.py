@@ -146,7 +146,7 @@ def neck(old: OldTable, sees_map: bool, channels: int | None) -> Node | None:
             made |= {"in_channels": width} if width is not None else {}
         case "SwAVNeck":
             name = "NonLinearNeck"
-            old.expect("with_l2norm", True, "embeddings are normalised here")
+            old.expect("with_l2norm", True, "embeddings are normalized here")
             with_bias = old.take("with_bias") or node(True, old.where)
             made |= {"num_layers": node(2, old.where), "with_bias": with_bias}
             made |= {"with_last_bn": node(False, old.where), "with_last_bias": with_bias}
@@ -172,7 +172,7 @@ def head(old: OldTable, loss: OldTable | None, sees_map: bool, num_views: int | 
         old: its table.
         loss: the loss beside it, if any.
         sees_map: whether a feature map comes in, which is averaged.
-        num_views: views of each picture, where that is known.
+        num_views: views of each image, where that is known.
         width: how many channels come in, where that is known.
     """
     name = old.type()

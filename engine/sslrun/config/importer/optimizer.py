@@ -160,7 +160,7 @@ def fix_rates(rules: list[Rule], hook: OldTable | None, old: OldTable) -> None:
 
 
 def paramwise(rules: list[Rule], parameters: list[Parameter] | None, old: OldTable) -> list[Node]:
-    """`[[optimizer.paramwise]]`: neighbours with equal options are one rule."""
+    """`[[optimizer.paramwise]]`: neighbors with equal options are one rule."""
     optimizer = str(old.peek("type")).rpartition(".")[2]
     tables: list[Node] = []
     names = [parameter.name for parameter in parameters] if parameters is not None else []
@@ -188,7 +188,7 @@ def _means_something(rule: Rule, optimizer: str, old: OldTable) -> bool:
 
 
 def _joined(rules: list[Rule]) -> list[Rule]:
-    """Neighbours with equal options as one rule."""
+    """Neighbors with equal options as one rule."""
     joined: list[Rule] = []
     for rule in rules:
         last = joined[-1] if joined else None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sslrun.config.catalogue import classes, follow, keys, kinds
+from sslrun.config.catalog import classes, follow, keys, kinds
 from sslrun.config.importer.table import OldTable
 from sslrun.config.load import committed_schema
 from sslrun.config.node import Node, Origin, plain
@@ -50,7 +50,7 @@ def component(old: OldTable, kind: str, name: str, part: Part | None = None, tag
 
 
 def steps(old: OldTable, name: str, accumulation: int, is_exact: bool = True) -> Node | None:
-    """A number of old iterations, one for each backward pass, as optimiser steps; `is_exact`: report rounding."""
+    """A number of old iterations, one for each backward pass, as optimizer steps; `is_exact`: report rounding."""
     count = old.take(name, "a whole number")
     if count is None or accumulation == 1:
         return count

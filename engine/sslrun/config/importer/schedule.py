@@ -55,7 +55,7 @@ def lr_config(old: OldTable, accumulation: int) -> Node | None:
 
 
 def _in_steps(old: OldTable, name: str, accumulation: int) -> Part:
-    """A list of iterations as one of optimiser steps, at its key; nothing where there is none."""
+    """A list of iterations as one of optimizer steps, at its key; nothing where there is none."""
     listed = old.take(name)
     if listed is None or not isinstance(listed.value, list):
         return {} if listed is None else {name: listed}
@@ -90,7 +90,7 @@ def param_scheduler(
         tables: the schedulers.
         epochs: length of the run, where that is how it is given.
         iterations: the same in iterations.
-        accumulation: iterations in an optimiser step.
+        accumulation: iterations in an optimizer step.
     """
     warmup: Part = {}
     warmed_up = (0, True)  # until when, and whether that is an epoch

@@ -19,7 +19,7 @@ IMPLIED = (
     "RandomPatchWithLabels",  # RandomGridPatch, made of the whole pipeline
 )
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}
-_GREY = [0.114, 0.587, 0.2989]  # the weights of PIL, in the order of OpenCV's channels
+_GRAY = [0.114, 0.587, 0.2989]  # the weights of PIL, in the order of OpenCV's channels
 
 
 def transform(old: OldTable, is_1x: bool) -> Node | None:
@@ -80,11 +80,11 @@ def _is_number(value: Any) -> bool:
 
 def _implied(old: OldTable) -> None:
     """A step that is done anyway, in its usual form."""
-    old.expect("color_type", "color", "pictures are read in colour")
+    old.expect("color_type", "color", "images are read in color")
     file_client(old)
-    old.leave("pictures are decoded by DALI", "imdecode_backend", "to_float32", "ignore_empty")
+    old.leave("images are decoded by DALI", "imdecode_backend", "to_float32", "ignore_empty")
     for key in ("keys", "meta_keys", "algorithm_keys", "pseudo_label_keys"):
-        old.take(key)  # what the old loader hands on beside the pictures
+        old.take(key)  # what the old loader hands on beside the images
     old.finish("this step has no options here")
 
 
@@ -95,8 +95,8 @@ def file_client(old: OldTable) -> None:
         if args is not None:
             for key in ("backend", "type"):
                 known = args.peek(key) in ("disk", "local", "HardDiskBackend", "LocalBackend")
-                args.expect(key, args.peek(key) if known else "disk", "pictures are files here")
-            args.finish("pictures are files here")
+                args.expect(key, args.peek(key) if known else "disk", "images are files here")
+            args.finish("images are files here")
 
 
 def _random_resized_crop(old: OldTable, is_1x: bool) -> Part:
@@ -112,7 +112,7 @@ def _random_resized_crop(old: OldTable, is_1x: bool) -> Part:
 
 def _resampling(old: OldTable, is_1x: bool) -> Part:
     made: Part = {}
-    old.leave("pictures are always filtered before they shrink", "antialias")
+    old.leave("images are always filtered before they shrink", "antialias")
     backend = old.take("backend")
     if backend.value != "pillow" if backend is not None else is_1x:
         where = backend.where if backend is not None else old.where
@@ -136,7 +136,7 @@ def _resize(old: OldTable, is_1x: bool) -> Part:
         return made
     keep = old.take("keep_ratio", "true or false")
     if keep is not None and keep.value:
-        why = "a picture is not fitted into a frame here: size = PIXELS is the shorter side, [height, width] both"
+        why = "an image is not fitted into a frame here: size = PIXELS is the shorter side, [height, width] both"
         old.report.lost(scale.where, (*old.key, "scale"), why)
     elif isinstance(scale.value, int):
         made["size"] = node([scale.value, scale.value], scale.where)
@@ -152,25 +152,25 @@ def _resize_edge(old: OldTable, is_1x: bool) -> Part:
 
 
 def _crop(old: OldTable, is_1x: bool) -> Part:
-    old.expect("padding", 0, "pictures are not padded here")
-    old.expect("pad_if_needed", False, "pictures that are too small get a black border")
+    old.expect("padding", 0, "images are not padded here")
+    old.expect("pad_if_needed", False, "images that are too small get a black border")
     return _renamed(old, {"crop_size": "size"})
 
 
 def _flip(old: OldTable, is_1x: bool) -> Part:
-    old.expect("direction", "horizontal", "pictures are only flipped left to right")
+    old.expect("direction", "horizontal", "images are only flipped left to right")
     return {"p": old.take("p") or old.take("prob") or node(0.5, old.where)}
 
 
-def _grey(old: OldTable, is_1x: bool) -> Part:
-    old.expect("keep_channels", True, "a grey picture keeps its three channels here")
+def _gray(old: OldTable, is_1x: bool) -> Part:
+    old.expect("keep_channels", True, "a gray image keeps its three channels here")
     weights = old.take("channel_weights")
     if "prob" in old or is_1x:
-        if weights is None or plain(weights) != _GREY:
+        if weights is None or plain(weights) != _GRAY:
             where = weights.where if weights is not None else old.where
-            text = f"grey is weighed as PIL does: {_GREY} of blue, green and red"
+            text = f"gray is weighed as PIL does: {_GRAY} of blue, green and red"
             old.report.changed(where, (*old.key, "channel_weights"), text)
-        old.leave("pictures are RGB here", "color_format")
+        old.leave("images are RGB here", "color_format")
         return {"p": old.take("prob") or old.take("p") or node(0.5, old.where)}
     return {}
 
@@ -197,12 +197,12 @@ def _rotation(old: OldTable, is_1x: bool) -> Part:
     for key in ("interpolation", "resample"):  # as words or as PIL's numbers
         old.expect(key, "nearest" if isinstance(old.peek(key), str) else 0, "pixels are the nearest ones here")
     for key, usual in (("expand", False), ("fill", 0)):
-        old.expect(key, usual, "a turned picture keeps its size, with black corners")
+        old.expect(key, usual, "a turned image keeps its size, with black corners")
     return {}
 
 
 def _normalize(old: OldTable, is_1x: bool) -> Part:
-    old.expect("to_rgb", True, "pictures are RGB here")
+    old.expect("to_rgb", True, "images are RGB here")
     old.leave("pixels are not written to", "inplace")
     found = normalize(old.get("mean", "a list"), old.get("std", "a list"), old)
     return {} if found is None else {key: found.value[key] for key in ("mean", "std")}
@@ -225,7 +225,7 @@ _CONVERTERS: dict[str, tuple[str, _Converter]] = {
     "RandomHorizontalFlip": ("RandomHorizontalFlip", _flip),
     "RandomRotation": ("RandomRotation", _rotation),
     "ColorJitter": ("ColorJitter", _jitter),
-    "RandomGrayscale": ("RandomGrayscale", _grey),
+    "RandomGrayscale": ("RandomGrayscale", _gray),
     "GaussianBlur": ("GaussianBlur", _blur),
     "RandomGaussianBlur": ("GaussianBlur", _blur),
     "Solarization": ("Solarization", _solarize),

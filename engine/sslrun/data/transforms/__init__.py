@@ -2,13 +2,13 @@
 
 A transform is written here as numbers, elsewhere as pixels: `exact.py` follows PIL's arithmetic, `graph.py` builds DALI
 operators, and the tests hold both against PIL. All consume `parameters()`, the one place where uniform draws become
-boxes, factors and yes or no, so that they can be compared picture by picture.
+boxes, factors and yes or no, so that they can be compared image by image.
 
-Legend: B pictures (or views of pictures), sizes are (B, 2) height and width of what enters. Numbers and numpy only.
+Legend: B images (or views of images), sizes are (B, 2) height and width of what enters. Numbers and numpy only.
 """
 
 from sslrun.data.transforms.base import Parameters, Transform
-from sslrun.data.transforms.colour import ColorJitter, GaussianBlur, Normalize, RandomGrayscale, Solarization
+from sslrun.data.transforms.color import ColorJitter, GaussianBlur, Normalize, RandomGrayscale, Solarization
 from sslrun.data.transforms.geometry import (
     CenterCrop,
     Crop,

@@ -15,17 +15,17 @@ class Transform(Component, kind="transforms"):
     """One step of a view.
 
     Args:
-        p: probability that a picture is changed at all, 0 to 1.
+        p: probability that an image is changed at all, 0 to 1.
     """
 
     num_draws: int = 1
-    """Uniform draws that each picture consumes, the first of which decides whether the transform applies."""
+    """Uniform draws that each image consumes, the first of which decides whether the transform applies."""
 
     view_draw: int | None = None
     """Which of its draws is none but says what view of its group it is: view v of V has (v + 0.5) / V there."""
 
     geometric: bool = False
-    """Whether it only moves pixels (and so may be done before the colours, by other hands)."""
+    """Whether it only moves pixels (and so may be done before the colors, by other hands)."""
 
     def __init__(self, *, p: float = 1.0) -> None:
         if not 0.0 <= p <= 1.0:
@@ -33,31 +33,31 @@ class Transform(Component, kind="transforms"):
         self.p = float(p)
 
     def parameters(self, uniforms: np.ndarray, sizes: np.ndarray) -> Parameters:
-        """What to do to each picture, as a pure function of its draws.
+        """What to do to each image, as a pure function of its draws.
 
         Args:
             uniforms: (B, num_draws) in [0, 1).
-            sizes: (B, 2) height and width of the pictures as they enter this transform.
+            sizes: (B, 2) height and width of the images as they enter this transform.
 
         Returns:
-            `apply`, (B,) bool, and the transform's own numbers, (B,) or (B, k). Where a picture is left alone, its box,
+            `apply`, (B,) bool, and the transform's own numbers, (B,) or (B, k). Where an image is left alone, its box,
             size, order and factors are such that using them changes nothing.
         """
         return {"apply": uniforms[:, 0] < self.p}
 
     def describe(self, numbers: Parameters) -> dict[str, Any]:
-        """What it does to one picture, for people and for JSON: plain values, names that end with the unit.
+        """What it does to one image, for people and for JSON: plain values, names that end with the unit.
 
         Args:
-            numbers: of `parameters`, one picture's, to which the transform applies: numbers or (k,).
+            numbers: of `parameters`, one image's, to which the transform applies: numbers or (k,).
         """
         return {name: np.asarray(value).tolist() for name, value in numbers.items() if name != "apply"}
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Height and width that every picture has afterwards; None where it differs from picture to picture.
+        """Height and width that every image has afterwards; None where it differs from image to image.
 
         Args:
-            size: what every picture has before, or None.
+            size: what every image has before, or None.
         """
         return size
 

@@ -13,13 +13,13 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Placing(Transform, listed=False):
-    """What takes the pixels of each picture from places of its own: it is done picture by picture, a flip is not."""
+    """What takes the pixels of each image from places of its own: it is done image by image, a flip is not."""
 
     geometric = True
 
 
 class Resample(Placing, listed=False):
-    """What crops and resizes share: a box of the picture becomes a picture of a new size."""
+    """What crops and resizes share: a box of the image becomes an image of a new size."""
 
     def __init__(self, *, interpolation: Interpolation, p: float) -> None:
         super().__init__(p=p)
@@ -42,7 +42,7 @@ class Resample(Placing, listed=False):
         return _box(numbers["box"]) | {"to_px": numbers["size"].tolist()}
 
     def boxes(self, uniforms: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Box (B, 4) and new size (B, 2) of pictures to which the transform applies."""
+        """Box (B, 4) and new size (B, 2) of images to which the transform applies."""
         raise NotImplementedError
 
     def _size_when_applied(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -58,10 +58,10 @@ class RandomResizedCrop(Resample):
 
     Args:
         size: height and width of the result in pixels; one number for a square.
-        scale: smallest and largest share of the picture's area.
+        scale: smallest and largest share of the image's area.
         ratio: smallest and largest width / height.
         interpolation: "bilinear" or "bicubic"; both filter before they shrink, as PIL does.
-        p: probability; a picture that is not cropped keeps its size.
+        p: probability; an image that is not cropped keeps its size.
     """
 
     tries = 10
@@ -108,12 +108,12 @@ class RandomResizedCrop(Resample):
 
 
 class Resize(Resample):
-    """The whole picture in a new size.
+    """The whole image in a new size.
 
     Args:
         size: one number is the shorter side in pixels (the other follows, rounded down); a list is height and width.
         interpolation: "bilinear" or "bicubic"; both filter before they shrink, as PIL does.
-        p: probability; a picture that is not resized keeps its size.
+        p: probability; an image that is not resized keeps its size.
     """
 
     def __init__(self, size: int | list[int], interpolation: Interpolation = "bilinear", p: float = 1.0) -> None:
@@ -139,11 +139,11 @@ class Resize(Resample):
 
 
 class Crop(Placing, listed=False):
-    """What crops share: a window of the picture, pixel for pixel; black where it reaches beyond the picture.
+    """What crops share: a window of the image, pixel for pixel; black where it reaches beyond the image.
 
     Args:
         size: height and width in pixels; one number for a square.
-        p: probability; a picture that is not cropped keeps its size.
+        p: probability; an image that is not cropped keeps its size.
     """
 
     def __init__(self, size: int | list[int], p: float = 1.0) -> None:
@@ -163,7 +163,7 @@ class Crop(Placing, listed=False):
         return _box([*numbers["start"], *numbers["size"]])
 
     def starts(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Top and left (B, 2) of the windows of pictures to which the transform applies."""
+        """Top and left (B, 2) of the windows of images to which the transform applies."""
         raise NotImplementedError
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -171,11 +171,11 @@ class Crop(Placing, listed=False):
 
 
 class CenterCrop(Crop):
-    """The middle of the picture; where the picture is smaller, black is added around it, as torchvision does.
+    """The middle of the image; where the image is smaller, black is added around it, as torchvision does.
 
     Args:
         size: height and width in pixels; one number for a square.
-        p: probability; a picture that is not cropped keeps its size.
+        p: probability; an image that is not cropped keeps its size.
     """
 
     def starts(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -185,11 +185,11 @@ class CenterCrop(Crop):
 
 
 class RandomCrop(Crop):
-    """A window anywhere in the picture; where the picture is smaller, black is added around it.
+    """A window anywhere in the image; where the image is smaller, black is added around it.
 
     Args:
         size: height and width in pixels; one number for a square.
-        p: probability; a picture that is not cropped keeps its size.
+        p: probability; an image that is not cropped keeps its size.
     """
 
     num_draws = 3
@@ -200,10 +200,10 @@ class RandomCrop(Crop):
 
 
 class RandomGridPatch(Crop):
-    """A grid over the picture, one cell for each view of its group, row by row; of the cell a window anywhere in it.
+    """A grid over the image, one cell for each view of its group, row by row; of the cell a window anywhere in it.
 
     The patches of Relative-Loc (Doersch et al. 2015, arXiv 1505.05192): 64 pixels of cells of 85, 3 x 3 of them in
-    255 pixels; gap and jitter keep edges from telling where a neighbour is. What is left over beyond the last cell of a
+    255 pixels; gap and jitter keep edges from telling where a neighbor is. What is left over beyond the last cell of a
     row or column is not seen.
 
     Args:
@@ -233,7 +233,7 @@ class RandomGridPatch(Crop):
 
 
 class RandomRotation(Placing):
-    """The picture turned about its middle by a random angle, pixel for nearest pixel; corners that come in are black.
+    """The image turned about its middle by a random angle, pixel for nearest pixel; corners that come in are black.
 
     Args:
         degrees: the largest turn to either side, or the smallest and largest counter-clockwise turn.

@@ -1,4 +1,4 @@
-"""Transforms made of transforms, and what a list of them does to a picture's draws and sizes."""
+"""Transforms made of transforms, and what a list of them does to an image's draws and sizes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -36,9 +36,9 @@ class RandomAppliedTrans(Transform):
 
 
 class SharedTrans(RandomAppliedTrans):
-    """Transforms that do the same to all views of a picture in their group of views: their draws are shared.
+    """Transforms that do the same to all views of an image in their group of views: their draws are shared.
 
-    Those at the head of a list are done once for each picture.
+    Those at the head of a list are done once for each image.
 
     Args:
         transforms: the members, in order.

@@ -8,7 +8,7 @@ from torch import Tensor
 from sslrun.runtime import distributed
 
 
-class Window:
+class StepMetrics:
     """Sums since the last row. They go into the checkpoint, so that a resumed run writes the same rows."""
 
     def __init__(self) -> None:

@@ -1,4 +1,10 @@
-"""What a self-supervised method is to the engine. A method is one file in this folder with one subclass of `Method`."""
+"""What a user's own class meets: the data that flows between the engine and a method, and the two classes to extend.
+
+`Batch` comes in, `Loss` goes out, `Progress` says where the run stands. A method is a subclass of `Method`, a network
+a subclass of `Backbone`. The executor, the monitors and the loader are typed by this file and know no method.
+
+Legend: B samples, C H W channels, height and width, D features, K classes, N samples of the data set.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,12 +14,40 @@ import torch
 from torch import Tensor, nn
 
 from sslrun.config.component import Component
-from sslrun.data.batch import Batch
+from sslrun.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank. B samples.
+
+    Attributes:
+        views: one tensor per view group, view-major, (num_views x B) 3 H W, float, normalized, channels-last: row i and
+            row i + B of a group are two views of one image.
+        index: B, int64, sample ids in the source.
+        label: B, int64, or None where the source has no labels. Only probes may read it.
+    """
+
+    views: list[torch.Tensor]
+    index: torch.Tensor
+    label: torch.Tensor | None
+
+    def crops(self) -> list[torch.Tensor]:
+        """Every view of every group by itself, each (B, 3, H, W), in the order of the recipe."""
+        return [view for group in self.views for view in group.split(len(self.index))]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device; copies do not wait."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Batch([move(v) for v in self.views], move(self.index), None if self.label is None else move(self.label))
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run stands, in optimiser steps. Schedules and random draws of a method are pure functions of it."""
+    """Where the run stands, in optimizer steps. Schedules and random draws of a method are pure functions of it."""
 
     step: int
     total_steps: int
@@ -39,7 +73,7 @@ class Loss:
     """What one micro-batch gave.
 
     Attributes:
-        value: 0-d, mean over the micro-batch's samples; what is minimised.
+        value: 0-d, mean over the micro-batch's samples; what is minimized.
         metrics: 0-d tensors for the log; they stay on the device.
         carry: tensors with one row per sample that `after_step` needs, without gradient.
     """
@@ -53,17 +87,40 @@ class Loss:
 Rewrite = tuple[nn.Parameter, Callable[[Tensor], Tensor]]
 
 
+class Backbone(nn.Module, Component, kind="backbones"):
+    """Images in, feature maps out.
+
+    `forward((B, C, H, W))` returns feature maps, (B, C', H', W') each, or features (B, C'); the last is what necks and
+    evaluation use. `num_features` is its number of channels.
+    """
+
+    num_features: int
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        raise NotImplementedError
+
+    def layers(self) -> list[list[str]]:
+        """Names of its parts from the input to the output, those of one depth together: what a layer-wise decay of the
+        learning rate counts. What is not named (a last norm) lies as high as a classifier."""
+        raise UsageError(f"{type(self).__name__} does not say which of its layers lies how deep")
+
+    def branches(self) -> list[nn.Module]:
+        """The parts whose output is added to what goes past them, from the input to the output: what stochastic depth
+        leaves out."""
+        raise UsageError(f"{type(self).__name__} does not say what its residual branches are")
+
+
 class Method(nn.Module, Component, kind="methods"):
     """Networks as submodules, all state as parameters or buffers; `backbone` is what the run is for.
 
-    Methods call no optimiser, write no parameters (they say what is to be written: `rewrites`) and know no ranks but
+    Methods call no optimizer, write no parameters (they say what is to be written: `rewrites`) and know no ranks but
     through the gather functions of `sslrun.runtime.distributed`.
     """
 
     backbone: nn.Module
 
     num_views: int | None = None
-    """Views of each picture that a recipe has to give, over all groups of views; None where that may vary."""
+    """Views of each image that a recipe has to give, over all groups of views; None where that may vary."""
 
     compares_samples: bool = False
     """Whether the loss compares samples of a batch with one another. Those of all ranks, but of an accumulated global
@@ -75,7 +132,7 @@ class Method(nn.Module, Component, kind="methods"):
     def prepare(self, num_samples: int) -> None:
         """Once, before anything else: how many samples there are. Where buffers of that length are made.
 
-        A method with a `prepare` of its own has no loss on pictures that it does not train on (monitor.loss_interval).
+        A method with a `prepare` of its own has no loss on images that it does not train on (monitor.loss_interval).
         """
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
@@ -95,10 +152,10 @@ class Method(nn.Module, Component, kind="methods"):
         return []
 
     def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:
-        """Once per applied optimiser step, with the carries of the whole global batch in its order."""
+        """Once per applied optimizer step, with the carries of the whole global batch in its order."""
 
     def rewrites(self, progress: Progress) -> list[Rewrite]:
-        """Once per applied step, between the optimiser and the teachers."""
+        """Once per applied step, between the optimizer and the teachers."""
         return []
 
     def before_epoch(self, progress: Progress, features: Callable[[nn.Module], Tensor]) -> list[Rewrite]:
@@ -107,7 +164,7 @@ class Method(nn.Module, Component, kind="methods"):
         Args:
             progress: of that step.
             features: runs a module of the method, in evaluation mode and without gradient, over the whole training set
-                (centre crops) and returns its outputs, (n, D) float32 on the CPU, in the order of sample ids: those of
+                (center crops) and returns its outputs, (n, D) float32 on the CPU, in the order of sample ids: those of
                 this rank's share of the samples (`distributed.share`). Feature maps, (B, C, H, W) or lists of them, are
                 averaged over positions, the last one.
         """
@@ -119,9 +176,9 @@ class Method(nn.Module, Component, kind="methods"):
         return None
 
     def predictor(self) -> nn.Module | None:
-        """What maps pictures (B, 3, H, W) to scores of classes (B, K), where a method learns the classes of labels."""
+        """What maps images (B, 3, H, W) to scores of classes (B, K), where a method learns the classes of labels."""
         return None
 
     def chance_loss(self) -> float | None:
-        """The loss of a network that cannot tell pictures apart, where the method has such a number."""
+        """The loss of a network that cannot tell images apart, where the method has such a number."""
         return None

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 SAVE_S = 120.0  # between two times that it is written
 
 
-class Part:
+class PartialResult:
     """The state of an evaluation after some of its steps. Rank 0 reads and writes it; the state is the same on all.
 
     Args:
@@ -76,7 +76,7 @@ class Part:
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             is_good = False
         if not is_good:
-            logger.warning("%s is damaged, or of other weights, pictures or settings: beginning anew", self.path)
+            logger.warning("%s is damaged, or of other weights, images or settings: beginning anew", self.path)
             return 0
         for name, tensor in tensors.items():
             tensor.copy_(found[name])

@@ -18,7 +18,7 @@ BLUR_REACH = 4.0
 
 
 class ColorJitter(Transform):
-    """Brightness, contrast, saturation and hue changed by random factors, in an order drawn for each picture.
+    """Brightness, contrast, saturation and hue changed by random factors, in an order drawn for each image.
 
     A number x stands for the factors from max(0, 1 - x) to 1 + x (hue: turns from -x to x of the circle), as in
     torchvision; a list gives both ends. What is 0 is not done at all.
@@ -78,7 +78,7 @@ class ColorJitter(Transform):
 
 
 class RandomGrayscale(Transform):
-    """Every channel becomes the picture's grey.
+    """Every channel becomes the image's gray.
 
     Args:
         p: probability.

@@ -26,7 +26,7 @@ class FinetuneConfig:
 
     Attributes:
         epochs: length of the training.
-        global_batch: samples per optimiser step over all devices.
+        global_batch: samples per optimizer step over all devices.
         samples_per_gpu: samples of one BatchNorm group.
         optimizer: update rule; AdamW with a learning rate of 1e-3 and a weight decay of 0.05, which leaves out norms
             and biases, where it is not given.
@@ -35,11 +35,11 @@ class FinetuneConfig:
         init_std: standard deviation of the classifier's first weights.
         label_smoothing: share of the target that is spread over all classes.
         mixup: alpha of mixup's Beta distribution; 0 for no mixup.
-        cutmix: alpha of CutMix's; where both are set, each pair of pictures gets one or the other.
+        cutmix: alpha of CutMix's; where both are set, each pair of images gets one or the other.
         drop_path: how often the last residual branch is left out (stochastic depth).
         transforms: what makes a training view; a random resized crop of the first view's size and a flip where they are
             not given.
-        test_interval: epochs between two looks at the test pictures; there is always one at the end, which is what
+        test_interval: epochs between two looks at the test images; there is always one at the end, which is what
             counts.
     """
 
@@ -145,6 +145,6 @@ def _sources(evaluation: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]
 
 
 def _crops(view: dict[str, Any], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """A crop and a flip, normalised as the encoder's views are."""
+    """A crop and a flip, normalized as the encoder's views are."""
     normalize = [table for table in view["transforms"] if table["type"] == "Normalize"]
     return [{"type": "RandomResizedCrop", "size": list(size)}, {"type": "RandomHorizontalFlip"}, *normalize]

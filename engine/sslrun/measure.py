@@ -16,8 +16,8 @@ from sslrun.data import Source
 from sslrun.errors import RunFailed
 from sslrun.evaluation import knn, linear, spectrum
 from sslrun.evaluation.eval_config import EvalConfig
-from sslrun.evaluation.features import centre_crop_like
-from sslrun.evaluation.part import Part, digest
+from sslrun.evaluation.features import center_crop_like
+from sslrun.evaluation.partial_result import PartialResult, digest
 from sslrun.evaluation.subject import Subject, labels
 from sslrun.plan import cores_of_a_rank, device_of, precision_of
 from sslrun.recipe import Recipe
@@ -33,24 +33,24 @@ logger = logging.getLogger("sslrun")
 Results = dict[str, Any]
 
 
-def _knn(config: EvalConfig, subject: Subject, part: Part) -> Results:
-    """Weighted k-NN classification of the test pictures by the training pictures."""
-    train, test = subject.labelled()
+def _knn(config: EvalConfig, subject: Subject, part: PartialResult) -> Results:
+    """Weighted k-NN classification of the test images by the training images."""
+    train, test = subject.labeled()
     bank, queries = (subject.extractor(s).extract_share(subject.backbone, np.arange(len(s))) for s in (train, test))
     return knn.run(config.knn, bank, labels(train), queries, labels(test), subject.device)
 
 
-def _linear(config: EvalConfig, subject: Subject, part: Part) -> Results:
-    """Linear classification of the test pictures, learnt from the training pictures."""
+def _linear(config: EvalConfig, subject: Subject, part: PartialResult) -> Results:
+    """Linear classification of the test images, learned from the training images."""
     return linear.run(config.linear, subject, part)
 
 
-def _spectrum(config: EvalConfig, subject: Subject, part: Part) -> Results:
-    """How well the features of the training pictures fill their space."""
+def _spectrum(config: EvalConfig, subject: Subject, part: PartialResult) -> Results:
+    """How well the features of the training images fill their space."""
     return spectrum.run(config.spectrum, subject)
 
 
-KINDS: dict[str, Callable[[EvalConfig, Subject, Part], Results]] = {
+KINDS: dict[str, Callable[[EvalConfig, Subject, PartialResult], Results]] = {
     "knn": _knn,
     "linear": _linear,
     "spectrum": _spectrum,
@@ -71,7 +71,7 @@ def evaluate(kind: str, saved: Saved, command: str, directory: Path) -> tuple[in
         environment, or how far they have come.
 
     Raises:
-        UsageError: there are no pictures to measure on.
+        UsageError: there are no images to measure on.
         RunFailed: the file could not be written.
     """
     recipe = saved.recipe
@@ -83,7 +83,7 @@ def evaluate(kind: str, saved: Saved, command: str, directory: Path) -> tuple[in
         subject = subject_of(saved, device)
         begin = time.perf_counter()
         path = directory / f"{name_of(kind, saved)}.json"
-        part = Part(path.with_suffix(".part.safetensors"), lambda: _identity(saved, subject))
+        part = PartialResult(path.with_suffix(".part.safetensors"), lambda: _identity(saved, subject))
         try:
             results = KINDS[kind](recipe.eval, subject, part)
         except Stopped as stopped:
@@ -132,7 +132,7 @@ def subject_of(saved: Saved, device: torch.device) -> Subject:
         backbone=saved.backbone.to(device),
         train=train_source(recipe),
         test=test_source(recipe),
-        transforms=config.transforms or recipe.monitor.transforms or centre_crop_like(recipe.data.views[0]),
+        transforms=config.transforms or recipe.monitor.transforms or center_crop_like(recipe.data.views[0]),
         views=recipe.data.views,
         device=device,
         bf16=precision_of(recipe, device) == "bf16",
@@ -159,7 +159,7 @@ def test_source(recipe: Recipe) -> Source | None:
 
 
 def described(train: Source, test: Source | None) -> dict[str, Any]:
-    """What the pictures were, as far as a file can say it."""
+    """What the images were, as far as a file can say it."""
     found: dict[str, Any] = {}
     for key, source in (("train", train), ("test", test)):
         if source is not None:
@@ -170,8 +170,8 @@ def described(train: Source, test: Source | None) -> dict[str, Any]:
 
 
 def _identity(saved: Saved, subject: Subject) -> str:
-    """What must be equal where an evaluation goes on: settings, the encoder's weights, and the pictures' labels."""
-    train, test = subject.labelled()
+    """What must be equal where an evaluation goes on: settings, the encoder's weights, and the images' labels."""
+    train, test = subject.labeled()
     tensors = {**subject.backbone.state_dict(), "train": labels(train), "test": labels(test)}
     return digest(json.dumps([saved.config.values, subject.bf16], default=str), tensors)
 

@@ -26,13 +26,13 @@ _JITTER = 21  # pixels by which a patch is smaller than its cell
 _LOADER = "the loader decides it: threads of its own that live as long as the run"
 
 
-class Pictures(NamedTuple):
+class Images(NamedTuple):
     """`[data]`, and what the rest of the recipe needs of it.
 
     Attributes:
         part: the table.
         samples_per_gpu: batch on one GPU, where it is stated.
-        num_views: views of each picture in all groups, where that is known.
+        num_views: views of each image in all groups, where that is known.
     """
 
     part: Part
@@ -40,8 +40,8 @@ class Pictures(NamedTuple):
     num_views: int | None
 
 
-def pictures_0x(old: OldTable, top: OldTable) -> Pictures:
-    """`data` of MMSelfSup 0.x; batches that its loader prefetches are normalised by the top-level `img_norm_cfg`."""
+def images_0x(old: OldTable, top: OldTable) -> Images:
+    """`data` of MMSelfSup 0.x; batches that its loader prefetches are normalized by the top-level `img_norm_cfg`."""
     made: Part = {}
     batch = old.first("samples_per_gpu", "imgs_per_gpu", kind="a whole number")
     if validation_interval(top) is not None:
@@ -66,11 +66,11 @@ def pictures_0x(old: OldTable, top: OldTable) -> Pictures:
         num_views = _views(made, groups, mean_and_std, title == "RelativeLocDataset", train)
         train.finish("data has nothing like it here")
     old.finish("data has nothing like it here")
-    return Pictures(made, batch.value if batch is not None else None, num_views)
+    return Images(made, batch.value if batch is not None else None, num_views)
 
 
-def pictures_1x(old: OldTable, preprocessor: OldTable | None) -> Pictures:
-    """`train_dataloader` of MMSelfSup 1.x, and the `data_preprocessor` that normalises."""
+def images_1x(old: OldTable, preprocessor: OldTable | None) -> Images:
+    """`train_dataloader` of MMSelfSup 1.x, and the `data_preprocessor` that normalizes."""
     made: Part = {}
     batch = old.take("batch_size", "a whole number")
     collate = old.table("collate_fn")
@@ -102,7 +102,7 @@ def pictures_1x(old: OldTable, preprocessor: OldTable | None) -> Pictures:
             mean_and_std = _mean_and_std(preprocessor) if preprocessor is not None else None
             num_views = _views(made, groups, mean_and_std, is_grid, dataset, is_1x=True)
     old.finish("data has nothing like it here")
-    return Pictures(made, batch.value if batch is not None else None, num_views)
+    return Images(made, batch.value if batch is not None else None, num_views)
 
 
 def validation_interval(top: OldTable) -> int | None:
@@ -114,7 +114,7 @@ def validation_interval(top: OldTable) -> int | None:
 
 
 def _holdout(old: OldTable) -> Part:
-    """The pictures that the old `workflow` validates on; how they are prepared is the views' business here."""
+    """The images that the old `workflow` validates on; how they are prepared is the views' business here."""
     val = old.peek("val")
     table = old.table("val") if isinstance(val, dict) and isinstance(val.get("data_source"), dict) else None
     found = table.table("data_source") if table is not None else None
@@ -143,24 +143,24 @@ def _batches(old: OldTable, made: Part, batch: Node | None, workers: str) -> Non
 
 
 def _prefix(dataset: OldTable) -> str:
-    """The folder of the pictures, as mmengine has it: a path, or a table of paths by what they are of."""
+    """The folder of the images, as mmengine has it: a path, or a table of paths by what they are of."""
     if isinstance(dataset.peek("data_prefix"), dict):
         table = dataset.table("data_prefix")
         assert table is not None
         folder = table.first("img_path", "img", "img_prefix", kind="a string")
-        table.finish("only pictures are read")
+        table.finish("only images are read")
     else:
         folder = dataset.take("data_prefix", "a string")
     return folder.value if folder is not None else ""
 
 
 def _source(old: OldTable, folder: str | None, root: str) -> Node | None:
-    """A data source: `folder` is where pictures are, `root` what an annotation file is relative to."""
+    """A data source: `folder` is where images are, `root` what an annotation file is relative to."""
     title = old.type()
     file_client(old)
-    old.expect("color_type", "color", "pictures are read in colour")
-    old.expect("channel_order", "rgb", "pictures are RGB here")
-    old.expect("test_mode", False, "training takes the training pictures")
+    old.expect("color_type", "color", "images are read in color")
+    old.expect("channel_order", "rgb", "images are RGB here")
+    old.expect("test_mode", False, "training takes the training images")
     old.leave("labels are not read for training", "metainfo", "classes", "with_label")
     if title not in _SOURCES:
         where = f"there is no source {title or 'without a type'} here; one's own is made known by custom_imports"
@@ -262,9 +262,9 @@ def _views(
 
 
 def _grid(steps: list[Node], old: OldTable) -> list[Node]:
-    """Relative-Loc: crops and resizes are shared by all nine patches, then come the patches, then shared colours."""
+    """Relative-Loc: crops and resizes are shared by all nine patches, then come the patches, then shared colors."""
     geometric = [step for step in steps if _title(step) in _GEOMETRIC]
-    colours = [step for step in steps if _title(step) not in (*_GEOMETRIC, "Normalize")]
+    colors = [step for step in steps if _title(step) not in (*_GEOMETRIC, "Normalize")]
     sizes = [size for step in geometric if isinstance(size := value_at(step.value, "size"), int | list)]
     size = sizes[-1] if sizes else None
     pair = [pixels for pixels in (size if isinstance(size, list) else [size, size]) if isinstance(pixels, int)]
@@ -272,10 +272,10 @@ def _grid(steps: list[Node], old: OldTable) -> list[Node]:
         old.report.lost(old.where, old.key, "the size of the patches follows from the last crop, which is not known")
         return steps
     patch = [pixels // _PATCHES - _JITTER for pixels in pair]
-    if any(_title(step) in ("ColorJitter", "GaussianBlur", "RandomAppliedTrans") for step in colours):
-        text = "patches are jittered and blurred one by one here, the whole picture there"
+    if any(_title(step) in ("ColorJitter", "GaussianBlur", "RandomAppliedTrans") for step in colors):
+        text = "patches are jittered and blurred one by one here, the whole image there"
         old.report.changed(old.where, old.key, text)
-    shared = [node({"type": "SharedTrans", "transforms": part}, old.where) for part in (geometric, colours) if part]
+    shared = [node({"type": "SharedTrans", "transforms": part}, old.where) for part in (geometric, colors) if part]
     of_cells = node({"type": "RandomGridPatch", "size": patch[0] if patch[0] == patch[1] else patch}, old.where)
     of_cells.value["grid"] = node(_PATCHES, old.where)
     rest = [step for step in steps if _title(step) == "Normalize"]
@@ -290,9 +290,9 @@ def _title(step: Node) -> str:
 def _mean_and_std(old: OldTable) -> Node | None:
     """Normalize, of a `data_preprocessor` or an `img_norm_cfg`."""
     usual = ("SelfSupDataPreprocessor", "RelativeLocDataPreprocessor", "RotationPredDataPreprocessor")
-    old.expect_type("pictures are normalised here, and no more", *usual)
+    old.expect_type("images are normalized here, and no more", *usual)
     for key in ("bgr_to_rgb", "to_rgb"):
-        old.expect(key, True, "pictures are RGB here")
+        old.expect(key, True, "images are RGB here")
     old.leave("batches are made by the loader", "non_blocking", "pad_size_divisor", "pad_value")
     mean, std = old.get("mean", "a list"), old.get("std", "a list")
     old.finish("Normalize has nothing like it here")
