@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from old_config import evaluated
-from sslrun.config.importer import import_config
 from sslrun.errors import UsageError
+from sslrun.importer import import_config
 
 
 def refused(path):

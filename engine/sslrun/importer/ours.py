@@ -1,24 +1,13 @@
-"""What all conversions share: new tables as dicts of nodes, and what the schema knows of a component of ours."""
+"""New tables as dicts of nodes, and what the schema knows of our components."""
 
 from typing import Any
 
 from sslrun.config.catalog import classes, follow, keys, kinds
-from sslrun.config.importer.table import OldTable
 from sslrun.config.load import committed_schema
-from sslrun.config.node import Node, Origin, plain
+from sslrun.config.node import Node, plain
+from sslrun.importer.old import OldTable, node
 
 Part = dict[str, Node]
-
-
-def node(value: Any, where: Origin) -> Node:
-    """A value of Python as nodes that all come from one place; nodes in it stay as they are."""
-    if isinstance(value, Node):
-        return value
-    if isinstance(value, dict):
-        return Node({key: node(below, where) for key, below in value.items()}, (where,))
-    if isinstance(value, list | tuple):
-        return Node([node(below, where) for below in value], (where,))
-    return Node(value, (where,))
 
 
 def known(kind: str, name: str) -> dict[str, Any]:
@@ -36,31 +25,46 @@ def is_class(kind: str, name: str) -> bool:
 def component(old: OldTable, kind: str, name: str, part: Part | None = None, tag: str = "type") -> Node:
     """A component of ours: what has been converted of it so far, and the keys that the old one has by the same name.
 
-    What the old one has besides is reported.
+    What the old one has besides is reported, and so is what was converted to a key that the component does not have.
     """
     made = {tag: node(name, old.where), **(part or {})}
-    for key in known(kind, name):
+    own = known(kind, name)
+    for key in own:
         if key in old and key not in made:
-            value = old.take(key)
-            assert value is not None
-            made[key] = value
-    old.finish(f"{name} has nothing like it here")
-    order = [tag, *known(kind, name)]
+            made[key] = old.rest.pop(key)
+    old.why = f"{name} has nothing like it here"
+    for key in [key for key in made if key not in (tag, *own)]:
+        old.lost(old.why, key, at=made.pop(key))
+    order = [tag, *own]
     return Node({key: made[key] for key in sorted(made, key=order.index)}, (old.where,))
 
 
 def steps(old: OldTable, name: str, accumulation: int, is_exact: bool = True) -> Node | None:
     """A number of old iterations, one for each backward pass, as optimizer steps; `is_exact`: report rounding."""
     count = old.take(name, "a whole number")
-    if count is None or accumulation == 1:
+    return None if count is None else _in_steps(old, count, name, accumulation=accumulation, is_exact=is_exact)
+
+
+def list_of_steps(old: OldTable, name: str, accumulation: int) -> Part:
+    """A list of old iterations as optimizer steps, at its key; nothing where there is none."""
+    listed = old.take(name)
+    if listed is None or not isinstance(listed.value, list):
+        return {} if listed is None else {name: listed}
+    counts = enumerate(listed.value)
+    made = [_in_steps(old, count, name, index, accumulation=accumulation) for index, count in counts]
+    return {name: Node(made, listed.origins)}
+
+
+def _in_steps(old: OldTable, count: Node, *key: str | int, accumulation: int, is_exact: bool = True) -> Node:
+    if accumulation == 1 or not isinstance(count.value, int):
         return count
     if is_exact and count.value % accumulation:
         text = f"{count.value} iterations are {count.value / accumulation:g} steps of {accumulation}; rounded up"
-        old.report.changed(count.where, (*old.key, name), text)
+        old.changed(text, *key, at=count)
     return node(-(-count.value // accumulation), count.where)
 
 
-def value_at(part: Part, *path: str) -> Any:
+def value_at(part: Part | Node | None, *path: str) -> Any:
     """The plain value at a path in a new table; None where nothing is."""
     here: Any = part
     for name in path:

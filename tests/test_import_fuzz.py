@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sslrun.config import load
-from sslrun.config.importer import import_config
-from sslrun.config.importer.report import Effect
 from sslrun.errors import UsageError
+from sslrun.importer import import_config
+from sslrun.importer.old import Effect
 
 OLD = Path(__file__).with_name("old_configs")
 FILES = sorted(path for form in ("v0", "v1") for path in (OLD / form).rglob("*.py"))

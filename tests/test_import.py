@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from sslrun.config.catalog import inside, named
 
 from old_config import evaluated
 from sslrun.cli import main
 from sslrun.config import load
+from sslrun.config.catalog import inside, named
 from sslrun.config.dump import inline
-from sslrun.config.importer import import_config
-from sslrun.config.importer.parameters import is_simple, pattern_of, trained
-from sslrun.config.importer.report import Effect
 from sslrun.config.load import committed_schema
 from sslrun.config.node import Node
 from sslrun.contract import Method
 from sslrun.errors import UsageError
+from sslrun.importer import import_config
+from sslrun.importer.old import Effect
+from sslrun.importer.parameters import is_simple, pattern_of, trained
 from sslrun.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +109,6 @@ REPORTED = {
     "v1-barlowtwins_resnet50_8xb256-coslr-300e": ["model.neck.init_cfg"],
     "v1-byol_resnet50_8xb32-accum16-coslr-200e": ["model"],
     "v1-odc_resnet50_8xb64-steplr-440e": ["train_dataloader.sampler.replace"],
-    "v1-relative-loc_resnet50_8xb64-steplr-70e": ["data_preprocessor"],  # of a base, and the model has another
 }
 
 
@@ -383,7 +382,7 @@ class TestNothingIsSilent:
         ids=label,
     )
     def test_change(self, tmp_path, path):
-        values = {key: value for key, value in evaluated(path)[0].items() if key in CONVERTED[path.parent.name]}
+        values = {key: value for key, value in evaluated(path).items() if key in CONVERTED[path.parent.name]}
         old = tmp_path / path.name
 
         def result(table):
@@ -464,14 +463,24 @@ class TestCommand:
         assert load(tmp_path / "a.toml").values["global_batch"] == 4 * 256
         assert self.run(capsys, old, "-o", tmp_path / "b.toml", "--gpus", 0)[0] == 2
 
+    def test_a_method_that_there_is_not(self, capsys, tmp_path):
+        """Exit code 1, and the method is named: the rest is converted all the same."""
+        old, new = OLD / "v0/mocov2_resnet50_8xb32-coslr-200e_in1k.py", tmp_path / "mae.toml"
+        other = tmp_path / "mae_1xb2.py"
+        other.write_text(f"_base_ = {str(old)!r}\nmodel = dict(_delete_=True, type='mmselfsup.models.MAE')")
+        code, out, err = self.run(capsys, other, "-o", new)
+        assert code == 1 and out.startswith(f"{new}: 2 not converted, ")
+        assert err.splitlines()[-1] == f"error: {new} cannot be run: no model: there is no method MAE here"
+        assert tomllib.loads(new.read_text())["epochs"] == 200
+
     def test_odd_names_stay_on_one_line(self, capsys, tmp_path):
         folder = tmp_path / "a\nb\x1b[31m"
         folder.mkdir()
-        old = folder / "moco_1xb2.py"
-        old.write_text("model = dict(type='No\\nSuch\\x1b')\nx = f()\n")
-        code, _, err = self.run(capsys, old, "-o", tmp_path / "new.toml")
-        assert code == 0 and all(line.startswith(str(tmp_path)) for line in err.splitlines()) and "\x1b" not in err
-        assert tomllib.loads((tmp_path / "new.toml").read_text()) == {}
+        old, new = folder / "moco_1xb2.py", tmp_path / "new.toml"
+        old.write_text("model = dict(type='No\\nSuch\\x1b')\n")
+        code, _, err = self.run(capsys, old, "-o", new)
+        assert code == 1 and "\x1b" not in err and tomllib.loads(new.read_text()) == {}
+        assert all(line.startswith((str(tmp_path), "error: ")) for line in err.splitlines())
 
     def test_needs_no_torch(self, tmp_path):
         words = ["config", "import", str(OLD / "v1/swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96.py"), "-o"]

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from sslrun.config.dump import inline
-from sslrun.config.importer.parts import Part
-from sslrun.config.importer.report import Effect, Report, one_line
 from sslrun.config.node import plain, show
+from sslrun.importer.old import Effect, Report, one_line
+from sslrun.importer.ours import Part
 
 _ORDER = ("epochs", "max_iters", "global_batch", "seed", "work_dir", "load_from", "load_strict", "resume_from", "vars")
 _SECTIONS = ("backbone", "neck", "head", "source")  # tables that have a header however short they are

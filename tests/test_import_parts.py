@@ -6,8 +6,8 @@ import tomllib
 import pytest
 
 from sslrun.config import load
-from sslrun.config.importer import import_config
-from sslrun.config.importer.report import Effect
+from sslrun.importer import import_config
+from sslrun.importer.old import Effect
 
 MOCO = """
 model = dict(
