@@ -77,7 +77,8 @@ def framework(values: dict[str, Any], types: set[str]) -> str:
         types: every `type` in it, as written.
     """
     packages = {title.partition(".")[0] for title in types if "." in title}
-    is_1x = not {"train_dataloader", "optim_wrapper", "param_scheduler", "default_hooks"}.isdisjoint(values)
+    of_1x = {"train_dataloader", "optim_wrapper", "param_scheduler", "default_hooks"}
+    is_1x = "train_dataloader" in values or ("data" not in values and not of_1x.isdisjoint(values))
     if values.get("default_scope") in ("mmpretrain", "mmcls") or "mmpretrain" in packages:
         return MMPRETRAIN
     if is_1x or values.get("default_scope") == "mmselfsup":

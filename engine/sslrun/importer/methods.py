@@ -103,6 +103,7 @@ def _hooks(name: str, around: Around, made: Part) -> Part:
     hooks, accumulation = around.hooks, around.accumulation
     clusters = value_at(made, "head", "num_classes")
     for title, hook in list(hooks.items()):
+        hook.why = f"{name} has nothing like it here"
         match title, name:
             case (("MomentumUpdateHook" | "BYOLHook"), ("BYOL" | "MoCoV3")):
                 found |= _momentum(hook, name, accumulation)
@@ -149,6 +150,7 @@ def _swav(hook: OldTable, made: Part, accumulation: int) -> Part:
 
 def _frozen_prototypes(frozen: OldTable, method: str, accumulation: int) -> Part:
     """`frozen_layers_cfg`: SwAV's prototypes can be kept as they are for some iterations."""
+    frozen.why = "only SwAV's prototypes can be frozen for some time; [[optimizer.paramwise]] has freeze_iters"
     count = steps(frozen, "prototypes", accumulation) if method == "SwAV" else None
     return {} if count is None else {"freeze_prototypes_iters": count}
 

@@ -112,7 +112,7 @@ def param_scheduler(
                 old.changed(text, "T_max", at=period)
         else:
             text = "only a warm-up from the start and one policy after it can be said here"
-            old.lost(f"{name or 'a scheduler without a type'}: {text}")
+            old.give_up(f"{name or 'a scheduler without a type'}: {text}")
     if made is None and warmup:
         made = Node({"policy": node("Constant", tables[0].where), **warmup}, tables[0].node.origins)
     return made

@@ -81,6 +81,7 @@ def files_on_disk(old: OldTable) -> None:
     for name in ("file_client_args", "backend_args"):
         args = old.table(name)
         if args is not None:
+            args.why = "images are files here"
             for key in ("backend", "type"):
                 if args.peek(key) in ("disk", "local", "HardDiskBackend", "LocalBackend"):
                     args.take(key)
