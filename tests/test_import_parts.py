@@ -1,4 +1,4 @@
-"""What becomes of each part of an old configuration: networks, images, training, one by one."""
+"""What becomes of each part of an old config: networks, images, training, one by one."""
 
 import time
 import tomllib
@@ -16,149 +16,150 @@ model = dict(
     neck=dict(type='MoCoV2Neck', in_channels=512, hid_channels=512, out_channels=128),
     head=dict(type='ContrastiveHead'))
 """
-DATA = """
-pipeline = [dict(type='RandomResizedCrop', size=32), dict(type='ToTensor'), dict(type='Normalize', mean=[0.5] * 3, std=[1] * 3)]
-data = dict(
-    samples_per_gpu=16,
-    train=dict(
-        type='MultiViewDataset',
-        data_source=dict(type='ImageNet', data_prefix='images'),
-        num_views=[2],
-        pipelines=[pipeline]))
-"""  # noqa: E501
 TRAINING = """
 optimizer = dict(type='SGD', lr=0.1, momentum=0.9)
 lr_config = dict(policy='fixed')
 runner = dict(type='EpochBasedRunner', max_epochs=10)
 """
+NOTHING = "there is nothing like it here"
+CV2 = "backend: resized as PIL does, which filters before it shrinks; OpenCV does not"
+WEIGHTS = "first weights are those that our class draws; load_from takes those of a checkpoint"
+TAKEN = "this pattern is taken as it is; our names of parameters may be others"
+POOLED = "with_avg_pool: feature maps are averaged here, and vectors left alone"
+LEARNED = "model.backbone: positions are fixed sines and cosines here, as in MoCo v3; there they are learned"
+
+
+def data_0x(steps, **source):
+    """`data` with one pipeline and another source."""
+    origin = {"type": "ImageNet", "data_prefix": "p", **source}
+    return (
+        f"data = dict(samples_per_gpu=16, drop_last=True, train=dict(type='MultiViewDataset', data_source={origin!r}, "
+        f"num_views=[2], pipelines=[[{steps}, dict(type='ToTensor')]]))"
+    )
+
+
+def data_1x(steps, **dataset):
+    """`train_dataloader` with a pipeline and another data set."""
+    kept = {"type": "mmcls.ImageNet", "data_root": "d/", "data_prefix": {"img_path": "train/"}, **dataset}
+    pairs = ", ".join(f"{key}={value!r}" for key, value in kept.items() if value is not None)
+    return (
+        "train_dataloader = dict(batch_size=16, drop_last=True, dataset=dict("
+        f"{pairs}, pipeline=[dict(type='LoadImageFromFile'), {steps}]))"
+    )
+
+
+CROP = data_0x("dict(type='RandomResizedCrop', size=32)")
+CROP_1X = data_1x("dict(type='RandomResizedCrop', size=32, backend='pillow')")
 
 
 @pytest.fixture
 def convert(write):
-    """(resolved values, findings without their places) of a small old configuration with something changed."""
+    """(resolved values, findings without their places) of a small old config with something changed."""
 
-    def converted(model=MOCO, data=DATA, training=TRAINING, more="", name="moco_8xb16.py", gpus=None):
+    def converted(model=MOCO, data=CROP, training=TRAINING, more="", name="moco_8xb16.py", gpus=None):
         imported = import_config(write(name, model + data + training + more), gpus)
         new = write("new.toml", imported.text)
-        assert imported.report.lines() == [] or "\n#\n# " in imported.text
         lines = [finding.line().split(": ", 1)[1] for effect in Effect for finding in imported.report.findings(effect)]
-        is_whole = not any(" is missing; " in line for line in lines)
-        return load(new).values if is_whole else tomllib.loads(imported.text), lines
+        assert bool(imported.missing) == any(" is missing; " in line for line in lines)
+        return tomllib.loads(imported.text) if imported.missing else load(new).values, lines
 
     return converted
 
 
 class TestTraining:
-    """Optimizers, schedules, batches and lengths, one by one."""
+    """Optimizers, schedules, batches and lengths."""
 
     @pytest.mark.parametrize(
         ("old", "new"),
         [
             ("policy='fixed'", {"policy": "Constant"}),
-            ("policy='step', step=[3, 6], gamma=0.5", {"policy": "Step", "step": [3, 6], "gamma": 0.5}),
-            ("policy='Step', step=4, min_lr=0.01", {"policy": "Step", "step": 4, "min_lr": 0.01}),
+            ("policy='Step', step=[3, 6], gamma=0.5, min_lr=0.1",
+             {"policy": "Step", "step": [3, 6], "gamma": 0.5, "min_lr": 0.1}),
             ("policy='exp', gamma=0.9", {"policy": "Exp", "gamma": 0.9}),
             ("policy='inv', gamma=0.1, power=2.", {"policy": "Inv", "gamma": 0.1, "power": 2.0}),
             ("policy='poly', power=0.9, min_lr=1e-4", {"policy": "Poly", "power": 0.9, "min_lr": 1e-4}),
-            ("policy='CosineAnnealing', min_lr_ratio=0.01", {"policy": "CosineAnnealing", "min_lr_ratio": 0.01}),
-            ("policy='CosineAnnealing', min_lr=0, by_epoch=False",
-             {"policy": "CosineAnnealing", "min_lr": 0, "by": "iter"}),
+            ("policy='CosineAnnealing', min_lr_ratio=0.01, by_epoch=False",
+             {"policy": "CosineAnnealing", "min_lr_ratio": 0.01, "by": "iter"}),
             ("policy='FlatCosineAnnealing', start_percent=0.5, min_lr=0.",
              {"policy": "FlatCosineAnnealing", "start_percent": 0.5, "min_lr": 0.0}),
             ("policy='CosineRestart', periods=[5, 5], restart_weights=[1, 0.5], min_lr=0.",
              {"policy": "CosineRestart", "periods": [5, 5], "restart_weights": [1, 0.5], "min_lr": 0.0}),
-            ("policy='cyclic', target_ratio=(5, 0.1), cyclic_times=2, step_ratio_up=0.3",
-             {"policy": "Cyclic", "target_ratio": [5, 0.1], "cyclic_times": 2, "step_ratio_up": 0.3, "by": "iter"}),
+            ("policy='cyclic', cyclic_times=2", {"policy": "Cyclic", "cyclic_times": 2, "by": "iter"}),
             ("policy='OneCycle', pct_start=0.2", {"policy": "OneCycle", "pct_start": 0.2, "by": "iter"}),
-            ("policy='fixed', warmup='linear', warmup_iters=500, warmup_ratio=0.001",
-             {"policy": "Constant", "warmup": "linear", "warmup_iters": 500, "warmup_ratio": 0.001}),
-            ("policy='fixed', warmup='exp', warmup_iters=2, warmup_by_epoch=True",
-             {"policy": "Constant", "warmup": "exp", "warmup_epochs": 2, "warmup_ratio": 0.1}),
-            ("policy='StepFixCosineAnnealing', min_lr=0., warmup='linear', warmup_iters=4, warmup_by_epoch=True, "
-             "by_epoch=False",
-             {"policy": "CosineAnnealing", "min_lr": 0.0, "by": "iter", "warmup": "linear", "warmup_epochs": 4,
-              "warmup_ratio": 0.1, "after_warmup": True}),
+            ("policy='fixed', warmup='linear', warmup_iters=500",
+             {"policy": "Constant", "warmup": "linear", "warmup_iters": 500, "warmup_ratio": 0.1}),
+            ("policy='StepFixCosineAnnealing', min_lr=0., warmup='exp', warmup_iters=4, warmup_by_epoch=True, "
+             "warmup_ratio=0.2, by_epoch=False",
+             {"policy": "CosineAnnealing", "min_lr": 0.0, "by": "iter", "warmup": "exp", "warmup_epochs": 4,
+              "warmup_ratio": 0.2, "after_warmup": True}),
         ],
     )  # fmt: skip
     def test_lr_config(self, convert, old, new):
         values, lines = convert(training=TRAINING.replace("policy='fixed'", old))
-        assert values["lr"] == {"by": "epoch", **new}
-        assert lines == []
+        assert values["lr"] == {"by": "epoch", **new} and lines == []
 
     @pytest.mark.parametrize(
         ("old", "new", "lines"),
         [
-            ("dict(type='CosineAnnealingLR', T_max=10, eta_min=0.01, by_epoch=True, begin=0, end=10)",
-             {"policy": "CosineAnnealing", "min_lr": 0.01, "by": "epoch"}, []),
-            ("[dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=2, convert_to_iter_based=True), "
-             "dict(type='CosineAnnealingLR', T_max=8, by_epoch=True, begin=2, end=10, convert_to_iter_based=True)]",
+            ("dict(type='CosineAnnealingLR', T_max=10, eta_min=0.01, begin=0, end=10)",
+             {"policy": "CosineAnnealing", "min_lr": 0.01}, []),
+            ("dict(type='mmengine.optim.LinearLR', start_factor=0.01, end=2, convert_to_iter_based=True), "
+             "dict(type='CosineAnnealingLR', T_max=8, begin=2, end=10, convert_to_iter_based=True)",
              {"policy": "CosineAnnealing", "by": "iter", "warmup": "linear", "warmup_epochs": 2, "warmup_ratio": 0.01,
               "after_warmup": True}, []),
-            ("[dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=500), "
-             "dict(type='MultiStepLR', milestones=[3, 6], gamma=0.2)]",
-             {"policy": "Step", "step": [3, 6], "gamma": 0.2, "by": "epoch", "warmup": "linear", "warmup_iters": 500,
+            ("dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=500), "
+             "dict(type='MultiStepLR', milestones=[3, 6], gamma=0.2)",
+             {"policy": "Step", "step": [3, 6], "gamma": 0.2, "warmup": "linear", "warmup_iters": 500,
               "warmup_ratio": 0.1}, []),
-            ("[dict(type='ConstantLR', factor=0.5, begin=0, end=1)]",
-             {"policy": "Constant", "warmup": "constant", "warmup_epochs": 1, "warmup_ratio": 0.5},
+            ("dict(type='ConstantLR', factor=0.5, begin=0, end=1)",
+             {"policy": "Constant", "warmup": "constant", "warmup_epochs": 1, "warmup_ratio": 0.5, "by": None},
              ["param_scheduler.0: a warm-up goes by iteration here, not by epoch"]),
-            ("dict(type='StepLR', step_size=3, gamma=0.5)",
-             {"policy": "Step", "step": 3, "gamma": 0.5, "by": "epoch"}, []),
-            ("dict(type='ExponentialLR', gamma=0.9)", {"policy": "Exp", "gamma": 0.9, "by": "epoch"}, []),
-            ("dict(type='PolyLR', power=2.0, eta_min=0.1)",
-             {"policy": "Poly", "power": 2.0, "min_lr": 0.1, "by": "epoch"}, []),
-            ("[dict(type='CosineAnnealingLR', T_max=4, end=4), dict(type='ConstantLR', factor=1, begin=4, end=10)]",
-             {"policy": "CosineAnnealing", "by": "epoch"},
+            ("dict(type='StepLR', step_size=3)", {"policy": "Step", "step": 3}, []),
+            ("dict(type='ExponentialLR', gamma=0.9)", {"policy": "Exp", "gamma": 0.9}, []),
+            ("dict(type='PolyLR', power=2.0, eta_min=0.1)", {"policy": "Poly", "power": 2.0, "min_lr": 0.1}, []),
+            ("dict(type='CosineAnnealingLR', T_max=4, end=4), dict(type='ConstantLR', factor=1, begin=4, end=10)",
+             {"policy": "CosineAnnealing"},
              ["param_scheduler.1: ConstantLR: only a warm-up from the start and one policy after it can be said here",
               "param_scheduler.0: it lasts to the end of the run here, not to 4"]),
-            ("dict(type='CosineAnnealingLR', T_max=5)", {"policy": "CosineAnnealing", "by": "epoch"},
-             ["param_scheduler.T_max: half a cosine lasts from the begin to the end here, not for 5"]),
-            ("dict(type='CosineAnnealingLR', begin=2)", {"policy": "CosineAnnealing", "by": "epoch"},
-             ["param_scheduler: it begins where the warm-up ends, or with the run"]),
-            ("dict(type='MultiStepLR', milestones=[3, 6], begin=2)",
-             {"policy": "Step", "step": [3, 6], "by": "epoch"},
-             ["param_scheduler: it counts from the start of the run here, not from 2"]),
-            ("dict(type='CosineAnnealingLR', by_epoch=False, T_max=200, end=200)",
-             {"policy": "CosineAnnealing", "by": "iter"},
-             ["param_scheduler: it lasts to the end of the run here, not to 200"]),
+            ("dict(type='CosineAnnealingLR', T_max=5, begin=2)", {"policy": "CosineAnnealing"},
+             ["param_scheduler.0: it begins where the warm-up ends, or with the run",
+              "param_scheduler.0.T_max: half a cosine lasts from the begin to the end here, not for 5"]),
+            ("dict(type='MultiStepLR', milestones=[3, 6], begin=2)", {"policy": "Step", "step": [3, 6]},
+             ["param_scheduler.0: it counts from the start of the run here, not from 2"]),
         ],
     )  # fmt: skip
     def test_param_scheduler(self, convert, old, new, lines):
-        values, found = convert(training=TRAINING.replace("lr_config", "unused") + f"param_scheduler = {old}")
-        assert values["lr"] == new
-        found = [line.replace("param_scheduler.0", "param_scheduler", 1) if old[0] != "[" else line for line in found]
-        assert sorted(line for line in found if not line.startswith("unused")) == sorted(lines)
+        values, found = convert(data=CROP_1X, training=TRAINING.replace("lr_config = dict(policy='fixed')", ""),
+                                more=f"param_scheduler = [{old}]")  # fmt: skip
+        assert {"by": "epoch", **values["lr"]} == {"by": "epoch"} | {k: v for k, v in new.items() if v is not None}
+        assert found == lines
 
     def test_what_there_is_not(self, convert):
         values, lines = convert(training=TRAINING.replace("'fixed'", "'zigzag'").replace("SGD", "RAdam"))
-        assert lines == [
-            "optimizer is missing; Recipe needs it: a table whose type names one of the optimizers",
-            "lr is missing; Recipe needs it: a table whose policy names one of the schedules",
-            "optimizer: there is no optimizer RAdam here",
-            "lr_config: there is no policy zigzag here",
-        ]
+        assert [line for line in lines if "is missing" not in line] == [
+            "optimizer: there is no optimizer RAdam here", "lr_config: there is no policy zigzag here",
+        ]  # fmt: skip
         assert values["epochs"] == 10 and "lr" not in values and "optimizer" not in values
 
     @pytest.mark.parametrize(
         ("more", "name", "gpus", "batch", "lines"),
         [
-            ("", "moco_8xb16.py", None, 128, []),
             ("", "moco_r18_16xb16-coslr-1e_in1k.py", None, 256, []),
             ("", "moco_8xb16.py", 2, 32, []),
             ("gpu_ids = range(0, 4)", "moco.py", None, 64, []),
             ("auto_scale_lr = dict(base_batch_size=4096)", "moco.py", None, 4096, []),
+            ("", "r18_bs256_ep200.py", None, 256, []),
             ("", "moco.py", None, 16,
              ["data.samples_per_gpu: nothing says for how many GPUs this batch is: global_batch is that of one; "
               "--gpus N says it"]),
-            ("", "moco_8xb64.py", None, 128,
-             ["data.samples_per_gpu: the name says 8xb64, the batch on a GPU is 16"]),
+            ("", "moco_8xb64.py", None, 128, ["data.samples_per_gpu: the name says 8xb64, the batch on a GPU is 16"]),
             ("auto_scale_lr = dict(enable=True, base_batch_size=128)", "moco_8xb16.py", None, 128,
              ["auto_scale_lr.enable: a learning rate belongs to a batch here: nothing scales it"]),
         ],
     )  # fmt: skip
     def test_global_batch(self, convert, more, name, gpus, batch, lines):
         values, found = convert(more=more, name=name, gpus=gpus)
-        assert values["global_batch"] == batch and "engine" not in values
-        assert found == lines
+        assert values["global_batch"] == batch and "engine" not in values and found == lines
 
     @pytest.mark.parametrize(
         "form", ["update_interval=4", "type='GradientCumulativeOptimizerHook', cumulative_iters=4"]
@@ -180,62 +181,42 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("old", "new"),
         [
-            ("grad_clip=dict(max_norm=5.)", {"max_norm": 5.0}),
-            ("grad_clip=dict(max_norm=5., norm_type=2)", {"max_norm": 5.0}),
-            ("grad_clip=dict(max_norm=5., norm_type=1)", {"max_norm": 5.0, "norm_type": 1}),
-            ("grad_clip=dict(max_norm=5., norm_type=float('inf'))", {"max_norm": 5.0, "norm_type": "inf"}),
-            ("grad_clip=None", None),
+            ("max_norm=5., norm_type=2", {"max_norm": 5.0}),
+            ("max_norm=5., norm_type=1", {"max_norm": 5.0, "norm_type": 1}),
+            ("max_norm=5., norm_type=float('inf')", {"max_norm": 5.0, "norm_type": "inf"}),
         ],
     )
     def test_clipping(self, convert, old, new):
-        values, lines = convert(more=f"optimizer_config = dict({old})")
-        assert values["optimizer"].get("grad_clip") == new and lines == []
-
-    def test_other_optimizer_hooks(self, convert):
-        _, lines = convert(more="optimizer_config = dict(type='MyHook', coalesce=True, loss_scale=512., x=1)")
-        assert lines == [
-            "optimizer_config.type: MyHook: there is no such hook here",
-            "optimizer_config.x: [optimizer] has nothing like it",
-            "optimizer_config.loss_scale: engine.precision is bf16 where a device has it, and that needs no scaling of "
-            "the loss",
-            "optimizer_config.coalesce: gradients are summed over ranks by the engine",
-        ]
+        values, lines = convert(more=f"optimizer_config = dict(grad_clip=dict({old}))")
+        assert values["optimizer"]["grad_clip"] == new and lines == []
 
     @pytest.mark.parametrize(
         ("old", "new", "lines"),
         [
-            ("'bn': dict(weight_decay=0.)", [{"match": "bn", "weight_decay": 0.0}], []),
+            ("'bn': dict(weight_decay=0.)", [{"kind": ["norm"], "weight_decay": 0.0}], []),
             ("'\\Aneck.': dict(lr_mult=10, momentum=0), 'neck': dict(weight_decay_mult=0.1)",
              [{"match": "\\Aneck.", "lr_mult": 10, "momentum": 0}, {"match": "neck", "weight_decay_mult": 0.1}], []),
-            ("'(bn|gn)(\\\\d+)?.(weight|bias)': dict(weight_decay=0.), 'bias': dict(weight_decay=0.)",
-             [{"match": r"(bn|gn)(\d+)?.(weight|bias)|bias", "weight_decay": 0.0}], []),
-            ("'nothing_like_it': dict(lr=1.)", None,
-             ["optimizer.paramwise_options.nothing_like_it: it is found in the name of no trained parameter"]),
-            ("'bn': dict(lars_exclude=True, lr=1.)", [{"match": "bn", "lr": 1.0}],
-             ["optimizer.paramwise_options.bn.lars_exclude: SGD has no lars_exclude"]),
-            ("'bn': dict(fix_lr=True, lr=1.)", [{"match": "bn", "lr": 1.0}],
-             ["optimizer.paramwise_options.bn.fix_lr: without SimSiamHook nothing there fixes the rate"]),
-            ("'bn': dict(color=3, lr=1.)", [{"match": "bn", "lr": 1.0}],
-             ["optimizer.paramwise_options.bn.color: [[optimizer.paramwise]] has nothing like it"]),
-            ("'(a+)+$': dict(lr=1.)", [{"match": "(a+)+$", "lr": 1.0}],
-             ['optimizer.paramwise_options."(a+)+$": this pattern is taken as it is; our names of parameters may be '
-              "others"]),
-            ("'(': dict(lr=1.)", [{"match": "(", "lr": 1.0}],
-             ['optimizer.paramwise_options."(": this pattern is taken as it is; our names of parameters may be '
-              "others"]),
-            ("'${x': dict(lr=1.)", None,
-             ['optimizer.paramwise_options."${x": it is found in the name of no trained parameter']),
+            ("'bn1': dict(weight_decay=0.), 'bias': dict(weight_decay=0.)",
+             [{"match": "bn1|bias", "weight_decay": 0.0}], []),
+            ("'(bn|gn)(\\\\d+)?.(weight|bias)': dict(weight_decay=0.), 'bias|downsample.1': dict(weight_decay=0.)",
+             [{"kind": ["norm", "bias"], "weight_decay": 0.0}], []),
+            ("'unlike': dict(lr=1.)", None, ["unlike: it is found in the name of no trained parameter"]),
+            ("'neck': dict(lars_exclude=True, fix_lr=True, color=3, lr=1.)", [{"match": "neck", "lr": 1.0}],
+             [f"neck.color: {NOTHING}", "neck.fix_lr: without SimSiamHook nothing there fixes the rate",
+              "neck.lars_exclude: SGD has no lars_exclude"]),
+            ("'(a+)+$': dict(lr=1.)", [{"match": "(a+)+$", "lr": 1.0}], [f'"(a+)+$": {TAKEN}']),
+            ("'(': dict(lr=1.)", [{"match": "(", "lr": 1.0}], [f'"(": {TAKEN}']),
         ],
     )  # fmt: skip
     def test_paramwise_options(self, convert, old, new, lines):
-        values, found = convert(training=TRAINING.replace("momentum=0.9", f"paramwise_options={{{old}}}"))
-        assert values["optimizer"].get("paramwise") == new and found == lines
+        model = MOCO.replace("out_indices=[4]", "out_indices=[1]") if "'bn'" in old else MOCO  # without shortcuts
+        values, found = convert(model=model, training=TRAINING.replace("momentum=0.9", f"paramwise_options={{{old}}}"))
+        assert values["optimizer"].get("paramwise") == new
+        assert sorted(line.removeprefix("optimizer.paramwise_options.") for line in found) == sorted(lines)
 
     def test_paramwise_cfg(self, convert):
         """The longest part of a name decides alone; kinds of parameters decide where no part does."""
-        training = """
-param_scheduler = dict(type='ConstantLR', factor=1, begin=0, end=1, by_epoch=False)
-train_cfg = dict(by_epoch=True, max_epochs=10)
+        more = """
 optim_wrapper = dict(
     type='AmpOptimWrapper', loss_scale='dynamic', clip_grad=dict(max_norm=3.), accumulative_counts=2,
     optimizer=dict(type='SGD', lr=0.1),
@@ -243,55 +224,44 @@ optim_wrapper = dict(
         norm_decay_mult=0., bias_lr_mult=2.,
         custom_keys={'neck': dict(decay_mult=2.), 'backbone.bn1': dict(lr_mult=0.5), 'neck.mlp.2': dict(lr_mult=3.)}))
 """
-        values, lines = convert(training=training)
+        values, lines = convert(data=CROP_1X, more=more)
         assert values["optimizer"]["paramwise"] == [
             {"match": r"layer\d\.\d\.bn\d\.bias$|layer\d\.\d\.bn\d\.weight$|downsample\.\d\.bias$|"
              r"downsample\.1\.weight$", "weight_decay": 0.0},
             {"match": r"mlp\.0\.bias$|mlp\.0\.weight$", "weight_decay_mult": 2.0},
-            {"match": r"backbone\.bn1", "lr_mult": 0.5},
-            {"match": r"neck\.mlp\.2", "lr_mult": 3.0},
+            {"match": r"backbone\.bn1", "lr_mult": 0.5}, {"match": r"neck\.mlp\.2", "lr_mult": 3.0},
         ]  # fmt: skip
         assert values["optimizer"]["grad_clip"] == {"max_norm": 3.0} and values["global_batch"] == 256
         assert lines[0].startswith("optim_wrapper.paramwise_cfg.bias_lr_mult: it is found in the name of no trained")
 
     def test_the_fixed_rate_of_a_predictor(self, convert):
         """SimSiamHook puts the rate back to a number of its own."""
-        model = MOCO.replace("'MoCo'", "'SimSiam'").replace("MoCoV2Neck", "NonLinearNeck").replace(
-            "dict(type='ContrastiveHead')",
-            "dict(type='LatentPredictHead', predictor=dict(type='NonLinearNeck', in_channels=128, hid_channels=64, "
-            "out_channels=128))",
-        )  # fmt: skip
+        neck = "dict(type='NonLinearNeck', in_channels=128, hid_channels=64, out_channels=128)"
+        model = MOCO.replace("'MoCo'", "'SimSiam'").replace("MoCoV2Neck", "NonLinearNeck")
+        model = model.replace("type='ContrastiveHead'", f"type='LatentPredictHead', predictor={neck}")
         training = TRAINING.replace("momentum=0.9", "paramwise_options={'predictor': dict(fix_lr=True)}")
-        hook = "custom_hooks = [dict(type='SimSiamHook', fix_pred_lr=True, lr={})]"
-        values, lines = convert(model=model, training=training, more=hook.format(0.1))
-        assert values["optimizer"]["paramwise"] == [{"match": "predictor", "fix_lr": True}] and lines == []
-        values, _ = convert(model=model, training=training, more=hook.format(0.05))
-        assert values["optimizer"]["paramwise"] == [{"match": "predictor", "fix_lr": True, "lr": 0.05}]
+        for rate, expected in ((0.1, {}), (0.05, {"lr": 0.05})):
+            hook = f"custom_hooks = [dict(type='SimSiamHook', fix_pred_lr=True, lr={rate})]"
+            values, lines = convert(model=model, training=training, more=hook)
+            assert values["optimizer"]["paramwise"] == [{"match": "predictor", "fix_lr": True, **expected}]
+            assert lines == []
 
     def test_start_and_end(self, convert):
         values, lines = convert(
             more="seed = 3\nload_from = 'a.pth'\nresume_from = 'b.pth'\nwork_dir = 'runs/{{fileBasenameNoExtension}}'\n"
-            "workflow = [('train', 1), ('val', 1)]\nfp16 = dict(loss_scale=512.)\nevaluation = dict(interval=1)\n"
-            "custom_imports = dict(imports=['mine'], allow_failed_imports=False)\nema = 3\n"
-            "momentum_config = dict(policy='x')"
+            "workflow = [('train', 1), ('val', 1)]\nfp16 = dict(loss_scale=512.)\nema = 3\n"
+            "custom_imports = dict(imports=['mine'])\nmomentum_config = dict(policy='x')"
         )
         assert (values["seed"], values["load_from"], values["load_strict"]) == (3, "a.pth", False)
         assert values["resume_from"] == "b.pth" and values["work_dir"] == "runs/moco_8xb16"
         assert [line.split(": ")[0] for line in lines] == [
-            "workflow", "custom_imports", "ema", "momentum_config", "load_from", "resume_from", "work_dir", "fp16",
-            "evaluation",
+            "workflow", "ema", "custom_imports", "momentum_config", "load_from", "resume_from", "work_dir", "fp16",
         ]  # fmt: skip
-
-    def test_what_cannot_be_evaluated(self, convert):
-        """It is reported once, at the key that it is lost to; a variable that nothing reads by its own name."""
-        training = TRAINING.replace("optimizer =", "rate = scaled(0.1)\nspare = scaled(1)\noptimizer =")
-        values, lines = convert(training=training.replace("lr=0.1", "lr=rate"))
-        assert "lr" not in values["optimizer"]
-        assert sorted(lines) == [
-            "optimizer.lr: scaled(0.1): a function that is not known here, and nothing is executed",
-            "optimizer: lr is missing; SGD needs it: a number",
-            "spare: scaled(1): a function that is not known here, and nothing is executed",
-        ]
+        assert convert(more="resume = True\nload_from = 'a.pth'")[0]["resume_from"] == "a.pth"
+        assert convert(more="resume = True")[1] == ["resume: --resume goes on from a run's newest checkpoint"]
+        assert convert(more="resume = False\nload_from = None") == convert()
+        _, lines = convert(more="custom_imports = dict(imports=['mmselfsup.models', 'mmcls.models'])")
+        assert lines == ["custom_imports: the old framework's own modules, whose classes are known here"]
 
     def test_more_than_anybody_reads(self, convert):
         """Thousands of mistakes are reported at once, and the file stays one that loads."""
@@ -299,47 +269,33 @@ optim_wrapper = dict(
         values, lines = convert(
             data=data_0x(", ".join(["dict(type='CenterCrop', size=32, odd=1)"] * 3000)),
             training=TRAINING.replace("momentum=0.9", f"paramwise_options={ {f'bn{i}': {} for i in range(3000)} }"),
-            more="custom_hooks = [dict(type='X' * 9999)]",
+            more="custom_hooks = [dict(type='" + "X" * 9999 + "')]",
         )
         assert len(values["data"]["views"][0]["transforms"]) == 3000 and len(lines) == 3000 + 198 + 2800 + 1
         assert max(map(len, lines)) < 1100 and time.process_time() - started < 20
 
-    def test_variables(self, convert):
-        """One that is read is in what was made of it; one that is not is reported."""
-        _, lines = convert(more="used = 3\nidle = 4\nextended = []\nextended.append(used)")
-        assert lines == [
-            "idle: nothing here reads it: a key that has no counterpart, or a variable",
-            "extended: nothing here reads it: a key that has no counterpart, or a variable",
-        ]
-
-    def test_a_variable_of_a_base_that_is_set_anew(self, write):
-        """What the base computed from it stays, as in mmcv, and that is said."""
-        write("base_8xb16.py", "root = 'a'\n" + MOCO + DATA.replace("'images'", "root + '/images'") + TRAINING)
+    def test_variables(self, convert, write):
+        """A variable whose value was used is left out; one that is not is reported, as a base's that is set anew."""
+        _, lines = convert(more="used = 3\nidle = 4\nextended = []\nextended.append(used)\ncrop = dict(size=32)\n"
+                           "data['train']['pipelines'][0][0].update(dict(ratio=[1, 1]))\nratio = [1, 1]")  # fmt: skip
+        text = "nothing here reads it: a key that has no counterpart, or a variable"
+        assert lines == [*(f"{name}: {text}" for name in ("idle", "extended", "crop")),
+                         "ratio: a variable, whose value stands where it was used"]  # fmt: skip
+        write("base_8xb16.py", "root = 'a'\n" + MOCO + CROP.replace("'p'", "root + '/images'") + TRAINING)
         imported = import_config(write("new_8xb16.py", "_base_ = 'base_8xb16.py'\nroot = 'b'"))
         assert tomllib.loads(imported.text)["data"]["source"]["data_prefix"] == "a/images"
-        assert imported.report.lines() == [
-            "new_8xb16.py:2: root: not converted: nothing here reads it: a key that has no counterpart, or a variable"
-        ]
+        assert imported.report.lines() == [f"new_8xb16.py:2: root: not converted: {text}"]
 
     def test_validation(self, convert):
         """Training and validation in turn is the loss on images that are held out."""
-        data = data_0x("dict(type='CenterCrop', size=32)")
-        val = "data['val'] = dict(type='X', data_source=dict(type='ImageNet', data_prefix='val'), pipeline=[])"
-        values, lines = convert(data=f"{data}\n{val}\n", more="workflow = [('train', 5), ('val', 1)]")
+        val = "\ndata['val'] = dict(type='X', data_source=dict(type='ImageNet', data_prefix='val'), pipeline=[])\n"
+        values, lines = convert(data=CROP + val, more="workflow = [('train', 5), ('val', 1)]")
         assert values["monitor"] == {"loss_interval": 5}
         assert values["data"]["holdout"] == {"type": "ImageNet", "data_prefix": "val"}
         assert [line.split(": ")[0] for line in lines] == ["data.val.type", "data.val.pipeline"]
-        values, lines = convert(data=f"{data}\n{val}\n", more="workflow = [('train', 1)]")
-        assert "monitor" not in values and "holdout" not in values["data"]
-        assert lines == ["data.val: [monitor] measures on data.holdout"]
-        assert convert(more="workflow = [('train', 5), ('val', 1)]")[1] == [
-            "workflow: a run trains, and monitor.loss_interval measures the loss on data.holdout beside it"
+        assert convert(data=CROP + val, more="workflow = [('train', 1)]")[1] == [
+            "data.val: [monitor] measures on data.holdout"
         ]
-
-    def test_resume_of_1x(self, convert):
-        assert convert(more="resume = True\nload_from = 'a.pth'")[0]["resume_from"] == "a.pth"
-        assert convert(more="resume = True")[1] == ["resume: --resume goes on from a run's newest checkpoint"]
-        assert convert(more="resume = False\nload_from = None") == convert()
 
     def test_saving_and_logging(self, convert):
         values, lines = convert(
@@ -349,48 +305,33 @@ optim_wrapper = dict(
         )
         assert values["checkpoint"] == {"interval": 2, "by": "epoch", "max_keep_ckpts": 5}
         assert values["log"] == {"interval": 7, "hooks": ["tensorboard", "wandb"], "level": "DEBUG"}
-        assert lines == [
+        assert sorted(lines) == [
+            "checkpoint_config.save_optimizer: a checkpoint holds all that a run needs to go on",
             "log_config.hooks.2.init_kwargs: log.hooks names places, without arguments",
             'log_config.hooks.3: PaviLoggerHook: there are "tensorboard" and "wandb" here',
-            "checkpoint_config.save_optimizer: a checkpoint holds all that a run needs to go on",
         ]
         values, lines = convert(
-            more="default_hooks = dict(logger=dict(type='LoggerHook', interval=9), timer=dict(type='IterTimerHook'), "
-            "checkpoint=dict(interval=-1), other=dict(type='X'))\n"
+            more="default_hooks = dict(logger=dict(type='LoggerHook', interval=9), timer=dict(type='mmengine.hooks."
+            "IterTimerHook'), checkpoint=dict(interval=-1), other=dict(type='X'), visualization=dict(type="
+            "'VisualizationHook', enable=False), off=dict(type='Y', enable=False), none=None)\n"
+            "custom_hooks = [dict(type='EMAHook', enable=False)]\n"
             "visualizer = dict(type='Visualizer', vis_backends=[dict(type='TensorboardVisBackend')], name='x')\n"
             "log_level = 'CRITICAL'"
         )
-        assert values["log"] == {"interval": 9, "hooks": ["tensorboard"]} and values["checkpoint"] == {
-            "max_keep_ckpts": -1
-        }
+        assert values["log"] == {"interval": 9, "hooks": ["tensorboard"]}
+        assert values["checkpoint"] == {"max_keep_ckpts": -1}
         assert sorted(lines) == [
+            "custom_hooks.0: it is switched off",
             "default_hooks.checkpoint.interval: every so many epochs or iterations, at least 1",
-            "default_hooks.other: there is no such hook here",
+            "default_hooks.off: it is switched off",
+            "default_hooks.other: there is no hook X here",
+            "default_hooks.visualization: it is switched off",
             'log.level: expected "DEBUG", "INFO", "WARNING" or "ERROR", got the string "CRITICAL"',
         ]
 
 
-def data_0x(pipeline, **source):
-    """`data` with one pipeline and another source."""
-    origin = {"type": "ImageNet", "data_prefix": "p", **source}
-    return (
-        f"data = dict(samples_per_gpu=16, drop_last=True, train=dict(type='MultiViewDataset', data_source={origin!r}, "
-        f"num_views=[2], pipelines=[[{pipeline}, dict(type='ToTensor')]]))"
-    )
-
-
-def data_1x(steps, **dataset):
-    """`train_dataloader` with a pipeline and another data set."""
-    kept = {"type": "mmcls.ImageNet", "data_root": "d/", "data_prefix": {"img_path": "train/"}, **dataset}
-    pairs = ", ".join(f"{key}={value!r}" for key, value in kept.items() if value is not None)
-    return (
-        "train_dataloader = dict(batch_size=16, drop_last=True, dataset=dict("
-        f"{pairs}, pipeline=[dict(type='LoadImageFromFile'), {steps}]))"
-    )
-
-
 class TestImages:
-    """Sources, views and transforms, one by one."""
+    """Sources, views and transforms."""
 
     @pytest.mark.parametrize(
         ("old", "new", "lines"),
@@ -401,153 +342,123 @@ class TestImages:
             ("RandomResizedCrop', size=(96, 64), interpolation=1", {"type": "RandomResizedCrop", "size": [96, 64]},
              ['interpolation: there are "bilinear" and "bicubic" here']),
             ("Resize', size=[32, 48]", {"type": "Resize", "size": [32, 48]}, []),
-            ("CenterCrop', size=32", {"type": "CenterCrop", "size": 32}, []),
             ("RandomCrop', size=32, padding=4", {"type": "RandomCrop", "size": 32},
              ["padding: images are not padded here"]),
             ("RandomHorizontalFlip", {"type": "RandomHorizontalFlip", "p": 0.5}, []),
-            ("RandomHorizontalFlip', p=0.1", {"type": "RandomHorizontalFlip", "p": 0.1}, []),
             ("RandomGrayscale", {"type": "RandomGrayscale"}, []),
             ("GaussianBlur', sigma_min=0.1, sigma_max=1.0",
              {"type": "GaussianBlur", "sigma_min": 0.1, "sigma_max": 1.0, "p": 0.5}, []),
             ("Solarization", {"type": "Solarization", "p": 0.5}, []),
-            ("RandomRotation', degrees=2", {"type": "RandomRotation", "degrees": 2}, []),
             ("RandomRotation', degrees=2, expand=True", {"type": "RandomRotation", "degrees": 2},
              ["expand: a turned image keeps its size, with black corners"]),
             ("ColorJitter', brightness=0.4, color=1", {"type": "ColorJitter", "brightness": 0.4},
              ["color: ColorJitter has nothing like it here"]),
-            ("RandomAppliedTrans', transforms=[dict(type='RandomGrayscale', p=0.5)], p=0.5",
+            ("RandomAppliedTrans', transforms=[dict(type='RandomGrayscale', p=0.5)]",
              {"type": "RandomGrayscale", "p": 0.25}, []),
             ("RandomAppliedTrans', transforms=[dict(type='ColorJitter', hue=0.1), dict(type='RandomGrayscale', p=1.)]",
              {"type": "RandomAppliedTrans", "p": 0.5, "transforms": [
                  {"type": "ColorJitter", "hue": 0.1}, {"type": "RandomGrayscale", "p": 1.0}]}, []),
             ("RandomAppliedTrans', transforms=[dict(type='Lighting')]", None,
              ["transforms.0: there is no transform Lighting here"]),
-            ("RandomResizedCrop', size='big'", {"type": "RandomResizedCrop"}, None),
         ],
     )  # fmt: skip
     def test_transforms_of_0x(self, convert, old, new, lines):
-        old = old if "'," in old else f"{old}'"
-        values, found = convert(data=data_0x(f"dict(type='{old})"))
+        values, found = convert(data=data_0x(f"dict(type='{old if chr(39) in old else old + chr(39)})"))
         assert values["data"]["views"] == [{"num_views": 2, "transforms": [new] if new else []}]
-        if lines is None:
-            assert "expected a whole number or a list of whole numbers, got the string" in found[0]
-        else:
-            assert [line.removeprefix("data.train.pipelines.0.0.") for line in found] == lines
+        assert [line.removeprefix("data.train.pipelines.0.0.") for line in found] == lines
 
     @pytest.mark.parametrize(
         ("old", "new", "lines"),
         [
-            ("RandomResizedCrop', size=96, backend='pillow'", {"type": "RandomResizedCrop", "size": 96}, []),
             ("RandomResizedCrop', scale=96, crop_ratio_range=(0.2, 1.), aspect_ratio_range=(1, 1), backend='pillow'",
              {"type": "RandomResizedCrop", "size": 96, "scale": [0.2, 1.0], "ratio": [1, 1]}, []),
             ("RandomResizedCrop', size=96, interpolation='bicubic'",
-             {"type": "RandomResizedCrop", "size": 96, "interpolation": "bicubic"},
-             ["backend: resized as PIL does, which filters before it shrinks; OpenCV does not"]),
+             {"type": "RandomResizedCrop", "size": 96, "interpolation": "bicubic"}, [CV2]),
             ("Resize', scale=(48, 32), backend='pillow'", {"type": "Resize", "size": [32, 48]}, []),
-            ("Resize', scale=(48, 32), keep_ratio=True, backend='pillow'", {"type": "Resize"}, None),
             ("mmcls.ResizeEdge', scale=48, edge='short', backend='pillow'", {"type": "Resize", "size": 48}, []),
             ("CenterCrop', crop_size=32", {"type": "CenterCrop", "size": 32}, []),
-            ("RandomFlip', prob=0.5, direction='vertical'", {"type": "RandomHorizontalFlip", "p": 0.5},
+            ("RandomFlip', direction='vertical'", {"type": "RandomHorizontalFlip", "p": 0.5},
              ["direction: images are only flipped left to right"]),
             ("RandomGrayscale', prob=0.2, keep_channels=True, channel_weights=(0.114, 0.587, 0.2989)",
              {"type": "RandomGrayscale", "p": 0.2}, []),
-            ("RandomGrayscale', prob=0.2, keep_channels=True", {"type": "RandomGrayscale", "p": 0.2},
+            ("RandomGrayscale', keep_channels=True", {"type": "RandomGrayscale", "p": 0.5},
              ["channel_weights: gray is weighed as PIL does: [0.114, 0.587, 0.2989] of blue, green and red"]),
-            ("RandomGaussianBlur', sigma_min=0.1, sigma_max=2.0",
-             {"type": "GaussianBlur", "sigma_min": 0.1, "sigma_max": 2.0, "p": 0.5}, []),
-            ("mmcls.GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf', prob=0.5",
-             {"type": "GaussianBlur", "sigma_min": 0.1, "sigma_max": 2.0, "p": 0.5}, []),
-            ("mmcls.Solarize', thr=100, prob=0.3", {"type": "Solarization", "threshold": 100, "p": 0.3}, []),
+            ("mmcls.GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf', prob=0.7",
+             {"type": "GaussianBlur", "sigma_min": 0.1, "sigma_max": 2.0, "p": 0.7}, []),
+            ("mmcls.Solarize', thr=100", {"type": "Solarization", "threshold": 100, "p": 0.5}, []),
             ("torchvision/RandomSolarize', threshold=100, prob=0.3",
              {"type": "Solarization", "threshold": 100, "p": 0.3}, []),
-            ("RandomApply', prob=0.8, transforms=dict(type='ColorJitter', hue=0.1, backend='pillow')",
-             {"type": "ColorJitter", "p": 0.8, "hue": 0.1}, None),
             ("BEiTMaskGenerator', input_size=14", None, [": there is no transform BEiTMaskGenerator here"]),
         ],
     )  # fmt: skip
     def test_transforms_of_1x(self, convert, old, new, lines):
         values, found = convert(data=data_1x(f"dict(type='{old})"))
         assert values["data"]["views"] == [{"num_views": 1, "transforms": [new] if new else []}]
-        if lines is not None:
-            found = [line.removeprefix("train_dataloader.dataset.pipeline.1").removeprefix(".") for line in found]
-            assert found == lines
+        found = [line.removeprefix("train_dataloader.dataset.pipeline.1").removeprefix(".") for line in found]
+        found = [line for line in found if not line.startswith(("optimizer_", "lr_config"))]
+        assert found == lines
 
     @pytest.mark.parametrize(
-        ("old", "new", "lines"),
+        ("form", "old", "new", "lines"),
         [
-            ({"ann_file": "m.txt"}, {"type": "ImageNet", "data_prefix": "p", "ann_file": "m.txt"}, []),
-            ({"type": "ImageList", "ann_file": "m.txt"},
-             {"type": "ImageList", "data_prefix": "p", "ann_file": "m.txt"}, []),
-            ({"type": "ImageList"}, {"type": "ImageFolder", "data_prefix": "p"}, []),
-            ({"type": "CIFAR10", "data_prefix": "c/"}, {"type": "CIFAR10", "data_prefix": "c"}, []),
-            ({"type": "Places205", "data_prefix": "/"}, {"type": "Places205", "data_prefix": "/"}, []),
-            ({"file_client_args": {"backend": "disk"}, "color_type": "color"},
-             {"type": "ImageNet", "data_prefix": "p"}, []),
-            ({"file_client_args": {"backend": "petrel"}, "color_type": "grayscale"},
+            (data_0x, {"ann_file": "m.txt"}, {"type": "ImageNet", "data_prefix": "p", "ann_file": "m.txt"}, []),
+            (data_0x, {"type": "ImageList"}, {"type": "ImageFolder", "data_prefix": "p"}, []),
+            (data_0x, {"type": "Places205", "data_prefix": "/"}, {"type": "Places205", "data_prefix": "/"}, []),
+            (data_0x, {"type": "CIFAR10", "data_prefix": "c/", "ann_file": "m.txt"},
+             {"type": "CIFAR10", "data_prefix": "c"},
+             ["ann_file: its files have fixed names, and it reads no list of images"]),
+            (data_0x, {"data_prefix": None, "root": "r", "list_file": "m.txt", "memcached": True},
+             {"type": "ImageNet", "data_prefix": "r", "ann_file": "m.txt"},
+             ["memcached: images are read from the disk"]),
+            (data_0x, {"file_client_args": {"backend": "petrel"}, "color_type": "grayscale", "zoom": 1, "classes": 3},
              {"type": "ImageNet", "data_prefix": "p"},
-             ["file_client_args.backend: images are files here", "color_type: images are read in color"]),
-            ({"test_mode": True, "channel_order": "bgr"}, {"type": "ImageNet", "data_prefix": "p"},
-             ["channel_order: images are RGB here", "test_mode: training takes the training images"]),
-            ({"classes": 3, "zoom": 1}, {"type": "ImageNet", "data_prefix": "p"},
-             ["zoom: ImageNet has nothing like it here", "classes: labels are not read for training"]),
-        ],
-    )  # fmt: skip
-    def test_sources_of_0x(self, convert, old, new, lines):
-        values, found = convert(data=data_0x("dict(type='CenterCrop', size=32)", **old))
-        assert values["data"]["source"] == new
-        assert sorted(line.removeprefix("data.train.data_source.") for line in found) == sorted(lines)
-
-    @pytest.mark.parametrize(
-        ("old", "new", "lines"),
-        [
-            ({"ann_file": "m.txt"}, {"type": "ImageNet", "data_prefix": "d/train", "ann_file": "d/m.txt"}, []),
-            ({"ann_file": "", "data_prefix": {"img": "x"}}, {"type": "ImageNet", "data_prefix": "d/x"}, []),
-            ({"data_prefix": "x/"}, {"type": "ImageNet", "data_prefix": "d/x"}, []),
-            ({"data_prefix": {"img_path": "x", "seg_path": "y"}}, {"type": "ImageNet", "data_prefix": "d/x"},
-             ["data_prefix.seg_path: only images are read"]),
-            ({"data_prefix": None, "split": "train"}, {"type": "ImageNet", "data_prefix": "d/train"}, []),
-            ({"type": "mmcls.CustomDataset", "data_prefix": None}, {"type": "ImageFolder", "data_prefix": "d"}, []),
-            ({"type": "mmcls.CustomDataset", "ann_file": "/a/m.txt"},
+             ["classes: labels are not read for training", "color_type: images are read in color",
+              "file_client_args.backend: images are files here", "zoom: ImageNet has nothing like it here"]),
+            (data_1x, {"ann_file": "m.txt"}, {"type": "ImageNet", "data_prefix": "d/train", "ann_file": "d/m.txt"}, []),
+            (data_1x, {"data_prefix": "x/"}, {"type": "ImageNet", "data_prefix": "d/x"}, []),
+            (data_1x, {"data_prefix": {"img": "x", "seg_path": "y"}}, {"type": "ImageNet", "data_prefix": "d/x"},
+             [f"data_prefix.seg_path: {NOTHING}"]),
+            (data_1x, {"data_prefix": None, "split": "train"}, {"type": "ImageNet", "data_prefix": "d/train"}, []),
+            (data_1x, {"type": "mmcls.CustomDataset", "ann_file": "/a/m.txt"},
              {"type": "ImageList", "data_prefix": "d/train", "ann_file": "/a/m.txt"}, []),
-            ({"type": "DeepClusterImageNet"}, {"type": "ImageNet", "data_prefix": "d/train"}, []),
+            (data_1x, {"type": "mmpretrain.datasets.CIFAR100", "ann_file": "meta/train.txt"},
+             {"type": "CIFAR100", "data_prefix": "d/train"},
+             ["ann_file: its files have fixed names, and it reads no list of images"]),
         ],
     )  # fmt: skip
-    def test_sources_of_1x(self, convert, old, new, lines):
-        values, found = convert(data=data_1x("dict(type='CenterCrop', crop_size=32)", **old))
+    def test_sources(self, convert, form, old, new, lines):
+        step = "dict(type='CenterCrop', size=32)" if form is data_0x else "dict(type='CenterCrop', crop_size=32)"
+        values, found = convert(data=form(step, **old))
         assert values["data"]["source"] == new
-        assert [line.removeprefix("train_dataloader.dataset.") for line in found] == lines
+        key = "data.train.data_source." if form is data_0x else "train_dataloader.dataset."
+        assert sorted(line.removeprefix(key) for line in found if key in line) == lines
 
     def test_sources_that_there_are_not(self, convert):
         _, lines = convert(data=data_0x("dict(type='CenterCrop', size=32)", type="VOC"))
         assert "data.train.data_source: there is no source VOC here; one's own is made known by custom_imports" in lines
-        _, lines = convert(data=data_1x("dict(type='CenterCrop', crop_size=32)", type="mmdet.CocoDataset"))
-        assert any("there is no source CocoDataset here" in line for line in lines)
-        _, lines = convert(
-            data="data = dict(samples_per_gpu=8, train=dict(type='RepeatDataset', times=3, dataset=dict()))"
-        )
+        _, lines = convert(data="data = dict(samples_per_gpu=8, train=dict(type='RepeatDataset', dataset=dict()))")
         assert any("there is no data set RepeatDataset here" in line for line in lines)
 
     def test_normalize(self, convert):
         """Of numbers from 0 to 255 or from 0 to 1, in the pipeline or beside the model."""
         crop, numbers = "dict(type='CenterCrop', size=32)", "mean=[127.5] * 3, std=[51] * 3"
-        expected = {"type": "Normalize", "mean": [0.5] * 3, "std": [0.2] * 3}
         for data in (
-            data_0x(f"{crop}, dict(type='Normalize', mean=[0.5] * 3, std=[0.2] * 3, inplace=True)"),
+            data_0x(f"{crop}, dict(type='Normalize', mean=[0.5] * 3, std=[0.2] * 3)"),
             data_1x(f"{crop}, dict(type='Normalize', {numbers}, to_rgb=True)"),
-            data_1x(crop)
-            + f"\nmodel['data_preprocessor'] = dict(type='SelfSupDataPreprocessor', {numbers}, bgr_to_rgb=True)",
-            data_1x(crop) + f"\ndata_preprocessor = dict({numbers}, to_rgb=True)",
+            data_1x(crop) + f"\nmodel['data_preprocessor'] = dict(type='SelfSupDataPreprocessor', {numbers})",
+            data_1x(crop) + f"\ndata_preprocessor = dict({numbers}, bgr_to_rgb=True)",
             data_0x(crop).replace("num_views", "prefetch=True, num_views") + f"\nimg_norm_cfg = dict({numbers})",
         ):
             values, lines = convert(data=data)
-            assert values["data"]["views"][0]["transforms"][-1] == expected
-            assert values["vars"] == {"mean": [0.5] * 3, "std": [0.2] * 3}
-            assert [line for line in lines if "inplace" not in line] == []
+            assert values["data"]["views"][0]["transforms"][-1] == {
+                "type": "Normalize", "mean": [0.5] * 3, "std": [0.2] * 3,
+            }  # fmt: skip
+            assert values["vars"] == {"mean": [0.5] * 3, "std": [0.2] * 3} and lines == []
 
     def test_a_group_that_is_too_long_for_its_line(self, write):
         steps = "dict(type='RandomAppliedTrans', p=0.8, transforms=[dict(type='ColorJitter', brightness=0.4, " \
             "contrast=0.4, saturation=0.4, hue=0.1), dict(type='RandomGrayscale', p=0.2)])"  # fmt: skip
-        text = import_config(write("moco_8xb16.py", MOCO + data_0x(steps) + TRAINING), 1)[0]
+        text = import_config(write("moco_8xb16.py", MOCO + data_0x(steps) + TRAINING), 1).text
         assert "transforms = [\n    { type =" in text and max(map(len, text.splitlines())) <= 120
 
     def test_groups_of_views(self, convert):
@@ -560,169 +471,153 @@ class TestImages:
             {"num_views": 3, "transforms": [resize, {"type": "RandomResizedCrop", "size": 32}]},
         ]
         assert lines == []
-        _, lines = convert(data=data_1x(f"dict(type='RandomFlip', prob=0.5), {views}"))
-        assert lines == [
-            "train_dataloader.dataset.pipeline.2: what stands before MultiView is drawn for each group of views here"
-        ]
-        _, lines = convert(data=data_1x(views.replace("[1, 3]", "[1]")))
-        assert lines == ["train_dataloader.dataset.pipeline.1.transforms: 2 pipelines for 1 numbers of views"]
+        _, lines = convert(data=data_1x(f"dict(type='RandomFlip', prob=0.5), {views.replace('[1, 3]', '[1]')}"))
+        assert lines == ["train_dataloader.dataset.pipeline.2.transforms: 2 pipelines for 1 numbers of views"]
 
     def test_what_the_loader_decides(self, convert):
-        data = data_1x("dict(type='CenterCrop', crop_size=32)").replace(
-            "drop_last=True",
-            "num_workers=3, pin_memory=True, sampler=dict(type='Odd', shuffle=False), collate_fn=dict(type='other')",
-        )
-        values, lines = convert(data=data)
+        more = "num_workers=3, pin_memory=True, sampler=dict(type='Odd', shuffle=False), collate_fn=dict(type='other')"
+        values, lines = convert(data=CROP_1X.replace("drop_last=True", more))
         assert values["data"]["workers_per_gpu"] == 3 and values["data"]["drop_last"] is False
-        assert lines == [
-            "train_dataloader.collate_fn.type: other: batches are made as always",
-            "train_dataloader.sampler.type: Odd: there is no such order here",
-            "train_dataloader.sampler.shuffle: the order of an epoch is random",
-            "train_dataloader.pin_memory: the loader decides it: threads of its own that live as long as the run",
-        ]
+        assert [line.split(": ")[0].removeprefix("train_dataloader.") for line in lines] == [
+            "collate_fn.type", "sampler.type", "sampler.shuffle", "pin_memory",
+        ]  # fmt: skip
+
+
+RESNET, VIT = {"type": "ResNet", "depth": 18}, {"type": "VisionTransformer", "frozen_patch_embed": False}
+NECK = {"in_channels": 512, "hid_channels": 64, "out_channels": 128}
+SIZES = "in_channels=512, hid_channels=64, out_channels=128"
+MLP = {"type": "NonLinearNeck", **NECK, "with_bias": True, "with_last_bn": False, "with_last_bias": True}
 
 
 class TestModels:
     """Methods, networks and the hooks that belong to them."""
 
     @pytest.mark.parametrize(
-        ("old", "new", "lines"),
+        ("part", "old", "new", "lines"),
         [
-            ("dict(type='ResNet', depth=34, out_indices=4, norm_cfg=dict(type='SyncBN', requires_grad=True))",
-             {"type": "ResNet", "depth": 34, "out_indices": [4], "norm_cfg": {"type": "SyncBN"}}, []),
-            ("dict(type='ResNeXt', depth=50)", {"type": "ResNet", "depth": 50, "groups": 32, "width_per_group": 4}, []),
-            ("dict(type='ResNet_CIFAR', depth=18)", {"type": "ResNet", "depth": 18, "stem": "small"}, []),
-            ("dict(type='mmcls.ResNet', depth=18, base_channels=128, stem_channels=128, style='pytorch', with_cp=True)",
-             {"type": "ResNet", "depth": 18, "base_width": 128},
+            ("backbone", "'ResNet', depth=18, out_indices=4, norm_cfg=dict(type='SyncBN', requires_grad=True)",
+             {**RESNET, "out_indices": [4], "norm_cfg": {"type": "SyncBN"}}, []),
+            ("backbone", "'ResNeXt', depth=50", {**RESNET, "depth": 50, "groups": 32, "width_per_group": 4}, []),
+            ("backbone", "'openselfsup.ResNeXt', depth=50, groups=8, base_width=6",
+             {**RESNET, "depth": 50, "groups": 8, "width_per_group": 6}, []),
+            ("backbone", "'ResNet_CIFAR', depth=18, out_indices=(3,)",
+             {**RESNET, "stem": "small", "out_indices": [4], "zero_init_residual": True}, []),
+            ("backbone", "'mmcls.ResNet', depth=18, base_channels=128, stem_channels=128, with_cp=True",
+             {**RESNET, "base_width": 128, "zero_init_residual": True},
              ["with_cp: it only trades memory for time; memory is engine.micro_batch here"]),
-            ("dict(type='ResNet', depth=18, norm_cfg=dict(type='GN', num_groups=32), style='caffe', deep_stem=True, "
-             "norm_eval=True, strides=(1, 2, 2, 1), pretrained='x.pth')",
-             {"type": "ResNet", "depth": 18, "norm_eval": True},
-             ["norm_cfg: there is no norm GN here; the default stands",
-              "style: the stride is in the 3x3 convolution here",
-              "deep_stem: our ResNet has no such variant",
-              "strides: this is [1, 2, 2, 2] here",
-              "pretrained: first weights are those that our class draws; load_from takes those of a checkpoint"]),
-            ("dict(type='ResNet', depth=50, frozen_stages=1, init_cfg=dict(type='Pretrained', checkpoint='x.pth'))",
-             {"type": "ResNet", "depth": 50, "frozen_stages": 1},
-             ["init_cfg: first weights are those that our class draws; load_from takes those of a checkpoint"]),
-            ("dict(type='ResNet', depth=77)", {"type": "ResNet"}, None),
-            ("dict(type='SwinTransformer')", None, None),
-            ("dict(type='MoCoV3ViT', arch='b', img_size=224, patch_size=16)",
-             {"type": "VisionTransformer", "arch": "base", "img_size": 224, "patch_size": 16,
-              "frozen_patch_embed": False}, []),
-            ("dict(type='VisionTransformer', arch='deit-small', stop_grad_conv1=True, drop_rate=0.1)",
-             {"type": "VisionTransformer", "arch": "small", "num_heads": 6, "frozen_patch_embed": True},
-             ["drop_rate: our VisionTransformer has nothing like it"]),
-            ("dict(type='VisionTransformer', arch=dict(embed_dims=192, num_layers=4, num_heads=3, "
-             "feedforward_channels=384))",
-             {"type": "VisionTransformer", "embed_dim": 192, "depth": 4, "num_heads": 3, "mlp_ratio": 2.0,
-              "frozen_patch_embed": False}, []),
-            ("dict(type='VisionTransformer', arch='giant')",
-             {"type": "VisionTransformer", "frozen_patch_embed": False},
-             ['arch: the string "giant" is no size of our ViT']),
-        ],
-    )  # fmt: skip
-    def test_backbones(self, convert, old, new, lines):
-        model = MOCO.replace("dict(type='ResNet', depth=18, out_indices=[4])", old)
-        values, found = convert(model=model)
-        assert values["model"].get("backbone") == new
-        if lines is not None:
-            assert sorted(line.removeprefix("model.backbone.") for line in found) == sorted(lines)
-
-    @pytest.mark.parametrize(
-        ("old", "new", "lines"),
-        [
-            ("dict(type='LinearNeck', in_channels=512, out_channels=128, with_avg_pool=True)",
+            ("backbone", "'mmpretrain.models.ResNet', depth=18, out_indices=(0, 3), zero_init_residual=False",
+             {**RESNET, "out_indices": [1, 4], "zero_init_residual": False}, []),
+            ("backbone", "'ResNet', depth=18, norm_cfg=dict(type='GN', num_groups=32), style='caffe', deep_stem=True, "
+             "norm_eval=True, strides=(1, 2, 2, 1), pretrained='x.pth'", {**RESNET, "norm_eval": True},
+             ["deep_stem: our ResNet has no such variant", "norm_cfg: there is no norm GN here; the default stands",
+              f"pretrained: {WEIGHTS}", "strides: this is [1, 2, 2, 2] here",
+              "style: the stride is in the 3x3 convolution here"]),
+            ("backbone", "'ResNet', depth=77", {"type": "ResNet"}, None),
+            ("backbone", "'SwinTransformer'", None, None),
+            ("backbone", "'MoCoV3ViT', img_size=224, patch_size=16",
+             {**VIT, "arch": "base", "img_size": 224, "patch_size": 16}, []),
+            ("backbone", "'VisionTransformer', arch='deit-small', stop_grad_conv1=True, drop_path_rate=0.1",
+             {**VIT, "arch": "small", "num_heads": 6, "frozen_patch_embed": True},
+             ["drop_path_rate: our VisionTransformer has nothing like it"]),
+            ("backbone", "'mmcls.VisionTransformer', arch='small'",
+             {**VIT, "embed_dim": 768, "depth": 8, "num_heads": 8, "mlp_ratio": 3.0}, [LEARNED]),
+            ("backbone", "'MoCoV3ViT', arch='huge'", {**VIT, "embed_dim": 1280, "depth": 32, "num_heads": 16}, []),
+            ("backbone", "'MoCoV3ViT', arch=dict(embed_dims=192, num_layers=4, num_heads=3, feedforward_channels=384)",
+             {**VIT, "embed_dim": 192, "depth": 4, "num_heads": 3, "mlp_ratio": 2.0}, []),
+            ("backbone", "'VisionTransformer', arch='giant'", VIT, ['arch: the string "giant" is no size of our ViT']),
+            ("neck", "'LinearNeck', in_channels=512, out_channels=128, with_avg_pool=True",
              {"type": "LinearNeck", "in_channels": 512, "out_channels": 128}, []),
-            ("dict(type='NonLinearNeck', in_channels=512, hid_channels=64, out_channels=128, with_avg_pool=False)",
-             {"type": "NonLinearNeck", "in_channels": 512, "hid_channels": 64, "out_channels": 128},
-             ["with_avg_pool: feature maps are averaged here, and vectors left alone"]),
-            ("dict(type='AvgPool2dNeck', output_size=1)", {"type": "AvgPool2dNeck", "in_channels": 512}, []),
-            ("dict(type='AvgPool2dNeck', output_size=2)", {"type": "AvgPool2dNeck", "in_channels": 512},
+            ("neck", "'mmpretrain.models.LinearNeck', in_channels=512, out_channels=128",
+             {"type": "LinearNeck", "in_channels": 512, "out_channels": 128},
+             ["norm_cfg: LinearNeck has nothing like it here"]),
+            ("neck", f"'NonLinearNeck', {SIZES}, with_avg_pool=False", {"type": "NonLinearNeck", **NECK}, [POOLED]),
+            ("neck", f"'NonLinearNeckSimCLR', {SIZES}, sync_bn=False, with_bias=True, with_last_bn=False",
+             {**MLP, "norm_cfg": {"type": "BN"}}, []),
+            ("neck", f"'NonLinearNeckV2', {SIZES}", {**MLP, "norm_cfg": {"type": "BN"}}, []),
+            ("neck", "'AvgPool2dNeck', output_size=2", {"type": "AvgPool2dNeck", "in_channels": 512},
              ["output_size: the whole map is averaged here"]),
-            ("dict(type='DenseCLNeck', in_channels=512, hid_channels=64, out_channels=128, num_grid=7)",
-             {"type": "DenseCLNeck", "in_channels": 512, "hid_channels": 64, "out_channels": 128},
+            ("neck", f"'DenseCLNeck', {SIZES}, num_grid=7", {"type": "DenseCLNeck", **NECK},
              ["num_grid: the dense branch keeps all cells of the map here"]),
-            ("dict(type='SwAVNeck', in_channels=512, hid_channels=64, out_channels=128, with_l2norm=False)",
-             {"type": "NonLinearNeck", "in_channels": 512, "hid_channels": 64, "out_channels": 128, "num_layers": 2,
-              "with_bias": True, "with_last_bn": False, "with_last_bias": True},
+            ("neck", f"'SwAVNeck', {SIZES}, with_l2norm=False", {**MLP, "num_layers": 2},
              ["with_l2norm: embeddings are normalized here"]),
-            ("dict(type='MAEPretrainDecoder', depth=8)", None, None),
-        ],
-    )  # fmt: skip
-    def test_necks(self, convert, old, new, lines):
-        model = MOCO.replace("dict(type='MoCoV2Neck', in_channels=512, hid_channels=512, out_channels=128)", old)
-        values, found = convert(model=model)
-        assert values["model"].get("neck") == new
-        if lines is not None:
-            assert [line.removeprefix("model.neck.") for line in found] == lines
-
-    @pytest.mark.parametrize(
-        ("old", "new", "lines"),
-        [
-            ("dict(type='ContrastiveHead', temperature=0.2, loss=dict(type='mmcls.CrossEntropyLoss', loss_weight=0.5))",
+            ("neck", "'MAEPretrainDecoder', depth=8", None, None),
+            ("head", "'ContrastiveHead', temperature=0.2, loss=dict(type='mmcls.CrossEntropyLoss', loss_weight=0.5)",
              {"type": "ContrastiveHead", "temperature": 0.2},
              ["loss.loss_weight: the weight of this loss is 1.0 here"]),
-            ("dict(type='ContrastiveHead', loss=dict(type='FocalLoss', gamma=2))", {"type": "ContrastiveHead"},
-             ["loss: the loss of this head is CrossEntropyLoss here",
-              "loss.gamma: the loss has no such argument here"]),
-            ("dict(type='ClsHead', with_avg_pool=False, num_classes=4, "
-             "init_cfg=dict(type='Normal', std=0.1, layer='Linear'))",
+            ("head", "'ContrastiveHead', loss=dict(type='FocalLoss', gamma=2)", {"type": "ContrastiveHead"},
+             ["loss: the loss of this head is CrossEntropyLoss here", f"loss.gamma: {NOTHING}"]),
+            ("head", "'ClsHead', num_classes=4, init_cfg=dict(type='Normal', std=0.1, layer='Linear')",
              {"type": "ClsHead", "in_channels": 2048, "num_classes": 4, "init_std": 0.1}, []),
-            ("dict(type='ClsHead', init_cfg=dict(type='Xavier', layer='Linear'))",
-             {"type": "ClsHead", "in_channels": 2048, "num_classes": 1000},
-             ["init_cfg: first weights are those that our class draws; load_from takes those of a checkpoint"]),
-            ("dict(type='LatentCrossCorrelationHead', in_channels=128, lambd=0.01)",
+            ("head", "'ClsHead', init_cfg=dict(type='Xavier', layer='Linear')",
+             {"type": "ClsHead", "in_channels": 2048, "num_classes": 1000}, [f"init_cfg: {WEIGHTS}"]),
+            ("head", "'LatentCrossCorrelationHead', in_channels=128, lambd=0.01",
              {"type": "LatentCrossCorrelationHead", "lambd": 0.01}, []),
-            ("dict(type='LatentCrossCorrelationHead', in_channels=128, "
-             "loss=dict(type='CrossCorrelationLoss', lambd=0.02))",
-             {"type": "LatentCrossCorrelationHead", "lambd": 0.02}, []),
-            ("dict(type='MoCoV3Head', temperature=0.5, predictor=dict(type='LinearNeck', in_channels=128, "
-             "out_channels=128), loss=dict(type='CrossEntropyLoss', loss_weight=3))",
+            ("head", "'LatentCrossCorrelationHead', in_channels=9, loss=dict(type='CrossCorrelationLoss', lambd=0.02)",
+             {"type": "LatentCrossCorrelationHead", "lambd": 0.02}, ["in_channels: the neck gives 128 channels"]),
+            ("head", "'MoCoV3Head', temperature=0.5, predictor=dict(type='LinearNeck', in_channels=128, "
+             "out_channels=128), loss=dict(type='CrossEntropyLoss', loss_weight=3)",
              {"type": "MoCoV3Head", "temperature": 0.5,
               "predictor": {"type": "LinearNeck", "in_channels": 128, "out_channels": 128}},
              ["loss.loss_weight: the weight of this loss is 1.0 here"]),
-            ("dict(type='SwAVHead', feat_dim=128, num_crops=[2, 6])", {"type": "SwAVHead", "feat_dim": 128},
+            ("head", "'SwAVHead', feat_dim=128, num_crops=[2, 6]", {"type": "SwAVHead", "feat_dim": 128},
              ["num_crops: the loss takes all views, which are 2"]),
-            ("dict(type='MAEPretrainHead')", None, None),
+            ("head", "'MAEPretrainHead'", None, None),
         ],
     )  # fmt: skip
-    def test_heads(self, convert, old, new, lines):
-        values, found = convert(model=MOCO.replace("dict(type='ContrastiveHead')", old))
-        assert values["model"].get("head") == new
+    def test_networks(self, convert, part, old, new, lines):
+        parts = {"backbone": "'ResNet', depth=18, out_indices=[4]", "head": "'ContrastiveHead'",
+                 "neck": "'MoCoV2Neck', in_channels=512, hid_channels=512, out_channels=128"}  # fmt: skip
+        values, found = convert(model=MOCO.replace(f"dict(type={parts[part]})", f"dict(type={old})"))
+        assert values["model"].get(part) == new
         if lines is not None:
-            assert [line.removeprefix("model.head.") for line in found] == lines
-
-    def test_methods_that_there_are_not(self, convert):
-        values, lines = convert(model=MOCO.replace("'MoCo'", "'MAE'"))
-        assert "model" not in values and "model: there is no method MAE here" in lines
-        assert "model is missing; Recipe needs it: a table whose type names one of the methods" in lines
+            found = [line.removeprefix(f"model.{part}.") for line in found if line.startswith("model")]
+            assert sorted(found) == sorted(lines)
 
     def test_arguments_that_there_are_not(self, convert):
-        model = MOCO.replace(
-            "type='MoCo'", "type='MoCo', queue_len=4096, shuffle=False, train_cfg=dict(), test_cfg=dict(a=1)"
-        )
-        values, lines = convert(model=model)
+        more = "type='MoCo', queue_len=4096, shuffle=False, train_cfg=dict(), test_cfg=dict(a=1)"
+        values, lines = convert(model=MOCO.replace("type='MoCo'", more))
         assert values["model"]["queue_len"] == 4096
-        assert lines == [
-            "model.shuffle: MoCo has nothing like it here",
-            "model.test_cfg: MoCo has nothing like it here",
-        ]
+        assert lines == [f"model.{key}: MoCo has nothing like it here" for key in ("shuffle", "test_cfg")]
 
-    def test_the_momentum_of_mmpretrain(self, convert):
-        model = MOCO.replace("type='MoCo'", "type='MoCo', momentum=0.001")
-        assert convert(model=model, more="default_scope = 'mmpretrain'")[0]["model"]["momentum"] == 0.999
-        assert convert(model=model)[0]["model"]["momentum"] == 0.001
+    @pytest.mark.parametrize(
+        ("old", "more", "momentum"),
+        [
+            ("type='MoCo', momentum=0.001", "", 0.001),
+            ("type='MoCo', momentum=0.001", "default_scope = 'mmpretrain'", 0.999),
+            ("type='mmpretrain.models.selfsup.MoCo', momentum=0.001", "", 0.999),
+            ("type='mmpretrain.MoCo'", "", None),
+            ("type='mmselfsup.models.MoCo', momentum=0.99", "", 0.99),
+            ("type='mmselfsup.models.MoCo', momentum=0.99", "default_scope = 'mmpretrain'", 0.99),
+            ("type='BYOL'", "", 0.996),
+            ("type='mmpretrain.BYOL'", "", 0.996),
+            ("type='mmpretrain.models.selfsup.BYOL', base_momentum=0.01", "", 0.99),
+            ("type='MoCoV3'", "", None),
+            ("type='mmpretrain.MoCoV3'", "", None),
+        ],
+    )
+    def test_momentum(self, convert, old, more, momentum):
+        """MMPretrain states 1 minus it; the framework is that of the class, else that of the config."""
+        model = convert(model=MOCO.replace("type='MoCo'", old), more=more)[0]["model"]
+        assert model.get("momentum", model.get("base_momentum")) == momentum
+
+    def test_openselfsup(self, convert):
+        """Two equal views of a single pipeline, a blur that is always on, an edge filter."""
+        data = CROP.replace("MultiView", "Contrastive").replace("samples", "imgs").replace("num_views=[2], ", "")
+        data = data.replace("pipelines=[[", "pipeline=[dict(type='GaussianBlur', sigma_min=0.1, sigma_max=2.), ")
+        model = MOCO.replace("'MoCo'", "'MOCO'").replace("MoCoV2Neck", "NonLinearNeckV1")
+        values, lines = convert(model=model, data=data.replace("]]", "]"), more="prefetch = False")
+        assert values["model"]["type"] == "MoCo" and values["model"]["neck"]["type"] == "MoCoV2Neck"
+        (views,) = values["data"]["views"]
+        assert views["num_views"] == 2 and views["transforms"][0]["p"] == 1.0
+        assert lines == ["prefetch: images are decoded and normalized ahead of the step anyway"]
 
     @pytest.mark.parametrize(
         ("method", "hook", "new", "lines"),
         [
-            ("DenseCL", "dict(type='DenseCLHook')", {"loss_lambda_start_iters": 1000}, []),
-            ("DenseCL", "dict(type='DenseCLHook', start_iters=500, x=1)", {"loss_lambda_start_iters": 500},
+            ("DenseCL", "dict(type='DenseCLHook', x=1)", {"loss_lambda_start_iters": 1000},
              ["custom_hooks.0.x: DenseCL has nothing like it here"]),
-            ("BYOL", "dict(type='BYOLHook', end_momentum=0.999)", {"end_momentum": 0.999}, []),
-            ("BYOL", "dict(type='MomentumUpdateHook', update_interval=4)", {},
+            ("BYOL", "dict(type='BYOLHook', end_momentum=0.999)", {"base_momentum": 0.996, "end_momentum": 0.999}, []),
+            ("BYOL", "dict(type='MomentumUpdateHook', update_interval=4)", {"base_momentum": 0.996},
              ["custom_hooks.0.update_interval: the teacher moves once in a step here: every 1 backward passes"]),
             ("MoCoV3", "dict(type='MomentumUpdateHook', end_momentum=0.9)", {},
              ["custom_hooks.0.end_momentum: the momentum ends at 1 here"]),
@@ -739,7 +634,7 @@ class TestModels:
               "custom_hooks.0.interval: clusters are made anew before every epoch here"]),
             ("DeepCluster", "dict(type='DeepClusterHook', clustering=dict(type='PIC', k=4, sigma=0.2))", {},
              ["custom_hooks.0.clustering: there is no clustering PIC here, only k-means",
-              "custom_hooks.0.clustering.sigma: k-means has no such argument here"]),
+              f"custom_hooks.0.clustering.sigma: {NOTHING}"]),
             ("ODC", "dict(type='ODCHook', centroids_update_interval=5, deal_with_small_clusters_interval=2, "
              "reweight=False, reweight_pow=0.5)",
              {"centroids_update_interval": 5, "deal_with_small_clusters_interval": 2, "reweight_power": 0.0}, []),
@@ -748,8 +643,7 @@ class TestModels:
         ],
     )  # fmt: skip
     def test_hooks(self, convert, method, hook, new, lines):
-        model = f"model = dict(type='{method}', head=dict(type='ClsHead', in_channels=512, num_classes=4))"
+        model = f"model = dict(type='{method}', head=dict(type='ClsHead', in_channels=512, num_classes=4))\n"
         values, found = convert(model=model, more=f"custom_hooks = [{hook}]")
         assert {key: value for key, value in values["model"].items() if key not in ("type", "head")} == new
-        found = [line for line in found if "is missing" not in line and not line.startswith(("model", "head"))]
-        assert sorted(line for line in found if "model" not in line) == sorted(lines)
+        assert sorted(line for line in found if line.startswith("custom_hooks")) == sorted(lines)

@@ -12,7 +12,7 @@ from sslrun.config.check import TAGS, problems
 from sslrun.config.files import shorten
 from sslrun.config.interpolate import resolve
 from sslrun.config.load import committed_schema
-from sslrun.config.node import Key, Node, lookup, plain
+from sslrun.config.node import Key, Node, lookup, plain, walk
 from sslrun.errors import UsageError
 from sslrun.importer.convert import convert
 from sslrun.importer.defaults import framework
@@ -78,10 +78,14 @@ def _leftovers(top: OldTable, old: Old) -> None:
     report = top.report
     for where, shown, message in old.notes:
         report.add(Effect.CHANGED, where, (), f"{shown}: {message}")
-    for name, value in top.rest.items():
-        if name in old.unread and name in _SUPERSEDED:
+    idle = {name: value for name, value in top.rest.items() if name in old.unread}
+    used = {repr(plain(below)) for key, below in walk(old.root) if len(key) > 1} if idle else set()
+    for name, value in idle.items():
+        if name in _SUPERSEDED:
             report.add(Effect.LEFT, value.where, (name,), f"{_SUPERSEDED[name]} says it")
-        elif name in old.unread:
+        elif isinstance(value.value, str | list | dict) and value.value and repr(plain(value)) in used:
+            report.add(Effect.LEFT, value.where, (name,), "a variable, whose value stands where it was used")
+        else:
             text = "nothing here reads it: a key that has no counterpart, or a variable"
             report.add(Effect.LOST, value.where, (name,), text)
     top.rest.clear()

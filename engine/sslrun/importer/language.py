@@ -289,6 +289,8 @@ class Scope:
             made = _OPERATORS[type(op)](left, right)
         except (TypeError, ArithmeticError) as error:
             self.refuse(node, str(error)[:100])
+        if isinstance(made, complex):
+            self.refuse(node, "a complex number")
         return Row(made, self.where(node)) if isinstance(made, list) else made
 
 
