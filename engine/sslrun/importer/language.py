@@ -10,13 +10,11 @@ import operator
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from sslrun.config.merge import kind
 from sslrun.config.node import Layer, Origin
 from sslrun.errors import UsageError
+from sslrun.importer.values import Row, Table, Work, kind_of
 
-MAX_SIZE = 100_000  # characters of one string, elements of one list
 MAX_BITS = 4096  # of a whole number that others are computed from
-MAX_WORK = 200_000  # expressions evaluated, and elements made, over all files
 
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -31,41 +29,6 @@ _WHAT: dict[type, str] = {
     ast.ImportFrom: "an import", ast.FunctionDef: "a function", ast.Lambda: "a function", ast.ClassDef: "a class",
     ast.Constant: "a constant of this type",
 }  # fmt: skip
-
-
-class Table(dict[str, Any]):
-    """A dict that knows where it and each of its keys were written."""
-
-    def __init__(self, where: Origin) -> None:
-        super().__init__()
-        self.where, self.places = where, dict[str, Origin]()
-
-    def put(self, key: str, value: Any, where: Origin) -> None:
-        self[key], self.places[key] = value, where
-
-    def put_all(self, other: "Table") -> None:
-        for key, value in other.items():
-            self.put(key, value, other.places[key])
-
-
-class Row(list[Any]):
-    """A list that knows where it was written."""
-
-    def __init__(self, values: Any, where: Origin) -> None:
-        super().__init__(values)
-        self.where = where
-
-
-class Work:
-    """How much has been evaluated, over all files."""
-
-    done = 0
-
-    def charge(self, amount: int, where: Origin) -> None:
-        """Counts work before it is done. Raises UsageError for what would be too large or take too long."""
-        self.done += amount
-        if amount > MAX_SIZE or self.done > MAX_WORK:
-            raise UsageError(f"{where}: too large: more than {MAX_SIZE:,} elements at once or {MAX_WORK:,} in all")
 
 
 class Scope:
@@ -292,8 +255,3 @@ class Scope:
         if isinstance(made, complex):
             self.refuse(node, "a complex number")
         return Row(made, self.where(node)) if isinstance(made, list) else made
-
-
-def kind_of(value: Any) -> str:
-    """What a value is, in words."""
-    return "None" if value is None else "a list" if isinstance(value, tuple) else kind(value)

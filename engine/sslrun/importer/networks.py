@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 from sslrun.config.node import Node
 from sslrun.importer.defaults import MMPRETRAIN, MMSELFSUP_1X
-from sslrun.importer.language import kind_of
 from sslrun.importer.old import OldTable, node
 from sslrun.importer.ours import Part, component, is_class
+from sslrun.importer.values import kind_of
 
 _NORMS = {"BN": "BN", "BN1d": "BN", "BN2d": "BN", "BatchNorm2d": "BN", "SyncBN": "SyncBN", "MMSyncBN": "SyncBN"}
 _RESNETS = ("ResNet", "ResNeXt", "ResNetSobel", "ResNet_CIFAR")

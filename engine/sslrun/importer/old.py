@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from sslrun.config.node import Key, Node, Origin, plain, show
 from sslrun.importer.defaults import defaults, framework_of
-from sslrun.importer.language import kind_of
+from sslrun.importer.values import kind_of
 
 MAX_LINE = 1000  # characters of a finding
 

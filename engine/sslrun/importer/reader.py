@@ -13,7 +13,8 @@ from sslrun.config.interpolate import escape
 from sslrun.config.node import Key, Layer, Node, Origin, show
 from sslrun.errors import UsageError
 from sslrun.importer import files
-from sslrun.importer.language import Row, Scope, Table, Work, kind_of
+from sslrun.importer.language import Scope
+from sslrun.importer.values import Row, Table, Work, kind_of
 
 DELETE = "_delete_"
 MAX_FILES, MAX_CHAIN, MAX_DEPTH = 100, 32, 64
