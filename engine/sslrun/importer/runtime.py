@@ -26,7 +26,9 @@ _USUAL_HOOKS = (
 
 def length(top: OldTable, accumulation: int) -> Part:
     """`epochs` or `max_iters`, of `runner`, `train_cfg` or `total_epochs`."""
-    old = top.table("train_cfg" if "train_cfg" in top and top.peek("train_cfg") else "runner")
+    if not top.peek("train_cfg"):
+        top.take("train_cfg")  # of OpenSelfSup, where it is empty
+    old = top.table("train_cfg" if "train_cfg" in top else "runner")
     total = top.take("total_epochs", "a whole number")  # of OpenSelfSup
     if old is None:
         return {} if total is None else {"epochs": total}
