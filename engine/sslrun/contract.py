@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sslrun.config.component import Component
 from sslrun.errors import UsageError
+from sslrun.randomness import step_generator
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Progress:
 
     def generator(self) -> torch.Generator:
         """A CPU generator that depends on (seed, step) alone: equal on every rank and after every resume."""
-        return torch.Generator().manual_seed((self.seed << 31) + self.step)
+        return step_generator(self.seed, self.step)
 
 
 @dataclass

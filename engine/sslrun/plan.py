@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from sslrun.contract import Batch, Progress
 from sslrun.errors import UsageError
-from sslrun.nn.norm import group_norms, set_groups
+from sslrun.nn.norm import converted_norms, group_norms, plain_norms, set_groups
 from sslrun.recipe import Recipe
 from sslrun.runtime import distributed
 
@@ -166,6 +166,21 @@ def seen_in_part(recipe: Recipe, plan: Plan) -> str | None:
     return f"{' and '.join(norms + losses)}: of {at_once} samples at a time, not of all {plan.global_batch}"
 
 
+def norms_notes(recipe: Recipe) -> list[str]:
+    """Which BatchNorm layers of a user's network follow the recipe, and which do not; nothing if it has only ours."""
+    groups = "data.samples_per_gpu and skipped steps"
+    followed, plain = converted_norms(recipe.model), plain_norms(recipe.model)
+    notes = []
+    if followed:
+        notes.append(f"{len(followed)} BatchNorm layers of torch ({followed[0]}, ...) are made to follow {groups}")
+    if plain:
+        notes.append(
+            f"{len(plain)} BatchNorm layers do not follow {groups}, since their class has a forward of its own: "
+            f"{plain[0]}, ..."
+        )
+    return notes
+
+
 def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -> str:
     """The text of `--dry-run`."""
     trained = sum(p.numel() for p in recipe.model.parameters() if p.requires_grad)
@@ -184,6 +199,7 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
             f"x {machine.micro_batch} at once, BatchNorm groups of {recipe.data.samples_per_gpu}",
         ),
         *(("in parts", note) for note in [seen_in_part(recipe, plan)] if note is not None),
+        *(("BatchNorm", note) for note in norms_notes(recipe)),
         (
             "steps",
             f"{plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:g} epochs x {plan.steps_per_epoch:,}",

@@ -18,8 +18,9 @@ from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, center_crop_like
 from sslrun.evaluation.held_out import HeldOutLoss
 from sslrun.evaluation.monitor import HELD_OUT, AccuracyMonitor, FeatureMonitor, Monitor
-from sslrun.nn.norm import RunningStatistics, set_groups
-from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, seen_in_part
+from sslrun.nn.norm import RunningStatistics, convert_batch_norms, set_groups
+from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, norms_notes, seen_in_part
+from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
 from sslrun.runtime import checkpoint, distributed
 from sslrun.runtime.environment import environment
@@ -49,12 +50,13 @@ class Run:
 
 
 def build(config: Config) -> Recipe:
-    """The recipe's objects. Initial weights depend on the seed alone."""
+    """The recipe's objects. First weights depend on the seed alone; torch's BatchNorm layers are converted."""
     seed = config.values.get("seed", Recipe.seed)
     if not 0 <= seed < 2**32:
         raise UsageError(f"{config.path}: seed is {seed}, expected 0 to {2**32 - 1}")
-    torch.manual_seed(seed)
+    seed_weights(seed)
     recipe: Recipe = config.build(Recipe)
+    convert_batch_norms(recipe.model)
     if recipe.epochs is None and recipe.max_iters is None:
         raise UsageError(f"{config.path}: neither epochs nor max_iters is set; how long should the run be?")
     views = sum(group.num_views for group in recipe.data.views)
@@ -331,7 +333,7 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
         machine.micro_batch,
         folder.path,
     )
-    note = seen_in_part(run.recipe, plan)
-    if note is not None:
+    in_part = seen_in_part(run.recipe, plan)
+    for note in [*([] if in_part is None else [in_part]), *norms_notes(run.recipe)]:
         logger.info("%s", note)
     return log

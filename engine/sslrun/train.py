@@ -22,6 +22,7 @@ from sslrun.evaluation.collapse import collapse_warning, guessing_warning
 from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
+from sslrun.randomness import Phase
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import LOSS, RATE, SpeedMeter
@@ -99,6 +100,7 @@ def train_step(
     if applied:
         following = replace(progress, step=progress.step + 1)  # the update after step t uses the schedule at t + 1
         statistics.commit(distributed.all_reduce_mean_ if distributed.world_size() > 1 else None)
+        executor.seed(progress, Phase.UPDATE)
         executor.rewrite(method.rewrites(following))
         executor.update_teachers(method.teachers(following))
         method.after_step(following, joined([loss.carry for loss in losses]))
@@ -129,6 +131,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
         while run.step < plan.total_steps and not code:
             progress = Progress(run.step, plan.total_steps, plan.steps_per_epoch, recipe.seed)
             if run.step % plan.steps_per_epoch == 0:
+                executor.seed(progress, Phase.EPOCH)
                 with meter.pausing():
                     executor.rewrite(method.before_epoch(progress, functools.partial(_features, run)) or [])
             if stream is None or (run.step % plan.steps_per_epoch == 0 and method.sampling_labels() is not None):

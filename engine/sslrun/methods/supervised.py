@@ -21,6 +21,7 @@ from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import pooled
+from sslrun.randomness import step_rng
 from sslrun.runtime import distributed
 
 
@@ -108,7 +109,7 @@ class Supervised(Method):
 
     def _mixing(self, count: int, pairs: int, progress: Progress, device: torch.device) -> list[Mixing]:
         """Of this rank's micro-batches: a part of what is drawn for the whole global batch."""
-        random = np.random.default_rng([progress.seed, progress.step])
+        random = step_rng(progress.seed, progress.step)
         first, total = distributed.rank() * count * pairs, distributed.world_size() * count * pairs
         is_cut = random.random(total) < (self.cutmix > 0) * (0.5 if self.mixup > 0 else 1.0)
         shares = [random.beta(alpha, alpha, total) if alpha else np.ones(total) for alpha in (self.mixup, self.cutmix)]

@@ -105,7 +105,7 @@ class DeepSpeedExecutor(Executor):
                 distributed.all_reduce_sum_,
             )
 
-    def forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
+    def _forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
         value = self.engine(batch, progress, targets)
         loss = self._whole_step.take()
         loss.value = value  # the same number, with DeepSpeed's hooks on it

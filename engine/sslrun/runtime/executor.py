@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sslkernels.ema_update import ema_update_
 from sslrun.contract import Batch, Loss, Method, Progress, Rewrite
 from sslrun.errors import Diverged, UsageError
+from sslrun.randomness import Phase, seed_torch
 from sslrun.runtime import distributed
 
 COUNTER = "step"  # what torch's optimizers call the one entry of a parameter's state that is not shaped like it
@@ -97,19 +98,32 @@ class Executor(ABC):
         obeys_flag = getattr(optimizer, "_step_supports_amp_scaling", False)
         self.is_late = device.type == "cuda" and max_skipped_steps == 0 and obeys_flag
         self._late: _LateFlag | None = None
-        self._micro_batches = 0
+        self._forwards, self._micro_batches = 0, 0  # forward passes since `targets`, backward passes since `step`
         self._loss = torch.zeros((), device=device)
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
-        """`method.targets`, for all micro-batches of a step, without gradient."""
+        """`method.targets` for all micro-batches of a step, without gradient; begins the step."""
+        self.seed(progress, Phase.TARGETS)
+        self._forwards = 0
         with torch.no_grad(), self._autocast():
             return self.method.targets(batches, progress)
 
     def forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
-        """What `method.forward` returns."""
-        with self._autocast():
-            loss: Loss = self.method(batch, progress, targets)
-        return loss
+        """`method.forward` for the next micro-batch of a step."""
+        self.seed(progress, Phase.FORWARD)
+        self._forwards += 1
+        return self._forward(batch, progress, targets)
+
+    def seed(self, progress: Progress, phase: Phase) -> None:
+        """Set torch's global generators for what follows.
+
+        Draws from them, such as those of `torch.nn.Dropout`, are then a function of the run's seed, the step, the rank
+        and the micro-batch: a resumed run repeats them, and what is measured between steps does not change them. All
+        ranks draw alike in `Phase.EPOCH` and `Phase.UPDATE`, where they change a state that they have in common.
+        """
+        rank = distributed.rank() if phase in (Phase.TARGETS, Phase.FORWARD) else 0
+        micro_batch = self._forwards if phase == Phase.FORWARD else 0
+        seed_torch(self.device, progress.seed, progress.step, phase, rank, micro_batch)
 
     def backward(self, value: Tensor) -> None:
         """Add the gradient of one micro-batch's loss, divided by `accumulation`."""
@@ -227,6 +241,11 @@ class Executor(ABC):
     @abstractmethod
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         """Set what `optimizer_state` gave; every rank passes all of it. UsageError where it does not fit."""
+
+    def _forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
+        with self._autocast():
+            loss: Loss = self.method(batch, progress, targets)
+        return loss
 
     @abstractmethod
     def _backward(self, value: Tensor) -> None:
