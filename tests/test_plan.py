@@ -19,8 +19,9 @@ from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import MoCoV2Neck
 from sslrun.nn.resnet import ResNet
 from sslrun.optim.policies import Constant, CosineRestart
-from sslrun.plan import Machine, Plan, activation_bytes, choose_machine, describe, make_plan, seen_in_part
+from sslrun.plan import Machine, Plan, choose_machine, describe, make_plan, seen_in_part
 from sslrun.recipe import EngineConfig
+from sslrun.rehearsal import activation_bytes
 from sslrun.session import build
 from sslrun.step_metrics import StepMetrics
 

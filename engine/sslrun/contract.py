@@ -6,7 +6,7 @@ a subclass of `Backbone`. The executor, the monitors and the loader are typed by
 Legend: B samples, C H W channels, height and width, D features, K classes, N samples of the data set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,28 @@ class Loss:
 Rewrite = tuple[nn.Parameter, Callable[[Tensor], Tensor]]
 
 
+class PartitionedOptimizer(torch.optim.Optimizer):
+    """A torch optimizer whose update looks at whole parameters, at their norms for instance.
+
+    Under ZeRO it has to know which part of which parameter its flat tensors hold. Optimizers that treat every number
+    alike need nothing of the kind.
+    """
+
+    def set_segments(
+        self,
+        segments: dict[Tensor, Sequence[tuple[int, int]]],
+        reduce: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Say what each flat partition is made of; called once, before the first step.
+
+        Args:
+            segments: for each flat tensor, (offset, length) of what it holds of each parameter of the partitioned
+                group, in the same order on all ranks; length 0 where another rank holds all of it.
+            reduce: sums a tensor over the ranks that share the parameters.
+        """
+        raise NotImplementedError
+
+
 class Backbone(nn.Module, Component, kind="backbones"):
     """Images in, feature maps out.
 
@@ -118,7 +140,7 @@ class Method(nn.Module, Component, kind="methods"):
     through the gather functions of `sslrun.runtime.distributed`.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
 
     num_views: int | None = None
     """Views of each image that a recipe has to give, over all groups of views; None where that may vary."""
@@ -128,13 +150,21 @@ class Method(nn.Module, Component, kind="methods"):
     batch only those that are on the devices at once (what `targets` gathers beforehand does not count)."""
 
     num_classes: int | None = None
-    """Classes of the labels that it learns from; None: it never looks at a label."""
+    """Number of classes of the labels that the method learns from; None if it reads no labels."""
+
+    remembers_samples: bool = False
+    """Whether it keeps something of each training sample (in buffers that `prepare` makes). Such a method has no loss
+    on images that it does not train on, so `monitor.loss_interval` is refused."""
+
+    draws_clusters: bool = False
+    """Whether `sampling_labels` decides which samples an epoch draws."""
+
+    uncompiled: tuple[str, ...] = ()
+    """Names of submodules that `engine.compile` leaves as they are."""
 
     def prepare(self, num_samples: int) -> None:
-        """Once, before anything else: how many samples there are. Where buffers of that length are made.
-
-        A method with a `prepare` of its own has no loss on images that it does not train on (monitor.loss_interval).
-        """
+        """Called once, before anything else, with the number of training samples: the place to make buffers that have a
+        row for each sample. See `remembers_samples`."""
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
         """Without gradient, before any forward pass of a step: what each of its micro-batches is compared with.
@@ -171,10 +201,9 @@ class Method(nn.Module, Component, kind="methods"):
         """
         return []
 
-    def sampling_labels(self) -> Tensor | None:
-        """(N,) int64 pseudo-labels whose clusters are drawn equally often, from the next epoch on; None: every sample
-        once."""
-        return None
+    def sampling_labels(self) -> Tensor:
+        """(N,) int64 pseudo-labels whose clusters the next epoch draws equally often; asked if `draws_clusters`."""
+        raise NotImplementedError
 
     def predictor(self) -> nn.Module | None:
         """What maps images (B, 3, H, W) to scores of classes (B, K), where a method learns the classes of labels."""

@@ -4,8 +4,6 @@ The recipe fixes what is computed; this file chooses only how it is cut up. Rank
 global batch, and its micro-batches are contiguous pieces of that block.
 """
 
-import copy
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from sslrun.contract import Batch, Progress
 from sslrun.errors import UsageError
-from sslrun.nn.norm import converted_norms, group_norms, plain_norms, set_groups
+from sslrun.nn.norm import converted_norms, group_norms, plain_norms
 from sslrun.recipe import Recipe
-from sslrun.runtime import distributed
+from sslrun.rehearsal import activation_bytes
 
 MEMORY_SHARE = 0.7  # of the free memory that activations may take; the rest is for weights, gradients and the data path
 MAX_BATCH = 2**24  # what is computed for a whole batch (its positions, the ways to cut it up) stays small
@@ -217,42 +213,6 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
         ("first ids", ", ".join(map(str, first_ids)) + ", ..."),
     ]
     return "\n".join(f"{name:<13}{text}" for name, text in lines)
-
-
-def activation_bytes(recipe: Recipe, precision: str) -> int:
-    """Bytes that the forward pass of one BatchNorm group keeps for the backward pass, counted without computing.
-
-    Raises:
-        UsageError: there is no forward pass, because the parts of the model do not fit together.
-    """
-    try:
-        return _bytes_kept(recipe) // (2 if precision == "bf16" else 1)
-    except (RuntimeError, ValueError) as error:
-        told = str(error).splitlines()[0]
-        raise UsageError(f"[model] does not fit together, or not with data.views: {told}") from error
-
-
-def _bytes_kept(recipe: Recipe) -> int:
-    """In float32."""
-    group = recipe.data.samples_per_gpu
-    progress = Progress(step=0, total_steps=1, steps_per_epoch=1, seed=0)
-    kept: dict[int, torch.Tensor] = {}  # by storage, so that views of one count once
-    logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it prints what it raises
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with distributed.alone(), FakeTensorMode(allow_non_fake_inputs=True) as shapes_only:
-        with FakeCopyMode(shapes_only):
-            method = copy.deepcopy(recipe.model).train()
-        set_groups(method, group, 1)
-        views = [torch.empty(view.num_views * group, 3, *view.size) for view in recipe.data.views]
-        batch = Batch(views, torch.empty(group, dtype=torch.long), torch.empty(group, dtype=torch.long))
-        (target,) = method.targets([batch], progress)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            method(batch, progress, target)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def _largest_that_fits(

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslrun.config import Config, load
+from sslrun.contract import Backbone
 from sslrun.errors import UsageError
 from sslrun.plan import steps_per_epoch
 from sslrun.recipe import Recipe
@@ -40,7 +41,7 @@ class Saved:
     epoch: float | None = None
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Backbone:
         """The encoder, in evaluation mode."""
         return self.recipe.model.backbone
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sslrun.config import Config
-from sslrun.contract import Method, Progress
+from sslrun.contract import Progress
 from sslrun.data import BadSamples, Loader, Order, Source
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, center_crop_like
@@ -69,7 +69,7 @@ def build(config: Config) -> Recipe:
     if recipe.monitor.accuracy_interval and recipe.model.predictor() is None:
         name = type(recipe.model).__name__
         raise UsageError(f"monitor.accuracy_interval is set, but {name} learns no classes of labels; set it to 0")
-    if recipe.monitor.loss_interval and type(recipe.model).prepare is not Method.prepare:
+    if recipe.monitor.loss_interval and recipe.model.remembers_samples:
         raise UsageError(
             f"monitor.loss_interval is set, but {type(recipe.model).__name__} has no loss on images that it does not "
             "train on: it remembers something of each that it does; set it to 0"

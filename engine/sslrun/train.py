@@ -134,7 +134,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
                 executor.seed(progress, Phase.EPOCH)
                 with meter.pausing():
                     executor.rewrite(method.before_epoch(progress, functools.partial(_features, run)) or [])
-            if stream is None or (run.step % plan.steps_per_epoch == 0 and method.sampling_labels() is not None):
+            if stream is None or (run.step % plan.steps_per_epoch == 0 and method.draws_clusters):
                 stream = _stream(run, stream)
             with meter.waiting():
                 batches = list(itertools.islice(stream, plan.accumulation))
@@ -170,9 +170,9 @@ def _stream(run: Run, previous: BatchStream | None) -> BatchStream:
     """Batches from the run's step on: to its end, or, where the method's labels decide what is drawn, of its epoch."""
     if previous is not None:
         previous.close()
-    plan, last, labels = run.plan, run.plan.total_steps, run.recipe.model.sampling_labels()
-    if labels is not None:
-        run.loader.sampler = Balanced(labels.cpu().numpy(), run.recipe.seed)
+    plan, last, method = run.plan, run.plan.total_steps, run.recipe.model
+    if method.draws_clusters:
+        run.loader.sampler = Balanced(method.sampling_labels().cpu().numpy(), run.recipe.seed)
         last = min(last, (run.step // plan.steps_per_epoch + 1) * plan.steps_per_epoch)
     return run.loader.run(_cursor(plan, run.step, last))
 

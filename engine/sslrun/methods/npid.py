@@ -40,6 +40,7 @@ class NPID(Method):
     """
 
     num_views = 1
+    remembers_samples = True
 
     bank: Bank
 

@@ -152,7 +152,7 @@ def _within(middle: Tensor, half: Tensor, pixels: int) -> Tensor:
 class _Scores(nn.Module):
     """Images to scores (B, K)."""
 
-    def __init__(self, backbone: nn.Module, classifier: ClsHead) -> None:
+    def __init__(self, backbone: Backbone, classifier: ClsHead) -> None:
         super().__init__()
         self.backbone, self.classifier = backbone, classifier
 

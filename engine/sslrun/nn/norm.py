@@ -268,7 +268,8 @@ def convert_batch_norms(model: nn.Module) -> None:
         pending = torch.zeros(2 * layer.num_features + 1, dtype=reference.dtype, device=reference.device)
         is_sync = isinstance(layer, nn.SyncBatchNorm)
         grouped: Any = layer
-        grouped.__class__ = _grouped(type(grouped))
+        kind: Any = type(layer)
+        grouped.__class__ = _grouped(kind)
         grouped._begin(is_sync, pending)
 
 

@@ -66,7 +66,7 @@ class Executor(ABC):
         norm_type: which norm that is; 2 is the Euclidean one, infinity the largest absolute value.
         max_skipped_steps: how many steps in a row may be skipped for a non-finite loss or gradient.
         compile: compile the direct submodules of the method (not the method: its `progress` changes each step), but
-            those whose `is_compiled` is False.
+            those that it names in `uncompiled`.
     """
 
     def __init__(
@@ -94,7 +94,8 @@ class Executor(ABC):
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             _compile_children(method)
-        # Without a host read, the weights need an optimizer that obeys the flag on the device.
+        # Without a host read, the weights need an optimizer that obeys the flag on the device. torch's fused optimizers
+        # say by this name that they do; a user's own need not have it.
         obeys_flag = getattr(optimizer, "_step_supports_amp_scaling", False)
         self.is_late = device.type == "cuda" and max_skipped_steps == 0 and obeys_flag
         self._late: _LateFlag | None = None
@@ -413,9 +414,9 @@ def _to_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _compile_children(method: nn.Module) -> None:
+def _compile_children(method: Method) -> None:
     """In place, so that names stay. Student and teacher share one cache: one graph per resolution, batch and mode."""
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
-    for child in method.children():
-        if getattr(child, "is_compiled", True):
+    for name, child in method.named_children():
+        if name not in method.uncompiled:
             child.compile(dynamic=False)
