@@ -247,6 +247,29 @@ def test_a_converted_network_keeps_its_names_hooks_and_references():
     assert [type(layer) for layer in plain] == classes and norm.converted_norms(plain) == []
 
 
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm has it."""
+
+    __module__, __qualname__ = "timm.layers.norm_act", "BatchNormAct2d"
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+def test_timms_norm_with_an_activation_is_converted_with_it():
+    layer, reference, x = BatchNormAct2d(3), nn.BatchNorm2d(3), torch.randn(6, 3, 2, 2)
+    norm.convert_batch_norms(layer)
+    set_groups(layer, 2, 3)
+    assert norm.converted_norms(layer) == [""]
+    torch.testing.assert_close(layer(x), torch.cat([reference(part) for part in x.split(2)]).relu())
+    assert bool((layer.running_mean == 0).all())
+    torch.testing.assert_close(layer.eval()(x), x.relu() / (1 + 1e-5) ** 0.5)
+
+
 def test_layers_with_a_forward_of_their_own_are_left_and_named():
     class NormAndActivation(nn.BatchNorm2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,9 @@ from sslrun.config.component import Component
 from sslrun.errors import UsageError
 from sslrun.runtime.distributed import world_size
 
+# Subclasses of torch's layers whose forward normalizes and then calls these members, one after the other.
+CALLED_AFTER = {"timm.layers.norm_act.BatchNormAct2d": ("drop", "act")}
+
 
 class Norm(Component, kind="norms"):
     """Which normalization layer a network is built with."""
@@ -254,7 +257,7 @@ def convert_batch_norms(model: nn.Module) -> None:
     so does everything that refers to the layer: it still is an instance of its class in torch, so that a backbone's own
     `train` finds the layers that it keeps frozen.
 
-    Layers of a subclass with a `forward` of its own (timm's BatchNormAct2d) cannot be converted: see `plain_norms`.
+    A subclass with a `forward` of its own is not converted (`plain_norms`), unless it is one of `CALLED_AFTER`.
 
     Raises:
         UsageError: a layer does not know its number of channels yet (LazyBatchNorm).
@@ -288,12 +291,27 @@ def plain_norms(model: nn.Module) -> list[str]:
 
 @functools.cache
 def _grouped(kind: type) -> type:
-    """GroupBatchNorm as a subclass of one of torch's classes."""
-    return type(f"Group{kind.__name__}", (GroupBatchNorm, kind), {})
+    """GroupBatchNorm as a subclass of one of torch's classes, or of a subclass of it."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = GroupBatchNorm.forward(self, x)
+        for name in CALLED_AFTER[_path(kind)]:
+            x = getattr(self, name)(x)
+        return x
+
+    return type(
+        f"Group{kind.__name__}", (GroupBatchNorm, kind), {"forward": forward} if _path(kind) in CALLED_AFTER else {}
+    )
 
 
 def _has_own_forward(layer: _BatchNorm) -> bool:
-    return "forward" in vars(layer) or type(layer).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    kind = type(layer)
+    is_known = kind.forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward) or _path(kind) in CALLED_AFTER
+    return not is_known or "forward" in vars(layer)
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 class RunningStatistics:
