@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from sslrun.data.draws import uniforms
 from sslrun.data.graph import graph_arguments, graph_inputs, view_arguments
 from sslrun.data.transforms import (
     CenterCrop,
@@ -25,6 +24,7 @@ from sslrun.data.transforms import (
 from sslrun.data.transforms.groups import chain_parameters
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
+from sslrun.randomness import uniforms
 
 MANY = np.arange(4000)
 

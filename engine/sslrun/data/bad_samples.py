@@ -4,8 +4,8 @@ import logging
 
 import numpy as np
 
-from sslrun.data.draws import SUBSTITUTE_VIEW, words
 from sslrun.errors import RunFailed
+from sslrun.randomness import SUBSTITUTE_VIEW, words
 
 logger = logging.getLogger("sslrun")
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sslrun.data.draws import FRACTION_VIEW, words
 from sslrun.data.sources import Source, Subset
 from sslrun.errors import UsageError
+from sslrun.randomness import FRACTION_VIEW, words
 
 
 class Fraction(Subset):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sslrun.data import draws
+from sslrun import randomness
 from sslrun.data.transforms import (
     ColorJitter,
     Crop,
@@ -73,7 +73,7 @@ def view_arguments(
     first = 0
     for g, group in enumerate(views):
         uniforms = [
-            draws.uniforms(seed, epoch, positions, view, group.num_draws)
+            randomness.uniforms(seed, epoch, positions, view, group.num_draws)
             for view in range(first, first + group.num_views)
         ]
         first += group.num_views

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sslrun.data.draws import CLUSTER_VIEW, ORDER_VIEW, words
+from sslrun.randomness import CLUSTER_VIEW, ORDER_VIEW, words
 
 _ROUNDS = 12
 _MIX = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)

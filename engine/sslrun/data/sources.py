@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from sslrun.config.component import Component
-from sslrun.data.draws import HOLDOUT_VIEW, uniforms
 from sslrun.data.index import Index, build_index
 from sslrun.errors import UsageError
+from sslrun.randomness import HOLDOUT_VIEW, uniforms
 
 # Without JPEG 2000: a damaged file of it may end the process that decodes it, and with it the run.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")

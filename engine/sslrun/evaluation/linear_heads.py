@@ -15,6 +15,7 @@ from torch import Tensor
 from sslrun.optim import Optimizer
 from sslrun.optim.lars import trust_ratios
 from sslrun.optim.optimizers import LARS, SGD
+from sslrun.randomness import fixed_generator
 from sslrun.runtime import distributed
 
 INITIAL_STD = 0.01  # of the weights, as in MMSelfSup's and MAE's linear heads
@@ -71,7 +72,7 @@ class Heads:
         assert isinstance(rule, SGD | LARS)
         self.rule = rule
         heads = len(settings)
-        generator = torch.Generator().manual_seed(seed)
+        generator = fixed_generator(seed)
         first = INITIAL_STD * torch.randn(1, num_classes, num_features, generator=generator)
         self.weight = first.to(device).repeat(heads, 1, 1)  # (H, C, D)
         self.bias = torch.zeros(heads, num_classes, 1, device=device)

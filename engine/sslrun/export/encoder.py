@@ -14,6 +14,7 @@ from sslrun.export.preprocessing import Preprocessing, preprocessing_of
 from sslrun.nn.norm import GroupBatchNorm
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.vit import Attention, VisionTransformer
+from sslrun.randomness import fixed_generator
 from sslrun.saved import Saved
 
 ELSEWHERE = "--to safetensors and --to onnx take any backbone"
@@ -59,7 +60,7 @@ class Encoder:
 
     def images(self, number: int = 2) -> Tensor:
         """Noise in the form that it expects, to try it with."""
-        generator = torch.Generator().manual_seed(number)
+        generator = fixed_generator(number)
         return torch.randn(number, 3, *self.preprocessing.size, generator=generator)
 
     def metadata(self, **more: Any) -> str:

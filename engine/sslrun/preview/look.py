@@ -90,7 +90,7 @@ def look(config: Config, samples: int = 8, epoch: int = 0) -> Look:
     device = device_of(recipe, 0)
     start_logging(level=recipe.log.level)
     source, _ = recipe.data.open()
-    _say_where_order_differs(recipe.model, len(source))
+    _say_where_order_differs(recipe.model)
     count = min(samples, len(source))
     threads = min(recipe.data.workers_per_gpu, len(os.sched_getaffinity(0)))
     reading: dict[str, Any] = {"device": device, "augment": recipe.data.augment, "num_threads": threads}
@@ -135,11 +135,8 @@ def pil_twins_of(seen: Look) -> tuple[list[np.ndarray], list[np.ndarray | None]]
     return originals, pil_twins.views(originals, seen.groups, seen.plan.arguments)
 
 
-def _say_where_order_differs(method: Method, num_samples: int) -> None:
-    if type(method).sampling_labels is Method.sampling_labels:
-        return
-    method.prepare(num_samples)
-    if method.sampling_labels() is not None:
+def _say_where_order_differs(method: Method) -> None:
+    if method.draws_clusters:
         logger.warning(
             "%s draws from clusters that only a run has: it will have other samples at these positions",
             type(method).__name__,
