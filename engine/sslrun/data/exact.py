@@ -18,7 +18,7 @@ import torch
 
 from sslrun.data import native
 from sslrun.data.graph import Arguments
-from sslrun.data.split import has_c_form, num_image_steps
+from sslrun.data.split import compiles, num_image_steps
 from sslrun.data.transforms import Numbers, Transform
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
@@ -54,7 +54,7 @@ class ExactStage:
         self.views = list(views)
         self.device = device
         self.dali_steps = [0] * len(self.views) if dali_steps is None else list(dali_steps)
-        self.compiled = compiled and device.type == "cpu" and native.c_functions() is not None
+        self.compiled = compiled and compiles(device)
         self._memory = _Memory(device)
         # Threads of its own: torch's number of threads belongs to a thread, and these tensors are too small for two.
         self._pool = ThreadPoolExecutor(num_threads, "sslrun-exact", initializer=torch.set_num_threads, initargs=(1,))
@@ -74,7 +74,7 @@ class ExactStage:
         tasks: list[Any] = []
         for group, own, numbers, done in zip(self.views, images, arguments, self.dali_steps, strict=True):
             given = [image.view(-1, *image.shape[-3:]).permute(0, 3, 1, 2) for image in own]
-            program = _Program(group, numbers, done, self.device, self.compiled)
+            program = _Program(group, numbers, done, self.compiled)
             out = self._memory.views(group, program.count)
             if program.single:
                 singles = [image for batch in given for image in batch.split(1)]
@@ -123,8 +123,7 @@ class _Program:
         group: the view group.
         numbers: of all its steps.
         done: how many of the first steps are done already.
-        device: where the images are.
-        compiled: whether C may do runs of steps.
+        compiled: whether C does the runs of steps that have a C form.
 
     Attributes:
         count: views of the group in the batch.
@@ -132,9 +131,7 @@ class _Program:
         single: whether steps are done image by image.
     """
 
-    def __init__(
-        self, group: ViewGroup, numbers: Sequence[Numbers], done: int, device: torch.device, compiled: bool
-    ) -> None:
+    def __init__(self, group: ViewGroup, numbers: Sequence[Numbers], done: int, compiled: bool) -> None:
         self.count = len(numbers[0].apply)
         steps = list(zip(group.steps, numbers, strict=True))[done:]
         split = num_image_steps([transform for transform, _ in steps])
@@ -144,7 +141,7 @@ class _Program:
         self._common, self._own = steps[:common], steps[common:split]
         mean, std = (torch.tensor(v, dtype=torch.float64) for v in (group.normalize.mean, group.normalize.std))
         self._scale, self._offset = (1 / (255 * std)).to(torch.float32), (-mean / std).to(torch.float32)
-        by_kind = itertools.groupby(steps[split:], lambda step: compiled and has_c_form(step[0], device))
+        by_kind = itertools.groupby(steps[split:], lambda step: compiled and step[0].c_operations is not None)
         self._runs = [(is_c, list(run)) for is_c, run in by_kind] or [(compiled, [])]
         self._c_programs = [native.program(_operations(run), self.count) if is_c else None for is_c, run in self._runs]
 

@@ -4,6 +4,8 @@ DALI does the first steps of a group, the exact stage the rest. Where the two me
 on the device, and on the forms that the transforms have.
 """
 
+import itertools
+
 import torch
 
 from sslrun.data import native
@@ -49,7 +51,12 @@ def has_torch_form(step: Transform) -> bool:
 
 def has_c_form(step: Transform, device: torch.device) -> bool:
     """Whether `pixels.c` does a step in the exact stage, given that a block of images reaches it."""
-    return step.c_operations is not None and device.type == "cpu" and native.c_functions() is not None
+    return step.c_operations is not None and compiles(device)
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether the exact stage can use C on a device: on the CPU, where there is a compiler."""
+    return device.type == "cpu" and native.c_functions() is not None
 
 
 def num_image_steps(steps: list[Transform]) -> int:
@@ -58,22 +65,18 @@ def num_image_steps(steps: list[Transform]) -> int:
 
 
 def paths(group: ViewGroup, augment: str, device: torch.device) -> str:
-    """Which path runs for each step of a group, in one line: `DALI: decode, RandomResizedCrop; C: ColorJitter, ...`."""
+    """Which path runs for each step of a group, in one line: `DALI: RandomResizedCrop; C: ColorJitter, normalize`."""
     done = num_dali_steps(group, augment, device)
-    rest = group.steps[done:]
-    single = num_image_steps(rest)
-    ways = [("DALI", "decode"), *(("DALI", type(step).__name__) for step in group.steps[:done])]
-    ways += [("torch", type(step).__name__) for step in rest[:single]]
-    ways += [("C" if has_c_form(step, device) else "torch", type(step).__name__) for step in rest[single:]]
-    last = ways[-1][0] if ways[-1][0] != "DALI" and single < len(rest) else None
-    normalizes = last or ("C" if device.type == "cpu" and native.c_functions() is not None else "torch")
-    ways.append((normalizes, "normalize"))
-    runs: list[tuple[str, list[str]]] = []
-    for way, name in ways:
-        if not runs or runs[-1][0] != way:
-            runs.append((way, []))
-        runs[-1][1].append(name)
-    return "; ".join(f"{way}: {', '.join(names)}" for way, names in runs)
+    single = done + num_image_steps(group.steps[done:])
+    ways = []
+    for place, step in enumerate(group.steps):
+        in_c = place >= single and has_c_form(step, device)
+        ways.append(("DALI" if place < done else "C" if in_c else "torch", type(step).__name__))
+    # Normalization belongs to the last run of a block.
+    in_c = has_c_form(group.steps[-1], device) if single < len(group.steps) else compiles(device)
+    ways.append(("C" if in_c else "torch", "normalize"))
+    runs = itertools.groupby(ways, key=lambda way: way[0])
+    return "; ".join(f"{way}: {', '.join(name for _, name in run)}" for way, run in runs)
 
 
 def fallbacks(group: ViewGroup, augment: str, device: torch.device) -> list[str]:

@@ -1,5 +1,3 @@
-"""CenterCrop: the middle of the image."""
-
 import numpy as np
 
 from sslrun.data.transforms.cropping import Cropping

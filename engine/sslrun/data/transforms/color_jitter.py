@@ -1,11 +1,3 @@
-"""ColorJitter: brightness, contrast, saturation and hue, with PIL's arithmetic.
-
-In torch, pixels are planar floats that hold whole numbers from 0 to 255, what PIL would have stored as bytes. Every sum
-is one of whole numbers that float32 (for the mean, float64) holds exactly, so no result depends on threads, on the
-batch, on the order of summation or on fused multiply-adds. `pixels.c` holds the same expressions and gives the same
-bits. Sources: Pillow's Blend.c, Convert.c (gray and HSV) and ImageEnhance; torchvision's functional transforms.
-"""
-
 from __future__ import annotations
 
 import math
@@ -147,7 +139,11 @@ def _range(name: str, value: float | Sequence[float], neutral: float, most: floa
     return (max(0.0, neutral - value), neutral + value) if neutral else (-value, value)
 
 
-# In torch: (N, 3, H, W) float32, changed in place; factors are (N, 1, 1, 1).
+# In torch, pixels are planar floats that hold whole numbers from 0 to 255, what PIL would have stored as bytes. Every
+# sum is one of whole numbers that float32 (for the mean, float64) holds exactly, so no result depends on threads, on
+# the batch, on the order of summation or on fused multiply-adds. `pixels.c` holds the same expressions and gives the
+# same bits. Sources: Pillow's Blend.c, Convert.c (gray and HSV) and ImageEnhance; torchvision's functional transforms.
+# (N, 3, H, W) float32 is changed in place; factors are (N, 1, 1, 1).
 
 
 def gray(x: Tensor) -> Tensor:

@@ -1,5 +1,3 @@
-"""GaussianBlur: a separable Gaussian with reflected borders, in whole numbers."""
-
 from __future__ import annotations
 
 import math

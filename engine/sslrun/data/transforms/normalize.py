@@ -1,5 +1,3 @@
-"""Normalize: what turns the bytes of a view into the floats that a network gets."""
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""RandomAppliedTrans: all of a list of transforms, or none of them."""
-
 import numpy as np
 
 from sslrun.data.transforms.base import Numbers, Transform, chain_numbers, size_with_probability

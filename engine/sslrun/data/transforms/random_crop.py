@@ -1,5 +1,3 @@
-"""RandomCrop: a window anywhere in the image."""
-
 import numpy as np
 
 from sslrun.data.transforms.cropping import Cropping

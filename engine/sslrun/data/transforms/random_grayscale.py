@@ -1,5 +1,3 @@
-"""RandomGrayscale: every channel becomes the gray of the image."""
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

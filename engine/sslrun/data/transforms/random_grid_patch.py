@@ -1,5 +1,3 @@
-"""RandomGridPatch: the patches of Relative-Loc."""
-
 import numpy as np
 
 from sslrun.data.transforms.cropping import Cropping

@@ -1,5 +1,3 @@
-"""RandomHorizontalFlip: left and right exchanged."""
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

@@ -1,5 +1,3 @@
-"""RandomResizedCrop: torchvision's random box, resized."""
-
 import math
 from collections.abc import Sequence
 

@@ -1,5 +1,3 @@
-"""RandomRotation: the image turned about its center."""
-
 from __future__ import annotations
 
 import math

@@ -1,5 +1,3 @@
-"""Resize: the whole image in a new size."""
-
 import numpy as np
 
 from sslrun.data.transforms.base import pair_of_pixels

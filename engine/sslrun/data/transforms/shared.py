@@ -1,5 +1,3 @@
-"""SharedTrans: the same to all views of an image."""
-
 from sslrun.data.transforms.base import Transform
 from sslrun.data.transforms.random_applied import RandomAppliedTrans
 

@@ -1,5 +1,3 @@
-"""Solarization: bright values are inverted."""
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
