@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sslrun.data import resolve_augment
+from sslrun.data.split import fallbacks, paths
 from sslrun.errors import UsageError
 from sslrun.nn.norm import converted_norms, group_norms, plain_norms
 from sslrun.recipe import Recipe
@@ -200,6 +202,7 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
         ("method", type(recipe.model).__name__),
         ("parameters", f"{trained / 1e6:.2f} M trained, {followed / 1e6:.2f} M following or frozen"),
         ("views", views),
+        *augmentation_lines(recipe, torch.device(plan.machine.device)),
         ("samples", f"{plan.num_samples:,} ({data_note})"),
         (
             "global batch",
@@ -225,6 +228,16 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
         ("first ids", ", ".join(map(str, first_ids)) + ", ..."),
     ]
     return "\n".join(f"{name:<13}{text}" for name, text in lines)
+
+
+def augmentation_lines(recipe: Recipe, device: torch.device) -> list[tuple[str, str]]:
+    """For each view group a line that says whether DALI, C or torch does each step, and why where a form is missing."""
+    augment = resolve_augment(recipe.data.augment, device)
+    lines = []
+    for place, group in enumerate(recipe.data.views):
+        notes = "".join(f" ({reason})" for reason in fallbacks(group, augment, device))
+        lines.append((f"views.{place}", f"{augment} mode; {paths(group, augment, device)}{notes}"))
+    return lines
 
 
 def _largest_that_fits(

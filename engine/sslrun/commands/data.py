@@ -76,10 +76,10 @@ def _preview(args: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     from sslrun import preview  # torch from here on
 
-    seen = preview.look(config, args.samples, args.epoch)
-    twins = preview.pil_twins_of(seen) if args.against == "pil" else None
-    preview.write(preview.draw(seen, twins), path)
-    described = preview.describe(seen) | {"image": str(path)}
+    samples = preview.load_samples(config, args.samples, args.epoch)
+    twins = preview.pil_versions(samples) if args.against == "pil" else None
+    preview.write(preview.draw(samples, twins), path)
+    described = preview.describe(samples) | {"image": str(path)}
     if args.json:
         print(json.dumps(described, indent=2))
         return DONE

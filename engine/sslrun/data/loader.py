@@ -6,12 +6,14 @@ prefetch depth, the number of threads and the sizes of the batches, a sample's v
 
 import atexit
 import functools
+import logging
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -19,13 +21,16 @@ import torch
 from sslrun.contract import Batch
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.exact import ExactStage
-from sslrun.data.graph import Part
+from sslrun.data.graph import outputs_by_group
 from sslrun.data.order import Sampler
 from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline, import_dali
 from sslrun.data.sources import Source
+from sslrun.data.split import fallbacks, num_dali_steps
 from sslrun.data.views import ViewGroup
 
 Augment = Literal["auto", "dali", "exact"]
+
+logger = logging.getLogger("sslrun")
 
 _POLL_S = 0.1
 
@@ -67,6 +72,10 @@ class Loader:
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.augment = resolve_augment(augment, self.device)
+        self.dali_steps = [num_dali_steps(group, self.augment, self.device) for group in self.views]
+        for place, group in enumerate(self.views):
+            for reason in fallbacks(group, self.augment, self.device):
+                _tell_once(f"data.views.{place}, {self.augment} mode: {reason}")
         self.num_threads = max(1, num_threads)
         self.prefetch = max(1, prefetch)
         self.bad = BadSamples() if bad is None else bad
@@ -83,15 +92,15 @@ class Loader:
     def decoded(self, cursor: Cursor) -> Iterator[tuple[BatchSpec, list[torch.Tensor]]]:
         """What batches are made from: each one's plan, and its whole images, (H, W, 3) uint8 on the CPU."""
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        for plan, (images,) in self._pipeline(None).run(cursor, stream):
+        for plan, (images,) in self._pipeline([0] * len(self.views)).run(cursor, stream):
             yield plan, [torch.from_dlpack(images[row]).cpu().clone() for row in range(len(plan.ids))]
 
-    def _pipeline(self, part: Part | None) -> Pipeline:
+    def _pipeline(self, dali_steps: Sequence[int]) -> Pipeline:
         return Pipeline(
             self.source,
             self.views,
             sampler=self.sampler,
-            part=part,
+            dali_steps=dali_steps,
             seed=self.seed,
             batch_size=self.batch_size,
             device=self.device,
@@ -103,16 +112,12 @@ class Loader:
     def _batches(self, cursor: Cursor) -> Iterator[tuple[Batch, Any]]:
         """Batches, each with the CUDA event after which it is ready."""
         cuda = self.device.type == "cuda"
-        part: Part | None = "all" if self.augment == "dali" else "geometry" if cuda else None
-        stage = ExactStage(self.views, self.device, self.num_threads)
+        stage = ExactStage(self.views, self.device, dali_steps=self.dali_steps, num_threads=self.num_threads)
         stream = torch.cuda.Stream(self.device) if cuda else None
         with torch.cuda.stream(stream) if cuda else nullcontext():
-            for plan, outputs in self._pipeline(part).run(cursor, stream):
-                if part is None:
-                    views = stage([torch.from_dlpack(image) for image in outputs[0]], plan.arguments)
-                else:
-                    crops = [torch.from_dlpack(output.as_tensor()) for output in outputs]
-                    views = stage.finish(crops, plan.arguments, part)
+            for plan, outputs in self._pipeline(self.dali_steps).run(cursor, stream):
+                images = outputs_by_group(self.views, [_tensors(output) for output in outputs], self.dali_steps)
+                views = stage([list(chain.from_iterable(own)) for own in images], plan.arguments)
                 batch = self._batch(plan, views)
                 yield batch, stream.record_event() if stream is not None else None
 
@@ -184,6 +189,18 @@ def _close_streams_at_exit() -> None:
 def _close_streams() -> None:
     for stream in list(_streams):
         stream.close()
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    logger.info(text)
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """One output of the graph, zero copy: one tensor where all images have one size, else one for each image."""
+    if hasattr(output, "is_dense_tensor") and output.is_dense_tensor():
+        return [torch.from_dlpack(output.as_tensor())]
+    return [torch.from_dlpack(image) for image in output]
 
 
 def resolve_augment(augment: Augment, device: torch.device) -> Literal["dali", "exact"]:

@@ -21,7 +21,7 @@ import torch
 
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.decoding import Trial, as_inputs, brief, decoded, file_trouble, other_size
-from sslrun.data.graph import Arguments, Part, dali_views, graph_arguments, graph_inputs, view_arguments
+from sslrun.data.graph import Arguments, argument_names, dali_views, graph_arguments, num_inputs, view_arguments
 from sslrun.data.order import Sampler
 from sslrun.data.sources import Source
 from sslrun.data.views import ViewGroup
@@ -56,7 +56,7 @@ class Pipeline:
         source: opened.
         views: view groups.
         sampler: which sample stands at a position.
-        part: what the graph does of the views; None decodes only.
+        dali_steps: how many of the first steps of each view group the graph does; all 0: it decodes only.
         seed: of the run.
         batch_size: most samples of a batch.
         device: where the graph's outputs live; on CUDA, JPEGs are decoded there.
@@ -71,7 +71,7 @@ class Pipeline:
         views: Sequence[ViewGroup],
         *,
         sampler: Sampler,
-        part: Part | None,
+        dali_steps: Sequence[int],
         seed: int,
         batch_size: int,
         device: torch.device,
@@ -82,7 +82,7 @@ class Pipeline:
         self.source = source
         self.views = list(views)
         self.sampler = sampler
-        self.part = part
+        self.dali_steps = list(dali_steps)
         self.seed = seed
         self.batch_size = batch_size
         self.device = device
@@ -104,7 +104,7 @@ class Pipeline:
             Whatever the cursor raises, after the batches before it.
         """
         cursor = iter(cursor)
-        if self.source.in_memory and self.part is None:
+        if self.source.in_memory and not any(self.dali_steps):
             for epoch, positions in cursor:
                 plan = self._plan(epoch, positions)
                 yield plan, [self.source.images(plan.ids, self.device)]
@@ -167,20 +167,19 @@ class Pipeline:
         """The graph, its inputs taken from plans."""
         from nvidia.dali import fn, pipeline_def
 
-        views, part, cuda, in_memory = self.views, self.part, self._cuda, self.source.in_memory
-        names = [] if part is None else [argument.name for argument in graph_inputs(views, part)]
+        views, cuda, in_memory = self.views, self._cuda, self.source.in_memory
+        names = argument_names(views, self.dali_steps)
+        count = num_inputs(views, names)
         plans = iter(feed, None)
         # DALI asks for images and arguments in any order.
-        plans, same_plans = itertools.tee(plans) if names else (plans, plans)
+        plans, same_plans = itertools.tee(plans) if count else (plans, plans)
 
         def images() -> Any:
             ids = next(plans).ids
             return self.source.images(ids, self.device) if in_memory else self._encoded(ids)
 
         def arguments() -> list[np.ndarray]:
-            assert part is not None
-            values = graph_arguments(views, next(same_plans).arguments, part)
-            return [values[name] for name in names]
+            return graph_arguments(views, next(same_plans).arguments, self.dali_steps)
 
         def whole() -> Any:
             if in_memory:
@@ -188,12 +187,10 @@ class Pipeline:
                 first = fn.external_source(source=images, batch=True, layout="HWC", device=device)
             else:
                 first = decoded(fn.external_source(source=images, batch=True), cuda)
-            if part is None:
-                return first
-            nodes = fn.external_source(source=arguments, num_outputs=len(names), batch=True)
-            return tuple(dali_views(first, views, dict(zip(names, nodes)), part))  # noqa: B905 (AutoGraph's zip)
+            nodes = fn.external_source(source=arguments, num_outputs=count, batch=True) if count else []
+            return tuple(dali_views(first, views, nodes, names))
 
-        graph = pipeline_def(enable_conditionals=part is not None)(whole)
+        graph = pipeline_def(enable_conditionals=any(self.dali_steps))(whole)
         dali = graph(batch_size=self.batch_size, prefetch_queue_depth=self.prefetch, **self._options)
         dali.build()
         return dali
@@ -216,7 +213,7 @@ class Pipeline:
 
     def _changed(self, plan: BatchSpec, outputs: Sequence[Any]) -> bool:
         """Whether files are not the size they had when they were indexed (their boxes would be wrong): then bad."""
-        if self.part is not None:
+        if all(self.dali_steps):  # the decoded images are no output of the graph
             return False
         shapes = np.array(outputs[0].shape())[:, :2]
         changed = np.flatnonzero((shapes != plan.sizes).any(axis=1))

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from sslrun.config import load
-from sslrun.preview import as_text, describe, look
-from sslrun.preview.draws import describe_sample, sample_in_words
+from sslrun.preview import as_text, describe, load_samples
+from sslrun.preview.description import describe_sample, sample_in_words
 from sslrun.report import plots
 from sslrun.report.evidence import ANY_DEVICE, Evidence, attention, examples, maps, pixels
 from sslrun.report.figures import counted, percent
@@ -22,7 +22,7 @@ EXAMPLES, ATTENDED, SAMPLES = 10, 4, 6
 def augmentations(record: Record) -> list[Child]:
     """The first samples of the recipe, and what the network sees of them."""
     config = load(record.path / "config.toml", [ANY_DEVICE])
-    seen = look(config, SAMPLES)
+    seen = load_samples(config, SAMPLES)
     rows, views = [], len(seen.columns)
     for row, original in enumerate(seen.originals):
         described = describe_sample(seen, row)

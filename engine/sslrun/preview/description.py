@@ -1,87 +1,80 @@
-"""The draws behind the views, for people and for programs: pure functions of what fed the pipeline."""
+"""The draws behind the views, for people and for programs: pure functions of what went through the pipeline."""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from sslrun.data.transforms import Crop, Parameters, RandomHorizontalFlip, Resample, Transform
-from sslrun.preview.look import Look
+from sslrun.data.transforms import Numbers, Transform
+from sslrun.data.transforms.base import Box
+from sslrun.preview.samples import Samples
 
-Box = tuple[float, float, float, float]  # top, left, height, width
 
-
-def describe(seen: Look) -> dict[str, Any]:
+def describe(samples: Samples) -> dict[str, Any]:
     """Every view of every sample as plain values; names end with the unit."""
-    head = {"recipe": seen.name, "seed": seen.seed, "epoch": seen.plan.epoch, "augment": seen.augment}
-    return head | {"samples": [describe_sample(seen, row) for row in range(len(seen.originals))]}
+    head = {"recipe": samples.name, "seed": samples.seed, "epoch": samples.plan.epoch, "augment": samples.augment}
+    return head | {"samples": [describe_sample(samples, row) for row in range(len(samples.originals))]}
 
 
-def describe_sample(seen: Look, row: int) -> dict[str, Any]:
+def describe_sample(samples: Samples, row: int) -> dict[str, Any]:
     """One sample and its views."""
-    source, sample, wanted = seen.source, int(seen.plan.ids[row]), int(seen.wanted[row])
+    source, sample, wanted = samples.source, int(samples.plan.ids[row]), int(samples.wanted[row])
     label = None if source.labels is None else int(source.labels[sample])
     names = source.class_names
-    size = seen.originals[row].shape[:2]
+    size = samples.originals[row].shape[:2]
     return {
-        "position": int(seen.plan.positions[row]),
+        "position": int(samples.plan.positions[row]),
         "sample": sample,
         "path": source.paths[sample],
         "in_place_of": None if sample == wanted else source.paths[wanted],
         "label": label,
         "class": names[label] if names is not None and label is not None and 0 <= label < len(names) else None,
         "size_px": list(size),
-        "views": [_view(seen, g, view, row, number) for number, (g, view) in enumerate(seen.columns, 1)],
+        "views": [_view(samples, g, view, row, number) for number, (g, view) in enumerate(samples.columns, 1)],
     }
 
 
-def _view(seen: Look, g: int, view: int, row: int, number: int) -> dict[str, Any]:
-    steps = seen.steps(g, view, row)
-    box = seen_part(steps, seen.originals[row].shape[:2])
+def _view(samples: Samples, g: int, view: int, row: int, number: int) -> dict[str, Any]:
+    steps = samples.steps(g, view, row)
+    box = part_of_original(steps, samples.originals[row].shape[:2])
     transforms = []
     for transform, numbers in steps:
-        applied = bool(numbers["apply"])
-        told = transform.describe(numbers) if applied else {}
-        transforms.append({"type": type(transform).__name__, "applied": applied, **told})
+        applied = bool(numbers.apply)
+        values = transform.describe(numbers) if applied else {}
+        transforms.append({"type": type(transform).__name__, "applied": applied, **values})
     return {
         "view": number,
         "group": f"data.views.{g}",
-        "size_px": list(seen.groups[g].size),
+        "size_px": list(samples.groups[g].size),
         "part_of_original_px": None if box is None else [round(side, 2) for side in box],
         "transforms": transforms,
     }
 
 
-def seen_part(steps: Sequence[tuple[Transform, Parameters]], size: tuple[int, int]) -> Box | None:
-    """The box of the original that a view shows, in the original's pixels; None where that is no upright box.
+def part_of_original(steps: Sequence[tuple[Transform, Numbers]], size: tuple[int, int]) -> Box | None:
+    """The part of the original that a view shows: top, left, height, width in the original's pixels; None where that is
+    not an upright box.
 
     Args:
         steps: the view's transforms, each with its numbers.
         size: height and width of the original.
     """
     rows, columns = size
-    top, left, height, width = 0.0, 0.0, float(rows), float(columns)
-    is_mirrored = False
+    top, left, height, width = 0.0, 0.0, float(rows), float(columns)  # a negative width: from right to left
     for transform, numbers in steps:
-        if not transform.geometric or not numbers["apply"]:
+        if not numbers.apply:
             continue
-        if isinstance(transform, RandomHorizontalFlip):
-            is_mirrored = not is_mirrored
-            continue
-        if isinstance(transform, Resample):
-            y, x, h, w = numbers["box"].tolist()
-        elif isinstance(transform, Crop):
-            (y, x), (h, w) = numbers["start"].tolist(), numbers["size"].tolist()
-        else:
+        part = transform.part_shown(numbers, (rows, columns))
+        if part is None:
             return None
-        x = columns - x - w if is_mirrored else x
+        y, x, h, w = part
         top, left = top + y * height / rows, left + x * width / columns
         height, width = h * height / rows, w * width / columns
-        rows, columns = numbers["size"].tolist()
-    return top, left, height, width
+        rows, columns = numbers.size.tolist()
+    return (top, left, height, width) if width >= 0 else (top, left + width, height, -width)
 
 
 def as_text(described: dict[str, Any]) -> str:
-    """What `describe` returned, in lines."""
+    """The result of `describe` as lines of text."""
     lines = []
     for sample in described["samples"]:
         lines.append(f"position {sample['position']}: {sample_in_words(sample)}")
@@ -89,13 +82,13 @@ def as_text(described: dict[str, Any]) -> str:
             lines.append(f"  view {view['view']}, {by(view['size_px'])} px, {_part(view['part_of_original_px'])}")
             for transform in view["transforms"]:
                 values = {name: value for name, value in transform.items() if name not in ("type", "applied")}
-                told = ", ".join(_value(*item) for item in values.items()) or "applied"
-                lines.append(f"    {transform['type']:<22}{told if transform['applied'] else 'not applied'}")
+                words = ", ".join(_value(*item) for item in values.items()) or "applied"
+                lines.append(f"    {transform['type']:<22}{words if transform['applied'] else 'not applied'}")
     return "\n".join(lines)
 
 
 def sample_in_words(sample: dict[str, Any]) -> str:
-    """File, label and size of what `describe_sample` returned, in one line."""
+    """File, label and size of a sample, given the result of `describe_sample`, in one line."""
     words = [os.path.basename(sample["path"])]
     if sample["in_place_of"] is not None:
         words[0] += f" (in place of {os.path.basename(sample['in_place_of'])}, which is bad)"
@@ -110,7 +103,7 @@ def by(size: Sequence[int]) -> str:
 
 
 def printable(text: str) -> str:
-    """A name from a file system, with a question mark for what no terminal and no font can show."""
+    """A file name, with a question mark for characters that no terminal and no font can show."""
     return "".join(c if c.isprintable() else "?" for c in os.fsencode(text).decode(errors="replace"))
 
 
@@ -122,7 +115,7 @@ def _part(box: Sequence[float] | None) -> str:
 
 
 def _value(name: str, value: Any) -> str:
-    """`sigma 1.2 px` of a name that ends with its unit and a value."""
+    """A name that ends with its unit, and a value, as words: `sigma 1.2 px`."""
     words, _, unit = name.rpartition("_") if name.endswith(("_px", "_degrees")) else (name, "", "")
     is_list = isinstance(value, list)
     parts = [f"{part:.4g}" if isinstance(part, float) else str(part) for part in (value if is_list else [value])]

@@ -1,7 +1,7 @@
-"""Samples as a run sees them.
+"""The first samples of an epoch, decoded and augmented as a run does it.
 
-The views at a position of an epoch are a run's, bit by bit: how many are made at once, and by how many processes,
-changes nothing about them.
+The views at a position of an epoch are those of a run, bit by bit: how many are made at once, and by how many
+processes, changes nothing about them.
 """
 
 import logging
@@ -15,9 +15,8 @@ import torch
 from sslrun.config import Config
 from sslrun.contract import Method
 from sslrun.data import Source, pil_twins, resolve_augment
-from sslrun.data.graph import numbers_of
 from sslrun.data.pipeline import BatchSpec
-from sslrun.data.transforms import Parameters, Transform
+from sslrun.data.transforms import Numbers, Transform
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.plan import device_of
@@ -30,19 +29,19 @@ MAX_SAMPLES = 100
 
 
 @dataclass(frozen=True)
-class Look:
+class Samples:
     """B samples and V views of each.
 
     Attributes:
-        name: of the recipe.
-        seed: of the run.
-        augment: mode in which the views were made.
-        device: type of the device on which they were.
-        groups: the recipe's view groups.
-        source: opened.
-        plan: positions, sample ids, sizes, and what the transforms do.
-        wanted: (B,) ids of the samples that would stand there if none were bad.
-        originals: B images as decoded, (H, W, 3) uint8.
+        name: name of the recipe.
+        seed: seed of the run.
+        augment: mode in which the views were made, "exact" or "dali".
+        device: type of the device on which the views were made.
+        groups: the view groups of the recipe.
+        source: the opened source of the samples.
+        plan: positions, sample ids, sizes, and the numbers of the transforms.
+        wanted: (B,) ids of the samples that would stand at these positions if no image were bad.
+        originals: B decoded images, (H, W, 3) uint8.
         views: for each group (num_views * B, h, w, 3) uint8, view-major.
     """
 
@@ -63,20 +62,20 @@ class Look:
         return [(g, view) for g, group in enumerate(self.groups) for view in range(group.num_views)]
 
     def line(self, view: int, row: int) -> int:
-        """Where a view of a sample stands in the arrays of its group."""
+        """The index of a view of a sample in the arrays of its group."""
         return view * len(self.originals) + row
 
-    def steps(self, g: int, view: int, row: int) -> list[tuple[Transform, Parameters]]:
+    def steps(self, g: int, view: int, row: int) -> list[tuple[Transform, Numbers]]:
         """The transforms of one view of one sample, each with its numbers."""
-        line, arguments = self.line(view, row), self.plan.arguments
+        line = self.line(view, row)
         return [
-            (transform, {name: values[line] for name, values in numbers_of(arguments, f"{g}.{step}").items()})
-            for step, transform in self.groups[g].steps
+            (step, numbers.rows(line))
+            for step, numbers in zip(self.groups[g].steps, self.plan.arguments[g], strict=True)
         ]
 
 
-def look(config: Config, samples: int = 8, epoch: int = 0) -> Look:
-    """The first samples of an epoch, made as training makes them; all there are where those are fewer.
+def load_samples(config: Config, samples: int = 8, epoch: int = 0) -> Samples:
+    """The first samples of an epoch, made as training makes them; fewer where the source has fewer.
 
     Raises:
         UsageError: something is wrong with the recipe, or data are missing.
@@ -90,7 +89,7 @@ def look(config: Config, samples: int = 8, epoch: int = 0) -> Look:
     device = device_of(recipe, 0)
     start_logging(level=recipe.log.level)
     source, _ = recipe.data.open()
-    _say_where_order_differs(recipe.model)
+    _warn_where_order_differs(recipe.model)
     count = min(samples, len(source))
     threads = min(recipe.data.workers_per_gpu, len(os.sched_getaffinity(0)))
     reading: dict[str, Any] = {"device": device, "augment": recipe.data.augment, "num_threads": threads}
@@ -100,8 +99,8 @@ def look(config: Config, samples: int = 8, epoch: int = 0) -> Look:
         ((plan, originals),) = loader.decoded(cursor)
         (batch,) = loader.run(cursor)
         if np.array_equal(plan.ids, batch.index.cpu().numpy()):
-            break  # otherwise one of the two found an image to be bad, and by now the other knows
-    return Look(
+            break  # otherwise one of the two found a bad image, which both replace in the next pass
+    return Samples(
         name=config.name,
         seed=recipe.seed,
         augment=resolve_augment(recipe.data.augment, device),
@@ -116,7 +115,7 @@ def look(config: Config, samples: int = 8, epoch: int = 0) -> Look:
 
 
 def as_bytes(views: torch.Tensor, group: ViewGroup) -> np.ndarray:
-    """(N, h, w, 3) uint8, of which normalization made (N, 3, h, w)."""
+    """Undo the normalization: (N, 3, h, w) float to (N, h, w, 3) uint8."""
     mean, std = (
         torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (group.normalize.mean, group.normalize.std)
     )
@@ -124,18 +123,19 @@ def as_bytes(views: torch.Tensor, group: ViewGroup) -> np.ndarray:
     return levels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def pil_twins_of(seen: Look) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-    """Originals and views once more, read and made by PIL with the same draws; None for groups that it cannot make."""
-    source = seen.source
-    originals = seen.originals if source.in_memory else [pil_twins.decode(source.paths[i]) for i in seen.plan.ids]
-    for g, group in enumerate(seen.groups):
-        strangers = sorted({type(t).__name__ for _, t in group.steps if not pil_twins.has_twin(t)})
-        if strangers:
-            logger.warning("no PIL twin of %s: the views of data.views.%d are shown alone", ", ".join(strangers), g)
-    return originals, pil_twins.views(originals, seen.groups, seen.plan.arguments)
+def pil_versions(samples: Samples) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+    """Originals and views, read and made by PIL with the same draws; None for groups that PIL cannot make."""
+    source, originals = samples.source, samples.originals
+    if not source.in_memory:
+        originals = [pil_twins.decode(source.paths[i]) for i in samples.plan.ids]
+    for g, group in enumerate(samples.groups):
+        without = sorted({type(step).__name__ for step in group.steps if step.pil is None})
+        if without:
+            logger.warning("no PIL twin of %s: the views of data.views.%d are shown alone", ", ".join(without), g)
+    return originals, pil_twins.views(originals, samples.groups, samples.plan.arguments)
 
 
-def _say_where_order_differs(method: Method) -> None:
+def _warn_where_order_differs(method: Method) -> None:
     if method.draws_clusters:
         logger.warning(
             "%s draws from clusters that only a run has: it will have other samples at these positions",
