@@ -125,7 +125,7 @@ def test_whole_images_are_those_of_pil(source):
     whole = [ViewGroup(1, [Resize([height, width])])]
     loader = Loader(source, whole, sampler=Sequential(len(source)), seed=0, batch_size=1)
     (batch,) = loader.run([(0, np.array([4]))])
-    expected = np.asarray(Image.open(source.paths[4]).convert("RGB"))
+    expected = np.asarray(Image.open(source.names[4]).convert("RGB"))
     assert np.array_equal(np.rint(batch.views[0][0].permute(1, 2, 0).numpy() * 255), expected)
 
 
@@ -193,7 +193,7 @@ def test_an_error_in_the_consumer_leaves_no_thread(source):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_threads_and_prefetch_are_dalis(source, monkeypatch, mode):
-    """As many threads and as deep a queue as asked for, and as many finished batches beside it; no more are begun."""
+    """As many threads and as deep a queue as asked for, and as many batches read and finished beside it; no more."""
     graphs, begun, build = [], [], Pipeline._build
     monkeypatch.setattr(Pipeline, "_build", lambda self, feed: graphs.append(build(self, feed)) or graphs[-1])
 
@@ -207,10 +207,10 @@ def test_threads_and_prefetch_are_dalis(source, monkeypatch, mode):
         stream = loader_of(source, num_threads=3, prefetch=prefetch, augment=mode).run(noted())
         next(stream)
         deadline = time.monotonic() + 60
-        while len(begun) < 1 + 2 * prefetch and time.monotonic() < deadline:
+        while len(begun) < 1 + 3 * prefetch and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.2)
-        assert len(begun) == 1 + 2 * prefetch  # the one that was taken, those that wait, those in the graph
+        assert len(begun) == 1 + 3 * prefetch  # the one that was taken, those that wait, in the graph, being read
         stream.close()
         assert (graphs[-1].num_threads, graphs[-1].prefetch_queue_depth) == (3, prefetch)
 
@@ -240,7 +240,7 @@ def test_process_ends_with_an_open_stream(source, ending):
         import numpy as np
         from sslrun.data import ImageFolder, Loader, Sequential, ViewGroup
         from sslrun.data.transforms import Resize
-        source = ImageFolder({os.path.dirname(os.path.dirname(source.paths[0]))!r})
+        source = ImageFolder({os.path.dirname(os.path.dirname(source.names[0]))!r})
         source.open()
         loader = Loader(source, [ViewGroup(1, [Resize([8, 8])])], sampler=Sequential(26), seed=0, batch_size=4)
         stream = loader.run((0, np.arange(4)) for _ in itertools.count())

@@ -41,9 +41,9 @@ class Loader:
         batch_size: most samples of a batch.
         device: where batches are handed over.
         augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is exact on the CPU and dali on CUDA.
-        num_threads: CPU threads of DALI, and as many of the exact stage.
-        prefetch: batches in DALI's queue, and as many finished ones that may wait.
-        bad: what is known of bad images; its state belongs into the checkpoint.
+        num_threads: number of threads that read, of DALI's CPU threads, and of the exact stage's threads.
+        prefetch: number of batches that are being read, of batches in DALI's queue, and of finished batches that wait.
+        bad: the bad images that are known; its state belongs into the checkpoint.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Loader:
         return BatchStream(self, cursor)
 
     def decoded(self, cursor: Cursor) -> Iterator[tuple[BatchSpec, list[torch.Tensor]]]:
-        """What batches are made from: each one's plan, and its whole images, (H, W, 3) uint8 on the CPU."""
+        """The specification of each batch and its decoded images, (H, W, 3) uint8 on the CPU."""
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        for plan, (images,) in self._pipeline(None).run(cursor, stream):
-            yield plan, [torch.from_dlpack(images[row]).cpu().clone() for row in range(len(plan.ids))]
+        for spec, (images,) in self._pipeline(None).run(cursor, stream):
+            yield spec, [torch.from_dlpack(images[row]).cpu().clone() for row in range(len(spec.ids))]
 
     def _pipeline(self, part: Part | None) -> Pipeline:
         return Pipeline(
@@ -107,18 +107,18 @@ class Loader:
         stage = ExactStage(self.views, self.device, self.num_threads)
         stream = torch.cuda.Stream(self.device) if cuda else None
         with torch.cuda.stream(stream) if cuda else nullcontext():
-            for plan, outputs in self._pipeline(part).run(cursor, stream):
+            for spec, outputs in self._pipeline(part).run(cursor, stream):
                 if part is None:
-                    views = stage([torch.from_dlpack(image) for image in outputs[0]], plan.arguments)
+                    views = stage([torch.from_dlpack(image) for image in outputs[0]], spec.arguments)
                 else:
                     crops = [torch.from_dlpack(output.as_tensor()) for output in outputs]
-                    views = stage.finish(crops, plan.arguments, part)
-                batch = self._batch(plan, views)
+                    views = stage.finish(crops, spec.arguments, part)
+                batch = self._batch(spec, views)
                 yield batch, stream.record_event() if stream is not None else None
 
-    def _batch(self, plan: BatchSpec, views: list[torch.Tensor]) -> Batch:
-        labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[plan.ids])
-        index = torch.from_numpy(plan.ids.copy())
+    def _batch(self, spec: BatchSpec, views: list[torch.Tensor]) -> Batch:
+        labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[spec.ids])
+        index = torch.from_numpy(spec.ids.copy())
         if self.device.type == "cuda":
             index = index.pin_memory()
             labels = None if labels is None else labels.pin_memory()

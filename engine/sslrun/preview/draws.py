@@ -25,8 +25,8 @@ def describe_sample(seen: Look, row: int) -> dict[str, Any]:
     return {
         "position": int(seen.plan.positions[row]),
         "sample": sample,
-        "path": source.paths[sample],
-        "in_place_of": None if sample == wanted else source.paths[wanted],
+        "path": source.names[sample],
+        "in_place_of": None if sample == wanted else source.names[wanted],
         "label": label,
         "class": names[label] if names is not None and label is not None and 0 <= label < len(names) else None,
         "size_px": list(size),

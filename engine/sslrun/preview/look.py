@@ -127,7 +127,9 @@ def as_bytes(views: torch.Tensor, group: ViewGroup) -> np.ndarray:
 def pil_twins_of(seen: Look) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
     """Originals and views once more, read and made by PIL with the same draws; None for groups that it cannot make."""
     source = seen.source
-    originals = seen.originals if source.in_memory else [pil_twins.decode(source.paths[i]) for i in seen.plan.ids]
+    originals = seen.originals
+    if not source.is_decoded:
+        originals = [pil_twins.decode(source.open_encoded(i)) for i in seen.plan.ids.tolist()]
     for g, group in enumerate(seen.groups):
         strangers = sorted({type(t).__name__ for _, t in group.steps if not pil_twins.has_twin(t)})
         if strangers:
