@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from sslrun.config.catalog import inside, named
 
 from old_config import evaluated
 from sslrun.cli import main
 from sslrun.config import load
-from sslrun.config.catalog import inside, named
 from sslrun.config.dump import inline
 from sslrun.config.importer import import_config
 from sslrun.config.importer.parameters import is_simple, pattern_of, trained

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from sslrun.config.catalog import classes, first_sentence, kinds
 
 from sslrun.cli import main
-from sslrun.config.catalog import classes, first_sentence, kinds
 from sslrun.config.dump import inline
 from sslrun.config.load import committed_schema
 

@@ -5,9 +5,9 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sslrun.config.catalog import classes, kinds
 
 from sslrun.cli import main
-from sslrun.config.catalog import classes, kinds
 from sslrun.config.load import committed_schema
 from sslrun.config.naming import DATASETS, SCHEDULES, BenchmarkName, Name, convention, method_of, parse, parse_benchmark
 

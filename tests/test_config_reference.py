@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import markdown
 import pytest
-
 from sslrun.config.catalog import classes, keys, kinds, places
+
 from sslrun.config.dump import inline
 from sslrun.config.load import committed_schema
 from sslrun.config.reference import anchor, reference
