@@ -41,7 +41,7 @@ class Loader:
         batch_size: most samples of a batch.
         device: where batches are handed over.
         augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is exact on the CPU and dali on CUDA.
-        num_threads: number of threads that read, of DALI's CPU threads, and of the exact stage's threads.
+        num_threads: number of DALI's CPU threads, and of the exact stage's; at least 8 others read.
         prefetch: number of batches that are being read, of batches in DALI's queue, and of finished batches that wait.
         bad: the bad images that are known; its state belongs into the checkpoint.
     """

@@ -62,7 +62,7 @@ class Pipeline:
         seed: of the run.
         batch_size: most samples of a batch.
         device: where the graph's outputs live; on CUDA, JPEGs are decoded there.
-        num_threads: number of DALI's CPU threads, and of threads that read.
+        num_threads: number of DALI's CPU threads; at least 8 others read.
         prefetch: number of batches in DALI's queue, and of batches that are being read.
         bad: the bad images that are known; grows.
     """

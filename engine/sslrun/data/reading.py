@@ -9,6 +9,9 @@ import numpy as np
 from sslrun.data.sources import Source
 
 
+_LEAST_THREADS = 8
+
+
 @dataclass(frozen=True)
 class Unreadable:
     """A sample that cannot be read.
@@ -29,12 +32,13 @@ class Readers:
 
     Args:
         source: opened; of encoded images.
-        num_threads: number of threads.
+        num_threads: number of threads of a loader's other work; there are at least 8 that read, since waiting for a
+            disk costs no processor time.
     """
 
     def __init__(self, source: Source, num_threads: int) -> None:
-        self.source, self.num_threads = source, num_threads
-        self._pool = ThreadPoolExecutor(num_threads, "sslrun-read")
+        self.source, self.num_threads = source, max(num_threads, _LEAST_THREADS)
+        self._pool = ThreadPoolExecutor(self.num_threads, "sslrun-read")
 
     def start(self, ids: np.ndarray) -> "Reading":
         """Begin to read some samples, a part of them in each thread."""
