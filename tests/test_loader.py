@@ -215,6 +215,48 @@ def test_threads_and_prefetch_are_dalis(source, monkeypatch, mode):
         assert (graphs[-1].num_threads, graphs[-1].prefetch_queue_depth) == (3, prefetch)
 
 
+class Together(ImageFolder):
+    """Returns no image before as many reads as the barrier has parties are under way."""
+
+    barrier: threading.Barrier
+
+    def encoded(self, ids):
+        self.barrier.wait(timeout=20)
+        return super().encoded(ids)
+
+
+@pytest.mark.parametrize(("parties", "num_threads"), [(8, 1), (12, 12)])
+def test_a_slow_disk_has_many_reads_in_flight(source, parties, num_threads):
+    slow = Together(os.path.commonpath(source.names))
+    slow.open()
+    slow.barrier = threading.Barrier(parties)
+    positions = np.arange(24) % NUM_IMAGES
+    loader = loader_of(slow, num_threads=num_threads, batch_size=24)
+    batches = list(loader.run([(0, positions)] * 3))
+    assert [batch.index.tolist() for batch in batches] == [positions.tolist()] * 3
+    slow.barrier = threading.Barrier(parties + 1)  # one more than there are threads: the comparison can fail
+    with pytest.raises(threading.BrokenBarrierError):
+        list(loader_of(slow, num_threads=num_threads, batch_size=24, prefetch=1).run([(0, positions)]))
+    assert not data_threads()
+
+
+def test_a_mistake_in_a_source_ends_the_stream_and_is_no_bad_image(source):
+    class Mistaken(ImageFolder):
+        def encoded(self, ids):
+            if 17 in ids:
+                raise KeyError("what the source did wrong")
+            return super().encoded(ids)
+
+    mistaken = Mistaken(os.path.commonpath(source.names))
+    mistaken.open()
+    loader = loader_of(mistaken)
+    stream = loader.run(cursor(8))
+    assert [next(stream).index.tolist() for _ in range(2)] == [[*range(8)], [*range(8, 16)]]
+    with pytest.raises(KeyError, match="what the source did wrong"):
+        next(stream)
+    assert not loader.bad.found and not data_threads()
+
+
 def test_waiting_is_measured(source):
     def slow():
         for item in cursor(8, epochs=1):

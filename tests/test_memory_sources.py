@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslrun.data import CIFAR10, CIFAR100, STL10, Loader, Order, Sequential, Subset, ViewGroup, split_holdout
+from sslrun.data import CIFAR10, CIFAR100, STL10, Loader, Order, Sequential, Source, Subset, ViewGroup, split_holdout
 from sslrun.data import pipeline as pipeline_module
 from sslrun.data.sources.cifar_pickle import read
 from sslrun.data.transforms import CenterCrop, ColorJitter, RandomHorizontalFlip, RandomResizedCrop
@@ -272,6 +272,47 @@ def test_the_exact_mode_needs_no_graph(source, monkeypatch):
     assert len(batches(source, "exact")) == 4
     with pytest.raises(AssertionError, match="a graph was built"):
         batches(source, "dali")
+
+
+class Unequal(Source, listed=False):
+    """Decoded images of several sizes, as a list; nothing but the required methods."""
+
+    is_decoded = True
+
+    def list_samples(self, key):
+        self.images = [drawn(1, 20 + 3 * i, i)[0][:, : 30 - i].copy() for i in range(6)]
+        return [f"drawn#{i}" for i in range(6)]
+
+    def decoded(self, ids, device):
+        return [self.images[i].copy() for i in ids]
+
+
+@pytest.mark.parametrize("mode", ["exact", "dali"])
+def test_decoded_images_may_differ_in_size(mode):
+    source = Unequal()
+    source.open()
+    assert source.sizes.tolist() == [[20 + 3 * i, min(20 + 3 * i, 30 - i)] for i in range(6)]
+    views = [ViewGroup(1, [CenterCrop(16)])]
+    part = Subset(source, np.array([5, 0, 3]))
+    (batch,) = Loader(part, views, sampler=Sequential(3), seed=0, batch_size=3, augment=mode).run([(0, np.arange(3))])
+    found = batch.views[0].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for image, id in zip(found, (5, 0, 3), strict=True):
+        height, width = source.sizes[id]
+        top, left = round((height - 16) / 2), round((width - 16) / 2)
+        assert np.array_equal(image, source.images[id][top : top + 16, left : left + 16])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["exact", "dali"])
+def test_on_a_gpu_pixels_of_a_source_that_knows_no_device_are_copied(mode):
+    source, device = Unequal(), torch.device("cuda", 0)
+    source.open()
+    views = [ViewGroup(1, [CenterCrop(16)])]
+    for part in (source, Subset(source, np.array([5, 0, 3]))):
+        options = {"sampler": Sequential(len(part)), "seed": 0, "batch_size": 3, "augment": mode}
+        (there,) = Loader(part, views, device=device, **options).run([(0, np.arange(3))])
+        (here,) = Loader(part, views, device="cpu", **options).run([(0, np.arange(3))])
+        assert torch.equal(there.views[0].cpu().float().mul(255).round(), here.views[0].mul(255).round())
 
 
 @pytest.mark.gpu

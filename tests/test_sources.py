@@ -1,5 +1,6 @@
 """Sources: which samples exist, in which order, with which labels and sizes, and what is said where nothing is."""
 
+import io
 import logging
 import os
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslrun.data import ImageFolder, ImageList, ImageNet, Subset, split_holdout
+from sslrun.data import ImageFolder, ImageList, ImageNet, Source, Subset, split_holdout
 from sslrun.data import index as index_module
 from sslrun.data.index import build_index
+from sslrun.data.reading import read_all
 from sslrun.data.sources.files import Paths
 from sslrun.errors import UsageError
 
@@ -188,6 +190,49 @@ def test_index_is_kept_until_a_file_changes(tmp_path, monkeypatch):
     image(tmp_path / "1.jpg", 50, 60)
     assert index_of(paths).sizes.tolist() == [[10, 20], [50, 60], [12, 20]]
     assert index_of(paths[::-1]).sizes.tolist() == [[12, 20], [50, 60], [10, 20]]
+
+
+class Encoded(Source, listed=False):
+    """Image files that are no files: only the required methods."""
+
+    def __init__(self, contents):
+        self.contents = contents
+
+    def list_samples(self, key):
+        return [f"memory#{i}" for i in range(len(self.contents))]
+
+    def encoded(self, ids):
+        return [self.contents[i] for i in ids]
+
+
+def png(height, width):
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_source_without_a_fingerprint_is_not_cached(tmp_path):
+    source = Encoded([png(3, 4), b"no image", np.frombuffer(png(5, 6), dtype=np.uint8)])
+    source.open()
+    assert source.sizes.tolist() == [[3, 4], [0, 0], [5, 6]] and source.suspicious.tolist() == [False, True, False]
+    assert not (tmp_path / "cache").exists()
+    subset = Subset(source, np.array([2]))
+    assert subset.sizes.tolist() == [[5, 6]] and subset.open_encoded(0).read() == png(5, 6)
+    assert subset.files_root is None and subset.names[0] == "memory#2"
+
+
+def test_read_errors_belong_to_their_sample(tmp_path):
+    image(tmp_path / "0.png")
+    (tmp_path / "1.png").mkdir()
+    os.mkfifo(tmp_path / "2.png")
+    (tmp_path / "4.png").write_bytes(b"")
+    source = ImageFolder("unused")
+    source.names = Paths(str(tmp_path), [*(f"{i}.png" for i in range(5)), "nu\0ll.png"])
+    first, *rest = read_all(source, np.arange(6))
+    assert first.tobytes() == (tmp_path / "0.png").read_bytes()
+    reasons = ["a folder, not a file", "not a file", "no such file or directory", "the file is empty"]
+    assert [read.reason for read in rest] == [*reasons, "embedded null byte"]
+    assert source.sizes.tolist() == [[8, 12]] + [[0, 0]] * 5, "and the index waits for no pipe"
 
 
 def test_broken_or_unwritable_cache_is_no_error(tmp_path, monkeypatch, caplog):

@@ -199,6 +199,15 @@ class Pipeline:
     def _cuda(self) -> bool:
         return self.device.type == "cuda"
 
+    def _pixels(self, ids: np.ndarray) -> Any:
+        """Decoded images of the source, on the GPU if there is one."""
+        pixels = self.source.decoded(ids, self.device)
+        if not self._cuda:
+            return pixels
+        if isinstance(pixels, (np.ndarray, torch.Tensor)):
+            return torch.as_tensor(pixels).to(self.device)
+        return [torch.from_numpy(image).to(self.device) for image in pixels]
+
     def _add_bad(self, sample: int, reason: str) -> None:
         self.bad.add(sample, self.source.names[sample], reason, len(self.source))
 
@@ -305,7 +314,7 @@ class _Feed:
     def _ready(self, spec: BatchSpec, reading: Reading | None) -> _Fed:
         """A batch that has been read; samples that cannot be read are replaced."""
         if reading is None:
-            return _Fed(spec, self._pipeline.source.decoded(spec.ids, self._pipeline.device))
+            return _Fed(spec, self._pipeline._pixels(spec.ids))
         while True:
             images = reading.result()
             for sample, read in zip(spec.ids.tolist(), images, strict=True):

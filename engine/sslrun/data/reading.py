@@ -8,7 +8,6 @@ import numpy as np
 
 from sslrun.data.sources import Source
 
-
 _LEAST_THREADS = 8
 
 

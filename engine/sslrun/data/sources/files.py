@@ -69,7 +69,7 @@ class FileSource(Source, listed=False):
             try:
                 status = os.stat(path)
                 parts.append(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0")
-            except OSError:
+            except (OSError, ValueError):  # a null byte in the name
                 parts.append(f"{path}\0missing\0")
         return "".join(parts).encode(errors="surrogateescape")
 
