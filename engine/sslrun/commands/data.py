@@ -13,7 +13,7 @@ from sslrun.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from sslrun.data import Source
-    from sslrun.data.survey import Survey
+    from sslrun.data.check import Survey
 
 KEYS = {"data.source": False, "data.holdout": True, "eval.train": False, "eval.test": True}  # whether it is measured on
 
@@ -107,8 +107,8 @@ def _check(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from sslrun.data.findings import as_json, as_text, check_list, write_list
-    from sslrun.data.survey import Limits, Verdict, examine, mark_copies
+    from sslrun.data.check import Limits, Verdict, examine, mark_copies
+    from sslrun.data.check_report import as_json, as_text, check_list, write_list
 
     surveys = _surveys(args.subject, args.overrides)
     limits = Limits(args.min_side, args.max_pixels)
@@ -141,7 +141,7 @@ def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
     """Of the sources of a recipe or of a folder, opened; a source that is named twice for one purpose is one."""
     from sslrun.config import load
     from sslrun.data import ImageFolder, Source
-    from sslrun.data.survey import Survey
+    from sslrun.data.check import Survey
 
     if os.path.isdir(subject):
         if overrides:
@@ -178,9 +178,7 @@ def _say_written(path: Path, source: "Source", count: int, left_out: list[str]) 
             f"{printable(left_out[0])}",
             file=sys.stderr,
         )
-    from sslrun.data.findings import folder_of_list
-
-    prefix, file = json.dumps(folder_of_list(source)), json.dumps(str(path))
+    prefix, file = json.dumps(source.files_root), json.dumps(str(path))
     table = f'{{ _delete_ = true, type = "ImageList", data_prefix = {prefix}, ann_file = {file} }}'
     print(f"{path}: {count:,} images; in a recipe, [data] source = {table}", file=sys.stderr)
 

@@ -46,9 +46,9 @@ class Loader:
         batch_size: most samples of a batch.
         device: where batches are handed over.
         augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is exact on the CPU and dali on CUDA.
-        num_threads: CPU threads of DALI, and as many of the exact stage.
-        prefetch: batches in DALI's queue, and as many finished ones that may wait.
-        bad: what is known of bad images; its state belongs into the checkpoint.
+        num_threads: number of DALI's CPU threads, and of the exact stage's; at least 8 others read.
+        prefetch: number of batches that are being read, of batches in DALI's queue, and of finished batches that wait.
+        bad: the bad images that are known; its state belongs into the checkpoint.
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class Loader:
         return BatchStream(self, cursor)
 
     def decoded(self, cursor: Cursor) -> Iterator[tuple[BatchSpec, list[torch.Tensor]]]:
-        """What batches are made from: each one's plan, and its whole images, (H, W, 3) uint8 on the CPU."""
+        """The specification of each batch and its decoded images, (H, W, 3) uint8 on the CPU."""
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        for plan, (images,) in self._pipeline([0] * len(self.views)).run(cursor, stream):
-            yield plan, [torch.from_dlpack(images[row]).cpu().clone() for row in range(len(plan.ids))]
+        for spec, (images,) in self._pipeline([0] * len(self.views)).run(cursor, stream):
+            yield spec, [torch.from_dlpack(images[row]).cpu().clone() for row in range(len(spec.ids))]
 
     def _pipeline(self, dali_steps: Sequence[int]) -> Pipeline:
         return Pipeline(
@@ -115,15 +115,15 @@ class Loader:
         stage = ExactStage(self.views, self.device, dali_steps=self.dali_steps, num_threads=self.num_threads)
         stream = torch.cuda.Stream(self.device) if cuda else None
         with torch.cuda.stream(stream) if cuda else nullcontext():
-            for plan, outputs in self._pipeline(self.dali_steps).run(cursor, stream):
+            for spec, outputs in self._pipeline(self.dali_steps).run(cursor, stream):
                 images = outputs_by_group(self.views, [_tensors(output) for output in outputs], self.dali_steps)
-                views = stage([list(chain.from_iterable(own)) for own in images], plan.arguments)
-                batch = self._batch(plan, views)
+                views = stage([list(chain.from_iterable(own)) for own in images], spec.arguments)
+                batch = self._batch(spec, views)
                 yield batch, stream.record_event() if stream is not None else None
 
-    def _batch(self, plan: BatchSpec, views: list[torch.Tensor]) -> Batch:
-        labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[plan.ids])
-        index = torch.from_numpy(plan.ids.copy())
+    def _batch(self, spec: BatchSpec, views: list[torch.Tensor]) -> Batch:
+        labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[spec.ids])
+        index = torch.from_numpy(spec.ids.copy())
         if self.device.type == "cuda":
             index = index.pin_memory()
             labels = None if labels is None else labels.pin_memory()

@@ -126,8 +126,8 @@ def as_bytes(views: torch.Tensor, group: ViewGroup) -> np.ndarray:
 def pil_versions(samples: Samples) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
     """Originals and views, read and made by PIL with the same draws; None for groups that PIL cannot make."""
     source, originals = samples.source, samples.originals
-    if not source.in_memory:
-        originals = [pil_twins.decode(source.paths[i]) for i in samples.plan.ids]
+    if not source.is_decoded:
+        originals = [pil_twins.decode(source.open_encoded(i)) for i in samples.plan.ids.tolist()]
     for g, group in enumerate(samples.groups):
         without = sorted({type(step).__name__ for step in group.steps if step.pil is None})
         if without:

@@ -15,15 +15,15 @@ from typing import Literal
 
 import numpy as np
 
-from sslrun.data import drawing
 from sslrun.data.index import Index
-from sslrun.data.sources import Paths, Source
+from sslrun.data.sources import drawing
+from sslrun.data.sources.files import FileSource, Paths
 from sslrun.errors import UsageError
 
 logger = logging.getLogger("sslrun")
 
 
-class Shapes(Source):
+class Shapes(FileSource):
     """Ten kinds of ornamented silhouettes strewn over woven backgrounds: arrow, bolt, cross, drop, flower, heart,
     moon, ring, star, triangle.
 
@@ -70,7 +70,7 @@ class Shapes(Source):
     def __repr__(self) -> str:
         return f"Shapes({self.split!r}, {self.spec.num_images} images of {self.spec.size} px)"
 
-    def _list(self, key: str) -> Sequence[str]:
+    def list_samples(self, key: str) -> Paths:
         spec = self.spec
         text = f"{drawing.VERSION} {drawing.as_json(spec)}"
         fingerprint = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

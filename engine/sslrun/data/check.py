@@ -6,6 +6,7 @@ of each (hash, size, verdict) and none of their names; they are decoded in anoth
 """
 
 import hashlib
+import os
 import re
 import threading
 import warnings
@@ -14,14 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from sslrun.data.decoding import TrialProcess, file_trouble, other_size
+from sslrun.data.decoding import TrialProcess, other_size
 from sslrun.data.index import header
+from sslrun.data.reading import Unreadable, read_all, reason_of
 from sslrun.data.sources import Source
 from sslrun.errors import RunFailed
 
@@ -127,10 +129,10 @@ def examine(surveys: Sequence[Survey], limits: Limits, workers: int, progress: C
         with TrialProcess(_CHUNK, workers) as trial, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of odd headers
             for survey in surveys:
-                if survey.source.in_memory:
-                    _examine_pixels(survey, progress)
+                if survey.source.is_decoded:
+                    _examine_decoded(survey, progress)
                 else:
-                    _examine_files(survey, limits, workers, trial, progress)
+                    _examine_encoded(survey, limits, workers, trial, progress)
     except KeyboardInterrupt:
         return False
     except RuntimeError as error:
@@ -170,33 +172,33 @@ def mark_copies(surveys: Sequence[Survey]) -> None:
             survey.owners[ids[rows]] = owner[original[rows]]
 
 
-def _examine_pixels(survey: Survey, progress: Callable[[int], object]) -> None:
-    """Images that are in memory have been decoded."""
+def _examine_decoded(survey: Survey, progress: Callable[[int], object]) -> None:
+    """Decoded images have no file that could be damaged."""
     source = survey.source
     for first in range(0, len(source), _CHUNK):
         ids = np.arange(first, min(first + _CHUNK, len(source)))
-        pixels = np.asarray(source.images(ids, torch.device("cpu")))
+        pixels = source.decoded(ids, torch.device("cpu"))
         survey.sizes[ids] = source.sizes[ids]
         survey.digests[ids] = [_as_bytes(_hash(image.tobytes())) for image in pixels]
         survey.verdicts[ids] = Verdict.GOOD
         progress(len(ids))
 
 
-def _examine_files(
+def _examine_encoded(
     survey: Survey, limits: Limits, workers: int, trial: TrialProcess, progress: Callable[[int], object]
 ) -> None:
     """Files are read in order, a few chunks ahead of being decoded, and meet the disk's cache there."""
     count, readers = len(survey.source), min(2 * workers, _MOST_READERS)
     stop = threading.Event()
-    pool = ThreadPoolExecutor(readers, "sslrun-survey")
+    pool = ThreadPoolExecutor(readers, "sslrun-check")
     chunks = iter(range(0, count, _CHUNK))
     flying: deque[tuple[int, Future[_Read]]] = deque()
 
     def read_ahead() -> None:
         first = next(chunks, None)
         if first is not None:
-            paths = survey.source.paths[first : first + _CHUNK]
-            flying.append((first, pool.submit(_read, paths, limits.max_pixels, stop)))
+            ids = np.arange(first, min(first + _CHUNK, count))
+            flying.append((first, pool.submit(_read, survey.source, ids, limits.max_pixels, stop)))
 
     try:
         for _ in range(readers + 2):
@@ -228,48 +230,69 @@ class _Read:
     troubles: dict[int, tuple[Verdict, str]]
 
 
-def _read(paths: Sequence[str], max_pixels: int, stop: threading.Event) -> _Read:
-    read = _Read(np.zeros((len(paths), 2), np.int32), np.zeros((len(paths), 16), np.uint8), {})
-    for row, path in enumerate(paths):
+def _read(source: Source, ids: np.ndarray, max_pixels: int, stop: threading.Event) -> _Read:
+    read = _Read(np.zeros((len(ids), 2), np.int32), np.zeros((len(ids), 16), np.uint8), {})
+    for row, sample in enumerate(ids.tolist()):
         if stop.is_set():
             break
-        trouble = file_trouble(path)
-        if trouble is not None:
-            read.troubles[row] = Verdict.UNREADABLE, trouble
-            continue
         try:
-            with open(path, "rb") as file:
-                height, width, _ = header(file)
-                read.sizes[row] = height, width
-                if height * width > max_pixels:
-                    read.troubles[row] = Verdict.HUGE, ""
-                elif height * width == 0:
-                    read.troubles[row] = Verdict.UNREADABLE, "its header says that it has no pixels"
-                else:
-                    file.seek(0)
-                    read.digests[row] = _as_bytes(hashlib.file_digest(file, _hash))
-        except Image.DecompressionBombError:  # a run does not take it either
-            read.troubles[row] = Verdict.HUGE, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
-        except Exception as error:  # Pillow's plugins raise whatever a damaged header leads them to
-            failure = error.strerror if isinstance(error, OSError) else None
-            reason = failure.lower() if failure else "not an image, or its header is broken"
-            read.troubles[row] = Verdict.UNREADABLE, reason
+            file = source.open_encoded(sample)
+        except (OSError, ValueError) as error:
+            read.troubles[row] = Verdict.UNREADABLE, reason_of(error)
+            continue
+        with file:
+            trouble = _look(file, row, max_pixels, read)
+        if trouble is not None:
+            read.troubles[row] = trouble
     return read
 
 
-def _decode(survey: Survey, ids: list[int], trial: TrialProcess) -> None:
-    """Verdicts of files whose headers are fine; where something is wrong with one of them, they are tried alone."""
-    paths = [survey.source.paths[i] for i in ids]
-    answer = trial.sizes(paths)
-    complaint = _COMPLAINT.search(answer.said)
-    if len(ids) > 1 and (answer.sizes is None or complaint):
-        for i in ids:
-            _decode(survey, [i], trial)
+def _look(file: IO[bytes], row: int, max_pixels: int, read: _Read) -> tuple[Verdict, str] | None:
+    """Enter an image's size and hash; what is wrong with it, if anything."""
+    try:
+        if file.seek(0, os.SEEK_END) == 0:
+            return Verdict.UNREADABLE, "the file is empty"
+        file.seek(0)
+        height, width, _ = header(file)
+        read.sizes[row] = height, width
+        if height * width > max_pixels:
+            return Verdict.HUGE, ""
+        if height * width == 0:
+            return Verdict.UNREADABLE, "its header says that it has no pixels"
+        file.seek(0)
+        read.digests[row] = _as_bytes(hashlib.file_digest(file, _hash))  # type: ignore[arg-type]
+        return None
+    except Image.DecompressionBombError:  # a run does not take it either
+        return Verdict.HUGE, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+    except Exception as error:  # Pillow's plugins raise whatever a damaged header leads them to
+        if isinstance(error, OSError) and error.strerror:  # the disk's
+            return Verdict.UNREADABLE, reason_of(error)
+        return Verdict.UNREADABLE, "not an image, or its header is broken"
+
+
+def _decode(survey: Survey, ids: Sequence[int], trial: TrialProcess) -> None:
+    """Verdicts of images whose headers are fine; if something is wrong with one of them, they are tried alone."""
+    encoded = []
+    for i, read in zip(ids, read_all(survey.source, np.array(ids)), strict=True):
+        if isinstance(read, Unreadable):
+            survey.judge(i, Verdict.UNREADABLE, read.reason)
+        else:
+            encoded.append((i, read))
+    if encoded:
+        _decode_all(survey, encoded, trial)
+
+
+def _decode_all(survey: Survey, encoded: Sequence[tuple[int, np.ndarray]], trial: TrialProcess) -> None:
+    answer = trial.sizes([image for _, image in encoded])
+    complaint = _COMPLAINT.search(answer.stderr)
+    if len(encoded) > 1 and (answer.sizes is None or complaint):
+        for one in encoded:
+            _decode_all(survey, [one], trial)
         return
     if answer.sizes is None:
-        survey.judge(ids[0], Verdict.UNREADABLE, file_trouble(paths[0]) or answer.trouble)
+        survey.judge(encoded[0][0], Verdict.UNREADABLE, answer.trouble)
         return
-    for i, size in zip(ids, answer.sizes, strict=True):
+    for (i, _), size in zip(encoded, answer.sizes, strict=True):
         if (size != survey.sizes[i]).any():
             survey.judge(i, Verdict.UNREADABLE, other_size(size, survey.sizes[i]))
         elif complaint:

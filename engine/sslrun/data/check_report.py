@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sslrun.data.sources import Paths, Source, Subset
-from sslrun.data.survey import Limits, Survey, Verdict
+from sslrun.data.check import Limits, Survey, Verdict
+from sslrun.data.sources import Source
 from sslrun.errors import UsageError, printable
 
 _SHOWN = 10  # of each kind, and of a group
@@ -22,7 +22,7 @@ def as_json(surveys: Sequence[Survey]) -> list[dict[str, Any]]:
 
 
 def _entry(survey: Survey, surveys: Sequence[Survey]) -> dict[str, Any]:
-    paths = survey.source.paths
+    names = survey.source.names
     entry: dict[str, Any] = {
         "keys": survey.keys,
         "source": repr(survey.source),
@@ -32,10 +32,10 @@ def _entry(survey: Survey, surveys: Sequence[Survey]) -> dict[str, Any]:
     }
     for verdict in (Verdict.UNREADABLE, Verdict.DAMAGED, Verdict.HUGE, Verdict.TINY):
         found = survey.ids(verdict).tolist()
-        entry[verdict.name.lower()] = [{"path": paths[i], "reason": survey.reason(i)} for i in found]
-    entry["duplicates"] = [[paths[i] for i in group] for group in _groups(survey)]
+        entry[verdict.name.lower()] = [{"path": names[i], "reason": survey.reason(i)} for i in found]
+    entry["duplicates"] = [[names[i] for i in group] for group in _groups(survey)]
     entry["shared"] = [
-        {"path": paths[i], "with": other.keys, "original": other.source.paths[original]}
+        {"path": names[i], "with": other.keys, "original": other.source.names[original]}
         for i, other, original in _shared(survey, surveys)
     ]
     entry["sizes"] = _sizes(survey)
@@ -48,7 +48,7 @@ def as_text(surveys: Sequence[Survey], limits: Limits) -> str:
 
 
 def _lines(survey: Survey, surveys: Sequence[Survey], limits: Limits) -> Iterator[str]:
-    paths, labels = survey.source.paths, survey.source.labels
+    names, labels = survey.source.names, survey.source.labels
     count, good, unseen = len(survey.verdicts), len(survey.ids(Verdict.GOOD)), len(survey.ids(Verdict.UNSEEN))
     cut = f", {unseen:,} not looked at" if unseen else ""
     yield f"{', '.join(survey.keys)}: {survey.source!r}: {count:,} images, {good:,} good{cut}"
@@ -59,13 +59,13 @@ def _lines(survey: Survey, surveys: Sequence[Survey], limits: Limits) -> Iterato
         Verdict.TINY: f"tiny, shorter side below {limits.min_side} px",
     }.items():
         found = survey.ids(verdict)
-        yield from _listed(f"{len(found):,} {meaning}", (f"{paths[i]}: {survey.reason(i)}" for i in found), len(found))
+        yield from _listed(f"{len(found):,} {meaning}", (f"{names[i]}: {survey.reason(i)}" for i in found), len(found))
     pairs = _shared(survey, surveys)
-    shown = (f"{paths[i]} = {other.source.paths[original]}" for i, other, original in pairs)
+    shown = (f"{names[i]} = {other.source.names[original]}" for i, other, original in pairs)
     others = ", ".join(dict.fromkeys(key for _, other, _ in pairs for key in other.keys))
     yield from _listed(f"{len(pairs):,} are also in {others}", shown, len(pairs))
     groups = _groups(survey)
-    shown = (_equal([paths[i] for i in group[:_SHOWN]], len(group)) + _labels(labels, group) for group in groups)
+    shown = (_equal([names[i] for i in group[:_SHOWN]], len(group)) + _labels(labels, group) for group in groups)
     copies = len(survey.ids(Verdict.DUPLICATE))
     yield from _listed(f"{copies:,} duplicates, copies of {len(groups):,} others", shown, len(groups))
     sizes = _sizes(survey)
@@ -124,8 +124,8 @@ def _sizes(survey: Survey) -> dict[str, dict[str, int]]:
 
 def check_list(path: Path, source: Source, force: bool) -> None:
     """Say before the work what would keep `write_list` from writing. Raises UsageError."""
-    if source.in_memory:
-        raise UsageError(f"{source!r} keeps its images in memory: there are no files to list")
+    if source.files_root is None:
+        raise UsageError(f"the images of {source!r} are not files of their own: no annotation file can list them")
     if source.labels is not None and source.labels.min() < 0:
         raise UsageError(f"{source!r} has labels below 0, which an annotation file cannot hold")
     if path.is_dir():
@@ -136,30 +136,24 @@ def check_list(path: Path, source: Source, force: bool) -> None:
         raise UsageError(f"{path}: {path.parent} is not a folder that can be written to")
 
 
-def folder_of_list(source: Source) -> str:
-    """What the paths of a list of this source's images are relative to."""
-    while isinstance(source, Subset):
-        source = source.source
-    return source.paths.root if isinstance(source.paths, Paths) else "/"
-
-
 def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
-    """Write the good images as an annotation file, `path label` a line, paths relative to `folder_of_list`.
+    """Write the good images as an annotation file, `path label` a line, paths relative to `source.files_root`.
 
     Returns:
-        how many are in it, and the paths that no line can hold.
+        the number of images in it, and the paths that no line can hold.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    paths, labels = survey.source.paths, survey.source.labels
+    names, labels = survey.source.names, survey.source.labels
     beside = path.with_name(path.name + ".tmp")
-    below = os.path.join(folder_of_list(survey.source), "")
+    assert survey.source.files_root is not None, "check_list has refused it"
+    below = os.path.join(survey.source.files_root, "")
     count, left_out = 0, []
     try:
         with open(beside, "wb") as file:
             for i in survey.ids(Verdict.GOOD).tolist():
-                name = paths[i].removeprefix(below) if paths[i].startswith(below) else os.path.abspath(paths[i])
+                name = names[i].removeprefix(below) if names[i].startswith(below) else os.path.abspath(names[i])
                 if not _fits(name, labels is not None):
                     left_out.append(name)
                     continue

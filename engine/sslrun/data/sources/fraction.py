@@ -5,20 +5,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sslrun.data.sources import Source, Subset
+from sslrun.data.sources.base import Source
+from sslrun.data.sources.subset import Subset
 from sslrun.errors import UsageError
 from sslrun.randomness import FRACTION_VIEW, words
 
 
 class Fraction(Subset):
-    """Some of a source's samples: a share of each class, or those that a file names.
+    """A part of a source's samples: a share of each class, or those that a file names.
 
     Args:
-        source: what to take them from.
-        share: part of each class to keep, in (0, 1], at least one sample of each; of all samples where there are no
-            classes. Larger shares contain smaller ones of the same seed.
-        names: text file with an image's file name a line, such as SimCLR's `1percent.txt`, in place of `share`.
-        seed: of the choice.
+        source: the source that samples are taken from.
+        share: part of each class to keep, in (0, 1], at least one sample of each class; part of all samples if there
+            are no classes. With the same seed, a larger share contains a smaller one.
+        names: text file with one file name of an image per line, such as SimCLR's `1percent.txt`; replaces `share`.
+        seed: seed of the choice.
     """
 
     def __init__(self, source: Source, share: float | None = None, names: str | None = None, seed: int = 0) -> None:
@@ -26,16 +27,16 @@ class Fraction(Subset):
             raise ValueError("expected either share or names")
         if share is not None and not 0 < share <= 1:
             raise ValueError(f"share is {share}, expected above 0 and at most 1")
-        self.source, self.share, self.names, self.seed = source, share, names, seed
+        self.source, self.share, self.names_file, self.seed = source, share, names, seed
 
     def __repr__(self) -> str:
-        return f"{self.names or f'{100 * (self.share or 0):g} %'} of {self.source!r}"
+        return f"{self.names_file or f'{100 * (self.share or 0):g} %'} of {self.source!r}"
 
-    def _list(self, key: str) -> Sequence[str]:
+    def list_samples(self, key: str) -> Sequence[str]:
         self.source.open(f"{key}.source")
-        ids = self._drawn(self.share) if self.share is not None else self._named(self.names or "", key)
+        ids = self._drawn(self.share) if self.share is not None else self._named(self.names_file or "", key)
         super().__init__(self.source, ids)
-        return self.paths
+        return self.names
 
     def _drawn(self, share: float) -> np.ndarray:
         """Of each class the samples with the smallest hashes."""
@@ -52,7 +53,12 @@ class Fraction(Subset):
                 wanted = {os.path.basename(line.strip()) for line in lines if line.strip()}
         except OSError as error:
             raise UsageError(f"{names}: {error.strerror}: set {key}.names to a file of file names") from None
-        found = [i for i, path in enumerate(self.source.paths) if os.path.basename(path) in wanted]
-        if len(found) != len(wanted):
-            raise UsageError(f"{names} names {len(wanted)} images, of which {self.source!r} has {len(found)}")
-        return np.asarray(found, dtype=np.int64)
+        ids = [i for i, name in enumerate(self.source.names) if not wanted.isdisjoint(_file_names(name))]
+        if len(ids) != len(wanted):
+            raise UsageError(f"{names} names {len(wanted)} images, of which {self.source!r} has {len(ids)}")
+        return np.asarray(ids, dtype=np.int64)
+
+
+def _file_names(name: str) -> tuple[str, str]:
+    """The last part of a path, and of a member of an archive (`ARCHIVE#MEMBER`)."""
+    return os.path.basename(name), os.path.basename(name.rpartition("#")[2])
