@@ -139,12 +139,17 @@ def test_a_mistake_is_one_line(capsys, recipe, mistake):
         ("--set=epochs=3 seed=1", "each --set takes one KEY=VALUE: --set epochs=3 --set seed=1"),
         ("--cfg-options a=[1,2]", "--cfg-options is written --set, once for each key: --set 'a=[1,2]'"),
         ("--cfg-options", "--cfg-options is written --set, once for each key: --set KEY=VALUE"),
-        ("--nope", "unrecognized arguments: --nope; see sslrun --help"),
-        ("--set", "argument --set: expected one argument; see sslrun config diff --help"),
     ],
 )
 def test_options_that_are_written_otherwise(capsys, words, answer):
     assert refused(capsys, "config", "diff", MOCOV2, *words.split()) == f"error: {answer}"
+
+
+def test_an_unknown_option_is_one_line(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["config", "print", MOCOV2, "--nope"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: unrecognized arguments: --nope; see sslrun --help\n"
 
 
 def test_a_file_may_follow_a_set(capsys, tmp_path, monkeypatch):

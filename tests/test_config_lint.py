@@ -648,7 +648,7 @@ keys = st.sampled_from(
 values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(keys, v, max_size=4), max_leaves=12)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(["model", "data", "lr", "optimizer", "engine", "epochs", "vars"]), values))
 def test_any_content_is_findings_or_one_line(write, capsys, content):
     write(
