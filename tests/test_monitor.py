@@ -19,9 +19,12 @@ import small_run
 from sslrun.cli import main
 from sslrun.contract import Progress
 from sslrun.errors import UsageError
-from sslrun.evaluation.held_out import HeldOutLoss, untouched
 from sslrun.evaluation.knn import knn_top1
-from sslrun.evaluation.monitor import FeatureMonitor, MonitorConfig
+from sslrun.evaluation.monitors.config import MonitorConfig
+from sslrun.evaluation.monitors.feature_spectrum import FeatureSpectrum
+from sslrun.evaluation.monitors.held_out_loss import HeldOutLoss, untouched
+from sslrun.evaluation.monitors.knn_accuracy import KnnAccuracy
+from sslrun.evaluation.monitors.linear_probe import LinearProbe
 from sslrun.evaluation.probe import fit, linear_probe
 from sslrun.evaluation.spectrum import rankme, spectrum
 from sslrun.evaluation.subject import labels
@@ -141,7 +144,7 @@ def test_when_it_is_due():
 
 def test_each_has_an_interval_and_a_row_has_what_is_due(tmp_path, images, monkeypatch):
     """Nor does any draw from a generator that others may use."""
-    for kind in (HeldOutLoss, FeatureMonitor):
+    for kind in (HeldOutLoss, KnnAccuracy, LinearProbe, FeatureSpectrum):
 
         def measure(self: Any, *arguments: Any, measure: Any = kind.measure) -> dict[str, float]:
             before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1:]

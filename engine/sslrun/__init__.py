@@ -15,11 +15,13 @@ _EXPORTS = {
     "Head": "sslrun.nn.heads",
     "Loss": "sslrun.contract",
     "Method": "sslrun.contract",
+    "Monitor": "sslrun.evaluation.monitors.monitor",
     "Neck": "sslrun.nn.necks",
     "Norm": "sslrun.nn.norm",
     "Optimizer": "sslrun.optim",
     "Progress": "sslrun.contract",
     "Schedule": "sslrun.optim",
+    "Snapshot": "sslrun.evaluation.monitors.monitor",
     "Source": "sslrun.data",
     "Transform": "sslrun.data",
 }

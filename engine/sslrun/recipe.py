@@ -7,7 +7,7 @@ from sslrun.contract import Method
 from sslrun.data import DataConfig
 from sslrun.errors import UsageError
 from sslrun.evaluation.eval_config import EvalConfig
-from sslrun.evaluation.monitor import MonitorConfig
+from sslrun.evaluation.monitors.config import MonitorConfig
 from sslrun.optim import Optimizer, Schedule
 from sslrun.runtime.checkpoint import CheckpointConfig
 
