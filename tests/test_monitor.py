@@ -27,8 +27,8 @@ from sslrun.evaluation.monitors.knn_accuracy import KnnAccuracy
 from sslrun.evaluation.monitors.linear_probe import LinearProbe
 from sslrun.evaluation.probe import fit, linear_probe
 from sslrun.evaluation.spectrum import rankme, spectrum
-from sslrun.evaluation.subject import labels
-from sslrun.measure import subject_of
+from sslrun.evaluation.frozen_encoder import labels
+from sslrun.measure import frozen_encoder
 from sslrun.saved import open_saved
 
 CPU = torch.device("cpu")
@@ -170,12 +170,12 @@ def test_what_is_logged_is_what_the_saved_encoder_gives(tmp_path, images):
     recipe = small_run.write_recipe(tmp_path, images, steps=2)
     few = ["monitor.knn_bank=40", "monitor.knn_k=5"]
     last = run(recipe, tmp_path, *all_every(1), *few)[-1]
-    subject = subject_of(open_saved(tmp_path / "small"), CPU)
-    train, test = subject.labeled()
+    encoder = frozen_encoder(open_saved(tmp_path / "small"), CPU)
+    train, test = encoder.labeled()
     assert (len(train), len(test)) == (64, 16)
     ids = np.array([i * 63 // 39 for i in range(40)])
-    bank = subject.extractor(train).extract_share(subject.backbone, ids)
-    queries = subject.extractor(test).extract_share(subject.backbone, np.arange(16))
+    bank = encoder.extractor(train).extract_share(encoder.backbone, ids)
+    queries = encoder.extractor(test).extract_share(encoder.backbone, np.arange(16))
     labeled = bank, labels(train)[ids], queries, labels(test)
     values, feature_std = spectrum(bank, CPU)
     expected = {"spectrum/rankme": rankme(values), "spectrum/feature_std": feature_std}

@@ -11,6 +11,7 @@ from typing import Any
 
 from sslrun.data.transforms import Transform
 from sslrun.errors import UsageError
+from sslrun.evaluation.evaluation import Evaluation
 from sslrun.optim.optimizers import Optimizer
 from sslrun.optim.schedules import Schedule
 
@@ -21,8 +22,8 @@ METHOD_KEYS = ("init_std", "label_smoothing", "mixup", "cutmix", "drop_path")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """The `[eval.finetune]` table: how encoder and classifier are trained together on eval.train.
+class Finetune(Evaluation):
+    """Encoder and classifier trained together on eval.train and tested on eval.test: a training run of its own.
 
     Attributes:
         epochs: length of the training.
@@ -66,7 +67,8 @@ class FinetuneConfig:
 
 def recipe(
     values: dict[str, Any],
-    config: FinetuneConfig,
+    config: Finetune,
+    table: dict[str, Any],
     *,
     size: tuple[int, int],
     num_classes: int,
@@ -78,7 +80,8 @@ def recipe(
 
     Args:
         values: the resolved recipe of the encoder's run, with its `[eval]`.
-        config: the built `[eval.finetune]` of it.
+        config: how to fine-tune.
+        table: the table that `config` was built from.
         size: height and width of the training views where the config does not say.
         num_classes: of the labels.
         layers: the parts of the backbone as `Backbone.layers` names them; empty where there is no layer decay.
@@ -86,9 +89,8 @@ def recipe(
         work_dir: where the run folder is made.
     """
     evaluation, data = values.get("eval", {}), values["data"]
-    tables = evaluation.get("finetune", {})
     monitor = evaluation.get("transforms") or values.get("monitor", {}).get("transforms")
-    optimizer = tables.get("optimizer", {**OPTIMIZER, "paramwise": [NO_DECAY]})
+    optimizer = table.get("optimizer", {**OPTIMIZER, "paramwise": [NO_DECAY]})
     kept = {key: data[key] for key in ("workers_per_gpu", "augment", "prefetch", "max_bad_pct") if key in data}
     return {
         "epochs": config.epochs,
@@ -108,13 +110,13 @@ def recipe(
             **kept,
             "samples_per_gpu": config.samples_per_gpu,
             **_sources(evaluation, data),
-            "views": [{"num_views": 1, "transforms": tables.get("transforms") or _crops(data["views"][0], size)}],
+            "views": [{"num_views": 1, "transforms": table.get("transforms") or _crops(data["views"][0], size)}],
         },
         "optimizer": {
             **optimizer,
             "paramwise": [*layer_rules(layers, config.layer_decay), *optimizer.get("paramwise", [])],
         },
-        "lr": tables.get("lr", SCHEDULE),
+        "lr": table.get("lr", SCHEDULE),
         "checkpoint": {"interval": 1, "max_keep_ckpts": 1},
         "monitor": {"accuracy_interval": config.test_interval, **({"transforms": monitor} if monitor else {})},
     }

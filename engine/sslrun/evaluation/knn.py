@@ -18,7 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.errors import UsageError
+from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import require_finite, unit_rows
+from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
+from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
 
 AT_ONCE = 2**24  # 256 MiB
@@ -28,12 +31,12 @@ LAST_ID = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnConfig:
-    """The `[eval.knn]` table: classification by the nearest training images.
+class Knn(Evaluation):
+    """k-nearest-neighbor classification by frozen features.
 
     Attributes:
-        k: numbers of neighbors that vote; all of them are tried.
-        temperature: a vote weighs exp(cosine / temperature).
+        k: numbers of nearest training images that vote; all of them are tried.
+        temperature: temperature of the votes; a vote weighs exp(cosine / temperature).
     """
 
     k: list[int] = field(default_factory=lambda: [10, 20, 100, 200])
@@ -45,27 +48,34 @@ class KnnConfig:
         if not self.temperature > 0:
             raise UsageError(f"eval.knn.temperature must be above 0, not {self.temperature}")
 
+    def run(self, encoder: FrozenEncoder, partial_result: PartialResult) -> dict[str, Any]:
+        """Classifies the test images; see `of_features`."""
+        train, test = encoder.labeled()
+        bank, queries = (encoder.features_share(source) for source in (train, test))
+        return self.of_features(bank, labels(train), queries, labels(test), encoder.device)
 
-def run(
-    config: KnnConfig,
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    query_labels: Tensor,
-    device: torch.device | None = None,
-) -> dict[str, Any]:
-    """`knn/top1_pct`, the `k` that gave it (of equals the smallest) and the `grid` of all; arguments as `knn_grid`.
+    def of_features(
+        self,
+        bank: Tensor,
+        bank_labels: Tensor,
+        queries: Tensor,
+        query_labels: Tensor,
+        device: torch.device | None = None,
+    ) -> dict[str, Any]:
+        """`knn/top1_pct`, the `k` that gave it (of equals the smallest) and the `grid` of all k.
 
-    Raises:
-        RunFailed: features are not finite.
-    """
-    for features in (bank, queries):
-        require_finite(features)
-    grid = knn_grid(
-        bank, bank_labels, queries, query_labels, ks=config.k, temperature=config.temperature, device=device
-    )
-    best = max(grid, key=lambda row: (row["top1_pct"], -row["k"]))
-    return {"knn/top1_pct": best["top1_pct"], "k": best["k"], "grid": grid}
+        Arguments as those of `knn_grid`.
+
+        Raises:
+            RunFailed: features are not finite.
+        """
+        for features in (bank, queries):
+            require_finite(features)
+        grid = knn_grid(
+            bank, bank_labels, queries, query_labels, ks=self.k, temperature=self.temperature, device=device
+        )
+        best = max(grid, key=lambda row: (row["top1_pct"], -row["k"]))
+        return {"knn/top1_pct": best["top1_pct"], "k": best["k"], "grid": grid}
 
 
 @torch.no_grad()

@@ -21,11 +21,12 @@ from torch import Tensor
 from sslrun.data import Loader, Order, Source, ViewGroup, split_holdout
 from sslrun.data.transforms import Transform
 from sslrun.errors import RunFailed, UsageError
+from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.feature_cache import FeatureCache, Normalization
 from sslrun.evaluation.features import BATCH, evaluating, pooled
+from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
 from sslrun.evaluation.linear_heads import Heads, Scores, Setting
 from sslrun.evaluation.partial_result import PartialResult
-from sslrun.evaluation.subject import Subject, labels
 from sslrun.optim import Optimizer, Schedule
 from sslrun.optim.optimizers import LARS, SGD
 from sslrun.optim.policies import CosineAnnealing
@@ -63,8 +64,8 @@ class LinearGrid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearConfig:
-    """How a linear classifier is trained on the frozen features.
+class Linear(Evaluation):
+    """Linear classification of frozen features, by a grid of settings or a published protocol.
 
     Attributes:
         transforms: how images are prepared for training; features are then extracted anew in every epoch. Where they
@@ -124,47 +125,42 @@ class LinearConfig:
         decays = self.grid.weight_decay or (DECAYS if own is None else [own.weight_decay])
         return [Setting(rate, decay) for rate, decay in itertools.product(sorted(rates), sorted(decays))]
 
+    def run(self, encoder: FrozenEncoder, partial_result: PartialResult | None = None) -> dict[str, Any]:
+        """Trains and tests linear classifiers.
 
-def run(config: LinearConfig, subject: Subject, part: PartialResult | None = None) -> dict[str, Any]:
-    """Trains and tests linear classifiers. All ranks call it and share the work; the outcome is the same on all.
+        If there are several settings, training images kept back for validation decide between them (`_best`). Where
+        features are extracted once, the chosen classifier is then trained again on all training images.
 
-    With several settings, images kept back for validation decide (`_best`). Where features are extracted once, the
-    chosen one is then trained again on all training images.
+        Args:
+            encoder: the encoder, which is left as it is, and its images.
+            partial_result: where a training that extracts features in every epoch saves its state and continues from;
+                it then stops in order when the process receives a stop signal.
 
-    Args:
-        config: the `[eval.linear]` table.
-        subject: the encoder, which is left as it is, and its images.
-        part: where a training that extracts features in every epoch keeps its state and goes on from; it then ends in
-            order where the process is told to stop.
-
-    Returns:
-        What eval/*.json has under "results".
-
-    Raises:
-        UsageError: there are too few images, or they have no labels.
-        RunFailed: the classifier, or the encoder's features, are not finite; the state could not be written.
-        Stopped: the process was told to stop, and the state is saved.
-    """
-    ranks = distributed.world_size()
-    for key, source in zip(("eval.train", "eval.test"), subject.labeled(), strict=True):
-        if len(source) < max(2, ranks):
-            raise UsageError(f"{source!r} has {len(source)} images, too few: set {key} to more")
-    if config.transforms is not None:
-        learning, testing = (ViewGroup(transforms=each).normalize for each in (config.transforms, subject.transforms))
-        if (learning.mean, learning.std) != (testing.mean, testing.std):
-            raise UsageError("eval.transforms and eval.linear.transforms normalize differently (Normalize)")
-    if config.global_batch < ranks:
-        raise UsageError(f"eval.linear.global_batch is {config.global_batch}, less than an image for each process")
-    with evaluating(subject.backbone):
-        return _Evaluation(config, subject, part if config.is_fresh else None).run()
+        Raises:
+            UsageError: there are too few images, or they have no labels.
+            RunFailed: the classifier, or the encoder's features, are not finite; the state could not be written.
+            Stopped: the process received a stop signal, and the state is saved.
+        """
+        ranks = distributed.world_size()
+        for key, source in zip(("eval.train", "eval.test"), encoder.labeled(), strict=True):
+            if len(source) < max(2, ranks):
+                raise UsageError(f"{source!r} has {len(source)} images, too few: set {key} to more")
+        if self.transforms is not None:
+            learning, testing = (ViewGroup(transforms=each).normalize for each in (self.transforms, encoder.transforms))
+            if (learning.mean, learning.std) != (testing.mean, testing.std):
+                raise UsageError("eval.transforms and eval.linear.transforms normalize differently (Normalize)")
+        if self.global_batch < ranks:
+            raise UsageError(f"eval.linear.global_batch is {self.global_batch}, less than an image for each process")
+        with evaluating(encoder.backbone):
+            return _Training(self, encoder, partial_result if self.is_fresh else None).run()
 
 
-class _Evaluation:
-    """One call of `run`; arguments as there."""
+class _Training:
+    """One call of `Linear.run`; arguments as there."""
 
-    def __init__(self, config: LinearConfig, subject: Subject, part: PartialResult | None) -> None:
-        self.config, self.subject, self.part = config, subject, part
-        train, test = subject.labeled()
+    def __init__(self, config: Linear, encoder: FrozenEncoder, partial_result: PartialResult | None) -> None:
+        self.config, self.encoder, self.partial_result = config, encoder, partial_result
+        train, test = encoder.labeled()
         self.num_classes = int(max(labels(train).max(), labels(test).max())) + 1
         self.fit_source, self.fit_ids, self.all_ids = train, np.arange(len(train)), np.arange(len(train))
         self.validation_ids = np.arange(0)
@@ -181,9 +177,9 @@ class _Evaluation:
             self.validation_cache, self.validation_ids = self._cache(validating), np.arange(len(validating))
 
     def _cache(self, source: Source) -> FeatureCache:
-        subject, config = self.subject, self.config
-        extractor = subject.extractor(source)
-        return FeatureCache(extractor, subject.backbone, memory_gib=config.cache_gib, folder=config.cache_dir)
+        encoder, config = self.encoder, self.config
+        extractor = encoder.extractor(source)
+        return FeatureCache(extractor, encoder.backbone, memory_gib=config.cache_gib, folder=config.cache_dir)
 
     def _steps(self, ids: np.ndarray) -> int:
         """Steps of an epoch over so many images."""
@@ -238,7 +234,7 @@ class _Evaluation:
     def _train(self, settings: Sequence[Setting], ids: np.ndarray) -> tuple[Heads, Normalization, Tensor]:
         """The classifiers, what their features pass through, and their (H,) mean losses over the last epoch."""
         config, width = self.config, self.test_cache.num_features
-        device, seed = self.subject.device, self.subject.seed
+        device, seed = self.encoder.device, self.encoder.seed
         heads = Heads(settings, config.rule, width, self.num_classes, seed=seed, device=device)
         kind = config.norm
         if kind == "auto":
@@ -251,12 +247,12 @@ class _Evaluation:
         last_epoch = torch.zeros(len(settings), device=device)
         state = {**heads.state, **norm.state, "loss": last_epoch}
         first = 0
-        if self.part is not None and (first := self.part.load(state)):
-            logger.info("linear: going on after %d of %d steps, from %s", first, total, self.part.path)
+        if self.partial_result is not None and (first := self.partial_result.load(state)):
+            logger.info("linear: going on after %d of %d steps, from %s", first, total, self.partial_result.path)
         reported_s = time.monotonic()
         vote = distributed.Vote(device)
         with contextlib.ExitStack() as stack:
-            signals = None if self.part is None else stack.enter_context(StopSignals())
+            signals = None if self.partial_result is None else stack.enter_context(StopSignals())
             batches = stack.enter_context(contextlib.closing(self._batches(ids, steps, first)))
             for step, (features, labels) in zip(range(first, total), batches, strict=False):
                 epoch, place = divmod(step, steps)
@@ -270,9 +266,11 @@ class _Evaluation:
                     reported_s = time.monotonic()
                     least = last_epoch.nan_to_num(nan=math.inf).min().item() / steps
                     logger.info("linear: epoch %d of %d, loss %.4f", epoch + 1, config.epochs, least)
-                if self.part is not None and signals is not None and step + 1 < total:  # the rest takes no time
+                if (
+                    self.partial_result is not None and signals is not None and step + 1 < total
+                ):  # the rest takes no time
                     code = vote.cast(signals.exit_code)
-                    self.part.save(state, step + 1, now=code > 0)
+                    self.partial_result.save(state, step + 1, now=code > 0)
                     if code:
                         raise Stopped(code)
         return heads, norm, (last_epoch / steps).cpu()
@@ -282,7 +280,7 @@ class _Evaluation:
         return self._fresh(steps, first) if self.train_cache is None else self._cached(self.train_cache, ids, steps)
 
     def _cached(self, cache: FeatureCache, ids: np.ndarray, steps: int) -> Examples:
-        order = Order(len(ids), self.subject.seed)
+        order = Order(len(ids), self.encoder.seed)
         positions = np.arange(steps * self.config.global_batch)
         for epoch in range(self.config.epochs):
             for batch in ids[order.ids(epoch, positions)].reshape(steps, -1):
@@ -290,16 +288,16 @@ class _Evaluation:
 
     def _fresh(self, steps: int, first: int) -> Examples:
         assert self.config.transforms is not None
-        subject = self.subject
+        encoder = self.encoder
         loader = Loader(
             self.fit_source,
             [ViewGroup(num_views=1, transforms=self.config.transforms)],
-            sampler=Order(len(self.fit_source), subject.seed),
-            seed=subject.seed,
+            sampler=Order(len(self.fit_source), encoder.seed),
+            seed=encoder.seed,
             batch_size=BATCH,
-            device=subject.device,
-            augment=subject.augment,
-            num_threads=subject.num_threads,
+            device=encoder.device,
+            augment=encoder.augment,
+            num_threads=encoder.num_threads,
         )
         batch = self.config.global_batch
         share = distributed.share(batch)
@@ -311,7 +309,7 @@ class _Evaluation:
         )
         with contextlib.closing(loader.run(cursor)) as stream:
             while rows := [  # images of one piece at a time
-                (pooled(subject.backbone, batch.views[0], subject.bf16), batch.label)
+                (pooled(encoder.backbone, batch.views[0], encoder.bf16), batch.label)
                 for batch in itertools.islice(stream, len(pieces))
             ]:
                 features, labels = zip(*rows, strict=True)

@@ -23,8 +23,10 @@ from torch import Tensor
 from sslrun.contract import Batch
 from sslrun.data import Loader, Sequential, ViewGroup
 from sslrun.errors import UsageError
+from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import BATCH, evenly, extract, require_finite, unit_rows
-from sslrun.evaluation.subject import Subject
+from sslrun.evaluation.frozen_encoder import FrozenEncoder
+from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
 
 PIECE = 2**22  # numbers in a piece of a matrix, of 8 bytes each
@@ -32,12 +34,12 @@ RESOLUTION = 2.0**-24  # of fp32 features: what is smaller beside the largest si
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectrumConfig:
-    """The `[eval.spectrum]` table: how well features fill their space.
+class Spectrum(Evaluation):
+    """How well features fill their space: RankMe, spread, alignment, uniformity.
 
     Attributes:
-        num_samples: most training images that are looked at; the cost of uniformity grows with the square.
-        num_pairs: most of them of which two views are compared; 0 leaves alignment out.
+        num_samples: largest number of training images to measure; the cost of uniformity grows with its square.
+        num_pairs: largest number of those images of which two views are compared; 0 leaves alignment out.
     """
 
     num_samples: int = 20000
@@ -48,30 +50,29 @@ class SpectrumConfig:
             if getattr(self, name) < least:
                 raise UsageError(f"eval.spectrum.{name} must be at least {least}, not {getattr(self, name)}")
 
+    def run(self, encoder: FrozenEncoder, partial_result: PartialResult) -> dict[str, Any]:
+        """Measures the training images: `spectrum/...` and the `singular_values`.
 
-def run(config: SpectrumConfig, subject: Subject) -> dict[str, Any]:
-    """Everything of the subject's training images: `spectrum/...` and the `singular_values`. All ranks call it.
-
-    Raises:
-        UsageError: there is one image.
-        RunFailed: features are not finite.
-    """
-    source = subject.train
-    if len(source) < 2:
-        raise UsageError(f"{source!r} has one image, which has nothing to be compared with")
-    ids = evenly(len(source), config.num_samples)
-    features = subject.extractor(source).extract_share(subject.backbone, ids)
-    require_finite(features)
-    values, feature_std = spectrum(features, subject.device)
-    results: dict[str, Any] = {
-        "spectrum/feature_std": feature_std,
-        "spectrum/rankme": rankme(values),
-        "spectrum/uniformity": uniformity(features, subject.device),
-    }
-    if config.num_pairs:
-        pairs = two_views(subject, ids[evenly(len(ids), config.num_pairs)])
-        results["spectrum/alignment"] = alignment(*pairs, subject.device)
-    return {**results, "num_samples": len(ids), "singular_values": values.tolist()}
+        Raises:
+            UsageError: there is only one image.
+            RunFailed: features are not finite.
+        """
+        source = encoder.train
+        if len(source) < 2:
+            raise UsageError(f"{source!r} has one image, which has nothing to be compared with")
+        ids = evenly(len(source), self.num_samples)
+        features = encoder.features_share(source, ids)
+        require_finite(features)
+        values, feature_std = spectrum(features, encoder.device)
+        results: dict[str, Any] = {
+            "spectrum/feature_std": feature_std,
+            "spectrum/rankme": rankme(values),
+            "spectrum/uniformity": uniformity(features, encoder.device),
+        }
+        if self.num_pairs:
+            pairs = two_views(encoder, ids[evenly(len(ids), self.num_pairs)])
+            results["spectrum/alignment"] = alignment(*pairs, encoder.device)
+        return {**results, "num_samples": len(ids), "singular_values": values.tolist()}
 
 
 @torch.no_grad()
@@ -139,25 +140,25 @@ def uniformity(features: Tensor, device: torch.device) -> float:
     return float((distributed.all_reduce_sum_(total) / pairs).log())
 
 
-def two_views(subject: Subject, ids: np.ndarray) -> tuple[Tensor, Tensor]:
+def two_views(encoder: FrozenEncoder, ids: np.ndarray) -> tuple[Tensor, Tensor]:
     """Features (n, D) of two views of each image in this rank's share of the ids, made as in training.
 
     They are the first two views of the recipe; where it has one view of an image, that is made twice.
     """
-    group = subject.views[0]
-    if len(subject.views) == 1 and group.num_views == 1:
+    group = encoder.views[0]
+    if len(encoder.views) == 1 and group.num_views == 1:
         views = [ViewGroup(num_views=2, transforms=group.transforms)]
     else:
-        views = subject.views[:1] if group.num_views > 1 else subject.views[:2]
+        views = encoder.views[:1] if group.num_views > 1 else encoder.views[:2]
     loader = Loader(
-        subject.train,
+        encoder.train,
         views,
-        sampler=Sequential(len(subject.train)),
-        seed=subject.seed,
+        sampler=Sequential(len(encoder.train)),
+        seed=encoder.seed,
         batch_size=BATCH,
-        device=subject.device,
-        augment=subject.augment,
-        num_threads=subject.num_threads,
+        device=encoder.device,
+        augment=encoder.augment,
+        num_threads=encoder.num_threads,
     )
     mine = ids[distributed.share(len(ids))]
     sizes = []
@@ -169,5 +170,5 @@ def two_views(subject: Subject, ids: np.ndarray) -> tuple[Tensor, Tensor]:
                     sizes.append(len(crop))
                     yield Batch([crop], batch.index, None)
 
-    parts = extract(subject.backbone, crops(), subject.device, subject.bf16).split(sizes)
+    parts = extract(encoder.backbone, crops(), encoder.device, encoder.bf16).split(sizes)
     return torch.cat(parts[0::2]), torch.cat(parts[1::2])

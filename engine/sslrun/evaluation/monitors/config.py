@@ -73,6 +73,6 @@ class MonitorConfig:
         return {key: monitor for key, monitor in (built_in | extra).items() if monitor.interval}
 
     def is_due(self, interval: int, progress: Progress) -> bool:
-        """Whether a monitor of this interval is due before the step of `progress`, or, if no step is left, at the end."""
+        """Whether a monitor with this interval is due before the step of `progress`, or at the end of the run."""
         unit = progress.steps_per_epoch if self.by == "epoch" else 1
         return interval > 0 and (progress.step == progress.total_steps or progress.step % (interval * unit) == 0)

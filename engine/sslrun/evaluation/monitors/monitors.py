@@ -64,17 +64,10 @@ class Monitors:
         measured: dict[str, float] = {}
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for key, monitor in due.items():
-                for name, value in monitor.measure(snapshot).items():
-                    place = f"{type(monitor).__name__} (monitor.{key.removesuffix('.interval')})"
-                    if not isinstance(value, int | float):
-                        kind = type(value).__name__
-                        raise UsageError(f"{place} returns a {kind} as {name!r}, expected a Python number")
-                    if "/" not in name or name in measured:
-                        reason = (
-                            "is measured by another monitor" if name in measured else "is not of the form group/name"
-                        )
-                        raise UsageError(f"{place} returns {name!r}, which {reason}")
-                    measured[name] = value
+                numbers = monitor.measure(snapshot)
+                place = f"{type(monitor).__name__} (monitor.{key.removesuffix('.interval')})"
+                _check(numbers, measured, place)
+                measured |= numbers
         return measured
 
     def _snapshot(self, executor: Executor, progress: Progress) -> Snapshot:
@@ -85,3 +78,14 @@ class Monitors:
             everything = np.arange(len(self.held_out.source), dtype=np.int64)
             held_out = ImageSet(self.held_out, everything, backbone)
         return Snapshot(executor, progress, training, held_out, self.held_out_batches)
+
+
+def _check(numbers: dict[str, float], others: dict[str, float], place: str) -> None:
+    """Raises UsageError for what a row of metrics.jsonl cannot hold."""
+    for name, value in numbers.items():
+        if not isinstance(value, int | float):
+            raise UsageError(f"{place} returns a {type(value).__name__} as {name!r}, expected a Python number")
+        if "/" not in name:
+            raise UsageError(f"{place} returns {name!r}, expected a name of the form group/name")
+        if name in others:
+            raise UsageError(f"{place} returns {name!r}, which another monitor has measured too")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from sslrun.evaluation.features import FeatureExtractor
 
 
 @dataclass(frozen=True)
-class Subject:
+class FrozenEncoder:
     """A frozen encoder and its images.
 
     Attributes:
@@ -51,6 +52,21 @@ class Subject:
             num_threads=self.num_threads,
             has_bar=True,
         )
+
+    def features_share(self, source: Source, ids: np.ndarray | None = None) -> Tensor:
+        """(n, D) fp32 on the CPU: features of this rank's share (`distributed.share`) of a source's images.
+
+        Args:
+            source: opened.
+            ids: (N,) sample ids; None for all images.
+        """
+        ids = np.arange(len(source)) if ids is None else ids
+        return self.extractor(source).extract_share(self.backbone, ids)
+
+    def features(self, source: Source, ids: np.ndarray | None = None) -> Tensor:
+        """(N, D) fp32 on the CPU: features of all those images, the same on every rank; arguments as above."""
+        ids = np.arange(len(source)) if ids is None else ids
+        return self.extractor(source).extract(self.backbone, ids)
 
     def labeled(self) -> tuple[Source, Source]:
         """Training and test images; UsageError as `labeled`."""
