@@ -21,6 +21,7 @@ import torch
 
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import log
+from sslrun.runtime.hooks import BY_WORD, TensorBoard, WandB
 from sslrun.runtime.log import RunLog, SpeedMeter, start_logging
 from sslrun.runtime.run_folder import rows
 
@@ -214,7 +215,7 @@ def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    one = run_log(tmp_path, hooks=["tensorboard"])
+    one = run_log(tmp_path, hooks=[TensorBoard()])
     one.write(50, ROW)
     one.write(100, ROW | {"train/loss": float("nan")})
     one.close()
@@ -228,7 +229,7 @@ def test_tensorboard_forgets_what_a_resume_goes_back_over(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def shown(first_step: int, *steps: int) -> list[int]:
-        one = run_log(tmp_path, hooks=["tensorboard"], first_step=first_step)
+        one = run_log(tmp_path, hooks=[TensorBoard()], first_step=first_step)
         for step in steps:
             one.write(step, ROW)
         one.close()
@@ -246,7 +247,7 @@ def test_a_missing_package_is_said_at_the_start(tmp_path, monkeypatch, hook):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError, match=f"pip install {hook}"):
-        run_log(tmp_path, hooks=[hook])
+        run_log(tmp_path, hooks=[BY_WORD[hook]()])
 
 
 class FakeWandB(types.ModuleType):
@@ -273,7 +274,7 @@ def test_wandb_is_one_run_over_resumes_and_works_offline(tmp_path, monkeypatch, 
     fake = FakeWandB(is_online)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for step in (1, 2):
-        one = run_log(tmp_path, hooks=["wandb"], first_step=step - 1)
+        one = run_log(tmp_path, hooks=[WandB()], first_step=step - 1)
         one.write(step, ROW)
         one.close()
     assert fake.rows == [(1, 6.9312), "finished", (2, 6.9312), "finished"]
@@ -285,7 +286,7 @@ def test_wandb_is_one_run_over_resumes_and_works_offline(tmp_path, monkeypatch, 
 def test_a_sink_that_fails_is_dropped_with_one_warning(tmp_path, monkeypatch, caplog):
     fake = FakeWandB(True)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    one = run_log(tmp_path, hooks=["wandb"])
+    one = run_log(tmp_path, hooks=[WandB()])
     for step in (1, 666, 667, 668):
         one.write(step, ROW)
     one.close()

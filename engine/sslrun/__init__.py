@@ -12,7 +12,10 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Backbone": "sslrun.contract",
     "Batch": "sslrun.contract",
+    "Evaluation": "sslrun.evaluation.evaluation",
+    "ExportFormat": "sslrun.export.export_format",
     "Head": "sslrun.nn.heads",
+    "Hook": "sslrun.runtime.hooks",
     "Loss": "sslrun.contract",
     "Method": "sslrun.contract",
     "Monitor": "sslrun.evaluation.monitors.monitor",

@@ -313,7 +313,7 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
         first_step=run.step,
         total_steps=plan.total_steps,
         steps_per_epoch=plan.steps_per_epoch,
-        hooks=run.recipe.log.hooks,
+        hooks=run.recipe.log.all_hooks(),
     )
     stack.callback(log.close)
     if run.step >= plan.total_steps:

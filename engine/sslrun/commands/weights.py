@@ -5,8 +5,8 @@ import sys
 from typing import Any
 
 from sslrun.commands.arguments import DONE, add_overrides
-
-TARGETS = ("torchvision", "timm", "safetensors", "huggingface", "onnx")
+from sslrun.config.catalog import classes, kinds
+from sslrun.config.load import committed_schema
 
 
 def add(verbs: Any) -> None:
@@ -26,16 +26,17 @@ def add(verbs: Any) -> None:
         help="a run's encoder in the form of torchvision, timm, transformers, safetensors or ONNX",
         description="Write a trained backbone as other programs load it, with how images are to be prepared in the "
         "metadata. The file is read back before it has its name: names and shapes as published, outputs equal.",
-        epilog="docs/weights.md has the lines of code that load each of them.",
+        epilog=f"FORMAT is {', '.join(_formats())}, or a class of one's own in the recipe's custom_imports. "
+        "docs/weights.md has the lines of code that load each of them.",
     )
     export.add_argument("run", metavar="RUN", help="a run folder, a checkpoint in one, or a file of weights")
-    export.add_argument("--to", choices=TARGETS, required=True, help="whose form")
+    export.add_argument("--to", metavar="FORMAT", required=True, help="what other programs read: timm, onnx, ...")
     export.add_argument(
         "-o", dest="path", metavar="PATH", required=True, help=".safetensors, .pth, .onnx; for huggingface a folder"
     )
     export.add_argument("--force", action="store_true", help="replace PATH")
     add_overrides(export, "set one value of the run's recipe, such as eval.transforms; may be repeated")
-    export.add_argument("--recipe", metavar="TOML", help="what a file of weights is of")
+    export.add_argument("--recipe", metavar="TOML", help="the recipe that a file of weights was trained by")
     export.set_defaults(call=_export)
 
     importing = verbs.add_parser(
@@ -50,6 +51,11 @@ def add(verbs: Any) -> None:
     importing.add_argument("--prefix", metavar="PREFIX", help="which network of several, by what its names begin with")
     importing.add_argument("--force", action="store_true", help="replace NEW.safetensors")
     importing.set_defaults(call=_import)
+
+
+def _formats() -> list[str]:
+    """The names of the formats that ship."""
+    return [name.lower() for name in classes(kinds(committed_schema())["formats"])]
 
 
 def _publish(args: argparse.Namespace) -> int:
@@ -67,7 +73,7 @@ def _export(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from sslrun.export.encoder import encoder_of
-    from sslrun.export.targets import export
+    from sslrun.export.export import export
     from sslrun.runtime.log import start_logging
     from sslrun.saved import open_saved
 
@@ -83,7 +89,7 @@ def _export(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from sslrun.export.foreign import import_weights, write
+    from sslrun.export.import_weights import import_weights, write
 
     imported = import_weights(Path(args.file), args.prefix)
     write(imported, Path(args.new), args.force)

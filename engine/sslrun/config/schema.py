@@ -225,6 +225,10 @@ def everything() -> Schema:
         importlib.import_module(module.name)
     module_name, _, recipe = RECIPE.partition(":")
     described = describe(getattr(importlib.import_module(module_name), recipe), "sslrun.")
+    for kind in Component.__subclasses__():  # those that no key of a recipe asks for, too: `sslrun list` shows them
+        if kind.__module__.startswith("sslrun."):
+            described["$defs"] |= describe(kind, "sslrun.")["$defs"]
+    described["$defs"] = dict(sorted(described["$defs"].items()))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described}
 
 

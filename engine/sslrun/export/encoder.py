@@ -1,7 +1,7 @@
 """A trained encoder with what others need to know of it."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from sslrun import __version__
 from sslrun.errors import UsageError
-from sslrun.export.architecture import Shape, VitShape, deduce, shapes_of
+from sslrun.export.architecture import ResNetShape, Shape, architecture_of
 from sslrun.export.preprocessing import Preprocessing, preprocessing_of
 from sslrun.nn.norm import GroupBatchNorm
-from sslrun.nn.resnet import ResNet
-from sslrun.nn.vit import Attention, VisionTransformer
 from sslrun.saved import Saved
 
 ELSEWHERE = "--to safetensors and --to onnx take any backbone"
@@ -25,11 +23,13 @@ class Encoder:
 
     Attributes:
         backbone: in evaluation mode, on the CPU, in float32.
-        preprocessing: what it expects of images.
+        architecture: which network it is, by its recipe; None where it is neither a ResNet nor a VisionTransformer.
+        preprocessing: how images are prepared for it.
         about: where it comes from, for metadata.
     """
 
     backbone: nn.Module
+    architecture: Shape | None
     preprocessing: Preprocessing
     about: dict[str, Any]
 
@@ -43,19 +43,14 @@ class Encoder:
         Raises:
             UsageError: the program has no such network, in whatever size.
         """
-        if type(self.backbone) not in (ResNet, VisionTransformer):
+        if self.architecture is None:
             raise UsageError(f"{program} has no {type(self.backbone).__name__}: {ELSEWHERE}")
         norms = [module for module in self.backbone.modules() if isinstance(module, GroupBatchNorm)]
         if any(norm.weight is None or norm.eps != 1e-5 for norm in norms):
             raise UsageError(f"{program} has BatchNorm with scale, shift and an eps of 1e-5 only: {ELSEWHERE}")
-        shape = deduce(shapes_of(self.backbone))
-        if isinstance(shape, VitShape):
-            attention = self.backbone.get_submodule("blocks.0.attn")
-            assert isinstance(attention, Attention)
-            return replace(shape, num_heads=attention.heads)
-        if shape.stem != "imagenet":
-            raise UsageError(f'{program} has no ResNet with stem = "{shape.stem}": {ELSEWHERE}')
-        return shape
+        if isinstance(self.architecture, ResNetShape) and self.architecture.stem != "imagenet":
+            raise UsageError(f'{program} has no ResNet with stem = "{self.architecture.stem}": {ELSEWHERE}')
+        return self.architecture
 
     def images(self, number: int = 2) -> Tensor:
         """Noise in the form that it expects, to try it with."""
@@ -86,7 +81,8 @@ def encoder_of(saved: Saved) -> Encoder:
         "epoch": saved.epoch,
         "sslrun": __version__,
     }
-    encoder = Encoder(saved.backbone.float(), preprocessing_of(saved.recipe), about)
+    architecture = architecture_of(about["backbone"])
+    encoder = Encoder(saved.backbone.float(), architecture, preprocessing_of(saved.recipe), about)
     try:
         encoder.backbone(encoder.images(1))
     except (ValueError, RuntimeError) as error:

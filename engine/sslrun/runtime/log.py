@@ -13,16 +13,16 @@ import os
 import resource
 import sys
 import time
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import distributed
+from sslrun.runtime.hooks import Hook
 from sslrun.runtime.run_folder import rows
 
 logger = logging.getLogger(__name__)
@@ -159,25 +159,17 @@ def _peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class Sink(Protocol):
-    """Somewhere else for rows to go. What it raises costs the sink, never the run."""
-
-    def write(self, row: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class RunLog:
-    """The rows of a run: metrics.jsonl, log.txt, the bar or the lines of the console, and the sinks.
+    """Writes the rows of a run to metrics.jsonl, log.txt, the console (a bar or lines) and the hooks.
 
     Args:
         folder: the run folder; its metrics.jsonl is cut back to `first_step` already.
-        name: the run's name, for sinks that show many.
-        values: the resolved recipe, for sinks that keep it.
+        name: the run's name, for the hooks.
+        values: the resolved recipe, for the hooks.
         first_step: optimizer steps done when this process begins.
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps per epoch.
-        hooks: "tensorboard", "wandb".
+        hooks: further places for the rows, not opened yet.
 
     Raises:
         UsageError: a hook's package is not installed.
@@ -192,13 +184,15 @@ class RunLog:
         first_step: int,
         total_steps: int,
         steps_per_epoch: int,
-        hooks: Sequence[str] = (),
+        hooks: Sequence[Hook] = (),
     ) -> None:
         self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._path = folder / "metrics.jsonl"
         earlier_s = max((row["wall_s"] for _, row in rows(self._path)), default=0.0) if self._path.exists() else 0.0
         self._began = time.monotonic() - earlier_s
-        self._sinks = {hook: _SINKS[hook](folder, name, values, first_step) for hook in hooks}
+        self._hooks = list(hooks)
+        for hook in hooks:
+            hook.open(folder, name, values, first_step)
         self._progress = _Progress(first_step, total_steps, steps_per_epoch)
         try:
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -230,25 +224,26 @@ class RunLog:
         except OSError as error:
             raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
         self._progress.show(step, metrics)
-        self._to_sinks(lambda sink: sink.write({**where, **finite}))
+        self._call_hooks(lambda hook: hook.write({**where, **finite}))
 
     def sync(self) -> None:
         """Wait until all rows are on the disk: due before a checkpoint, which must not be ahead of them."""
         os.fsync(self._file)
 
     def close(self) -> None:
-        """End the bar, close file and sinks."""
+        """End the bar, close the file and the hooks."""
         self._progress.close()
         os.close(self._file)
-        self._to_sinks(lambda sink: sink.close())
+        self._call_hooks(lambda hook: hook.close())
 
-    def _to_sinks(self, call: Any) -> None:
-        for hook, sink in list(self._sinks.items()):
+    def _call_hooks(self, call: Callable[[Hook], None]) -> None:
+        """Calls every hook; one that raises gets no more calls."""
+        for hook in list(self._hooks):
             try:
-                call(sink)
+                call(hook)
             except Exception as error:
-                del self._sinks[hook]
-                logger.warning('log.hooks: "%s" failed and gets no more rows: %s', hook, error)
+                self._hooks.remove(hook)
+                logger.warning("log.hooks: %s failed and gets no more rows: %s", type(hook).__name__, error)
 
 
 class _Progress:
@@ -322,56 +317,3 @@ _SHOWN = {
     WAIT: "wait {:5.1f} %",
     MEMORY: "{:6.2f} GiB",
 }
-
-
-class _TensorBoard:
-    def __init__(self, folder: Path, name: str, values: dict[str, Any], first_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UsageError('log.hooks: "tensorboard" needs a package: pip install tensorboard') from error
-        purge_step = first_step + 1 if first_step else 0  # what a run that was killed wrote after that is not shown
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
-
-    def write(self, row: Mapping[str, float]) -> None:
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, int(row["step"]))
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _WandB:
-    """One W&B run per run folder, over all resumes; without account or network it writes offline."""
-
-    def __init__(self, folder: Path, name: str, values: dict[str, Any], first_step: int) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise UsageError('log.hooks: "wandb" needs a package: pip install wandb') from error
-        id_file = folder / "wandb_id"
-        if not id_file.exists():
-            id_file.write_text(uuid.uuid4().hex[:8])
-        options = {
-            "project": "sslrun",
-            "name": name,
-            "config": values,
-            "dir": str(folder),
-            "id": id_file.read_text().strip(),
-            "resume": "allow",
-        }
-        try:
-            self._run = wandb.init(**options)
-        except Exception as error:
-            logger.warning('log.hooks: "wandb" cannot reach its server and writes offline (wandb sync): %s', error)
-            self._run = wandb.init(**options, mode="offline")
-
-    def write(self, row: Mapping[str, float]) -> None:
-        self._run.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-_SINKS: dict[str, type[_TensorBoard] | type[_WandB]] = {"tensorboard": _TensorBoard, "wandb": _WandB}

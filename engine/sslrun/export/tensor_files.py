@@ -3,110 +3,104 @@
 import os
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sslrun.errors import UsageError
-from sslrun.export import published
+from sslrun.export import library_shapes
 from sslrun.export.architecture import ResNetShape, Shapes, shapes_of
 from sslrun.export.encoder import ELSEWHERE, Encoder
+from sslrun.export.export_format import ExportFormat
 from sslrun.export.verify import NotTheSame, difference, require_names, require_same
 from sslrun.runtime.checkpoint import write_tensors
 
 KEY = "sslrun"  # of our metadata among a file's
 
 
-class TensorFile:
-    """Tensors by name, and metadata.
+class TensorFile(ExportFormat, listed=False):
+    """Tensors by name, and metadata. PATH's suffix chooses between .safetensors and .pth, which
+    `torch.load(path, weights_only=True)` reads."""
 
-    Args:
-        encoder: what to write.
-        path: its suffix says how: .safetensors, or .pth for what `torch.load(path, weights_only=True)` reads.
-    """
+    suffixes: ClassVar[tuple[str, ...]] = (".safetensors", ".pth")
 
-    suffixes: tuple[str, ...] = (".safetensors", ".pth")
-    note: str | None = None
-
-    def __init__(self, encoder: Encoder, path: Path) -> None:
-        if path.suffix not in self.suffixes:
-            raise UsageError(f"{path} must end in {' or '.join(self.suffixes)}")
-        self.encoder, self.suffix = encoder, path.suffix
-        self.names = self.published()
-        self.metadata = encoder.metadata(**self.extra())
-        wrong = difference(shapes_of(encoder.backbone), self.names)
+    def prepare(self, encoder: Encoder, path: Path) -> None:
+        self.suffix = path.suffix
+        self.shapes = self.expected(encoder)
+        self.metadata = encoder.metadata(**self.extra(encoder))
+        wrong = difference(shapes_of(encoder.backbone), self.shapes)
         if wrong is not None:
             raise UsageError(f"these weights are not laid out as published: {wrong}")
 
-    def published(self) -> Shapes:
-        """The names and shapes that the file must have; UsageError: there are none for this encoder."""
+    def expected(self, encoder: Encoder) -> Shapes:
+        """The names and shapes that the file must have. UsageError: the library has no such network."""
         raise NotImplementedError
 
-    def extra(self) -> dict[str, Any]:
+    def extra(self, encoder: Encoder) -> dict[str, Any]:
         """Metadata of this format."""
         raise NotImplementedError
 
-    def write(self, path: Path) -> None:
-        tensors = {name: tensor.contiguous() for name, tensor in self.encoder.tensors().items()}
+    def write(self, encoder: Encoder, path: Path) -> None:
+        tensors = {name: tensor.contiguous() for name, tensor in encoder.tensors().items()}
         if self.suffix == ".pth":
             _write_pth(path, tensors, self.metadata)
         else:
             write_tensors(path, tensors, {"format": "pt", KEY: self.metadata})
 
-    def verify(self, path: Path) -> None:
+    def verify(self, encoder: Encoder, path: Path) -> None:
         tensors, metadata = (_read_pth if self.suffix == ".pth" else read_safetensors)(path)
         if metadata != self.metadata:
             raise NotTheSame("its metadata did not read back")
-        require_names(tensors, self.names)
-        require_same(self.encoder.backbone, tensors, self.encoder.images())
+        require_names(tensors, self.shapes)
+        require_same(encoder.backbone, tensors, encoder.images())
 
 
-class SafetensorsFile(TensorFile):
+class Safetensors(TensorFile):
     """Any backbone, under our own names."""
 
     suffixes = (".safetensors",)
 
-    def published(self) -> Shapes:
-        return shapes_of(self.encoder.backbone)
+    def expected(self, encoder: Encoder) -> Shapes:
+        return shapes_of(encoder.backbone)
 
-    def extra(self) -> dict[str, Any]:
+    def extra(self, encoder: Encoder) -> dict[str, Any]:
         return {"target": "safetensors"}
 
 
-class TorchvisionFile(TensorFile):
+class Torchvision(TensorFile):
     """A ResNet of torchvision, without its classifier."""
 
-    def published(self) -> Shapes:
-        self.name = _resnet_name(self.encoder, "torchvision")
-        return _without_classifier(published.resnet(self.name))
+    def expected(self, encoder: Encoder) -> Shapes:
+        self.name = _resnet_name(encoder, "torchvision")
+        return _without_classifier(library_shapes.resnet(self.name))
 
-    def extra(self) -> dict[str, Any]:
+    def extra(self, encoder: Encoder) -> dict[str, Any]:
         return {"target": "torchvision", "architecture": self.name, "classifier": "none: set fc to torch.nn.Identity()"}
 
 
-class TimmFile(TensorFile):
+class Timm(TensorFile):
     """A ResNet or a vision transformer of timm, without its classifier (num_classes = 0)."""
 
-    def published(self) -> Shapes:
-        shape = self.encoder.shape("timm")
+    def expected(self, encoder: Encoder) -> Shapes:
+        shape = encoder.shape("timm")
         self.arguments: dict[str, Any] = {"num_classes": 0}
         if isinstance(shape, ResNetShape):
-            self.name = _resnet_name(self.encoder, "timm")
-            return _without_classifier(published.resnet(self.name))
+            self.name = _resnet_name(encoder, "timm")
+            return _without_classifier(library_shapes.resnet(self.name))
         size = f"vit_{shape.arch}_patch{shape.patch_size}_{shape.img_size}"
-        if size not in published.VITS or shape.mlp_ratio != 4.0:
+        if size not in library_shapes.VITS or shape.mlp_ratio != 4.0:
             raise UsageError(f"timm has no {shape} for images of {shape.img_size} px: {ELSEWHERE}")
-        self.name = size
-        if published.VITS[size][2] != shape.num_heads:
+        self.name, (*_, heads) = size, library_shapes.VITS[size]
+        if heads != shape.num_heads:
             self.arguments["num_heads"] = shape.num_heads
-            self.note = f"timm's {size} has {published.VITS[size][2]} heads: create it with num_heads={shape.num_heads}"
-        return _without_classifier(published.vit(size))
+            self.note = f"timm's {size} has {heads} heads: create it with num_heads={shape.num_heads}"
+        return _without_classifier(library_shapes.vit(size))
 
-    def extra(self) -> dict[str, Any]:
+    def extra(self, encoder: Encoder) -> dict[str, Any]:
         architecture = {"architecture": self.name, "model_args": self.arguments}
-        return {"target": "timm", **architecture, "pretrained_cfg": self.encoder.preprocessing.for_timm()}
+        return {"target": "timm", **architecture, "pretrained_cfg": encoder.preprocessing.for_timm()}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -122,7 +116,7 @@ def _resnet_name(encoder: Encoder, program: str) -> str:
     shape = encoder.shape(program)
     if not isinstance(shape, ResNetShape):
         raise UsageError(f"{program}'s vision transformers have names of their own: --to timm takes this one")
-    known = {sizes: name for name, sizes in published.RESNETS.items()}
+    known = {sizes: name for name, sizes in library_shapes.RESNETS.items()}
     name = known.get((shape.depth, shape.groups, shape.width_per_group))
     if name is None or (shape.base_width, shape.stages) != (64, 4):
         raise UsageError(f"{program} has no {shape}: {ELSEWHERE}")
@@ -130,7 +124,7 @@ def _resnet_name(encoder: Encoder, program: str) -> str:
 
 
 def _without_classifier(shapes: Shapes) -> Shapes:
-    return {name: shape for name, shape in shapes.items() if name not in published.CLASSIFIERS}
+    return {name: shape for name, shape in shapes.items() if name not in library_shapes.CLASSIFIERS}
 
 
 def _write_pth(path: Path, tensors: dict[str, Tensor], metadata: str) -> None:

@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sslrun.errors import RunFailed, UsageError, printable
-from sslrun.export.architecture import Shape, VitShape, built, deduce, shapes_of
-from sslrun.export.files import KEY, read_safetensors
-from sslrun.export.layouts import Names, networks
-from sslrun.export.targets import make_way
+from sslrun.export.architecture import Shape, VitShape, shapes_of
+from sslrun.export.export import make_way
+from sslrun.export.foreign_network import built, deduce
+from sslrun.export.tensor_files import KEY, read_safetensors
+from sslrun.export.tensor_names import Names, networks
 from sslrun.export.verify import NotTheSame
 from sslrun.runtime.checkpoint import write_tensors
 from sslrun.runtime.durable import arriving
