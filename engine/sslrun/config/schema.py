@@ -91,12 +91,10 @@ def is_component(annotation: Any) -> bool:
 
 
 def names_class(annotation: Any) -> bool:
-    """Whether an annotation asks for a table that names its class: a component, unless it is one class alone, a
-    dataclass that configs may name."""
+    """Whether an annotation asks for a table that names its class."""
     if not is_component(annotation):
         return False
-    is_alone = annotation.registry.get(annotation.__name__) is annotation
-    return not (is_alone and dataclasses.is_dataclass(annotation))
+    return annotation.names_itself or annotation.registry.get(annotation.__name__) is not annotation
 
 
 def _schema(annotation: Any, definitions: dict[str, Schema], prefix: str) -> Schema:

@@ -13,6 +13,8 @@ from sslrun.evaluation.partial_result import PartialResult
 class Evaluation(Component, kind="evaluations"):
     """A measurement of a trained encoder. Its constructor's arguments are the keys of its table in `[eval]`."""
 
+    names_itself = False
+
     def run(self, encoder: FrozenEncoder, partial_result: PartialResult) -> dict[str, Any]:
         """Measure; all ranks of a launcher call it, share the work and return the same.
 
