@@ -1,4 +1,4 @@
-"""What an export has to know of a network, read from the recipe's `[model.backbone]` table."""
+"""The architecture of an encoder, read from the recipe's `[model.backbone]` table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,11 +12,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class ResNetShape:
-    """What tells one ResNet from another; the fields are arguments of `sslrun.nn.resnet.ResNet`.
-
-    A stem of 3x3 is "small": whether it strides, and whether a max-pool follows, no weight tells.
-    """
+class ResNetArchitecture:
+    """A ResNet; the fields are arguments of `sslrun.nn.resnet.ResNet`, `stages` is the number of stages that it has."""
 
     depth: int
     in_channels: int = 3
@@ -32,17 +29,17 @@ class ResNetShape:
         return ", ".join([f"{kind}-{self.depth}", *parts])
 
     def arguments(self) -> dict[str, Any]:
-        """The `[model.backbone]` table that builds it, without what is default there."""
+        """The `[model.backbone]` table that builds it, without keys that have their defaults."""
         last = {} if self.stages == 4 else {"out_indices": [self.stages]}
-        defaults = ResNetShape(self.depth)
+        defaults = ResNetArchitecture(self.depth)
         names = ("in_channels", "stem", "base_width", "groups", "width_per_group")
         changed = {name: value for name in names if (value := getattr(self, name)) != getattr(defaults, name)}
         return {"type": "ResNet", "depth": self.depth, **changed, **last}
 
 
 @dataclass(frozen=True)
-class VitShape:
-    """What tells one vision transformer from another; the fields are arguments of `sslrun.nn.vit.VisionTransformer`."""
+class VitArchitecture:
+    """A vision transformer; the fields are arguments of `sslrun.nn.vit.VisionTransformer`."""
 
     embed_dim: int
     depth: int
@@ -61,8 +58,8 @@ class VitShape:
         return next((arch for arch, (*size, _) in SIZES.items() if size == [self.embed_dim, self.depth]), None)
 
     def arguments(self) -> dict[str, Any]:
-        """The `[model.backbone]` table that builds it, without what is default there."""
-        arch, defaults = self.arch, VitShape(0, 0, 0)
+        """The `[model.backbone]` table that builds it, without keys that have their defaults."""
+        arch, defaults = self.arch, VitArchitecture(0, 0, 0)
         names = ("img_size", "patch_size", "in_channels", "mlp_ratio")
         changed = {name: value for name in names if (value := getattr(self, name)) != getattr(defaults, name)}
         if arch is None:
@@ -72,22 +69,25 @@ class VitShape:
         return {"type": "VisionTransformer", **({"arch": arch} if arch else {}), **changed}
 
 
-Shape = ResNetShape | VitShape
+Architecture = ResNetArchitecture | VitArchitecture
 
 
-def architecture_of(table: Mapping[str, Any]) -> Shape | None:
+def architecture_of(table: Mapping[str, Any]) -> Architecture | None:
     """The network of a `[model.backbone]` table; None where it is neither a ResNet nor a VisionTransformer."""
     given = {key: value for key, value in table.items() if value is not None}
     if given.get("type") == "ResNet":
         names = ("in_channels", "stem", "base_width", "groups", "width_per_group")
         stages = max(given.get("out_indices", [4]))
-        return ResNetShape(given["depth"], **{name: given[name] for name in names if name in given}, stages=stages)
+        return ResNetArchitecture(
+            given["depth"], **{name: given[name] for name in names if name in given}, stages=stages
+        )
     if given.get("type") == "VisionTransformer":
         size = zip(("embed_dim", "depth", "num_heads"), SIZES[given.get("arch", "small")], strict=True)
-        changed = {field.name: given[field.name] for field in fields(VitShape) if field.name in given}
-        return VitShape(**{**dict(size), **changed})
+        changed = {field.name: given[field.name] for field in fields(VitArchitecture) if field.name in given}
+        return VitArchitecture(**{**dict(size), **changed})
     return None
 
 
 def shapes_of(module: nn.Module) -> Shapes:
+    """The names and shapes of a module's parameters and buffers."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

@@ -8,14 +8,18 @@ import torch
 from torch import nn
 
 from sslrun.errors import UsageError
-from sslrun.export.architecture import ResNetShape, Shape, VitShape
+from sslrun.export.architecture import Architecture, ResNetArchitecture, VitArchitecture
 from sslrun.nn.resnet import STAGE_BLOCKS, ResNet
 from sslrun.nn.vit import VisionTransformer
 
 
-def built(shape: Shape) -> nn.Module:
-    """The backbone, without storage."""
-    keys = shape.arguments()
+def built(architecture: Architecture) -> nn.Module:
+    """The backbone, on the meta device.
+
+    Raises:
+        UsageError: no network has these sizes.
+    """
+    keys = architecture.arguments()
     kind = {"ResNet": ResNet, "VisionTransformer": VisionTransformer}[keys.pop("type")]
     try:
         with torch.device("meta"):
@@ -24,11 +28,14 @@ def built(shape: Shape) -> nn.Module:
         raise UsageError(f"such a network cannot be built: {error}") from error
 
 
-def deduce(shapes: Mapping[str, tuple[int, ...]]) -> Shape:
-    """The network that tensors of these names and shapes belong to. Heads of a transformer are taken to be 64 wide.
+def deduce(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
+    """The network that tensors of these names and shapes belong to.
+
+    The number of a transformer's heads is not in the shapes; heads are assumed to be 64 wide. Of a 3x3 stem the shapes
+    do not say whether it strides and whether a max-pool follows; it is taken for "small".
 
     Raises:
-        UsageError: they are of no network that we have.
+        UsageError: they belong to no network that we have.
     """
     try:
         return _vit(shapes) if "cls_token" in shapes else _resnet(shapes)
@@ -38,7 +45,7 @@ def deduce(shapes: Mapping[str, tuple[int, ...]]) -> Shape:
         raise UsageError(f"these are not the weights of a ResNet or a VisionTransformer ({error})") from error
 
 
-def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> ResNetShape:
+def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> ResNetArchitecture:
     blocks = {tuple(map(int, m.groups())) for name in shapes if (m := re.match(r"layer(\d)\.(\d+)\.", name))}
     counts = tuple(sum(stage == s for s, _ in blocks) for stage in range(1, 5))
     stages = max((stage for stage, _ in blocks), default=0)
@@ -54,13 +61,13 @@ def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> ResNetShape:
     if stem is None:
         raise UsageError(f"a ResNet whose first convolution is {kernel}x{kernel}, not 7x7 or 3x3, is none of ours")
     if not is_deep:
-        return ResNetShape(depths[0], in_channels, stem, base_width, stages=stages)
+        return ResNetArchitecture(depths[0], in_channels, stem, base_width, stages=stages)
     inner, per_group, _, _ = shapes["layer1.0.conv2.weight"]
     groups = inner // per_group
-    return ResNetShape(depths[0], in_channels, stem, base_width, groups, per_group * 64 // base_width, stages)
+    return ResNetArchitecture(depths[0], in_channels, stem, base_width, groups, per_group * 64 // base_width, stages)
 
 
-def _vit(shapes: Mapping[str, tuple[int, ...]]) -> VitShape:
+def _vit(shapes: Mapping[str, tuple[int, ...]]) -> VitArchitecture:
     width = shapes["cls_token"][-1]
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     _, in_channels, patch_size, _ = shapes["patch_embed.proj.weight"]
@@ -70,4 +77,4 @@ def _vit(shapes: Mapping[str, tuple[int, ...]]) -> VitShape:
         raise UsageError(f"pos_embed has {patches + 1} places, which are not a class token and a square of patches")
     mlp_ratio = shapes["blocks.0.mlp.fc1.weight"][0] / width
     heads = max(1, width // 64)
-    return VitShape(width, depth, heads, grid * patch_size, patch_size, in_channels, mlp_ratio)
+    return VitArchitecture(width, depth, heads, grid * patch_size, patch_size, in_channels, mlp_ratio)

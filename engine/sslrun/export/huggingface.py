@@ -6,7 +6,7 @@ from typing import Any
 
 from sslrun.errors import UsageError
 from sslrun.export import library_shapes
-from sslrun.export.architecture import ResNetShape, Shapes
+from sslrun.export.architecture import ResNetArchitecture, Shapes
 from sslrun.export.encoder import ELSEWHERE, Encoder
 from sslrun.export.export_format import ExportFormat
 from sslrun.export.tensor_files import KEY, read_safetensors
@@ -84,19 +84,19 @@ features = model(**processor(image, return_tensors="pt")).{feature}
 
 def _config(encoder: Encoder) -> dict[str, Any]:
     """config.json; UsageError: transformers has no such network."""
-    shape = encoder.shape("transformers")
+    architecture = encoder.architecture_for("transformers")
     common = {"num_channels": 3, "dtype": "float32", "torch_dtype": "float32"}
-    if isinstance(shape, ResNetShape):
-        if (shape.groups, shape.width_per_group) != (1, 64):
-            raise UsageError(f"transformers has no {shape}: {ELSEWHERE}")
-        expansion = 1 if shape.depth < 50 else 4
+    if isinstance(architecture, ResNetArchitecture):
+        if (architecture.groups, architecture.width_per_group) != (1, 64):
+            raise UsageError(f"transformers has no {architecture}: {ELSEWHERE}")
+        expansion = 1 if architecture.depth < 50 else 4
         return {
             "architectures": ["ResNetModel"],
             "model_type": "resnet",
-            "layer_type": "basic" if shape.depth < 50 else "bottleneck",
-            "embedding_size": shape.base_width,
-            "hidden_sizes": [shape.base_width * expansion * 2**stage for stage in range(shape.stages)],
-            "depths": list(library_shapes.BLOCKS[shape.depth][: shape.stages]),
+            "layer_type": "basic" if architecture.depth < 50 else "bottleneck",
+            "embedding_size": architecture.base_width,
+            "hidden_sizes": [architecture.base_width * expansion * 2**stage for stage in range(architecture.stages)],
+            "depths": list(library_shapes.BLOCKS[architecture.depth][: architecture.stages]),
             "hidden_act": "relu",
             "downsample_in_first_stage": False,
             "downsample_in_bottleneck": False,
@@ -105,12 +105,12 @@ def _config(encoder: Encoder) -> dict[str, Any]:
     return {
         "architectures": ["ViTModel"],
         "model_type": "vit",
-        "hidden_size": shape.embed_dim,
-        "num_hidden_layers": shape.depth,
-        "num_attention_heads": shape.num_heads,
-        "intermediate_size": int(shape.embed_dim * shape.mlp_ratio),
-        "image_size": shape.img_size,
-        "patch_size": shape.patch_size,
+        "hidden_size": architecture.embed_dim,
+        "num_hidden_layers": architecture.depth,
+        "num_attention_heads": architecture.num_heads,
+        "intermediate_size": int(architecture.embed_dim * architecture.mlp_ratio),
+        "image_size": architecture.img_size,
+        "patch_size": architecture.patch_size,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
         "qkv_bias": True,

@@ -1,4 +1,4 @@
-"""One file of tensors: under our own names, or held against torchvision's and timm's published ones."""
+"""Formats that are one file of tensors: under our own names, or checked against torchvision's and timm's."""
 
 import os
 from collections import OrderedDict
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from sslrun.errors import UsageError
 from sslrun.export import library_shapes
-from sslrun.export.architecture import ResNetShape, Shapes, shapes_of
+from sslrun.export.architecture import ResNetArchitecture, Shapes, shapes_of
 from sslrun.export.encoder import ELSEWHERE, Encoder
 from sslrun.export.export_format import ExportFormat
 from sslrun.export.verify import NotTheSame, difference, require_names, require_same
 from sslrun.runtime.checkpoint import write_tensors
 
-KEY = "sslrun"  # of our metadata among a file's
+KEY = "sslrun"  # of our metadata, among the metadata of a file
 
 
 class TensorFile(ExportFormat, listed=False):
@@ -84,18 +84,18 @@ class Timm(TensorFile):
     """A ResNet or a vision transformer of timm, without its classifier (num_classes = 0)."""
 
     def expected(self, encoder: Encoder) -> Shapes:
-        shape = encoder.shape("timm")
+        architecture = encoder.architecture_for("timm")
         self.arguments: dict[str, Any] = {"num_classes": 0}
-        if isinstance(shape, ResNetShape):
+        if isinstance(architecture, ResNetArchitecture):
             self.name = _resnet_name(encoder, "timm")
             return _without_classifier(library_shapes.resnet(self.name))
-        size = f"vit_{shape.arch}_patch{shape.patch_size}_{shape.img_size}"
-        if size not in library_shapes.VITS or shape.mlp_ratio != 4.0:
-            raise UsageError(f"timm has no {shape} for images of {shape.img_size} px: {ELSEWHERE}")
+        size = f"vit_{architecture.arch}_patch{architecture.patch_size}_{architecture.img_size}"
+        if size not in library_shapes.VITS or architecture.mlp_ratio != 4.0:
+            raise UsageError(f"timm has no {architecture} for images of {architecture.img_size} px: {ELSEWHERE}")
         self.name, (*_, heads) = size, library_shapes.VITS[size]
-        if heads != shape.num_heads:
-            self.arguments["num_heads"] = shape.num_heads
-            self.note = f"timm's {size} has {heads} heads: create it with num_heads={shape.num_heads}"
+        if heads != architecture.num_heads:
+            self.arguments["num_heads"] = architecture.num_heads
+            self.note = f"timm's {size} has {heads} heads: create it with num_heads={architecture.num_heads}"
         return _without_classifier(library_shapes.vit(size))
 
     def extra(self, encoder: Encoder) -> dict[str, Any]:
@@ -113,13 +113,13 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _resnet_name(encoder: Encoder, program: str) -> str:
-    shape = encoder.shape(program)
-    if not isinstance(shape, ResNetShape):
+    architecture = encoder.architecture_for(program)
+    if not isinstance(architecture, ResNetArchitecture):
         raise UsageError(f"{program}'s vision transformers have names of their own: --to timm takes this one")
     known = {sizes: name for name, sizes in library_shapes.RESNETS.items()}
-    name = known.get((shape.depth, shape.groups, shape.width_per_group))
-    if name is None or (shape.base_width, shape.stages) != (64, 4):
-        raise UsageError(f"{program} has no {shape}: {ELSEWHERE}")
+    name = known.get((architecture.depth, architecture.groups, architecture.width_per_group))
+    if name is None or (architecture.base_width, architecture.stages) != (64, 4):
+        raise UsageError(f"{program} has no {architecture}: {ELSEWHERE}")
     return name
 
 
@@ -128,7 +128,7 @@ def _without_classifier(shapes: Shapes) -> Shapes:
 
 
 def _write_pth(path: Path, tensors: dict[str, Tensor], metadata: str) -> None:
-    """As `torch.save(module.state_dict(), path)`, with ours among the metadata that a state dict has."""
+    """As `torch.save(module.state_dict(), path)`, with our metadata beside that of a state dict."""
     state: Any = OrderedDict(tensors)
     state._metadata = OrderedDict({"": {"version": 1, KEY: metadata}})
     with open(path, "wb") as file:
