@@ -1,6 +1,6 @@
-"""`sslrun eval finetune`: a trained encoder and a classifier on it, trained together and tried on the test images.
+"""`sslrun eval finetune`: trains an encoder and a classifier together, and classifies the test images.
 
-The training is a run of its own in eval/ of the encoder's run folder: the same command goes on where it was stopped.
+The training is a run of its own in eval/ of the encoder's run folder; the same command continues it where it stopped.
 """
 
 import os
@@ -27,11 +27,11 @@ def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory:
         kind: name of the evaluation.
         config: how to fine-tune.
         saved: the encoder.
-        command: what the user typed.
+        command: the user's command line.
         directory: where the run folder and the result go.
 
     Returns:
-        exit code; the results, empty unless that is 0; the file that holds them, or the run folder.
+        The exit code; the results, empty unless the code is 0; and the file with the results, or the run folder.
     """
     backbone = saved.backbone
     train, test = labeled(train_source(saved.recipe), test_source(saved.recipe))

@@ -1,4 +1,4 @@
-"""`sslrun eval`: a trained encoder in, figures out, kept in the run folder with all that is needed to repeat them."""
+"""`sslrun eval`: measures a trained encoder, and keeps the results with all settings in the run folder."""
 
 import contextlib
 import hashlib
@@ -47,14 +47,14 @@ def evaluate(
 
     Args:
         kind: name of the evaluation.
-        evaluation: runs.
+        evaluation: the evaluation to run.
         saved: the encoder.
-        command: what the user typed.
+        command: the user's command line.
         directory: where the file goes.
 
     Returns:
-        exit code; the results, empty unless that is 0; the file that holds them with the settings, the data and the
-        environment, or how far they have come.
+        The exit code; the results, empty unless the code is 0; and the file with the results, the settings, the data
+        and the environment, or, after a stop signal, the file with the partial result.
 
     Raises:
         UsageError: there are no images to measure on.
@@ -82,10 +82,10 @@ def evaluate(
 
 
 def keep(path: Path, kind: str, saved: Saved, command: str, details: Results, results: Results) -> None:
-    """Write down what was found, of what, by what and where.
+    """Write the results of an evaluation, with the encoder, the settings and the environment.
 
     Raises:
-        RunFailed: it could not be written.
+        RunFailed: the file could not be written.
     """
     record = {
         "kind": kind,
@@ -109,7 +109,7 @@ def keep(path: Path, kind: str, saved: Saved, command: str, details: Results, re
 
 
 def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
-    """What evaluations of a saved encoder are given; its files are opened, and it is put on the device."""
+    """Puts a saved encoder on the device, and opens the images to measure it on."""
     recipe: Recipe = saved.recipe
     config, ranks_on_node = recipe.eval, distributed.ranks_on_node()
     cores = cores_of_a_rank(ranks_on_node)
@@ -129,7 +129,7 @@ def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
 
 
 def train_source(recipe: Recipe) -> Source:
-    """What classifiers learn from, opened."""
+    """The images that classifiers learn from, opened."""
     if recipe.eval.train is None:
         return recipe.data.open()[0]
     recipe.eval.train.open("eval.train")
@@ -137,7 +137,7 @@ def train_source(recipe: Recipe) -> Source:
 
 
 def test_source(recipe: Recipe) -> Source | None:
-    """What they are tried on, opened, if there is anything."""
+    """The images that are classified, opened; None if there are none."""
     if recipe.eval.test is None:
         return recipe.data.open()[1]
     recipe.eval.test.open("eval.test")
@@ -145,25 +145,25 @@ def test_source(recipe: Recipe) -> Source | None:
 
 
 def described(train: Source, test: Source | None) -> dict[str, Any]:
-    """What the images were, as far as a file can say it."""
-    found: dict[str, Any] = {}
+    """The images of an evaluation, for the file of its results."""
+    data: dict[str, Any] = {}
     for key, source in (("train", train), ("test", test)):
         if source is not None:
-            found |= {key: repr(source), f"{key}_samples": len(source)}
+            data |= {key: repr(source), f"{key}_samples": len(source)}
             if source.labels is not None:
-                found[f"{key}_classes"] = int(source.labels.max()) + 1
-    return found
+                data[f"{key}_classes"] = int(source.labels.max()) + 1
+    return data
 
 
 def _identity(saved: Saved, encoder: FrozenEncoder) -> str:
-    """What must be equal where an evaluation goes on: settings, the encoder's weights, and the images' labels."""
+    """A digest of what must be equal to continue an evaluation: settings, the encoder's weights, the images' labels."""
     train, test = encoder.labeled()
     tensors = {**encoder.backbone.state_dict(), "train": labels(train), "test": labels(test)}
     return digest(json.dumps([saved.config.values, encoder.bf16], default=str), tensors)
 
 
 def name_of(kind: str, saved: Saved) -> str:
-    """One name for one measurement: what is repeated with the same settings replaces what was there."""
+    """The name of a result's file: the same for the same settings, so that a repeated evaluation replaces it."""
     values = saved.config.values
     tables = [values.get(key) for key in ("eval", "data", "monitor")]
     settings = json.dumps([saved.weights.name, *tables, saved.recipe.engine.precision], default=str)

@@ -1,4 +1,4 @@
-"""Verbs about what was learned: `eval`, and about all runs: `runs`."""
+"""The verbs `eval`, which measures an encoder, and `runs`, which lists all runs."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from sslrun.errors import UsageError
 
 
 def add(verbs: Any) -> None:
-    """Their parsers."""
+    """Add the parsers of these verbs."""
     evaluation = verbs.add_parser(
         "eval",
         help="measure what an encoder has learned",
@@ -37,9 +37,9 @@ def add(verbs: Any) -> None:
 
     runs = verbs.add_parser(
         "runs",
-        help="all runs and how they stand",
-        description="All run folders below a folder: state, epoch, last loss, best k-NN accuracy, speed, and how long "
-        "ago the last row was written. A run that is over without having said so, killed for example, has died.",
+        help="list all runs and their states",
+        description="List all run folders below a folder: state, epoch, last loss, best k-NN accuracy, speed, and how "
+        "long ago the last row was written. A run that ended without recording its state, a killed one, has died.",
     )
     runs.add_argument("root", metavar="DIR", nargs="?", default="work_dirs", help="where to look (work_dirs)")
     runs.add_argument("--json", action="store_true", help="for programs")

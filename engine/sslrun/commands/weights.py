@@ -1,4 +1,4 @@
-"""Verbs about weights: `publish`, `export` and `import-weights`."""
+"""The verbs `publish`, `export` and `import-weights`."""
 
 import argparse
 import sys
@@ -10,10 +10,10 @@ from sslrun.config.load import committed_schema
 
 
 def add(verbs: Any) -> None:
-    """Their parsers."""
+    """Add the parsers of these verbs."""
     publish = verbs.add_parser(
         "publish",
-        help="a run's weights as one file, named by recipe, date and hash",
+        help="write a run's weights as one file, named by recipe, date and hash",
         description="Write the model of a run's newest good checkpoint as {config_name}_{date}-{hash}.pth, verify it, "
         "and print its path. `load_from` takes it, and so does torch.load with weights_only=True.",
     )
@@ -23,9 +23,9 @@ def add(verbs: Any) -> None:
 
     export = verbs.add_parser(
         "export",
-        help="a run's encoder in the form of torchvision, timm, transformers, safetensors or ONNX",
-        description="Write a trained backbone as other programs load it, with how images are to be prepared in the "
-        "metadata. The file is read back before it has its name: names and shapes as published, outputs equal.",
+        help="write a run's encoder for torchvision, timm, transformers, safetensors or ONNX",
+        description="Write a trained backbone as other programs load it, with the preparation of images in the "
+        "metadata. Before the file gets its name it is read back: names and shapes as published, outputs equal.",
         epilog=f"FORMAT is {', '.join(_formats())}, or a class of one's own in the recipe's custom_imports. "
         "docs/weights.md has the lines of code that load each of them.",
     )
@@ -41,14 +41,14 @@ def add(verbs: Any) -> None:
 
     importing = verbs.add_parser(
         "import-weights",
-        help="somebody else's checkpoint as weights for load_from",
+        help="turn a foreign checkpoint into weights for load_from",
         description="Find the backbone in a checkpoint of MMSelfSup, lightly, solo-learn, torchvision, timm or the "
         "authors of MoCo, DINO, MAE and others, by the names of its tensors, and write it under ours. Nothing in the "
         "file is executed.",
     )
     importing.add_argument("file", metavar="FILE", help="a checkpoint: .pth, .pt, .ckpt, .tar, .safetensors")
-    importing.add_argument("-o", dest="new", metavar="NEW.safetensors", required=True, help="what to write")
-    importing.add_argument("--prefix", metavar="PREFIX", help="which network of several, by what its names begin with")
+    importing.add_argument("-o", dest="new", metavar="NEW.safetensors", required=True, help="the file to write")
+    importing.add_argument("--prefix", metavar="PREFIX", help="prefix of the network to import, if there are several")
     importing.add_argument("--force", action="store_true", help="replace NEW.safetensors")
     importing.set_defaults(call=_import)
 
