@@ -8,9 +8,10 @@ from sslrun.contract import Method
 from sslrun.data import DataConfig
 from sslrun.errors import UsageError
 from sslrun.evaluation.eval_config import EvalConfig
-from sslrun.evaluation.monitor import MonitorConfig
+from sslrun.evaluation.monitors.config import MonitorConfig
 from sslrun.optim import Optimizer, Schedule
 from sslrun.runtime.checkpoint import CheckpointConfig
+from sslrun.runtime.hooks import BY_WORD, Hook
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,23 @@ class LogConfig:
     """The `[log]` table: what a run logs.
 
     Attributes:
-        interval: optimizer steps between two log lines and rows of metrics.jsonl.
-        hooks: further loggers that get the rows: "tensorboard", "wandb".
-        level: least severe level of the messages shown.
+        interval: optimizer steps between two rows of metrics.jsonl, and between two lines on the console.
+        hooks: further places for the rows: "tensorboard", "wandb", or tables with the `type` of a hook, also a user's
+            own.
+        level: least severe level of the messages that are shown.
     """
 
     interval: int = 50
-    hooks: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    hooks: list[Literal["tensorboard", "wandb"] | Hook] = field(default_factory=list)
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def __post_init__(self) -> None:
         if self.interval < 1:
             raise UsageError(f"log.interval must be at least 1, not {self.interval}")
+
+    def all_hooks(self) -> list[Hook]:
+        """The hooks, in the order of the recipe."""
+        return [BY_WORD[hook]() if isinstance(hook, str) else hook for hook in self.hooks]
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """Builds a run from its recipe, sets it up at the step where it begins, and saves it."""
 
 import contextlib
+import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -12,12 +13,11 @@ import torch
 from torch import Tensor
 
 from sslrun.config import Config
-from sslrun.contract import Progress
+from sslrun.contract import Batch, Progress
 from sslrun.data import BadSamples, Loader, Order, Source
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, center_crop_like
-from sslrun.evaluation.held_out import HeldOutLoss
-from sslrun.evaluation.monitor import HELD_OUT, AccuracyMonitor, FeatureMonitor, Monitor
+from sslrun.evaluation.monitors.monitors import Monitors
 from sslrun.nn.norm import RunningStatistics, convert_batch_norms, set_groups
 from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, norms_notes, restricted_by_accumulation
 from sslrun.randomness import seed_weights
@@ -42,7 +42,7 @@ class Run:
     statistics: RunningStatistics
     loader: Loader
     features: FeatureExtractor
-    monitors: list[Monitor]
+    monitors: Monitors
     folder: RunFolder | None
     log: RunLog | None
     step_metrics: StepMetrics
@@ -204,28 +204,21 @@ def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[s
 
 def _monitors(
     recipe: Recipe, plan: Plan, features: FeatureExtractor, holdout: Source | None, reading: dict[str, Any]
-) -> list[Monitor]:
-    """What `[monitor]` asks for; what needs held-out images is left out, with a warning, where there are none."""
-    config = recipe.monitor
+) -> Monitors:
+    """The monitors that `[monitor]` asks for, with the images that they measure."""
     if holdout is None:
-        asked = [name for name in HELD_OUT if getattr(config, name)]
-        if asked:
-            logger.warning("[monitor] %s: there are no held-out images (data.holdout) to measure", ", ".join(asked))
-        return [FeatureMonitor(config, features, None)]
+        return Monitors(recipe.monitor, features)
     held_out = FeatureExtractor(holdout, features.transforms, bf16=features.bf16, **reading)
-    monitors: list[Monitor] = [FeatureMonitor(config, features, held_out)]
-    if config.loss_interval:
-        monitors.append(_held_out_loss(recipe, plan, make_loader(recipe, holdout, plan.machine.micro_batch, reading)))
-    if config.accuracy_interval:
-        monitors.append(AccuracyMonitor(config, held_out))
-    return monitors
+    loader = make_loader(recipe, holdout, plan.machine.micro_batch, reading)
+    return Monitors(recipe.monitor, features, held_out, _held_out_batches(recipe, plan, loader))
 
 
-def _held_out_loss(recipe: Recipe, plan: Plan, loader: Loader) -> HeldOutLoss:
-    """Over as many whole global batches as there are; where there is not one, images are in it more than once."""
+def _held_out_batches(recipe: Recipe, plan: Plan, loader: Loader) -> Callable[[], Iterator[list[Batch]]]:
+    """Iterates over as many whole global batches as the held-out images fill; if they do not fill one, over one that
+    has some images more than once."""
     num_samples = len(loader.source)
     steps = max(1, num_samples // plan.global_batch)
-    if num_samples < plan.global_batch:
+    if recipe.monitor.loss_interval and num_samples < plan.global_batch:
         logger.info(
             "val/loss: the %d held-out images fill a global batch of %d only with some of them more than once",
             num_samples,
@@ -233,7 +226,13 @@ def _held_out_loss(recipe: Recipe, plan: Plan, loader: Loader) -> HeldOutLoss:
         )
     like_training = replace(plan, steps_per_epoch=steps, total_steps=steps, num_samples=num_samples)
     cursor = [part for step in range(steps) for part in like_training.positions(step, distributed.rank())]
-    return HeldOutLoss(recipe.monitor, loader, cursor, plan.accumulation)
+
+    def batches() -> Iterator[list[Batch]]:
+        with contextlib.closing(loader.run(cursor)) as stream:
+            while micro_batches := list(itertools.islice(stream, plan.accumulation)):
+                yield micro_batches
+
+    return batches
 
 
 def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
@@ -316,7 +315,7 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
         first_step=run.step,
         total_steps=plan.total_steps,
         steps_per_epoch=plan.steps_per_epoch,
-        hooks=run.recipe.log.hooks,
+        hooks=run.recipe.log.all_hooks(),
     )
     stack.callback(log.close)
     if run.step >= plan.total_steps:

@@ -210,10 +210,8 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
 def _monitor(run: Run, meter: SpeedMeter) -> None:
     """Write a row of the measurements that are due: before the first step, at the recipe's intervals, at the end."""
     progress = Progress(run.step, run.plan.total_steps, run.plan.steps_per_epoch, run.recipe.seed)
-    measured: dict[str, float] = {}
     with meter.pausing():
-        for monitor in run.monitors:
-            measured |= monitor.measure(run.executor, progress)
+        measured = run.monitors.measure(run.executor, progress)
     if measured and run.log is not None:
         run.log.write(run.step, measured)
 

@@ -50,18 +50,28 @@ CURVES = (
     ),
 )
 
+ENGINE_GROUPS = {"train", "val", "test", "knn", "probe", "spectrum", "speed", "data", "mem", "compile"}
+
 
 def curves_section(records: Sequence[Record]) -> list[Child]:
     """A panel for each number that any of the runs has; those that none has are named."""
     x_range = 0.0, max(record.run.epoch or 0.0 for record in records)
+    curves = [*CURVES, *_of_own_monitors(records)]
     panels = [
-        _panel(curve, drawn, x_range) for curve in CURVES if (drawn := [r for r in records if r.series(curve.key)])
+        _panel(curve, drawn, x_range) for curve in curves if (drawn := [r for r in records if r.series(curve.key)])
     ]
     missing = [curve.title for curve in CURVES if not any(record.series(curve.key) for record in records)]
     content: list[Child] = [element("div", panels, class_="panels")] if panels else []
     if missing:
         content.append(element("p", f"Not in metrics.jsonl: {', '.join(missing)}.", class_="note"))
     return content
+
+
+def _of_own_monitors(records: Sequence[Record]) -> list[Curve]:
+    """A curve for each number in a group that the engine itself does not write."""
+    names = {name for record in records for row in record.rows for name in row}
+    own = sorted(name for name in names if "/" in name and name.split("/")[0] not in ENGINE_GROUPS)
+    return [Curve(name, name, "measured by a monitor of one's own", name.endswith("_pct"), True) for name in own]
 
 
 def singular_values(records: Sequence[Record]) -> Html | None:

@@ -16,9 +16,9 @@ from sslrun.data import Loader, Sequential, Source, ViewGroup
 from sslrun.data.transforms import CenterCrop, Resize, Transform
 from sslrun.errors import UsageError
 from sslrun.evaluation.features import evenly, require_finite
+from sslrun.evaluation.frozen_encoder import FrozenEncoder
 from sslrun.evaluation.knn import knn_predict, nearest
-from sslrun.evaluation.subject import Subject
-from sslrun.measure import subject_of
+from sslrun.measure import frozen_encoder
 from sslrun.nn.vit import Attention, VisionTransformer
 from sslrun.plan import device_of
 from sslrun.saved import Saved, open_saved
@@ -52,7 +52,7 @@ class Evidence:
     """
 
     saved: Saved
-    subject: Subject
+    subject: FrozenEncoder
     source: Source
     queries: np.ndarray
     bank: np.ndarray
@@ -86,7 +86,7 @@ def gather(path: Path) -> Evidence:
         UsageError: there is no checkpoint, or there are no images.
     """
     saved = open_saved(path, overrides=[ANY_DEVICE])
-    subject = subject_of(saved, device_of(saved.recipe, 0))
+    subject = frozen_encoder(saved, device_of(saved.recipe, 0))
     train, source = subject.train, subject.test or subject.train
     has_labels = train.labels is not None and source.labels is not None
     classes, num_classes = _shown_classes(train, source) if has_labels else (None, 0)

@@ -1,8 +1,8 @@
-"""`sslrun import-weights`: somebody else's checkpoint becomes weights that `load_from` takes.
+"""`sslrun import-weights`: a foreign checkpoint becomes weights that `load_from` takes.
 
-A checkpoint is read with torch's restricted reader, which calls nothing but its own functions that make tensors. What
-else authors put beside their weights (argparse.Namespace, numpy's numbers, omegaconf's tables) is not imported and not
-called: an inert object takes its place.
+A checkpoint is read with torch's restricted reader, which calls only torch's own functions that make tensors. Other
+objects beside the weights (argparse.Namespace, numpy's numbers, omegaconf's tables) are neither imported nor called: an
+inert object takes the place of each.
 """
 
 import contextlib
@@ -22,17 +22,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sslrun.errors import RunFailed, UsageError, printable
-from sslrun.export.architecture import Shape, VitShape, built, deduce, shapes_of
-from sslrun.export.files import KEY, read_safetensors
-from sslrun.export.layouts import Names, networks
-from sslrun.export.targets import make_way
+from sslrun.export.architecture import Architecture, VitArchitecture, shapes_of
+from sslrun.export.export import make_way
+from sslrun.export.foreign_network import built, deduce
+from sslrun.export.tensor_files import KEY, read_safetensors
+from sslrun.export.tensor_names import Names, networks
 from sslrun.export.verify import NotTheSame
 from sslrun.runtime.checkpoint import write_tensors
 from sslrun.runtime.durable import arriving
 
 OURS = "backbone."
 
-# Where a checkpoint's backbone is, in order of preference, and whose checkpoint that is.
+# Prefixes of a backbone in checkpoints, in order of preference, and whose checkpoint has it there.
 _PLACES = [
     (r"state_dict\.module\.encoder_q\.", "the MoCo authors', query encoder"),
     (r"state_dict\.module\.base_encoder\.", "the MoCo v3 authors', base encoder"),
@@ -52,7 +53,7 @@ _PLACES = [
     (r"", "a network alone, such as torchvision's, timm's and the DINO authors'"),
     (r"backbone\.", "a network under backbone., such as ours"),
 ]
-# Names that are of no head or decoder but of a network which is not ours.
+# Names that no head or decoder has, only a backbone: if ours does not have them, it is another network.
 _OF_THE_NETWORK = re.compile(
     r"(layer\d|layers|blocks|conv\d|bn\d|norm|norm_pre|patch_embed|cls_token|pos_embed|\w*reg\w*_tokens?|dist_token"
     r"|rel_pos_\w+)(\..*)?"
@@ -61,21 +62,21 @@ _OF_THE_NETWORK = re.compile(
 
 @dataclass(frozen=True)
 class Imported:
-    """A backbone out of a checkpoint.
+    """The backbone of a foreign checkpoint.
 
     Attributes:
-        tensors: by our names, without "backbone.".
-        shape: the network they are of.
+        tensors: its tensors by our names, without "backbone.".
+        architecture: the network that they belong to.
         origin: whose checkpoint it is.
-        place: what their names began with.
-        dropped: what was left in the checkpoint: prefix to number of tensors.
-        missing: names that the network has and the checkpoint has not.
-        unread: names of Python objects in the checkpoint that stand for no tensors.
-        notes: what the weights alone do not tell.
+        place: the prefix of their names in the checkpoint.
+        dropped: number of tensors that were not imported, by prefix.
+        missing: names that the network has and the checkpoint does not have.
+        unread: names of the classes of objects in the checkpoint that are not tensors.
+        notes: properties of the network that cannot be deduced from its weights.
     """
 
     tensors: dict[str, Tensor]
-    shape: Shape
+    architecture: Architecture
     origin: str
     place: str
     dropped: dict[str, int]
@@ -84,11 +85,12 @@ class Imported:
     notes: list[str]
 
     def report(self, new: str) -> list[str]:
-        """For a terminal; `new` is the file it was written to."""
+        """The lines for the terminal; `new` is the file that was written."""
         dropped = [f"{prefix} ({number})" for prefix, number in self.dropped.items()]
-        keys = ", ".join(f"{key} = {json.dumps(value)}" for key, value in self.shape.arguments().items())
+        keys = ", ".join(f"{key} = {json.dumps(value)}" for key, value in self.architecture.arguments().items())
+        place = self.place or "no prefix"
         lines = [
-            f"recognized: {self.origin} ({self.place or 'no prefix'}): {self.shape}, {len(self.tensors)} tensors",
+            f"recognized: {self.origin} ({place}): {self.architecture}, {len(self.tensors)} tensors",
             f"dropped: {_some(dropped)}",
             f"missing: {_some(self.missing)}",
             *([f"not read, not executed: {_some(self.unread)}"] if self.unread else []),
@@ -106,11 +108,11 @@ def import_weights(path: Path, prefix: str | None = None) -> Imported:
 
     Args:
         path: the checkpoint.
-        prefix: what the names of the wanted network begin with, where the checkpoint holds several; None: the one that
-            its authors evaluate.
+        prefix: prefix of the network to import, if the checkpoint holds several; None for the one that its authors
+            evaluate.
 
     Raises:
-        UsageError: it cannot be read, it holds no network that we have, or several and none of them is known.
+        UsageError: the checkpoint cannot be read, holds no network that we have, or holds several unknown ones.
     """
     content, unread = read(path)
     tensors = _flat(content)
@@ -122,8 +124,8 @@ def import_weights(path: Path, prefix: str | None = None) -> Imported:
     theirs = {own: place + name for name, own in found[place].items()}
     ours = {own: tensors[name] for own, name in theirs.items()}
     try:
-        shape = _shape(ours, place, origin)
-        expected = shapes_of(built(shape))
+        architecture = _architecture(ours, place, origin)
+        expected = shapes_of(built(architecture))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     for own, tensor in ours.items():
@@ -131,7 +133,7 @@ def import_weights(path: Path, prefix: str | None = None) -> Imported:
             raise UsageError(f"{path}: {theirs[own]} is part of a network that is not ours")
         if own in expected and tuple(tensor.shape) != expected[own]:
             wrong = f"{tuple(tensor.shape)} instead of {expected[own]}"
-            raise UsageError(f"{path}: {theirs[own]} is {wrong}, which {shape} has")
+            raise UsageError(f"{path}: {theirs[own]} is {wrong}, which {architecture} has")
         if own in expected and not _is_plain(tensor):
             raise UsageError(f"{path}: {theirs[own]} does not hold plain numbers")
     missing = [name for name in expected if name not in ours]
@@ -141,29 +143,29 @@ def import_weights(path: Path, prefix: str | None = None) -> Imported:
     taken |= {name: torch.tensor(0) for name in counters}
     return Imported(
         tensors={name: _converted(tensor) for name, tensor in taken.items()},
-        shape=shape,
+        architecture=architecture,
         origin=origin,
         place=place,
         dropped=_grouped([name for name in tensors if name not in used], used),
         missing=[name for name in missing if name not in counters],
         unread=unread,
-        notes=_notes(shape, origin),
+        notes=_notes(architecture, origin),
     )
 
 
 def write(imported: Imported, path: Path, force: bool = False) -> None:
-    """Write it for `load_from`, and read it back.
+    """Write an imported backbone for `load_from`, and read it back.
 
     Raises:
-        UsageError: something stands at `path`.
-        RunFailed: it could not be written; nothing is left of it.
+        UsageError: something exists at `path`.
+        RunFailed: the file could not be written; nothing is left of it.
     """
     if path.suffix != ".safetensors":
         raise UsageError(f"{path} must end in .safetensors")
     make_way(path, force)
     tensors = {OURS + name: tensor for name, tensor in imported.tensors.items()}
     about = {"origin": imported.origin, "place": imported.place, "missing": imported.missing}
-    metadata = json.dumps({"target": "load_from", **about, "backbone": imported.shape.arguments()})
+    metadata = json.dumps({"target": "load_from", **about, "backbone": imported.architecture.arguments()})
     try:
         with arriving(path) as beside:
             write_tensors(beside, tensors, {"format": "pt", KEY: metadata})
@@ -177,7 +179,7 @@ def write(imported: Imported, path: Path, force: bool = False) -> None:
 
 
 class _Inert:
-    """What stands for an object that is not a tensor: takes whatever a pickle does to it, and does nothing."""
+    """Takes the place of an object that is not a tensor: accepts whatever a pickle does to it, and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
         return super().__new__(cls)
@@ -190,10 +192,10 @@ class _Inert:
 
 
 def read(path: Path) -> tuple[Any, list[str]]:
-    """What a checkpoint holds, and the names of the objects in it that were not made.
+    """The content of a checkpoint, and the names of the classes in it that were not constructed.
 
     Raises:
-        UsageError: it is no checkpoint, it is damaged, or it wants more than tensors, containers and inert objects.
+        UsageError: it is not a checkpoint, is damaged, or needs more than tensors, containers and inert objects.
     """
     unknown: list[str] = []
     try:
@@ -206,13 +208,13 @@ def read(path: Path) -> tuple[Any, list[str]]:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # in bytes that are no such file the reader may stumble over anything
+    except Exception as error:  # arbitrary bytes make the reader raise anything
         raise UsageError(f"{path} cannot be read: it is damaged, or holds more than weights") from error
 
 
 def _unpickled(path: Path, unknown: list[str]) -> Any:
-    """What torch saved; the names of objects that torch does not make are added to `unknown`."""
-    with contextlib.suppress(ValueError, RuntimeError):  # of newer files they are known beforehand
+    """What torch saved; adds the names of the classes that torch refuses to `unknown`."""
+    with contextlib.suppress(ValueError, RuntimeError):  # newer files list them
         unknown += sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     while True:
         names = [name for found in unknown for name in (found, f"builtins.{found}")]
@@ -227,7 +229,7 @@ def _unpickled(path: Path, unknown: list[str]) -> Any:
 
 
 def _flat(content: Any) -> dict[str, Tensor]:
-    """Every tensor by its place, dots between the keys; a table that stands in several places, in the first."""
+    """Every tensor by its path, keys joined by dots; a dict that is reached by several paths counts by the first."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
 
@@ -244,7 +246,7 @@ def _flat(content: Any) -> dict[str, Tensor]:
 
 
 def _choice(path: Path, found: Mapping[str, Names], wanted: str | None) -> tuple[str, str]:
-    """The prefix of the network to take, and whose checkpoint it is in ("": to be found out)."""
+    """The prefix of the network to import, and whose checkpoint it is ("" if `_whose` must decide)."""
     if wanted is not None:
         ends = [place for place in found if place.removesuffix(".").endswith(wanted.removesuffix("."))]
         exact = [place for place in ends if place.removesuffix(".") == wanted.removesuffix(".")]
@@ -261,7 +263,7 @@ def _choice(path: Path, found: Mapping[str, Names], wanted: str | None) -> tuple
 
 
 def _whose(content: Mapping[str, Any], names: Names) -> str:
-    """Whose checkpoint has a network at `state_dict.backbone.`."""
+    """Whose checkpoint it is, of those that have a network at `state_dict.backbone.`."""
     keys = content["state_dict"]
     if "pytorch-lightning_version" in content:
         is_solo = any(key.startswith("classifier.") for key in keys)
@@ -273,44 +275,44 @@ def _whose(content: Mapping[str, Any], names: Names) -> str:
     return "a network under backbone."
 
 
-def _shape(tensors: Mapping[str, Tensor], place: str, origin: str) -> Shape:
-    shape = deduce({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+def _architecture(tensors: Mapping[str, Tensor], place: str, origin: str) -> Architecture:
+    architecture = deduce({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     of_mocov3 = "base_encoder" in place or origin.startswith("MMSelfSup")
-    if isinstance(shape, VitShape) and shape.embed_dim == 384 and of_mocov3:
-        return replace(shape, num_heads=12)
-    return shape
+    if isinstance(architecture, VitArchitecture) and architecture.embed_dim == 384 and of_mocov3:
+        return replace(architecture, num_heads=12)
+    return architecture
 
 
-def _notes(shape: Shape, origin: str) -> list[str]:
-    if isinstance(shape, VitShape):
-        return [f"how many heads it has, no weight tells: {shape.num_heads} are taken for granted"]
-    if shape.stem == "small":
+def _notes(architecture: Architecture, origin: str) -> list[str]:
+    if isinstance(architecture, VitArchitecture):
+        return [f"how many heads it has, no weight tells: {architecture.num_heads} are taken for granted"]
+    if architecture.stem == "small":
         padding = "; solo-learn pads it by 2 pixels, ours by 1" if origin.startswith("solo") else ""
         return [f"its 3x3 stem is taken to have a stride of 1 and no max-pool behind it{padding}"]
-    if shape.in_channels == 2:
+    if architecture.in_channels == 2:
         return ["it sees two channels: in a recipe it is the backbone of a Sobel, and its names begin with that one's"]
     return []
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether it is real numbers in memory."""
+    """Whether a tensor holds real numbers in strided memory."""
     is_special = tensor.is_meta or tensor.is_quantized or tensor.is_complex()
     return tensor.layout == torch.strided and not is_special
 
 
 def _converted(tensor: Tensor) -> Tensor:
-    """In float32 (counters stay integers), contiguous, without history."""
+    """The tensor in float32 (int64 for counters), contiguous, without gradient."""
     return tensor.detach().to(torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
 
 
 def _grouped(names: list[str], used: set[str]) -> dict[str, int]:
-    """Tensors that were left behind, by as much of their names as tells them from those that were used."""
+    """Number of the tensors in `names` by the shortest prefix that no used tensor has."""
     inner = {name[:end] for name in used for end in _ends(name)}
     return dict(Counter(next((name[:end] for end in _ends(name) if name[:end] not in inner), name) for name in names))
 
 
 def _ends(name: str) -> list[int]:
-    """Where the parts of a name end."""
+    """Positions where the dotted parts of a name end."""
     return [*(dot.start() for dot in re.finditer(r"\.", name)), len(name)]
 
 

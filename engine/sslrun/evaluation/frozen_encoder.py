@@ -1,7 +1,8 @@
-"""What an evaluation is given: a frozen encoder, the images that it is measured on, and how they are read."""
+"""A frozen encoder and the images to measure it on: what an evaluation is given."""
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,20 +14,20 @@ from sslrun.evaluation.features import FeatureExtractor
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A frozen encoder and its images.
+class FrozenEncoder:
+    """A frozen encoder and the images to measure it on.
 
     Attributes:
-        backbone: on `device`, in evaluation mode.
-        train: opened; what classifiers learn from.
-        test: opened; what they are tried on, if there is anything.
-        transforms: how images are prepared where nothing is random.
-        views: the groups of views that the encoder was trained on.
-        device: where the encoder is.
+        backbone: the network, on `device`, in evaluation mode.
+        train: images that classifiers learn from, opened.
+        test: images that are classified, opened; None if there are none.
+        transforms: how images are prepared, without randomness.
+        views: the view groups of the encoder's training.
+        device: the device of the backbone.
         bf16: whether to compute under bfloat16 autocast.
         augment: "exact", "dali" or "auto", as for training.
         num_threads: threads that read and decode.
-        seed: of whatever is drawn.
+        seed: seed of random draws.
     """
 
     backbone: nn.Module
@@ -41,7 +42,7 @@ class Subject:
     seed: int
 
     def extractor(self, source: Source) -> FeatureExtractor:
-        """Features of a source's images, prepared by `transforms`."""
+        """An extractor of features of a source's images, prepared by `transforms`."""
         return FeatureExtractor(
             source,
             self.transforms,
@@ -52,8 +53,23 @@ class Subject:
             has_bar=True,
         )
 
+    def features_share(self, source: Source, ids: np.ndarray | None = None) -> Tensor:
+        """(n, D) fp32 on the CPU: features of this rank's share (`distributed.share`) of a source's images.
+
+        Args:
+            source: opened.
+            ids: (N,) sample ids; None for all images.
+        """
+        ids = np.arange(len(source)) if ids is None else ids
+        return self.extractor(source).extract_share(self.backbone, ids)
+
+    def features(self, source: Source, ids: np.ndarray | None = None) -> Tensor:
+        """(N, D) fp32 on the CPU: features of all those images, the same on every rank; arguments as above."""
+        ids = np.arange(len(source)) if ids is None else ids
+        return self.extractor(source).extract(self.backbone, ids)
+
     def labeled(self) -> tuple[Source, Source]:
-        """Training and test images; UsageError as `labeled`."""
+        """Training and test images with labels. Raises UsageError as the function `labeled`."""
         return labeled(self.train, self.test)
 
 
@@ -61,7 +77,7 @@ def labeled(train: Source, test: Source | None) -> tuple[Source, Source]:
     """Training and test images of a classification.
 
     Raises:
-        UsageError: some are missing, or have no labels.
+        UsageError: there are no test images, or a source has no labels.
     """
     if test is None:
         raise UsageError(
@@ -75,6 +91,6 @@ def labeled(train: Source, test: Source | None) -> tuple[Source, Source]:
 
 
 def labels(source: Source) -> Tensor:
-    """(N,) int64, of a source that has them."""
+    """(N,) int64 labels of a source that has labels."""
     assert source.labels is not None
     return torch.from_numpy(source.labels).long()

@@ -1,7 +1,7 @@
-"""How others name the tensors of a ResNet and of a vision transformer. Our own names are torchvision's and timm's.
+"""How other libraries name the tensors of a ResNet and of a vision transformer. Our names are torchvision's and timm's.
 
-`to_transformers` and `from_transformers` go there and back; `networks` finds, in somebody's checkpoint, whatever is
-laid out in a way that is known here.
+`to_transformers` and `from_transformers` translate names for an export and back; `networks` finds the networks in a
+foreign checkpoint whose names are known here.
 """
 
 import re
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
-Names = dict[str, str]  # theirs, without what stands before the network: ours
+Names = dict[str, str]  # their name, without the prefix of the network: our name
 
 _VIT_TO_TRANSFORMERS = [
     (r"cls_token", r"embeddings.cls_token"),
@@ -24,7 +24,7 @@ _VIT_TO_TRANSFORMERS = [
     (r"blocks\.(\d+)\.mlp\.fc2\.(\w+)", r"encoder.layer.\1.output.dense.\2"),
     (r"norm\.(\w+)", r"layernorm.\1"),
 ]
-_MM_VIT = [  # MMSelfSup's, and mmcls' and mmpretrain's below it
+_MM_VIT = [  # MMSelfSup, mmcls and mmpretrain
     (r"patch_embed\.projection\.(\w+)", r"patch_embed.proj.\1"),
     (r"layers\.(\d+)\.ln([12])\.(\w+)", r"blocks.\1.norm\2.\3"),
     (r"layers\.(\d+)\.attn\.(\w+)\.(\w+)", r"blocks.\1.attn.\2.\3"),
@@ -46,7 +46,7 @@ _TORCHVISION_VIT = [
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> Tensors:
-    """The tensors of a ResNet or VisionTransformer as the file of a ResNetModel or ViTModel has them."""
+    """The tensors of a ResNet or VisionTransformer under the names of a ResNetModel or ViTModel."""
     if "cls_token" not in tensors:
         return {_resnet_to_transformers(name): tensor for name, tensor in tensors.items()}
     renamed: Tensors = {}
@@ -61,23 +61,23 @@ def to_transformers(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def from_transformers(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Tensors:
-    """The way back: the tensors of those (our) names. KeyError: one is not there."""
-    found: Tensors = {}
+    """The inverse of `to_transformers`: the tensors under our `names`. KeyError: one is missing."""
+    ours: Tensors = {}
     for name in names:
         if match := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(\w+)", name):
             prefix = f"encoder.layer.{match[1]}.attention.attention"
-            found[name] = torch.cat([tensors[f"{prefix}.{part}.{match[2]}"] for part in ("query", "key", "value")])
+            ours[name] = torch.cat([tensors[f"{prefix}.{part}.{match[2]}"] for part in ("query", "key", "value")])
         elif name.startswith(("conv1.", "bn1.", "layer")):
-            found[name] = tensors[_resnet_to_transformers(name)]
+            ours[name] = tensors[_resnet_to_transformers(name)]
         else:
-            found[name] = tensors[_renamed(name, _VIT_TO_TRANSFORMERS)]
-    return found
+            ours[name] = tensors[_renamed(name, _VIT_TO_TRANSFORMERS)]
+    return ours
 
 
 def networks(names: Iterable[str]) -> dict[str, Names]:
-    """What a checkpoint's tensors are the networks of: what stands before a network's names, to the names in it.
+    """The networks in a checkpoint: the prefix of each network's names, and its names without the prefix.
 
-    Whatever else has that prefix is left out: a classifier, a decoder, or what belongs to a network that is not ours.
+    Other tensors under a prefix (a classifier, a decoder) are among its names too.
     """
     names = list(names)
     found: dict[str, Names] = {}
@@ -109,12 +109,12 @@ def _renamed(name: str, rules: list[tuple[str, str]]) -> str:
 
 
 def _torchvision_resnet(names: list[str]) -> Names:
-    """lightly's own ResNet says "shortcut" where torchvision says "downsample"."""
+    """Renames "shortcut", as lightly's own ResNet says, to torchvision's "downsample"."""
     return {name: re.sub(r"^(layer\d\.\d+\.)shortcut\.", r"\1downsample.", name) for name in names}
 
 
 def _sequential_resnet(names: list[str]) -> Names:
-    """`nn.Sequential(*resnet.children())`: numbers for names, some of them of layers without weights."""
+    """Names of `nn.Sequential(*resnet.children())`: numbers, some of them of layers without weights."""
     parts: dict[int, str] = {}
     for number in sorted({int(name.split(".")[0]) for name in names if re.match(r"\d+\.", name)}):
         if f"{number}.0.conv1.weight" in names:

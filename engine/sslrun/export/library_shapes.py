@@ -1,7 +1,7 @@
-"""Names and shapes of published encoders, written down from their papers and from the files that others publish.
+"""Names and shapes of the tensors of torchvision's, timm's and transformers' networks: what exports must have.
 
-What an exported file is held against. Nothing here looks at our own modules, so that a slip there is found here. The
-tests compare the lists with those of torchvision 0.29, timm 1.0 and transformers 4.57.
+They are written down from the papers and from published files, and do not look at our own modules, so that an error
+there shows. The tests compare them with the networks of torchvision 0.29, timm 1.0 and transformers 4.57.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ VITS = {  # timm's name: width, blocks, heads
     "vit_base_patch16_224": (768, 12, 12),
     "vit_large_patch16_224": (1024, 24, 16),
 }
-CLASSIFIERS = {"fc.weight", "fc.bias", "head.weight", "head.bias"}  # for 1000 classes; an encoder has none
+CLASSIFIERS = {"fc.weight", "fc.bias", "head.weight", "head.bias"}  # an encoder has no classifier
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
