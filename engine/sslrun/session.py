@@ -92,6 +92,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     source, holdout = recipe.data.open()
     _check_labels(recipe, source)
     recipe.model.prepare(len(source))
+    checkpoint.require_storable(recipe.model.state_dict())
     folder = _open_folder(config, recipe, resume, stack)
     machine = _machine(recipe, device, folder)
     torch.set_num_threads(machine.threads)
