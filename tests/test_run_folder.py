@@ -16,7 +16,8 @@ import torch
 from sslrun.errors import UsageError
 from sslrun.runtime import checkpoint
 from sslrun.runtime.environment import environment
-from sslrun.runtime.run_folder import RunFolder, config_changes, rows
+from sslrun.runtime.run_files import rows
+from sslrun.runtime.run_folder import RunFolder, config_changes
 
 RECIPE = {
     "epochs": 10,

@@ -1,5 +1,6 @@
 """`sslrun runs`: what stands in the folders is told, a dead run is not called running, and no damage stops the list."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,8 +14,11 @@ from pathlib import Path
 import pytest
 
 import small_run
-from sslrun import runs
 from sslrun.cli import main
+from sslrun.errors import UsageError
+from sslrun.runs import RunSummary, as_json, summarize
+from sslrun.runtime import folder_lock, run_files
+from sslrun.runtime.run_files import RunFiles, newest_rows
 from sslrun.runtime.run_folder import RunFolder
 
 RECIPE = {"epochs": 10, "seed": 1}
@@ -134,6 +138,20 @@ def test_to_look_takes_no_lock_and_loses_none(capsys, tmp_path):
     assert not is_locked()
 
 
+def test_a_start_is_not_refused_because_another_process_asks_for_the_lock(tmp_path, monkeypatch):
+    """Asking takes a shared lock for an instant. Negative control: a start is refused if that lock stays."""
+    monkeypatch.setattr(folder_lock, "RETRY_S", 1.0)
+    asker = HOLDER.replace("LOCK_EX", "LOCK_SH").replace("sys.stdin.read()", "import time; time.sleep(SECONDS); os.close(descriptor)")
+    (tmp_path / ".lock").touch()
+    for seconds, is_refused in ((0.05, False), (10, True)):
+        code = asker.replace("SECONDS", str(seconds))
+        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / ".lock")], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stdout.readline() == b"held\n"
+            with pytest.raises(UsageError, match="in use by") if is_refused else contextlib.nullcontext():
+                RunFolder(tmp_path, RECIPE, resume=False).close()
+            process.kill()
+
+
 def test_where_runs_are_looked_for(capsys, tmp_path):
     for name in ("b", "a/nested", ".hidden/run", "elsewhere/run"):
         with RunFolder(tmp_path / name, RECIPE, resume=False) as folder:
@@ -214,7 +232,7 @@ def test_a_last_row_that_was_cut_short_and_a_loss_that_was_not_finite(capsys, tm
 
 def test_rows_are_found_wherever_blocks_end(tmp_path, monkeypatch):
     generator = random.Random(0)
-    metrics = tmp_path / "metrics.jsonl"
+    files = RunFiles(tmp_path)
     for trial in range(60):
         rows = []
         for step in range(generator.randrange(12)):
@@ -222,28 +240,43 @@ def test_rows_are_found_wherever_blocks_end(tmp_path, monkeypatch):
             if generator.random() < 0.4:
                 row["knn/top1_pct"] = generator.choice([round(generator.uniform(0, 100), 10), 5e-05, None])
             rows.append(row)
-        metrics.write_text(
-            "".join(json.dumps(row) + "\n" for row in rows) + generator.choice(["", '{"step": 99, "knn'])
+        files.metrics.write_text(
+            "".join(json.dumps(row) + "\n" for row in rows) + generator.choice(["", '{"step": 99, "knn/top1_pct": 1'])
         )
-        monkeypatch.setattr(runs, "_BLOCK", generator.choice([1, 7, 64, 2**20]))
-        monkeypatch.setattr(runs, "_FIRST", generator.choice([1, 5, 100, 2**14]))
-        last, training_row = runs._last_rows(metrics)
-        assert last == (rows[-1] if rows else {}), trial
-        assert training_row == next((row for row in reversed(rows) if "train/loss" in row), {}), trial
+        monkeypatch.setattr(run_files, "BLOCK_BYTES", generator.choice([1, 7, 64, 2**16]))
+        blocks = list(files.metrics_blocks())
+        assert b"".join(blocks) == files.metrics.read_bytes()
+        for key in (None, "train/loss", "knn/top1_pct"):
+            found = [row for block in reversed(blocks) for row in newest_rows(block, key)]
+            assert found == [row for row in reversed(rows) if key is None or key in row], (trial, key)
+        summary = summarize(files)
         accuracies = [row["knn/top1_pct"] for row in rows if row.get("knn/top1_pct") is not None]
-        assert runs._best_knn(metrics) == max(accuracies, default=None), trial
+        assert summary.best_knn_top1_pct == max(accuracies, default=None), trial
+        assert summary.step == (rows[-1]["step"] if rows else None), trial
+        assert summary.loss == next((row["train/loss"] for row in reversed(rows) if "train/loss" in row), None), trial
 
 
-def test_a_large_file_is_neither_parsed_nor_kept(capsys, tmp_path, monkeypatch):
+def test_a_key_in_a_text_is_not_the_key(tmp_path):
+    files = RunFiles(tmp_path)
+    files.metrics.write_text(
+        '{"step": 1, "train/loss": 2.0}\n{"step": 2, "note": "\\"train/loss\\""}\n["train/loss"]\n'
+    )
+    assert (summarize(files).loss, summarize(files).step) == (2.0, 2)
+
+
+def test_a_large_file_is_neither_parsed_nor_kept(tmp_path, monkeypatch):
     with RunFolder(tmp_path / "run", RECIPE, resume=False) as folder:
         lines = [json.dumps(training(step, 1.0)) + "\n" for step in range(20_000)]
         lines[123] = json.dumps({"step": 123, "knn/top1_pct": 77.0}) + "\n"
         folder.metrics.write_text("".join(lines))
     parsed = []
     loads = json.loads
-    monkeypatch.setattr(runs.json, "loads", lambda text: parsed.append(1) or loads(text))
-    found = runs.read_run(tmp_path / "run")
-    assert found.best_knn_top1_pct == 77.0 and found.step == 19_999 and len(parsed) < 10
+    monkeypatch.setattr(run_files.json, "loads", lambda text: parsed.append(1) or loads(text))
+    files = RunFiles(tmp_path / "run")
+    found = summarize(files)
+    blocks = files.metrics.stat().st_size // run_files.BLOCK_BYTES + 1
+    assert found.best_knn_top1_pct == 77.0 and found.step == 19_999 and len(parsed) < 2 * blocks + 5 < 100
+    assert max(map(len, files.metrics_blocks())) < run_files.BLOCK_BYTES + 200
 
 
 def test_the_table_fits_the_width(capsys, tmp_path, monkeypatch):
@@ -293,5 +326,5 @@ def test_no_torch_is_imported(trained):
 
 
 def test_a_loss_of_nan_is_null_in_json():
-    run = runs.Run(Path("x"), loss=math.nan)
-    assert json.loads(runs.as_json([run]))[0]["loss"] is None
+    summary = RunSummary(Path("x"), loss=math.nan)
+    assert json.loads(as_json([summary]))[0]["loss"] is None
