@@ -16,7 +16,7 @@ import torch
 import small_run
 from sslrun.cli import main
 from sslrun.nn.vit import VisionTransformer
-from sslrun.report import evidence, plots
+from sslrun.report import encoder_outputs, plots
 from sslrun.report.html import Html, element, escape
 
 HOSTILE = "<script>alert('1')</script>&amp;\"$x_1$"
@@ -117,8 +117,8 @@ def test_the_vote_is_the_monitors(shown):
     """The last k-NN of the training saw the same weights and the same images."""
     run, page = shown
     last = [row["knn/top1_pct"] for row in small_run.metrics(run) if "knn/top1_pct" in row][-1]
-    assert f"{last:.1f} % of 16 images are classified rightly by the 5 most similar images out of 64." in page.text
-    found = evidence.gather(run)
+    assert f"{last:.1f} % of 16 images are classified correctly by the 5 most similar images out of 64." in page.text
+    found = encoder_outputs.run_encoder(run)
     assert np.mean(found.labels == found.predicted) * 100 == pytest.approx(last)
     assert found.is_held_out and len(found.bank) == 64
 
@@ -126,28 +126,28 @@ def test_the_vote_is_the_monitors(shown):
 def test_neighbors_are_the_nearest(trained, trained_vit):
     """Longhand: one image's features at a time, every cosine, sorted."""
     for folder in (trained, trained_vit):
-        found = evidence.gather(folder)
+        found = encoder_outputs.run_encoder(folder)
         extract = found.subject.extractor(found.subject.train).extract
         bank = np.stack([extract(found.subject.backbone, np.array([i]))[0].numpy() for i in found.bank])
         bank /= np.linalg.norm(bank, axis=1, keepdims=True)
         cosines = found.features.numpy() @ bank.T
-        nearest = np.sort(cosines, axis=1)[:, ::-1][:, : evidence.NEIGHBORS]
+        nearest = np.sort(cosines, axis=1)[:, ::-1][:, : encoder_outputs.NEIGHBORS]
         np.testing.assert_allclose(found.similarity, nearest, atol=1e-5)
         chosen = np.take_along_axis(cosines, found.neighbors, axis=1)
         np.testing.assert_allclose(chosen, nearest, atol=1e-5)
 
 
 def test_without_held_out_images_no_image_is_its_own_neighbor(trained_vit, vit_page):
-    found = evidence.gather(trained_vit)
+    found = encoder_outputs.run_encoder(trained_vit)
     assert not found.is_held_out
     assert len(found.queries) == 40 and not set(found.queries) & set(found.bank)
     assert "of the training set (nothing is held out)" in vit_page.text
 
 
 def test_many_classes_are_shown_in_part(run, monkeypatch):
-    monkeypatch.setattr(evidence, "MOST_CLASSES", 3)
-    monkeypatch.setattr(evidence, "SOME_CLASSES", 2)
-    found = evidence.gather(run)
+    monkeypatch.setattr(encoder_outputs, "MOST_CLASSES", 3)
+    monkeypatch.setattr(encoder_outputs, "SOME_CLASSES", 2)
+    found = encoder_outputs.run_encoder(run)
     assert found.class_names == ["class_0", "class_3"]
     assert set(found.subject.train.labels[found.bank]) == set(found.source.labels[found.queries]) == {0, 3}
     assert "Only 2 of the 4 classes" in report(run).text
@@ -158,7 +158,7 @@ def test_attention_is_torchs(trained_vit, vit_page):
     torch.manual_seed(0)
     model = VisionTransformer("tiny", img_size=24, patch_size=8, embed_dim=24, depth=2, num_heads=3).eval()
     images = torch.randn(2, 3, 24, 24)
-    maps = evidence.class_attention(model, images)
+    maps = encoder_outputs.class_attention(model, images)
     tokens = torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(images)], dim=1) + model.pos_embed
     tokens = model.blocks[1].norm1(model.blocks[0](tokens))
     twin = torch.nn.MultiheadAttention(24, 3, batch_first=True)
@@ -166,7 +166,7 @@ def test_attention_is_torchs(trained_vit, vit_page):
     twin.in_proj_weight, twin.in_proj_bias = attend.qkv.weight, attend.qkv.bias
     _, weights = twin(tokens, tokens, tokens, average_attn_weights=False)
     torch.testing.assert_close(maps, weights[:, :, 0, 1:].view(2, 3, 3, 3))
-    assert vit_page.text.count("head 3 ") == evidence.examples(evidence.gather(trained_vit), 4).size
+    assert vit_page.text.count("head 3 ") == encoder_outputs.examples(encoder_outputs.run_encoder(trained_vit), 4).size
 
 
 def test_text_stays_text(tmp_path, trained, images):
@@ -204,7 +204,7 @@ def test_whatever_is_missing_is_said(run, tmp_path, images):
         shutil.copy(image, flat / f"{number}.jpg")
     (gone / "config.toml").write_text(config.replace(str(images), str(flat)))
     page = report(gone).text
-    assert "Left out: the images have no labels." in page and "there are no labels to color them by" in page
+    assert "Left out: the images have no labels." in page and "There are no labels to color them by" in page
     (gone / "config.toml").write_text("model = [")
     page = report(gone).text
     assert "config.toml cannot be read" in page and "Left out: " in page
@@ -230,7 +230,7 @@ def test_whatever_is_missing_is_said(run, tmp_path, images):
         (gone / name).unlink()
     (gone / "state.json").write_text(json.dumps({"state": "running", "pid": 2**22 + 1, "host": socket.gethostname()}))
     page = only_folder(gone).text
-    assert "env.json is not there." in page and "✗ died" in page
+    assert "env.json is missing." in page and "✗ died" in page
 
 
 def test_rows_without_numbers_leave_gaps(run):
@@ -249,7 +249,7 @@ def test_several_runs_are_compared(run, trained, tmp_path):
     (other / "config.toml").write_text(text.replace("temperature = 0.2", "temperature = 0.5"))
     (other / "state.json").write_text('{"state": "failed", "exit_code": 1, "error": "disk full"}')
     page = only_folder(run, other)
-    assert "Two runs side by side" in page.text and "1 key of the resolved recipes differ" in page.text
+    assert "Two runs compared" in page.text and "1 key of the resolved recipes differ" in page.text
     assert "model.head.temperature 0.2 0.5" in page.text
     assert "B: disk full" in page.text and "failed, exit code 1" in page.text
     loss = next(svg["aria-label"] or "" for svg in page.all("svg") if (svg["aria-label"] or "").startswith("Loss"))
@@ -281,8 +281,13 @@ def test_what_is_no_run_is_refused(capsys, run, tmp_path):
         assert said in line and captured.out == ""
 
 
+def test_the_old_name_of_a_flag_still_works(run):
+    page = only_folder(run).text
+    assert report(run, "--no-pictures").text == page != report(run).text
+
+
 def test_a_checkpoint_is_that_of_the_user(run):
-    assert evidence.gather(run / "checkpoints/step_00000004").saved.step == 4
+    assert encoder_outputs.run_encoder(run / "checkpoints/step_00000004").saved.step == 4
     page = report(run / "checkpoints/step_00000004", "-o", run / "report.html", "--no-images")
     assert small_run.NAME in page.text.replace(" ", "")
 
@@ -304,7 +309,19 @@ def test_a_curve_goes_through_its_points():
         assert slope > 0 if column == 0 else slope < 0
     tree = Tree(svg)
     assert tree.all("svg")[0]["aria-label"] == 'a < "b"' and {"A 5", "B 1", "epoch"} <= {t.strip() for t in tree.texts}
-    assert not re.search(r"#0[1-5]|font-family|<style|<metadata", svg), "what stands for a color was replaced"
+    assert not re.search(r"#0[1-5]|<style|<metadata|<!", svg), "every placeholder color was replaced"
+
+
+def test_labels_may_hold_any_character_and_look_like_markup_or_a_color():
+    labels = [HOSTILE, "#050100 id=", "bell\x07 \ud800 \uffff"]
+    svg = plots.scatter(np.eye(3)[:, :2], np.arange(3), labels, name="p", alt=labels[2], has_names=True)
+    tree = Tree(svg)
+    shown = [text for text in tree.texts if text.strip()]
+    assert shown == [*labels[:2], "bell\ufffd ? \ufffd"] and tree.all("svg")[0]["aria-label"] == shown[2]
+    identifiers = [attributes["id"] for _, attributes in tree.elements if "id" in attributes]
+    assert all(identifier.startswith("p-") or identifier[0] in "mp" for identifier in identifiers)
+    other = Tree(plots.scatter(np.eye(3)[:, :2], np.arange(3), labels, name="q", alt="", has_names=True))
+    assert not {a["id"] for _, a in other.elements if "id" in a} & set(identifiers), "two plots share an id"
 
 
 def test_ticks_tell_small_differences():

@@ -141,7 +141,9 @@ def test_to_look_takes_no_lock_and_loses_none(capsys, tmp_path):
 def test_a_start_is_not_refused_because_another_process_asks_for_the_lock(tmp_path, monkeypatch):
     """Asking takes a shared lock for an instant. Negative control: a start is refused if that lock stays."""
     monkeypatch.setattr(folder_lock, "RETRY_S", 1.0)
-    asker = HOLDER.replace("LOCK_EX", "LOCK_SH").replace("sys.stdin.read()", "import time; time.sleep(SECONDS); os.close(descriptor)")
+    asker = HOLDER.replace("LOCK_EX", "LOCK_SH").replace(
+        "sys.stdin.read()", "import time; time.sleep(SECONDS); os.close(descriptor)"
+    )
     (tmp_path / ".lock").touch()
     for seconds, is_refused in ((0.05, False), (10, True)):
         code = asker.replace("SECONDS", str(seconds))

@@ -7,18 +7,21 @@ from sslrun.commands.arguments import DONE
 
 
 def add(verbs: Any) -> None:
-    """Its parser."""
+    """Add the verb's parser."""
     report = verbs.add_parser(
         "report",
-        help="one page of what runs did and learned",
-        description="Write report.html: curves, what the encoder makes of images, results, recipe. It is one file "
-        "that needs no network; several runs stand side by side in it.",
+        help="write an HTML page about one or several runs",
+        description="Write report.html: curves, views, nearest neighbors and maps of the features, evaluations, "
+        "recipe. The page is one file that needs no network. Several runs are shown side by side.",
     )
     report.add_argument("runs", metavar="RUN", nargs="+", help="a run folder, or a checkpoint in one")
-    report.add_argument("-o", dest="output", metavar="FILE", help="where the page goes (report.html in the first run)")
     report.add_argument(
-        "--no-images", action="store_true", help="only what the folders tell: needs neither images nor weights"
+        "-o", dest="output", metavar="FILE", help="the file to write; default: report.html in the first RUN"
     )
+    report.add_argument(
+        "--no-images", action="store_true", help="leave out the sections that need the data set and the weights"
+    )
+    report.add_argument("--no-pictures", dest="no_images", action="store_true", help=argparse.SUPPRESS)  # its old name
     report.set_defaults(call=_report)
 
 

@@ -330,8 +330,8 @@ def require_storable(state: Mapping[str, Any]) -> None:
         else:
             continue
         raise UsageError(
-            f"model state {name!r} {kind}: a checkpoint cannot store it; use another dtype, or register the buffer with "
-            "persistent=False if it can be recomputed"
+            f"model state {name!r} {kind}: a checkpoint cannot store it; use another dtype, or register the buffer "
+            "with persistent=False if it can be recomputed"
         )
 
 

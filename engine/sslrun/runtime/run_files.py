@@ -100,7 +100,9 @@ class RunFiles:
     def status(self) -> State | Literal["died"] | None:
         """How the run stands; "died" is a run that ended without recording it, None is not known."""
         record = self.state()
-        state: State | None = record.get("state") if record.get("state") in get_args(State) else None  # type: ignore[assignment]
+        state: State | None = record.get("state")
+        if state not in get_args(State):
+            return None
         return "died" if state == "running" and not self._is_alive(record) else state
 
     def _is_alive(self, record: dict[str, Any]) -> bool:
