@@ -141,7 +141,7 @@ def test_without_held_out_images_no_image_is_its_own_neighbor(trained_vit, vit_p
     found = encoder_outputs.run_encoder(trained_vit)
     assert not found.is_held_out
     assert len(found.queries) == 40 and not set(found.queries) & set(found.bank)
-    assert "of the training set (nothing is held out)" in vit_page.text
+    assert "the first training image of each class (no images are held out)" in vit_page.text
 
 
 def test_many_classes_are_shown_in_part(run, monkeypatch):

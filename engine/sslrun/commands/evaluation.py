@@ -1,4 +1,4 @@
-"""Verbs about what was learned: `eval`, and about all runs: `runs`."""
+"""The verb `eval`."""
 
 import argparse
 import functools
@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 from sslrun.commands.arguments import DONE, add_overrides
-from sslrun.errors import UsageError
 
 EVALUATIONS = {
     "knn": "k-nearest-neighbor classification by frozen features",
@@ -41,16 +40,6 @@ def add(verbs: Any) -> None:
         parser.add_argument("-o", dest="directory", metavar="DIR", help="where the result goes")
         parser.set_defaults(call=_eval)
 
-    runs = verbs.add_parser(
-        "runs",
-        help="all runs and how they stand",
-        description="All run folders below a folder: state, epoch, last loss, best k-NN accuracy, speed, and how long "
-        "ago the last row was written. A run that is over without having said so, killed for example, has died.",
-    )
-    runs.add_argument("root", metavar="DIR", nargs="?", default="work_dirs", help="where to look (work_dirs)")
-    runs.add_argument("--json", action="store_true", help="for programs")
-    runs.set_defaults(call=_runs)
-
 
 def _eval(args: argparse.Namespace) -> int:
     from pathlib import Path
@@ -71,24 +60,3 @@ def _eval(args: argparse.Namespace) -> int:
                 print(f"{name}  {value:.4g}")
         print(path if code == DONE else f"stopped and saved in {path}; the same command goes on", file=sys.stderr)
     return code
-
-
-def _runs(args: argparse.Namespace) -> int:
-    import os
-    import shutil
-    from pathlib import Path
-
-    from sslrun.runs import as_json, as_table, find_runs  # no torch
-
-    if not os.path.isdir(args.root):
-        state = "is not a folder" if os.path.exists(args.root) else "does not exist"
-        raise UsageError(f"{args.root} {state}: name the folder that holds run folders")
-    root = Path(args.root)
-    runs = list(find_runs(root))
-    if args.json:
-        print(as_json(runs))
-    elif runs:
-        print(as_table(runs, root, shutil.get_terminal_size((10_000, 24)).columns))  # uncut where it is no terminal
-    else:
-        print(f"no runs below {root}", file=sys.stderr)
-    return DONE

@@ -47,7 +47,13 @@ CURVES = (
     Curve("train/lr", "Learning rate", "of the first parameter group"),
     Curve("train/momentum", "Momentum", "EMA decay of the momentum teacher"),
     Curve(SPEED, "Images per second", "training only, without measurements and checkpoints", has_zero=True),
-    Curve("data/wait_pct", "Waiting for data", "share of the training time without a batch", True, has_zero=True),
+    Curve(
+        "data/wait_pct",
+        "Waiting for data",
+        "share of the training time that is spent waiting for a batch",
+        is_percent=True,
+        has_zero=True,
+    ),
 )
 
 

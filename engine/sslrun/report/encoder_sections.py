@@ -64,10 +64,11 @@ def neighbors(outputs: EncoderOutputs, name: str) -> list[Child]:
             caption, kind = (cosine, "") if label is None else _marked(label, label == own)
             tiles.append(_tile(nearby[row * count + column], f"neighbor {column + 1}, {title}", caption, kind, title))
         rows.append(element("li", tiles))
-    chosen = "evenly spaced images" if outputs.labels is None else "the first image of each class"
-    of = "that the encoder was not trained on" if outputs.is_held_out else "of the training set (nothing is held out)"
+    kind = "held-out" if outputs.is_held_out else "training"
+    selection = f"evenly spaced {kind} images" if outputs.labels is None else f"the first {kind} image of each class"
+    note = "" if outputs.is_held_out else " (no images are held out)"
     text = (
-        f"On the left: {chosen} {of}. Beside each: the {counted(count, 'training image')} with the most similar "
+        f"On the left: {selection}{note}. Beside each: the {counted(count, 'training image')} with the most similar "
         f"features, out of {len(outputs.bank):,}. The choice does not depend on the result. {_shown_classes(outputs)}"
     )
     return [element("p", text), element("ol", rows, class_="neighbors", style=f"--tiles: {count + 1}")]

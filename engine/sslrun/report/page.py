@@ -59,7 +59,7 @@ def render(runs: Sequence[ReportedRun], has_images: bool) -> str:
     if len(runs) > 1:
         sections.append(("differences", "Recipe differences", recipe_differences(runs)))
     if has_images:
-        sections += [("views", "Views of the training", _side_by_side(runs, encoder_sections.augmentations))]
+        sections += [("views", "Training views", _side_by_side(runs, encoder_sections.augmentations))]
         sections += _encoder_sections(runs)
     sections += [
         ("results", "Evaluations", evaluations(runs)),

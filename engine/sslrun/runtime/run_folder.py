@@ -140,7 +140,7 @@ class RunFolder(RunFiles):
             raise RunFailed(f"{self.path / name} could not be written: {error.strerror}") from error
 
     def _holds_a_run(self) -> bool:
-        """Whether anything was computed here: a start that failed before its first row may be repeated as it is."""
+        """Whether the folder has rows or checkpoints. A start that failed before its first row may be repeated."""
         has_rows = self.metrics.exists() and self.metrics.stat().st_size > 0
         return has_rows or bool(checkpoint.steps(self.checkpoints))
 
@@ -175,7 +175,7 @@ _ABSENT = object()
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested tables and lists of tables, under dotted keys."""
+    """(dotted key, value) of every leaf of nested tables and lists of tables."""
     if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for name, item in items:
