@@ -432,17 +432,18 @@ class Buffered(Method):
 def test_buffers_of_every_dtype_are_resumed_to_the_bit(capsys, tmp_path, images, monkeypatch):
     (tmp_path / "buffered.py").write_text(METHOD)
     monkeypatch.syspath_prepend(tmp_path)
-    recipe = small_run.write_recipe(tmp_path, images, steps=5)
+    recipe = small_run.write_recipe(tmp_path, images, steps=3)
     text = recipe.read_text()
     begin, end = text.index("[model]"), text.index("[data]")
     backbone = 'backbone = { type = "ResNet", depth = 18, base_width = 4, stem = "small" }'
     text = f'custom_imports = ["buffered"]\n{text[:begin]}[model]\ntype = "Buffered"\n{backbone}\n{text[end:]}'
     recipe.write_text(text)
-    small_run.train(recipe, "--work-dir", str(tmp_path / "straight"))
-    small_run.train(recipe, "--set", "max_iters=3")
-    small_run.train(recipe, "--set", "max_iters=5", "--resume")
+    unmonitored = ("--set", "monitor.knn_interval=0")
+    small_run.train(recipe, *unmonitored, "--work-dir", str(tmp_path / "straight"))
+    small_run.train(recipe, *unmonitored, "--set", "max_iters=1")
+    small_run.train(recipe, *unmonitored, "--resume")
     ends = [
-        checkpoint.load(tmp_path / f"{run}/small/checkpoints/step_00000005")[0]["model"] for run in ("straight", "runs")
+        checkpoint.load(tmp_path / f"{run}/small/checkpoints/step_00000003")[0]["model"] for run in ("straight", "runs")
     ]
     start = small_run.buffers_of_every_dtype()
     for name, buffer in start.items():
