@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, and nothing that happens to process, disk or files loses a good one."""
+"""Checkpoints: tensors come back to the bit, and no kill, full disk or damaged file loses a good checkpoint."""
 
 import json
 import logging
@@ -129,7 +129,7 @@ def test_the_files_are_plain_safetensors_and_json(tmp_path):
     assert json.loads((path / "state.json").read_text()) == {"step": 1234}
 
 
-# Counts the calls through which a save reaches the disk, and dies (SIGKILL) just before the n-th; a fork per n.
+# Counts the system calls of a save, and kills the process (SIGKILL) just before the n-th, in one fork for each n.
 KILLER = """
 import builtins, hashlib, os, shutil, signal, sys
 sys.path.insert(0, sys.argv[2]); sys.path.insert(0, sys.argv[3])
@@ -186,7 +186,9 @@ def test_a_kill_at_any_point_leaves_a_good_checkpoint(tmp_path):
         good = newest_good(directory)
         assert good is not None
         assert_is_example(good, int(good.name[-1]))
-        assert all(damage(path) is None for path in checkpoint.steps(directory).values()), "half a checkpoint is seen"
+        assert all(damage(path) is None for path in checkpoint.steps(directory).values()), (
+            "a half-written checkpoint is visible"
+        )
         newest.append(int(good.name[-1]))
         sweep(directory)
         assert all(path.name.removeprefix("step_").isdecimal() for path in directory.iterdir())
@@ -196,7 +198,7 @@ def test_a_kill_at_any_point_leaves_a_good_checkpoint(tmp_path):
     assert newest == [2] * (calls.index("rename") + 1) + [3] * (len(calls) - calls.index("rename"))
 
 
-def test_files_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+def test_files_are_synced_before_the_folder_is_renamed(tmp_path, monkeypatch):
     events = []
     fsync, rename = os.fsync, os.rename
 
@@ -270,7 +272,7 @@ def another_checkpoints_files(path: Path) -> None:
         (another_checkpoints_files, "belongs to step 1"),
     ],
 )
-def test_damage_is_named_and_stepped_over(tmp_path, caplog, harm, words):
+def test_damage_is_named_and_the_checkpoint_before_it_used(tmp_path, caplog, harm, words):
     for step in (1, 2, 3):
         save_example(tmp_path, step)
     harm(tmp_path / "step_00000003")
@@ -281,13 +283,13 @@ def test_damage_is_named_and_stepped_over(tmp_path, caplog, harm, words):
         load(tmp_path / "step_00000003")
 
 
-def test_a_newer_format_is_not_guessed_at(tmp_path, monkeypatch):
+def test_another_format_is_refused(tmp_path, monkeypatch):
     path = save_example(tmp_path, 1)
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
     assert "its format is 1, this version reads 2" in str(damage(path))
 
 
-def test_nothing_good(tmp_path):
+def test_no_good_checkpoint(tmp_path):
     assert newest_good(tmp_path / "not there") is None
     save_example(tmp_path, 1)
     truncate(tmp_path / "step_00000001")
@@ -323,7 +325,7 @@ def test_retention(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_failing_deletion_is_a_warning_and_is_swept_later(tmp_path, caplog, monkeypatch):
+def test_a_failed_deletion_is_a_warning_and_is_repeated_at_the_next_start(tmp_path, caplog, monkeypatch):
     for step in (1, 2):
         save_example(tmp_path, step)
 
@@ -341,7 +343,7 @@ def test_a_failing_deletion_is_a_warning_and_is_swept_later(tmp_path, caplog, mo
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000002"]
 
 
-def test_a_full_disk_leaves_the_old_checkpoints_and_no_rubbish(tmp_path):
+def test_a_full_disk_leaves_the_old_checkpoints_and_no_partial_one(tmp_path):
     save_example(tmp_path, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
@@ -357,7 +359,7 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_no_rubbish(tmp_path):
     assert_is_example(newest_good(tmp_path), 2)
 
 
-def test_a_folder_that_cannot_be_made_fails_in_one_line(tmp_path):
+def test_a_folder_that_cannot_be_created_fails_in_one_line(tmp_path):
     (tmp_path / "checkpoints").write_text("a file in the way")
     with pytest.raises(RunFailed, match="could not be written"):
         save_example(tmp_path / "checkpoints", 1)

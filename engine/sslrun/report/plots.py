@@ -185,7 +185,7 @@ def _figure(
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most `MOST_POINTS` points: means over equal intervals, with the first point unchanged."""
+    """At most `MOST_POINTS` points: means over equal intervals, with the first and the last point unchanged."""
     if len(x) <= MOST_POINTS:
         return x, y
     places = np.linspace(1, len(x) - 1, MOST_POINTS - 1).astype(int)

@@ -64,9 +64,9 @@ def is_held(folder: Path) -> bool | None:
         return None
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
+    except BlockingIOError:
         return True
-    except OSError:  # a file system without locks
+    except OSError:  # a file system without locks, or one that does not let this user lock
         return None
     finally:
         os.close(descriptor)
