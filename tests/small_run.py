@@ -19,6 +19,7 @@ import torch
 from ranks import run_ranks
 from sslrun.cli import main
 from sslrun.runtime import checkpoint
+from sslrun.runtime.safetensors_file import AS_REAL, DTYPES
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "mocov2_resnet18_2xb8-coslr-6iters_images-24"  # of the run that the fixture `trained` made
@@ -209,7 +210,7 @@ def buffers_of_every_dtype() -> dict[str, torch.Tensor]:
     """(3, 4) tensors of random bits, NaNs with payloads and -0.0 among them, of each dtype that a checkpoint stores."""
     generator = torch.Generator().manual_seed(0)
     buffers = {}
-    for dtype in sorted({*checkpoint._DTYPES, *checkpoint._AS_REAL}, key=str):
+    for dtype in sorted({*DTYPES, *AS_REAL}, key=str):
         raw = torch.randint(0, 256, (3, 4 * dtype.itemsize), dtype=torch.uint8, generator=generator)
         buffer = (raw % 2 if dtype == torch.bool else raw).view(dtype)
         if dtype.is_floating_point and dtype.itemsize > 1:

@@ -28,6 +28,7 @@ from sslrun.runtime.checkpoint import (
     set_aside_newer,
     sweep,
 )
+from sslrun.runtime.safetensors_file import require_storable, write_tensors
 
 
 def example(step: int) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
@@ -89,10 +90,10 @@ def test_every_dtype_of_torch_is_stored_or_refused_before_training(tmp_path):
     for dtype in every:
         state = {"fine": torch.ones(1), "head.table": torch.empty(2, 2, dtype=dtype)}
         if dtype in storable:
-            checkpoint.require_storable(state)
+            require_storable(state)
         else:
             with pytest.raises(UsageError, match=rf"'head\.table' has the dtype {dtype}: a checkpoint cannot store it"):
-                checkpoint.require_storable(state)
+                require_storable(state)
     refused = {str(dtype).removeprefix("torch.").rstrip("0123456789x") for dtype in every - storable}
     assert refused == {"int", "uint", "bits", "qint", "quint"}, "only dtypes below a byte, of raw bits, or quantized"
     assert {torch.int8, torch.uint64, torch.bool, torch.bfloat16, torch.float8_e5m2, torch.complex32} <= storable
@@ -103,12 +104,12 @@ def test_every_dtype_of_torch_is_stored_or_refused_before_training(tmp_path):
         ({"extra": 1}, "is a dict, not a tensor"),
     ):
         with pytest.raises(UsageError, match=words):
-            checkpoint.require_storable({"x": value})
+            require_storable({"x": value})
 
 
 def test_complex64_is_plain_safetensors_and_metadata_stays(tmp_path):
     tensors = {"a": torch.randn(3, dtype=torch.complex64), "b": torch.randn(3, dtype=torch.complex128)}
-    checkpoint.write_tensors(tmp_path / "x.safetensors", tensors, {"format": "pt"})
+    write_tensors(tmp_path / "x.safetensors", tensors, {"format": "pt"})
     plain = load_file(tmp_path / "x.safetensors")
     assert torch.equal(plain["a"], tensors["a"]) and torch.equal(plain["b"], torch.view_as_real(tensors["b"]))
     with safe_open(tmp_path / "x.safetensors", "pt") as file:

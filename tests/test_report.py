@@ -243,6 +243,18 @@ def test_rows_without_numbers_leave_gaps(run):
     assert "k-NN accuracy" in page.text.partition("Not in metrics.jsonl: ")[2]
 
 
+def test_metrics_of_custom_monitors_are_drawn(run):
+    rows = [
+        {"step": i, "epoch": i, "mine/share_pct": 10.0 * i, f"mine/{HOSTILE}": 1.5, "data/own": 1} for i in range(3)
+    ]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    labels = [svg["aria-label"] for svg in without_images(run).all("svg")]
+    assert labels == [
+        f"mine/{HOSTILE} over epochs. 1.5 at epoch 0, 1.5 at epoch 2.",
+        "mine/share_pct over epochs. 0.0 % at epoch 0, 20.0 % at epoch 2.",
+    ]
+
+
 def test_several_runs_are_compared(run, trained, tmp_path):
     other = Path(shutil.copytree(trained, tmp_path / "other"))
     text = (other / "config.toml").read_text()

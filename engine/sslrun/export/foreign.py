@@ -27,8 +27,8 @@ from sslrun.export.files import KEY, read_safetensors
 from sslrun.export.layouts import Names, networks
 from sslrun.export.targets import make_way
 from sslrun.export.verify import NotTheSame
-from sslrun.runtime.checkpoint import write_tensors
 from sslrun.runtime.durable import arriving
+from sslrun.runtime.safetensors_file import write_tensors
 
 OURS = "backbone."
 

@@ -57,16 +57,27 @@ CURVES = (
 )
 
 
+# First parts of the names of the engine's own metrics. Metrics with another one are a user's monitors'.
+ENGINE_GROUPS = {"train", "val", "test", "knn", "probe", "spectrum", "speed", "data", "mem", "compile"}
+
+
 def curves(runs: Sequence[ReportedRun]) -> list[Child]:
     """A plot of each metric that any run has, and the names of the metrics that no run has."""
     x_range = 0.0, max(run.summary.epoch or 0.0 for run in runs)
-    measured = {curve: [run for run in runs if run.series(curve.key)] for curve in CURVES}
+    measured = {curve: [run for run in runs if run.series(curve.key)] for curve in (*CURVES, *_custom_curves(runs))}
     panels = [_panel(curve, those, x_range) for curve, those in measured.items() if those]
-    missing = [curve.title for curve, those in measured.items() if not those]
+    missing = [curve.title for curve in CURVES if not measured[curve]]
     content: list[Child] = [element("div", panels, class_="panels")] if panels else []
     if missing:
         content.append(element("p", f"Not in {METRICS}: {', '.join(missing)}.", class_="note"))
     return content
+
+
+def _custom_curves(runs: Sequence[ReportedRun]) -> list[Curve]:
+    """A curve for each metric of a user's own monitors."""
+    names = {name for run in runs for row in run.rows for name in row}
+    custom = sorted(name for name in names if "/" in name and name.split("/")[0] not in ENGINE_GROUPS)
+    return [Curve(name, name, "measured by a custom monitor", name.endswith("_pct"), True) for name in custom]
 
 
 def singular_values(runs: Sequence[ReportedRun]) -> Html | None:
