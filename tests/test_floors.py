@@ -23,7 +23,7 @@ FLOORS = {
 }  # fmt: skip
 HOME = {  # who may know a library
     "nvidia": "sslrun.data", "deepspeed": "sslrun.runtime.deepspeed_executor",
-    "matplotlib": "sslrun.report.plots", "sklearn": "sslrun.report.evidence",
+    "matplotlib": "sslrun.report.plots", "sklearn": "sslrun.report.encoder_outputs",
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import log
 from sslrun.runtime.hooks import BY_WORD, Hook, TensorBoard, WandB
 from sslrun.runtime.log import RunLog, SpeedMeter, start_logging
-from sslrun.runtime.run_folder import rows
+from sslrun.runtime.run_files import rows
 
 ROW = {"train/loss": 6.9312, "train/lr": 0.03, "speed/images_per_s": 812.3, "data/wait_pct": 3.1, "mem/peak_gib": 10.25}
 

@@ -13,7 +13,7 @@ from sslrun.evaluation.finetune_recipe import Finetune, recipe
 from sslrun.evaluation.frozen_encoder import labeled, labels
 from sslrun.measure import Results, described, keep, name_of, test_source, train_source
 from sslrun.runtime import distributed
-from sslrun.runtime.run_folder import rows
+from sslrun.runtime.run_files import rows
 from sslrun.saved import Saved
 from sslrun.train import run
 

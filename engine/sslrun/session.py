@@ -27,6 +27,7 @@ from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
 from sslrun.runtime.run_folder import RunFolder
+from sslrun.runtime.safetensors_file import require_storable
 from sslrun.step_metrics import StepMetrics
 
 logger = logging.getLogger("sslrun")
@@ -94,6 +95,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     source, holdout = recipe.data.open()
     _check_labels(recipe, source)
     recipe.model.prepare(len(source))
+    require_storable(recipe.model.state_dict())
     folder = _open_folder(config, recipe, resume, stack)
     machine = _machine(recipe, device, folder)
     torch.set_num_threads(machine.threads)

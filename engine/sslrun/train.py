@@ -26,7 +26,7 @@ from sslrun.randomness import Phase
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import LOSS, RATE, SpeedMeter
-from sslrun.runtime.run_folder import rows
+from sslrun.runtime.run_files import rows
 from sslrun.runtime.signals import PREEMPTED, StopSignals
 from sslrun.session import Run, build, prepare, save
 

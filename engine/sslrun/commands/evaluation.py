@@ -1,13 +1,11 @@
-"""The verbs `eval`, which measures an encoder, and `runs`, which lists all runs."""
+"""The verb `eval`."""
 
 import argparse
 import sys
 from typing import Any
 
 from sslrun.commands.arguments import DONE, add_overrides
-from sslrun.config.schema_reader import classes, first_sentence, follow, kinds
-from sslrun.config.load import committed_schema
-from sslrun.errors import UsageError
+from sslrun.config.schema_reader import classes, committed_schema, first_sentence, follow, kinds
 
 
 def add(verbs: Any) -> None:
@@ -34,16 +32,6 @@ def add(verbs: Any) -> None:
     evaluation.add_argument("--recipe", metavar="TOML", help="the recipe that a file of weights was trained by")
     evaluation.add_argument("-o", dest="directory", metavar="DIR", help="where the result goes")
     evaluation.set_defaults(call=_eval)
-
-    runs = verbs.add_parser(
-        "runs",
-        help="list all runs and their states",
-        description="List all run folders below a folder: state, epoch, last loss, best k-NN accuracy, speed, and how "
-        "long ago the last row was written. A run that ended without recording its state, a killed one, has died.",
-    )
-    runs.add_argument("root", metavar="DIR", nargs="?", default="work_dirs", help="where to look (work_dirs)")
-    runs.add_argument("--json", action="store_true", help="for programs")
-    runs.set_defaults(call=_runs)
 
 
 def _built_in() -> str:
@@ -76,24 +64,3 @@ def _eval(args: argparse.Namespace) -> int:
                 print(f"{name}  {value:.4g}")
         print(path if code == DONE else f"stopped and saved in {path}; the same command goes on", file=sys.stderr)
     return code
-
-
-def _runs(args: argparse.Namespace) -> int:
-    import os
-    import shutil
-    from pathlib import Path
-
-    from sslrun.runs import as_json, as_table, find_runs  # no torch
-
-    if not os.path.isdir(args.root):
-        state = "is not a folder" if os.path.exists(args.root) else "does not exist"
-        raise UsageError(f"{args.root} {state}: name the folder that holds run folders")
-    root = Path(args.root)
-    runs = list(find_runs(root))
-    if args.json:
-        print(as_json(runs))
-    elif runs:
-        print(as_table(runs, root, shutil.get_terminal_size((10_000, 24)).columns))  # uncut where it is no terminal
-    else:
-        print(f"no runs below {root}", file=sys.stderr)
-    return DONE

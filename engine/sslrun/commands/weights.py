@@ -5,8 +5,8 @@ import sys
 from typing import Any
 
 from sslrun.commands.arguments import DONE, add_overrides
-from sslrun.config.schema_reader import classes, kinds
 from sslrun.config.load import committed_schema
+from sslrun.config.schema_reader import classes, kinds
 
 
 def add(verbs: Any) -> None:

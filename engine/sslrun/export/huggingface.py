@@ -12,8 +12,8 @@ from sslrun.export.export_format import ExportFormat
 from sslrun.export.tensor_files import KEY, read_safetensors
 from sslrun.export.tensor_names import from_transformers, to_transformers
 from sslrun.export.verify import NotTheSame, difference, require_names, require_same, shapes
-from sslrun.runtime.checkpoint import write_tensors
 from sslrun.runtime.durable import write_file
+from sslrun.runtime.safetensors_file import write_tensors
 
 CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "preprocessor_config.json", "README.md"
 

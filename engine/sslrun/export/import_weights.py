@@ -28,8 +28,8 @@ from sslrun.export.foreign_network import built, deduce
 from sslrun.export.tensor_files import KEY, read_safetensors
 from sslrun.export.tensor_names import Names, networks
 from sslrun.export.verify import NotTheSame
-from sslrun.runtime.checkpoint import write_tensors
 from sslrun.runtime.durable import arriving
+from sslrun.runtime.safetensors_file import write_tensors
 
 OURS = "backbone."
 

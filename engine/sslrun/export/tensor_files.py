@@ -15,7 +15,7 @@ from sslrun.export.architecture import ResNetArchitecture, Shapes, shapes_of
 from sslrun.export.encoder import ELSEWHERE, Encoder
 from sslrun.export.export_format import ExportFormat
 from sslrun.export.verify import NotTheSame, difference, require_names, require_same
-from sslrun.runtime.checkpoint import write_tensors
+from sslrun.runtime.safetensors_file import write_tensors
 
 KEY = "sslrun"  # of our metadata, among the metadata of a file
 

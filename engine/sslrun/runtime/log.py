@@ -23,7 +23,7 @@ import torch
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import distributed
 from sslrun.runtime.hooks import Hook
-from sslrun.runtime.run_folder import rows
+from sslrun.runtime.run_files import rows
 
 logger = logging.getLogger(__name__)
 

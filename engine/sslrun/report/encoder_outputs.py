@@ -1,4 +1,4 @@
-"""What a trained encoder makes of images: the numbers behind neighbors, confusion, maps and attention."""
+"""Outputs of a trained encoder: the features, neighbors, predictions and attention that a report shows."""
 
 import contextlib
 import logging
@@ -25,30 +25,30 @@ from sslrun.saved import Saved, open_saved
 
 logger = logging.getLogger("sslrun")
 
-MOST_QUERIES, MOST_BANK = 1000, 5000  # images: seconds on a CPU for small ones, a minute on a GPU for large ones
-MOST_CLASSES, SOME_CLASSES = 20, 10  # of more than the one, the other are shown
+MOST_QUERIES, MOST_BANK = 1000, 5000  # images: seconds on a CPU if they are small, a minute on a GPU if large
+MOST_CLASSES, SOME_CLASSES = 20, 10  # a data set of more than 20 classes is shown by 10 of them
 NEIGHBORS = 5
-ANY_DEVICE = "engine.device=auto"  # what was trained on a GPU may be looked at where there is none
+ANY_DEVICE = "engine.device=auto"  # a run that was trained on a GPU can be reported on a machine without one
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Images that an encoder was asked about (queries), and those that they are compared with (bank).
+class EncoderOutputs:
+    """An encoder's outputs for some images (the queries), compared with those for training images (the bank).
 
     Attributes:
         saved: the encoder.
-        subject: its images, and how they are read.
-        source: of the queries.
-        queries: (M,) int64, their sample ids.
-        bank: (N,) int64, sample ids in `subject.train`.
-        features: (M, D) float32, of unit length, of the queries.
-        similarity: (M, k) cosines of the nearest of the bank, falling.
-        neighbors: (M, k) int64, places in the bank.
-        classes: (C,) int64, labels that are shown, ascending; None where there are no labels.
-        num_classes: how many there are.
-        labels: (M,) int64, places in `classes`; None where there are no labels.
-        bank_labels: (N,) int64, places in `classes`; None where there are no labels.
-        predicted: (M,) int64, places in `classes` that the neighbors vote for; None where there are no labels.
+        subject: its data, and how the images are read.
+        source: data source of the queries.
+        queries: (M,) int64, sample ids of the queries.
+        bank: (N,) int64, sample ids of the bank in `subject.train`.
+        features: (M, D) float32, features of the queries, of unit length.
+        similarity: (M, k) cosine similarities of each query's nearest bank images, descending.
+        neighbors: (M, k) int64, indices of these images in the bank.
+        classes: (C,) int64, the labels that are shown, ascending; None if there are no labels.
+        num_classes: number of classes in the data, shown or not.
+        labels: (M,) int64, the queries' classes as indices into `classes`; None if there are no labels.
+        bank_labels: (N,) int64, the bank's classes as indices into `classes`; None if there are no labels.
+        predicted: (M,) int64, the k-NN's predictions as indices into `classes`; None if there are no labels.
     """
 
     saved: Saved
@@ -67,20 +67,23 @@ class Evidence:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether the encoder was not trained on the queries."""
+        """Whether the queries are images that the encoder was not trained on."""
         return self.source is not self.subject.train
 
     @property
     def class_names(self) -> list[str]:
-        """Of the classes that are shown; empty where there are no labels."""
+        """Names of the classes that are shown; empty if there are no labels."""
         if self.classes is None:
             return []
         names = self.subject.train.class_names or self.source.class_names
         return [names[label] if names and label < len(names) else f"class {label}" for label in self.classes]
 
 
-def gather(path: Path) -> Evidence:
-    """Open a run's encoder and ask it about images.
+def run_encoder(path: Path) -> EncoderOutputs:
+    """Open a run's encoder and compute its outputs.
+
+    Args:
+        path: a run folder, or a checkpoint in one.
 
     Raises:
         UsageError: there is no checkpoint, or there are no images.
@@ -98,7 +101,7 @@ def gather(path: Path) -> Evidence:
         queries = _spread(_ids(source, classes), MOST_QUERIES)
         bank = _spread(_ids(train, classes), MOST_BANK)
     if min(len(queries), len(bank)) == 0:
-        raise UsageError(f"{train!r} has too few images to compare any")
+        raise UsageError(f"{train!r} has too few images to compare")
     logger.info("%s: features of %d images", saved.name, len(queries) + len(bank))
     features = subject.extractor(source).extract(subject.backbone, queries)
     others = subject.extractor(train).extract(subject.backbone, bank)
@@ -112,7 +115,7 @@ def gather(path: Path) -> Evidence:
         labels = np.asarray(np.searchsorted(classes, source.labels[queries]))
         bank_labels = np.asarray(np.searchsorted(classes, train.labels[bank]))
         predicted = knn_predict(others, torch.from_numpy(bank_labels), features, **vote).numpy()
-    return Evidence(
+    return EncoderOutputs(
         saved,
         subject,
         source,
@@ -129,27 +132,27 @@ def gather(path: Path) -> Evidence:
     )
 
 
-def examples(evidence: Evidence, count: int) -> np.ndarray:
-    """Places of some queries, not chosen by what came out: the first of each class, or evenly spaced."""
-    if evidence.labels is None:
-        return _spread(np.arange(len(evidence.queries)), count)
-    _, first = np.unique(evidence.labels, return_index=True)
+def examples(outputs: EncoderOutputs, count: int) -> np.ndarray:
+    """Indices of some queries, chosen regardless of the outputs: the first of each class, or evenly spaced."""
+    if outputs.labels is None:
+        return _spread(np.arange(len(outputs.queries)), count)
+    _, first = np.unique(outputs.labels, return_index=True)
     return _spread(first, count)
 
 
-def pixels(evidence: Evidence, source: Source, ids: np.ndarray, side: int) -> np.ndarray:
-    """(n, side, side, 3) uint8, the middle square of each image."""
-    return _prepared(evidence, source, ids, [Resize(side), CenterCrop(side)]).numpy()
+def pixels(outputs: EncoderOutputs, source: Source, ids: np.ndarray, side: int) -> np.ndarray:
+    """(n, side, side, 3) uint8, the center square of each image."""
+    return _prepared(outputs, source, ids, [Resize(side), CenterCrop(side)]).numpy()
 
 
 def maps(features: Tensor) -> tuple[np.ndarray, float, np.ndarray]:
-    """(M, 2) first principal components, the share of the variance that is in them, and (M, 2) t-SNE coordinates."""
+    """(M, 2) first two principal components, their share of the variance, and (M, 2) t-SNE coordinates."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     rows = features.double().numpy()
-    with threadpool_limits(1):  # sums over threads come in any order, and t-SNE makes other maps of that
+    with threadpool_limits(1):  # with several threads the order of sums varies, and with it t-SNE's map
         components = PCA(min(50, *rows.shape), svd_solver="full").fit(rows)
         reduced = components.transform(rows)
         perplexity = min(30.0, (len(rows) - 1) / 3)
@@ -158,22 +161,22 @@ def maps(features: Tensor) -> tuple[np.ndarray, float, np.ndarray]:
 
 
 @torch.no_grad()
-def attention(evidence: Evidence, places: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Where the class token of the last block looks, in the images as the network gets them.
+def attention(outputs: EncoderOutputs, places: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Attention of the last block's class token.
 
     Args:
-        evidence: of the run.
-        places: (n,) of queries.
+        outputs: of the encoder.
+        places: (n,) indices of queries.
 
     Returns:
-        (n, S, S, 3) uint8 images and (n, heads, G, G) shares of each head's attention to the patches of the grid,
-        which with the class token's own sum to 1; None where the encoder is no vision transformer.
+        (n, S, S, 3) uint8 images as the network gets them, and (n, heads, G, G) attention weights of the patches, which
+        sum to 1 together with the class token's own; None if the encoder is not a vision transformer.
     """
-    backbone, subject = evidence.subject.backbone, evidence.subject
+    backbone, subject = outputs.subject.backbone, outputs.subject
     if not isinstance(backbone, VisionTransformer):
         return None
     group = ViewGroup(num_views=1, transforms=subject.transforms)
-    images = _prepared(evidence, evidence.source, evidence.queries[places], subject.transforms)
+    images = _prepared(outputs, outputs.source, outputs.queries[places], subject.transforms)
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (group.normalize.mean, group.normalize.std))
     normalized = (images.permute(0, 3, 1, 2) / 255 - mean) / std
     return images.numpy(), class_attention(backbone, normalized.to(subject.device)).cpu().numpy()
@@ -181,19 +184,20 @@ def attention(evidence: Evidence, places: np.ndarray) -> tuple[np.ndarray, np.nd
 
 @torch.no_grad()
 def class_attention(backbone: VisionTransformer, images: Tensor) -> Tensor:
-    """(B, heads, G, G) of (B, 3, H, W): softmax of the class token's query with every key, in the last block.
+    """(B, heads, G, G) attention weights of the last block's class token, for (B, 3, H, W) images.
 
-    Training computes attention in one fused call that keeps no such map, so it is made anew from what goes in there.
+    The model computes attention in one fused call that does not return the weights, so they are computed again from the
+    input of that call.
     """
     block: Any = backbone.blocks[-1]
     attend: Attention = block.attn
-    seen: list[Tensor] = []
-    hook = attend.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    inputs: list[Tensor] = []
+    hook = attend.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     try:
         backbone(images)
     finally:
         hook.remove()
-    tokens = seen[0]
+    tokens = inputs[0]
     batch, length, width = tokens.shape
     query, key, _ = attend.qkv(tokens).view(batch, length, 3, attend.heads, -1).permute(2, 0, 3, 1, 4).unbind()
     scores = (query[:, :, :1] @ key.transpose(-2, -1)) * (width // attend.heads) ** -0.5
@@ -201,8 +205,8 @@ def class_attention(backbone: VisionTransformer, images: Tensor) -> Tensor:
     return scores.softmax(dim=-1)[:, :, 0, 1:].reshape(batch, -1, grid, grid).float()
 
 
-def _prepared(evidence: Evidence, source: Source, ids: np.ndarray, transforms: list[Transform]) -> Tensor:
-    """(n, H, W, 3) uint8 images of a source, after transforms."""
+def _prepared(outputs: EncoderOutputs, source: Source, ids: np.ndarray, transforms: list[Transform]) -> Tensor:
+    """(n, H, W, 3) uint8, images of a source after transforms."""
     group = ViewGroup(num_views=1, transforms=transforms)
     loader = Loader(
         source,
@@ -210,8 +214,8 @@ def _prepared(evidence: Evidence, source: Source, ids: np.ndarray, transforms: l
         sampler=Sequential(len(source)),
         seed=0,
         batch_size=max(1, len(ids)),
-        augment=evidence.subject.augment,
-        num_threads=evidence.subject.num_threads,
+        augment=outputs.subject.augment,
+        num_threads=outputs.subject.num_threads,
     )
     with contextlib.closing(loader.run([(0, ids)])) as stream:
         batch: Batch = next(stream)
@@ -220,19 +224,19 @@ def _prepared(evidence: Evidence, source: Source, ids: np.ndarray, transforms: l
 
 
 def _shown_classes(train: Source, source: Source) -> tuple[np.ndarray, int]:
-    """The labels to show, and how many there are."""
+    """The labels to show, and the number of all labels."""
     assert train.labels is not None and source.labels is not None
     labels = np.union1d(train.labels, source.labels)
     return labels if len(labels) <= MOST_CLASSES else _spread(labels, SOME_CLASSES), len(labels)
 
 
 def _ids(source: Source, classes: np.ndarray | None) -> np.ndarray:
-    """Sample ids of the classes."""
+    """Ids of the samples in some classes; None for all samples."""
     if classes is None or source.labels is None:
         return np.arange(len(source))
     return np.flatnonzero(np.isin(source.labels, classes))
 
 
 def _spread(values: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of them, evenly spaced."""
+    """At most `most` of the values, evenly spaced."""
     return values[evenly(len(values), most)]

@@ -1,15 +1,14 @@
-"""Numbers as a reader wants them."""
-
-import re
+"""Numbers as text for a reader."""
 
 
 def number(value: float) -> str:
-    """Four digits, thousands apart; powers of ten for what is very small or very large."""
+    """Up to four digits with thousands separators; scientific notation for very small and very large values."""
     if value == 0 or 1e-3 <= abs(value) < 1e7:
         digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
         text = f"{value:,.{digits}f}"
         return text.rstrip("0").rstrip(".") if "." in text else text
-    return re.sub(r"e([+-])0?", r"e\1", f"{value:.2e}").replace("e+", "e")
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def percent(value: float) -> str:
@@ -17,7 +16,7 @@ def percent(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the two largest units."""
+    """In the two largest units, such as "2 h 5 min"."""
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     rest = round(seconds)
     parts: list[str] = []
@@ -29,4 +28,5 @@ def duration(seconds: float) -> str:
 
 
 def counted(count: int, name: str, plural: str | None = None) -> str:
+    """A count with its noun, such as "1 image" and "1,200 images"."""
     return f"{count:,} {name if count == 1 else plural or name + 's'}"
