@@ -12,8 +12,8 @@ import pytest
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.config.dump import dump
-from sslrun.config.editor import EDITOR_PATH
-from sslrun.config.load import SCHEMA_PATH, committed_schema
+from sslrun.config.schema import EDITOR_PATH
+from sslrun.config.schema_reader import SCHEMA_PATH, committed_schema
 from sslrun.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +88,8 @@ def test_every_file_that_ships_is_clean(path):
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_every_file_that_ships_points_to_the_schema(path):
-    expected = f"#:schema {os.path.relpath(EDITOR_PATH, path.parent)}"
+    relative_path = os.path.relpath(EDITOR_PATH, path.parent)
+    expected = f"#:schema {relative_path if relative_path.startswith('../') else './' + relative_path}"
     assert path.read_text().splitlines()[0] == expected, "the first line"
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from sslrun.config.catalog import inside, named
 
 from old_config import evaluated
 from sslrun.cli import main
@@ -24,8 +23,8 @@ from sslrun.config.dump import inline
 from sslrun.config.importer import import_config
 from sslrun.config.importer.parameters import is_simple, pattern_of, trained
 from sslrun.config.importer.report import Effect
-from sslrun.config.load import committed_schema
 from sslrun.config.node import Node
+from sslrun.config.schema_reader import committed_schema, inside, named
 from sslrun.contract import Method
 from sslrun.errors import UsageError
 from sslrun.recipe import Recipe

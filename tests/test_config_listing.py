@@ -3,11 +3,10 @@
 import json
 
 import pytest
-from sslrun.config.catalog import classes, first_sentence, kinds
 
 from sslrun.cli import main
 from sslrun.config.dump import inline
-from sslrun.config.load import committed_schema
+from sslrun.config.schema_reader import classes, committed_schema, first_sentence, kinds
 
 SCHEMA = committed_schema()
 COMPONENTS = [(kind, name) for kind, union in kinds(SCHEMA).items() for name in classes(union)]

@@ -5,11 +5,10 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sslrun.config.catalog import classes, kinds
 
 from sslrun.cli import main
-from sslrun.config.load import committed_schema
 from sslrun.config.naming import DATASETS, SCHEDULES, BenchmarkName, Name, convention, method_of, parse, parse_benchmark
+from sslrun.config.schema_reader import classes, committed_schema, kinds
 
 METHODS = ["MoCo", "MoCoV3", "NPID", "DeepCluster", "RelativeLoc", "SimCLR", "MAE"]
 

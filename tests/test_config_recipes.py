@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslrun.config import dump, load
-from sslrun.config.load import committed_schema
+from sslrun.config.schema_reader import committed_schema
 from sslrun.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -264,7 +264,7 @@ import json, sys
 from sslrun.config import dump, load
 config = load("configs/mocov2.toml", ["epochs=800"])
 dump(config.values)
-heavy = ("torch", "numpy", "nvidia", "sslrun.config.schema", "sslrun.config.build", "sslrun.recipe", "difflib")
+heavy = ("torch", "numpy", "nvidia", "sslrun.config.annotations", "sslrun.config.build", "sslrun.recipe", "difflib")
 print(json.dumps([name for name in heavy if name in sys.modules]))
 """
     assert json.loads(python("-c", code).stdout) == []

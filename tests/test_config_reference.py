@@ -5,12 +5,11 @@ from html.parser import HTMLParser
 
 import markdown
 import pytest
-from sslrun.config.catalog import classes, keys, kinds, places
 
 from sslrun.config.dump import inline
-from sslrun.config.load import committed_schema
 from sslrun.config.reference import anchor, reference
 from sslrun.config.schema import REFERENCE_PATH
+from sslrun.config.schema_reader import classes, committed_schema, keys, kinds, places
 
 SCHEMA = committed_schema()
 TEXT = reference(SCHEMA)

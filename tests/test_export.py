@@ -18,7 +18,6 @@ from torch import nn
 from small_run import NAME, call
 from sslrun.commands import weights
 from sslrun.config import load
-from sslrun.config.build import build
 from sslrun.errors import RunFailed, UsageError
 from sslrun.export import published
 from sslrun.export.architecture import built, deduce, shapes_of
@@ -467,7 +466,7 @@ def test_onnx_says_what_it_needs(tmp_path, monkeypatch):
 
 def test_preprocessing_is_the_evaluation_s(trained):
     def of(*overrides):
-        return preprocessing_of(build(load(trained / "config.toml", list(overrides)), Recipe))
+        return preprocessing_of(load(trained / "config.toml", list(overrides)).build(Recipe))
 
     assert of() == Preprocessing((24, 24), 27, "bilinear", (0, 0, 0), (1, 1, 1))
     bicubic = "[{type='Resize',size=30,interpolation='bicubic'},{type='CenterCrop',size=[20,24]}]"

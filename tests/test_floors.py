@@ -47,6 +47,25 @@ def imports(source: str, module: str, is_package: bool = False) -> Iterator[str]
             yield from (".".join([*parents, *filter(None, [node.module]), alias.name]) for alias in node.names)
 
 
+def loops(imported: dict[str, set[str]]) -> list[list[str]]:
+    """The modules that import each other in a ring, `imported` being what each module imports, at any depth of code."""
+    left = {module: others & imported.keys() for module, others in imported.items()}
+    while free := {module for module, others in left.items() if not others}:
+        left = {module: others - free for module, others in left.items() if module not in free}
+    while free := left.keys() - set().union(*left.values()):  # what only imports a ring is not in it
+        left = {module: others for module, others in left.items() if module not in free}
+    return sorted(sorted({module, *others}) for module, others in left.items())
+
+
+def engine_imports() -> dict[str, set[str]]:
+    """The modules that each module of sslrun imports; its package's own `__init__` is not counted."""
+    found: dict[str, set[str]] = {}
+    for module, path in ENGINE.items():
+        names = set(imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py"))
+        found[module] = {name if name in ENGINE else name.rpartition(".")[0] for name in names} - {module}
+    return found
+
+
 def is_wrong(module: str, imported: str) -> bool:
     """Whether a module of sslrun may not import `imported` (a module, or a name in one)."""
     if imported.split(".")[0] != "sslrun":
@@ -64,6 +83,14 @@ def test_imports_go_down(module):
     path = ENGINE[module]
     found = imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
     assert [imported for imported in found if is_wrong(module, imported)] == []
+
+
+def test_no_modules_import_each_other_in_a_ring():
+    assert loops(engine_imports()) == []
+
+
+def test_a_ring_would_be_seen():
+    assert loops({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"], ["b", "c"]]
 
 
 @pytest.mark.parametrize("module", KERNELS)

@@ -22,7 +22,7 @@ import small_run
 from ranks import run_ranks
 from sslrun.cli import main
 from sslrun.config import load
-from sslrun.config.load import schema_of_parts
+from sslrun.config.schema_reader import schema_of_parts
 from sslrun.data import ImageFolder, Source, Subset
 from sslrun.data.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Transform
 from sslrun.errors import RunFailed, UsageError

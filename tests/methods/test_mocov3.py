@@ -8,7 +8,6 @@ import torch
 
 from ranks import run_ranks
 from sslrun.config import load
-from sslrun.config.build import build
 from sslrun.contract import Batch, Progress
 from sslrun.methods.mocov3 import MoCoV3
 from sslrun.nn.heads import MoCoV3Head
@@ -213,7 +212,7 @@ def test_lars_leaves_out_every_norm_and_bias() -> None:
     torch.manual_seed(0)
     backbone, neck = ResNet(50, base_width=4), NonLinearNeck(128, 12, 6, with_last_bn_affine=False)
     method = MoCoV3(backbone, neck, MoCoV3Head(NonLinearNeck(6, 12, 6, with_last_bn_affine=False)))
-    optimizer = build(load(CONFIGS / "mocov3.toml"), Optimizer, ("optimizer",))
+    optimizer = load(CONFIGS / "mocov3.toml").build(Optimizer, "optimizer")
     excluded = set()
     for group in optimizer.create(method.named_parameters()).param_groups:
         assert group["weight_decay"] == (0.0 if group["lars_exclude"] else 1e-6)

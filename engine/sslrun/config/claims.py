@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sslrun.config.catalog import at, classes, kinds
 from sslrun.config.check import TAGS
-from sslrun.config.load import Config, as_key, committed_schema
+from sslrun.config.load import Config
 from sslrun.config.naming import DATASETS, SCHEDULES, BenchmarkName, Name, method_of
-from sslrun.config.node import lookup, plain, walk
+from sslrun.config.node import as_key, lookup, plain, walk
+from sslrun.config.schema_reader import at, classes, committed_schema, kinds
 
 CROPS = ("CenterCrop", "RandomCrop", "RandomResizedCrop")  # after them every image has their `size`
 

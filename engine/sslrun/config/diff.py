@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
-from sslrun.config.catalog import Schema, inside, named
 from sslrun.config.check import TAGS
 from sslrun.config.dump import laid_out
 from sslrun.config.explain import DEFAULT
-from sslrun.config.load import Config, committed_schema
+from sslrun.config.load import Config
 from sslrun.config.node import Key, Node, child, plain, show
+from sslrun.config.schema_reader import Schema, committed_schema, inside, named
 
 _RED, _GREEN, _BOLD, _END = "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[0m"
 

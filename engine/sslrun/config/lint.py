@@ -16,10 +16,11 @@ from sslrun.config.claims import benchmark_contradictions, contradictions, metho
 from sslrun.config.dump import inline
 from sslrun.config.files import File, line_up, shorten
 from sslrun.config.lines import key_lines
-from sslrun.config.load import Config, as_key, load, schema_of_parts
+from sslrun.config.load import Config, load
 from sslrun.config.merge import DELETE, merge
 from sslrun.config.naming import SCHEDULES, method_of, parse, parse_benchmark
-from sslrun.config.node import Key, Node, Origin, lookup, plain, show
+from sslrun.config.node import Key, Node, Origin, as_key, lookup, plain, show
+from sslrun.config.schema_reader import schema_of_parts
 from sslrun.errors import UsageError
 
 MAX_STEPS = 3  # of extends, from a recipe down to its last building block

@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from sslrun.errors import UsageError
+
 Key = tuple[str | int, ...]
 
 BARE = r"[A-Za-z0-9_-]+"
@@ -104,6 +106,24 @@ def lookup(root: Node, key: Key) -> Node | None:
             return None
         here = step[1]
     return here
+
+
+def as_key(key: str | Key) -> Key:
+    """A key as parts; the empty text is the whole configuration. Raises UsageError."""
+    if not isinstance(key, str):
+        return key
+    try:
+        return parse_key(key) if key else ()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def find(root: Node, key: Key) -> Node:
+    """The node at a key. Raises UsageError if the key is not set."""
+    node = lookup(root, key)
+    if node is None:
+        raise UsageError(f"{show(key)} is not set")
+    return node
 
 
 def names(node: Node) -> list[str]:

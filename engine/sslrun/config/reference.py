@@ -4,9 +4,9 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-from sslrun.config.catalog import Schema, classes, expected, first_sentence, follow, keys, places
 from sslrun.config.dump import inline
 from sslrun.config.node import Key, show
+from sslrun.config.schema_reader import Schema, classes, expected, first_sentence, follow, keys, places
 
 _WIDTH = 120
 _INTRODUCTION = """\
