@@ -373,7 +373,7 @@ def test_tiles_do_not_overlap(views, zooms, with_pil):
 @pytest.mark.parametrize("name", ["x" * 4000 + ".jpg", "новый\nkatze\udc80.jpg", ""])
 def test_names_of_any_length_and_kind_are_drawn(recipe, name):
     seen = look(load(str(recipe)), samples=1)
-    named = replace(seen, source=SimpleNamespace(paths=[name] * 80, labels=None, class_names=None))
+    named = replace(seen, source=SimpleNamespace(names=[name] * 80, labels=None, class_names=None))
     sheet = draw(named)
     assert sheet.size == draw(seen).size and sheet.tobytes() != draw(seen).tobytes()
     assert as_text(describe(named)).splitlines()[0].endswith(" px")
