@@ -78,7 +78,8 @@ class ExactStage:
             out = self._memory.views(group, program.count)
             if program.single:
                 singles = [image for batch in given for image in batch.split(1)]
-                singles = list(self._each(program.common_part, singles, range(len(singles))))
+                if program.common:
+                    singles = list(self._each(program.common_part, singles, range(len(singles))))
                 for rows in self._blocks(0, len(out), group.size):
                     block = [singles[row % len(singles)] for row in range(rows.start, rows.stop)]
                     self._do(tasks, program.from_images, block, rows, out)
@@ -138,7 +139,7 @@ class _Program:
         common = min(max(0, group.num_common - done), split)
         self.single = split > 0
         self.size = group.size
-        self._common, self._own = steps[:common], steps[common:split]
+        self.common, self._own = steps[:common], steps[common:split]
         mean, std = (torch.tensor(v, dtype=torch.float64) for v in (group.normalize.mean, group.normalize.std))
         self._scale, self._offset = (1 / (255 * std)).to(torch.float32), (-mean / std).to(torch.float32)
         by_kind = itertools.groupby(steps[split:], lambda step: compiled and step[0].c_operations is not None)
@@ -147,7 +148,7 @@ class _Program:
 
     def common_part(self, image: torch.Tensor, row: int) -> torch.Tensor:
         """An image (1, 3, H, W) uint8 after the steps that its views, of which `row` is the first, have in common."""
-        return _one_image(self._common, image, row)
+        return _one_image(self.common, image, row)
 
     def from_images(self, images: Sequence[torch.Tensor], rows: slice, out: torch.Tensor) -> None:
         """Makes `out[rows]` from one image each, (1, 3, H, W) uint8, of `common_part`."""
