@@ -11,8 +11,8 @@ from typing import NamedTuple
 from sslrun.config.check import TAGS, problems
 from sslrun.config.files import shorten
 from sslrun.config.interpolate import resolve
-from sslrun.config.load import committed_schema
 from sslrun.config.node import Key, Node, lookup, plain, walk
+from sslrun.config.schema_reader import committed_schema
 from sslrun.errors import UsageError
 from sslrun.importer.convert import convert
 from sslrun.importer.defaults import framework

@@ -4,9 +4,9 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from sslrun.config.interpolate import escape
-from sslrun.config.load import committed_schema
+from sslrun.config.dump import escape
 from sslrun.config.node import Key, Node, Origin, plain
+from sslrun.config.schema_reader import committed_schema
 from sslrun.importer.old import Effect, OldTable, node
 from sslrun.importer.ours import Part, component, is_class, known
 from sslrun.importer.parameters import Parameter, is_simple, pattern_of

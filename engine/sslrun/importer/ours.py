@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from sslrun.config.catalog import classes, follow, keys, kinds
-from sslrun.config.load import committed_schema
 from sslrun.config.node import Node, plain
+from sslrun.config.schema_reader import classes, committed_schema, follow, keys, kinds
 from sslrun.importer.old import OldTable, node
 
 Part = dict[str, Node]

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sslrun.config.dump import escape
 from sslrun.config.files import shorten
-from sslrun.config.interpolate import escape
 from sslrun.config.node import Key, Layer, Node, Origin, show
 from sslrun.errors import UsageError
 from sslrun.importer import files
