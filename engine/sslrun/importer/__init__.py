@@ -1,4 +1,4 @@
-"""Importing configs of OpenSelfSup, MMSelfSup and MMPretrain: read without being executed, converted to a recipe.
+"""Converts Python configs of OpenSelfSup, MMSelfSup and MMPretrain to recipes, without executing them.
 
 Whatever of the old config the recipe does not have is reported with its file and line: not converted, converted but
 not the same, or left out because nothing depends on it.
@@ -93,7 +93,7 @@ def _leftovers(top: OldTable, old: Old) -> None:
 
 
 def _with_vars(recipe: Part) -> Part:
-    """The numbers of Normalize as variables, where all groups of views have the same."""
+    """Moves mean and std of Normalize to `[vars]`, where all groups of views have the same."""
     views = lookup(Node(recipe, ()), ("data", "views"))
     steps = [step.value for view in views.value for step in view.value["transforms"].value] if views else []
     normal = [step for step in steps if step["type"].value == "Normalize"]
@@ -108,7 +108,7 @@ def _with_vars(recipe: Part) -> Part:
 
 
 def _fitting(root: Node, report: Report) -> tuple[Part, list[str]]:
-    """The recipe without what its schema does not allow, which is reported, and the keys that it needs and misses."""
+    """Removes and reports what the schema does not allow; also returns the required keys that are missing."""
     while True:
         found = problems(resolve(root, ""), committed_schema())
         wrong = [problem for problem in found if not _MISSING.match(problem.message)]
@@ -121,14 +121,14 @@ def _fitting(root: Node, report: Report) -> tuple[Part, list[str]]:
 
 
 def _why(missing: list[str], report: Report) -> str:
-    """Why a recipe cannot be run: what it misses, and for a model the reason."""
+    """Says which required keys a recipe lacks, and why where that is the model."""
     reasons = [finding.text for finding in report.findings(Effect.LOST) if finding.key[:1] == ("model",)]
     reason = f": {reasons[0]}" if reasons and missing[:1] == ["model"] else ""
     return one_line(f"no {', no '.join(missing)}{reason}") if missing else ""
 
 
 def _at_fault(root: Node, key: Key) -> Key:
-    """What is to go where a key is wrong: the table of a wrong class, the whole of a list of numbers."""
+    """The key to remove where a key is wrong: that of the table with a wrong class, or of the whole list of numbers."""
     if len(key) > 1 and key[-1] in TAGS:
         key = key[:-1]
     element = lookup(root, key)
@@ -137,12 +137,12 @@ def _at_fault(root: Node, key: Key) -> Key:
 
 
 def _order(key: Key) -> list[tuple[int, str]]:
-    """Keys in the order of the recipe's lists."""
+    """Sorts keys in the order of the lists that they are in."""
     return [(part, "") if isinstance(part, int) else (0, part) for part in key]
 
 
 def _without(table: Node, key: Key) -> Node:
-    """A tree without what stands at a key."""
+    """The tree without the value at a key."""
     first, *rest = key
     if isinstance(table.value, list):
         index = int(first)

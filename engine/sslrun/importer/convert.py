@@ -1,4 +1,4 @@
-"""An old config as a recipe of ours: which old table becomes which new one, and what is left over."""
+"""Converts an old config as a whole: which old table becomes which table of the recipe."""
 
 from sslrun.config.node import plain
 from sslrun.importer import runtime
@@ -36,7 +36,7 @@ _PACKAGES = ("openselfsup", "mmselfsup", "mmpretrain", "mmcls", "mmcv", "mmengin
 
 
 def convert(top: OldTable, name: str, gpus: int | None) -> Part:
-    """The recipe, as far as it could be converted; what nothing takes stays in the old table.
+    """Returns the recipe, as far as the old config could be converted; other keys stay in the old table.
 
     Args:
         top: the old config.
@@ -101,7 +101,7 @@ def _hooks(top: OldTable) -> dict[str, OldTable]:
 
 
 def _optimizer(top: OldTable, options: OldTable | None, hooks: dict[str, OldTable], recipe: Part) -> Part:
-    """`[optimizer]`: of the wrapper of 1.x, or beside the hook's options of 0.x."""
+    """Converts `[optimizer]`, which stands in the wrapper of 1.x, or beside the hook of 0.x."""
     wrapper = options if options is not None and options.key == ("optim_wrapper",) else None
     old = (wrapper or top).table("optimizer")
     made: Part = {}
@@ -142,7 +142,7 @@ def _learning_rate(top: OldTable, recipe: Part, accumulation: int) -> Part:
 
 
 def _validation(top: OldTable, has_holdout: bool) -> Part:
-    """`workflow`: training, or training and validation in turn."""
+    """Converts `workflow`: training, or training and validation in turn."""
     interval = validation_interval(top)
     workflow = top.take("workflow")
     if workflow is not None and interval is not None and has_holdout:
@@ -154,7 +154,7 @@ def _validation(top: OldTable, has_holdout: bool) -> Part:
 
 
 def _imports(top: OldTable) -> None:
-    """`custom_imports`: modules for the old registries; those of the frameworks themselves are converted as such."""
+    """Reports `custom_imports`: only modules of the frameworks themselves are not missed."""
     named = top.peek("custom_imports")
     modules = named.get("imports") if isinstance(named, dict) else None
     modules = modules if isinstance(modules, list) else [modules]

@@ -1,4 +1,4 @@
-"""What the old frameworks take where a config is silent, as far as it is not what we take.
+"""Default arguments of the old frameworks' classes that differ from those of the classes here.
 
 Read from the constructors of OpenSelfSup 0.3, MMSelfSup 0.5 and 0.11, MMSelfSup 1.0, and MMPretrain 1.2 (whose classes
 `mmcls.X` of MMClassification 1.0 have the same defaults).
@@ -57,12 +57,12 @@ _PARTICULAR: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def defaults(framework: str, name: str) -> dict[str, Any]:
-    """The old defaults of a class that are not ours."""
+    """The default arguments of an old class that differ from those of the class here."""
     return _PARTICULAR[framework].get(name) or _OF_ALL.get(name, {})
 
 
 def framework_of(title: str, current: str) -> str:
-    """The framework of a dotted `type`; `current` where its package does not say."""
+    """The framework that the package of a `type` belongs to; `current` where the package does not say."""
     package = title.partition(".")[0] if "." in title else ""
     if package == "mmselfsup" and current == MMPRETRAIN:
         return MMSELFSUP_1X
@@ -70,7 +70,7 @@ def framework_of(title: str, current: str) -> str:
 
 
 def framework(values: dict[str, Any], types: set[str]) -> str:
-    """The framework of a whole config, by what it says or, where it is silent, by how it is written.
+    """The framework that a config is written for: by what it names or, where it names none, by its form.
 
     Args:
         values: the plain config.

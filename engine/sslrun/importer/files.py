@@ -1,4 +1,4 @@
-"""Old config files as text and as syntax trees: sizes are bounded, and every error is one line with the file's name."""
+"""Reads old config files as text and parses them; every error is one line with the name of the file."""
 
 import ast
 import os
@@ -64,7 +64,7 @@ def filled_in(text: str, path: Path) -> tuple[str, list[tuple[int, str, str]]]:
 
 
 def parsed(text: str, source: str) -> list[ast.stmt]:
-    """The statements of a file; `source` is its name for errors."""
+    """Parses a file into statements; `source` is its name for errors."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a pattern such as "\d" is a warning, on a line of its own

@@ -1,4 +1,4 @@
-"""Data of the old frameworks in our words: sources, groups of views, batches."""
+"""Converts the data of an old config: source, groups of views, batch on one GPU."""
 
 import posixpath
 from typing import NamedTuple
@@ -31,7 +31,7 @@ _ONCE = "every epoch sees every sample once here, as in the paper"
 
 
 class Images(NamedTuple):
-    """`[data]`, and what the rest of the recipe needs of it.
+    """The table `[data]`, and the facts that other tables depend on.
 
     Attributes:
         part: the table.
@@ -45,14 +45,14 @@ class Images(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Steps of one old pipeline, and for how many views."""
+    """The steps of one old pipeline, and the number of views that it makes."""
 
     num_views: Node
     steps: list[OldTable]
 
 
 def images_0x(old: OldTable, top: OldTable) -> Images:
-    """`data` of 0.x and OpenSelfSup; batches that its loader prefetches are normalized by `img_norm_cfg`."""
+    """Converts `data` of 0.x and OpenSelfSup, whose loader normalizes prefetched batches by `img_norm_cfg`."""
     made: Part = {}
     batch = old.first("samples_per_gpu", "imgs_per_gpu", kind="a whole number")
     if validation_interval(top) is not None:
@@ -78,7 +78,7 @@ def images_0x(old: OldTable, top: OldTable) -> Images:
 
 
 def images_1x(old: OldTable, preprocessor: OldTable | None) -> Images:
-    """`train_dataloader` of MMSelfSup 1.x and MMPretrain, and the `data_preprocessor` that normalizes."""
+    """Converts `train_dataloader` of MMSelfSup 1.x and MMPretrain, and the `data_preprocessor`, which normalizes."""
     batch = old.take("batch_size", "a whole number")
     collate = old.table("collate_fn")
     if collate is not None:
@@ -104,7 +104,7 @@ def images_1x(old: OldTable, preprocessor: OldTable | None) -> Images:
 
 
 def validation_interval(top: OldTable) -> int | None:
-    """Epochs of training between two of validation, of a `workflow` that has both."""
+    """Epochs of training between two epochs of validation; None for a `workflow` without validation."""
     match top.peek("workflow"):
         case [["train", int(interval)], ["val", 1]] if interval > 0:
             return interval
@@ -112,7 +112,7 @@ def validation_interval(top: OldTable) -> int | None:
 
 
 def _holdout(old: OldTable) -> Part:
-    """The images that the old `workflow` validates on; how they are prepared is the views' business here."""
+    """Converts the images that the old `workflow` validates on to `data.holdout`."""
     val = old.peek("val")
     table = old.table("val") if isinstance(val, dict) and isinstance(val.get("data_source"), dict) else None
     found = table.table("data_source") if table is not None else None
@@ -123,13 +123,13 @@ def _holdout(old: OldTable) -> Part:
 
 
 def _batches(old: OldTable, batch: Node | None, workers: str) -> Part:
-    """Keys that all forms have. All keep an incomplete last batch unless they are told to drop it."""
+    """Converts the keys that all forms have. All keep an incomplete last batch by default."""
     made: Part = {} if batch is None else {"samples_per_gpu": batch}
     return made | old.renamed(workers_per_gpu=workers) | {"drop_last": old.take("drop_last") or node(False, old.where)}
 
 
 def _source(old: OldTable) -> Part:
-    """`source` from a data source of 0.x, or a data set of 1.x, whose paths are relative to its `data_root`."""
+    """Converts a data source of 0.x, or a data set of 1.x, whose paths are relative to its `data_root`."""
     title = old.type()
     root = old.get("data_root", "a string", "")
     folder = _prefix(old)
@@ -160,7 +160,7 @@ def _source(old: OldTable) -> Part:
 
 
 def _prefix(old: OldTable) -> str:
-    """The folder of the images: a path, or a table of paths by what they are of."""
+    """The folder of the images, which is a path, or a path in a table of several."""
     if isinstance(old.peek("data_prefix"), dict):
         table = old.table("data_prefix")
         assert table is not None
@@ -171,7 +171,7 @@ def _prefix(old: OldTable) -> str:
 
 
 def _groups_0x(train: OldTable, title: str) -> list[_Group]:
-    """`pipelines` with `num_views`; or one `pipeline`, or `pipeline1` and `pipeline2` of OpenSelfSup."""
+    """Reads `pipelines` with `num_views`, or one `pipeline`, or `pipeline1` and `pipeline2` of OpenSelfSup."""
     one = node(1, train.where)
     pair = [train.take(name, "a list") for name in ("pipeline1", "pipeline2")]
     if title == "BYOLDataset":
@@ -188,7 +188,7 @@ def _groups_0x(train: OldTable, title: str) -> list[_Group]:
 
 
 def _paired(old: OldTable, counts: Node | None, pipelines: Node | None, name: str) -> list[_Group]:
-    """Pipelines with a number of views each."""
+    """Pairs pipelines with their numbers of views."""
     if pipelines is None:
         return []
     each = counts.value if counts is not None and isinstance(counts.value, list) else [counts]
@@ -199,7 +199,7 @@ def _paired(old: OldTable, counts: Node | None, pipelines: Node | None, name: st
 
 
 def _groups_1x(dataset: OldTable, pipeline: Node) -> tuple[list[_Group], bool]:
-    """The pipeline of 1.x: in it a MultiView with pipelines of its own; and whether patches of a grid are made."""
+    """Reads a pipeline of 1.x, which may hold a MultiView; also returns whether it makes the patches of a grid."""
     steps = dataset.tables_in(pipeline, "pipeline")
     titles = [str(step.peek("type")).rpartition(".")[2] for step in steps]
     if "MultiView" not in titles:
@@ -263,7 +263,7 @@ def _title(step: Node) -> str:
 
 
 def _mean_and_std(old: OldTable) -> Node | None:
-    """Normalize, of a `data_preprocessor` or an `img_norm_cfg`."""
+    """Converts a `data_preprocessor` or an `img_norm_cfg` to Normalize."""
     usual = ("SelfSupDataPreprocessor", "RelativeLocDataPreprocessor", "RotationPredDataPreprocessor")
     old.expect_type("images are normalized here, and no more", *usual)
     old.expect("images are RGB here", bgr_to_rgb=True, to_rgb=True)

@@ -1,4 +1,4 @@
-"""The part of Python that old configs are written in, evaluated over its syntax tree: nothing is executed.
+"""Evaluates the part of Python that old configs are written in, over its syntax tree. Nothing is executed.
 
 Names, literals, `dict()`, arithmetic, `.append()` and the like, assignments to keys, and `if` with `else`: what
 published configs use. Everything else is refused, with file and line: loops, comprehensions, f-strings, slices,
@@ -32,7 +32,7 @@ _WHAT: dict[type, str] = {
 
 
 class Scope:
-    """The names of one file, and what its statements and expressions mean.
+    """The names of one file, and the evaluation of its statements and expressions.
 
     Attributes:
         names: what each name was set to last.

@@ -1,4 +1,4 @@
-"""Methods of the old frameworks in our words: the model, and the hooks that are arguments of the method here."""
+"""Converts the model, and the hooks that are arguments of the method here."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ _RENAMED = {"MOCO": "MoCo"}  # of OpenSelfSup
 
 
 class Around(NamedTuple):
-    """What a method's table depends on besides itself.
+    """The facts outside of `model` that its conversion depends on.
 
     Attributes:
         hooks: the old `custom_hooks` by their types; those that belong to the method are taken.
@@ -30,7 +30,7 @@ class Around(NamedTuple):
 
 
 def model(old: OldTable, around: Around) -> Node | None:
-    """`[model]`, or None where we have no such method."""
+    """Converts `model`; None where there is no such method here."""
     title = old.type()
     name = _RENAMED.get(title, title)
     if not is_class("methods", name):
@@ -83,7 +83,7 @@ def _networks(old: OldTable, num_views: int | None) -> Part:
 
 
 def _memory_bank(old: OldTable, name: str) -> Part:
-    """NPID's and ODC's bank: some of its arguments are the method's own here, its size follows from the data."""
+    """Converts the bank of NPID or ODC, whose arguments are the method's own here; its size follows from the data."""
     bank = old.table("memory_bank")
     if bank is None:
         return {}
@@ -98,7 +98,7 @@ def _memory_bank(old: OldTable, name: str) -> Part:
 
 
 def _hooks(name: str, around: Around, made: Part) -> Part:
-    """What the hooks of a method say, as its arguments."""
+    """Converts the hooks of a method to its arguments."""
     found: Part = {}
     hooks, accumulation = around.hooks, around.accumulation
     clusters = value_at(made, "head", "num_classes")
@@ -149,14 +149,14 @@ def _swav(hook: OldTable, made: Part, accumulation: int) -> Part:
 
 
 def _frozen_prototypes(frozen: OldTable, method: str, accumulation: int) -> Part:
-    """`frozen_layers_cfg`: SwAV's prototypes can be kept as they are for some iterations."""
+    """Converts `frozen_layers_cfg`, which freezes SwAV's prototypes for some iterations."""
     frozen.why = "only SwAV's prototypes can be frozen for some time; [[optimizer.paramwise]] has freeze_iters"
     count = steps(frozen, "prototypes", accumulation) if method == "SwAV" else None
     return {} if count is None else {"freeze_prototypes_iters": count}
 
 
 def _clustering(hook: OldTable, clusters: object) -> Node | None:
-    """`pca_dim` of the clustering; the number of clusters is the head's."""
+    """Returns `pca_dim` of the clustering; the number of clusters is an argument of the head."""
     hook.leave("features are those of center crops of the training images", "extractor", "extract_dataloader")
     hook.leave("a clustering follows from the seed of the run", "seed")
     hook.expect("the first clusters come before the first epoch", initial=True)
@@ -181,7 +181,7 @@ def _deepcluster(hook: OldTable, clusters: object) -> Part:
 
 
 def _first_clusters(hook: OldTable, clusters: object) -> None:
-    """ODC's first clusters, which k-means makes of the features as they are."""
+    """Checks ODC's first clustering, which has no options here: k-means of the features themselves."""
     pca_dim = _clustering(hook, clusters)
     if pca_dim is not None and pca_dim.value not in (-1, 0):
         hook.lost("the first clusters are those of the features themselves", "clustering", "pca_dim", at=pca_dim)

@@ -1,4 +1,4 @@
-"""Backbones, necks, heads and norms of the old frameworks in our words."""
+"""Converts backbones, necks, heads and norms."""
 
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ _LOSSES = {
 
 
 def norm(old: OldTable | None, **fixed: float | bool) -> Part:
-    """`norm_cfg` from an old one; `fixed` is what the old code adds to it."""
+    """Converts a `norm_cfg`; `fixed` are the arguments that the old code adds to it."""
     if old is None:
         return {}
     name = old.type()
@@ -77,7 +77,7 @@ def norm(old: OldTable | None, **fixed: float | bool) -> Part:
 
 
 def backbone(old: OldTable, with_sobel: bool) -> Node | None:
-    """A backbone; behind a Sobel filter where the method or the type asks for one."""
+    """Converts a backbone; it stands behind a Sobel filter where the method or the type has one."""
     name = old.type()
     if name in _VITS:
         return _vit(old, name)
@@ -152,7 +152,7 @@ def _vit(old: OldTable, name: str) -> Node:
 
 
 def _arch(size: Size) -> dict[str, Any]:
-    """A size in our words: by name where we have one for it."""
+    """The arguments for a size: its name, where there is one here, else its numbers."""
     name, heads = _OUR_ARCHS.get((size.embed_dim, size.depth), (None, 0))
     made: dict[str, Any] = {"arch": name} if name else {"embed_dim": size.embed_dim, "depth": size.depth}
     if size.num_heads != heads:
@@ -163,7 +163,7 @@ def _arch(size: Size) -> dict[str, Any]:
 
 
 def neck(old: OldTable, sees_map: bool, channels: int | None) -> Node | None:
-    """A neck, or a predictor.
+    """Converts a neck, or a predictor.
 
     Args:
         old: its table.
@@ -206,7 +206,7 @@ def neck(old: OldTable, sees_map: bool, channels: int | None) -> Node | None:
 
 
 def head(old: OldTable, loss: OldTable | None, sees_map: bool, num_views: int | None, width: int | None) -> Node | None:
-    """A head with its loss.
+    """Converts a head with its loss.
 
     Args:
         old: its table.
@@ -247,7 +247,7 @@ def head(old: OldTable, loss: OldTable | None, sees_map: bool, num_views: int | 
 
 
 def _swav(tables: list[OldTable], num_views: int | None) -> Part:
-    """The arguments of SwAV's head stand in it (0.x) or in its loss (1.x)."""
+    """Converts the arguments of SwAV's head, which stand in it (0.x) or in its loss (1.x)."""
     names = ("feat_dim", "num_prototypes", "temperature", "epsilon", "sinkhorn_iterations", "crops_for_assign")
     made: Part = {}
     for table in tables:
@@ -260,7 +260,7 @@ def _swav(tables: list[OldTable], num_views: int | None) -> Part:
 
 
 def _finish_loss(loss: OldTable, name: str, weight: float | None) -> None:
-    """A loss is part of its head here; all but its usual form is reported."""
+    """Reports a loss that is not the one that the head has here."""
     given = loss.type()
     if given and given != name:
         loss.lost(f"the loss of this head is {name} here")
@@ -287,7 +287,7 @@ def _is_usual(entry: object) -> bool:
 
 
 def first_weights(old: OldTable) -> None:
-    """`init_cfg` and `pretrained`: nothing but what holds anyway can be said here."""
+    """Reports `init_cfg` and `pretrained`, unless they say what holds here anyway."""
     entries = old.peek("init_cfg")
     if isinstance(entries, list | dict) and all(map(_is_usual, entries if isinstance(entries, list) else [entries])):
         old.take("init_cfg")

@@ -1,4 +1,4 @@
-"""An old table from which every key is taken, and the report of what became something else, or nothing."""
+"""Tables of an old config, from which conversions take keys, and the report of everything that changed or got lost."""
 
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -50,7 +50,7 @@ class Report:
         self.tables: list[OldTable] = []
 
     def finish(self) -> None:
-        """Reports everything that nothing has taken from its table."""
+        """Reports every key that no conversion has taken from its table."""
         for table in self.tables:
             table.lose(table.why, *list(table.rest))
 
@@ -58,7 +58,7 @@ class Report:
         self._findings[Finding(where._replace(raw=None), key, effect, text)] = None
 
     def findings(self, effect: Effect) -> list[Finding]:
-        """All of one effect, file by file, line by line."""
+        """The findings with one effect, file by file, line by line."""
         found = [finding for finding in self._findings if finding.effect is effect]
         return sorted(found, key=lambda finding: (finding.where.layer.order, finding.where.line or 0))
 
@@ -67,7 +67,7 @@ class Report:
         return [finding.line(effect) for effect in Effect for finding in self.findings(effect)]
 
     def count(self) -> str:
-        """How many of each, in words."""
+        """The number of findings with each effect, in words."""
         return ", ".join(f"{len(self.findings(effect))} {effect}" for effect in Effect)
 
 
@@ -171,7 +171,7 @@ class OldTable:
             self.lost(f"{title}: {why}", "type", at=at)
 
     def expect(self, why: str, **usual: Any) -> None:
-        """Drops keys that say what holds here anyway; another value is reported, with `why`."""
+        """Takes keys and reports, with `why`, those whose value is not the one that holds here anyway."""
         for name, value in usual.items():
             node = self.take(name)
             if node is not None and plain(node) != value:
@@ -192,7 +192,7 @@ class OldTable:
                 self.lost(why, name, at=node)
 
     def renamed(self, **names: str) -> dict[str, Node]:
-        """The values at old names, by our names (ours="old")."""
+        """Takes the values at old names, and returns them by their names here (`ours="old"`)."""
         return {ours: self.rest.pop(name) for ours, name in names.items() if name in self.rest}
 
     def give_up(self, why: str) -> None:

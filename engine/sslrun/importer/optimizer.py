@@ -1,4 +1,4 @@
-"""Optimizers of the old frameworks in our words: options by parameter, clipping."""
+"""Converts the optimizer, its rules for some parameters, and gradient clipping."""
 
 import math
 import re
@@ -18,7 +18,7 @@ _NO_OPTION = "[[optimizer.paramwise]] has nothing like it"
 
 
 class Rule(NamedTuple):
-    """What some parameters get.
+    """One old rule: options for some parameters.
 
     Attributes:
         pattern: the old pattern, as a regular expression.
@@ -36,7 +36,7 @@ class Rule(NamedTuple):
 
 
 def optimizer(old: OldTable, made: Part) -> Node | None:
-    """`[optimizer]`, with what has been made of it elsewhere."""
+    """Converts the optimizer; `made` are the keys that were converted elsewhere."""
     name = old.type()
     if not is_class("optimizers", name):
         old.give_up(f"there is no optimizer {name or 'without a type'} here")
@@ -49,7 +49,7 @@ def optimizer(old: OldTable, made: Part) -> Node | None:
 
 
 def clipping(grad_clip: OldTable | None) -> Part:
-    """`grad_clip`: of the norm of all gradients together."""
+    """Converts the limit on the norm of all gradients together."""
     if grad_clip is None:
         return {}
     grad_clip.expect("gradients are clipped by their norm here", type="norm")
@@ -64,7 +64,7 @@ def clipping(grad_clip: OldTable | None) -> Part:
 
 
 def rules_0x(options: OldTable, parameters: list[Parameter] | None) -> list[Rule]:
-    """`paramwise_options`: regular expressions, all of which apply, in order."""
+    """Reads `paramwise_options`: regular expressions, all of which apply, in order."""
     rules = []
     names = {name: name for name in _known_options()}
     for pattern, table in _tables(options):
@@ -76,7 +76,7 @@ def rules_0x(options: OldTable, parameters: list[Parameter] | None) -> list[Rule
 
 
 def rules_1x(cfg: OldTable, parameters: list[Parameter] | None) -> list[Rule]:
-    """`paramwise_cfg`: parts of names, of which the longest that is found decides alone; else kinds of parameters."""
+    """Reads `paramwise_cfg`: the longest part of a name that is found decides alone, else kinds of parameters do."""
     custom = cfg.table("custom_keys")
     names = {name: name for name in _known_options() if not name.endswith("_mult")}
     names |= {"lr_mult": "lr_mult", "weight_decay_mult": "decay_mult"}
@@ -94,13 +94,13 @@ def rules_1x(cfg: OldTable, parameters: list[Parameter] | None) -> list[Rule]:
 
 
 def _tables(options: OldTable) -> list[tuple[str, OldTable]]:
-    """The rules by their patterns; more than anybody has written are reported."""
+    """The rules by their patterns; those beyond MAX_RULES are reported."""
     options.lose(f"the {MAX_RULES} rules before it are enough", *list(options.rest)[MAX_RULES:])
     return [(pattern, table) for pattern in list(options.rest) if (table := options.table(pattern)) is not None]
 
 
 def _by_kind(cfg: OldTable, left: list[Parameter] | None) -> list[Rule]:
-    """`norm_decay_mult` and its like, of what no part of a name has chosen."""
+    """Reads `norm_decay_mult` and the like, which apply to the parameters that no part of a name has chosen."""
     rules = []
     for key, ours, is_of_norm in (
         ("norm_decay_mult", "weight_decay_mult", True),
@@ -118,7 +118,7 @@ def _by_kind(cfg: OldTable, left: list[Parameter] | None) -> list[Rule]:
 
 
 def _known_options() -> list[str]:
-    """What a rule can set."""
+    """The options that a rule can set."""
     return [key for key in committed_schema()["$defs"]["ParamRule"]["properties"] if key not in ("match", "kind")]
 
 
@@ -128,7 +128,7 @@ def _options(table: OldTable, names: dict[str, str]) -> dict[str, Node]:
 
 
 def _in_words(options: dict[str, Node]) -> dict[str, Node]:
-    """Zero times the decay is no decay."""
+    """Writes a decay multiplied by zero as no decay."""
     factor = options.get("weight_decay_mult")
     if factor is not None and factor.value in (0, False):
         others = {key: value for key, value in options.items() if key != "weight_decay_mult"}
@@ -137,7 +137,7 @@ def _in_words(options: dict[str, Node]) -> dict[str, Node]:
 
 
 def fix_rates(rules: list[Rule], hook: OldTable | None, old: OldTable) -> None:
-    """What SimSiamHook does: rates that are marked as fixed are put back to its own `lr` again and again."""
+    """Converts SimSiamHook, which resets the rates that are marked as fixed to its own `lr` in every epoch."""
     is_on = hook is not None and bool(hook.get("fix_pred_lr", "true or false", True))
     rate = hook.take("lr", "a number") if hook is not None else None
     for rule in (rule for rule in rules if "fix_lr" in rule.options):
@@ -153,7 +153,7 @@ def fix_rates(rules: list[Rule], hook: OldTable | None, old: OldTable) -> None:
 
 
 def paramwise(rules: list[Rule], parameters: list[Parameter] | None, old: OldTable) -> list[Node]:
-    """`[[optimizer.paramwise]]`: neighbors with equal options are one rule."""
+    """Converts rules to `[[optimizer.paramwise]]`; neighbors with equal options become one rule."""
     title = str(old.peek("type")).rpartition(".")[2]
     tables: list[Node] = []
     for rule in _joined([rule for rule in rules if _means_something(rule, title, old)]):
@@ -165,7 +165,7 @@ def paramwise(rules: list[Rule], parameters: list[Parameter] | None, old: OldTab
 
 
 def _choice(rule: Rule, parameters: list[Parameter]) -> Part:
-    """What chooses the parameters of a rule: their kinds, where these are just those of the kinds; else a pattern."""
+    """`kind` for a rule that means all parameters of some kinds, else `match`."""
     if rule.chosen is None:
         return {"match": node(escape(rule.pattern), rule.where)}
     for kinds in _KINDS:
@@ -176,7 +176,7 @@ def _choice(rule: Rule, parameters: list[Parameter]) -> Part:
 
 
 def _means_something(rule: Rule, optimizer: str, old: OldTable) -> bool:
-    """Drops what cannot be said of a rule; False where nothing is left of it."""
+    """Drops and reports options that the optimizer does not have; False where nothing is left of the rule."""
     own = {*known("optimizers", optimizer), *_OF_ALL, *(("lars_exclude",) if optimizer == "LARS" else ())}
     for name in [name for name in rule.options if name.removesuffix("_mult") not in own]:
         where = rule.options.pop(name).where
@@ -189,7 +189,7 @@ def _means_something(rule: Rule, optimizer: str, old: OldTable) -> bool:
 
 
 def _joined(rules: list[Rule]) -> list[Rule]:
-    """Neighbors with equal options as one rule."""
+    """Joins neighbors with equal options."""
     joined: list[Rule] = []
     for rule in rules:
         last = joined[-1] if joined else None

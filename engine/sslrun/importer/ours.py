@@ -1,4 +1,4 @@
-"""New tables as dicts of nodes, and what the schema knows of our components."""
+"""Builds tables of the recipe: dicts of nodes, with the keys that the schema has for a component."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ Part = dict[str, Node]
 
 
 def known(kind: str, name: str) -> dict[str, Any]:
-    """The keys of a component of ours, by kind and class; empty where there is no such class."""
+    """The keys of a component, by kind and class; empty where there is no such class."""
     schema = committed_schema()
     found = classes(kinds(schema)[kind]).get(name)
     return keys(follow(schema["$defs"], found)) if found else {}
 
 
 def is_class(kind: str, name: str) -> bool:
-    """Whether we have a component of this kind and name."""
+    """Whether the schema has a component of this kind and name."""
     return name in classes(kinds(committed_schema())[kind])
 
 
 def component(old: OldTable, kind: str, name: str, part: Part | None = None, tag: str = "type") -> Node:
-    """A component of ours: what has been converted of it so far, and the keys that the old one has by the same name.
+    """A component: the keys that were converted so far, and those that the old table has under the same name.
 
-    What the old one has besides is reported, and so is what was converted to a key that the component does not have.
+    Keys that the component does not have are reported.
     """
     made = {tag: node(name, old.where), **(part or {})}
     own = known(kind, name)
@@ -39,13 +39,13 @@ def component(old: OldTable, kind: str, name: str, part: Part | None = None, tag
 
 
 def steps(old: OldTable, name: str, accumulation: int, is_exact: bool = True) -> Node | None:
-    """A number of old iterations, one for each backward pass, as optimizer steps; `is_exact`: report rounding."""
+    """Converts a number of iterations, which are backward passes, to optimizer steps; `is_exact` reports rounding."""
     count = old.take(name, "a whole number")
     return None if count is None else _in_steps(old, count, name, accumulation=accumulation, is_exact=is_exact)
 
 
 def list_of_steps(old: OldTable, name: str, accumulation: int) -> Part:
-    """A list of old iterations as optimizer steps, at its key; nothing where there is none."""
+    """Converts a list of iterations to optimizer steps; returned at its key, nothing where there is none."""
     listed = old.take(name)
     if listed is None or not isinstance(listed.value, list):
         return {} if listed is None else {name: listed}

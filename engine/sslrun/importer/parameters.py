@@ -1,4 +1,4 @@
-"""Which parameters a converted model has, by our names and by the old ones, so that rules for some can be translated.
+"""Names the parameters of a converted model, here and in the old framework, to translate rules for some of them.
 
 Rules choose parameters by what their names look like, and names differ: the first norm of a projector is `neck.bn0`
 there and `neck.mlp.1` here. So a rule is not rewritten but answered: the parameters that it means get a rule that means
@@ -52,7 +52,7 @@ def trained(model: dict[str, Any]) -> list[Parameter] | None:
 
 
 def _below(prefix: str, layers: list[_Layer] | None) -> list[_Layer] | None:
-    """The layers with a name before ours and the old one."""
+    """Puts a prefix before the names of layers."""
     if layers is None:
         return None
     return [

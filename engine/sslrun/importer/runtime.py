@@ -1,4 +1,4 @@
-"""Length, batch, seed, checkpoints and logs of an old recipe in our words."""
+"""Converts length, batch, seed, checkpoints and logs."""
 
 import re
 
@@ -25,7 +25,7 @@ _USUAL_HOOKS = (
 
 
 def length(top: OldTable, accumulation: int) -> Part:
-    """`epochs` or `max_iters`, of `runner`, `train_cfg` or `total_epochs`."""
+    """Converts `runner`, `train_cfg` or `total_epochs` to `epochs` or `max_iters`."""
     if not top.peek("train_cfg"):
         top.take("train_cfg")  # of OpenSelfSup, where it is empty
     old = top.table("train_cfg" if "train_cfg" in top else "runner")
@@ -44,7 +44,7 @@ def length(top: OldTable, accumulation: int) -> Part:
 
 
 def batch(top: OldTable, name: str, gpus: int | None, accumulation: int, images: Images) -> Part:
-    """`global_batch`, and `engine` where it is made of several passes.
+    """Computes `global_batch`, and `engine` where an optimizer step has several backward passes.
 
     Args:
         top: the old config.
@@ -85,7 +85,7 @@ def batch(top: OldTable, name: str, gpus: int | None, accumulation: int, images:
 
 
 def start(top: OldTable) -> Part:
-    """Seed, folder, weights to start from."""
+    """Converts seed, folder, and the weights to start from."""
     made: Part = {}
     randomness = top.table("randomness")
     seed = top.take("seed", "a whole number")
@@ -122,7 +122,7 @@ def start(top: OldTable) -> Part:
 
 
 def saving(top: OldTable, accumulation: int) -> Part:
-    """`[checkpoint]` and `[log]`."""
+    """Converts hooks and options of saving and logging to `[checkpoint]` and `[log]`."""
     made: Part = {}
     log: Part = {}
     defaults = top.table("default_hooks")
@@ -150,7 +150,7 @@ def saving(top: OldTable, accumulation: int) -> Part:
 
 
 def is_off(hook: OldTable) -> bool:
-    """Whether a hook is switched off: then nothing of it is lost."""
+    """Whether a hook is switched off; it is then reported as left out."""
     title = str(hook.peek("type")).rpartition(".")[2]
     is_on = hook.peek("enable") if title == "VisualizationHook" else hook.peek("enable") is not False
     if not is_on:
@@ -160,7 +160,7 @@ def is_off(hook: OldTable) -> bool:
 
 
 def _checkpoints(old: OldTable, accumulation: int) -> Part:
-    """`checkpoint_config`, or the `checkpoint` of `default_hooks`."""
+    """Converts `checkpoint_config`, or the `checkpoint` of `default_hooks`."""
     old.expect_type("there is no such hook here", "CheckpointHook")
     made: Part = {}
     by_epoch = old.get("by_epoch", "true or false", True)
@@ -178,7 +178,7 @@ def _checkpoints(old: OldTable, accumulation: int) -> Part:
 
 
 def _log(old: OldTable, accumulation: int) -> Part:
-    """`log_config`, or the `logger` of `default_hooks`."""
+    """Converts `log_config`, or the `logger` of `default_hooks`."""
     old.expect_type("there is no such hook here", "LoggerHook")
     interval = steps(old, "interval", accumulation, is_exact=False)
     old.leave("every row is a mean over its interval", "ignore_last", "interval_exp_name")
@@ -187,7 +187,7 @@ def _log(old: OldTable, accumulation: int) -> Part:
 
 
 def _places(hooks: list[OldTable], old: OldTable) -> Part:
-    """`hooks`: further places for metrics, each once."""
+    """Converts further places for metrics to `log.hooks`, each once."""
     found: dict[str, None] = {}
     for hook in hooks:
         title = hook.type()

@@ -1,4 +1,4 @@
-"""Learning rates of mmcv (`lr_config`) and of mmengine (`param_scheduler`) in our words."""
+"""Converts learning-rate schedules of mmcv (`lr_config`) and of mmengine (`param_scheduler`)."""
 
 from sslrun.config.node import Node, plain
 from sslrun.importer.old import OldTable, node
@@ -34,7 +34,7 @@ _WARMUPS = {"LinearLR": "linear", "ConstantLR": "constant"}
 
 
 def lr_config(old: OldTable, accumulation: int) -> Node | None:
-    """`[lr]` of an mmcv `lr_config`; None where there is no such policy here."""
+    """Converts an mmcv `lr_config`; None where there is no such policy here."""
     policy = old.get("policy", "a string", "")
     ours = _POLICIES.get(policy.removesuffix("LrUpdaterHook").lower())
     if ours is None:
@@ -73,7 +73,7 @@ def _warmup(old: OldTable, accumulation: int) -> Part:
 def param_scheduler(
     tables: list[OldTable], epochs: int | None, iterations: int | None, accumulation: int
 ) -> Node | None:
-    """`[lr]` of mmengine's schedulers: a warm-up, if any, and one policy after it or over it.
+    """Converts mmengine's schedulers: a warm-up, if any, and one policy after it or over it.
 
     Args:
         tables: the schedulers.

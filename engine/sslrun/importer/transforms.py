@@ -1,4 +1,4 @@
-"""Transforms of the old frameworks, of mmcv and of torchvision in our words."""
+"""Converts transforms of the old frameworks, of mmcv and of torchvision."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ _GRAY = [0.114, 0.587, 0.2989]  # the weights of PIL, in the order of OpenCV's c
 
 
 def transform(old: OldTable) -> Node | None:
-    """One transform; None where it is implied or we have none like it, which is reported."""
+    """Converts a transform; None where it is implied here, or where there is none like it, which is reported."""
     name = old.type()
     if name in IMPLIED:
         _implied(old)
@@ -39,7 +39,7 @@ def transform(old: OldTable) -> Node | None:
 
 
 def normalize(mean: Any, std: Any, old: OldTable) -> Node | None:
-    """Normalize, of numbers between 0 and 1 or 0 and 255; None where they are no numbers."""
+    """Makes Normalize of numbers from 0 to 1 or from 0 to 255; None where they are not numbers."""
     lists: list[list[Any]] = [mean, std] if isinstance(mean, list) and isinstance(std, list) else [[None]]
     if not all(_is_number(number) for numbers in lists for number in numbers) or not all(lists):
         old.lost("mean and std are three numbers each")
@@ -50,7 +50,7 @@ def normalize(mean: Any, std: Any, old: OldTable) -> Node | None:
 
 
 def _group(old: OldTable) -> Node | None:
-    """RandomAppliedTrans: of a single member it is the member's own `p`."""
+    """Converts RandomAppliedTrans; that of a single member becomes the `p` of the member."""
     made = [found for member in old.tables("transforms") if (found := transform(member)) is not None]
     share = old.first("p", "prob")
     if not made or share is None:
@@ -68,7 +68,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _implied(old: OldTable) -> None:
-    """A step that is done anyway, in its usual form."""
+    """Checks a step that is always done here, and has no options."""
     old.expect("images are read in color", color_type="color")
     files_on_disk(old)
     old.leave("images are decoded by DALI", "imdecode_backend", "to_float32", "ignore_empty")
@@ -77,7 +77,7 @@ def _implied(old: OldTable) -> None:
 
 
 def files_on_disk(old: OldTable) -> None:
-    """`file_client_args`, in a data source or a step: files come from the disk here."""
+    """Checks `file_client_args` of a data source or a step: files come from the disk here."""
     for name in ("file_client_args", "backend_args"):
         args = old.table(name)
         if args is not None:

@@ -1,4 +1,4 @@
-"""What an old config is made of while it is read: Python's dicts and lists, which know where they were written."""
+"""Dicts and lists that know where in an old config they were written, and a limit on their number."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ class Row(list[Any]):
 
 
 class Work:
-    """How much has been evaluated, over all files."""
+    """Counts the expressions that were evaluated, and the elements that were made, over all files."""
 
     done = 0
 

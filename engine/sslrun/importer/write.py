@@ -1,4 +1,4 @@
-"""A recipe as text: in the order and the form of those that ship, so that it can be read and edited."""
+"""Writes a recipe as TOML, in the order and the form of the recipes that ship."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +20,7 @@ _HEADINGS = {
 
 
 def text(recipe: Part, report: Report, made_of: str) -> str:
-    """The whole file.
+    """The text of the whole file.
 
     Args:
         recipe: by top-level keys.

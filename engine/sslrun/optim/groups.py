@@ -1,6 +1,7 @@
 """Parameter groups by the names and kinds of parameters."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,8 +83,8 @@ class ParamRule:
 
     def __str__(self) -> str:
         """What selects the parameters, for messages."""
-        parts = {"kind": self.kind, "match": self.match}
-        return ", ".join(f"{name} = {value!r}" for name, value in parts.items() if value is not None)
+        kind = [] if self.kind is None else [f"kind = {json.dumps(self.kind)}"]
+        return ", ".join(kind if self.match is None else [*kind, f"match = {self.match!r}"])
 
     def given(self) -> dict[str, Any]:
         """The options that the rule sets, as written."""
