@@ -635,6 +635,8 @@ class TestModels:
             ("DeepCluster", "dict(type='DeepClusterHook', clustering=dict(type='PIC', k=4, sigma=0.2))", {},
              ["custom_hooks.0.clustering: there is no clustering PIC here, only k-means",
               f"custom_hooks.0.clustering.sigma: {NOTHING}"]),
+            ("ODC", "dict(type='DeepClusterHook', clustering=dict(type='Kmeans', k=4), init_memory=True)", {},
+             ["custom_hooks.0.clustering.pca_dim: the first clusters are those of the features themselves"]),
             ("ODC", "dict(type='ODCHook', centroids_update_interval=5, deal_with_small_clusters_interval=2, "
              "reweight=False, reweight_pow=0.5)",
              {"centroids_update_interval": 5, "deal_with_small_clusters_interval": 2, "reweight_power": 0.0}, []),

@@ -16,6 +16,7 @@ _OF_ALL: dict[str, dict[str, Any]] = {
     "ClsHead": {"in_channels": 2048, "num_classes": 1000},
     "DenseCLHook": {"start_iters": 1000},
     "GaussianBlur": {"p": 0.5},
+    "Kmeans": {"pca_dim": 256},
     "MoCoV3ViT": {"arch": "base", "stop_grad_conv1": False},
     "RandomAppliedTrans": {"p": 0.5},
     "RandomApply": {"prob": 0.5},
