@@ -1,4 +1,4 @@
-"""`sslrun config import`: old configurations are read without being executed, and become recipes that say the same.
+"""`sslrun config import`: old configs are read without being executed, and become recipes that say the same.
 
 The inputs in old_configs/ are written for these tests, in the forms that MMSelfSup's own have: v0 is 0.x, v1 is 1.x.
 """
@@ -131,7 +131,7 @@ def differences(new, old, key=""):
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
-    """The recipes made of all old configurations, by their labels."""
+    """The recipes made of all old configs, by their labels."""
     folder = tmp_path_factory.mktemp("converted")
 
     def convert(path):
@@ -145,7 +145,7 @@ def converted(tmp_path_factory):
 
 
 class TestRecipes:
-    """All methods that we have, in both forms, become what ships."""
+    """Every method, in both forms, becomes the recipe that ships."""
 
     def test_there_is_one_of_each(self):
         assert {path.stem.partition("_")[0] for path in V0} - {"npid-ensure-neg"} == METHODS
@@ -194,7 +194,7 @@ class TestRecipes:
 
 
 class TestBuild:
-    """Converted recipes are those that ship, down to the parameters that each rule chooses."""
+    """Converted recipes build the networks and parameter groups of those that ship."""
 
     @pytest.mark.parametrize("path", [*V0, *V1], ids=label)
     def test_networks_and_parameter_groups(self, converted, path):
@@ -440,7 +440,7 @@ class TestCommand:
         assert load(tmp_path / "a.toml").values["global_batch"] == 4 * 256
         assert self.run(capsys, old, "-o", tmp_path / "b.toml", "--gpus", 0)[0] == 2
 
-    def test_a_method_that_there_is_not(self, capsys, tmp_path):
+    def test_an_unknown_method_exits_with_1(self, capsys, tmp_path):
         """Exit code 1, and the method is named: the rest is converted all the same."""
         old, new = OLD / "v0/mocov2_resnet50_8xb32-coslr-200e_in1k.py", tmp_path / "mae.toml"
         other = tmp_path / "mae_1xb2.py"

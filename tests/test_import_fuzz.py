@@ -1,4 +1,4 @@
-"""No input makes an import of old configurations end in a traceback, or go on for long: a recipe, or one line.
+"""No input makes an import of old configs end in a traceback, or go on for long: a recipe, or one line.
 
 A few cases in the suite, 10,000 and more in `make test-nightly`.
 """
@@ -115,7 +115,7 @@ def mutated(text, seed):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A copy of all old configurations."""
+    """A copy of all old configs."""
     root = tmp_path_factory.mktemp("fuzz")
     for path, text in TEXTS.items():
         copied = root / path.relative_to(OLD)

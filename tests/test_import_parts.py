@@ -134,7 +134,7 @@ class TestTraining:
         assert {"by": "epoch", **values["lr"]} == {"by": "epoch"} | {k: v for k, v in new.items() if v is not None}
         assert found == lines
 
-    def test_what_there_is_not(self, convert):
+    def test_unknown_optimizers_and_policies(self, convert):
         values, lines = convert(training=TRAINING.replace("'fixed'", "'zigzag'").replace("SGD", "RAdam"))
         assert [line for line in lines if "is missing" not in line] == [
             "optimizer: there is no optimizer RAdam here", "lr_config: there is no policy zigzag here",
@@ -246,7 +246,7 @@ optim_wrapper = dict(
             assert values["optimizer"]["paramwise"] == [{"match": "predictor", "fix_lr": True, **expected}]
             assert lines == []
 
-    def test_start_and_end(self, convert):
+    def test_seed_weights_and_resuming(self, convert):
         values, lines = convert(
             more="seed = 3\nload_from = 'a.pth'\nresume_from = 'b.pth'\nwork_dir = 'runs/{{fileBasenameNoExtension}}'\n"
             "workflow = [('train', 1), ('val', 1)]\nfp16 = dict(loss_scale=512.)\nema = 3\n"
@@ -263,7 +263,7 @@ optim_wrapper = dict(
         _, lines = convert(more="custom_imports = dict(imports=['mmselfsup.models', 'mmcls.models'])")
         assert lines == ["custom_imports: the old framework's own modules, whose classes are known here"]
 
-    def test_more_than_anybody_reads(self, convert):
+    def test_thousands_of_findings(self, convert):
         """Thousands of mistakes are reported at once, and the file stays one that loads."""
         started = time.process_time()
         values, lines = convert(
@@ -433,7 +433,7 @@ class TestImages:
         key = "data.train.data_source." if form is data_0x else "train_dataloader.dataset."
         assert sorted(line.removeprefix(key) for line in found if key in line) == lines
 
-    def test_sources_that_there_are_not(self, convert):
+    def test_unknown_sources(self, convert):
         _, lines = convert(data=data_0x("dict(type='CenterCrop', size=32)", type="VOC"))
         assert "data.train.data_source: there is no source VOC here; one's own is made known by custom_imports" in lines
         _, lines = convert(data="data = dict(samples_per_gpu=8, train=dict(type='RepeatDataset', dataset=dict()))")
@@ -474,7 +474,7 @@ class TestImages:
         _, lines = convert(data=data_1x(f"dict(type='RandomFlip', prob=0.5), {views.replace('[1, 3]', '[1]')}"))
         assert lines == ["train_dataloader.dataset.pipeline.2.transforms: 2 pipelines for 1 numbers of views"]
 
-    def test_what_the_loader_decides(self, convert):
+    def test_loader_options(self, convert):
         more = "num_workers=3, pin_memory=True, sampler=dict(type='Odd', shuffle=False), collate_fn=dict(type='other')"
         values, lines = convert(data=CROP_1X.replace("drop_last=True", more))
         assert values["data"]["workers_per_gpu"] == 3 and values["data"]["drop_last"] is False
@@ -573,7 +573,7 @@ class TestModels:
             found = [line.removeprefix(f"model.{part}.") for line in found if line.startswith("model")]
             assert sorted(found) == sorted(lines)
 
-    def test_arguments_that_there_are_not(self, convert):
+    def test_unknown_arguments(self, convert):
         more = "type='MoCo', queue_len=4096, shuffle=False, train_cfg=dict(), test_cfg=dict(a=1)"
         values, lines = convert(model=MOCO.replace("type='MoCo'", more))
         assert values["model"]["queue_len"] == 4096
