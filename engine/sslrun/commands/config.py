@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from sslrun.commands.arguments import DIFFERENT, DONE, FINDINGS, USAGE, add_config, add_overrides, fail, width
+from sslrun.commands.arguments import DIFFERENT, DONE, FAILED, FINDINGS, USAGE, add_config, add_overrides, fail, width
 from sslrun.errors import UsageError
 
 
@@ -36,11 +36,13 @@ def add(verbs: Any) -> None:
     explain.set_defaults(call=_config_explain)
     importing = config_verbs.add_parser(
         "import",
-        help="a recipe from a config of MMSelfSup, 0.x or 1.x",
-        description="Convert a Python config of MMSelfSup, with its bases, without executing it. What the recipe does "
-        "not have as it was is listed, as FILE:LINE: KEY: MESSAGE, and stands at the head of the recipe too.",
+        help="a recipe from a config of MMSelfSup, MMPretrain or OpenSelfSup",
+        description="Convert a Python config of MMSelfSup (0.x, 1.x), MMPretrain or OpenSelfSup, with its bases, "
+        "without executing it. What the recipe does not have as it was is listed, as FILE:LINE: KEY: MESSAGE, and "
+        "stands at the head of the recipe too. Exit codes: 0 a recipe that can be run, 1 one that lacks something, "
+        "such as a model where there is no such method here, 2 a file that cannot be read.",
     )
-    importing.add_argument("old", metavar="OLD.py", help="a config of MMSelfSup")
+    importing.add_argument("old", metavar="OLD.py", help="a config of MMSelfSup, MMPretrain or OpenSelfSup")
     importing.add_argument("-o", dest="new", metavar="NEW.toml", required=True, help="the recipe to write")
     importing.add_argument("--force", action="store_true", help="replace NEW.toml")
     importing.add_argument(
@@ -131,7 +133,7 @@ def _config_lint(args: argparse.Namespace) -> int:
 def _config_import(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from sslrun.config.importer import import_config
+    from sslrun.importer import import_config
     from sslrun.runtime.durable import replace_file
 
     new = Path(args.new)
@@ -149,6 +151,8 @@ def _config_import(args: argparse.Namespace) -> int:
     for line in imported.report.lines():
         print(line, file=sys.stderr)
     print(f"{new}: {imported.report.count()}")
+    if imported.missing:
+        return fail(UsageError(f"{new} cannot be run: {imported.missing}"), FAILED)
     return DONE
 
 
