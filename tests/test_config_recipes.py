@@ -157,7 +157,7 @@ def test_any_values_survive_printing(tmp_path_factory, values):
         ),
         (
             "dist_params.backend=nccl",
-            "dist_params is gone: what concerns machines stands in [engine], ranks come from the launcher",
+            "dist_params is gone: settings of the machine are in [engine], ranks come from the launcher",
         ),
         (
             "persistent_workers=true",

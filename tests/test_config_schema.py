@@ -267,12 +267,12 @@ class TestCheck:
             (
                 '[net]\ntype = "Convolution"',
                 "x.toml:3: net.type: there is no 'Convolution' among the nets; known: Linear, Scaled, Stack; "
-                "one's own classes are made known by custom_imports",
+                "custom_imports makes your own classes known",
             ),
             (
                 '[net]\ntype = "Frozen"',
                 "x.toml:3: net.type: there is no 'Frozen' among the nets; known: Linear, Scaled, Stack; "
-                "one's own classes are made known by custom_imports",
+                "custom_imports makes your own classes known",
             ),
             (
                 '\n\n[net]\ntype = "Linear"',
@@ -374,7 +374,7 @@ class TestChangedType:
     def test_inherited_keys_that_the_new_class_does_not_know(self, refused):
         assert refused('[net]\ntype = "Linear"\nin_channels = 8', base=BASE_STACK) == (
             "base.toml:3: net.layers: unknown key of Linear; known: type, in_channels, bias; it is inherited: "
-            '`_delete_ = true` in [net] of x.toml drops all that is, `_delete_ = ["layers"]` only this key'
+            '`_delete_ = true` in [net] of x.toml drops all such keys, `_delete_ = ["layers"]` only this key'
         )
 
     def test_the_hint_works(self, made):
@@ -401,7 +401,7 @@ class TestChangedType:
         base = '[net]\ntype = "Other"\nin_channels = [8]\n'
         assert refused('[net]\ntype = "Linear"', base=base) == (
             "base.toml:3: net.in_channels: expected a whole number, got a list; it is inherited: "
-            '`_delete_ = true` in [net] of x.toml drops all that is, `_delete_ = ["in_channels"]` only this key'
+            '`_delete_ = true` in [net] of x.toml drops all such keys, `_delete_ = ["in_channels"]` only this key'
         )
 
 

@@ -35,9 +35,9 @@ def hint_at(text: str, position: int) -> str | None:
     word = after.replace("]", ",").replace("}", ",").partition(",")[0]
     for written in (line.partition("=")[2], after, word):
         written = written.strip().removesuffix(",")
-        found = None if _is_toml(written) else hint(written)
-        if found:
-            return found
+        answer = None if _is_toml(written) else hint(written)
+        if answer:
+            return answer
     beginning = line.partition("=")[2].strip()
     if beginning.startswith("("):
         return "a list is written [1, 2]"
