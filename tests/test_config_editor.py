@@ -77,6 +77,16 @@ def _found(value, key):
         yield value[key]
 
 
+def test_each_definition_is_one_line():
+    """So that a difference between two versions of a schema can be read."""
+    for path in (EDITOR_PATH, SCHEMA_PATH):
+        schema = json.loads(path.read_text())
+        lines = path.read_text().splitlines()
+        for name, definition in schema["$defs"].items():
+            line = f"{json.dumps(name)}: {json.dumps(definition)}"
+            assert line in lines or f"{line}," in lines, name
+
+
 def test_every_file_that_ships_is_clean_and_points_to_the_schema():
     """They are TOML 1.0 as well: tomllib reads them."""
     assert len(FILES) > 100

@@ -322,6 +322,8 @@ class TestOverrides:
             ("a='True'", {"a": "True"}),
             ("a=Trueish", {"a": "Trueish"}),
             ("a=f(x)", {"a": "f(x)"}),
+            ("a=x,y", {"a": "x,y"}),
+            ("a=(x)", {"a": "(x)"}),
             ("a=nan_is_text", {"a": "nan_is_text"}),
             ("a=path/to=x y", {"a": "path/to=x y"}),
             ("a=", {"a": ""}),
@@ -356,6 +358,8 @@ class TestOverrides:
             ("-.5", "-0.5"),
             ("[('train', 1)]", '[["train", 1]]'),
             ("{'a': [True]}", "{ a = [true] }"),
+            ("[(train,1),(val,1)]", '[["train", 1], ["val", 1]]'),
+            ("dict(type=BN)", '{ type = "BN" }'),
             ("dict(type='BN', requires_grad=True)", '{ type = "BN", requires_grad = true }'),
         ],
     )
@@ -375,8 +379,13 @@ class TestOverrides:
             assert values(main, shlex.split(said.partition(" with --set ")[2])[0]) == {"t": {"b": 2}}
         assert "TOML has no None" in message(write("y.toml", f"t = {{ x = 1, a = {value} }}"))
 
+    def test_a_python_config_is_answered_with_the_verb_that_converts_it(self, write):
+        assert message(write("x.py", "model = dict(type='MoCo')")) == (
+            "x.py:1: Invalid value (column 9); `sslrun config import` converts configs of MMSelfSup"
+        )
+
     def test_an_error_that_is_not_python_syntax_has_no_hint(self, write):
-        for line in ("a = 1 2", "a = 1 'x'", "a = [1 2]", "a = nope", "a = f(x)"):
+        for line in ("a = 1 2", "a = 1 'x'", "a = [1 2]", "a = nope", "a = [1, x]]", "a = f(x)"):
             assert message(write("x.toml", line)).endswith(")")
 
     @pytest.mark.parametrize("text", ["epochs", "=3", "", "[a]", "a b=1", "a..b=1", "a=1\nb=2", ".a=1"])

@@ -105,6 +105,8 @@ def _parse(text: str, chain: tuple[Path, ...]) -> dict[str, Any]:
         _fail(chain, None, too_deep)
     except tomli.TOMLDecodeError as error:
         python = hint_at(text, error.pos)
+        if chain[-1].suffix == ".py":
+            python = "`sslrun config import` converts configs of MMSelfSup"
         _fail(chain, error.lineno, f"{error.msg} (column {error.colno}){f'; {python}' if python else ''}")
     except ValueError as error:  # a number too long for Python
         _fail(chain, None, str(error))
