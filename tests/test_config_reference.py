@@ -106,12 +106,15 @@ def check_table(table, heading):
 def test_every_kind_lists_its_keys_and_classes():
     for kind, union in kinds(SCHEMA).items():
         below = words(PAGE.below[kind.capitalize()])
-        assert below.startswith(f"Named by {union['x-tag']} at ")
+        where = "Named on the command line" if kind == "formats" else f"Named by {union['x-tag']} at "
+        assert below.startswith(where)
         assert all(re.search(rf"\b{name}\b", below) for name in classes(union))
     assert "Named by type at data.source, data.source.source, data.holdout, eval.train, eval.test." in words(
         PAGE.below["Sources"]
     )
     assert "Named by policy at lr, eval.finetune.lr" in words(PAGE.below["Schedules"])
+    for kind, key in (("Monitors", "monitor.extra.N"), ("Hooks", "log.hooks.N"), ("Evaluations", "eval.extra.NAME")):
+        assert f"Named by type at {key}." in words(PAGE.below[kind])
 
 
 def test_lines_have_at_most_120_characters():

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from itertools import takewhile
 from typing import NoReturn
 
-from sslrun.commands import config, data, evaluation, report, weights
+from sslrun.commands import config, data, evaluation, runs, weights
 from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_config, fail
 from sslrun.errors import Diverged, RunFailed, UsageError
 
@@ -109,7 +109,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     train.add_argument("--dry-run", action="store_true", help="print the plan without data or GPU")
     train.set_defaults(call=_train)
 
-    for room in (config, data, evaluation, report, weights):
+    for room in (config, data, evaluation, runs, weights):
         room.add(verbs)
     return parser, verbs.choices
 

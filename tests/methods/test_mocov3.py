@@ -200,6 +200,8 @@ def test_the_resnet_recipes_are_the_published_ones() -> None:
         assert (optimizer["type"], optimizer["lr"], optimizer["weight_decay"]) == ("LARS", lr, weight_decay)
         assert (model["base_momentum"], model["head"]["temperature"], optimizer["momentum"]) == (momentum, 1.0, 0.9)
         assert (values["lr"]["warmup_epochs"], values["lr"]["by"], values["lr"]["min_lr"]) == (10, "iter", 0.0)
+        assert values["lr"]["after_warmup"]
+        assert (model["neck"]["with_last_bn"], model["head"]["predictor"]["with_last_bn"]) == (True, False)
         views = [[t["type"] for t in group["transforms"]] for group in values["data"]["views"]]
         assert ("Solarization" in views[0], "Solarization" in views[1]) == (False, True)
         assert [group["transforms"][3]["p"] for group in values["data"]["views"]] == [1.0, 0.1]  # blur
@@ -229,5 +231,6 @@ def test_the_transformer_recipes_are_the_published_ones() -> None:
         assert (values["epochs"], values["global_batch"], values["data"]["samples_per_gpu"]) == (300, 4096, samples)
         assert (optimizer["type"], optimizer["lr"], optimizer["weight_decay"]) == ("AdamW", 2.4e-3, 0.1)
         assert optimizer.get("grad_clip") == ({"max_norm": 5.0} if width == 1024 else None)
-        assert (values["lr"]["warmup_epochs"], values["lr"]["by"]) == (40, "iter")
+        assert (values["lr"]["warmup_epochs"], values["lr"]["by"], values["lr"]["after_warmup"]) == (40, "iter", True)
+        assert model["neck"]["with_last_bn"] and model["head"]["predictor"]["with_last_bn"]
         assert [group["transforms"][0]["scale"] for group in values["data"]["views"]] == [[0.08, 1.0], [0.08, 1.0]]

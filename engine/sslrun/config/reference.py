@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sslrun.config.dump import inline
 from sslrun.config.node import Key, show
-from sslrun.config.schema_reader import Schema, classes, expected, first_sentence, follow, keys, places
+from sslrun.config.schema_reader import Schema, classes, expected, first_sentence, follow, keys, kinds, places
 
 _WIDTH = 120
 _INTRODUCTION = """\
@@ -36,13 +36,13 @@ def reference(schema: Schema) -> str:
     for name, keys_of_it in where.items():
         if "x-tag" in definitions[name]:
             used_at.setdefault(definitions[name]["title"], []).extend(keys_of_it)
-    unions = {kind: definitions[kind] for kind in used_at}
+    unions = {kind: definitions[kind] for kind in {**used_at, **kinds(schema)}}
     parts = [_INTRODUCTION, _contents(list(tables.values()), unions)]
     for ref, key in tables.items():
         table = follow(definitions, {"$ref": ref})
         parts += [f"## {_header(key)}", *_docs(table), "" if key else _OF_FILES, _keys(definitions, table, tables)]
     for kind, union in unions.items():
-        parts += [f"## {kind.capitalize()}", _usage(union, used_at[kind]), _overview(definitions, union)]
+        parts += [f"## {kind.capitalize()}", _usage(union, used_at.get(kind, [])), _overview(definitions, union)]
         for name, option in classes(union).items():
             table = follow(definitions, option)
             parts += [f"### {name}", *_docs(table), _keys(definitions, table, tables), _source(table)]
@@ -78,6 +78,8 @@ def _link(heading: str, text: str | None = None) -> str:
 
 def _usage(union: Schema, used_at: list[Key]) -> str:
     """The keys at which components of a kind are named."""
+    if not used_at:
+        return "Named on the command line, in lower case."
     where = ", ".join(f"`{show(key)}`" for key in dict.fromkeys(used_at))
     return _filled(f"Named by `{union['x-tag']}` at {where}.")
 

@@ -77,7 +77,8 @@ def keys(table: Schema) -> dict[str, Schema]:
 
 
 def places(schema: Schema) -> dict[str, list[Key]]:
-    """The keys of a recipe that use each definition, in the recipe's order; "N" stands for an index of a list.
+    """The keys of a recipe that use each definition, in the recipe's order; "N" stands for an index of a list, "NAME"
+    for a key of the user's own.
 
     Only the first use of a definition is followed further, so a component that holds others of its kind ends.
     """
@@ -95,6 +96,8 @@ def places(schema: Schema) -> dict[str, list[Key]]:
             visit(below, (*key, key_part))
         if "items" in part:
             visit(part["items"], (*key, "N"))
+        if isinstance(part.get("additionalProperties"), dict):
+            visit(part["additionalProperties"], (*key, "NAME"))
 
     visit(schema, ())
     return keys_of
