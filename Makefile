@@ -1,5 +1,5 @@
 # make quickstart   install, train a small encoder on drawn images, write its report (3 minutes on two cores)
-# make test         install, then format, lint, types and the CPU suite
+# make test         install, check format, lint and types, run the CPU tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.installed
 
-# The stamp is as old as the files that say what to install, so a current environment is left alone.
+# The stamp is newer than the files that list the dependencies while the environment is current; then nothing is done.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=...)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: install
-	$(BIN)/python bin/sslrun configs/quickstart.toml --resume  # a second time it goes on, or says that it is done
+	$(BIN)/python bin/sslrun configs/quickstart.toml --resume  # a second call continues, or says that the run is done
 	$(BIN)/python bin/sslrun report work_dirs/quickstart
 
 lint: install

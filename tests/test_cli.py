@@ -1,4 +1,4 @@
-"""The command line: every mistake is one line and exit code 2, nothing is lost, and looking costs no torch."""
+"""The command line: every user error is one line and exit code 2, no file is lost, and config verbs need no torch."""
 
 import json
 import os
@@ -19,7 +19,7 @@ MOCOV2 = str(small_run.ROOT / "configs/mocov2.toml")
 
 
 def refused(capsys, *words: object) -> str:
-    """The one line that a command is refused with."""
+    """The error line of a command that exits with code 2."""
     code, out, err = call(capsys, *words)
     assert code == 2, (code, err)
     lines = err.splitlines()
@@ -41,7 +41,7 @@ def test_config_print_parses_back(capsys, tmp_path):
     assert call(capsys, "config", "print", again)[1] == out
 
 
-def test_config_explain_tells_everything_where_no_key_is_named(capsys, monkeypatch):
+def test_config_explain_without_a_key_explains_all_keys(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = call(capsys, "config", "explain", MOCOV2)
     assert code == 0 and out == call(capsys, "config", "explain", MOCOV2, "--all")[1]
@@ -50,7 +50,7 @@ def test_config_explain_tells_everything_where_no_key_is_named(capsys, monkeypat
     assert code == 0 and part.startswith("[model.backbone]\n") and part.rstrip() in out
 
 
-def test_config_explain_names_the_chain(capsys):
+def test_config_explain_lists_the_places_that_set_a_key(capsys):
     code, out, _ = call(capsys, "config", "explain", MOCOV2, "epochs", "--set", "epochs=800")
     assert code == 0
     assert "sgd_coslr-200e_in1k.toml:" in out and out.rstrip().splitlines()[-1].strip().startswith("--set epochs=800")
@@ -69,7 +69,7 @@ def test_config_explain_names_the_chain(capsys):
         ["list", "--json"],
     ],
 )
-def test_looking_imports_no_torch(words):
+def test_config_verbs_import_no_torch(words):
     code = "import sys; from sslrun.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'numpy', 'nvidia.dali'} & set(sys.modules), 'heavy imports'"
     environment = {**os.environ, "PYTHONPATH": f"{small_run.ROOT}/engine"}
@@ -77,7 +77,7 @@ def test_looking_imports_no_torch(words):
     assert done.returncode == 0, done.stderr
 
 
-def test_launchers_put_their_argument_first(capsys):
+def test_the_argument_that_launchers_put_first_is_ignored(capsys):
     assert main(["--local_rank=0", "config", "print", MOCOV2]) == 0
     assert main(["--local-rank=0", MOCOV2, "--dry-run"]) == 0
 
@@ -92,7 +92,7 @@ def test_dry_run_needs_no_data(capsys):
     assert "first ids" in out and "MiB per sample" in out
 
 
-def test_a_missing_data_set_is_pointed_to(capsys, tmp_path):
+def test_a_missing_data_set_is_named_with_its_key(capsys, tmp_path):
     line = refused(capsys, MOCOV2, "--work-dir", tmp_path)
     assert "data/imagenet/train does not exist" in line and "data.source.data_prefix" in line
     assert not list(tmp_path.iterdir()), "nothing was started, so nothing may be left"
@@ -126,7 +126,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line(capsys, recipe, mistake):
+def test_a_user_error_is_one_line(capsys, recipe, mistake):
     options, expected = MISTAKES[mistake]
     line = refused(capsys, recipe, *options)
     assert all(text in line for text in expected), line
@@ -141,7 +141,7 @@ def test_a_mistake_is_one_line(capsys, recipe, mistake):
         ("--cfg-options", "--cfg-options is written --set, once for each key: --set KEY=VALUE"),
     ],
 )
-def test_options_that_are_written_otherwise(capsys, words, answer):
+def test_options_in_the_wrong_form_are_answered_with_the_form_that_works(capsys, words, answer):
     assert refused(capsys, "config", "diff", MOCOV2, *words.split()) == f"error: {answer}"
 
 
@@ -152,13 +152,13 @@ def test_an_unknown_option_is_one_line(capsys):
     assert capsys.readouterr().err == "error: unrecognized arguments: --nope; see sslrun --help\n"
 
 
-def test_a_file_may_follow_a_set(capsys, tmp_path, monkeypatch):
+def test_an_existing_file_after_set_is_not_taken_for_a_pair(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b").write_text("seed = 3")
     assert "model is missing" in refused(capsys, "config", "print", "--set", "seed=3", "a=b")
 
 
-def test_files_that_do_not_fit_together_are_one_line(capsys, tmp_path):
+def test_broken_extends_is_one_line(capsys, tmp_path):
     a, b = tmp_path / "a.toml", tmp_path / "b.toml"
     a.write_text('extends = "b.toml"\n')
     b.write_text('extends = "a.toml"\n')
@@ -181,7 +181,7 @@ def test_a_work_dir_that_cannot_be_written_is_one_line(capsys, recipe, tmp_path)
     assert "work_dir" in line
 
 
-def test_the_same_command_twice_is_refused_and_loses_nothing(capsys, recipe, tmp_path):
+def test_the_same_command_twice_is_refused_and_changes_no_file(capsys, recipe, tmp_path):
     assert call(capsys, recipe)[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     line = refused(capsys, recipe)
@@ -213,7 +213,7 @@ def test_a_work_dir_in_use_is_refused(capsys, tmp_path, images):
     assert small_run.finish(process)[0] == 75
 
 
-def test_a_finished_run_says_where_it_is_and_what_next(capsys, recipe, tmp_path):
+def test_a_finished_run_prints_its_folder_and_how_to_continue(capsys, recipe, tmp_path):
     code, out, _ = call(capsys, recipe, "--set", "log.interval=3")
     run = tmp_path / "runs/small"
     assert code == 0
@@ -249,7 +249,7 @@ def test_a_few_bad_images_do_not_end_a_run_and_many_do(capsys, tmp_path, images)
     assert json.loads((tmp_path / "again/small/state.json").read_text())["exit_code"] == 1
 
 
-def test_a_loss_that_explodes_stops_the_run_with_its_weights_whole(capsys, recipe, tmp_path):
+def test_a_diverging_loss_stops_the_run_and_its_checkpoint_is_finite(capsys, recipe, tmp_path):
     code, _, err = call(capsys, recipe, "--set", "optimizer.lr=1e30", "--set", "checkpoint.interval=1")
     assert code == 3
     assert "not finite" in err.splitlines()[-1]
@@ -258,7 +258,7 @@ def test_a_loss_that_explodes_stops_the_run_with_its_weights_whole(capsys, recip
         assert tensor.isfinite().all(), name
 
 
-def test_weights_are_loaded_and_mismatches_said(capsys, recipe, tmp_path):
+def test_weights_are_loaded_and_mismatches_reported(capsys, recipe, tmp_path):
     assert call(capsys, recipe)[0] == 0
     run = tmp_path / "runs/small"
     weights = ["--set", f"load_from={run}", "--set", "optimizer.lr=0.0", "--set", "model.momentum=1.0"]
@@ -275,8 +275,8 @@ def test_weights_are_loaded_and_mismatches_said(capsys, recipe, tmp_path):
     assert code == 0 and "queue.rows" in err
 
 
-def test_a_method_of_ones_own(capsys, tmp_path, images, monkeypatch):
-    """custom_imports, and the features that clustering methods ask for before an epoch."""
+def test_a_users_own_method(capsys, tmp_path, images, monkeypatch):
+    """Uses custom_imports, and the features that clustering methods request in before_epoch."""
     (tmp_path / "my_method.py").write_text(
         "import torch\n"
         "from sslrun import Backbone, Loss, Method\n"
@@ -308,7 +308,7 @@ def test_a_method_of_ones_own(capsys, tmp_path, images, monkeypatch):
     assert model["center"].abs().sum() > 0
 
 
-def test_without_its_packages_it_says_make_install(tmp_path):
+def test_missing_packages_are_answered_with_make_install(tmp_path):
     shutil.copytree(small_run.ROOT / "bin", tmp_path / "bin")
     bare = [sys.executable, "-S", "-E", str(tmp_path / "bin/sslrun"), "--help"]  # -S: no site-packages
     done = subprocess.run(bare, capture_output=True, text=True)

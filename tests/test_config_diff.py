@@ -1,4 +1,4 @@
-"""`sslrun config diff`: what differs and nothing else, lists lined up, colors on a terminal only."""
+"""`sslrun config diff`: all differences and nothing else, aligned lists, colors on a terminal only."""
 
 import itertools
 import json
@@ -69,7 +69,7 @@ class TestValues:
             "+ { max_norm = 1 } --set optimizer.grad_clip.max_norm=1",
         ]
 
-    def test_an_absent_key_is_as_its_default(self):
+    def test_an_absent_key_equals_its_default(self):
         assert diff("|", "data.prefetch=2", "monitor.knn_k=20") == []
         assert diff("monitor.knn_k=3", "|") == [
             "monitor.knn_k",
@@ -77,7 +77,7 @@ class TestValues:
             "+ 20 default of the code",
         ]
 
-    def test_numbers_are_compared_as_numbers_and_booleans_are_none(self):
+    def test_numbers_are_compared_by_value_and_booleans_are_no_numbers(self):
         assert diff("optimizer.lr=1", "|", "optimizer.lr=1.0") == []
         whole, broken = (transforms(f'{{ type = "ColorJitter", hue = [{zero}, 1] }}') for zero in ("0", "0.0"))
         assert diff(whole, "|", broken) == []
@@ -85,7 +85,7 @@ class TestValues:
         assert diff(*mine, "model.head.x=1", "|", *mine, "model.head.x=true")[0] == "model.head.x"
         assert diff(*mine, "model.head.x=nan", "|", *mine, "model.head.x=nan") == []
 
-    def test_variables_count_where_they_are_referred_to(self):
+    def test_vars_count_through_the_values_that_refer_to_them(self):
         assert diff("|", "vars.other=1") == []
         found = diff("|", "vars.mean=[0.5, 0.5, 0.5]")
         assert found == [
@@ -109,27 +109,27 @@ class TestValues:
 
 
 class TestLists:
-    def test_an_element_put_in_is_one_difference(self):
+    def test_an_inserted_element_is_one_difference(self):
         assert diff(transforms(GRAY, FLIP), "|", transforms(GRAY, BLUR, FLIP))[:2] == [
             "data.views.0.transforms.1",
             f"+ {BLUR} --set {transforms(GRAY, BLUR, FLIP)}",
         ]
         assert len(diff(transforms(GRAY, FLIP), "|", transforms(GRAY, BLUR, FLIP))) == 2
 
-    def test_an_element_taken_out(self):
+    def test_a_removed_element(self):
         assert diff(transforms(BLUR, GRAY), "|", transforms(GRAY)) == [
             "data.views.0.transforms.0",
             f"- {BLUR} --set {transforms(BLUR, GRAY)}",
         ]
 
-    def test_an_element_changed_behind_one_put_in(self):
+    def test_a_changed_element_behind_an_inserted_one(self):
         found = diff(transforms(GRAY, FLIP), "|", transforms(BLUR, GRAY.replace("0.2", "0.5"), FLIP))
         assert [line for line in found if line[0] not in "+-"] == [
             "data.views.0.transforms.0",
             "data.views.0.transforms.0.p -> data.views.0.transforms.1.p",
         ]
 
-    def test_an_element_moved_and_changed(self):
+    def test_a_moved_and_changed_element(self):
         found = diff(transforms(GRAY, BLUR, FLIP), "|", transforms(BLUR, FLIP, GRAY.replace("0.2", "0.5")))
         assert [line.split(" --set")[0] for line in found] == [
             "data.views.0.transforms.0 -> data.views.0.transforms.2: RandomGrayscale moved",
@@ -140,7 +140,7 @@ class TestLists:
             "+ 0.5",
         ]
 
-    def test_of_two_of_a_class_each_is_found_where_it_has_moved(self):
+    def test_two_moved_elements_of_one_class_are_told_apart(self):
         often = GRAY.replace("0.2", "0.5")
         found = diff(transforms(GRAY, often, BLUR, FLIP), "|", transforms(BLUR, FLIP, often, GRAY))
         assert [line for line in found if line[0] not in "+-"] == [
@@ -154,7 +154,7 @@ class TestLists:
             "data.views.0.transforms.0", f"- {GRAY}", "data.views.0.transforms.0", f"+ {FLIP}",
         ]  # fmt: skip
 
-    def test_equal_elements_that_say_a_default_or_not(self):
+    def test_elements_that_differ_only_in_a_stated_default_are_equal(self):
         assert diff(transforms(FLIP), "|", transforms('{ type = "RandomHorizontalFlip", p = 0.5 }')) == []
 
     def test_groups_of_views(self):
@@ -176,14 +176,14 @@ class TestLists:
         assert len(diff("log.hooks=['wandb']", "|")) == 3
 
 
-def test_of_all_pairs_of_recipes_only_equal_ones_do_not_differ():
+def test_only_equal_recipes_do_not_differ():
     configs = {path: load(path) for path in ALIASES}
     for a, b in itertools.product(configs, configs):
         assert bool(differences(configs[a], configs[b])) == (a != b), (a, b)
 
 
 @pytest.mark.parametrize("width", [10, 16, 17, 30, 49])
-def test_a_value_is_laid_out_as_wide_as_it_may_be(width):
+def test_a_value_is_laid_out_within_the_width(width):
     value = {"mean": [123, 456], "table": {"a": [{"b": 1, "c": 22}]}}
     lines = laid_out(value, width)
     assert max(map(len, lines)) <= max(width, len("          c = 22,"))
@@ -198,7 +198,7 @@ tables = st.dictionaries(keys, values, max_size=3)
 
 @settings(max_examples=200, deadline=None)
 @given(tables, tables)
-def test_any_values_differ_where_they_are_not_equal(tmp_path_factory, old, new):
+def test_unequal_values_differ_whatever_they_are(tmp_path_factory, old, new):
     folder = tmp_path_factory.mktemp("diff")
     for name, table in (("old", old), ("new", new)):
         (folder / f"{name}.toml").write_text(dump(table))
@@ -225,11 +225,11 @@ class TestCommand:
         captured = capsys.readouterr()
         assert not captured.out and captured.err.startswith("error: configs/none.toml: No such file")
 
-    def test_set_is_of_the_second(self, capsys):
+    def test_set_applies_to_the_second_config(self, capsys):
         assert main(["config", "diff", MOCOV2, "configs/mocov1.toml", "--set", "model.momentum=0.5"]) == 1
         assert "  + 0.5" in capsys.readouterr().out
 
-    def test_what_does_not_fit_is_laid_out(self):
+    def test_a_long_value_is_laid_out_over_lines(self):
         found = differences(load(MOCOV2, [views((2, GRAY))]), load(MOCOV2, [views((2, GRAY), (6, f"{BLUR}, {FLIP}"))]))
         assert render(found, ("a", "b"), 60).splitlines()[4:-1] == [
             "  + {",

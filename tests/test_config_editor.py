@@ -25,13 +25,13 @@ MOCOV2, SWAV = "configs/mocov2.toml", "configs/swav.toml"
 
 
 def flagged(file):
-    """(key, message) of each thing that an editor marks in a file, given as its text or as what it says."""
+    """(key, message) of each error that an editor shows for a file, given as text or as parsed values."""
     errors = VALIDATOR.iter_errors(tomllib.loads(file) if isinstance(file, str) else file)
     return [(".".join(map(str, error.absolute_path)), error.message) for error in errors]
 
 
 def paths(value, path=()):
-    """Every place below a value: a path of keys and indices."""
+    """The path, keys and indices, of every value inside a value."""
     for part in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
         yield (*path, part)
         yield from paths(value[part], (*path, part))
@@ -42,14 +42,14 @@ def unexpected(key):
 
 
 def put(value, path, new):
-    """A copy of a value with something else at a path."""
+    """A copy of a value with another value at a path."""
     copy = dict(value) if isinstance(value, dict) else list(value)
     copy[path[0]] = put(value[path[0]], path[1:], new) if path[1:] else new
     return copy
 
 
 def misspelled(value, path):
-    """A copy of a value with an x behind the key at a path."""
+    """A copy of a value in which the key at a path has an x appended."""
     if path[1:]:
         return put(value, path[:1], misspelled(value[path[0]], path[1:]))
     return {(key + "x" if key == path[0] else key): below for key, below in value.items()}
@@ -60,7 +60,7 @@ def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_the_schema_is_one():
+def test_the_schema_is_valid_and_its_references_resolve():
     jsonschema.Draft7Validator.check_schema(EDITOR)
     references = {found for found in _found(EDITOR, "$ref")}
     for reference in references:
@@ -77,6 +77,16 @@ def _found(value, key):
         yield value[key]
 
 
+def test_each_definition_is_one_line():
+    """So that a difference between two versions of a schema can be read."""
+    for path in (EDITOR_PATH, SCHEMA_PATH):
+        schema = json.loads(path.read_text())
+        lines = path.read_text().splitlines()
+        for name, definition in schema["$defs"].items():
+            line = f"{json.dumps(name)}: {json.dumps(definition)}"
+            assert line in lines or f"{line}," in lines, name
+
+
 def test_every_file_that_ships_is_clean_and_points_to_the_schema():
     """They are TOML 1.0 as well: tomllib reads them."""
     assert len(FILES) > 100
@@ -89,8 +99,7 @@ def test_every_file_that_ships_is_clean_and_points_to_the_schema():
 
 
 def test_whole_recipes_are_valid_by_both_schemas():
-    """Nothing that runs is marked by the editor's schema. schema.json means to another validator what it means to us:
-    whole recipes are valid, and only whole ones."""
+    """The editor's schema accepts all that runs. By another validator, schema.json accepts exactly whole recipes."""
     jsonschema.Draft202012Validator.check_schema(committed_schema())
     validator = jsonschema.Draft202012Validator(committed_schema())
     for path in RECIPES:
@@ -110,8 +119,8 @@ def test_any_value_may_be_a_reference():
             assert flagged(put(values, path, "${vars.x}")) == [], path
 
 
-def test_a_misspelled_key_is_marked_wherever_it_stands():
-    """Each key of a whole recipe in turn: marked once in the table it stands in, as the run refuses it."""
+def test_a_misspelled_key_is_marked_at_any_depth():
+    """Each key of a whole recipe in turn is marked once, in its table."""
     values = load(SWAV).values
     tried = 0
     for path in paths(values):
@@ -123,7 +132,7 @@ def test_a_misspelled_key_is_marked_wherever_it_stands():
     assert tried > 50
 
 
-def test_a_wrong_type_is_marked_where_it_stands():
+def test_a_wrong_type_is_marked_at_its_key():
     values = load(MOCOV2).values
     for path in paths(values):
         if path[0] != "vars":  # which may hold anything
@@ -155,7 +164,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("text", ALLOWED.values(), ids=ALLOWED.keys())
-def test_what_a_file_may_say(text):
+def test_valid_files_are_not_marked(text):
     assert flagged(text) == []
 
 
@@ -177,20 +186,20 @@ def test_what_a_file_may_say(text):
         ("extends = 3", [("extends", "3 is not of type 'string', 'array'")]),
     ],
 )
-def test_what_is_marked_and_where(text, expected):
+def test_errors_are_marked_at_their_keys(text, expected):
     marked = flagged(text)
     assert set(expected) <= set(marked) and {key for key, _ in marked} == {key for key, _ in expected}
 
 
-def test_elements_of_a_list_are_named_by_numbers():
+def test_a_table_over_a_list_has_indices_as_keys():
     assert [key for key, _ in flagged("[data.views]\nfirst = 1")] == ["data.views"]
 
 
-def test_a_wrong_word_is_answered_with_the_right_ones():
+def test_an_unknown_option_is_answered_with_the_valid_ones():
     assert ("engine.precision", "'fp61' is not one of ['auto', 'fp32', 'bf16']") in flagged('engine.precision = "fp61"')
 
 
-def test_what_is_marked_in_a_whole_file_is_refused(tmp_path):
+def test_values_that_are_marked_do_not_load(tmp_path):
     path = tmp_path / "x.toml"
     for key, value in (("epochs", "3.5"), ("data.prefetch", '"two"'), ("engine.precision", '"fp61"')):
         path.write_text(dump(load(MOCOV2).values))
@@ -199,7 +208,7 @@ def test_what_is_marked_in_a_whole_file_is_refused(tmp_path):
         assert flagged(f"{key} = {value}")
 
 
-def test_the_command_prints_both(capsys):
+def test_the_command_prints_both_schemas(capsys):
     assert main(["config", "schema"]) == 0
     assert capsys.readouterr().out == SCHEMA_PATH.read_text() and committed_schema()["$ref"] == "#/$defs/Recipe"
     assert main(["config", "schema", "--editor"]) == 0

@@ -1,4 +1,4 @@
-"""No config makes a traceback: whatever is in a file or behind a --set, a failure is one line and exit code 2."""
+"""No config causes a traceback: whatever a file or a --set contains, an error is one line and exit code 2."""
 
 import io
 import itertools
@@ -19,10 +19,10 @@ from sslrun.errors import UsageError
 from sslrun.session import build
 
 QUICKSTART = small_run.ROOT / "configs" / "quickstart.toml"
-ASIDE = ("note: ", "drawing ", "drawn ")  # beside what a command has to say; images are drawn at first use
+ASIDE = ("note: ", "drawing ", "drawn ")  # lines that may precede the output; images are drawn at first use
 NIGHTLY, DAILY = 10_000, 150
 
-# Pieces that mean something to the parser, the merge or the references, so that a case gets past the first of them.
+# Pieces with a meaning to the parser, the merge or the references, so that cases reach all of them.
 WORDS = "a b 0 1 _delete_ extends model type data.views.0 [ ] [[ ]] { } ${ ${a} ${a.b} $${ ${env:HOME} true nan -inf"
 ODDITIES = '0x_f 1.5 1e999 1979-05-27 """ \'\'\' # "MoCo" \'x\' "\u00e9\\u0000" = = = . , \u00e9 \ufeff'
 PIECES = st.sampled_from([*f"{WORDS} {ODDITIES}".split(" "), "9" * 400, *"\n\n\n\t\x00\x85\u2028", "\r\n"])
@@ -31,7 +31,7 @@ HARSH = ["nan", "inf", "-inf", "0", "-1", "1" + "0" * 30, "1e308", "0.5", '""', 
 
 
 def fails_in_one_line(path: Path, overrides: list[str]) -> None:
-    """Loads, prints and explains a config; nothing but a UsageError of one line comes out."""
+    """Loads, prints and explains a config; the only exception may be a UsageError of one line."""
     try:
         config = load(path, overrides)
         dump(config.values)
@@ -41,7 +41,7 @@ def fails_in_one_line(path: Path, overrides: list[str]) -> None:
 
 
 def dry_run(*words: str) -> None:
-    """The command line's answer: a plan, or one line and exit code 2."""
+    """Asserts that the command prints a plan, or one line with exit code 2."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = main([str(QUICKSTART), "--dry-run", *words])
@@ -50,7 +50,7 @@ def dry_run(*words: str) -> None:
 
 
 def leaves(value: object, key: Key = ()) -> list[Key]:
-    """Every key of a config that has a value of its own."""
+    """Every key of a config whose value is no table or list."""
     if isinstance(value, dict):
         return [leaf for part, below in value.items() for leaf in leaves(below, (*key, part))]
     if isinstance(value, list):
@@ -74,7 +74,7 @@ def overrides(texts: list[str]) -> None:
 
 
 def damaged_recipe(path: Path, cuts: list[tuple[int, int, str]]) -> None:
-    """A shipped recipe, some pieces of it replaced."""
+    """A shipped recipe with some parts replaced."""
     text = (small_run.ROOT / "configs/learn/swav.toml").read_text().replace('"..', f'"{small_run.ROOT}/configs')
     for place, length, piece in cuts:
         place %= len(text)
@@ -155,8 +155,8 @@ def test_bad_files(tmp_path, monkeypatch, text, expected):
 
 
 @pytest.mark.parametrize("norm_type", ["inf", '"inf"', "-inf", "1e999"])
-def test_infinity_stands_only_where_it_is_asked_for(norm_type):
-    """The largest value is a norm; the rest of a recipe is finite."""
+def test_infinity_is_valid_only_as_a_norm(norm_type):
+    """The infinity norm is the largest value; all other numbers of a recipe are finite."""
     override = f"optimizer.grad_clip={{max_norm=1.0,norm_type={norm_type}}}"
     if norm_type == "-inf":
         with pytest.raises(UsageError, match=r'norm_type: expected a number or "inf", got the number -inf$'):
@@ -184,8 +184,8 @@ def test_an_element_that_does_not_exist():
         ("model.queue_len=1000000000000000", "can't allocate memory"),
     ],
 )
-def test_what_a_plan_finds_out(capfd, setting, expected):
-    """Also where nothing is left to choose, so that no run begins that cannot take its first step."""
+def test_errors_that_only_a_plan_detects(capfd, setting, expected):
+    """They are detected even if nothing is left to choose, so no run starts that cannot take its first step."""
     for micro_batch in ("auto", "32"):
         words = [str(QUICKSTART), "--dry-run", "--set", setting, "--set", f"engine.micro_batch={micro_batch}"]
         assert main(words) == 2
@@ -196,7 +196,7 @@ def test_what_a_plan_finds_out(capfd, setting, expected):
 
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.nightly) for part in range(1, 12))])
 def test_harsh_values_for_every_key(part, tmp_path, monkeypatch):
-    """NaN, infinities, zeros, huge numbers and wrong types, one at a time, for every key of a recipe."""
+    """Every key of a recipe is set to NaN, infinities, zero, huge numbers and wrong types, one at a time."""
     monkeypatch.chdir(small_run.ROOT)
     cases = list(itertools.product(leaves(load(QUICKSTART).values), HARSH))
     for key, value in cases[part::12]:

@@ -8,7 +8,7 @@ from sslrun.errors import UsageError
 
 @pytest.fixture
 def resolved(tmp_path, monkeypatch):
-    """Values of a text in x.toml (with a base of its own), checked against nothing."""
+    """The values of a text in x.toml (which extends base.toml), without a schema."""
     monkeypatch.chdir(tmp_path)
 
     def resolve(text, *overrides, base=""):
@@ -49,7 +49,7 @@ def test_inside_a_string(resolved):
     assert values["name"] == "8xb-0.5-true_in1k${n} $1 $"
 
 
-def test_an_override_reaches_everything_computed_from_it(resolved):
+def test_an_override_reaches_every_reference_to_it(resolved):
     base = '[vars]\nk = 10000\n[head]\nnum_classes = "${vars.k}"\n[bank]\nnum_classes = "${head.num_classes}"'
     values = resolved("", "vars.k=100", base=base)
     assert values["head"] == values["bank"] == {"num_classes": 100}
@@ -107,7 +107,7 @@ def test_what_cannot_be_resolved(refused, text, expected):
     assert refused(text) == expected
 
 
-def test_blames_the_base_that_wrote_it(refused):
+def test_the_error_names_the_base_that_contains_the_reference(refused):
     assert refused("", base='\n\nx = "${nope}"') == "base/b.toml:3: x: ${nope}: there is no nope"
 
 

@@ -1,4 +1,4 @@
-"""The line scanner against tomli: the same key paths, on the right lines."""
+"""The line scanner compared with tomli: the same key paths, on the right lines."""
 
 import tomli
 import tomli_w

@@ -1,4 +1,4 @@
-"""config lint: what ships has no findings, every rule finds what it is for, and nothing else."""
+"""config lint: shipped files have no findings, and every rule finds its violations and nothing else."""
 
 import os
 import re
@@ -57,7 +57,7 @@ def lint(capsys):
     return findings
 
 
-def test_what_ships_has_no_findings(capsys, monkeypatch):
+def test_shipped_files_have_no_findings(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main(["config", "lint", "configs"]) == 0
     out, err = capsys.readouterr()
@@ -71,7 +71,7 @@ def test_what_ships_has_no_findings(capsys, monkeypatch):
     assert min(Counter(kinds.values()).values()) > 5
 
 
-# A name for the very recipe of MoCo v2, and what is found.
+# A name for the unchanged recipe of MoCo v2, and the findings.
 NAMES = {
     "mocov2_resnet50_8xb32-coslr-200e_in1k": [],
     "mocov2-mine_resnet50-mlp_8xb32-randaug-amp-coslr-200e_in1k-10pct-224px": [],
@@ -112,14 +112,14 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_held_against_the_recipe(write, lint, name):
+def test_a_name_is_compared_with_the_recipe(write, lint, name):
     found = lint(write(f"{name}.toml", "log.interval = 10", MOCOV2))
     assert len(found) == len(NAMES[name])
     assert all(re.match(r"\d+: ", line) for line in found)
     assert all(said in line for line, said in zip(found, NAMES[name], strict=True))
 
 
-# The name of a copy of a benchmark, what else the copy says, and what is found.
+# The name of a copy of a benchmark, what the copy changes, and the findings.
 BENCHMARKS = [
     ("linear_8xb32-steplr-100e_in1k", "", []),
     ("linear-mine_4xb64-steplr-100e_in1k-10pct", "", []),
@@ -190,7 +190,7 @@ num_views = 6
 transforms = [{CROP.replace("224", "96")}]
 """
 
-# A name, what the recipe changes about a base, and what is found.
+# A name, the base of the recipe, what the recipe changes, and the findings.
 CONTENTS = [
     ("mocov2_resnet50_8xb32-coslr-200e_in1k", MOCOV2, 'engine.precision = "fp32"', []),
     ("deepcluster-sobel_resnet50_8xb64-steplr-200e_in1k", SOBEL, "", []),
@@ -345,12 +345,12 @@ CONTENTS = [
 
 
 @pytest.mark.parametrize(("name", "base", "text", "expected"), CONTENTS)
-def test_a_recipe_is_held_against_its_name(write, lint, name, base, text, expected):
+def test_a_recipe_is_compared_with_its_name(write, lint, name, base, text, expected):
     found = lint(write(f"{name}.toml", text or "log.interval = 10", base))
     assert [line[: len(said)] for line, said in zip(found, expected, strict=True)] == expected
 
 
-def test_a_value_from_another_file_is_placed(write, lint):
+def test_a_value_from_another_file_is_reported_with_its_place(write, lint):
     write("base.toml", "\nglobal_batch = 64", MOCOV2)
     name = write("mocov2_resnet50_8xb32-coslr-200e_in1k.toml", "epochs = 300\nlog.interval = 10", "base.toml")
     assert lint(name) == [
@@ -369,8 +369,8 @@ class TestInheritance:
         assert [found.startswith(line) for found in lint("3.toml")] == [True]
         assert lint(write("alias.toml", "", "2.toml")) == [], "an alias is no step"
 
-    def test_the_longest_way_counts(self, write, lint):
-        """The last block is met on a short way first."""
+    def test_the_longest_chain_counts(self, write, lint):
+        """The last block is also reached by a shorter chain, which comes first."""
         write("_base_/d.toml", "log.interval = 1")
         write("_base_/c.toml", "seed = 1", "_base_/d.toml")
         write("_base_/b.toml", "seed = 2", "_base_/c.toml")
@@ -446,7 +446,7 @@ class TestInheritance:
             " at _base_/left.toml:2 and t." in line and line.startswith("1: bases disagree: ") for line in found
         ] == ([True] if disagree else [])
 
-    def test_what_a_base_has_settled_itself_is_settled(self, write, lint):
+    def test_a_disagreement_that_a_base_resolves_is_not_reported(self, write, lint):
         write("_base_/x.toml", "a = 1\nb = 1")
         write("_base_/y.toml", "a = 2\nb = 1")
         write("_base_/left.toml", "a = 2", "_base_/x.toml")
@@ -454,18 +454,18 @@ class TestInheritance:
         assert len(lint(write("_base_/file.toml", "", "_base_/x.toml", "_base_/y.toml"))) == 1
         assert lint(write("_base_/heir.toml", "c = 1", "_base_/file.toml")) == [], "it is said once"
 
-    def test_a_block_may_need_what_stands_beside_it(self, write, lint):
+    def test_a_block_may_delete_keys_of_a_sibling(self, write, lint):
         write("_base_/shared.toml", "t.b = 0")
         write("_base_/x.toml", "t.a = 1")
         assert lint(write("_base_/y.toml", 't = { _delete_ = ["a"], b = 1 }', "_base_/shared.toml")) == []
         assert lint(write("_base_/file.toml", "", "_base_/x.toml", "_base_/y.toml")) == []
 
-    def test_editing_anothers_list_is_no_disagreement(self, write, lint):
+    def test_editing_a_siblings_list_is_no_disagreement(self, write, lint):
         write("_base_/x.toml", "a = [1, 2]")
         write("_base_/y.toml", "a.0 = 3")
         assert lint(write("_base_/file.toml", "", "_base_/x.toml", "_base_/y.toml")) == []
 
-    def test_a_base_that_extends_another_knows_it(self, write, lint):
+    def test_a_base_that_extends_another_may_change_its_values(self, write, lint):
         write("_base_/a.toml", "x = 1\ny = 1")
         write("_base_/b.toml", "x = 2", "_base_/a.toml")
         assert lint(write("_base_/file.toml", "z = 1", "_base_/a.toml", "_base_/b.toml")) == []
@@ -527,7 +527,7 @@ class TestKinds:
         ]
         assert lint(write("_base_/losses/x.toml", "model.a = 1\ndata.a = 1")) == [], "a folder of one's own"
 
-    def test_a_block_does_not_know_recipes(self, write, lint):
+    def test_a_block_does_not_extend_recipes(self, write, lint):
         write("recipe.toml", "seed = 1")
         assert lint(write("_base_/x.toml", "work_dir = 'x'", "recipe.toml")) == [
             "1: a building block extends only building blocks, and recipe.toml is none"
@@ -543,7 +543,7 @@ class TestKinds:
         assert lint(write("_base_/schedules/lars_steplr-100e.toml", text)) == []
         assert lint(write("_base_/schedules/mine.toml", text)) == []
 
-    def test_another_name_is_not_another_methods(self, write, lint):
+    def test_a_file_is_not_called_like_another_method(self, write, lint):
         assert lint(write("mine.toml", "seed = 1", MOCOV2)) == []
         assert lint(write("moco.toml", "seed = 1", MOCOV2)) == []
         assert lint(write("byol_or_not.toml", "seed = 1", MOCOV2)) == []
@@ -551,7 +551,7 @@ class TestKinds:
         (found,) = lint(write("byol.toml", "seed = 1", MOCOV2))
         assert found.startswith(f"1: the name says BYOL, model.type is MoCo (set at {BLOCKS / 'models/mocov2.toml'}:")
 
-    def test_a_name_is_a_recipes_by_its_place_or_its_batch(self, write, lint):
+    def test_a_recipe_is_known_by_its_folder_or_by_a_batch_in_its_name(self, write, lint):
         assert lint(write("selfsup/mine.toml", "seed = 1", MOCOV2)) == [], "a folder of somebody's who calls it so"
         write("_base_/runtime.toml", "")
         assert "convention" in lint(write("selfsup/mine.toml", "seed = 1", MOCOV2))[0]
@@ -592,7 +592,7 @@ class TestCommand:
         assert [line.partition(": ")[0] for line in out.splitlines()] == ["a/2.toml:2", "a/b/1.toml:2"]
         assert err == "2 files checked\n"
 
-    def test_what_cannot_be_read_is_said_and_the_others_are_checked(self, write, capsys):
+    def test_invalid_files_are_reported_and_the_others_checked(self, write, capsys):
         for name, text in (("1", "seed = 1\nepocs = 3"), ("2", "epochs = 200"), ("3", "x = "), ("4", "")):
             write(f"{name}.toml", text, MOCOV2)
         write("_base_/5.toml", "", "3.toml")
@@ -627,7 +627,7 @@ class TestCommand:
             done = subprocess.run([*words, what], cwd=ROOT, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
 
-    def test_a_chain_without_end(self, write, capsys):
+    def test_a_very_long_chain(self, write, capsys):
         write("0.toml", "")
         for step in range(1, 1200):
             write(f"{step}.toml", "", f"{step - 1}.toml")
@@ -650,7 +650,7 @@ values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionari
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(["model", "data", "lr", "optimizer", "engine", "epochs", "vars"]), values))
-def test_any_content_is_findings_or_one_line(write, capsys, content):
+def test_any_content_gives_findings_or_one_line(write, capsys, content):
     write(
         "swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k.toml", 'custom_imports = ["my"]\n' + tomli_w.dumps(content), SWAV
     )

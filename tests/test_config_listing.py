@@ -1,4 +1,4 @@
-"""`sslrun list`: everything that a config can name, with its keys, as text that fits and as JSON."""
+"""`sslrun list`: all components and their keys, as text within the width and as JSON."""
 
 import json
 
@@ -66,7 +66,7 @@ def check_kind(listed, kind):
     assert [row["name"] for row in json.loads(listed(kind, "--json"))] == began
 
 
-def test_a_component_says_all_that_is_known_of_it():
+def test_a_component_is_listed_with_all_that_the_schema_has():
     assert len(COMPONENTS) > 50
     for kind, name in COMPONENTS:
         check_component(kind, name, list_component(SCHEMA, kind, name, 80), as_json(SCHEMA, kind, name))

@@ -1,4 +1,4 @@
-"""extends, merging, --set and what is said when they cannot be done. Schema checks are test_config_schema's."""
+"""extends, merging, --set and their errors. Schema checks are in test_config_schema."""
 
 import re
 import shlex
@@ -48,7 +48,7 @@ def message(path, *overrides):
 
 
 class TestExtends:
-    def test_later_goes_over_earlier(self, write):
+    def test_later_files_override_earlier_ones(self, write):
         write("base.toml", "a = 1\nb = 1\n[t]\nx = 1\ny = 1\n")
         write("other.toml", "b = 2\n[t]\ny = 2\nz = [1, 2]\n")
         main = write("main.toml", 'extends = ["base.toml", "other.toml"]\n[t]\nz = [3]\n')
@@ -93,7 +93,7 @@ class TestExtends:
             "(files: main.toml -> mid.toml -> base/runtme.toml)"
         )
 
-    def test_a_folder_is_no_base(self, write):
+    def test_a_folder_is_not_a_base(self, write):
         write("base/x.toml", "")
         write("main.toml", 'extends = "base"')
         assert message("main.toml") == "main.toml:1: extends: base is a folder, not a file (files: main.toml -> base)"
@@ -213,7 +213,7 @@ class TestMerge:
             "max_iters": 5,
         }
 
-    def test_delete_leaves_no_trace_where_nothing_is_inherited(self, write):
+    def test_delete_without_inherited_keys_is_dropped(self, write):
         text = "x = [{ _delete_ = true, a = 1 }]\n[t]\n_delete_ = true\n[u]\n_delete_ = false\n[v]\n_delete_ = ['q']\n"
         assert self.merged(write, "", text) == {"x": [{"a": 1}], "t": {}, "u": {}, "v": {}}
 
@@ -266,13 +266,13 @@ class TestMerge:
         assert self.failed(write, LIST, text) == expected
 
     @pytest.mark.parametrize("text", ["t = [1]", 't = "x"', "t = true"])
-    def test_only_a_table_goes_over_a_table(self, write, text):
+    def test_only_a_table_replaces_a_table(self, write, text):
         said = self.failed(write, "[t]\na = 1", text)
         assert "cannot replace the table set at base.toml:1" in said
         assert '; drop the table first: `_delete_ = ["t"]` at the top level (files' in said
         assert self.merged(write, "[t]\na = 1", f'_delete_ = ["t"]\n{text}')["t"] != {"a": 1}
 
-    def test_the_way_to_replace_a_table_that_is_named_works(self, write):
+    def test_the_hint_how_to_replace_a_table_works(self, write):
         main = write("x.toml", "[data]\nholdout = { type = 'Shapes' }")
         said = message(main, "data.holdout=0.1")
         drop = """--set 'data._delete_=["holdout"]'"""
@@ -304,7 +304,7 @@ class TestMerge:
             "t.b": ["main.toml:4"],
         }
 
-    def test_a_deleted_key_has_no_past(self, write):
+    def test_a_deleted_key_has_no_earlier_origins(self, write):
         write("base.toml", "[t]\na = 1\n")
         write("main.toml", 'extends = "base.toml"\n[t]\n_delete_ = true\na = 2\n')
         config = load("main.toml", (), ANYTHING)
@@ -322,6 +322,8 @@ class TestOverrides:
             ("a='True'", {"a": "True"}),
             ("a=Trueish", {"a": "Trueish"}),
             ("a=f(x)", {"a": "f(x)"}),
+            ("a=x,y", {"a": "x,y"}),
+            ("a=(x)", {"a": "(x)"}),
             ("a=nan_is_text", {"a": "nan_is_text"}),
             ("a=path/to=x y", {"a": "path/to=x y"}),
             ("a=", {"a": ""}),
@@ -340,7 +342,7 @@ class TestOverrides:
     @pytest.mark.parametrize(
         "value", ["[1, 2", "{a = }", '"x', "'x", "12abc", "-x", "+", "true-ish", "0.1.2", "2024_run"]
     )
-    def test_what_begins_like_toml_must_be_toml(self, write, value):
+    def test_a_text_that_begins_like_toml_must_be_toml(self, write, value):
         text = message(write("x.toml", ""), f"a={value}")
         assert text.startswith(f"--set a={value}: {value!r} is not a TOML value (")
         assert text.endswith(f"put a string in quotes: '\"{value}\"'")
@@ -356,10 +358,12 @@ class TestOverrides:
             ("-.5", "-0.5"),
             ("[('train', 1)]", '[["train", 1]]'),
             ("{'a': [True]}", "{ a = [true] }"),
+            ("[(train,1),(val,1)]", '[["train", 1], ["val", 1]]'),
+            ("dict(type=BN)", '{ type = "BN" }'),
             ("dict(type='BN', requires_grad=True)", '{ type = "BN", requires_grad = true }'),
         ],
     )
-    def test_pythons_spelling_is_answered_with_tomls(self, write, value, in_toml):
+    def test_python_syntax_is_answered_with_toml_syntax(self, write, value, in_toml):
         main = write("x.toml", "")
         assert message(main, f"a={value}").startswith(f"--set a={value}: in TOML {value} is written {in_toml}")
         assert values(main, f"a={in_toml}") == values(write("y.toml", f"a = {in_toml}"))
@@ -375,12 +379,17 @@ class TestOverrides:
             assert values(main, shlex.split(said.partition(" with --set ")[2])[0]) == {"t": {"b": 2}}
         assert "TOML has no None" in message(write("y.toml", f"t = {{ x = 1, a = {value} }}"))
 
-    def test_an_error_that_is_not_pythons_has_no_hint(self, write):
-        for line in ("a = 1 2", "a = 1 'x'", "a = [1 2]", "a = nope", "a = f(x)"):
+    def test_a_python_config_is_answered_with_the_verb_that_converts_it(self, write):
+        assert message(write("x.py", "model = dict(type='MoCo')")) == (
+            "x.py:1: Invalid value (column 9); `sslrun config import` converts configs of MMSelfSup"
+        )
+
+    def test_an_error_that_is_not_python_syntax_has_no_hint(self, write):
+        for line in ("a = 1 2", "a = 1 'x'", "a = [1 2]", "a = nope", "a = [1, x]]", "a = f(x)"):
             assert message(write("x.toml", line)).endswith(")")
 
     @pytest.mark.parametrize("text", ["epochs", "=3", "", "[a]", "a b=1", "a..b=1", "a=1\nb=2", ".a=1"])
-    def test_what_is_no_assignment(self, write, text):
+    def test_texts_that_are_no_assignment(self, write, text):
         assert "expected KEY=VALUE on one line" in message(write("x.toml", ""), text)
 
     def test_order_and_depth(self, write):
@@ -397,12 +406,12 @@ class TestOverrides:
         expected = "--set views.3.sizes=[]: views.3: index 3 does not exist, the list set at x.toml:1 has 1 element"
         assert text == expected
 
-    def test_extends_is_for_files(self, write):
+    def test_extends_cannot_be_set(self, write):
         assert message(write("x.toml", ""), "extends=y.toml") == "--set extends=y.toml: extends is read from files only"
 
     @settings(max_examples=60, deadline=None)
     @given(texts, nested)
-    def test_is_exactly_a_one_line_file(self, tmp_path_factory, key, value):
+    def test_set_equals_a_one_line_file(self, tmp_path_factory, key, value):
         line = f"{show(('t', key))} = {inline(escape(value))}"
         folder = tmp_path_factory.mktemp("x")
         (folder / "empty.toml").write_text("")
@@ -418,7 +427,7 @@ class TestName:
         for path in ("mocov2.toml", "again.toml"):
             assert load(path, ["a=2"], ANYTHING).name == "mocov2_resnet50_8xb32-coslr-200e_in1k"
 
-    def test_anything_more_makes_a_recipe_of_its_own(self, write):
+    def test_a_file_with_content_is_no_alias(self, write):
         write("base.toml", "a = 1")
         write("other.toml", "b = 1")
         assert load(write("own.toml", 'extends = "base.toml"\na = 2'), (), ANYTHING).name == "own"

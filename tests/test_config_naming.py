@@ -1,4 +1,4 @@
-"""The naming convention: what names say, and what is no name."""
+"""The naming convention: parsing of valid names, errors of invalid ones."""
 
 import re
 
@@ -59,7 +59,7 @@ def test_the_tutorials_example():
         ("x_resnet50_8xb32-coslr-200e_places205", {"dataset": "places205", "sizes": ()}),
     ],
 )
-def test_what_names_say(name, expected):
+def test_valid_names(name, expected):
     parsed = parse(name)
     assert {key: getattr(parsed, key) for key in expected} == expected
 
@@ -88,7 +88,7 @@ def test_what_names_say(name, expected):
         ("x_resnet50_8xb32-coslr-12345678901234567890e_in1k", "does not end with a length"),
     ],
 )
-def test_what_is_no_name(name, reason):
+def test_invalid_names(name, reason):
     with pytest.raises(ValueError, match=re.escape(reason)) as caught:
         parse(name)
     assert "\n" not in str(caught.value)
@@ -137,7 +137,7 @@ MEANT = ("mcrop", "amp", "bf16", "fp16")
     words,
     st.lists(st.tuples(numbers, st.sampled_from(["", "px"])), max_size=3),
 )
-def test_what_is_put_together_comes_apart(
+def test_composed_names_are_parsed_back(
     algorithm, module, gpus, samples, accumulation, crops, misc, schedule, length, dataset, sizes
 ):
     training = [f"{gpus}xb{samples}", *misc, *([f"accum{accumulation}"] if accumulation else [])]
@@ -189,7 +189,7 @@ def test_which_method_an_algorithm_names(algorithm, expected):
     assert method_of(algorithm, METHODS) == expected
 
 
-def test_every_schedule_and_data_set_that_ships_has_one_word():
+def test_every_shipped_schedule_and_data_set_has_one_word():
     shipped = kinds(committed_schema())
     assert sorted(SCHEDULES.values()) == sorted(classes(shipped["schedules"]))
     sources = [source for source, _ in DATASETS.values()]

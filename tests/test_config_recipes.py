@@ -1,4 +1,4 @@
-"""The recipes that ship, the committed schema, and what the config verbs promise about speed and imports."""
+"""The shipped recipes, the committed schema, hints at old names, and the imports of config verbs."""
 
 import json
 import os
@@ -157,7 +157,7 @@ def test_any_values_survive_printing(tmp_path_factory, values):
         ),
         (
             "dist_params.backend=nccl",
-            "dist_params is gone: what concerns machines stands in [engine], ranks come from the launcher",
+            "dist_params is gone: settings of the machine are in [engine], ranks come from the launcher",
         ),
         (
             "persistent_workers=true",
@@ -220,7 +220,7 @@ def test_misspelled_keys_and_wrong_types(override, message):
     assert str(caught.value).startswith(f"--set {override}: {message}")
 
 
-def test_a_recipe_with_an_own_component_loads_without_its_module():
+def test_a_recipe_with_a_users_own_component_loads_without_its_module():
     config = load("configs/mocov2.toml", ['custom_imports=["my_pkg.my_head"]', "model.head.type=MyHead"])
     assert config.values["model"]["head"] == {"type": "MyHead", "temperature": 0.2}
     assert config.notes == [
@@ -245,7 +245,7 @@ def test_every_key_is_typed_and_described():
     assert silent == []
 
 
-def test_loading_is_light():
+def test_loading_imports_nothing_heavy():
     code = """
 import json, sys
 from sslrun.config import dump, load

@@ -1,4 +1,4 @@
-"""docs/reference.md: current, complete, and Markdown whose links lead somewhere."""
+"""docs/reference.md: current, complete, and with valid links."""
 
 import re
 from html.parser import HTMLParser
@@ -18,7 +18,7 @@ TABLES = {name: table for name, table in DEFINITIONS.items() if "properties" in 
 
 
 class Page(HTMLParser):
-    """What a reader sees: headings with the text and the items below them, and where links lead."""
+    """The rendered page: headings with the text and list items below them, and link targets."""
 
     def __init__(self, text):
         super().__init__()
@@ -54,7 +54,7 @@ def words(text):
 
 
 def heading_of(name):
-    """Under which heading a table stands."""
+    """The heading of a table."""
     if "x-module" in TABLES[name]:
         return TABLES[name]["title"]
     key = places(SCHEMA)[name][0]
@@ -83,8 +83,8 @@ def test_anchors_are_githubs(heading, expected):
     assert anchor(heading) == expected
 
 
-def test_every_table_has_all_that_is_known_of_it():
-    """As it is rendered: no sentence is taken for a list, a link or emphasis."""
+def test_every_table_has_all_that_the_schema_has():
+    """In the rendered page: no sentence is mistaken for a list, a link or emphasis."""
     for name, table in TABLES.items():
         check_table(table, heading_of(name))
 
@@ -103,7 +103,7 @@ def check_table(table, heading):
         assert ("; required)" in words(item)) == (key in table["required"])
 
 
-def test_every_kind_says_where_it_is_named_and_names_its_classes():
+def test_every_kind_lists_its_keys_and_classes():
     for kind, union in kinds(SCHEMA).items():
         below = words(PAGE.below[kind.capitalize()])
         where = "Named on the command line" if kind == "formats" else f"Named by {union['x-tag']} at "
@@ -117,5 +117,5 @@ def test_every_kind_says_where_it_is_named_and_names_its_classes():
         assert f"Named by type at {key}." in words(PAGE.below[kind])
 
 
-def test_lines_are_as_short_as_elsewhere():
+def test_lines_have_at_most_120_characters():
     assert max(len(line) for line in TEXT.splitlines() if not line.startswith("|")) <= 120

@@ -1,4 +1,4 @@
-"""From annotations to a schema, what the checker says with it, and the objects that come out."""
+"""From annotations to a schema, the errors of the checker, built objects, and `explain`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +149,7 @@ LINEAR = 'net = { type = "Linear", in_channels = 8 }\n'
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """The configuration of x.toml, which extends base.toml."""
+    """The config of x.toml, which extends base.toml."""
     monkeypatch.chdir(tmp_path)
 
     def make(text, *overrides, base="", schema=SCHEMA):
@@ -192,7 +192,7 @@ class TestDescribe:
         assert SCHEMA["$defs"]["nets"] == {"title": "nets", "x-tag": "type", "oneOf": options}
         assert SCHEMA["$defs"]["plans"]["x-tag"] == "policy"
 
-    def test_a_part_of_a_union_brings_the_whole(self):
+    def test_a_part_of_a_union_includes_the_whole_kind(self):
         found = describe(Linear)["$defs"]
         assert [option["$ref"] for option in found["nets:Linear"]["oneOf"]] == [
             "#/$defs/nets.Linear",
@@ -218,7 +218,7 @@ class TestDescribe:
         assert scale == {"type": "array", "items": number, "minItems": 2, "maxItems": 2, "default": (0.0, 1.0)}
         assert SCHEMA["$defs"]["Recipe"]["required"] == ["net"]
 
-    def test_a_default_table_is_what_makes_it(self):
+    def test_a_default_object_is_shown_as_the_table_that_builds_it(self):
         @dataclass
         class Defaults:
             """Tables.
@@ -238,19 +238,19 @@ class TestDescribe:
         defaults = {key: asked.get("default") for key, asked in found.items()}
         assert defaults == {"log": {}, "often": {"interval": 1}, "plan": {"policy": "Every", "n": 2}, "none": None}
 
-    def test_docs_are_what_follows_the_first_paragraph(self):
+    def test_docs_are_the_text_after_the_first_paragraph(self):
         assert SCHEMA["$defs"]["nets.Stack"]["x-docs"] == "More about them.\n\n    even in columns"
         assert "x-docs" not in SCHEMA["$defs"]["nets.Linear"]
 
-    def test_a_module_speaks_for_the_only_one_of_its_kind_in_it(self):
+    def test_a_modules_docstring_belongs_to_its_only_component(self):
         found = committed_schema()["$defs"]
         assert found["methods.SwAV"]["x-docs"].startswith("SwAV: predict from one crop")
         assert "x-docs" not in found["necks.LinearNeck"]
 
-    def test_what_no_config_can_say_takes_anything(self):
+    def test_annotations_without_a_toml_form_accept_anything(self):
         assert describe(Any) == {"$defs": {}} and describe(bytes) == {"$defs": {}}
 
-    def test_two_components_of_one_name(self):
+    def test_two_components_with_the_same_name(self):
         with pytest.raises(TypeError, match=f"two nets are called Linear: {__name__} and elsewhere"):
             type("Linear", (Net,), {"__module__": "elsewhere"})
 
@@ -267,12 +267,12 @@ class TestCheck:
             (
                 '[net]\ntype = "Convolution"',
                 "x.toml:3: net.type: there is no 'Convolution' among the nets; known: Linear, Scaled, Stack; "
-                "one's own classes are made known by custom_imports",
+                "custom_imports makes your own classes known",
             ),
             (
                 '[net]\ntype = "Frozen"',
                 "x.toml:3: net.type: there is no 'Frozen' among the nets; known: Linear, Scaled, Stack; "
-                "one's own classes are made known by custom_imports",
+                "custom_imports makes your own classes known",
             ),
             (
                 '\n\n[net]\ntype = "Linear"',
@@ -345,7 +345,7 @@ class TestCheck:
     def test_one_line_with_the_place(self, refused, text, expected):
         assert refused(text) == expected
 
-    def test_what_is_wrong_in_a_set(self, refused):
+    def test_errors_in_a_set(self, refused):
         text = refused(LINEAR, "log.intervall=5")
         assert text == "--set log.intervall=5: log.intervall: unknown key of Log; did you mean interval?"
 
@@ -374,7 +374,7 @@ class TestChangedType:
     def test_inherited_keys_that_the_new_class_does_not_know(self, refused):
         assert refused('[net]\ntype = "Linear"\nin_channels = 8', base=BASE_STACK) == (
             "base.toml:3: net.layers: unknown key of Linear; known: type, in_channels, bias; it is inherited: "
-            '`_delete_ = true` in [net] of x.toml drops all that is, `_delete_ = ["layers"]` only this key'
+            '`_delete_ = true` in [net] of x.toml drops all such keys, `_delete_ = ["layers"]` only this key'
         )
 
     def test_the_hint_works(self, made):
@@ -384,7 +384,7 @@ class TestChangedType:
         config = made('[net]\n_delete_ = ["layers", "dropout"]\ntype = "Linear"\nin_channels = 8', base=BASE_STACK)
         assert config.values["net"] == {"type": "Linear", "in_channels": 8}
 
-    def test_keys_that_the_new_class_knows_are_kept_and_told(self, made):
+    def test_keys_that_the_new_class_knows_are_kept_with_a_note(self, made):
         config = made('[net]\ntype = "Scaled"\nfactor = 2', "net.factor=3", base=LINEAR)
         assert config.values["net"] == {"type": "Scaled", "in_channels": 8, "factor": 3}
         assert config.notes == [
@@ -401,12 +401,12 @@ class TestChangedType:
         base = '[net]\ntype = "Other"\nin_channels = [8]\n'
         assert refused('[net]\ntype = "Linear"', base=base) == (
             "base.toml:3: net.in_channels: expected a whole number, got a list; it is inherited: "
-            '`_delete_ = true` in [net] of x.toml drops all that is, `_delete_ = ["in_channels"]` only this key'
+            '`_delete_ = true` in [net] of x.toml drops all such keys, `_delete_ = ["in_channels"]` only this key'
         )
 
 
 class TestBuild:
-    def test_objects_all_the_way_down(self, made):
+    def test_nested_objects(self, made):
         layers = 'layers = [{ type = "Linear", in_channels = 1 }, { type = "Scaled", factor = 2, in_channels = 3 }]'
         config = made(f'[net]\ntype = "Stack"\nscale = [1, 2]\n{layers}\n[plan]\npolicy = "Step"\nstep = [3]\n')
         recipe = config.build(Recipe)
@@ -416,7 +416,7 @@ class TestBuild:
         assert recipe.net.layers[1].factor == 2.0 and recipe.net.layers[1].bias is False
         assert recipe.plan.step == [3] and recipe.log == Log() and recipe.epochs is None
 
-    def test_unions_take_what_fits(self, made):
+    def test_unions_choose_the_type_that_fits(self, made):
         assert made(LINEAR + "holdout = 1\nlog.micro = 64").build(Recipe).holdout == 1.0
         recipe = made(LINEAR + 'holdout = { type = "Linear", in_channels = 2 }\nlog.micro = "auto"').build(Recipe)
         assert recipe.holdout.in_channels == 2 and recipe.log.micro == "auto"
@@ -433,19 +433,19 @@ class TestBuild:
         with pytest.raises(UsageError, match=r"^plan is not set$"):
             made(LINEAR).build(Plan, "plan")
 
-    def test_what_code_holds_is_its_own(self, made):
+    def test_built_values_are_copies(self, made):
         config = made(LINEAR + "vars = { a = [1] }")
         config.build(Recipe).vars["a"].append(2)
         assert config.build(Recipe).vars == {"a": [1]} and config.values["vars"] == {"a": [1]}
 
-    def test_a_constructor_that_refuses(self, made):
+    def test_a_constructor_that_raises(self, made):
         config = made('[net]\ntype = "Stack"\nlayers = []\ndropout = 2')
         with pytest.raises(UsageError, match=r"^x\.toml:2: net: dropout is 2\.0, expected below 1$"):
             config.build(Recipe)
         with pytest.raises(UsageError, match=r"^x\.toml: seed 3 is odd$"):
             made("", "seed=3", base=LINEAR, schema={}).build(Odd)
 
-    def test_a_component_of_ones_own(self, made, tmp_path, monkeypatch):
+    def test_a_users_own_component(self, made, tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(tmp_path)
         (tmp_path / "own_net.py").write_text(
             f"from {__name__} import Net\n\nclass Own(Net):\n    def __init__(self, width: int): self.width = width\n"
@@ -519,7 +519,7 @@ class TestExplain:
             explain(config, "net.layers.3.bias", SCHEMA)
         assert str(caught.value) == f"net.layers.3.bias: there is no such key; net.layers has {length}"
 
-    def test_all_of_a_part(self, made):
+    def test_all_keys_of_a_part(self, made):
         text = 'vars.n = 1\n[net]\ntype = "Stack"\n[[net.layers]]\ntype = "Linear"\nin_channels = "${vars.n}"\n'
         config = made(text, base='[net]\ntype = "Stack"\nscale = [0, 2]\n')
         assert explain_all(config, "net", SCHEMA, 60) == "\n".join(
@@ -552,7 +552,7 @@ class TestExplain:
             ]
         )
 
-    def test_all_of_the_whole(self, made):
+    def test_all_keys_of_a_config(self, made):
         lines = explain_all(made(LINEAR, "log.interval=5"), "", SCHEMA, 60).splitlines()
         assert lines[:4] == [
             "# x, set by (later over earlier)",
@@ -572,15 +572,15 @@ class TestExplain:
             'hooks = ["wandb"]                        default of the code',
         ]
 
-    def test_what_does_not_fit_goes_below(self, made):
+    def test_a_place_that_does_not_fit_goes_below(self, made):
         config = made(f'{LINEAR}vars.long = "{"x" * 70}"\nvars.numbers = [{"1000, " * 20}]', "log.interval=5")
         lines = explain_all(config, "vars", SCHEMA, 60).splitlines()
         assert lines[1:3] == [f'long = "{"x" * 70}"', "  x.toml:3"]
         assert lines[3:5] == ["numbers = [", "  1000,"] and lines[-2:] == ["]", "  x.toml:4"]
 
     @pytest.mark.parametrize("path", ALIASES)
-    def test_nothing_is_forgotten_in_a_shipped_recipe(self, path, monkeypatch):
-        """Every value that `config print` prints stands under its header, and no line is too long but for its value."""
+    def test_all_values_of_a_shipped_recipe_are_explained(self, path, monkeypatch):
+        """Every value of `config print` appears under its header, and only long values exceed the width."""
         monkeypatch.chdir(ROOT)
         config = load(path)
         told, table = {}, ""

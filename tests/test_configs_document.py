@@ -1,4 +1,4 @@
-"""docs/configs.md, followed by a reader in an empty folder."""
+"""The commands of docs/configs.md, executed in an empty folder."""
 
 import small_run
 from documents import follow

@@ -1,4 +1,4 @@
-"""The command line: verbs to calls, errors to one line and an exit code. Help and config verbs never import torch."""
+"""The command line: runs a verb and turns errors into one line and an exit code. Help needs no torch."""
 
 import argparse
 import os
@@ -15,11 +15,11 @@ from sslrun.errors import Diverged, RunFailed, UsageError
 
 
 def start() -> NoReturn:
-    """`main` as a process.
+    """Runs `main` and ends the process.
 
-    One of several ranks leaves without tearing down what C++ libraries keep in global variables: of runs on two gloo
-    ranks that were done and saved, one in ten aborted there (a thread that nobody joined), which a launcher takes for a
-    failure of the run.
+    With several ranks, the destructors of C++ libraries are skipped: in one of ten runs on two gloo ranks they aborted
+    the process (a thread that was never joined) after the run was finished and saved, and the launcher reported a
+    failure.
     """
     code = main()
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -30,7 +30,7 @@ def start() -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the return value is the process's exit code."""
+    """Runs one command and returns the exit code."""
     parser, verbs = _parser()
     words = _normalized(sys.argv[1:] if argv is None else argv, verbs)
     try:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(words)
         args.command = shlex.join(["bin/sslrun", *(word for word in words if not word.startswith("--resume="))])
         return args.call(args)
-    except UsageError as error:  # the same on every rank: one per machine says it
+    except UsageError as error:  # every rank has it: one per machine prints it
         return fail(error, USAGE) if os.environ.get("LOCAL_RANK", "0") == "0" else USAGE
     except RunFailed as error:
         return fail(error, FAILED)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _normalized(argv: Sequence[str], verbs: Collection[str]) -> list[str]:
-    """`sslrun CONFIG` is `sslrun train CONFIG`; launchers put --local_rank=N first; a bare --resume takes no value."""
+    """Adds the verb `train` if none is given, drops the --local_rank=N of launchers, gives a bare --resume no value."""
     words = [word for word in argv if not word.startswith(("--local_rank=", "--local-rank="))]
     words = ["--resume=" if word == "--resume" else word for word in words]
     if words and words[0] not in verbs and not {"-h", "--help", "--version"} & set(words[:1]):
@@ -81,32 +81,32 @@ def _is_pair(word: str) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command in one line, as all other errors are."""
+    """Prints an error in the command as one line, like all other errors."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(fail(f"{message}; see {self.prog} --help", USAGE))
 
 
 def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
-    """The parser, and the names of the verbs."""
+    """The parser and the names of the verbs."""
     parser = _Parser(
         prog="sslrun",
-        description="Self-supervised pre-training of image encoders from TOML recipes.",
-        epilog="`sslrun CONFIG` is short for `sslrun train CONFIG`. Many processes: `torchrun --nproc_per_node N "
-        "bin/sslrun CONFIG` or `deepspeed --hostfile hosts bin/sslrun CONFIG`.",
+        description="Pre-train image encoders without labels, from TOML recipes.",
+        epilog="`sslrun CONFIG` is short for `sslrun train CONFIG`. For several processes use "
+        "`torchrun --nproc_per_node N bin/sslrun CONFIG` or `deepspeed --hostfile hosts bin/sslrun CONFIG`.",
     )
     parser.add_argument("--version", action="version", version=_version())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    train = verbs.add_parser("train", help="train an encoder", description="Train an encoder by a recipe.")
+    train = verbs.add_parser("train", help="train an encoder", description="Train an encoder as a recipe says.")
     add_config(train)
-    train.add_argument("--work-dir", metavar="DIR", help="where run folders are made (the recipe's work_dir)")
+    train.add_argument("--work-dir", metavar="DIR", help="folder for run folders (default: the recipe's work_dir)")
     train.add_argument(
         "--resume",
         metavar="CHECKPOINT",
-        help="continue: from the run's own newest good checkpoint, or with --resume=CHECKPOINT from that one",
+        help="continue from the newest intact checkpoint of the run, or with --resume=CHECKPOINT from that one",
     )
-    train.add_argument("--dry-run", action="store_true", help="print the plan; needs neither data nor GPU")
+    train.add_argument("--dry-run", action="store_true", help="print the plan without data or GPU")
     train.set_defaults(call=_train)
 
     for room in (config, data, evaluation, runs, weights):

@@ -1,22 +1,22 @@
-"""What the verbs share: exit codes, the arguments that name a recipe, and how an error is said."""
+"""Shared by the verbs: exit codes, the arguments for a recipe, and error output."""
 
 import argparse
 import shutil
 import sys
 
 DONE, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
-FINDINGS = DIFFERENT = 1  # of `config lint` and `config diff`
+FINDINGS = DIFFERENT = 1  # `config lint` has findings, `config diff` differences
 
 
 def fail(error: object, code: int) -> int:
-    """Say an error in one line; returns the exit code."""
+    """Prints an error as one line and returns the exit code."""
     print(f"error: {error}", file=sys.stderr)
     return code
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a TOML recipe")
-    add_overrides(parser, "set one value, as a line of TOML merged last; may be repeated")
+    parser.add_argument("config", metavar="CONFIG", help="TOML recipe")
+    add_overrides(parser, "set one value, like a line of TOML merged last; may be repeated")
 
 
 def add_overrides(parser: argparse.ArgumentParser, help: str) -> None:
@@ -24,5 +24,5 @@ def add_overrides(parser: argparse.ArgumentParser, help: str) -> None:
 
 
 def width() -> int:
-    """Columns to write in: the terminal's, 100 without one."""
+    """Number of columns for output: the terminal's, 60 to 120; 100 without a terminal."""
     return min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)

@@ -1,4 +1,4 @@
-"""Verbs about recipes: `list` and `config ...`. None of them imports torch."""
+"""The verbs `list` and `config ...`. None of them imports torch."""
 
 import argparse
 import os
@@ -10,66 +10,73 @@ from sslrun.errors import UsageError
 
 
 def add(verbs: Any) -> None:
-    """Their parsers."""
+    """Adds the parsers of these verbs."""
     listing = verbs.add_parser(
         "list",
-        help="what a config can name",
-        description="The methods, backbones, necks, heads, transforms, sources, optimizers, schedules and norms that a "
-        "config can name, and what each of them takes.",
+        help="list the components that a config can name",
+        description="List the methods, backbones, necks, heads, transforms, sources, optimizers, schedules and norms "
+        "that a config can name, and their keys.",
     )
-    listing.add_argument("kind", metavar="KIND", nargs="?", help="methods, backbones, ...; without it, all names")
-    listing.add_argument("name", metavar="NAME", nargs="?", help="one of them, with its keys")
-    listing.add_argument("--json", action="store_true", help="for programs")
+    listing.add_argument("kind", metavar="KIND", nargs="?", help="methods, backbones, ...; all kinds if omitted")
+    listing.add_argument("name", metavar="NAME", nargs="?", help="one component, with its keys")
+    listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(call=_list)
 
-    config = verbs.add_parser("config", help="look at a config without running it")
+    config = verbs.add_parser("config", help="inspect, compare, check and convert configs")
     config_verbs = config.add_subparsers(required=True, metavar="VERB")
-    show = config_verbs.add_parser("print", help="the resolved config as TOML")
+    show = config_verbs.add_parser("print", help="print the resolved config as TOML")
     add_config(show)
     show.set_defaults(call=_config_print)
-    explain = config_verbs.add_parser("explain", help="values, what they mean, and the files and lines that set them")
+    explain = config_verbs.add_parser("explain", help="show values, their meaning, and the lines that set them")
     add_config(explain)
     explain.add_argument(
-        "key", metavar="KEY", nargs="?", default="", help="such as data.views.0.num_views; without it, everything"
+        "key", metavar="KEY", nargs="?", default="", help="key such as data.views.0.num_views; all keys if omitted"
     )
-    explain.add_argument("--all", action="store_true", help="every key below KEY, those that nothing sets too")
+    explain.add_argument("--all", action="store_true", help="show every key below KEY, including unset ones")
     explain.set_defaults(call=_config_explain)
     importing = config_verbs.add_parser(
         "import",
-        help="a recipe from a config of MMSelfSup, MMPretrain or OpenSelfSup",
-        description="Convert a Python config of MMSelfSup (0.x, 1.x), MMPretrain or OpenSelfSup, with its bases, "
-        "without executing it. What the recipe does not have as it was is listed, as FILE:LINE: KEY: MESSAGE, and "
-        "stands at the head of the recipe too. Exit codes: 0 a recipe that can be run, 1 one that lacks something, "
-        "such as a model where there is no such method here, 2 a file that cannot be read.",
+        help="convert a config of MMSelfSup, MMPretrain or OpenSelfSup",
+        description="Convert a Python config of MMSelfSup (0.x, 1.x), MMPretrain or OpenSelfSup and its bases to a "
+        "recipe, without executing them. Everything that the recipe does not reproduce is listed as "
+        "FILE:LINE: KEY: MESSAGE, also at its head. Exit codes: 0 the recipe can be run, 1 it lacks something, such as "
+        "a model whose method does not exist here, 2 OLD.py cannot be read.",
     )
-    importing.add_argument("old", metavar="OLD.py", help="a config of MMSelfSup, MMPretrain or OpenSelfSup")
-    importing.add_argument("-o", dest="new", metavar="NEW.toml", required=True, help="the recipe to write")
-    importing.add_argument("--force", action="store_true", help="replace NEW.toml")
+    importing.add_argument("old", metavar="OLD.py", help="config of MMSelfSup, MMPretrain or OpenSelfSup")
+    importing.add_argument("-o", dest="new", metavar="NEW.toml", required=True, help="recipe to write")
+    importing.add_argument("--force", action="store_true", help="overwrite NEW.toml")
     importing.add_argument(
-        "--gpus", type=int, metavar="N", help="number of GPUs that the batch is for, where OLD's name (8xb32) is silent"
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="number of GPUs of the batch, unless OLD's name states it (8xb32)",
     )
     importing.set_defaults(call=_config_import)
     diff = config_verbs.add_parser(
         "diff",
-        help="in what two configs differ",
-        description="In what two resolved configs differ: what a run would do, not what the files say. Exit code 0: in "
-        "nothing, 1: they differ.",
+        help="compare two configs",
+        description="Compare two resolved configs: what runs would do, not what the files contain. Exit codes: 0 no "
+        "difference, 1 differences.",
     )
-    diff.add_argument("old", metavar="A", help="a TOML recipe, or the config.toml of a run")
-    diff.add_argument("config", metavar="B", nargs="?", help="another; without it, A again, for what --set changes")
-    add_overrides(diff, "set one value of B, as a line of TOML merged last; may be repeated")
+    diff.add_argument("old", metavar="A", help="TOML recipe, or the config.toml of a run")
+    diff.add_argument("config", metavar="B", nargs="?", help="another one; if omitted, A with --set applied")
+    add_overrides(diff, "set one value of B, like a line of TOML merged last; may be repeated")
     diff.set_defaults(call=_config_diff)
-    schema = config_verbs.add_parser("schema", help="the JSON Schema of recipes")
-    schema.add_argument("--editor", action="store_true", help="the one for single files, for an editor's #:schema")
+    schema = config_verbs.add_parser("schema", help="print the JSON Schema of recipes")
+    schema.add_argument(
+        "--editor", action="store_true", help="schema for single files, for the #:schema line of editors"
+    )
     schema.set_defaults(call=_config_schema)
     lint = config_verbs.add_parser(
         "lint",
-        help="whether recipes do what their names say, and inherit without surprises",
-        description="One finding per line, as FILE:LINE: MESSAGE. "
-        "Exit codes: 0 nothing found, 1 findings, 2 a file that cannot be read as a config.",
+        help="check that configs do what their names say and inherit without surprises",
+        description="Print one finding per line as FILE:LINE: MESSAGE. Exit codes: 0 no findings, 1 findings, 2 a file "
+        "that is not a valid config.",
         epilog="`sslrun config lint convention` prints the naming convention.",
     )
-    lint.add_argument("files", metavar="FILES", nargs="+", help="configs and folders of them, or: convention")
+    lint.add_argument(
+        "files", metavar="FILES", nargs="+", help="configs and folders of configs, or the word: convention"
+    )
     lint.set_defaults(call=_config_lint)
 
 
@@ -120,7 +127,7 @@ def _config_lint(args: argparse.Namespace) -> int:
     for file in files:
         try:
             findings = lint(file)
-        except UsageError as error:  # the others are checked all the same
+        except UsageError as error:  # the other files are still checked
             code = fail(error, USAGE)
             continue
         code = max(code, FINDINGS if findings else DONE)
@@ -161,11 +168,11 @@ def _config_diff(args: argparse.Namespace) -> int:
     from sslrun.config.diff import differences, render
 
     new = args.config or args.old
-    found = differences(load(args.old), load(new, args.overrides))
+    changes = differences(load(args.old), load(new, args.overrides))
     names = args.old, " ".join([new, *(f"--set {override}" for override in args.overrides)])
     is_colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    print(render(found, names, width(), is_colored) if found else "no difference")
-    return DIFFERENT if found else DONE
+    print(render(changes, names, width(), is_colored) if changes else "no difference")
+    return DIFFERENT if changes else DONE
 
 
 def _config_schema(args: argparse.Namespace) -> int:

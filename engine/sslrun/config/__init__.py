@@ -1,4 +1,4 @@
-"""The config room: TOML files in, typed values and objects out; every value knows its file and line.
+"""Configs: TOML files become typed values and objects; every value knows the file and line that set it.
 
 Loading, printing and explaining need neither torch nor numpy.
 """

@@ -32,9 +32,9 @@ class Parameter(NamedTuple):
 
 
 def describe(annotation: Any, module_prefix: str = "") -> Schema:
-    """The schema of an annotation, with `$defs`; unions name only classes whose module begins with the prefix.
+    """The schema of an annotation, with `$defs`; unions contain only classes whose module begins with the prefix.
 
-    An annotation that means nothing to a configuration takes any value.
+    An annotation without a TOML equivalent accepts any value.
     """
     definitions: dict[str, Schema] = {}
     schema = _schema(annotation, definitions, module_prefix)
@@ -44,11 +44,11 @@ def describe(annotation: Any, module_prefix: str = "") -> Schema:
 def parameters(cls: type) -> dict[str, Parameter]:
     """The keys that a dataclass or a component's constructor takes.
 
-    `**kwargs` of a constructor stand for the parameters of the next one above it; a parameter without an annotation
-    takes any value.
+    `**kwargs` of a constructor stand for the parameters of the next constructor above it. A parameter without an
+    annotation accepts any value.
     """
     documented = descriptions(cls)
-    found: dict[str, Parameter] = {}
+    known: dict[str, Parameter] = {}
     for owner in cls.__mro__:
         constructor = owner.__dict__.get("__init__")
         if owner is object or constructor is None:
@@ -57,20 +57,20 @@ def parameters(cls: type) -> dict[str, Parameter]:
         taken = list(inspect.signature(constructor).parameters.values())[1:]
         for name, parameter in ((p.name, p) for p in taken if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)):
             default = _default(owner, parameter)
-            found.setdefault(name, Parameter(hints.get(name, Any), default, documented.get(name, "")))
+            known.setdefault(name, Parameter(hints.get(name, Any), default, documented.get(name, "")))
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
             break
-    return found
+    return known
 
 
 def descriptions(cls: type) -> dict[str, str]:
-    """What the docstrings of a class and its bases say of each parameter; the class itself has the last word."""
-    found: dict[str, str] = {}
+    """The description of each parameter in the docstrings of a class and its bases; a subclass's wins."""
+    texts: dict[str, str] = {}
     for owner in reversed(cls.__mro__):
         for section in _SECTION.finditer(inspect.cleandoc(owner.__doc__ or "") + "\n"):
             for item in _ITEM.finditer(section[1]):
-                found[item[1]] = " ".join(item[2].split())
-    return found
+                texts[item[1]] = " ".join(item[2].split())
+    return texts
 
 
 def is_component(annotation: Any) -> bool:
@@ -115,7 +115,7 @@ def _either(options: list[Schema]) -> Schema:
 
 
 def _union(base: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
-    """All usable classes below a component's base class, one alternative each."""
+    """All classes below a component's base class that configs can name, one alternative each."""
     name = base.kind if "registry" in base.__dict__ else f"{base.kind}:{base.__name__}"
     if name not in definitions:
         definitions[name] = {"title": base.kind, "x-tag": base.tag, "oneOf": []}
@@ -124,7 +124,7 @@ def _union(base: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
             option = _define(f"{base.kind}.{cls.__name__}", cls, definitions, prefix, base.tag)
             definitions[name]["oneOf"].append(option)
         root = next(cls for cls in base.__mro__ if "registry" in cls.__dict__)
-        _union(root, definitions, prefix)  # where a part of a kind is asked for, what shows schemas wants all of it
+        _union(root, definitions, prefix)  # `sslrun list` and the reference show the whole kind
     return {"$ref": f"#/$defs/{name}"}
 
 
@@ -156,7 +156,7 @@ def _property(parameter: Parameter, definitions: dict[str, Schema], prefix: str)
 
 
 def _as_table(value: Any, annotation: Any) -> Any:
-    """A dataclass instance as the table that makes it, without its defaults; anything else as it is."""
+    """A dataclass instance as the table that builds it, without its defaults; anything else as it is."""
     if not dataclasses.is_dataclass(value):
         return value
     cls: Any = type(value)
@@ -179,7 +179,7 @@ def _summary(cls: type) -> str:
 
 
 def _docs(cls: type) -> str:
-    """What follows that paragraph; for the only one of its kind in a module, the module's docstring too."""
+    """The rest of the docstring; for the only class of its kind in a module, the module's docstring too."""
     own = _SECTION.sub("", inspect.cleandoc(cls.__doc__ or "") + "\n").partition("\n\n")[2].strip("\n")
     here = [other for other in getattr(cls, "registry", {}).values() if other.__module__ == cls.__module__]
     module = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "") if here == [cls] else ""
@@ -195,7 +195,7 @@ def _hints(owner: type, constructor: Any) -> dict[str, Any]:
 
 
 def _default(owner: type, parameter: inspect.Parameter) -> Any:
-    """A default value; a dataclass's `default_factory` gives the one it makes."""
+    """The default of a parameter; for a dataclass field with `default_factory`, a new value of it."""
     if dataclasses.is_dataclass(owner):
         field = owner.__dataclass_fields__.get(parameter.name)
         if field is not None and field.default_factory is not dataclasses.MISSING:

@@ -1,9 +1,9 @@
-"""From a checked table to an object: an annotation says what to make of it.
+"""Builds objects from checked tables, by type annotations.
 
-A table for a dataclass or a component becomes a call with the table's keys as keyword arguments, its own tables made
-into objects first; keys that are absent keep the defaults of the code. Built-in classes are imported when a
-configuration names them, a user's own through `custom_imports`; the schema is derived from the classes themselves, so
-what `load` let through unchecked is checked here.
+A table for a dataclass or a component becomes a call with the table's keys as keyword arguments; the tables inside it
+become objects first. Absent keys keep the code's defaults. Built-in classes are imported when a config names them, a
+user's own through `custom_imports`. The schema is derived from the classes themselves, so a user's own components,
+which `load` cannot check, are checked here.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from sslrun.errors import UsageError
 
 
 def build(root: Node, annotation: Any, key: Key = ()) -> Any:
-    """The object that `annotation` makes of the value at `key`; of an absent table, all defaults.
+    """The value at `key` as an object of the annotated type; an absent table for a dataclass gives all defaults.
 
-    Raises UsageError: one line with file:line, also for a ValueError that a constructor raises.
+    Raises UsageError: one line with file:line, also if a constructor raises ValueError or RuntimeError.
     """
     _import_custom(root)
     node = lookup(root, key)
@@ -32,22 +32,22 @@ def build(root: Node, annotation: Any, key: Key = ()) -> Any:
         node = Node({}, root.origins) if dataclasses.is_dataclass(annotation) else find(root, key)
     _import_named(node)
     check_part(node, describe(annotation), key)
-    return _make(annotation, node, key)
+    return _object(annotation, node, key)
 
 
-def _make(annotation: Any, node: Node, key: Key) -> Any:
+def _object(annotation: Any, node: Node, key: Key) -> Any:
     origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
     if annotation is float:
         return float(node.value)
     if origin in (Union, types.UnionType):
         options = [option for option in arguments if option is not types.NoneType]
-        return _make(next(option for option in options if fits(node, describe(option))), node, key)
+        return _object(next(option for option in options if fits(node, describe(option))), node, key)
     if origin in (list, tuple, Sequence) and arguments:
         inner = [arguments[0]] * len(node.value) if origin is not tuple or arguments[-1] is ... else arguments
-        made = [_make(a, n, (*key, i)) for i, (a, n) in enumerate(zip(inner, node.value, strict=True))]
-        return tuple(made) if origin is tuple else made
+        objects = [_object(a, n, (*key, i)) for i, (a, n) in enumerate(zip(inner, node.value, strict=True))]
+        return tuple(objects) if origin is tuple else objects
     if origin is dict and arguments:
-        return {part: _make(arguments[1], value, (*key, part)) for part, value in node.value.items()}
+        return {part: _object(arguments[1], value, (*key, part)) for part, value in node.value.items()}
     if names_class(annotation):
         return _call(annotation.registry[node.value[annotation.tag].value], node, key, annotation.tag)
     if dataclasses.is_dataclass(annotation):
@@ -56,18 +56,18 @@ def _make(annotation: Any, node: Node, key: Key) -> Any:
 
 
 def _call(cls: Any, node: Node, key: Key, tag: str | None = None) -> Any:
-    taken = parameters(cls)
+    expected = parameters(cls)
     given = {part: value for part, value in node.value.items() if part != tag}
-    made = {part: _make(taken[part].annotation, value, (*key, part)) for part, value in given.items()}
+    arguments = {part: _object(expected[part].annotation, value, (*key, part)) for part, value in given.items()}
     try:
-        return cls(**made)
+        return cls(**arguments)
     except (ValueError, RuntimeError) as error:  # torch refuses sizes with a RuntimeError
         place = f"{node.where}: {show(key)}" if key else file_of(node).layer.source
         raise UsageError(f"{place}: {str(error).splitlines()[0]}") from error
 
 
 def _import_custom(root: Node) -> None:
-    """Imports the user's own modules, from the current folder too, as `python -m` would."""
+    """Imports the user's own modules; the current folder is searched too, as `python -m` does."""
     imports = root.value.get("custom_imports")
     for index, module in enumerate(imports.value if imports else []):
         if os.getcwd() not in sys.path:
@@ -80,7 +80,7 @@ def _import_custom(root: Node) -> None:
 
 
 def _import_named(node: Node) -> None:
-    """Imports the modules of the built-in classes that are named anywhere below."""
+    """Imports the modules of the built-in classes that the value names at any depth."""
     definitions = committed_schema().get("$defs", {}).values()
     modules = [(table["title"], table["x-module"]) for table in definitions if "x-module" in table]
     tables = [below.value for _, below in walk(node) if isinstance(below.value, dict)]

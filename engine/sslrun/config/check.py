@@ -1,7 +1,7 @@
-"""Whether a configuration says what its schema asks for: unknown keys, wrong types and missing keys.
+"""Checks a config against a schema: unknown keys, wrong types and missing keys.
 
-The same checker walks the committed schema.json, without torch, and the schema derived at run time from the classes
-themselves, where a user's own component is known too.
+The schema is the committed schema.json, which needs no torch, or at run time the one derived from the classes
+themselves, which includes a user's own components.
 """
 
 import math
@@ -15,10 +15,12 @@ from sslrun.config.old_names import renamed, renamed_class
 from sslrun.config.schema_reader import Schema, classes, expected, follow
 from sslrun.errors import UsageError
 
-TAGS = ("type", "policy")
+TAGS = ("type", "policy")  # keys that name the class of a table
 
 
 class Problem(NamedTuple):
+    """One error of a config: `str()` gives FILE:LINE: KEY: MESSAGE."""
+
     where: Origin
     key: Key
     message: str
@@ -33,7 +35,7 @@ class _Scope(NamedTuple):
 
 
 def check(root: Node, schema: Schema) -> None:
-    """Raises UsageError for the first thing that is wrong with a whole configuration."""
+    """Raises UsageError for the first error of a whole config."""
     values = root.value
     if "epochs" in values and "max_iters" in values:
         late, early = sorted((values["epochs"].where, values["max_iters"].where), key=lambda o: -o.layer.order)
@@ -44,14 +46,14 @@ def check(root: Node, schema: Schema) -> None:
 
 
 def check_part(node: Node, schema: Schema, key: Key, allows_custom: bool = False) -> None:
-    """The same for the value at one key, against a schema with its own `$defs`."""
+    """Raises UsageError for the first error of the value at a key, by a schema with its own `$defs`."""
     scope = _Scope(schema.get("$defs", {}), allows_custom)
     for problem in _problems(scope, node, schema, key):
         raise UsageError(str(problem))
 
 
 def problems(root: Node, schema: Schema) -> list[Problem]:
-    """Everything that is wrong with a whole configuration, key by key."""
+    """All errors of a whole config, key by key."""
     return list(_problems(_Scope(schema.get("$defs", {}), False), root, schema, ()))
 
 
@@ -61,12 +63,12 @@ def fits(node: Node, schema: Schema) -> bool:
 
 
 def file_of(node: Node) -> Origin:
-    """Where a table stands in a file; for one that only `--set` made, that `--set`."""
+    """The place of a table in a file; for a table that only `--set` created, that `--set`."""
     return next((origin for origin in reversed(node.origins) if origin.line is not None), node.where)
 
 
 def kept_keys(root: Node) -> list[str]:
-    """A line for each table whose class was changed by a later layer: which inherited keys it kept."""
+    """A note for each table whose class a later layer changed: the inherited keys that it kept."""
     notes = []
     for key, node in walk(root):
         for tag, old, new in _changed_tags(node):
@@ -79,7 +81,7 @@ def kept_keys(root: Node) -> list[str]:
 
 
 def _changed_tags(table: Node) -> list[tuple[str, Origin, Origin]]:
-    """The key that names a table's class where a later layer changed it: with the last two places that differ."""
+    """If a later layer changed a table's class: the key that names the class, and the last two places that differ."""
     if not isinstance(table.value, dict):
         return []
     changes = []
@@ -131,7 +133,7 @@ def _tagged(scope: _Scope, node: Node, schema: Schema, key: Key) -> Iterator[Pro
     elif not scope.allows_custom:
         near = renamed_class(schema["title"], named.value) or nearest(named.value, list(options))
         near = near or f"; known: {_some(options)}"
-        own = "; one's own classes are made known by custom_imports" if near.startswith("; known") else ""
+        own = "; custom_imports makes your own classes known" if near.startswith("; known") else ""
         yield Problem(named.where, (*key, tag), f"there is no {named.value!r} among the {schema['title']}{near}{own}")
 
 
@@ -163,16 +165,16 @@ def _unknown(table: Node, value: Node, schema: Schema, key: Key) -> str:
 
 
 def _inherited(table: Node, value: Node, key: Key) -> str:
-    """A hint where a table was gone over by a later layer than the one that the key to blame comes from."""
+    """A hint if the key to blame is inherited: a later layer changed the table without setting this key."""
     if value.where.layer.order >= table.where.layer.order:
         return ""
     place = f"[{show(key[:-1])}]" if len(key) > 1 else "the top level"
     only = f'`_delete_ = ["{key[-1]}"]` only this key'
-    return f"; it is inherited: `_delete_ = true` in {place} of {table.where.layer.source} drops all that is, {only}"
+    return f"; it is inherited: `_delete_ = true` in {place} of {table.where.layer.source} drops all such keys, {only}"
 
 
 def _has_kind(scope: _Scope, node: Node, schema: Schema) -> bool:
-    """Whether a value is of the kind that a schema asks for, whatever is inside it."""
+    """Whether a value is a table, list or scalar as the schema asks, whatever is inside it."""
     value = node.value
     if "enum" in schema:
         value = "inf" if isinstance(value, float) and value == math.inf else value
@@ -194,8 +196,7 @@ def _has_kind(scope: _Scope, node: Node, schema: Schema) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """What a float can hold. NaN is the answer to no question that a recipe asks; infinity to those that ask for
-    "inf"."""
+    """Whether a float can hold the value. NaN is never valid; infinity only where the schema lists "inf"."""
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023

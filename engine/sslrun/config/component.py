@@ -1,8 +1,8 @@
-"""What a table with `type = "ClassName"` becomes.
+"""The base class of everything that a table with `type = "ClassName"` can name.
 
-A room declares one base class, `class Transform(Component, kind="transforms")`; every class below it is known to
-configs by its class name from the moment it is defined. Its constructor is its schema: keyword arguments with type
-annotations, described in the `Args:` section of the class docstring. Nothing here needs torch.
+A package declares one base class per kind, `class Transform(Component, kind="transforms")`. Configs can name a subclass
+by its class name as soon as it is defined. Its constructor is its schema: keyword arguments with type annotations,
+described in the `Args:` section of the class docstring. Nothing here needs torch.
 """
 
 from typing import Any, ClassVar
@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 class Component:
     """Base of everything that a config can name.
 
-    A direct subclass gives `kind` (the word of `sslrun list KIND`) and, where the field has another habit, the key that
-    names the class (`tag`, "type" by default, "policy" for learning-rate schedules). A class that configs may not name
-    (a base of others, one that only code can construct) says `listed=False`; its subclasses are listed again.
+    A direct subclass gives `kind` (the word of `sslrun list KIND`) and, unless it is "type", the key that names the
+    class (`tag`: "policy" for learning-rate schedules). A class that configs may not name (a base of others, one that
+    only code can construct) says `listed=False`; its subclasses are listed again.
     """
 
     kind: ClassVar[str]

@@ -1,8 +1,8 @@
-"""In what two resolved configurations differ, value by value, and where each value was set.
+"""Compares two resolved configs value by value, with the place that set each value.
 
-What a run would do is compared, not what the files say: a key that only one side sets is compared with the default that
-the code has on the other, 1 is 1.0, and `vars` count only through what refers to them. Lists of tables (views,
-transforms, rules) are lined up first, so that an element that was put in does not make all that follow it look changed.
+The comparison is of what a run would do, not of the files: a key that only one side sets is compared with the code's
+default, 1 equals 1.0, and `vars` count only through the values that refer to them. Lists of tables (views, transforms,
+rules) are aligned first, so that an inserted element does not make all elements after it look changed.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,17 +20,17 @@ _RED, _GREEN, _BOLD, _END = "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[0m"
 
 
 class Side(NamedTuple):
-    """One of the two: a key, what stands there (None: nothing), and what its schema asks for."""
+    """A key of one config, its value (None: not set) and the schema of the key."""
 
     key: Key
     node: Node | None
-    asked: Schema
+    schema: Schema
 
 
 class Difference(NamedTuple):
-    """A value that one side has not, or that is another on the other side; or an element that stands elsewhere.
+    """A value that differs or that only one side has, or an element that was moved.
 
-    The keys of the sides differ in the indices of elements that have come to stand in other places.
+    The keys of the two sides differ in the indices of elements that stand at different places of their lists.
     """
 
     old: Side
@@ -39,14 +39,14 @@ class Difference(NamedTuple):
 
 
 def differences(old: Config, new: Config, schema: Schema | None = None) -> list[Difference]:
-    """What differs, in the order of the old configuration."""
+    """The differences, in the order of the old config."""
     schema = committed_schema() if schema is None else schema
-    found = _compare(schema.get("$defs", {}), Side((), old.root, schema), Side((), new.root, schema))
-    return [difference for difference in found if difference.old.key[0] != "vars"]
+    compared = _compare(schema.get("$defs", {}), Side((), old.root, schema), Side((), new.root, schema))
+    return [difference for difference in compared if difference.old.key[0] != "vars"]
 
 
 def render(found: list[Difference], names: tuple[str, str], width: int = 100, is_colored: bool = False) -> str:
-    """What the two are called, then each difference: the key, and the old and the new value with their places."""
+    """The names of both configs, then each difference: the key, and the old and the new value with their places."""
 
     def painted(text: str, color: str) -> str:
         return f"{color}{text}{_END}" if is_colored and text else text
@@ -62,7 +62,7 @@ def render(found: list[Difference], names: tuple[str, str], width: int = 100, is
 
 
 def _shown(node: Node, sign: str, width: int, is_moved: bool) -> list[tuple[str, str]]:
-    """A value, and the place that set it, at the right where there is room; of what has moved only the place."""
+    """A value and the place that set it, at the right if there is room; for a moved element only the place."""
     place = str(node.where) if node.origins else DEFAULT
     if is_moved:
         return [(sign, place)]
@@ -89,40 +89,42 @@ def _compare(definitions: Schema, old: Side, new: Side) -> Iterator[Difference]:
 
 
 def _below(definitions: Schema, side: Side, part: str | int) -> Side:
-    """A part of a table or list; where nothing sets it, the default of the code."""
+    """A part of a table or list; a key that is not set has the code's default."""
     assert side.node is not None
-    asked = inside(named(definitions, side.asked, side.node), side.node).get(part, {})
+    schema = inside(named(definitions, side.schema, side.node), side.node).get(part, {})
     step = child(side.node, part)
-    node = step[1] if step else _of_code(asked["default"]) if "default" in asked else None
-    return Side((*side.key, part), node, asked)
+    node = step[1] if step else _of_code(schema["default"]) if "default" in schema else None
+    return Side((*side.key, part), node, schema)
 
 
 def _compare_elements(definitions: Schema, old: list[Side], new: list[Side]) -> Iterator[Difference]:
-    """Equal elements are lined up and, between them, those of one class. Of the rest, those of one class have moved."""
+    """Aligns equal elements and, between them, elements of the same class; the remaining ones of a class have moved."""
     pairs: list[tuple[Side, Side]] = []
-    gone: list[Side] = []
-    come: list[Side] = []
+    removed: list[Side] = []
+    added: list[Side] = []
     for olds, news, _ in _runs(old, new, _value):
         for left, right, are_of_one_class in _runs(olds, news, _class):
             if are_of_one_class:
                 pairs += zip(left, right, strict=True)
             else:
-                gone, come = gone + left, come + right
-    found = [list(_compare(definitions, *pair)) for pair in pairs]
-    for side in gone:
-        twins = sorted((twin for twin in come if _class(twin) == _class(side)), key=lambda t: _value(t) != _value(side))
+                removed, added = removed + left, added + right
+    compared = [list(_compare(definitions, *pair)) for pair in pairs]
+    for side in removed:
+        twins = sorted(
+            (twin for twin in added if _class(twin) == _class(side)), key=lambda t: _value(t) != _value(side)
+        )
         if twins:
-            come.remove(twins[0])
-            found.append([Difference(side, twins[0], is_moved=True), *_compare(definitions, side, twins[0])])
+            added.remove(twins[0])
+            compared.append([Difference(side, twins[0], is_moved=True), *_compare(definitions, side, twins[0])])
         else:
-            found.append([Difference(side, Side(side.key, None, {}))])
-    found += [[Difference(Side(side.key, None, {}), side)] for side in come]
-    for element in sorted(filter(None, found), key=lambda element: element[0].new.key):
+            compared.append([Difference(side, Side(side.key, None, {}))])
+    compared += [[Difference(Side(side.key, None, {}), side)] for side in added]
+    for element in sorted(filter(None, compared), key=lambda element: element[0].new.key):
         yield from element
 
 
 def _runs(old: list[Side], new: list[Side], mark: Callable[[Side], str]) -> list[tuple[list[Side], list[Side], bool]]:
-    """Two lists cut into runs, in order: what stands on each side, and whether the marks of these are equal."""
+    """Two lists cut into runs, in order: the elements of each side, and whether their marks are equal."""
     codes = SequenceMatcher(None, [*map(mark, old)], [*map(mark, new)], autojunk=False).get_opcodes()
     return [(old[a:b], new[c:d], code == "equal") for code, a, b, c, d in codes]
 
@@ -132,7 +134,7 @@ def _value(side: Side) -> str:
 
 
 def _class(side: Side) -> str:
-    """The class that a table names; nothing for a table that names none."""
+    """The class that a table names; empty for a table that names none."""
     table = side.node.value if side.node else {}
     return next((str(table[tag].value) for tag in TAGS if tag in table), "")
 
@@ -142,7 +144,7 @@ def _is_list_of_tables(node: Node) -> bool:
 
 
 def _of_code(value: Any) -> Node:
-    """A default as nodes that no place set."""
+    """A default as nodes without origins."""
     if isinstance(value, dict):
         return Node({key: _of_code(below) for key, below in value.items()}, ())
     if isinstance(value, list):

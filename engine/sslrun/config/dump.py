@@ -1,4 +1,4 @@
-"""Values as TOML: a whole configuration that loads again, one value on a line, or one laid out for reading."""
+"""Writes values as TOML: a whole config that loads again, one value on a line, or one laid out over several lines."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,12 +7,12 @@ from sslrun.config.node import Key, show
 
 
 def dump(values: dict[str, Any]) -> str:
-    """Values as TOML that `load` reads back as the same values: a literal `${` is written `$${`."""
+    """TOML that `load` reads back as the same values: a literal `${` is written `$${`."""
     return "\n".join(_table(escape(values), ())).lstrip("\n") + "\n"
 
 
 def escape(value: Any) -> Any:
-    """A resolved value as it must be written so that resolving gives it back."""
+    """A resolved value with `$${` for each `${`, so that resolving it gives it back."""
     if isinstance(value, dict):
         return {key: escape(below) for key, below in value.items()}
     if isinstance(value, list):
@@ -21,7 +21,7 @@ def escape(value: Any) -> Any:
 
 
 def _table(table: dict[str, Any], key: Key) -> Iterator[str]:
-    """The lines of one table: what fits on a line first, then its own tables and lists of tables."""
+    """The lines of one table: first the values on one line each, then its tables and lists of tables."""
     below = {part: value for part, value in table.items() if is_section(value)}
     for part, value in table.items():
         if part not in below:
@@ -34,7 +34,7 @@ def _table(table: dict[str, Any], key: Key) -> Iterator[str]:
 
 
 def is_section(value: Any) -> bool:
-    """Whether a value is written with headers of its own: a table, or a list of nothing but tables."""
+    """Whether a value is written with its own headers: a table, or a list of tables only."""
     if isinstance(value, list):
         return bool(value) and all(isinstance(element, dict) for element in value)
     return isinstance(value, dict)
@@ -53,9 +53,9 @@ def inline(value: Any) -> str:
 
 
 def laid_out(value: Any, width: int, name: str = "") -> list[str]:
-    """A name and a value on one line where that is not longer than `width`, else a line for each part, and so on down.
+    """A name and a value on one line of at most `width` characters, else each part on its own line, recursively.
 
-    For people: TOML 1.0 has no inline tables of several lines.
+    For people only: TOML 1.0 has no inline tables of several lines.
     """
     line = name + inline(value)
     if len(line) <= width or not isinstance(value, dict | list):

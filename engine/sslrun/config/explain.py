@@ -1,4 +1,4 @@
-"""Where values come from: one key, or everything, each key with its meaning and the places that set it."""
+"""Explains one key or all keys: the value, its meaning and the places that set it."""
 
 import textwrap
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ DEFAULT, UNSET = "default of the code", "not set"
 
 
 class _Setting(NamedTuple):
-    """One key: what stands there (None: nothing sets it), and what its schema asks for."""
+    """A key, its value (None: not set) and its schema."""
 
     key: Key
     node: Node | None
-    asked: Schema
+    schema: Schema
 
 
 def explain(config: Config, key: str, schema: Schema | None = None, width: int = 100) -> str:
-    """The value at a key, what it means, and a line for each place that set it, outermost last.
+    """The value at a key, its meaning, and a line for each place that set it, in merge order.
 
-    Below a place that refers to other keys stand, indented, the places that set those. A key that nothing sets is
-    explained by the schema. Raises UsageError for a key that does not exist.
+    If a place refers to other keys, the places that set those follow, indented. A key that is not set is explained by
+    the schema. Raises UsageError for a key that does not exist.
     """
     schema = committed_schema() if schema is None else schema
     setting = _setting(config, as_key(key), schema)
@@ -37,9 +37,9 @@ def explain(config: Config, key: str, schema: Schema | None = None, width: int =
 
 
 def explain_all(config: Config, key: str = "", schema: Schema | None = None, width: int = 100) -> str:
-    """All keys at and below a key, with those that nothing sets: first those with values, then table by table.
+    """All keys at and below a key, including those that are not set: plain values first, then table by table.
 
-    Where one place set a value, it stands at the right if there is room.
+    If only one place set a value, it stands at the right, space permitting.
     """
     schema = committed_schema() if schema is None else schema
     lines = list(_below(config.root, _setting(config, as_key(key), schema), schema, width))
@@ -51,34 +51,34 @@ def explain_all(config: Config, key: str = "", schema: Schema | None = None, wid
 
 def _setting(config: Config, key: Key, schema: Schema) -> _Setting:
     setting = _Setting(key, lookup(config.root, key), at(schema, config.root, key))
-    if setting.node is None and not setting.asked:
+    if setting.node is None and not setting.schema:
         raise UsageError(f"{show(key)}: there is no such key{_hint(config.root, schema, key)}")
     return setting
 
 
 def _below(root: Node, setting: _Setting, schema: Schema, width: int) -> Iterator[str]:
-    """One key with all that is in it."""
+    """The lines of one key and of everything in it."""
     table = _table_of(setting)
     if table is None:
         yield from _leaf(root, setting, schema, width)
         return
-    here = named(schema.get("$defs", {}), setting.asked, table)
+    here = named(schema.get("$defs", {}), setting.schema, table)
     if setting.key:
-        is_said_at_its_type = "x-module" in here and "description" not in setting.asked
+        is_described_at_type = "x-module" in here and "description" not in setting.schema
         yield from ("", f"[{show(setting.key)}]")
-        yield from () if is_said_at_its_type else _meaning(setting, schema, width)
+        yield from () if is_described_at_type else _meaning(setting, schema, width)
         yield from _places(root, setting) if isinstance(table.value, list) else ()
     parts = inside(here, table)
-    inner = [_Setting((*setting.key, part), _node(table, part), asked) for part, asked in parts.items()]
+    inner = [_Setting((*setting.key, part), _node(table, part), key_schema) for part, key_schema in parts.items()]
     for part in sorted(inner, key=lambda part: _table_of(part) is not None):
         yield from _below(root, part, schema, width)
 
 
 def _table_of(setting: _Setting) -> Node | None:
-    """The table, or list of tables, that stands at a key, or would if the code had its way; None for other values."""
+    """The table or list of tables at a key, an empty one if that is the code's default; None for other values."""
     if setting.node is not None:
         return setting.node if is_section(plain(setting.node)) else None
-    return Node({}, ()) if setting.asked.get("default") == {} and "$ref" in setting.asked else None
+    return Node({}, ()) if setting.schema.get("default") == {} and "$ref" in setting.schema else None
 
 
 def _node(table: Node, part: str | int) -> Node | None:
@@ -96,27 +96,27 @@ def _leaf(root: Node, setting: _Setting, schema: Schema, width: int) -> Iterator
 
 def _value(setting: _Setting, name: str, width: int) -> list[str]:
     if setting.node is None:
-        return [f"{name} = {inline(setting.asked['default'])}" if "default" in setting.asked else name]
+        return [f"{name} = {inline(setting.schema['default'])}" if "default" in setting.schema else name]
     return laid_out(plain(setting.node), width, f"{name} = ")
 
 
 def _meaning(setting: _Setting, schema: Schema, width: int) -> list[str]:
-    """What the schema says of a key; of an element of a list, what it says of the class."""
-    found = named(schema.get("$defs", {}), setting.asked, setting.node or Node(None, ()))
-    text = setting.asked.get("description") or found.get("description", "")
+    """The description of a key; for an element of a list, the description of its class."""
+    own = named(schema.get("$defs", {}), setting.schema, setting.node or Node(None, ()))
+    text = setting.schema.get("description") or own.get("description", "")
     return textwrap.wrap(text, width, initial_indent="  # ", subsequent_indent="  # ", break_on_hyphens=False)
 
 
 def _places(root: Node, setting: _Setting) -> list[str]:
     """The places that set a key, in merge order."""
     if setting.node is None:
-        return [f"  {DEFAULT if 'default' in setting.asked else UNSET}"]
+        return [f"  {DEFAULT if 'default' in setting.schema else UNSET}"]
     is_plain = len(setting.node.origins) == 1 and setting.node.where.raw == plain(setting.node)
     return [f"  {setting.node.where}"] if is_plain else _chain(root, setting.node, "  ")
 
 
 def _chain(root: Node, node: Node, indent: str) -> list[str]:
-    """The places that set a value, with what each of them wrote; indented below, those that it refers to."""
+    """The places that set a value, with what each wrote; below, indented, those of the values that it refers to."""
     lines = []
     for origin in node.origins:
         written = "" if isinstance(origin.raw, dict | list) else f"  {inline(origin.raw)}"
@@ -131,7 +131,7 @@ def _chain(root: Node, node: Node, indent: str) -> list[str]:
 
 
 def _hint(root: Node, schema: Schema, key: Key) -> str:
-    """The nearest name to the first part of a key that nothing knows; of a list, its length."""
+    """A hint for the first unknown part of a key: the nearest name, or the length of a list."""
     for end, part in enumerate(key):
         above = lookup(root, key[:end]) or Node({}, ())
         known = inside(named(schema.get("$defs", {}), at(schema, root, key[:end]), above), above)

@@ -1,4 +1,4 @@
-"""Reading the files of an `extends` tree and putting them in one line."""
+"""Reads the files of an `extends` tree and puts them in merge order."""
 
 import functools
 import os
@@ -18,14 +18,14 @@ MAX_DEPTH = 64
 
 
 class File(NamedTuple):
-    """One file as read.
+    """One parsed file.
 
     Attributes:
         path: real path.
-        chain: the files that led here, the started one first, this one last.
-        text: the whole file.
-        table: what it says, without `extends`.
-        bases: real paths of what it extends, in order.
+        chain: the files that led here by `extends`, the started one first, this one last.
+        text: the whole text.
+        table: its content, without `extends`.
+        bases: real paths of the files that it extends, in order.
     """
 
     path: Path
@@ -35,14 +35,14 @@ class File(NamedTuple):
     bases: list[Path]
 
     def node(self, order: int) -> Node:
-        """The file as a layer, at a place in the merge order."""
+        """The file as a layer with its place in the merge order."""
         shown = tuple(shorten(path) for path in self.chain)
         lines = functools.partial(key_lines, self.text)
         return wrap(self.table, Layer(order, shown[-1], str(self.path.parent), shown, lines), ())
 
 
 def line_up(started: Path) -> list[File]:
-    """A file and all that it extends: depth first, bases before the file that names them, each at its first place."""
+    """A file and all files that it extends, depth first: bases before the file that names them, each once."""
     done: dict[Path, File] = {}
 
     def visit(path: Path, above: tuple[Path, ...]) -> None:
@@ -61,9 +61,9 @@ def line_up(started: Path) -> list[File]:
 
 
 def recipe_name(started: Path, files: list[File]) -> str:
-    """The name that runs of a file carry: its stem, except that an alias carries the name of what it stands for.
+    """The name of a file's runs: its stem, or, for an alias, the name of its recipe.
 
-    An alias is a file whose only content is `extends` to a single file.
+    An alias is a file that contains nothing but `extends` to a single file.
     """
     by_path = {file.path: file for file in files}
     file, name = files[-1], started.stem
@@ -74,7 +74,7 @@ def recipe_name(started: Path, files: list[File]) -> str:
 
 
 def shorten(path: Path) -> str:
-    """A path as people want to read it: relative where it is below the current folder."""
+    """A path for messages: relative if it is below the current folder."""
     return os.path.relpath(path) if path.is_relative_to(os.getcwd()) else str(path)
 
 
@@ -105,6 +105,8 @@ def _parse(text: str, chain: tuple[Path, ...]) -> dict[str, Any]:
         _fail(chain, None, too_deep)
     except tomli.TOMLDecodeError as error:
         python = hint_at(text, error.pos)
+        if chain[-1].suffix == ".py":
+            python = "`sslrun config import` converts configs of MMSelfSup"
         _fail(chain, error.lineno, f"{error.msg} (column {error.colno}){f'; {python}' if python else ''}")
     except ValueError as error:  # a number too long for Python
         _fail(chain, None, str(error))
@@ -118,7 +120,7 @@ def _parse(text: str, chain: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
-    """The files that `extends` names, relative to the file it stands in."""
+    """The real paths of the files that `extends` names."""
 
     def line() -> int | None:
         return key_lines(text).get(("extends",))
@@ -139,7 +141,7 @@ def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
 
 
 def _siblings(path: Path) -> str:
-    """The nearest names beside a file that does not exist."""
+    """A hint about a file that does not exist: the nearest names in its folder."""
     folder = path.parent
     return nearest(path.name, [p.name for p in folder.glob("*.toml")]) if folder.is_dir() and not path.exists() else ""
 

@@ -1,13 +1,13 @@
-"""`${...}` in strings, resolved after all merging and every `--set`, so an override reaches what is computed from it.
+"""Resolves `${...}` in strings, after all merging and every `--set`, so an override reaches all that refers to it.
 
-    ${a.b.0.c}            any value of the merged configuration
-    ${env:NAME}           an environment variable, typed like a `--set`; ${env:NAME,default} where it may be unset
+    ${a.b.0.c}            any value of the merged config
+    ${env:NAME}           an environment variable, typed like `--set`; ${env:NAME,default} if it may be unset
     ${config.name}        the started recipe's full name
     ${config.dir}         the folder of the file that contains the text
     $${                   a literal ${
 
-As the whole string a reference takes the value with its type, tables and lists as deep copies; inside a longer string
-it must be a scalar.
+A reference that is the whole string takes the value with its type, tables and lists as deep copies. Inside a longer
+string it must be a scalar.
 """
 
 import os
@@ -23,7 +23,7 @@ REFERENCE = re.compile(r"(?P<literal>\$\$\{)|\$\{(?P<target>[^{}]*)\}|(?P<open>\
 
 
 class _Scope(NamedTuple):
-    """The merged tree, the recipe's name, the strings being resolved (outermost first), and those that are done."""
+    """The merged tree, the recipe's name, the strings being resolved (outermost first), and the resolved ones."""
 
     root: Node
     name: str
@@ -32,12 +32,12 @@ class _Scope(NamedTuple):
 
 
 def resolve(root: Node, name: str) -> Node:
-    """The tree with every reference replaced; origins stay those of the referring text."""
+    """The tree with every reference replaced; origins remain those of the referring string."""
     return _deep(_Scope(root, name, [], {}), root, ())
 
 
 def references(text: str) -> list[str]:
-    """The keys of the configuration that a text refers to, in order."""
+    """The keys of the config that a text refers to, in order."""
     targets = [match["target"] for match in REFERENCE.finditer(text) if match["target"] is not None]
     return [target.strip() for target in targets if not target.strip().startswith(("env:", "config."))]
 
@@ -55,7 +55,7 @@ def _refers(node: Node) -> bool:
 
 
 def _string(scope: _Scope, node: Node, key: Key) -> Node:
-    """One string with references in it; a string that is reached again while it is being resolved is a cycle."""
+    """A string with its references resolved. Reaching it again while it is being resolved is a cycle: UsageError."""
     if key in scope.done:
         return scope.done[key]
     if key in scope.trail:
@@ -73,7 +73,7 @@ def _string(scope: _Scope, node: Node, key: Key) -> Node:
 
 
 def _inside(scope: _Scope, node: Node, key: Key, match: re.Match[str]) -> str:
-    """The text that stands for one reference in a longer string."""
+    """The text that replaces one reference in a longer string."""
     if match["literal"]:
         return "${"
     if match["open"]:
@@ -88,7 +88,7 @@ def _inside(scope: _Scope, node: Node, key: Key, match: re.Match[str]) -> str:
 
 
 def _target(scope: _Scope, node: Node, key: Key, target: str) -> Node:
-    """What one reference stands for, resolved."""
+    """The resolved value of one reference."""
     target = target.strip()
     if target in ("config.name", "config.dir"):
         return node._replace(value=scope.name if target == "config.name" else node.where.layer.folder)
@@ -103,7 +103,7 @@ def _target(scope: _Scope, node: Node, key: Key, target: str) -> Node:
 
 
 def _referred(scope: _Scope, node: Node, key: Key, parts: Key) -> Node:
-    """The value at a key that `node` refers to, resolved: on the way there, too, strings may be references."""
+    """The resolved value at a key that `node` refers to; strings on the way to it may be references too."""
     here, is_resolved = scope.root, False
     path: Key = ()
     for part in parts:

@@ -1,8 +1,8 @@
-"""On which line each key of a TOML text stands.
+"""Finds the line of each key of a TOML text.
 
-tomli tells values but not places. This scanner walks a text that tomli has accepted, so it looks only for structure
-(headers, keys, brackets, strings, comments) and need not understand or refuse anything. For every table, key and list
-element of tomli's result it gives the line where that key path is first written.
+tomli gives values without their places. This scanner walks a text that tomli has accepted, so it only follows the
+structure (headers, keys, brackets, strings, comments) and rejects nothing. For every table, key and list element of
+tomli's result it gives the line on which that key path is first written.
 """
 
 import re
@@ -45,8 +45,8 @@ class _Scan:
 
 @lru_cache(maxsize=64)
 def key_lines(text: str) -> dict[Key, int]:
-    """Line (from 1) of every key path of a valid TOML text; elements of lists are named by their index. Not to be
-    changed."""
+    """The line (from 1) of every key path of a valid TOML text; list elements are named by index. Do not modify the
+    result: it is cached."""
     scan = _Scan(text)
     table: Key = ()
     position = scan.skip(0)
@@ -60,7 +60,7 @@ def key_lines(text: str) -> dict[Key, int]:
 
 
 def _header(scan: _Scan, position: int) -> tuple[Key, int]:
-    """`[a.b]` or `[[a.b]]`: the table that the following keys belong to."""
+    """`[a.b]` or `[[a.b]]`: returns the table to which the following keys belong, and the position behind it."""
     start = position
     is_array = scan.text.startswith("[[", position)
     parts, position = _dotted(scan, position + 1 + is_array)
@@ -78,7 +78,7 @@ def _header(scan: _Scan, position: int) -> tuple[Key, int]:
 
 
 def _pair(scan: _Scan, position: int, table: Key) -> int:
-    """`a.b = value` in a table or an inline table."""
+    """`a.b = value` in a table or an inline table; returns the position behind it."""
     parts, after = _dotted(scan, position)
     for count in range(1, len(parts) + 1):
         scan.record((*table, *parts[:count]), position)
@@ -97,7 +97,7 @@ def _dotted(scan: _Scan, position: int) -> tuple[list[str], int]:
 
 
 def _value(scan: _Scan, position: int, key: Key) -> int:
-    """Steps over one value; what is inside it is recorded below `key`."""
+    """One value, whose parts are recorded below `key`; returns the position behind it."""
     opening = scan.text[position]
     if opening not in "[{":
         match = _SCALAR.match(scan.text, position)

@@ -1,4 +1,4 @@
-"""`sslrun list`: the components of a kind, and one component with its keys, for people and as JSON."""
+"""The output of `sslrun list`: the components of a kind, and one component with its keys, as text and as JSON."""
 
 import json
 import textwrap
@@ -10,11 +10,11 @@ from sslrun.config.merge import nearest
 from sslrun.config.schema_reader import Schema, classes, expected, first_sentence, follow, keys, kinds
 from sslrun.errors import UsageError
 
-_COLUMN = 30  # where the types of a component's keys begin
+_COLUMN = 30  # at which the types of keys begin
 
 
 def list_kinds(schema: Schema, width: int = 100) -> str:
-    """Each kind of component with the names of its classes."""
+    """Each kind of component with the names of its classes, as text."""
     return _aligned({kind: ", ".join(classes(union)) for kind, union in kinds(schema).items()}, width)
 
 
@@ -25,7 +25,7 @@ def list_kind(schema: Schema, kind: str, width: int = 100) -> str:
 
 
 def list_component(schema: Schema, kind: str, name: str, width: int = 100) -> str:
-    """The docs of a class, then its keys with what they take, their defaults and their docs. Raises UsageError."""
+    """The docs of a class, then its keys with defaults, types and descriptions. Raises UsageError."""
     table = _component(schema, kind, name)
     paragraphs = [table["description"], *filter(None, table.get("x-docs", "").split("\n\n"))]
     lines = [f"{name}, of the {kind} ({table['x-module']})"]
@@ -36,19 +36,21 @@ def list_component(schema: Schema, kind: str, name: str, width: int = 100) -> st
 
 
 def as_json(schema: Schema, kind: str | None = None, name: str | None = None) -> str:
-    """What the other functions tell, for programs. Raises UsageError."""
-    told: Any
+    """The same information as JSON. Raises UsageError."""
+    rows: Any
     if kind is None:
-        told = {kind: list(classes(union)) for kind, union in kinds(schema).items()}
+        rows = {kind: list(classes(union)) for kind, union in kinds(schema).items()}
     elif name is None:
-        told = [_described(schema, kind, name) for name in classes(_kind(schema, kind))]
+        rows = [_described(schema, kind, name) for name in classes(_kind(schema, kind))]
     else:
         table = _component(schema, kind, name)
-        told = _described(schema, kind, name) | {"docs": table.get("x-docs", ""), "keys": []}
-        for key, asked in keys(table).items():
-            takes = {"name": key, "type": expected(schema["$defs"], asked), "required": key in table["required"]}
-            told["keys"].append(takes | {part: asked[part] for part in ("default", "description") if part in asked})
-    return json.dumps(told, indent=2)
+        rows = _described(schema, kind, name) | {"docs": table.get("x-docs", ""), "keys": []}
+        for key, key_schema in keys(table).items():
+            takes = {"name": key, "type": expected(schema["$defs"], key_schema), "required": key in table["required"]}
+            rows["keys"].append(
+                takes | {part: key_schema[part] for part in ("default", "description") if part in key_schema}
+            )
+    return json.dumps(rows, indent=2)
 
 
 def _described(schema: Schema, kind: str, name: str) -> dict[str, str]:
@@ -57,35 +59,35 @@ def _described(schema: Schema, kind: str, name: str) -> dict[str, str]:
 
 
 def _kind(schema: Schema, kind: str) -> Schema:
-    found = kinds(schema)
-    if kind not in found:
-        near = nearest(kind, list(found)) or f"; there are {', '.join(found)}"
+    known = kinds(schema)
+    if kind not in known:
+        near = nearest(kind, list(known)) or f"; there are {', '.join(known)}"
         raise UsageError(f"there is no kind of component called {kind!r}{near}")
-    return found[kind]
+    return known[kind]
 
 
 def _component(schema: Schema, kind: str, name: str) -> Schema:
-    found = classes(_kind(schema, kind))
-    if name not in found:
-        near = nearest(name, list(found)) or f"; `sslrun list {kind}` names them"
+    known = classes(_kind(schema, kind))
+    if name not in known:
+        near = nearest(name, list(known)) or f"; `sslrun list {kind}` names them"
         raise UsageError(f"there is no {name!r} among the {kind}{near}")
-    return follow(schema["$defs"], found[name])
+    return follow(schema["$defs"], known[name])
 
 
 def _keys(definitions: Schema, table: Schema, width: int, indent: str) -> Iterator[str]:
-    """Each key with its default and what it takes, its docs below it, and the keys of a table that it takes."""
-    for key, asked in keys(table).items():
-        given = f"{indent}{key} = {inline(asked['default'])}" if "default" in asked else indent + key
-        takes = expected(definitions, asked) + ("; required" if key in table["required"] else "")
+    """Each key with its default, type and description, and the keys of a table that it takes."""
+    for key, key_schema in keys(table).items():
+        given = f"{indent}{key} = {inline(key_schema['default'])}" if "default" in key_schema else indent + key
+        takes = expected(definitions, key_schema) + ("; required" if key in table["required"] else "")
         yield from _wrapped(takes, width, f"{given:<{_COLUMN - 2}}  ", " " * _COLUMN)
-        yield from _wrapped(asked.get("description", ""), width, f"{indent}    ")
-        inner = follow(definitions, asked.get("items", asked))
+        yield from _wrapped(key_schema.get("description", ""), width, f"{indent}    ")
+        inner = follow(definitions, key_schema.get("items", key_schema))
         if "properties" in inner:
             yield from _keys(definitions, inner, width, f"{indent}      ")
 
 
 def _aligned(rows: dict[str, str], width: int) -> str:
-    """Names, and beside them texts."""
+    """A column of names and a column of wrapped texts."""
     column = max(map(len, rows)) + 4
     return "\n".join(
         line for name, text in rows.items() for line in _wrapped(text, width, f"  {name}".ljust(column), " " * column)
@@ -93,6 +95,6 @@ def _aligned(rows: dict[str, str], width: int) -> str:
 
 
 def _wrapped(text: str, width: int, first: str, rest: str | None = None) -> list[str]:
-    """The lines of a text, begun with `first`, the further ones with `rest` or the same."""
+    """A text wrapped to lines that begin with `first`, from the second on with `rest` (by default `first`)."""
     rest = first if rest is None else rest
     return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""From a path and overrides to a configuration: read, line up, merge, resolve, check."""
+"""Loads a config: read the files, merge them and the overrides, resolve references, check."""
 
 import os
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ class Config:
 
     Attributes:
         path: the started file.
-        name: the recipe's full name; an alias carries the name of the recipe it stands for.
+        name: the recipe's full name; for an alias, the name of its recipe.
         values: plain dicts, lists and scalars.
         files: every file read, in merge order; the started one is last.
-        notes: what the user should be told though it is no error, one line each.
-        root: the same values, each with the places that set it.
+        notes: remarks for the user that are no errors, one line each.
+        root: the values as nodes, each with the places that set it.
     """
 
     path: Path
@@ -37,11 +37,11 @@ class Config:
     root: Node
 
     def origins(self, key: str | Key) -> list[Origin]:
-        """The places that set a key (`"data.views.0"` or its parts), in merge order: the one that won comes last."""
+        """The places that set a key (`"data.views.0"` or its parts), in merge order: the last one wins."""
         return list(find(self.root, as_key(key)).origins)
 
     def build(self, annotation: Any, key: str | Key = "") -> Any:
-        """The object that an annotation makes of the value at a key, see `sslrun.config.build`."""
+        """The value at a key as an object of the annotated type, see `sslrun.config.build`."""
         from sslrun.config.build import build
 
         return build(self.root, annotation, as_key(key))
@@ -58,11 +58,11 @@ def load(
     Args:
         path: a TOML file.
         overrides: texts of `--set`, `KEY=VALUE` each, merged after all files in this order.
-        schema: what to check against; None means the committed schema.json.
-        overlays: further TOML files, each merged over what comes before with all that it extends.
+        schema: schema to check against; None means the committed schema.json.
+        overlays: further TOML files, each merged, with the files that it extends, over all files before it.
 
     Raises:
-        UsageError: one line with file:line, for anything that a user can have got wrong.
+        UsageError: one line with file:line, for any error in the files or overrides.
     """
     try:
         return _load(Path(path), overlays, overrides, committed_schema() if schema is None else schema)
@@ -87,12 +87,12 @@ def _load(started: Path, overlays: Sequence[str | Path], overrides: Sequence[str
 
 
 def composed(values: dict[str, Any], name: str, source: str) -> Config:
-    """A recipe that code has put together from resolved ones.
+    """A config that code composed from resolved ones.
 
     Args:
-        values: without references.
-        name: of the recipe.
-        source: what it is, for messages.
+        values: its values, without references.
+        name: the recipe's name.
+        source: text that stands for the file in messages.
     """
     root = wrap(values, Layer(0, source, os.getcwd(), (source,)))
     check(root, committed_schema())

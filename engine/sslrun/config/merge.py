@@ -1,8 +1,8 @@
-"""How a later layer goes over an earlier one.
+"""Merges a later layer over an earlier one.
 
-Tables merge deeply; everything else, lists included, is replaced. A table whose keys are all digits, set over a list,
-edits its elements. `_delete_ = true` in a table drops everything inherited for it, `_delete_ = ["key", ...]` those
-keys (of a list: those elements, numbered as inherited); neither ever appears in the result.
+Tables merge deeply; all other values, lists included, are replaced. A table whose keys are all digits, set over a list,
+edits its elements. `_delete_ = true` in a table drops everything inherited for it, `_delete_ = ["key", ...]` drops
+those keys (for a list: those elements, numbered as inherited); `_delete_` never appears in the result.
 """
 
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ DELETE = "_delete_"
 
 
 def merge(old: Node | None, new: Node, key: Key = ()) -> Node:
-    """`new` over `old` (None: nothing inherited), both at `key`."""
+    """Merges `new` over `old` (None: nothing is inherited), both at `key`."""
     if old is None:
         return _clean(new, key)
     if not isinstance(new.value, dict):
@@ -52,7 +52,7 @@ def _merge_table(old: Node, new: Node, key: Key) -> Node:
 
 
 def _edited(old: Node, edits: dict[str, Node], key: Key) -> list[Node]:
-    """The elements of an inherited list, some of them gone over by a table of index -> value."""
+    """The elements of an inherited list, with a table of index -> value merged over them."""
     elements = list(old.value)
     for part, value in edits.items():
         index = int(part)
@@ -64,7 +64,7 @@ def _edited(old: Node, edits: dict[str, Node], key: Key) -> list[Node]:
 
 
 def _clean(node: Node, key: Key) -> Node:
-    """A value with nothing below it: `_delete_` has nothing to drop and leaves no trace."""
+    """A value that inherits nothing, without its `_delete_` keys, which have nothing to drop."""
     if isinstance(node.value, list):
         return node._replace(value=[_clean(value, (*key, index)) for index, value in enumerate(node.value)])
     if isinstance(node.value, dict):
@@ -75,7 +75,7 @@ def _clean(node: Node, key: Key) -> Node:
 
 
 def _deletions(node: Node, key: Key) -> list[str] | None:
-    """What `_delete_` of a table drops: a list of inherited keys, or None for all of them."""
+    """The inherited keys that `_delete_` of a table drops; None for all of them."""
     marker = node.value.get(DELETE)
     if marker is None or marker.value is False:
         return []
@@ -87,7 +87,7 @@ def _deletions(node: Node, key: Key) -> list[str] | None:
 
 
 def fail(old: Node | None, new: Node, key: Key, message: str) -> NoReturn:
-    """An error about what `new` wrote over `old`, with the files that led to each of them."""
+    """Raises UsageError about `new` over `old`, with the chains of files that led to each of them."""
     ours, theirs = new.where.layer.chain, old.where.layer.chain if old else ()
     chains = [theirs] if theirs[: len(ours)] == ours else [ours, theirs]
     via = "; ".join(" -> ".join(chain) for chain in chains if len(chain) > 1)
@@ -96,7 +96,7 @@ def fail(old: Node | None, new: Node, key: Key, message: str) -> NoReturn:
 
 
 def _how_to_drop(new: Node, key: Key) -> str:
-    """A hint to end an error with: how the table that is in the way of a value is dropped first."""
+    """A hint for the end of an error: how to drop the table before setting the value."""
     if is_index(str(key[-1])):
         return ""
     if new.where.line is None:
@@ -106,7 +106,7 @@ def _how_to_drop(new: Node, key: Key) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in words: `a table`, `the string "abc"`."""
+    """A value in words: `a table`, `the string "abc"`."""
     match value:
         case dict():
             return "a table"
@@ -122,7 +122,7 @@ def kind(value: Any) -> str:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """A hint to end an error with; empty where nothing is near."""
+    """A hint for the end of an error: the known names nearest to a word; empty if none is near."""
     from difflib import get_close_matches  # costs a millisecond that only errors should pay
 
     by_lower = {name.lower(): name for name in known}

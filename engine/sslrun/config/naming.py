@@ -109,9 +109,9 @@ def parse(name: str, form: str = RECIPE) -> Name:
     """Takes a name (without `.toml`) apart. Raises ValueError: one line that says which part is wrong and how."""
     parts, count = name.split("_"), form.count("{")
     if len(parts) != count:
-        found = f"{len(parts)} part{'s' if len(parts) > 1 else ''}"
-        asked = {3: "three", 4: "four"}[count]
-        raise ValueError(f"{found} joined by '_', not the {asked} of {form}; words within a part are joined by '-'")
+        given = f"{len(parts)} part{'s' if len(parts) > 1 else ''}"
+        expected = {3: "three", 4: "four"}[count]
+        raise ValueError(f"{given} joined by '_', not the {expected} of {form}; words within a part are joined by '-'")
     for part in parts:
         for word in part.split("-"):
             if not re.fullmatch(r"[a-z0-9]+", word):

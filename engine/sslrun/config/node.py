@@ -1,4 +1,4 @@
-"""A configuration while it is being put together: plain values that remember where each of them was written."""
+"""The tree of a config: plain values, each with the places that set it."""
 
 import json
 import re
@@ -20,10 +20,10 @@ class Layer(NamedTuple):
 
     Attributes:
         order: place in that order; a higher one was merged later.
-        source: the file as shown to people, or the text of the `--set`.
-        folder: what `${config.dir}` means in it.
+        source: the path of the file as shown in messages, or the text of the `--set`.
+        folder: the value of `${config.dir}` in this layer.
         chain: the files that led here by `extends`, the started one first, this one last.
-        lines: gives the line of each key path; looked for when somebody asks, since most configurations are right.
+        lines: gives the line of each key path; called only for messages, since most configs have no errors.
     """
 
     order: int
@@ -37,9 +37,9 @@ class Origin(NamedTuple):
     """One place that set a value: `str()` gives file:line, or the `--set`.
 
     Attributes:
-        layer: the file.
-        key: where the value stands in it; None for what has no line (a `--set`, the environment).
-        raw: what was written there.
+        layer: the file or `--set`.
+        key: key path of the value in the file; None for a value without a line (a `--set`, the environment).
+        raw: the value as written there.
     """
 
     layer: Layer
@@ -55,9 +55,9 @@ class Origin(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A value and the places that set it, in merge order: the last one won.
+    """A value and the places that set it, in merge order: the last one wins.
 
-    `value` is a dict of nodes, a list of nodes, or a scalar. Nodes are never changed, so they may be shared.
+    `value` is a dict of nodes, a list of nodes, or a scalar. Nodes are never modified, so they may be shared.
     """
 
     value: Any
@@ -69,7 +69,7 @@ class Node(NamedTuple):
 
 
 def wrap(value: Any, layer: Layer, key: Key | None = None) -> Node:
-    """A parsed value that stands at a key of a layer as nodes."""
+    """The nodes of a parsed value at a key of a layer."""
     inner: Any = value
     if isinstance(value, dict):
         inner = {k: wrap(v, layer, None if key is None else (*key, k)) for k, v in value.items()}
@@ -79,7 +79,7 @@ def wrap(value: Any, layer: Layer, key: Key | None = None) -> Node:
 
 
 def plain(node: Node) -> Any:
-    """The value without its history: fresh dicts and lists, shared with nobody."""
+    """The value without origins, as new dicts and lists."""
     if isinstance(node.value, dict):
         return {k: plain(v) for k, v in node.value.items()}
     if isinstance(node.value, list):
@@ -97,17 +97,17 @@ def same(a: Any, b: Any) -> bool:
 
 
 def child(node: Node, part: str | int) -> tuple[str | int, Node] | None:
-    """One step down: the part as the container knows it (an index of a list is an int) and the node, or None."""
+    """The part of a table or list: its key (an int for a list) and its node; None if there is no such part."""
     if isinstance(node.value, dict):
-        found = node.value.get(str(part))
-        return None if found is None else (str(part), found)
+        inner = node.value.get(str(part))
+        return None if inner is None else (str(part), inner)
     if isinstance(node.value, list) and _INDEX.fullmatch(str(part)) and int(part) < len(node.value):
         return int(part), node.value[int(part)]
     return None
 
 
 def lookup(root: Node, key: Key) -> Node | None:
-    """The node at a key, None where nothing is."""
+    """The node at a key; None if the key is not set."""
     here = root
     for part in key:
         step = child(here, part)
@@ -118,7 +118,7 @@ def lookup(root: Node, key: Key) -> Node | None:
 
 
 def as_key(key: str | Key) -> Key:
-    """A key as parts; the empty text is the whole configuration. Raises UsageError."""
+    """A key as parts; the empty text is the whole config. Raises UsageError."""
     if not isinstance(key, str):
         return key
     try:
@@ -136,19 +136,19 @@ def find(root: Node, key: Key) -> Node:
 
 
 def names(node: Node) -> list[str]:
-    """What a key could continue with below this node."""
+    """The keys of a table, or the indices of a list, as text."""
     if isinstance(node.value, dict):
         return list(node.value)
     return [str(i) for i in range(len(node.value))] if isinstance(node.value, list) else []
 
 
 def is_index(part: str) -> bool:
-    """Whether a key of a table can name an element of a list."""
+    """Whether a key is a valid index of a list."""
     return _INDEX.fullmatch(part) is not None
 
 
 def walk(node: Node, key: Key = ()) -> Iterator[tuple[Key, Node]]:
-    """Every node below and including this one, parents first, in the order of the text."""
+    """This node and every node below it, parents first, in the order of the text."""
     yield key, node
     if isinstance(node.value, dict):
         for part, below in node.value.items():
@@ -173,7 +173,7 @@ def parse_key(text: str) -> tuple[str, ...]:
 
 
 def unquote(part: str) -> str:
-    """One part of a TOML key as it is meant."""
+    """One part of a TOML key without quotes and escapes."""
     if part[0] == "'":
         return part[1:-1]
     if part[0] != '"':
@@ -189,4 +189,4 @@ def show(key: Key) -> str:
 
 
 def _quoted(part: str) -> str:
-    return json.dumps(part, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON lets DEL stand, TOML does not
+    return json.dumps(part, ensure_ascii=False).replace("\x7f", "\\u007f")  # valid in JSON, not in TOML

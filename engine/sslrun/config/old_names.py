@@ -1,11 +1,11 @@
-"""Keys that recipes of MMSelfSup have and ours do not, and what each of them became."""
+"""Names of MMSelfSup that are unknown here, with hints at ours: keys, and classes of components."""
 
 from sslrun.config.node import Key, Node, child
 
 VIEWS = "is written [[data.views]]: one table per group of equal views, with num_views and transforms"
 OWN_VARIABLE = "is not a key; a recipe's own variables go into [vars] and are referred to as ${vars.NAME}"
 
-# The longest path that fits a wrong key wins.
+# Old key -> hint. If several old keys fit an unknown key, the longest wins.
 RENAMED: dict[Key, str] = {
     ("_base_",): 'is written extends = "path", or a list of paths',
     ("runner",): "is gone: write epochs (or max_iters) at the top level",
@@ -30,7 +30,7 @@ RENAMED: dict[Key, str] = {
     ("data", "pipelines"): VIEWS,
     ("data", "num_views"): VIEWS,
     ("data", "data_source"): "is written data.source",
-    ("dist_params",): "is gone: what concerns machines stands in [engine], ranks come from the launcher",
+    ("dist_params",): "is gone: settings of the machine are in [engine], ranks come from the launcher",
     ("persistent_workers",): "is gone: loader threads live as long as the run; see [engine] and data.prefetch",
     ("prefetch",): "is written data.prefetch",
     ("workflow",): "is gone: the loss on data.holdout every n epochs is monitor.loss_interval = n",
@@ -41,8 +41,8 @@ RENAMED: dict[Key, str] = {
     ("train_pipeline",): OWN_VARIABLE,
 }
 
-# By the word of `sslrun list`, in lower case: names of classes in MMSelfSup, mmcv and MMEngine that differ in more
-# than their case.
+# Kind of `sslrun list` -> class name of MMSelfSup, mmcv or MMEngine, in lower case -> our name. Names that differ only
+# in case need no entry.
 RENAMED_CLASSES: dict[str, dict[str, str]] = {
     "schedules": {
         "fixed": "Constant",
@@ -58,13 +58,13 @@ RENAMED_CLASSES: dict[str, dict[str, str]] = {
 
 
 def renamed_class(kind: str, name: str) -> str:
-    """A hint to end an error about an unknown class with; empty where the name is nobody's."""
+    """A hint for the end of an error about an unknown class; empty if the name is no old name."""
     ours = RENAMED_CLASSES.get(kind, {}).get(name.lower())
     return f"; {name} is {ours} here" if ours else ""
 
 
 def renamed(key: Key, node: Node) -> str | None:
-    """`OLD KEY is written ...` for an unknown key, judged also by what stands below it; None for any other key."""
+    """`OLD KEY is written ...` for an unknown key and the keys below it; None if it is no old key."""
     fitting = [old for old in RENAMED if old[: len(key)] == key and _has(node, old[len(key) :])]
     if not fitting:
         return None

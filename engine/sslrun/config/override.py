@@ -1,4 +1,4 @@
-"""`--set KEY=VALUE`: exactly a one-line TOML file, with one kindness: a string needs no quotes."""
+"""Parses `--set KEY=VALUE`: a one-line TOML file, except that strings need no quotes."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ _LOOKS_LIKE_TOML = re.compile(r"""[\[{"'0-9+-]|(?:true|false)\b""")
 
 
 def parse_override(text: str, order: int, started: Layer) -> Node:
-    """The layer that one `--set` is. `${config.dir}` in it means the folder of the started file."""
+    """The layer of one `--set`. `${config.dir}` in it is the folder of the started file."""
     shown = text.replace("\n", "\\n")
     layer = Layer(order, f"--set {shown}", started.folder, started.chain)
     match = _ASSIGNMENT.fullmatch(text)
@@ -42,10 +42,10 @@ def parse_override(text: str, order: int, started: Layer) -> Node:
 
 
 def typed(text: str) -> Any:
-    """The value that a text means: TOML where it is TOML, otherwise the text itself. Raises ValueError.
+    """The value of a text: parsed if it is TOML, otherwise the text itself. Raises ValueError.
 
-    What begins like TOML (a bracket, brace, quote, digit, sign, true, false) must be TOML, so that a slip in a list or
-    a number is not taken for a string.
+    A text that begins like TOML (bracket, brace, quote, digit, sign, true, false) must be TOML, so that a typo in a
+    list or a number is not taken for a string. A literal in Python's syntax is answered with its TOML form.
     """
     text = text.strip()
     try:
@@ -64,7 +64,7 @@ def typed(text: str) -> Any:
 
 
 def _place(document: dict[str, Any], value: Any) -> None:
-    """Puts the value at the end of the one path that the document holds."""
+    """Sets the value at the end of the only key path of the document."""
     (part,) = document
     if isinstance(document[part], dict):
         _place(document[part], value)

@@ -12,14 +12,17 @@ NO_NONE = "TOML has no None: leave the key out, or drop an inherited one with `_
 
 
 def hint(text: str) -> str | None:
-    """How a Python literal or a `dict(...)` is written in TOML; None if the text is neither. Nothing is executed."""
+    """How a Python literal or a `dict(...)` is written in TOML; None if the text is neither. Nothing is executed.
+
+    A name inside brackets is taken for a string without quotes, as mmcv took it: `[(train, 1)]`.
+    """
     text = text.strip()
     if text == "null":  # YAML's and JSON's
         return NO_NONE
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about escapes in strings
-            value = _value(ast.parse(text, mode="eval").body)
+            value = _value(ast.parse(text, mode="eval").body, text.startswith(("(", "[", "{", "dict(")))
         return (
             NO_NONE if _holds_none(value) else f"in TOML {text if len(text) < 60 else 'it'} is written {inline(value)}"
         )
@@ -35,9 +38,9 @@ def hint_at(text: str, position: int) -> str | None:
     word = after.replace("]", ",").replace("}", ",").partition(",")[0]
     for written in (line.partition("=")[2], after, word):
         written = written.strip().removesuffix(",")
-        found = None if _is_toml(written) else hint(written)
-        if found:
-            return found
+        answer = None if _is_toml(written) else hint(written)
+        if answer:
+            return answer
     beginning = line.partition("=")[2].strip()
     if beginning.startswith("("):
         return "a list is written [1, 2]"
@@ -51,18 +54,20 @@ def _is_toml(text: str) -> bool:
         return False
 
 
-def _value(node: ast.expr) -> Any:
-    """The value of a literal. Raises ValueError for anything else."""
+def _value(node: ast.expr, has_names: bool, is_inside: bool = False) -> Any:
+    """The value of a literal; `has_names` if it may contain names, as strings. Raises ValueError for anything else."""
     if isinstance(node, ast.List | ast.Tuple):
-        return [_value(element) for element in node.elts]
+        return [_value(element, has_names, True) for element in node.elts]
     if isinstance(node, ast.Dict):
-        keys = [None if key is None else _value(key) for key in node.keys]  # None for **
+        keys = [None if key is None else _value(key, has_names, True) for key in node.keys]  # None for **
         if all(isinstance(key, str) for key in keys):
-            return dict(zip(keys, map(_value, node.values), strict=True))
+            return {key: _value(value, has_names, True) for key, value in zip(keys, node.values, strict=True)}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
         named = {keyword.arg: keyword.value for keyword in node.keywords}
         if not node.args and None not in named:  # None is **'s name
-            return {key: _value(value) for key, value in named.items()}
+            return {key: _value(value, has_names, True) for key, value in named.items()}
+    if isinstance(node, ast.Name) and has_names and is_inside:
+        return node.id
     if isinstance(node, ast.UnaryOp | ast.Constant):
         value = ast.literal_eval(node)
         if value is None or isinstance(value, bool | int | float | str):

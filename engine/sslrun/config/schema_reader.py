@@ -1,7 +1,7 @@
-"""What a schema holds: the classes of each kind, the keys of each table, and what a key asks for, in words.
+"""Reads schemas: the classes of each kind, the keys of each table, and the type of a key in words.
 
-Errors, explanations, lists, differences and the reference all read a schema through here, so they say the same. It is
-the part of JSON Schema that `sslrun.config.schema` writes: tables, lists, scalars, enumerations, alternatives
+Errors, `explain`, `list`, `diff` and the reference all read schemas through this module, so they agree. It covers the
+part of JSON Schema that `sslrun.config.annotations` produces: tables, lists, scalars, enumerations, alternatives
 (`anyOf`), and unions: `oneOf` with `x-tag`, the key whose value names the class.
 """
 
@@ -53,61 +53,65 @@ def as_text(schema: Schema) -> str:
 
 
 def kinds(schema: Schema) -> dict[str, Schema]:
-    """The union of each kind of component, by the word of `sslrun list KIND`."""
-    return {name: found for name, found in schema["$defs"].items() if "x-tag" in found and name == found["title"]}
+    """The union of each kind of component, by the KIND of `sslrun list KIND`."""
+    return {name: union for name, union in schema["$defs"].items() if "x-tag" in union and name == union["title"]}
 
 
 def classes(union: Schema) -> dict[str, Schema]:
-    """The references to the classes of a union, by their names."""
+    """The references to the classes of a union, by class name."""
     return {option["$ref"].rpartition(".")[2]: option for option in union["oneOf"]}
 
 
 def follow(definitions: Schema, schema: Schema) -> Schema:
-    """What a reference refers to; any other schema as it is."""
+    """The schema that a reference points to; any other schema as it is."""
     return definitions[schema["$ref"].removeprefix("#/$defs/")] if "$ref" in schema else schema
 
 
 def keys(table: Schema) -> dict[str, Schema]:
-    """What a table takes besides the key that names its class."""
-    return {name: asked for name, asked in table["properties"].items() if asked.get("enum") != [table["title"]]}
+    """The keys of a table except the one that names its class, with their schemas."""
+    return {
+        name: key_schema
+        for name, key_schema in table["properties"].items()
+        if key_schema.get("enum") != [table["title"]]
+    }
 
 
 def places(schema: Schema) -> dict[str, list[Key]]:
-    """Where in a recipe each definition is asked for, in its order; "N" is the place in a list, "NAME" a key
-    of the user's own.
+    """The keys of a recipe that use each definition, in the recipe's order; "N" stands for an index of a list, "NAME"
+    for a key of the user's own.
 
-    A definition is entered where it is met first, so that what holds others of its kind is not entered for ever.
+    Only the first use of a definition is followed further, so a component that holds others of its kind ends.
     """
-    found: dict[str, list[Key]] = {}
+    keys_of: dict[str, list[Key]] = {}
 
-    def visit(asked: Schema, key: Key) -> None:
-        if "$ref" in asked:
-            name = asked["$ref"].removeprefix("#/$defs/")
-            is_new, known = name not in found, found.setdefault(name, [])
+    def visit(part: Schema, key: Key) -> None:
+        if "$ref" in part:
+            name = part["$ref"].removeprefix("#/$defs/")
+            is_new, known = name not in keys_of, keys_of.setdefault(name, [])
             known += [key] if key not in known else []
-            asked = schema["$defs"][name] if is_new else {}
-        for option in (*asked.get("anyOf", ()), *asked.get("oneOf", ())):
+            part = schema["$defs"][name] if is_new else {}
+        for option in (*part.get("anyOf", ()), *part.get("oneOf", ())):
             visit(option, key)
-        for part, below in asked.get("properties", {}).items():
-            visit(below, (*key, part))
-        if "items" in asked:
-            visit(asked["items"], (*key, "N"))
-        if isinstance(asked.get("additionalProperties"), dict):
-            visit(asked["additionalProperties"], (*key, "NAME"))
+        for key_part, below in part.get("properties", {}).items():
+            visit(below, (*key, key_part))
+        if "items" in part:
+            visit(part["items"], (*key, "N"))
+        if isinstance(part.get("additionalProperties"), dict):
+            visit(part["additionalProperties"], (*key, "NAME"))
 
     visit(schema, ())
-    return found
+    return keys_of
 
 
 def first_sentence(text: str) -> str:
-    """What comes before a full stop (or ? or !) that a capital follows: not that of `et al. 2020`."""
+    """The text up to a full stop, ? or ! that a capital letter follows: `et al. 2020` does not end a sentence."""
     return re.split(r"(?<=[.?!])\s+(?=[A-Z])", text, maxsplit=1)[0]
 
 
 def inside(table: Schema, node: Node) -> dict[str | int, Schema]:
-    """What is asked of each part of a value: of what it has, in its order, then of what it could have and has not.
+    """The schema of each part of a value: first the parts that it has, then the keys that it could have.
 
-    `table` is what `named` gives for the value. Where the schema is silent, nothing is asked: {}.
+    `table` is the schema that `named` gives for the value. A part that the schema does not know has the schema {}.
     """
     if isinstance(node.value, list):
         return {index: table.get("items", {}) for index in range(len(node.value))}
@@ -116,31 +120,31 @@ def inside(table: Schema, node: Node) -> dict[str | int, Schema]:
 
 
 def named(definitions: Schema, schema: Schema, node: Node) -> Schema:
-    """What is asked of one value: references followed, of alternatives the one of its kind, of a union its class."""
-    found = follow(definitions, schema)
-    if "anyOf" in found and isinstance(node.value, dict | list):
+    """The schema of one value: references are followed, and the alternative or class that fits the value is chosen."""
+    own = follow(definitions, schema)
+    if "anyOf" in own and isinstance(node.value, dict | list):
         kind = "object" if isinstance(node.value, dict) else "array"
-        options = [follow(definitions, option) for option in found["anyOf"]]
-        found = next((option for option in options if "x-tag" in option or option.get("type") == kind), found)
-    if "x-tag" in found and isinstance(node.value, dict):
-        tag = node.value.get(found["x-tag"])
-        found = follow(definitions, classes(found).get(tag.value, {})) if tag else found
-    return found
+        options = [follow(definitions, option) for option in own["anyOf"]]
+        own = next((option for option in options if "x-tag" in option or option.get("type") == kind), own)
+    if "x-tag" in own and isinstance(node.value, dict):
+        tag = node.value.get(own["x-tag"])
+        own = follow(definitions, classes(own).get(tag.value, {})) if tag else own
+    return own
 
 
 def at(schema: Schema, root: Node, key: Key) -> Schema:
-    """What is asked of a key, with its description and default; the classes on the way are those of the values."""
-    definitions, node, asked = schema.get("$defs", {}), root, schema
+    """The schema of a key, with description and default; classes on the way are those that the values name."""
+    definitions, node, here = schema.get("$defs", {}), root, schema
     for part in key:
         step = child(node, part)
-        parts = inside(named(definitions, asked, node), node)
+        parts = inside(named(definitions, here, node), node)
         part, node = step or (part, Node({}, ()))
-        asked = parts.get(part, {})
-    return asked
+        here = parts.get(part, {})
+    return here
 
 
 def expected(definitions: Schema, schema: Schema, link: Callable[[str], str] = str) -> str:
-    """What is asked for, in words. `link` may make a link of a kind of component, or of the name of one."""
+    """The expected type in words. `link` formats the name of a kind or a class, for example as a link."""
     schema = follow(definitions, schema)
     if "anyOf" in schema:
         return " or ".join(expected(definitions, option, link) for option in schema["anyOf"])
