@@ -24,12 +24,13 @@ from sslrun.export.encoder import Encoder, encoder_of
 from sslrun.export.export import export
 from sslrun.export.foreign_network import built, deduce
 from sslrun.export.preprocessing import Preprocessing, preprocessing_of
-from sslrun.export.verify import difference
+from sslrun.export.verify import difference, same_bits
 from sslrun.nn.norm import BN
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.sobel import Sobel
 from sslrun.nn.vit import VisionTransformer
 from sslrun.recipe import Recipe
+from sslrun.runtime.safetensors_file import read_tensors
 from sslrun.saved import open_saved
 
 LIBRARIES = json.loads((Path(__file__).parent / "library_shapes.json").read_text())
@@ -325,6 +326,31 @@ def test_any_backbone_goes_into_safetensors(tmp_path):
     tensors = load_file(path)
     assert tensors.keys() == made.backbone.state_dict().keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in made.backbone.state_dict().items())
+
+
+class Spectral(nn.Module):
+    """A user's own backbone with buffers of unusual dtypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        for dtype in (torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.bool, torch.uint16):
+            values = torch.randn(2, 3, generator=torch.Generator().manual_seed(1)).abs()
+            self.register_buffer(str(dtype).removeprefix("torch."), values.to(dtype))
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [self.conv(images) * self.complex64.abs().sum()]
+
+
+def test_buffers_of_any_dtype_go_into_safetensors(tmp_path):
+    backbone = Spectral().eval()
+    made = Encoder(backbone, None, Preprocessing((8, 8), 9, "bilinear", *IMAGENET), ABOUT)
+    export(made, "safetensors", tmp_path / "x.safetensors")
+    tensors = read_tensors(tmp_path / "x.safetensors")
+    assert tensors.keys() == backbone.state_dict().keys()
+    assert all(same_bits(tensors[name], tensor) for name, tensor in backbone.state_dict().items())
+    changed = {**tensors, "complex64": tensors["complex64"] + 1e-3}
+    assert not same_bits(changed["complex64"], backbone.complex64)
 
 
 # --- what has no published counterpart -------------------------------------------------------------------------------

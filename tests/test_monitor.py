@@ -291,6 +291,20 @@ def test_a_method_that_knows_its_images_has_no_loss_on_others(name, capsys):
     assert len(lines) == 1 and "monitor.loss_interval" in lines[0] and "set it to 0" in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("monitor", "method", "message"),
+    [
+        ("LabelAccuracy", "mocov2", "monitor.extra.0.interval is set, but MoCo learns no classes of labels"),
+        ("HeldOutLoss", "npid", "monitor.extra.0.interval is set, but NPID has no loss on images"),
+    ],
+)
+def test_a_monitor_that_a_method_cannot_serve_is_one_line(monitor, method, message, capsys):
+    recipe = small_run.ROOT / ("configs/quickstart.toml" if method == "mocov2" else f"configs/learn/{method}.toml")
+    assert main([str(recipe), f"--set=monitor.extra=[{{type='{monitor}'}}]", "--dry-run"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0]
+
+
 class Restless(nn.Module):
     """Does in a forward pass all that a method should not."""
 

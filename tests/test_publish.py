@@ -14,6 +14,7 @@ import torch
 
 from small_run import NAME, call
 from sslrun.errors import UsageError
+from sslrun.export.verify import same_bits
 from sslrun.runtime import checkpoint
 
 
@@ -49,6 +50,18 @@ def test_a_run_is_published(capsys, run):
     assert type(weights) is dict and weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert any(name.startswith("queue") for name in weights)
+
+
+def test_tensors_of_any_dtype_are_published(capsys, run, tmp_path):
+    newest = run / "checkpoints/step_00000006"
+    tensors, state = checkpoint.load(newest)
+    values = torch.randn(2, 3, generator=torch.Generator().manual_seed(1)).abs()
+    dtypes = (torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.bool, torch.uint16)
+    tensors["model"] |= {f"buffer_{place}": values.to(dtype) for place, dtype in enumerate(dtypes)}
+    checkpoint.save(tmp_path / NAME / "checkpoints", 6, tensors, state)
+    weights = torch.load(published(capsys, tmp_path / NAME / "checkpoints/step_00000006"), weights_only=True)
+    for place, dtype in enumerate(dtypes):
+        assert same_bits(weights[f"buffer_{place}"], values.to(dtype))
 
 
 def test_a_checkpoint_has_one_published_name(capsys, run, tmp_path, monkeypatch):
