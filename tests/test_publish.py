@@ -1,4 +1,4 @@
-"""Published weights: named by recipe, date and hash, harmless to load, whole or not there."""
+"""Published weights: named by recipe, date and hash, safe to load, complete or absent."""
 
 import errno
 import hashlib
@@ -113,7 +113,7 @@ def test_without_a_checkpoint(capsys, run):
     assert not list(run.rglob("*.pth"))
 
 
-def test_a_damaged_checkpoint_is_stepped_over_or_refused(capsys, run):
+def test_a_damaged_checkpoint_is_skipped_or_refused(capsys, run):
     newest, before = run / "checkpoints/step_00000006", run / "checkpoints/step_00000004"
     flip(newest / "model.safetensors")
     code, out, err = call(capsys, "publish", run)
@@ -132,7 +132,7 @@ def test_a_checkpoint_outside_a_run_folder_has_no_name(capsys, run, tmp_path):
     assert "is not in the checkpoints folder of a run" in refused(capsys, lone)
 
 
-def test_what_cannot_be_written_leaves_nothing(capsys, run, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_file(capsys, run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     assert f"{tmp_path / 'file'} cannot be written" in refused(capsys, run, "-o", tmp_path / "file")
 
@@ -181,6 +181,6 @@ def test_other_pth_files_are_refused_and_run_nothing(tmp_path, monkeypatch, kind
     assert not Path("exploded").exists()
 
 
-def test_a_file_that_is_not_there():
+def test_a_missing_file_is_an_error():
     with pytest.raises(UsageError, match=r"^nowhere\.pth cannot be loaded: No such file or directory$"):
         checkpoint.load_weights(Path("nowhere.pth"))
