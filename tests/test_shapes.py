@@ -13,7 +13,7 @@ from PIL import Image
 
 from ranks import ROOT, run_ranks
 from sslrun.data import Shapes
-from sslrun.data.sources.drawing import CLASS_NAMES, Spec, draw
+from sslrun.data.sources.shapes_drawing import CLASS_NAMES, Spec, draw
 from sslrun.errors import UsageError
 from sslrun.evaluation.knn import knn_top1
 from sslrun.nn.resnet import ResNet

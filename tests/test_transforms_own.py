@@ -1,7 +1,12 @@
 """Transforms that a user brings: any one form is enough, in both modes, and no other step pays for it."""
 
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -336,3 +341,16 @@ class Bent(Patch, listed=False):
 def test_what_a_user_gets_wrong(steps: list[Transform], augment: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         views_of([ViewGroup(1, [CenterCrop(32), *steps])], augment)
+
+
+def test_a_file_in_the_folder_is_all_that_a_shipped_transform_needs(tmp_path: Path) -> None:
+    engine = Path(__file__).parents[1] / "engine"
+    shutil.copytree(engine, tmp_path / "engine", ignore=shutil.ignore_patterns("__pycache__"))
+    text = (
+        'from sslrun.data.transforms.base import Transform\n\n\nclass Mirrored(Transform):\n    """Of the tests."""\n'
+    )
+    (tmp_path / "engine/sslrun/data/transforms/mirrored.py").write_text(text)
+    ask = "from sslrun.data.transforms import Transform; print(Transform.registry['Mirrored'].__module__)"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'engine'}:{engine.parent / 'kernels'}"}
+    printed = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True)
+    assert printed.stdout == "sslrun.data.transforms.mirrored\n"

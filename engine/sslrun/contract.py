@@ -165,8 +165,8 @@ class Method(nn.Module, Component, kind="methods"):
     """Number of views of each image, over all view groups, that a recipe must give; None if any number will do."""
 
     compares_samples: bool = False
-    """Whether `forward` compares the samples of a batch with one another. With accumulation it then sees only those that
-    are on the devices at once, and the engine says so. (What `targets` gathers beforehand does not count.)"""
+    """Whether `forward` compares the samples of a batch with one another. With accumulation it then sees only samples
+    that are on the devices at once, and the engine says so. (What `targets` gathers beforehand does not count.)"""
 
     num_classes: int | None = None
     """Number of classes of the labels that the method learns from; None if it reads no labels."""
@@ -201,8 +201,8 @@ class Method(nn.Module, Component, kind="methods"):
         raise NotImplementedError
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
-        """(teacher, student, momentum) of each pair: the engine sets teacher = momentum teacher + (1 - momentum) student
-        after each applied step."""
+        """(teacher, student, momentum) of each pair; after each applied step the engine sets
+        teacher = momentum teacher + (1 - momentum) student."""
         return []
 
     def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:

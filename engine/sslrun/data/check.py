@@ -1,8 +1,8 @@
-"""Every image of a source looked at before anything is trained on it: does it decode, how large is it, is it a copy?
+"""Examines every image of a source before training: whether it decodes, its size, and whether it is a copy.
 
 An image is good if a run would take it: Pillow reads its header, as the index of a run does, and DALI decodes it to
-that size, by the operators that a run has on the CPU. Files are read by threads of this process, which keeps 40 bytes
-of each (hash, size, verdict) and none of their names; they are decoded in another, which may die of one.
+that size with the operators that a run has on the CPU. Threads of this process read headers and hash the images; the
+process keeps 40 bytes of each (hash, size, verdict) and no name. Another process decodes, which an image may kill.
 """
 
 import hashlib
@@ -27,40 +27,40 @@ from sslrun.data.reading import Unreadable, read_all, reason_of
 from sslrun.data.sources import Source
 from sslrun.errors import RunFailed
 
-_CHUNK = 64  # files that are read, and at most decoded, at once
+_CHUNK = 64  # images per task of a reader; at most as many are decoded at once
 _MOST_READERS = 16
 _PIXELS_PER_THREAD = 2**24  # decoded at once, unless a single image has more
 
-# What libjpeg writes of an image that it decodes all the same, gray or torn from some line on. Bytes between the end
-# of the pixels and the end marker do no harm.
+# libjpeg writes this about an image that it decodes all the same, gray or shifted from some line on. Bytes between the
+# end of the pixels and the end marker do no harm.
 _COMPLAINT = re.compile(r"Corrupt JPEG data: (?!\d+ extraneous bytes before marker 0xd9)(.+)")
 
 
 class Verdict(IntEnum):
-    """What is found of an image; the first that applies."""
+    """The result for an image; the first that applies."""
 
     UNSEEN = 0
     GOOD = 1
     UNREADABLE = 2
-    """A run would replace it by another."""
+    """A run would replace it by another image."""
     HUGE = 3
     """Not decoded."""
     DAMAGED = 4
-    """Decodes, but not all of it is as it was."""
+    """It decodes, but a part of it is lost."""
     TINY = 5
     SHARED = 6
-    """Of a training source: the same file is among those that are measured on."""
+    """In a training source: the same image is in a source to measure on."""
     DUPLICATE = 7
-    """The same file comes earlier in the source."""
+    """The same image has a smaller id in the source."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Which sizes are found fault with.
+    """Limits of image sizes.
 
     Attributes:
-        min_side: least length of the shorter side, pixels.
-        max_pixels: most pixels, height x width.
+        min_side: smallest accepted length of the shorter side, pixels.
+        max_pixels: largest accepted number of pixels, height x width.
     """
 
     min_side: int = 32
@@ -68,19 +68,19 @@ class Limits:
 
 
 class Survey:
-    """What is found of a source's N images.
+    """Results for a source's N images.
 
     Args:
         source: opened.
-        keys: what names it, such as data.source.
-        is_measured: whether it holds images to measure on, which nothing may be trained on.
+        keys: keys of the config that name the source, such as data.source.
+        is_measured: whether the source holds images to measure on, which must not be trained on.
 
     Attributes:
         verdicts: (N,) uint8, of `Verdict`.
-        sizes: (N, 2) int32, height and width; 0, 0 where they are not known.
-        digests: (N, 16) uint8, BLAKE2b of the file (in memory: of the pixels); of images that decode.
-        originals: (N,) int64, of copies: the first image with the same content, and
-        owners: (N,) int8, the number of the survey that has it.
+        sizes: (N, 2) int32, height and width; 0, 0 if they are not known.
+        digests: (N, 16) uint8, BLAKE2b of the image file (of the pixels, if the source gives decoded images).
+        originals: (N,) int64, for a copy: id of the first image with the same content.
+        owners: (N,) int8, for a copy: number of the survey that has this first image.
     """
 
     def __init__(self, source: Source, keys: Sequence[str], is_measured: bool = False) -> None:
@@ -92,15 +92,15 @@ class Survey:
         self.originals = np.full(count, -1, dtype=np.int64)
         self.owners = np.full(count, -1, dtype=np.int8)
         self._reasons = np.full(count, -1, dtype=np.int32)
-        self._numbers: dict[str, int] = {}  # each reason once: of a million files with one fault, a million numbers
+        self._numbers: dict[str, int] = {}  # each text once, however many images it is about
         self._texts: list[str] = []
 
     def ids(self, verdict: Verdict) -> np.ndarray:
-        """The images of a verdict, ascending."""
+        """Ids of the images with a verdict, ascending."""
         return np.flatnonzero(self.verdicts == verdict)
 
     def judge(self, i: int, verdict: Verdict, reason: str = "") -> None:
-        """Enter a verdict."""
+        """Enter a verdict and its reason."""
         self.verdicts[i] = verdict
         if reason:
             if reason not in self._numbers:
@@ -109,18 +109,21 @@ class Survey:
             self._reasons[i] = self._numbers[reason]
 
     def reason(self, i: int) -> str:
-        """What is wrong with an image: in words, or its height and width."""
+        """Reason of an image's verdict; its height and width if there is none."""
         return self._texts[self._reasons[i]] if self._reasons[i] >= 0 else "x".join(map(str, self.sizes[i]))
 
 
 def examine(surveys: Sequence[Survey], limits: Limits, workers: int, progress: Callable[[int], object]) -> bool:
-    """Look at every image; False where Ctrl-C came before the last. Copies are not looked for yet.
+    """Examine every image. Copies are marked afterwards, by `mark_copies`.
 
     Args:
-        surveys: filled, one after the other.
-        limits: of sizes.
-        workers: threads that decode; twice as many read.
-        progress: is told of so many more images.
+        surveys: filled one after the other.
+        limits: limits of image sizes.
+        workers: number of threads that decode; twice as many read.
+        progress: called with a number of further images that are done.
+
+    Returns:
+        False if Ctrl-C came before the last image.
 
     Raises:
         RunFailed: DALI does not work.
@@ -145,7 +148,7 @@ def examine(surveys: Sequence[Survey], limits: Limits, workers: int, progress: C
 
 
 def mark_copies(surveys: Sequence[Survey]) -> None:
-    """Among good images, find the copies in each source, and those in a source to train on of one to measure on."""
+    """Mark good images that are copies within a source, and training images that are in a source to measure on."""
     good = [survey.ids(Verdict.GOOD) for survey in surveys]
     owner = np.repeat(np.arange(len(surveys)), [len(ids) for ids in good])
     keys = np.concatenate([s.digests[ids] for s, ids in zip(surveys, good, strict=True)]).view(np.uint64)
@@ -155,18 +158,18 @@ def mark_copies(surveys: Sequence[Survey]) -> None:
         return
     is_new = np.append(True, (keys[1:] != keys[:-1]).any(axis=1))
     group = np.cumsum(is_new) - 1
-    is_first = is_new | np.append(True, owner[1:] != owner[:-1])  # of the copies in its source
+    is_first = is_new | np.append(True, owner[1:] != owner[:-1])  # of the equal images in its source
     first = np.maximum.accumulate(np.where(is_first, np.arange(len(ids)), 0))
     is_measured = np.array([survey.is_measured for survey in surveys])[owner]
-    measured = np.full(group[-1] + 1, len(ids))  # row of the first copy that is measured on; none: beyond the last
+    measured = np.full(group[-1] + 1, len(ids))  # row of the first equal image to measure on; len(ids) if there is none
     np.minimum.at(measured, group[is_measured], np.flatnonzero(is_measured))
     is_shared = ~is_measured & (measured < len(ids))[group]
-    for verdict, found, original in (
+    for verdict, is_copy, original in (
         (Verdict.DUPLICATE, ~is_first & ~is_shared, first),
         (Verdict.SHARED, is_shared, measured[group]),
     ):
         for k, survey in enumerate(surveys):
-            rows = np.flatnonzero(found & (owner == k))
+            rows = np.flatnonzero(is_copy & (owner == k))
             survey.verdicts[ids[rows]] = verdict
             survey.originals[ids[rows]] = ids[original[rows]]
             survey.owners[ids[rows]] = owner[original[rows]]
@@ -187,7 +190,7 @@ def _examine_decoded(survey: Survey, progress: Callable[[int], object]) -> None:
 def _examine_encoded(
     survey: Survey, limits: Limits, workers: int, trial: TrialProcess, progress: Callable[[int], object]
 ) -> None:
-    """Files are read in order, a few chunks ahead of being decoded, and meet the disk's cache there."""
+    """Heads and hashes are read in order, a few chunks ahead of decoding, which finds the files in the disk's cache."""
     count, readers = len(survey.source), min(2 * workers, _MOST_READERS)
     stop = threading.Event()
     pool = ThreadPoolExecutor(readers, "sslrun-check")
@@ -223,7 +226,7 @@ def _examine_encoded(
 
 @dataclass(frozen=True)
 class _Read:
-    """What a look at n files gives: (n, 2) sizes, (n, 16) hashes, and the rows that are not to be decoded."""
+    """Results of reading n images: (n, 2) sizes, (n, 16) hashes, and the rows that are not decoded, with the reason."""
 
     sizes: np.ndarray
     digests: np.ndarray
@@ -241,14 +244,14 @@ def _read(source: Source, ids: np.ndarray, max_pixels: int, stop: threading.Even
             read.troubles[row] = Verdict.UNREADABLE, reason_of(error)
             continue
         with file:
-            trouble = _look(file, row, max_pixels, read)
+            trouble = _inspect(file, row, max_pixels, read)
         if trouble is not None:
             read.troubles[row] = trouble
     return read
 
 
-def _look(file: IO[bytes], row: int, max_pixels: int, read: _Read) -> tuple[Verdict, str] | None:
-    """Enter an image's size and hash; what is wrong with it, if anything."""
+def _inspect(file: IO[bytes], row: int, max_pixels: int, read: _Read) -> tuple[Verdict, str] | None:
+    """Enter an image's size and hash; the verdict and its reason if the image is not to be decoded."""
     try:
         if file.seek(0, os.SEEK_END) == 0:
             return Verdict.UNREADABLE, "the file is empty"
@@ -302,7 +305,7 @@ def _decode_all(survey: Survey, encoded: Sequence[tuple[int, np.ndarray]], trial
 
 
 def _batches(ids: list[int], sizes: np.ndarray, most_pixels: int) -> Iterator[list[int]]:
-    """The ids, in parts of so many pixels at most, or of one image."""
+    """The ids in parts of at most `most_pixels` pixels, or of one image."""
     batch: list[int] = []
     pixels = 0
     for i in ids:

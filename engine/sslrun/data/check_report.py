@@ -1,4 +1,4 @@
-"""What a survey of images found: as text, as JSON, and as a list of the good ones that `ImageList` reads."""
+"""Results of `data check` as text, as JSON, and as an annotation file of the good images for `ImageList`."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ from sslrun.data.check import Limits, Survey, Verdict
 from sslrun.data.sources import Source
 from sslrun.errors import UsageError, printable
 
-_SHOWN = 10  # of each kind, and of a group
+_SHOWN = 10  # entries of each kind, and of a group of copies
 _QUANTILES = {"min": 0, "p5": 5, "median": 50, "p95": 95, "max": 100}
 
 
 def as_json(surveys: Sequence[Survey]) -> list[dict[str, Any]]:
-    """An entry for each source, with every image that is found fault with."""
+    """One entry per source, with every image that is not good."""
     return [_entry(survey, surveys) for survey in surveys]
 
 
@@ -31,8 +31,8 @@ def _entry(survey: Survey, surveys: Sequence[Survey]) -> dict[str, Any]:
         "good": len(survey.ids(Verdict.GOOD)),
     }
     for verdict in (Verdict.UNREADABLE, Verdict.DAMAGED, Verdict.HUGE, Verdict.TINY):
-        found = survey.ids(verdict).tolist()
-        entry[verdict.name.lower()] = [{"path": names[i], "reason": survey.reason(i)} for i in found]
+        ids = survey.ids(verdict).tolist()
+        entry[verdict.name.lower()] = [{"path": names[i], "reason": survey.reason(i)} for i in ids]
     entry["duplicates"] = [[names[i] for i in group] for group in _groups(survey)]
     entry["shared"] = [
         {"path": names[i], "with": other.keys, "original": other.source.names[original]}
@@ -43,7 +43,7 @@ def _entry(survey: Survey, surveys: Sequence[Survey]) -> dict[str, Any]:
 
 
 def as_text(surveys: Sequence[Survey], limits: Limits) -> str:
-    """Counts of all, the first few of each kind, and the sizes."""
+    """Counts, the first images of each kind, and the distribution of sizes."""
     return "\n\n".join("\n".join(map(printable, _lines(survey, surveys, limits))) for survey in surveys)
 
 
@@ -58,8 +58,8 @@ def _lines(survey: Survey, surveys: Sequence[Survey], limits: Limits) -> Iterato
         Verdict.HUGE: f"huge, more than {limits.max_pixels:,} pixels: not decoded",
         Verdict.TINY: f"tiny, shorter side below {limits.min_side} px",
     }.items():
-        found = survey.ids(verdict)
-        yield from _listed(f"{len(found):,} {meaning}", (f"{names[i]}: {survey.reason(i)}" for i in found), len(found))
+        ids = survey.ids(verdict)
+        yield from _listed(f"{len(ids):,} {meaning}", (f"{names[i]}: {survey.reason(i)}" for i in ids), len(ids))
     pairs = _shared(survey, surveys)
     shown = (f"{names[i]} = {other.source.names[original]}" for i, other, original in pairs)
     others = ", ".join(dict.fromkeys(key for _, other, _ in pairs for key in other.keys))
@@ -76,7 +76,7 @@ def _lines(survey: Survey, surveys: Sequence[Survey], limits: Limits) -> Iterato
 
 
 def _listed(heading: str, entries: Iterator[str], count: int) -> Iterator[str]:
-    """A heading and the first entries below it; nothing where there are none."""
+    """A heading and the first entries below it; nothing if there are none."""
     if count:
         yield f"  {heading}"
         yield from (f"    {entry}" for entry in islice(entries, _SHOWN))
@@ -89,13 +89,13 @@ def _equal(paths: list[str], count: int) -> str:
 
 
 def _labels(labels: np.ndarray | None, group: list[int]) -> str:
-    """What is said of copies that have several labels: all but one are wrong."""
-    found = [] if labels is None else np.unique(labels[group]).tolist()
-    return f" with labels {', '.join(map(str, found))}" if len(found) > 1 else ""
+    """A remark on copies with several labels, of which at most one is right."""
+    distinct = [] if labels is None else np.unique(labels[group]).tolist()
+    return f" with labels {', '.join(map(str, distinct))}" if len(distinct) > 1 else ""
 
 
 def _groups(survey: Survey) -> list[list[int]]:
-    """Images that are equal, in groups: the one that is good, then its copies."""
+    """Groups of equal images: the good one, then its copies."""
     copies = survey.ids(Verdict.DUPLICATE)
     copies = copies[np.argsort(survey.originals[copies], kind="stable")]
     originals, starts = np.unique(survey.originals[copies], return_index=True)
@@ -104,14 +104,14 @@ def _groups(survey: Survey) -> list[list[int]]:
 
 
 def _shared(survey: Survey, surveys: Sequence[Survey]) -> list[tuple[int, Survey, int]]:
-    """(image, the survey of the source that is measured on, the same image there)."""
-    found = survey.ids(Verdict.SHARED)
-    owners, originals = survey.owners[found].tolist(), survey.originals[found].tolist()
-    return [(i, surveys[k], original) for i, k, original in zip(found.tolist(), owners, originals, strict=True)]
+    """(image, survey of the source to measure on, id of the same image there) of each shared image."""
+    ids = survey.ids(Verdict.SHARED)
+    owners, originals = survey.owners[ids].tolist(), survey.originals[ids].tolist()
+    return [(i, surveys[k], original) for i, k, original in zip(ids.tolist(), owners, originals, strict=True)]
 
 
 def _sizes(survey: Survey) -> dict[str, dict[str, int]]:
-    """Quantiles of the sides of all images whose size is known."""
+    """Quantiles of the sides of all images of known size."""
     known = survey.sizes[survey.sizes.min(axis=1) > 0]
     if len(known) == 0:
         return {}
@@ -123,7 +123,7 @@ def _sizes(survey: Survey) -> dict[str, dict[str, int]]:
 
 
 def check_list(path: Path, source: Source, force: bool) -> None:
-    """Say before the work what would keep `write_list` from writing. Raises UsageError."""
+    """Raise a UsageError, before the work, if `write_list` could not write."""
     if source.files_root is None:
         raise UsageError(f"the images of {source!r} are not files of their own: no annotation file can list them")
     if source.labels is not None and source.labels.min() < 0:
@@ -137,7 +137,7 @@ def check_list(path: Path, source: Source, force: bool) -> None:
 
 
 def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
-    """Write the good images as an annotation file, `path label` a line, paths relative to `source.files_root`.
+    """Write the good images as an annotation file of lines `path label`, with paths relative to `source.files_root`.
 
     Returns:
         the number of images in it, and the paths that no line can hold.
@@ -146,12 +146,12 @@ def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
         UsageError: the file cannot be written.
     """
     names, labels = survey.source.names, survey.source.labels
-    beside = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tmp")
     assert survey.source.files_root is not None, "check_list has refused it"
     below = os.path.join(survey.source.files_root, "")
     count, left_out = 0, []
     try:
-        with open(beside, "wb") as file:
+        with open(temporary, "wb") as file:
             for i in survey.ids(Verdict.GOOD).tolist():
                 name = names[i].removeprefix(below) if names[i].startswith(below) else os.path.abspath(names[i])
                 if not _fits(name, labels is not None):
@@ -160,15 +160,15 @@ def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
                 label = b"" if labels is None else b" %d" % labels[i]
                 file.write(os.fsencode(name) + label + b"\n")
                 count += 1
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise UsageError(f"{path}: {error.strerror}") from None
     return count, left_out
 
 
 def _fits(name: str, is_labeled: bool) -> bool:
-    """Whether a line that begins with this path is read as such: no line break, no last word like a label."""
+    """Whether a line with this path is read back as it is: no line break, no last word that looks like a label."""
     start, _, last = name.rpartition(" ")
     is_clear = is_labeled or (bool(name.strip()) and not (start and last.isdecimal()))
     return is_clear and not {"\n", "\r"} & set(name)

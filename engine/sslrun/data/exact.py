@@ -74,19 +74,20 @@ class ExactStage:
         tasks: list[Any] = []
         for group, own, numbers, done in zip(self.views, images, arguments, self.dali_steps, strict=True):
             given = [image.view(-1, *image.shape[-3:]).permute(0, 3, 1, 2) for image in own]
-            program = _Program(group, numbers, done, self.compiled)
-            out = self._memory.views(group, program.count)
-            if program.single:
+            remaining = _RemainingSteps(group, numbers, done, self.compiled)
+            out = self._memory.views(group, remaining.count)
+            if remaining.single:
                 singles = [image for batch in given for image in batch.split(1)]
-                singles = list(self._each(program.common_part, singles, range(len(singles))))
+                if remaining.common:
+                    singles = list(self._each(remaining.common_part, singles, range(len(singles))))
                 for rows in self._blocks(0, len(out), group.size):
                     block = [singles[row % len(singles)] for row in range(rows.start, rows.stop)]
-                    self._do(tasks, program.from_images, block, rows, out)
+                    self._do(tasks, remaining.from_images, block, rows, out)
             else:
                 first = 0
                 for batch in itertools.cycle(given):
                     for rows in self._blocks(first, len(batch), group.size):
-                        self._do(tasks, program.from_crops, batch[rows.start - first : rows.stop - first], rows, out)
+                        self._do(tasks, remaining.from_crops, batch[rows.start - first : rows.stop - first], rows, out)
                     first += len(batch)
                     if first >= len(out):
                         break
@@ -116,7 +117,7 @@ class ExactStage:
         return self.device.type != "cpu"
 
 
-class _Program:
+class _RemainingSteps:
     """The steps of one view group that are left, with the numbers of one batch.
 
     Args:
@@ -138,7 +139,7 @@ class _Program:
         common = min(max(0, group.num_common - done), split)
         self.single = split > 0
         self.size = group.size
-        self._common, self._own = steps[:common], steps[common:split]
+        self.common, self._own = steps[:common], steps[common:split]
         mean, std = (torch.tensor(v, dtype=torch.float64) for v in (group.normalize.mean, group.normalize.std))
         self._scale, self._offset = (1 / (255 * std)).to(torch.float32), (-mean / std).to(torch.float32)
         by_kind = itertools.groupby(steps[split:], lambda step: compiled and step[0].c_operations is not None)
@@ -147,7 +148,7 @@ class _Program:
 
     def common_part(self, image: torch.Tensor, row: int) -> torch.Tensor:
         """An image (1, 3, H, W) uint8 after the steps that its views, of which `row` is the first, have in common."""
-        return _one_image(self._common, image, row)
+        return _one_image(self.common, image, row)
 
     def from_images(self, images: Sequence[torch.Tensor], rows: slice, out: torch.Tensor) -> None:
         """Makes `out[rows]` from one image each, (1, 3, H, W) uint8, of `common_part`."""

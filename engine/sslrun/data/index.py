@@ -1,7 +1,7 @@
-"""Image sizes and a cheap health check, made once per source and kept on disk.
+"""Image sizes and a cheap check for damage, made once per source and kept on disk.
 
-Random crops are drawn before an image is decoded, so their sizes must be known: read from the header with Pillow.
-The same visit looks at the file's end; what looks wrong is only marked, because some producers write after the end.
+Random crops are drawn before an image is decoded, so sizes must be known: Pillow reads them from the header. The same
+visit looks at the file's end. A wrong end is only marked, because some programs write after the end marker.
 """
 
 import hashlib
@@ -31,11 +31,11 @@ _VERSION = b"1"
 
 @dataclass(frozen=True)
 class Index:
-    """What is known of N files before any is decoded.
+    """Sizes and marks of N images, before any is decoded.
 
     Attributes:
         sizes: (N, 2) int32, height and width as stored (EXIF rotation not applied); 0, 0 for an unreadable header.
-        suspicious: (N,) bool, header unreadable or a JPEG without its end marker: may still decode.
+        suspicious: (N,) bool, whether the header is unreadable or a JPEG lacks its end marker; it may still decode.
     """
 
     sizes: np.ndarray
@@ -43,7 +43,7 @@ class Index:
 
 
 def cache_dir() -> Path:
-    """Where indexes and drawn images are kept: `$SSLRUN_CACHE`, else `sslrun` in the user's cache folder."""
+    """Folder of indexes and compiled code: `$SSLRUN_CACHE`, otherwise `sslrun` in the user's cache folder."""
     own = os.environ.get("SSLRUN_CACHE")
     if own:
         return Path(own)
@@ -115,7 +115,7 @@ def _load(cache: Path, count: int) -> Index | None:
 
 
 def _save(cache: Path, index: Index) -> None:
-    """Written beside and renamed; a cache that cannot be written costs time at the next start and nothing else."""
+    """Written to a temporary file and renamed. A cache that cannot be written only costs time at the next start."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".tmp", delete=False) as file:

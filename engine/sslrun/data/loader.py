@@ -1,7 +1,7 @@
-"""The only thing that the training loop sees of the data room: batches in order, made ahead in one background thread.
+"""The training loop's interface to the data: batches in order, made ahead by one background thread.
 
-One thread, because what takes time happens elsewhere: DALI and the exact stage have threads of their own. Whatever the
-prefetch depth, the number of threads and the sizes of the batches, a sample's views are the same.
+One thread is enough, because DALI, the exact stage and the reading of files have threads of their own. A sample's views
+do not depend on the prefetch depth, the number of threads or the sizes of the batches.
 """
 
 import atexit
@@ -41,10 +41,10 @@ class Loader:
     Args:
         source: opened.
         views: view groups.
-        sampler: which sample stands at a position of an epoch.
-        seed: of the run.
-        batch_size: most samples of a batch.
-        device: where batches are handed over.
+        sampler: gives the sample at each position of an epoch.
+        seed: seed of the run.
+        batch_size: maximum number of samples in a batch.
+        device: device of the batches.
         augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is exact on the CPU and dali on CUDA.
         num_threads: number of DALI's CPU threads, and of the exact stage's; at least 8 others read.
         prefetch: number of batches that are being read, of batches in DALI's queue, and of finished batches that wait.
@@ -131,10 +131,10 @@ class Loader:
 
 
 class BatchStream(Iterator[Batch]):
-    """Batches of one `Loader.run`. Closed by exhaustion, by an error, by `close()`, and at the latest when forgotten.
+    """Batches of one `Loader.run`. It is closed by exhaustion, an error, `close()`, or its garbage collection.
 
     Attributes:
-        wait_s: seconds that the consumer has spent waiting for batches so far.
+        wait_s: seconds that the consumer has waited for batches so far.
     """
 
     def __init__(self, loader: Loader, cursor: Cursor) -> None:
@@ -172,7 +172,7 @@ class BatchStream(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """Stop the thread and wait for it; batches made ahead are dropped."""
+        """Stop the thread and wait for its end; batches made ahead are dropped."""
         self._finalizer()
 
 
@@ -181,7 +181,7 @@ _streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
 
 @functools.cache
 def _close_streams_at_exit() -> None:
-    """Handlers run in the reverse order of their registration: ours must come before DALI's."""
+    """Exit handlers run in the reverse order of their registration: ours must run before DALI's."""
     import_dali()
     atexit.register(_close_streams)
 
@@ -204,14 +204,14 @@ def _tensors(output: Any) -> list[torch.Tensor]:
 
 
 def resolve_augment(augment: Augment, device: torch.device) -> Literal["dali", "exact"]:
-    """What "auto" means: exact on the CPU, where it is three times as fast as PIL, dali on CUDA."""
+    """Resolve "auto": exact on the CPU, where it is three times as fast as PIL, dali on CUDA."""
     if augment == "auto":
         return "exact" if device.type == "cpu" else "dali"
     return augment
 
 
 def _work(loader: Loader, cursor: Cursor, out: queue.Queue[Any], stop: threading.Event) -> None:
-    """The thread. It knows nothing of the stream, which could not be forgotten otherwise."""
+    """The thread's work. It has no reference to the stream, which otherwise would never be collected."""
 
     def put(item: Any) -> bool:
         while not stop.is_set():
@@ -223,7 +223,7 @@ def _work(loader: Loader, cursor: Cursor, out: queue.Queue[Any], stop: threading
         return False
 
     try:
-        torch.set_num_threads(1)  # of this thread: the consumer's computation has the cores
+        torch.set_num_threads(1)  # in this thread: the cores are for the training step
         for item in loader._batches(cursor):
             if not put(item):
                 return

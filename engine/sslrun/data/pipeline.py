@@ -57,11 +57,11 @@ class Pipeline:
     Args:
         source: opened.
         views: view groups.
-        sampler: which sample stands at a position.
-        dali_steps: how many of the first steps of each view group the graph does; all 0: it decodes only.
-        seed: of the run.
-        batch_size: most samples of a batch.
-        device: where the graph's outputs live; on CUDA, JPEGs are decoded there.
+        sampler: gives the sample at each position.
+        dali_steps: number of leading steps of each view group that the graph does; if all are 0, it decodes only.
+        seed: seed of the run.
+        batch_size: maximum number of samples in a batch.
+        device: device of the graph's outputs; on CUDA, JPEGs are decoded there.
         num_threads: number of DALI's CPU threads; at least 8 others read.
         prefetch: number of batches in DALI's queue, and of batches that are being read.
         bad: the bad images that are known; grows.
@@ -325,5 +325,5 @@ class _Feed:
 
 
 def import_dali() -> None:
-    """Import DALI now: from here on its own work at interpreter exit comes after that of whoever registers later."""
+    """Import DALI now, so that exit handlers registered later run before its own."""
     import nvidia.dali  # noqa: F401

@@ -422,8 +422,8 @@ def _to_cpu(tensor: Tensor) -> Tensor:
 
 
 def _compile_children(method: Method) -> None:
-    """Compile in place, so that names stay. Student and teacher share one cache of graphs: one per resolution, batch and
-    mode."""
+    """Compile in place, so that names stay. Student and teacher share one cache of graphs: one for each resolution,
+    batch size and mode."""
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     for name, child in method.named_children():
         if name not in method.uncompiled:

@@ -1,9 +1,9 @@
 """Reads the pickled files of CIFAR-10 and CIFAR-100 ("python version") without unpickling: nothing in them is called.
 
-A file is one dictionary of strings, numbers, lists and one numpy array, as Python 2 wrote them in protocol 2. The
-operations of a pickle are walked with `pickletools`, which knows how long each is and runs none; the few that occur in
-such a file are followed here with lists and dictionaries. What a pickle would import and call (numpy's functions, for
-the array) stays a name with its arguments, from which the array is made by hand. Anything else is an error.
+A file is one dictionary of strings, numbers, lists and one numpy array, as Python 2 wrote them in protocol 2.
+`pickletools` lists the operations of a pickle and runs none; the few that occur in such a file are carried out here
+with lists and dictionaries. A function that a pickle would import and call (numpy's, for the array) stays a name with
+its arguments, from which the array is built here. Anything else is an error.
 """
 
 import pickletools
@@ -21,7 +21,7 @@ _MARK = object()
 
 @dataclass
 class _Call:
-    """What a pickle asks to be called: never is."""
+    """A call that a pickle asks for; it is never made."""
 
     function: str
     arguments: tuple[Any, ...]
@@ -29,18 +29,18 @@ class _Call:
 
 
 def read(content: bytes) -> dict[str, Any]:
-    """The dictionary of a file, its array as a read-only view of `content`.
+    """The dictionary of a file; its array is a read-only view of `content`.
 
     Raises:
-        ValueError: anything but such a file.
+        ValueError: the content is not such a file.
     """
     try:
-        found = _read(content)
+        table = _read(content)
     except (IndexError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a pickled CIFAR file: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(table, dict):
         raise ValueError("not a pickled CIFAR file: no dictionary")
-    return {key: _array(value) if isinstance(value, _Call) else value for key, value in found.items()}
+    return {key: _array(value) if isinstance(value, _Call) else value for key, value in table.items()}
 
 
 def _read(content: bytes) -> Any:
@@ -62,7 +62,7 @@ def _read(content: bytes) -> Any:
             memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
-        elif name == "BINSTRING":  # one byte says so, four say how long it is
+        elif name == "BINSTRING":  # one byte for the operation, four for the length
             stack.append(memoryview(content)[place + 5 : place + 5 + len(argument)])
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
@@ -105,13 +105,13 @@ def _read(content: bytes) -> Any:
 
 
 def _array(call: _Call) -> np.ndarray:
-    """The array that numpy would rebuild: a call without content, then (version, shape, dtype, is Fortran's, bytes)."""
+    """The array that numpy would build: a call without content, then (version, shape, dtype, Fortran order, bytes)."""
     module, _, function = call.function.rpartition(" ")
     if function != "_reconstruct" or module not in ("numpy.core.multiarray", "numpy._core.multiarray"):
         raise ValueError(f"not a pickled CIFAR file: it calls {call.function}")
-    _, shape, dtype, is_fortrans, content = call.state
+    _, shape, dtype, is_fortran, content = call.state
     if dtype.function != "numpy dtype" or dtype.arguments[0] not in ("u1", "|u1"):
         raise ValueError("not a pickled CIFAR file: its array does not hold bytes")
     if isinstance(content, str):
         content = content.encode("latin-1")  # below 256 bytes
-    return np.frombuffer(content, dtype=np.uint8).reshape(shape, order="F" if is_fortrans else "C")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape, order="F" if is_fortran else "C")

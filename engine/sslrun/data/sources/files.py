@@ -111,8 +111,8 @@ def folder_of(data_prefix: str, key: str) -> str:
 def entries(folder: str) -> tuple[list[str], list[str]]:
     """Sorted names of a folder's images and of its subfolders; hidden names and other files are passed over."""
     files, folders = [], []
-    with os.scandir(folder) as found:
-        for entry in found:
+    with os.scandir(folder) as scan:
+        for entry in scan:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():

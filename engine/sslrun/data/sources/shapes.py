@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from sslrun.data.index import Index
-from sslrun.data.sources import drawing
+from sslrun.data.sources import shapes_drawing as drawing
 from sslrun.data.sources.files import FileSource, Paths
 from sslrun.errors import UsageError
 
@@ -27,19 +27,19 @@ class Shapes(FileSource):
     """Ten kinds of ornamented silhouettes strewn over woven backgrounds: arrow, bolt, cross, drop, flower, heart,
     moon, ring, star, triangle.
 
-    The kind is the label. Number, place, size, turn, colors, background and light are chance, and all kinds have the
-    same area, so that neither raw pixels nor an untrained network tell the kinds apart; see `drawing.py`. Single
-    ones are easier: an untrained network gets about 40 % of them right.
+    The kind is the label. Number, place, size, turn, colors, background and light are random, and all kinds have the
+    same area, so that neither raw pixels nor an untrained network tell the kinds apart; see `shapes_drawing.py`.
+    Single ones are easier: an untrained network gets about 40 % of them right.
 
     Args:
         root: folder for the images, one subfolder for each set of arguments; drawn there at first use (about 5 s).
-        num_images: how many, in turns of the ten kinds; not given, 5000 for "train" and 1000 for "test".
-        size: height and width in pixels.
-        split: "train" or "test": different images.
-        seed: of the drawing.
-        rotation: smallest and largest turn of each silhouette in degrees; [0, 0] is upright.
+        num_images: number of images, the ten kinds in turn; by default 5000 for "train" and 1000 for "test".
+        size: height and width of the images in pixels.
+        split: part of the data set, "train" or "test"; they have no image in common.
+        seed: seed of the drawing.
+        rotation: smallest and largest rotation of each silhouette in degrees; [0, 0] is upright.
         lighting: smallest and largest brightness of the light; 1 leaves colors as they are.
-        layout: many silhouettes "strewn" over the image, or a "single" one near its middle.
+        layout: arrangement of an image, many silhouettes "strewn" over it or a "single" one near its center.
     """
 
     def __init__(
@@ -87,18 +87,18 @@ class Shapes(FileSource):
 
     @property
     def index(self) -> Index:
-        """Known without a look."""
+        """All images have one size, which is known."""
         count = self.spec.num_images
         return Index(np.full((count, 2), self.spec.size, dtype=np.int32), np.zeros(count, dtype=bool))
 
 
 def _draw_once(folder: str, spec: drawing.Spec) -> None:
-    """Draw into a folder beside and rename it: it is there whole or not at all, whoever else draws or dies."""
+    """Draw into a temporary folder and rename it, so that the folder is complete or absent if a process dies."""
     if os.path.isdir(folder):
         return
     root = os.path.dirname(folder)
     os.makedirs(root, exist_ok=True)
-    with _alone(root):
+    with _locked(root):
         if os.path.isdir(folder):
             return
         start = time.monotonic()
@@ -115,7 +115,7 @@ def _draw_once(folder: str, spec: drawing.Spec) -> None:
 
 
 def _draw(folder: str, spec: drawing.Spec) -> None:
-    """One program per core, up to eight; a program of its own, because forking a process with threads is not safe."""
+    """One process per core, at most eight. They are started as programs: forking a process with threads is not safe."""
     for name in drawing.CLASS_NAMES:
         os.mkdir(os.path.join(folder, name))
     spec_file = os.path.join(folder, "spec.json")
@@ -126,7 +126,7 @@ def _draw(folder: str, spec: drawing.Spec) -> None:
         drawing.main(folder, spec_file, 0, 1)
         return
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    painters = [
+    processes = [
         subprocess.Popen(
             [sys.executable, "-P", drawing.__file__, folder, spec_file, str(first), str(count)],
             env=environment,
@@ -136,20 +136,20 @@ def _draw(folder: str, spec: drawing.Spec) -> None:
         for first in range(count)
     ]
     try:
-        for painter in painters:
-            told = painter.communicate()[1]
-            if painter.returncode != 0:
-                raise OSError(0, f"drawing failed: {(told.strip().splitlines() or ['killed'])[-1]}")
+        for process in processes:
+            stderr = process.communicate()[1]
+            if process.returncode != 0:
+                raise OSError(0, f"drawing failed: {(stderr.strip().splitlines() or ['killed'])[-1]}")
     finally:
-        for painter in painters:
-            if painter.poll() is None:
-                painter.kill()
-                painter.wait()
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 @contextlib.contextmanager
-def _alone(root: str) -> Iterator[None]:
-    """One drawer at a time. Where the file system has no locks, two draw the same and the first rename wins."""
+def _locked(root: str) -> Iterator[None]:
+    """One process draws at a time. If the file system has no locks, two draw the same and the first rename wins."""
     with open(os.path.join(root, ".lock"), "a", encoding="utf-8") as lock:
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)

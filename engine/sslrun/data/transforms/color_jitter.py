@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sslrun.data import native
+from sslrun.data.native import BRIGHTNESS, CONTRAST, HUE, SATURATION, Operation
 from sslrun.data.transforms.base import Numbers, Transform, dali_types, per_image, within
 from sslrun.errors import UsageError
 
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-# Numbers of the operations, in the columns of `factors` and as the entries of `order`; `pixels.c` has the same.
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+# The operations by number: the columns of `factors` and the entries of `order`.
 NAMES = ("brightness", "contrast", "saturation", "hue")
 
 # DALI rounds to nearest where PIL cuts off, so results are lowered by a little less than half a level.
@@ -93,9 +92,9 @@ class ColorJitter(Transform):
                 x[where] = part
         return x
 
-    def c_operations(self, numbers: Numbers) -> list[native.Operation]:
+    def c_operations(self, numbers: Numbers) -> list[Operation]:
         images = np.arange(len(numbers.apply))
-        return [native.Operation(slot, numbers["factors"][images, slot]) for slot in numbers["order"].T]
+        return [Operation(slot, numbers["factors"][images, slot]) for slot in numbers["order"].T]
 
     def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
         order = numbers["order"]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sslrun.data import native
+from sslrun.data.native import BLUR, NOTHING, Operation
 from sslrun.data.transforms.base import Numbers, Transform, per_image
 from sslrun.errors import UsageError
 
@@ -59,9 +59,9 @@ class GaussianBlur(Transform):
         rows = _filter(padded, horizontal, dim=3, length=width).mul_(2.0**-12).add_(0.5).floor_()
         return torch.mul(_filter(rows, vertical, dim=2, length=height), 2.0**-16, out=x).add_(0.5).floor_()
 
-    def c_operations(self, numbers: Numbers) -> list[native.Operation]:
-        codes = np.where(numbers.apply, native.BLUR, native.NOTHING)
-        return [native.Operation(codes, taps=blur_taps(numbers["sigma"]))]
+    def c_operations(self, numbers: Numbers) -> list[Operation]:
+        codes = np.where(numbers.apply, BLUR, NOTHING)
+        return [Operation(codes, taps=blur_taps(numbers["sigma"]))]
 
     def dali(self, image: Any, nodes: dict[str, Any]) -> Any:
         from nvidia.dali import fn

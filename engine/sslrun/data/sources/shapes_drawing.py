@@ -1,11 +1,11 @@
 """Draws the images of the `Shapes` source: numpy and Pillow only, so that it can run as a program of its own.
 
-An image shows equal silhouettes with equal ornaments, like biscuits strewn on a cloth. Their kind is the class;
-everything else is chance: how many, where, how large, how turned, each one's colors, the cloth's colors and weave,
-where the light stands, how bright and how warm it is. Silhouettes have equal areas, so the amount of ink tells nothing.
-Or it shows a single one, twice as large.
+An image shows several silhouettes of one kind with the same ornament, or a single one, twice as large. The kind is the
+class. Everything else is random: their number, places, sizes, rotations and colors, the background's colors and weave,
+the direction, brightness and warmth of the light. All kinds have equal areas, so the amount of ink does not tell them
+apart.
 
-    python drawing.py FOLDER SPEC.json FIRST STEP     draws images FIRST, FIRST + STEP, ... of the specification
+    python shapes_drawing.py FOLDER SPEC.json FIRST STEP     draws images FIRST, FIRST + STEP, ... of the specification
 """
 
 import colorsys
@@ -27,16 +27,16 @@ _QUALITY = 92
 
 @dataclass(frozen=True)
 class Spec:
-    """What to draw; two equal ones give equal files.
+    """What to draw; two equal specifications give equal files.
 
     Attributes:
-        num_images: in turns of the ten classes.
+        num_images: number of images, the ten classes in turn.
         size: height and width in pixels.
         stream: number that separates splits.
-        seed: of the drawing.
-        rotation: smallest and largest turn of a silhouette, degrees.
+        seed: seed of the drawing.
+        rotation: smallest and largest rotation of a silhouette, degrees.
         lighting: smallest and largest brightness of the light.
-        layout: of the silhouettes, "strewn" or "single".
+        layout: arrangement of the silhouettes, "strewn" or "single".
     """
 
     num_images: int
@@ -113,7 +113,7 @@ _SILHOUETTES = [_of_unit_area(*_OUTLINES[name]) for name in CLASS_NAMES]
 
 
 def relative_path(i: int) -> str:
-    """Where image i lies below the folder."""
+    """Path of image i below the folder."""
     return os.path.join(CLASS_NAMES[i % len(CLASS_NAMES)], f"{i:06d}.jpg")
 
 
@@ -121,18 +121,18 @@ def draw(spec: Spec, i: int) -> bytes:
     """Image i as a JPEG file, a pure function of its arguments."""
     random = np.random.Generator(np.random.Philox(key=spec.seed % 2**64, counter=[0, 0, spec.stream, i]))
     size, label = spec.size, i % len(CLASS_NAMES)
-    light_x, light_y = _turned(_between(random, 0, 2 * math.pi))[0].tolist()
-    biscuits = _LAYOUTS[spec.layout](random, spec.rotation)
-    mask = _silhouettes(biscuits, label, size)
-    canvas = _cloth(random, size)
+    light_x, light_y = _rotation(_between(random, 0, 2 * math.pi))[0].tolist()
+    figures = _LAYOUTS[spec.layout](random, spec.rotation)
+    mask = _silhouettes(figures, label, size)
+    canvas = _background(random, size)
     shadow = np.asarray(mask.filter(ImageFilter.GaussianBlur(size / 28)), dtype=np.float32) / 255
     shift = round(0.04 * size * light_y), round(0.04 * size * light_x)
     canvas *= 1 - 0.45 * np.roll(shadow, shift, axis=(0, 1))[..., None]
     slope_y, slope_x = np.gradient(np.asarray(mask.filter(ImageFilter.GaussianBlur(size / 45)), dtype=np.float32) / 255)
     relief = 1 - size / 40 * (slope_x * light_x + slope_y * light_y)
     ink = np.asarray(mask, dtype=np.float32)[..., None] / 255
-    canvas += ink * (_icing(random, biscuits, label, size) * relief[..., None] - canvas)
-    canvas *= _lamp(random, spec, light_x, light_y)
+    canvas += ink * (_fill(random, figures, label, size) * relief[..., None] - canvas)
+    canvas *= _lighting(random, spec, light_x, light_y)
     canvas += (random.random(canvas.shape, dtype=np.float32) - 0.5) * np.float32(0.03)
     pixels = (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
     file = io.BytesIO()
@@ -161,8 +161,8 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
     return line[None, :], line[:, None]
 
 
-def _cloth(random: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size, 3) background: four colors that run into one another, and a faint weave."""
+def _background(random: np.random.Generator, size: int) -> np.ndarray:
+    """(size, size, 3) background: four colors with smooth transitions, and a faint weave."""
     x, y = _grid(size)
     turn, frequency = _between(random, 0, math.pi), _between(random, 12, 60)
     u, v = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
@@ -175,13 +175,13 @@ def _cloth(random: np.random.Generator, size: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Biscuits:
+class _Figures:
     """The n silhouettes of an image.
 
     Attributes:
-        places: (n, 2) x and y in shares of the image's side.
-        turns: (n,) radians.
-        sides: (n,) of the squares that have their area, in the same shares.
+        places: (n, 2) x and y as fractions of the image's side.
+        turns: (n,) rotations in radians.
+        sides: (n,) sides of the squares of equal area, as fractions of the image's side.
     """
 
     places: np.ndarray
@@ -189,63 +189,63 @@ class _Biscuits:
     sides: np.ndarray
 
 
-def _strewn(random: np.random.Generator, rotation: tuple[float, float]) -> _Biscuits:
-    """A turned hexagonal grid over the image and a little beyond, every place moved a little."""
+def _strewn(random: np.random.Generator, rotation: tuple[float, float]) -> _Figures:
+    """A rotated hexagonal grid that covers the image and its border; every place is shifted a little."""
     side = _between(random, 0.26, 0.32)
     pitch = side * _between(random, 1.35, 1.55)
     n = int(1.1 / pitch) + 1
     row, column = (axis.ravel() for axis in np.mgrid[-n : n + 1, -n : n + 1].astype(float))
     places = np.stack([column + 0.5 * (row % 2), row * math.sqrt(3) / 2], axis=1) + random.random(2)
     places += 0.3 * (random.random(places.shape) - 0.5)
-    places = places @ _turned(_between(random, 0, math.pi)) * pitch + 0.5
+    places = places @ _rotation(_between(random, 0, math.pi)) * pitch + 0.5
     places = places[(places > -side / 2).all(axis=1) & (places < 1 + side / 2).all(axis=1)]
     draws = random.random((len(places), 2))
     turns = np.radians(rotation[0] + (rotation[1] - rotation[0]) * draws[:, 0])
-    return _Biscuits(places, turns, side * (0.9 + 0.2 * draws[:, 1]))
+    return _Figures(places, turns, side * (0.9 + 0.2 * draws[:, 1]))
 
 
-def _single(random: np.random.Generator, rotation: tuple[float, float]) -> _Biscuits:
-    """One, near the middle."""
+def _single(random: np.random.Generator, rotation: tuple[float, float]) -> _Figures:
+    """One silhouette near the center."""
     turn, side = math.radians(_between(random, *rotation)), _between(random, 0.45, 0.6)
-    return _Biscuits(0.5 + 0.16 * (random.random((1, 2)) - 0.5), np.array([turn]), np.array([side]))
+    return _Figures(0.5 + 0.16 * (random.random((1, 2)) - 0.5), np.array([turn]), np.array([side]))
 
 
 _LAYOUTS = {"strewn": _strewn, "single": _single}
 
 
-def _turned(angle: float) -> np.ndarray:
-    """Matrix that turns rows (x, y)."""
+def _rotation(angle: float) -> np.ndarray:
+    """Matrix that rotates rows (x, y)."""
     return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
 
-def _silhouettes(biscuits: _Biscuits, label: int, size: int) -> Image.Image:
+def _silhouettes(figures: _Figures, label: int, size: int) -> Image.Image:
     """Coverage, 0 to 255, drawn four times as large and averaged."""
     scale = size * _SUPERSAMPLING
     mask = Image.new("L", (scale, scale))
     pen = ImageDraw.Draw(mask)
-    rows = zip(biscuits.places, biscuits.turns.tolist(), biscuits.sides.tolist(), strict=True)
+    rows = zip(figures.places, figures.turns.tolist(), figures.sides.tolist(), strict=True)
     for place, turn, side in rows:
         for part, fill in zip(_SILHOUETTES[label], (255, 0), strict=False):
-            points = (part @ _turned(turn) * side + place) * scale
+            points = (part @ _rotation(turn) * side + place) * scale
             pen.polygon(points.ravel().tolist(), fill=fill)
     return mask.reduce(_SUPERSAMPLING)
 
 
-def _icing(random: np.random.Generator, biscuits: _Biscuits, label: int, size: int) -> np.ndarray:
-    """(size, size, 3) color at each place: of the nearest silhouette, two colors in the kind's ornament."""
+def _fill(random: np.random.Generator, figures: _Figures, label: int, size: int) -> np.ndarray:
+    """(size, size, 3) color at each place: the nearest silhouette's two colors in the ornament of its kind."""
     x, y = _grid(size)
-    left, top = biscuits.places.astype(np.float32).T
+    left, top = figures.places.astype(np.float32).T
     nearest = ((x - left[:, None, None]) ** 2 + (y - top[:, None, None]) ** 2).argmin(axis=0)
     right, down = x - left[nearest], y - top[nearest]
-    cosine, sine = ((f(biscuits.turns) / biscuits.sides).astype(np.float32)[nearest] for f in (np.cos, np.sin))
+    cosine, sine = ((f(figures.turns) / figures.sides).astype(np.float32)[nearest] for f in (np.cos, np.sin))
     u, v = right * cosine + down * sine, down * cosine - right * sine
     mix = np.clip(0.5 + 1.2 * _ORNAMENTS[CLASS_NAMES[label]](u, v), 0, 1)[..., None]
-    light = _colors(random, len(biscuits.places), (0.3, 1.0), (0.6, 1.0))[nearest]
-    dark = _colors(random, len(biscuits.places), (0.3, 1.0), (0.2, 0.5))[nearest]
+    light = _colors(random, len(figures.places), (0.3, 1.0), (0.6, 1.0))[nearest]
+    dark = _colors(random, len(figures.places), (0.3, 1.0), (0.2, 0.5))[nearest]
     return light + mix * (dark - light)
 
 
-# Light where below 0, dark where above; u to the right and v down in the silhouette's own frame.
+# The light color where negative, the dark one where positive; u points right and v down in the silhouette's frame.
 _ORNAMENTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "arrow": lambda u, v: np.sin(8 * v),
     "bolt": lambda u, v: np.sin(11 * (v + np.abs((u * 2.2) % 1 - 0.5))),
@@ -260,8 +260,8 @@ _ORNAMENTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def _lamp(random: np.random.Generator, spec: Spec, light_x: float, light_y: float) -> np.ndarray:
-    """(size, size, 3) brightness of the light: stronger where it comes from, warm or cold."""
+def _lighting(random: np.random.Generator, spec: Spec, light_x: float, light_y: float) -> np.ndarray:
+    """(size, size, 3) brightness of the light: it grows towards the light, which is warm or cold."""
     x, y = _grid(spec.size)
     slope, warmth = _between(random, 0.0, 0.5), _between(random, -0.08, 0.08)
     field = _between(random, *spec.lighting) * (1 - slope * ((x - 0.5) * light_x + (y - 0.5) * light_y))
