@@ -60,6 +60,9 @@ def test_config_explain_names_the_chain(capsys):
     "words",
     [
         ["--help"],
+        ["eval", "--help"],
+        ["export", "--help"],
+        ["list", "monitors"],
         ["config", "print", MOCOV2],
         ["config", "explain", MOCOV2, "model"],
         ["config", "explain", MOCOV2, "--all"],

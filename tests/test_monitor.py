@@ -36,7 +36,7 @@ from sslrun.saved import open_saved
 
 CPU = torch.device("cpu")
 INTERVALS = ("loss_interval", "knn_interval", "probe_interval", "rankme_interval")
-MEASURED = ("val/", "knn/", "probe/", "spectrum/")
+MEASURED = ("val/", "knn/", "probe/", "spectrum/", "drawing/")
 SIMSIAM = """
 [model]
 type = "SimSiam"
@@ -48,6 +48,16 @@ type = "LatentPredictHead"
 predictor = { type = "NonLinearNeck", in_channels = 16, hid_channels = 8, out_channels = 16 }
 
 """
+
+
+class Drawing(Monitor):
+    """A user's own monitor, which draws random numbers."""
+
+    def measure(self, snapshot: Snapshot) -> dict[str, float]:
+        return {"drawing/value": torch.rand(()).item(), "drawing/has_gradient": float(torch.is_grad_enabled())}
+
+
+OWN = ["custom_imports=['test_monitor']", "monitor.extra=[{type='Drawing'}]"]
 
 
 def run(recipe: Path, work_dir: Path, *options: str) -> list[dict[str, Any]]:
@@ -122,12 +132,13 @@ def test_a_resume_with_other_monitors_ends_with_the_same_bits(tmp_path, images):
     for step in (8, 9):
         shutil.rmtree(tmp_path / f"resumed/small/checkpoints/step_{step:08d}")
     words = [str(recipe), "--work-dir", str(tmp_path / "resumed"), "--resume"]
-    assert main([*words, *(f"--set={option}" for option in all_every(1))]) == 0
+    assert main([*words, *(f"--set={option}" for option in (*all_every(1), *OWN))]) == 0
     last = "small/checkpoints/step_00000009"
     assert small_run.differences(tmp_path / "straight" / last, tmp_path / "resumed" / last) == []
     rows = small_run.metrics(tmp_path / "resumed/small")
     assert training(rows) == small_run.timeless(straight)
     assert [row["step"] for row in rows if "probe/loss" in row] == [0, 3, 8, 9]
+    assert [row["step"] for row in rows if "drawing/value" in row] == [8, 9], "a monitor of one's own, from then on"
 
 
 def test_when_a_monitor_is_due():
@@ -184,16 +195,6 @@ def test_logged_numbers_equal_those_of_the_saved_encoder(tmp_path, images):
     expected = {"spectrum/rankme": rankme(values), "spectrum/feature_std": feature_std}
     expected |= {"knn/top1_pct": knn_top1(*labeled, k=5), **linear_probe(*labeled, CPU)}
     assert {name: last[name] for name in expected} == pytest.approx(expected, rel=1e-4)
-
-
-class Drawing(Monitor):
-    """A user's own monitor, which draws random numbers."""
-
-    def measure(self, snapshot: Snapshot) -> dict[str, float]:
-        return {"drawing/value": torch.rand(()).item(), "drawing/has_gradient": float(torch.is_grad_enabled())}
-
-
-OWN = ["custom_imports=['test_monitor']", "monitor.extra=[{type='Drawing'}]"]
 
 
 def test_features_are_extracted_once_for_all_monitors_that_are_due(tmp_path, images, monkeypatch):
