@@ -57,6 +57,18 @@ class Drawing(Monitor):
         return {"drawing/value": torch.rand(()).item(), "drawing/has_gradient": float(torch.is_grad_enabled())}
 
 
+class NearestMean(Monitor):
+    """A user's own monitor, which reads all features and labels on every rank."""
+
+    needs_held_out = needs_labels = True
+
+    def measure(self, snapshot: Snapshot) -> dict[str, float]:
+        train, test = snapshot.training, snapshot.held_out
+        means = torch.stack([train.features[train.labels == label].mean(0) for label in train.labels.unique()])
+        distances = torch.cdist(test.features, means)
+        return {"mean/distance": distances.mean().item(), "mean/of_own": distances[:, test.labels].mean().item()}
+
+
 OWN = ["custom_imports=['test_monitor']", "monitor.extra=[{type='Drawing'}]"]
 
 
@@ -209,6 +221,18 @@ def test_features_are_extracted_once_for_all_monitors_that_are_due(tmp_path, ima
     recipe = small_run.write_recipe(tmp_path, images, steps=1)
     run(recipe, tmp_path, *all_every(1), *OWN, "monitor.knn_bank=30")
     assert sorted(extracted) == [(16, 16)] * 2 + [(64, 30)] * 2, "before and after the only step"
+
+
+def test_a_users_monitor_gives_the_same_numbers_on_two_ranks(tmp_path, images):
+    recipe = small_run.write_recipe(tmp_path, images, steps=1)
+    options = ["custom_imports=['test_monitor']", "monitor.extra=[{type='NearestMean'}]", "monitor.knn_bank=31"]
+    first = []
+    for ranks in (1, 2):
+        words = [f"--work-dir={tmp_path / str(ranks)}", *(f"--set={option}" for option in options)]
+        small_run.train(recipe, *words, ranks=ranks)
+        first.append(next(row for row in small_run.metrics(tmp_path / str(ranks) / "small") if "mean/distance" in row))
+    for name in ("mean/distance", "mean/of_own"):
+        assert first[0][name] == pytest.approx(first[1][name], rel=1e-5)
 
 
 def test_random_draws_of_a_users_monitor_do_not_affect_the_training(tmp_path, images, monkeypatch):
