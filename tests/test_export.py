@@ -408,6 +408,8 @@ def test_a_run_is_exported(capsys, trained, tmp_path):
 
     line = refused(capsys, "export", trained, "--to", "timm", "-o", tmp_path / "t.safetensors")
     assert line == 'timm has no ResNet with stem = "small": --to safetensors and --to onnx take any backbone'
+    line = refused(capsys, "export", trained, "--to", "pickle", "-o", tmp_path / "x.pkl")
+    assert "no export format called 'pickle'; there are huggingface, onnx, safetensors, timm, torchvision;" in line
     for target, name in (("safetensors", "x.pth"), ("timm", "x.bin"), ("onnx", "x.pth")):
         assert "must end in" in refused(capsys, "export", trained, "--to", target, "-o", tmp_path / name)
     assert "is neither a checkpoint" in refused(capsys, "export", "nowhere", "--to", "onnx", "-o", tmp_path / "x.onnx")
