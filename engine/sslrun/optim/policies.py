@@ -247,8 +247,8 @@ class Cyclic(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class OneCycle(Schedule):
-    """From a small learning rate up to the stated one and down to almost 0 (Smith and Topin 2018, arXiv 1708.07120), as in
-    torch and mmcv. Their max_lr is the optimizer's `lr`.
+    """From a small learning rate up to the stated one and down to almost 0 (Smith and Topin 2018, arXiv 1708.07120), as
+    in torch and mmcv. Their max_lr is the optimizer's `lr`.
 
     Args:
         by: "iter" changes the rate at every step, "epoch" holds it within an epoch.
