@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from sslrun.contract import Batch, Progress
 from sslrun.methods.moco import MoCo
 from sslrun.nn.heads import ContrastiveHead
-from sslrun.nn.memory import Queue
 from sslrun.nn.momentum import teacher_of
 from sslrun.nn.necks import MoCoV2Neck
 from sslrun.nn.norm import set_groups
+from sslrun.nn.queue_and_bank import Queue
 from sslrun.nn.resnet import ResNet
 
 PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)

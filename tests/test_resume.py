@@ -92,6 +92,16 @@ def test_dropout_of_a_users_backbone_resumes_exactly(tmp_path, images, ranks):
         assert small_run.differences(straight / last, unmeasured / last) == []
 
 
+@pytest.mark.nightly
+def test_dropout_resumes_exactly_when_compiled(tmp_path, images):
+    recipe = small_run.write_recipe(tmp_path, images, steps=9)
+    straight = own_backbone_run(recipe, tmp_path / "straight", "engine.compile=on")
+    resumed_at_3(straight, tmp_path / "resumed")
+    resumed = own_backbone_run(recipe, tmp_path / "resumed", "engine.compile=on", resume=True)
+    last = "checkpoints/step_00000009"
+    assert small_run.differences(straight / last, resumed / last) == []
+
+
 def test_without_seeded_steps_that_backbone_would_not_resume_exactly(tmp_path, images, monkeypatch):
     """The control of the test above."""
     monkeypatch.setattr(executor, "seed_torch", lambda *_: None)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
-from sslrun.nn.memory import Queue
 from sslrun.nn.momentum import encode_shuffled, teacher_of
 from sslrun.nn.necks import DenseCLNeck
+from sslrun.nn.queue_and_bank import Queue
 
 
 class Keys(NamedTuple):

@@ -20,8 +20,8 @@ from sslkernels import bank_nce
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import ContrastiveHead
-from sslrun.nn.memory import Bank
 from sslrun.nn.necks import Neck
+from sslrun.nn.queue_and_bank import Bank
 from sslrun.randomness import INCREMENT, fixed_generator, mixed_
 from sslrun.runtime.distributed import rank, world_size
 

@@ -28,8 +28,8 @@ from sslkernels import sinkhorn_center, soft_cross_entropy
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress, Rewrite
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
-from sslrun.nn.memory import Queue
 from sslrun.nn.necks import Neck, pooled
+from sslrun.nn.queue_and_bank import Queue
 from sslrun.runtime import distributed
 
 

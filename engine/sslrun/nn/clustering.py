@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.nn.memory import Bank, last_occurrence
+from sslrun.nn.queue_and_bank import Bank, last_occurrence
 from sslrun.runtime import distributed
 
 FIXED_POINT = 2.0**36  # of a sum: steps of 1.5e-11, and room for 67 million rows
