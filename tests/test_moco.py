@@ -1,4 +1,4 @@
-"""MoCo against its papers written longhand, and against itself on other cuts of the same global batch."""
+"""MoCo against longhand versions of its papers, and against itself with the global batch cut up differently."""
 
 import copy
 import math
@@ -190,7 +190,7 @@ def test_after_step_pushes_the_keys_in_order():
 
 
 def test_state_is_whole():
-    """No state but parameters and buffers: a copy made from the state dict goes on alike."""
+    """There is no state besides parameters and buffers: a copy made from the state dict continues alike."""
     method = small_moco()
     batch = random_batch(8)
     method.after_step(PROGRESS, {"keys": method.targets([batch], PROGRESS)[0]})
