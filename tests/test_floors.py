@@ -1,4 +1,4 @@
-"""The house stands: imports go to lower floors or stay in their own room."""
+"""Imports go to lower floors or stay in their own room."""
 
 import ast
 import sys
@@ -21,7 +21,7 @@ FLOORS = {
     "finetune": 8, "report": 8,
     "commands": 9, "cli": 9.1,
 }  # fmt: skip
-HOME = {  # who may know a library
+HOME = {  # the one module that may import a library
     "nvidia": "sslrun.data", "deepspeed": "sslrun.runtime.deepspeed_executor",
     "matplotlib": "sslrun.report.plots", "sklearn": "sslrun.report.encoder_outputs",
 }  # fmt: skip
@@ -38,7 +38,7 @@ ENGINE, KERNELS = modules("engine"), modules("kernels")
 
 
 def imports(source: str, module: str, is_package: bool = False) -> Iterator[str]:
-    """Whatever a file imports, absolute or relative, at any depth; `from a import b` gives a.b."""
+    """Everything that a file imports, absolute or relative, at any depth; `from a import b` gives a.b."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -5,6 +5,7 @@ run draws what an uninterrupted one does.
 
     what is drawn                              function                             key
     first weights of all networks              `seed_weights`                       seed
+    first rows of NPID's bank                  `fixed_generator`                    a number of `seed_weights`' stream
     transforms of a view                       `uniforms`, the view's number        seed, epoch, position, view
     order of the samples of an epoch           `words`, ORDER_VIEW                  seed, epoch
     order of the samples within a cluster      `words`, CLUSTER_VIEW                seed, epoch, sample
