@@ -112,15 +112,20 @@ def test_lists(tmp_path):
     source.open()
     assert list(source.names) == [f"{tmp_path}/b/1.jpg", f"{tmp_path}/a/with space.jpg", "/absolute/2.jpg"]
     assert source.labels.tolist() == [3, 0, 12]
-    ann_file.write_text("b/1.jpg\na/with space.jpg\n")
+    ann_file.write_text("b/1.jpg\na/with space.jpg\n", encoding="utf-8-sig")
     source = ImageList(str(tmp_path), str(ann_file))
     source.open()
-    assert source.labels is None and source.names[1].endswith("a/with space.jpg")
+    assert source.labels is None and list(source.names) == [f"{tmp_path}/b/1.jpg", f"{tmp_path}/a/with space.jpg"]
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("a.jpg 1\nb.jpg\n", "1 of 2 lines have no label"), ("", "lists no images"), (None, "No such")],
+    [
+        ("a.jpg 1\nb.jpg\n", "1 of 2 lines have no label"),
+        ("a.jpg 0\nb.jpg 99999999999999999999\n", "the label 99999999999999999999 is too large"),
+        ("", "lists no images"),
+        (None, "No such"),
+    ],
 )
 def test_lists_that_are_wrong(text, told, tmp_path):
     ann_file = tmp_path / "list.txt"
