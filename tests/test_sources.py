@@ -216,6 +216,17 @@ def png(height, width):
     return file.getvalue()
 
 
+def test_a_source_may_have_an_argument_called_names():
+    class Named(Encoded, listed=False):
+        def __init__(self, names):
+            self.names = names
+            super().__init__([png(3, 4)] * 2)
+
+    source = Named("names.txt")
+    source.open()
+    assert source.names == ["memory#0", "memory#1"]
+
+
 def test_a_source_without_a_fingerprint_is_not_cached(tmp_path):
     source = Encoded([png(3, 4), b"no image", np.frombuffer(png(5, 6), dtype=np.uint8)])
     source.open()
