@@ -1,4 +1,4 @@
-"""Sources: which samples exist, in which order, with which labels and sizes, and what is said where nothing is."""
+"""Sources: samples, their order, labels and sizes, and the messages if there are none."""
 
 import io
 import logging
@@ -74,7 +74,7 @@ def test_relative_folder_survives_a_change_of_directory(tmp_path, monkeypatch):
     assert os.path.exists(source.names[0])
 
 
-def test_constructors_touch_nothing():
+def test_constructors_open_no_file():
     ImageFolder("/nowhere"), ImageList("/nowhere", "/nowhere.txt")
     assert ImageNet("/nowhere").nominal_size == 1281167
 
@@ -100,7 +100,7 @@ def test_empty_folder(make, tmp_path):
     assert "has no images" in one_line(error) and "data.holdout.data_prefix" in one_line(error)
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_is_not_a_folder(tmp_path):
     with pytest.raises(UsageError, match="is not a folder"):
         ImageFolder(str(image(tmp_path / "a.jpg"))).open()
 
@@ -119,7 +119,7 @@ def test_lists(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a.jpg 1\nb.jpg\n", "1 of 2 lines have no label"),
         ("a.jpg 0\nb.jpg 99999999999999999999\n", "the label 99999999999999999999 is too large"),
@@ -127,11 +127,11 @@ def test_lists(tmp_path):
         (None, "No such"),
     ],
 )
-def test_lists_that_are_wrong(text, told, tmp_path):
+def test_wrong_lists_are_one_line(text, message, tmp_path):
     ann_file = tmp_path / "list.txt"
     if text is not None:
         ann_file.write_text(text)
-    with pytest.raises(UsageError, match=told) as error:
+    with pytest.raises(UsageError, match=message) as error:
         ImageList(str(tmp_path), str(ann_file)).open()
     one_line(error)
 
@@ -180,7 +180,7 @@ def test_sizes_and_marks(tmp_path):
 
 
 def index_of(paths):
-    """As a new run builds it."""
+    """The index of some files, as a new run builds it."""
     source = ImageFolder("unused")
     source.names = Paths("", paths)
     return build_index(source)
@@ -198,7 +198,7 @@ def test_index_is_kept_until_a_file_changes(tmp_path, monkeypatch):
 
 
 class Encoded(Source, listed=False):
-    """Image files that are no files: only the required methods."""
+    """Encoded images that are not in files of their own; only the required methods."""
 
     def __init__(self, contents):
         self.contents = contents
