@@ -94,7 +94,7 @@ def measure(
     """Images per second, and milliseconds of processor time for each image, of each side and round."""
     batches = args.batches + WARM_UP
     options = {"batch_size": args.batch_size, "seed": 0, "sampler": Order(len(source), 0)}
-    pil = pil_loader(list(source.paths), views, args.batch_size, batches, args.threads)
+    pil = pil_loader(list(source.names), views, args.batch_size, batches, args.threads)
     epochs = itertools.count()
 
     def cursor() -> list[tuple[int, np.ndarray]]:

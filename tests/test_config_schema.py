@@ -7,11 +7,11 @@ from typing import Any, Literal
 import pytest
 
 from sslrun.config import Component, load
+from sslrun.config.annotations import describe, parameters
 from sslrun.config.dump import inline
 from sslrun.config.explain import explain, explain_all
-from sslrun.config.load import committed_schema
 from sslrun.config.node import show, walk
-from sslrun.config.schema import describe, parameters
+from sslrun.config.schema_reader import committed_schema
 from sslrun.errors import UsageError
 
 ROOT = Path(__file__).parents[1]

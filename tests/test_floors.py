@@ -11,19 +11,19 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "sslrun": 0,  # the package itself: its exports are imported on first use, by name
     "errors": 0,
-    "config": 1,
+    "config": 1, "randomness": 1,
     "contract": 2,
     "runtime": 3,
     "data": 4, "nn": 4, "optim": 4,
     "methods": 5, "evaluation": 5,
-    "recipe": 6, "step_metrics": 6.1, "plan": 6.1, "session": 6.2, "train": 6.3, "saved": 6.3,
+    "recipe": 6, "step_metrics": 6.1, "rehearsal": 6.1, "plan": 6.2, "session": 6.3, "train": 6.4, "saved": 6.4,
     "measure": 7, "preview": 7, "export": 7, "runs": 7,
     "finetune": 8, "report": 8,
     "commands": 9, "cli": 9.1,
 }  # fmt: skip
 HOME = {  # who may know a library
     "nvidia": "sslrun.data", "deepspeed": "sslrun.runtime.deepspeed_executor",
-    "matplotlib": "sslrun.report.plots", "sklearn": "sslrun.report.evidence",
+    "matplotlib": "sslrun.report.plots", "sklearn": "sslrun.report.encoder_outputs",
 }  # fmt: skip
 
 
@@ -47,6 +47,25 @@ def imports(source: str, module: str, is_package: bool = False) -> Iterator[str]
             yield from (".".join([*parents, *filter(None, [node.module]), alias.name]) for alias in node.names)
 
 
+def loops(imported: dict[str, set[str]]) -> list[list[str]]:
+    """The modules that import each other in a ring, `imported` being what each module imports, at any depth of code."""
+    left = {module: others & imported.keys() for module, others in imported.items()}
+    while free := {module for module, others in left.items() if not others}:
+        left = {module: others - free for module, others in left.items() if module not in free}
+    while free := left.keys() - set().union(*left.values()):  # what only imports a ring is not in it
+        left = {module: others for module, others in left.items() if module not in free}
+    return sorted(sorted({module, *others}) for module, others in left.items())
+
+
+def engine_imports() -> dict[str, set[str]]:
+    """The modules that each module of sslrun imports; its package's own `__init__` is not counted."""
+    found: dict[str, set[str]] = {}
+    for module, path in ENGINE.items():
+        names = set(imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py"))
+        found[module] = {name if name in ENGINE else name.rpartition(".")[0] for name in names} - {module}
+    return found
+
+
 def is_wrong(module: str, imported: str) -> bool:
     """Whether a module of sslrun may not import `imported` (a module, or a name in one)."""
     if imported.split(".")[0] != "sslrun":
@@ -64,6 +83,14 @@ def test_imports_go_down(module):
     path = ENGINE[module]
     found = imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
     assert [imported for imported in found if is_wrong(module, imported)] == []
+
+
+def test_no_modules_import_each_other_in_a_ring():
+    assert loops(engine_imports()) == []
+
+
+def test_a_ring_would_be_seen():
+    assert loops({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"], ["b", "c"]]
 
 
 @pytest.mark.parametrize("module", KERNELS)

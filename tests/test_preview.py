@@ -231,7 +231,7 @@ def test_against_pil(capsys, recipe, mode):
     code, out, err = previewed(capsys, recipe, *options, "--samples", 4, "--against", "pil", "-o", "pair.png")
     assert (code, out) == (0, "pair.png\n"), err
     samples = load_samples(load(str(recipe), options[1:]), samples=4)
-    decoded = [np.asarray(Image.open(samples.source.paths[i])) for i in samples.plan.ids]
+    decoded = [np.asarray(Image.open(samples.source.names[i])) for i in samples.plan.ids]
     expected = pil_twins.views(decoded, samples.groups, samples.plan.arguments)
     lines = [tiles(Path("pair.png"), [(36, 40)] * 4, [(24, 24), (16, 20)], with_pil=True, line=k) for k in range(3)]
     errors = []
@@ -280,7 +280,7 @@ def test_bad_images_are_replaced_as_in_training(capsys, recipe, tmp_path, images
         copy = bad / path.parent.name / path.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
-    broken = samples.source.paths[samples.plan.ids[2]].replace(str(images), str(bad))
+    broken = samples.source.names[samples.plan.ids[2]].replace(str(images), str(bad))
     Path(broken).write_bytes(b"no image")
     options = ["--set", f"data.source.data_prefix={bad}", "--samples", 4, "--json"]
     code, out, err = previewed(capsys, recipe, *options, "--set", "data.max_bad_pct=5")
@@ -366,7 +366,7 @@ def test_tiles_do_not_overlap(views, zooms, with_pil):
 @pytest.mark.parametrize("name", ["x" * 4000 + ".jpg", "новый\nkatze\udc80.jpg", ""])
 def test_names_of_any_length_and_kind_are_drawn(recipe, name):
     samples = load_samples(load(str(recipe)), samples=1)
-    named = replace(samples, source=SimpleNamespace(paths=[name] * 80, labels=None, class_names=None))
+    named = replace(samples, source=SimpleNamespace(names=[name] * 80, labels=None, class_names=None))
     sheet = draw(named)
     assert sheet.size == draw(samples).size and sheet.tobytes() != draw(samples).tobytes()
     assert as_text(describe(named)).splitlines()[0].endswith(" px")

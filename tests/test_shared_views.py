@@ -6,7 +6,6 @@ from PIL import Image
 
 from fidelity_cases import decoded, exact_views, geometric_steps, graph_views, sizes
 from sslrun.data import pil_twins
-from sslrun.data.draws import uniforms
 from sslrun.data.graph import argument_names, num_inputs, view_arguments
 from sslrun.data.transforms import (
     CenterCrop,
@@ -23,6 +22,7 @@ from sslrun.data.transforms import (
 )
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
+from sslrun.randomness import uniforms
 
 
 def patches() -> ViewGroup:

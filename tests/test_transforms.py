@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from sslrun.data.draws import uniforms
 from sslrun.data.graph import argument_names, graph_arguments, num_inputs, view_arguments
 from sslrun.data.transforms import (
     CenterCrop,
@@ -26,6 +25,7 @@ from sslrun.data.transforms import (
 from sslrun.data.transforms.base import chain_numbers
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
+from sslrun.randomness import uniforms
 
 MANY = np.arange(4000)
 

@@ -1,4 +1,4 @@
-"""Where the kernels' tests run: on the CPU, which means Triton's interpreter where TRITON_INTERPRET=1, and on a GPU."""
+"""Devices of the kernel tests: the CPU, which means Triton's interpreter if TRITON_INTERPRET=1, and CUDA if present."""
 
 import pytest
 import torch
@@ -6,17 +6,30 @@ import torch
 from sslkernels.device import INTERPRETED
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+@pytest.hookimpl(tryfirst=True)  # before pytest applies `-m`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The interpreter is slow: by day, what is tested in several dtypes is tested in one of them, in turn."""
+    """Mark as nightly all but one dtype of every case that is parametrized by `dtype`.
+
+    Each parameter value has a number, its place among the test's values of that parameter. The dtype that stays is the
+    sum of the other parameters' numbers modulo the number of dtypes, so that each value of each parameter still meets
+    each dtype (pairwise coverage).
+    """
+    places: dict[tuple[object, str], list[str]] = {}
     cases: dict[tuple, list[pytest.Item]] = {}
-    for item in items if INTERPRETED else []:
+    for item in items:
         parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
-        if parameters.pop("dtype", None) is not None:
-            cases.setdefault((item.function, *map(repr, parameters.items())), []).append(item)
-    for turn, case in enumerate(cases.values()):
-        for place, item in enumerate(case):
-            if place != turn % len(case):
+        if parameters.pop("dtype", None) is None:
+            continue
+        numbers = []
+        for name, value in parameters.items():
+            values = places.setdefault((item.function, name), [])
+            if repr(value) not in values:
+                values.append(repr(value))
+            numbers.append(values.index(repr(value)))
+        cases.setdefault((item.function, *numbers), []).append(item)
+    for (_, *numbers), dtypes in cases.items():
+        for index, item in enumerate(dtypes):
+            if index != sum(numbers) % len(dtypes):
                 item.add_marker(pytest.mark.nightly)
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from sslrun.config import load
-from sslrun.config.build import build
 from sslrun.contract import Batch, Progress
 from sslrun.methods.moco import MoCo
 from sslrun.nn.heads import ContrastiveHead
@@ -100,6 +99,6 @@ def test_the_recipe_is_the_published_one() -> None:
 
 
 def test_the_learning_rate_falls_twice() -> None:
-    schedule = build(load(CONFIGS / "mocov1.toml"), Schedule, ("lr",))
+    schedule = load(CONFIGS / "mocov1.toml").build(Schedule, "lr")
     rates = [schedule.value(0.03, epoch * 5004, 5004, 200 * 5004) for epoch in (0, 119, 120, 159, 160, 199)]
     assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003])

@@ -8,7 +8,6 @@ import torch
 
 from ranks import run_ranks
 from sslrun.config import load
-from sslrun.config.build import build
 from sslrun.contract import Batch, Progress
 from sslrun.methods.mocov3 import MoCoV3
 from sslrun.nn.heads import MoCoV3Head
@@ -201,6 +200,8 @@ def test_the_resnet_recipes_are_the_published_ones() -> None:
         assert (optimizer["type"], optimizer["lr"], optimizer["weight_decay"]) == ("LARS", lr, weight_decay)
         assert (model["base_momentum"], model["head"]["temperature"], optimizer["momentum"]) == (momentum, 1.0, 0.9)
         assert (values["lr"]["warmup_epochs"], values["lr"]["by"], values["lr"]["min_lr"]) == (10, "iter", 0.0)
+        assert values["lr"]["after_warmup"]
+        assert (model["neck"]["with_last_bn"], model["head"]["predictor"]["with_last_bn"]) == (True, False)
         views = [[t["type"] for t in group["transforms"]] for group in values["data"]["views"]]
         assert ("Solarization" in views[0], "Solarization" in views[1]) == (False, True)
         assert [group["transforms"][3]["p"] for group in values["data"]["views"]] == [1.0, 0.1]  # blur
@@ -211,7 +212,7 @@ def test_lars_leaves_out_every_norm_and_bias() -> None:
     torch.manual_seed(0)
     backbone, neck = ResNet(50, base_width=4), NonLinearNeck(128, 12, 6, with_last_bn_affine=False)
     method = MoCoV3(backbone, neck, MoCoV3Head(NonLinearNeck(6, 12, 6, with_last_bn_affine=False)))
-    optimizer = build(load(CONFIGS / "mocov3.toml"), Optimizer, ("optimizer",))
+    optimizer = load(CONFIGS / "mocov3.toml").build(Optimizer, "optimizer")
     excluded = set()
     for group in optimizer.create(method.named_parameters()).param_groups:
         assert group["weight_decay"] == (0.0 if group["lars_exclude"] else 1e-6)
@@ -230,5 +231,6 @@ def test_the_transformer_recipes_are_the_published_ones() -> None:
         assert (values["epochs"], values["global_batch"], values["data"]["samples_per_gpu"]) == (300, 4096, samples)
         assert (optimizer["type"], optimizer["lr"], optimizer["weight_decay"]) == ("AdamW", 2.4e-3, 0.1)
         assert optimizer.get("grad_clip") == ({"max_norm": 5.0} if width == 1024 else None)
-        assert (values["lr"]["warmup_epochs"], values["lr"]["by"]) == (40, "iter")
+        assert (values["lr"]["warmup_epochs"], values["lr"]["by"], values["lr"]["after_warmup"]) == (40, "iter", True)
+        assert model["neck"]["with_last_bn"] and model["head"]["predictor"]["with_last_bn"]
         assert [group["transforms"][0]["scale"] for group in values["data"]["views"]] == [[0.08, 1.0], [0.08, 1.0]]

@@ -73,7 +73,7 @@ def add(verbs: Any) -> None:
 
 def _list(args: argparse.Namespace) -> int:
     from sslrun.config import listing
-    from sslrun.config.load import committed_schema
+    from sslrun.config.schema_reader import committed_schema
 
     schema = committed_schema()
     if args.json:
@@ -165,8 +165,9 @@ def _config_diff(args: argparse.Namespace) -> int:
 
 
 def _config_schema(args: argparse.Namespace) -> int:
-    from sslrun.config.editor import EDITOR_PATH
-    from sslrun.config.load import SCHEMA_PATH
+    from sslrun.config.editor import editor_schema
+    from sslrun.config.schema_reader import as_text, committed_schema
 
-    print((EDITOR_PATH if args.editor else SCHEMA_PATH).read_text(encoding="utf-8"), end="")
+    schema = committed_schema()
+    print(as_text(editor_schema(schema) if args.editor else schema), end="")
     return DONE

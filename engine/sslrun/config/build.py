@@ -14,22 +14,22 @@ import types
 from collections.abc import Sequence
 from typing import Any, Union, get_args, get_origin
 
+from sslrun.config.annotations import describe, names_class, parameters
 from sslrun.config.check import TAGS, check_part, file_of, fits
-from sslrun.config.load import Config, committed_schema, find
-from sslrun.config.node import Key, Node, lookup, plain, show, walk
-from sslrun.config.schema import describe, is_component, parameters
+from sslrun.config.node import Key, Node, find, lookup, plain, show, walk
+from sslrun.config.schema_reader import committed_schema
 from sslrun.errors import UsageError
 
 
-def build(config: Config, annotation: Any, key: Key = ()) -> Any:
+def build(root: Node, annotation: Any, key: Key = ()) -> Any:
     """The object that `annotation` makes of the value at `key`; of an absent table, all defaults.
 
     Raises UsageError: one line with file:line, also for a ValueError that a constructor raises.
     """
-    _import_custom(config.root)
-    node = lookup(config.root, key)
+    _import_custom(root)
+    node = lookup(root, key)
     if node is None:
-        node = Node({}, config.root.origins) if dataclasses.is_dataclass(annotation) else find(config.root, key)
+        node = Node({}, root.origins) if dataclasses.is_dataclass(annotation) else find(root, key)
     _import_named(node)
     check_part(node, describe(annotation), key)
     return _make(annotation, node, key)
@@ -48,7 +48,7 @@ def _make(annotation: Any, node: Node, key: Key) -> Any:
         return tuple(made) if origin is tuple else made
     if origin is dict and arguments:
         return {part: _make(arguments[1], value, (*key, part)) for part, value in node.value.items()}
-    if is_component(annotation):
+    if names_class(annotation):
         return _call(annotation.registry[node.value[annotation.tag].value], node, key, annotation.tag)
     if dataclasses.is_dataclass(annotation):
         return _call(annotation, node, key)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from sslrun.config.catalog import Schema, classes, expected, follow
 from sslrun.config.merge import kind, nearest
 from sslrun.config.node import Key, Node, Origin, show, walk
-from sslrun.config.renamed import renamed, renamed_class
+from sslrun.config.old_names import renamed, renamed_class
+from sslrun.config.schema_reader import Schema, classes, expected, follow
 from sslrun.errors import UsageError
 
 TAGS = ("type", "policy")

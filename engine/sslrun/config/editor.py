@@ -9,10 +9,7 @@ Errors are to point at the key that is wrong, so alternatives are told apart by 
 nothing fitted. But completions are made of `anyOf`, so it stands beside the `if` of a union, accepting everything.
 """
 
-from sslrun.config.catalog import Schema, classes, follow, keys
-from sslrun.config.load import SCHEMA_PATH
-
-EDITOR_PATH = SCHEMA_PATH.with_name("editor.schema.json")
+from sslrun.config.schema_reader import Schema, classes, follow, keys
 
 _INDEX = "^(0|[1-9][0-9]*)$"
 _REFERENCE: Schema = {"$ref": "#/$defs/reference"}

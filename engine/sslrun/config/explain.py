@@ -4,12 +4,12 @@ import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sslrun.config.catalog import Schema, at, inside, named
 from sslrun.config.dump import inline, is_section, laid_out
 from sslrun.config.interpolate import references
-from sslrun.config.load import Config, as_key, committed_schema
+from sslrun.config.load import Config
 from sslrun.config.merge import nearest
-from sslrun.config.node import Key, Node, child, lookup, parse_key, plain, show
+from sslrun.config.node import Key, Node, as_key, child, lookup, parse_key, plain, show
+from sslrun.config.schema_reader import Schema, at, committed_schema, inside, named
 from sslrun.errors import UsageError
 
 DEFAULT, UNSET = "default of the code", "not set"

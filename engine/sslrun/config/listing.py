@@ -5,9 +5,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from sslrun.config.catalog import Schema, classes, expected, first_sentence, follow, keys, kinds
 from sslrun.config.dump import inline
 from sslrun.config.merge import nearest
+from sslrun.config.schema_reader import Schema, classes, expected, first_sentence, follow, keys, kinds
 from sslrun.errors import UsageError
 
 _COLUMN = 30  # where the types of a component's keys begin

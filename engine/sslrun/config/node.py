@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from sslrun.errors import UsageError
+
 Key = tuple[str | int, ...]
 
 BARE = r"[A-Za-z0-9_-]+"
@@ -85,6 +87,15 @@ def plain(node: Node) -> Any:
     return node.value
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two plain values are equal; true is not 1, and NaN is NaN."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return isinstance(a, bool) == isinstance(b, bool) and bool(a == b or (a != a and b != b))
+
+
 def child(node: Node, part: str | int) -> tuple[str | int, Node] | None:
     """One step down: the part as the container knows it (an index of a list is an int) and the node, or None."""
     if isinstance(node.value, dict):
@@ -104,6 +115,24 @@ def lookup(root: Node, key: Key) -> Node | None:
             return None
         here = step[1]
     return here
+
+
+def as_key(key: str | Key) -> Key:
+    """A key as parts; the empty text is the whole configuration. Raises UsageError."""
+    if not isinstance(key, str):
+        return key
+    try:
+        return parse_key(key) if key else ()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def find(root: Node, key: Key) -> Node:
+    """The node at a key. Raises UsageError if the key is not set."""
+    node = lookup(root, key)
+    if node is None:
+        raise UsageError(f"{show(key)} is not set")
+    return node
 
 
 def names(node: Node) -> list[str]:

@@ -1,213 +1,28 @@
-"""What annotations ask for, as JSON Schema.
+"""Generates schema.json for everything that ships, and from it the editors' schema and docs/reference.md.
 
-`describe` turns an annotation (a dataclass, a component's base class, a list of floats, ...) into a schema. Run as
-`python -m sslrun.config.schema` it writes schema.json for everything that ships, and what is made of that: the schema
-for editors and docs/reference.md; with `--check` it only says whether these files are current. Descriptions come from
-the `Args:` or `Attributes:` section of class docstrings.
+`python -m sslrun.config.schema` (`make schema`) writes these files; with `--check` it only says whether they are
+current.
 """
 
-import dataclasses
 import importlib
-import inspect
 import json
-import math
 import pkgutil
-import re
 import sys
-import types
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from sslrun.config.catalog import Schema
+from sslrun.config.annotations import describe
 from sslrun.config.component import Component
-from sslrun.config.editor import EDITOR_PATH, editor_schema
-from sslrun.config.load import SCHEMA_PATH
+from sslrun.config.editor import editor_schema
 from sslrun.config.reference import reference
-from sslrun.errors import UsageError
+from sslrun.config.schema_reader import SCHEMA_PATH, Schema, as_text
 
-RECIPE = "sslrun.recipe:Recipe"  # of an upper floor: named here, imported only by the generator
-REFERENCE_PATH = Path(__file__).parents[3] / "docs/reference.md"
-REQUIRED = inspect.Parameter.empty
-
-_SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string"}
-_SECTION = re.compile(r"^(?:Args|Attributes):\n((?:[ \t]+.*\n|\n)*)", re.MULTILINE)
-_ITEM = re.compile(r"^    (\w+)(?: \([^)]*\))?: *((?:.*\n)(?:     +.*\n|\n(?=     ))*)", re.MULTILINE)
+RECIPE = "sslrun.recipe:Recipe"  # on an upper floor: named here, imported only when this module runs
+ROOT = Path(__file__).parents[3]
+EDITOR_PATH = ROOT / "configs/editor.schema.json"
+REFERENCE_PATH = ROOT / "docs/reference.md"
 
 
-class Parameter(NamedTuple):
-    """One key of a table. `default` is REQUIRED where it must be given."""
-
-    annotation: Any
-    default: Any
-    description: str
-
-
-def describe(annotation: Any, module_prefix: str = "") -> Schema:
-    """The schema of an annotation, with `$defs`; unions name only classes whose module begins with the prefix.
-
-    An annotation that means nothing to a configuration takes any value.
-    """
-    definitions: dict[str, Schema] = {}
-    schema = _schema(annotation, definitions, module_prefix)
-    return {**schema, "$defs": dict(sorted(definitions.items()))}
-
-
-def parameters(cls: type) -> dict[str, Parameter]:
-    """The keys that a dataclass or a component's constructor takes.
-
-    `**kwargs` of a constructor stand for the parameters of the next one above it; a parameter without an annotation
-    takes any value.
-    """
-    documented = descriptions(cls)
-    found: dict[str, Parameter] = {}
-    for owner in cls.__mro__:
-        constructor = owner.__dict__.get("__init__")
-        if owner is object or constructor is None:
-            continue
-        hints = _hints(owner, constructor)
-        taken = list(inspect.signature(constructor).parameters.values())[1:]
-        for name, parameter in ((p.name, p) for p in taken if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)):
-            default = _default(owner, parameter)
-            found.setdefault(name, Parameter(hints.get(name, Any), default, documented.get(name, "")))
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
-            break
-    return found
-
-
-def descriptions(cls: type) -> dict[str, str]:
-    """What the docstrings of a class and its bases say of each parameter; the class itself has the last word."""
-    found: dict[str, str] = {}
-    for owner in reversed(cls.__mro__):
-        for section in _SECTION.finditer(inspect.cleandoc(owner.__doc__ or "") + "\n"):
-            for item in _ITEM.finditer(section[1]):
-                found[item[1]] = " ".join(item[2].split())
-    return found
-
-
-def is_component(annotation: Any) -> bool:
-    """Whether an annotation asks for a table that names its class."""
-    return isinstance(annotation, type) and issubclass(annotation, Component) and annotation is not Component
-
-
-def _schema(annotation: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
-    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
-    if annotation in _SCALARS:
-        return {"type": _SCALARS[annotation]}
-    if origin is Literal:
-        return {"enum": list(arguments)}
-    if origin in (Union, types.UnionType):
-        return _either([_schema(a, definitions, prefix) for a in arguments if a is not types.NoneType])
-    if origin is tuple and arguments[-1:] != (...,):
-        items = _either([_schema(a, definitions, prefix) for a in arguments])
-        return {"type": "array", "items": items, "minItems": len(arguments), "maxItems": len(arguments)}
-    if origin in (list, tuple, Sequence):
-        return {"type": "array", "items": _schema(arguments[0] if arguments else Any, definitions, prefix)}
-    if origin is dict:
-        values = _schema(arguments[1] if arguments else Any, definitions, prefix)
-        return {"type": "object", "additionalProperties": values}
-    if is_component(annotation):
-        return _union(annotation, definitions, prefix)
-    if dataclasses.is_dataclass(annotation):
-        return _define(origin.__name__, annotation, definitions, prefix)
-    return {}
-
-
-def _either(options: list[Schema]) -> Schema:
-    flat = [inner for option in options for inner in option.get("anyOf", [option])]
-    distinct = [option for place, option in enumerate(flat) if option not in flat[:place]]
-    return distinct[0] if len(distinct) == 1 else {"anyOf": distinct}
-
-
-def _union(base: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
-    """All usable classes below a component's base class, one alternative each."""
-    name = base.kind if "registry" in base.__dict__ else f"{base.kind}:{base.__name__}"
-    if name not in definitions:
-        definitions[name] = {"title": base.kind, "x-tag": base.tag, "oneOf": []}
-        usable = [cls for cls in base.registry.values() if issubclass(cls, base) and cls.__module__.startswith(prefix)]
-        for cls in sorted(usable, key=lambda cls: cls.__name__):
-            option = _define(f"{base.kind}.{cls.__name__}", cls, definitions, prefix)
-            definitions[name]["oneOf"].append(option)
-        root = next(cls for cls in base.__mro__ if "registry" in cls.__dict__)
-        _union(root, definitions, prefix)  # where a part of a kind is asked for, what shows schemas wants all of it
-    return {"$ref": f"#/$defs/{name}"}
-
-
-def _define(name: str, cls: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
-    """A dataclass or one component as a table with exactly its keys."""
-    if name not in definitions:
-        table: Schema = {"title": cls.__name__, "description": _summary(cls), "type": "object"}
-        if docs := _docs(cls):
-            table["x-docs"] = docs
-        definitions[name] = table
-        known = {key: _property(p, definitions, prefix) for key, p in parameters(cls).items()}
-        required = [key for key, p in parameters(cls).items() if p.default is REQUIRED]
-        if is_component(cls):
-            known = {cls.tag: {"enum": [cls.__name__], "description": table["description"]}, **known}
-            required = [cls.tag, *required]
-            table["x-module"] = cls.__module__
-        table |= {"properties": known, "required": required, "additionalProperties": False}
-    return {"$ref": f"#/$defs/{name}"}
-
-
-def _property(parameter: Parameter, definitions: dict[str, Schema], prefix: str) -> Schema:
-    schema = dict(_schema(parameter.annotation, definitions, prefix))
-    if parameter.description:
-        schema["description"] = parameter.description
-    default = _as_table(parameter.default)
-    if _is_plain(default):
-        schema["default"] = default
-    return schema
-
-
-def _as_table(value: Any) -> Any:
-    """A dataclass instance as the table that makes it, without its defaults; anything else as it is."""
-    if not dataclasses.is_dataclass(value):
-        return value
-    cls: Any = type(value)
-    given = {name: getattr(value, name) for name, p in parameters(cls).items() if getattr(value, name) != p.default}
-    return {cls.tag: cls.__name__, **given} if is_component(cls) else given
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    return isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _summary(cls: type) -> str:
-    """The first paragraph of a class's own docstring."""
-    return " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
-
-
-def _docs(cls: type) -> str:
-    """What follows that paragraph; for the only one of its kind in a module, the module's docstring too."""
-    own = _SECTION.sub("", inspect.cleandoc(cls.__doc__ or "") + "\n").partition("\n\n")[2].strip("\n")
-    here = [other for other in getattr(cls, "registry", {}).values() if other.__module__ == cls.__module__]
-    module = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "") if here == [cls] else ""
-    return "\n\n".join(filter(None, [own, module]))
-
-
-def _hints(owner: type, constructor: Any) -> dict[str, Any]:
-    try:
-        return get_type_hints(constructor)
-    except NameError as error:
-        name = f"{owner.__module__}.{owner.__qualname__}"
-        raise UsageError(f"{name}: an annotation is unknown at run time: {error}") from None
-
-
-def _default(owner: type, parameter: inspect.Parameter) -> Any:
-    """A default value; a dataclass's `default_factory` gives the one it makes."""
-    if dataclasses.is_dataclass(owner):
-        field = owner.__dataclass_fields__.get(parameter.name)
-        if field is not None and field.default_factory is not dataclasses.MISSING:
-            return field.default_factory()
-    return parameter.default
-
-
-def everything() -> Schema:
+def recipe_schema() -> Schema:
     """The schema of a recipe, with every component that ships."""
     import sslrun
 
@@ -215,26 +30,30 @@ def everything() -> Schema:
         importlib.import_module(module.name)
     module_name, _, recipe = RECIPE.partition(":")
     described = describe(getattr(importlib.import_module(module_name), recipe), "sslrun.")
+    for kind in Component.__subclasses__():  # those that no key of a recipe asks for, too: `sslrun list` shows them
+        if kind.__module__.startswith("sslrun."):
+            described["$defs"] |= describe(kind, "sslrun.")["$defs"]
+    described["$defs"] = dict(sorted(described["$defs"].items()))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described}
 
 
 def generated() -> dict[Path, str]:
-    """The files that are made of the code, and what should stand in them."""
-    schema = json.loads(json.dumps(everything()))
-    texts = {
-        path: json.dumps(made, indent=1) + "\n"
-        for path, made in ((SCHEMA_PATH, schema), (EDITOR_PATH, editor_schema(schema)))
+    """The path of each generated file and the text that it should have."""
+    schema = json.loads(as_text(recipe_schema()))  # as a reader of the file gets it: tuples are lists
+    return {
+        SCHEMA_PATH: as_text(schema),
+        EDITOR_PATH: as_text(editor_schema(schema)),
+        REFERENCE_PATH: reference(schema),
     }
-    return texts | {REFERENCE_PATH: reference(schema)}
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the files, or with `--check` only compares them; 1 where one was not current."""
+    """Writes the files; with `--check` compares them instead and returns 1 if one is out of date."""
     is_check, code = "--check" in arguments, 0
     for path, text in generated().items():
         is_current = path.is_file() and path.read_text(encoding="utf-8") == text
         if is_check:
-            print(f"{path} is {'current' if is_current else 'out of date: make schema'}")
+            print(f"{path} is {'current' if is_current else 'out of date: run make schema'}")
             code = code if is_current else 1
         elif not is_current:
             path.write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sslrun.data import draws
+from sslrun import randomness
 from sslrun.data.transforms import Numbers
 from sslrun.data.transforms.base import chain_numbers
 from sslrun.data.views import ViewGroup
@@ -37,7 +37,7 @@ def view_arguments(
     first = 0
     for group in views:
         uniforms = [
-            draws.uniforms(seed, epoch, positions, view, group.num_draws)
+            randomness.uniforms(seed, epoch, positions, view, group.num_draws)
             for view in range(first, first + group.num_views)
         ]
         first += group.num_views

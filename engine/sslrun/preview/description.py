@@ -24,8 +24,8 @@ def describe_sample(samples: Samples, row: int) -> dict[str, Any]:
     return {
         "position": int(samples.plan.positions[row]),
         "sample": sample,
-        "path": source.paths[sample],
-        "in_place_of": None if sample == wanted else source.paths[wanted],
+        "path": source.names[sample],
+        "in_place_of": None if sample == wanted else source.names[wanted],
         "label": label,
         "class": names[label] if names is not None and label is not None and 0 <= label < len(names) else None,
         "size_px": list(size),

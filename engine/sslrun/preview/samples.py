@@ -89,7 +89,7 @@ def load_samples(config: Config, samples: int = 8, epoch: int = 0) -> Samples:
     device = device_of(recipe, 0)
     start_logging(level=recipe.log.level)
     source, _ = recipe.data.open()
-    _warn_where_order_differs(recipe.model, len(source))
+    _warn_where_order_differs(recipe.model)
     count = min(samples, len(source))
     threads = min(recipe.data.workers_per_gpu, len(os.sched_getaffinity(0)))
     reading: dict[str, Any] = {"device": device, "augment": recipe.data.augment, "num_threads": threads}
@@ -126,8 +126,8 @@ def as_bytes(views: torch.Tensor, group: ViewGroup) -> np.ndarray:
 def pil_versions(samples: Samples) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
     """Originals and views, read and made by PIL with the same draws; None for groups that PIL cannot make."""
     source, originals = samples.source, samples.originals
-    if not source.in_memory:
-        originals = [pil_twins.decode(source.paths[i]) for i in samples.plan.ids]
+    if not source.is_decoded:
+        originals = [pil_twins.decode(source.open_encoded(i)) for i in samples.plan.ids.tolist()]
     for g, group in enumerate(samples.groups):
         without = sorted({type(step).__name__ for step in group.steps if step.pil is None})
         if without:
@@ -135,11 +135,8 @@ def pil_versions(samples: Samples) -> tuple[list[np.ndarray], list[np.ndarray | 
     return originals, pil_twins.views(originals, samples.groups, samples.plan.arguments)
 
 
-def _warn_where_order_differs(method: Method, num_samples: int) -> None:
-    if type(method).sampling_labels is Method.sampling_labels:
-        return
-    method.prepare(num_samples)
-    if method.sampling_labels() is not None:
+def _warn_where_order_differs(method: Method) -> None:
+    if method.draws_clusters:
         logger.warning(
             "%s draws from clusters that only a run has: it will have other samples at these positions",
             type(method).__name__,

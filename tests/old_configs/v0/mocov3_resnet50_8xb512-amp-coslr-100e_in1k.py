@@ -25,7 +25,11 @@ model = dict(
     backbone=dict(type='ResNet', depth=50, in_channels=3, out_indices=[4], norm_cfg=dict(type='SyncBN')),
     neck=dict(in_channels=2048, with_avg_pool=True, vit_backbone=False, **projector),
     head=dict(
-        type='MoCoV3Head', predictor=dict(in_channels=256, with_avg_pool=False, **projector), temperature=1.0))
+        type='MoCoV3Head',
+        predictor=dict(
+            type='NonLinearNeck', in_channels=256, hid_channels=4096, out_channels=256, num_layers=2, with_bias=False,
+            with_last_bn=False, with_last_bn_affine=False, with_last_bias=False, with_avg_pool=False),
+        temperature=1.0))
 custom_hooks = [dict(type='MomentumUpdateHook')]
 optimizer = dict(
     lr=9.6,

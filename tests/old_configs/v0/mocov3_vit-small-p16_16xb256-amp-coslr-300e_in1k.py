@@ -9,7 +9,7 @@ model = dict(
         _delete_=True, type='VisionTransformer', arch='mocov3-small', img_size=224, patch_size=16,
         stop_grad_conv1=True),
     neck=dict(in_channels=384, num_layers=3, with_avg_pool=False, vit_backbone=True),
-    head=dict(temperature=0.2))
+    head=dict(predictor=dict(with_last_bn=True), temperature=0.2))
 optimizer = dict(_delete_=True, type='AdamW', lr=2.4e-3, weight_decay=0.1)
 lr_config = dict(warmup_iters=40)
 runner = dict(max_epochs=300)

@@ -24,7 +24,7 @@ model = dict(
     neck=dict(mlp, in_channels=2048, with_avg_pool=True, vit_backbone=False),
     head=dict(
         type='MoCoV3Head',
-        predictor=dict(mlp, in_channels=256, with_avg_pool=False),
+        predictor=dict(mlp, in_channels=256, with_avg_pool=False, with_last_bn=False),
         loss=dict(type='mmcls.CrossEntropyLoss', loss_weight=2 * temperature),
         temperature=temperature))
 optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic', optimizer=dict(lr=9.6))

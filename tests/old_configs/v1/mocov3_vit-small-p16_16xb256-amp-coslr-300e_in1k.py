@@ -7,7 +7,7 @@ model = dict(
     backbone=dict(
         _delete_=True, type='MoCoV3ViT', arch='mocov3-small', img_size=224, patch_size=16, stop_grad_conv1=True),
     neck=dict(in_channels=384, num_layers=3, with_avg_pool=False, vit_backbone=True),
-    head=dict(loss=dict(loss_weight=2 * temperature), temperature=temperature))
+    head=dict(predictor=dict(with_last_bn=True), loss=dict(loss_weight=2 * temperature), temperature=temperature))
 optim_wrapper = dict(
     _delete_=True, type='AmpOptimWrapper', loss_scale='dynamic',
     optimizer=dict(type='AdamW', lr=2.4e-3, weight_decay=0.1))

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from sslrun.config.catalog import classes, follow, keys, kinds
 from sslrun.config.importer.table import OldTable
 from sslrun.config.load import committed_schema
 from sslrun.config.node import Node, Origin, plain
+from sslrun.config.schema_reader import classes, follow, keys, kinds
 
 Part = dict[str, Node]
 
