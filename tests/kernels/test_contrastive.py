@@ -113,6 +113,14 @@ def test_zero_rows_have_a_loss_and_no_gradient(name, dtype, device):
     assert value.isfinite().all() and not gradient.any()
 
 
+def test_the_views_of_one_image_have_no_negatives(device):
+    """At a low temperature the log-sum of opposite rows is far below 0; columns outside the matrix must not count."""
+    rows = torch.zeros(2, 16, device=device)
+    rows[0, 3], rows[1, 3] = 1.0, -1.0
+    value, gradient = value_and_gradient(nt_xent, rows, 0.01)
+    assert float(value) == 0.0 and not gradient.any()
+
+
 @OPS
 def test_strided_inputs(name, device):
     queries, others = arguments(name, 6, 20, 70, torch.float32, device)
