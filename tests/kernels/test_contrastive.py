@@ -113,6 +113,15 @@ def test_zero_rows_have_a_loss_and_no_gradient(name, dtype, device):
     assert value.isfinite().all() and not gradient.any()
 
 
+def test_keys_far_from_every_query_count_at_a_low_temperature(device):
+    """exp((s - 1) / T) underflows for them, so the shift must follow the largest similarity."""
+    random = torch.Generator().manual_seed(6)
+    center = torch.zeros(16).index_fill_(0, torch.tensor(3), 1.0)
+    queries = (center + 0.05 * torch.randn(34, 16, generator=random)).to(device)
+    keys = F.normalize(0.05 * torch.randn(150, 16, generator=random) - center, dim=1).to(device)
+    check(OPERATIONS["info_nce"], queries, [F.normalize(-queries, dim=1), keys], 0.01, torch.float32)
+
+
 def test_the_views_of_one_image_have_no_negatives(device):
     """At a low temperature the log-sum of opposite rows is far below 0; columns outside the matrix must not count."""
     rows = torch.zeros(2, 16, device=device)
