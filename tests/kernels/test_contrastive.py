@@ -76,6 +76,12 @@ def test_peaked_and_flat(name, temperature, dtype, device):
     check(OPERATIONS[name], queries, others, temperature, dtype)
 
 
+def test_float16_needs_the_running_maximum(device):
+    """At the lowest temperature of the fixed shift, weights relative to 1/T would be subnormal in float16."""
+    queries, others = arguments("batch_nce", 34, 24, 150, torch.float16, device, seed=1)
+    check(OPERATIONS["batch_nce"], queries, others, 0.026, torch.float16)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_loss_per_row(dtype, device):
     queries, others = arguments("info_nce", 14, 16, 31, dtype, device)
