@@ -114,7 +114,7 @@ def test_zero_rows_have_a_loss_and_no_gradient(name, dtype, device):
     expected[2] = 0
     assert_as_accurate(value, truth.to(dtype), truth, dtype)
     assert not gradient[2].any()
-    assert error(gradient, expected) < 0.03 * float(expected.abs().max())  # the others have theirs
+    assert error(gradient, expected) < 0.03 * float(expected.abs().max())  # of the other rows
     value, gradient = value_and_gradient(OPERATIONS[name], torch.zeros_like(queries), *others, 0.1)
     assert value.isfinite().all() and not gradient.any()
 
@@ -276,7 +276,7 @@ def test_operators_are_what_they_declare(needs_gradient, dtype, device):
 
 
 class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that was made."""
+    """A context that records the number of elements of the largest tensor created in it."""
 
     elements = 0
 
@@ -288,7 +288,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of the chunked path")
+@pytest.mark.skipif(INTERPRETED, reason="tests the chunked path")
 def test_the_chunked_path_never_holds_all_logits():
     queries, (positives, queue) = arguments("info_nce", 256, 16, 20_000, torch.float32, "cpu")
     with Largest() as largest:
@@ -348,10 +348,10 @@ def test_bad_input_is_one_line(call, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of what comes before any kernel")
+@pytest.mark.skipif(INTERPRETED, reason="tests code that runs before any kernel")
 @OPS
-def test_a_network_can_be_tried_out_with_fake_tensors(name):
-    """Indices then have a shape but no entries to check; this is how the memory of a step is foreseen."""
+def test_fake_tensors_are_accepted(name):
+    """The engine estimates the memory of a step with fake tensors, whose indices have no entries to check."""
     queries, others = arguments(name, 6, 4, 9, torch.float32, "cpu")
     with FakeTensorMode() as fake:
         queries = fake.from_tensor(queries).requires_grad_()
@@ -360,7 +360,7 @@ def test_a_network_can_be_tried_out_with_fake_tensors(name):
     assert loss.shape == () and queries.grad.shape == (6, 4)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of the dispatcher on a real GPU")
+@pytest.mark.skipif(INTERPRETED, reason="tests the dispatcher on a GPU")
 @pytest.mark.gpu
 @OPS
 def test_a_gpu_runs_the_kernels(name):
