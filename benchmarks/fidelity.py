@@ -24,7 +24,7 @@ from rows import append_row
 from fidelity_cases import CASES, Bound, Case, decoded, measure
 from sslrun.data import pil_twins
 from sslrun.data.exact import ExactStage
-from sslrun.data.graph import Arguments, dali_views, graph_arguments, graph_inputs, view_arguments
+from sslrun.data.graph import Arguments, argument_names, dali_views, graph_arguments, num_inputs, view_arguments
 from sslrun.data.views import ViewGroup
 
 DOCUMENT = ROOT / "docs" / "fidelity.md"
@@ -67,8 +67,8 @@ def costs(case: Case) -> dict[str, float]:
     tensors = [torch.from_numpy(pixels.copy()) for pixels in images]
     compiled, plain = (ExactStage(groups, torch.device("cpu"), compiled=c) for c in (True, False))
     sides: dict[str, Callable[[], object]] = {
-        "C": lambda: compiled(tensors, arguments),
-        "torch": lambda: plain(tensors, arguments),
+        "C": lambda: compiled([tensors], arguments),
+        "torch": lambda: plain([tensors], arguments),
         "PIL": lambda: pil_twins.views(images, groups, arguments),
         "dali": graph(images, groups, arguments),
     }
@@ -87,14 +87,14 @@ def graph(images: list[np.ndarray], groups: list[ViewGroup], arguments: Argument
     """One run of the views as a DALI graph, one thread, from images in memory."""
     from nvidia.dali import fn, pipeline_def
 
-    names = [argument.name for argument in graph_inputs(groups, "all")]
-    values = graph_arguments(groups, arguments, "all")
+    dali_steps = [len(group.steps) for group in groups]
+    names = argument_names(groups, dali_steps)
+    values, count = graph_arguments(groups, arguments, dali_steps), num_inputs(groups, names)
 
     def views() -> tuple:
-        feed = [*(values[name] for name in names)]
         image = fn.external_source(source=lambda: images, layout="HWC", batch=True)
-        nodes = fn.external_source(source=lambda: feed, num_outputs=len(names), batch=True) if names else []
-        return tuple(dali_views(image, groups, dict(zip(names, nodes)), "all"))  # noqa: B905 (AutoGraph's zip)
+        nodes = fn.external_source(source=lambda: values, num_outputs=count, batch=True) if count else []
+        return tuple(dali_views(image, groups, nodes, names))
 
     options = {"num_threads": 1, "device_id": None, "exec_dynamic": True, "prefetch_queue_depth": 1}
     pipeline = pipeline_def(enable_conditionals=True)(views)(batch_size=len(images), **options)

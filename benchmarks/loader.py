@@ -94,7 +94,7 @@ def measure(
     """Images per second, and milliseconds of processor time for each image, of each side and round."""
     batches = args.batches + WARM_UP
     options = {"batch_size": args.batch_size, "seed": 0, "sampler": Order(len(source), 0)}
-    pil = pil_loader(list(source.paths), views, args.batch_size, batches, args.threads)
+    pil = pil_loader(list(source.names), views, args.batch_size, batches, args.threads)
     epochs = itertools.count()
 
     def cursor() -> list[tuple[int, np.ndarray]]:
@@ -105,8 +105,8 @@ def measure(
         return Loader(source, views, augment=augment, num_threads=args.threads, **options).run(cursor())  # type: ignore[arg-type]
 
     def decode() -> Iterable:
-        plain = {"part": None, "device": torch.device("cpu"), "num_threads": args.threads, "prefetch": 2}
-        return Pipeline(source, views, bad=BadSamples(), **plain, **options).run(cursor())  # type: ignore[arg-type]
+        plain = {"dali_steps": [0] * len(views), "num_threads": args.threads, "prefetch": 2, "bad": BadSamples()}
+        return Pipeline(source, views, device=torch.device("cpu"), **plain, **options).run(cursor())  # type: ignore[arg-type]
 
     sides: dict[str, Callable[[], Iterable]] = {"exact": lambda: own("exact"), "pil": lambda: pil, "decode": decode}
     if args.dali:

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through a pipe by its DevTools protocol: what a page looks like, asks for and says."""
+"""A headless Chromium, driven over a pipe by the DevTools protocol: screenshots, requests and console of a page."""
 
 import base64
 import contextlib
@@ -26,7 +26,7 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-# The protocol is spoken over descriptors 3 and 4 of the browser; ours may have these numbers the other way round.
+# The browser reads the protocol from descriptor 3 and writes it to 4. In this process they may have other numbers.
 LAUNCH = """
 import fcntl, os, sys
 ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
@@ -34,15 +34,15 @@ for number, end in enumerate(ends, start=3):
     os.dup2(end, number)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-SILENCE_S = 60  # after which the browser is taken for dead
+SILENCE_S = 60  # without a message for that long, the browser counts as dead
 
 
 class Page:
     """One page of a browser.
 
     Attributes:
-        requests: URLs that pages asked for since the browser was started, but for data: URIs.
-        complaints: what the console, the log and the script engine said.
+        requests: URLs requested since the browser was started, without data: URIs.
+        complaints: messages of the console, the log and the script engine.
     """
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
@@ -70,7 +70,7 @@ class Page:
                 return reply["result"]
 
     def open(self, path: Path, width: int, is_dark: bool) -> None:
-        """Show a file in a window of so many CSS pixels, and wait until it is there."""
+        """Load a file in a window of `width` CSS pixels, and wait until it is loaded."""
         self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
@@ -88,7 +88,7 @@ class Page:
         return found["result"].get("value")
 
     def screenshot(self, path: Path) -> None:
-        """The whole page, not only what the window shows."""
+        """Write a screenshot of the whole page, not only of the window."""
         found = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(found["data"]))
@@ -97,7 +97,7 @@ class Page:
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._in], [], [], SILENCE_S)
             part = self._in.read(1 << 16) if ready else b""
-            assert part, "the browser has gone" if ready else "the browser is silent"
+            assert part, "the browser has exited" if ready else "the browser does not answer"
             self._buffer += part
         line, _, self._buffer = self._buffer.partition(b"\0")
         message = json.loads(line)
@@ -112,7 +112,7 @@ class Page:
 
 @contextlib.contextmanager
 def page(profile: Path) -> Iterator[Page]:
-    """A page of a new browser with a profile of its own."""
+    """A page of a new browser with its own profile."""
     assert CHROMIUM is not None
     (their_in, our_out), (our_in, their_out) = os.pipe(), os.pipe()
     words = [
@@ -131,7 +131,7 @@ def page(profile: Path) -> Iterator[Page]:
     try:
         yield Page(our_out, our_in)
     finally:
-        os.close(our_out)  # without its pipe the browser leaves
+        os.close(our_out)  # the browser exits when its pipe is closed
         try:
             browser.wait(timeout=10)
         except subprocess.TimeoutExpired:

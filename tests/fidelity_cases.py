@@ -1,9 +1,10 @@
-"""What is held against PIL, in both modes, and how far each may be off: the table of tests and docs/fidelity.md."""
+"""The cases compared with PIL in both modes, with the largest allowed errors: the table of docs/fidelity.md."""
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,16 @@ import torch
 from photographs import jpeg, photographs
 from sslrun.data import pil_twins
 from sslrun.data.exact import ExactStage
-from sslrun.data.graph import Arguments, Part, dali_views, graph_arguments, graph_inputs, view_arguments
+from sslrun.data.graph import (
+    Arguments,
+    argument_names,
+    dali_views,
+    graph_arguments,
+    num_inputs,
+    outputs_by_group,
+    view_arguments,
+)
+from sslrun.data.split import num_dali_steps
 from sslrun.data.transforms import (
     CenterCrop,
     ColorJitter,
@@ -26,6 +36,7 @@ from sslrun.data.transforms import (
     Solarization,
     Transform,
 )
+from sslrun.data.transforms.gaussian_blur import torchvision_blur
 from sslrun.data.views import ViewGroup
 
 
@@ -43,16 +54,25 @@ class Bound:
 
 @dataclass(frozen=True)
 class Case:
-    """Transforms, the twin to compare with, and a bound for each mode.
+    """Transforms, the blur to compare with, and a bound for each mode.
 
-    Single operations start from images that were cut, not resized, so that only their own error is seen.
+    Single operations start from images that were cropped, not resized, so that only their own error is measured.
     """
 
     name: str
     transforms: Callable[[], list[Transform]]
     exact: Bound
     dali: Bound
-    blur: pil_twins.Blur = field(default=pil_twins.tensor_blur)
+    pils_blur: bool = False
+
+    def twins(self, groups: list[ViewGroup], arguments: Arguments) -> list[np.ndarray]:
+        """The views of the photographs as torchvision makes them: on PIL images, blurs as its tensor version."""
+        instead = {} if self.pils_blur else {GaussianBlur: blur_as_torchvision}
+        return pil_twins.views(decoded(), groups, arguments, instead)
+
+
+def blur_as_torchvision(image: Any, numbers: Any) -> Any:
+    return torchvision_blur(image, float(numbers["sigma"]))
 
 
 def recipe(size: int = 224, scale: tuple[float, float] = (0.2, 1.0)) -> list[Transform]:
@@ -96,11 +116,11 @@ CASES = [
         _cut(GaussianBlur(p=1.0)),
         Bound(0.6, 6, 48),
         Bound(0.6, 6, 48),
-        blur=pil_twins.pil_blur,
+        pils_blur=True,
     ),
     Case("whole recipe, 224", recipe, Bound(0.04, 1, 16), Bound(0.4, 3, 48)),
     Case("whole recipe, 96", lambda: recipe(96, (0.05, 0.14)), Bound(0.04, 1, 16), Bound(0.4, 3, 48)),
-    Case("whole recipe, 224 (PIL's blur)", recipe, Bound(0.4, 4, 64), Bound(0.5, 4, 64), blur=pil_twins.pil_blur),
+    Case("whole recipe, 224 (PIL's blur)", recipe, Bound(0.4, 4, 64), Bound(0.5, 4, 64), pils_blur=True),
 ]
 
 
@@ -123,33 +143,58 @@ def sizes() -> np.ndarray:
 
 def exact_views(groups: list[ViewGroup], arguments: Arguments, **options: Any) -> list[np.ndarray]:
     """The views of the exact mode as bytes, (num_views * B, h, w, 3)."""
-    stage = ExactStage(groups, torch.device("cpu"), **options)
-    return _bytes(stage([torch.from_numpy(pixels.copy()) for pixels in decoded()], arguments))
+    images = [torch.from_numpy(pixels.copy()) for pixels in decoded()]
+    return _bytes(ExactStage(groups, torch.device("cpu"), **options)([images] * len(groups), arguments))
+
+
+def all_steps(groups: list[ViewGroup]) -> list[int]:
+    return [len(group.steps) for group in groups]
+
+
+def geometric_steps(groups: list[ViewGroup]) -> list[int]:
+    """What DALI does in exact mode on a GPU."""
+    return [num_dali_steps(group, "exact", torch.device("cuda")) for group in groups]
 
 
 def graph_views(
-    groups: list[ViewGroup], arguments: Arguments, part: Part = "all", rows: slice = slice(None), num_threads: int = 1
+    groups: list[ViewGroup],
+    arguments: Arguments,
+    dali_steps: Sequence[int] | None = None,
+    rows: slice = slice(None),
+    num_threads: int = 1,
 ) -> list[np.ndarray]:
-    """The views that begin in the graph (and, with part="geometry", end in the stage) as bytes."""
+    """The views whose first steps (None: all) are made by DALI, and the others by the exact stage, as bytes."""
     from nvidia.dali import fn, pipeline_def
 
-    names = [argument.name for argument in graph_inputs(groups, part)]
-    values = graph_arguments(groups, arguments, part)
+    dali_steps = all_steps(groups) if dali_steps is None else dali_steps
+    names = argument_names(groups, dali_steps)
+    values = graph_arguments(groups, arguments, dali_steps)
+    count = num_inputs(groups, names)
+    assert len(values) == count
     files = encoded()[rows]
 
     def views() -> Any:
-        file, *nodes = fn.external_source(
-            source=lambda: [files, *(values[name] for name in names)], num_outputs=1 + len(names), batch=True
-        )
+        file, *nodes = fn.external_source(source=lambda: [files, *values], num_outputs=1 + count, batch=True)
         images = fn.decoders.image(file, adjust_orientation=False)
-        return tuple(dali_views(images, groups, dict(zip(names, nodes)), part))  # noqa: B905 (AutoGraph's zip)
+        return tuple(dali_views(images, groups, nodes, names))
 
     graph = pipeline_def(enable_conditionals=True)(views)
     options = {"num_threads": num_threads, "device_id": None, "exec_dynamic": True, "prefetch_queue_depth": 1}
     pipeline = graph(batch_size=len(files), **options)
     pipeline.build()
-    crops = [torch.from_dlpack(output.as_tensor()) for output in pipeline.run()]
-    return _bytes(ExactStage(groups, torch.device("cpu")).finish(crops, arguments, part))
+    outputs = [[torch.from_dlpack(image) for image in output] for output in pipeline.run()]
+    images = [list(chain.from_iterable(own)) for own in outputs_by_group(groups, outputs, dali_steps)]
+    return _bytes(ExactStage(groups, torch.device("cpu"), dali_steps=dali_steps)(images, arguments))
+
+
+def changed(arguments: Arguments, group: int, step: int, **changes: Any) -> Arguments:
+    """`view_arguments` with other numbers for one step: `apply`, or values by name."""
+    numbers = arguments[group][step]
+    apply = changes.pop("apply", numbers.apply)
+    assert changes.keys() <= numbers.values.keys()
+    result = [list(steps) for steps in arguments]
+    result[group][step] = replace(numbers, apply=apply, values=numbers.values | changes)
+    return result
 
 
 def _bytes(views: list[torch.Tensor]) -> list[np.ndarray]:
@@ -160,8 +205,7 @@ def measure(case: Case, mode: str, num_views: int = 8) -> tuple[Bound, float]:
     """The error of a case against its twin, and the mean error of the worst view."""
     groups = [ViewGroup(num_views, case.transforms())]
     arguments = view_arguments(groups, 0, 0, np.arange(len(decoded())), sizes())
-    made = exact_views(groups, arguments)[0] if mode == "exact" else graph_views(groups, arguments)[0]
-    twin = pil_twins.views(decoded(), groups, arguments, case.blur)[0]
-    difference = np.abs(made.astype(np.int16) - twin.astype(np.int16))
+    views = exact_views(groups, arguments)[0] if mode == "exact" else graph_views(groups, arguments)[0]
+    difference = np.abs(views.astype(np.int16) - case.twins(groups, arguments)[0].astype(np.int16))
     worst = difference.reshape(len(difference), -1).mean(axis=1).max()
     return Bound(float(difference.mean()), int(np.percentile(difference, 99)), int(difference.max())), float(worst)

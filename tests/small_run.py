@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from ranks import run_ranks
 from sslrun.cli import main
 from sslrun.runtime import checkpoint
+from sslrun.runtime.safetensors_file import AS_REAL, DTYPES
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "mocov2_resnet18_2xb8-coslr-6iters_images-24"  # of the run that the fixture `trained` made
@@ -202,6 +204,24 @@ def differences(a: Path, b: Path) -> list[str]:
             if name not in left or name not in right or not torch.equal(left[name], right[name])
         ]
     return found
+
+
+def buffers_of_every_dtype() -> dict[str, torch.Tensor]:
+    """(3, 4) tensors of random bits, NaNs with payloads and -0.0 among them, of each dtype that a checkpoint stores."""
+    generator = torch.Generator().manual_seed(0)
+    buffers = {}
+    for dtype in sorted({*DTYPES, *AS_REAL}, key=str):
+        raw = torch.randint(0, 256, (3, 4 * dtype.itemsize), dtype=torch.uint8, generator=generator)
+        buffer = (raw % 2 if dtype == torch.bool else raw).view(dtype)
+        if dtype.is_floating_point and dtype.itemsize > 1:
+            buffer[0, :2] = torch.tensor([math.nan, -0.0], dtype=dtype)
+        buffers[f"a_{str(dtype).removeprefix('torch.')}"] = buffer
+    return buffers
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    """The bytes of a tensor's values in order."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def free_port() -> int:

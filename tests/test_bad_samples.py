@@ -214,7 +214,7 @@ def test_kinds_are_read_as_pil_reads_them(tmp_path):
     batches = loader.run([(0, np.arange(i, min(i + 4, len(source)))) for i in range(0, len(source), 4)])
     images = [image for batch in batches for image in batch.views[0].permute(0, 2, 3, 1).numpy()]
     assert len(images) == len(source) == 15
-    for path, image in zip(source.paths, images, strict=True):
+    for path, image in zip(source.names, images, strict=True):
         levels = np.rint(image * 255)
         if os.path.basename(path) == "sixteen_bit.png":  # PIL clips at 255; scaling is what an image of 16 bits means
             assert np.abs(levels - deep[..., None] / 257).max() <= 1
@@ -224,6 +224,6 @@ def test_kinds_are_read_as_pil_reads_them(tmp_path):
 
 def test_a_failure_that_no_image_explains_is_not_repeated_for_ever(folder, monkeypatch):
     damage(folder)
-    monkeypatch.setattr(Pipeline, "_trouble", lambda self, path, size: None)
+    monkeypatch.setattr(Pipeline, "_trouble", lambda self, encoded, size: None)
     with pytest.raises(RunFailed, match="decode one by one"):
         list(loader_of(opened(folder), BadSamples()).run([(0, np.arange(8)), (0, np.arange(32, 40))]))

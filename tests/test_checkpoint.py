@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, and nothing that happens to process, disk or files loses a good one."""
+"""Checkpoints: tensors come back to the bit, and no kill, full disk or damaged file loses a good checkpoint."""
 
 import json
 import logging
@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+import small_run
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import checkpoint
 from sslrun.runtime.checkpoint import (
@@ -26,6 +28,7 @@ from sslrun.runtime.checkpoint import (
     set_aside_newer,
     sweep,
 )
+from sslrun.runtime.safetensors_file import require_storable, write_tensors
 
 
 def example(step: int) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
@@ -63,9 +66,13 @@ def test_any_tensor_comes_back(tmp_path):
         "inf": torch.tensor([float("inf"), float("nan"), -0.0]),
         "odd bytes": torch.arange(5, dtype=torch.uint8),
     }
-    for dtype in checkpoint._DTYPES:
-        given[str(dtype)] = torch.tensor([0, 1, 0, 1, 1]).to(dtype)
-    given["bf16 numbers"] = torch.randn(9).bfloat16()
+    for name, buffer in small_run.buffers_of_every_dtype().items():
+        given |= {name: buffer, f"{name}, transposed": buffer.t(), f"{name}, one row": buffer[1]}
+        given |= {f"{name}, empty": buffer[:0]}
+        if buffer.dtype != torch.float4_e2m1fn_x2:
+            given[f"{name}, scalar"] = buffer[0, 0]
+    given["conjugate"] = torch.randn(4, dtype=torch.complex128).conj()
+    given["negative"] = torch.randn(4, dtype=torch.complex64).conj().imag
     tensors, state = load(save(tmp_path, 1, {"model": given, "optimizer": {}}, {"epoch": 3, "bad": ["a", 1.5, None]}))
     assert state == {"epoch": 3, "bad": ["a", 1.5, None]}
     assert tensors["optimizer"] == {} and tensors["model"].keys() == given.keys()
@@ -73,8 +80,41 @@ def test_any_tensor_comes_back(tmp_path):
         back = tensors["model"][name]
         assert back.dtype == tensor.dtype and back.shape == tensor.shape, name
         assert back.is_contiguous(), name
-        bits = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (back, tensor)]
-        assert torch.equal(*bits), name
+        assert small_run.bits(back) == small_run.bits(tensor), name
+
+
+def test_every_dtype_of_torch_is_stored_or_refused_before_training(tmp_path):
+    """A buffer's dtype is known before the first step, so a run does not end at its first checkpoint."""
+    every = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+    storable = {buffer.dtype for buffer in small_run.buffers_of_every_dtype().values()}
+    for dtype in every:
+        state = {"fine": torch.ones(1), "head.table": torch.empty(2, 2, dtype=dtype)}
+        if dtype in storable:
+            require_storable(state)
+        else:
+            with pytest.raises(UsageError, match=rf"'head\.table' has the dtype {dtype}: a checkpoint cannot store it"):
+                require_storable(state)
+    refused = {str(dtype).removeprefix("torch.").rstrip("0123456789x") for dtype in every - storable}
+    assert refused == {"int", "uint", "bits", "qint", "quint"}, "only dtypes below a byte, of raw bits, or quantized"
+    assert {torch.int8, torch.uint64, torch.bool, torch.bfloat16, torch.float8_e5m2, torch.complex32} <= storable
+    assert len(storable) == 22
+    for value, words in (
+        (torch.empty((), dtype=torch.float4_e2m1fn_x2), "scalar of dtype torch.float4"),
+        (torch.eye(3).to_sparse(), "the layout torch.sparse_coo"),
+        ({"extra": 1}, "is a dict, not a tensor"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            require_storable({"x": value})
+
+
+def test_complex64_is_plain_safetensors_and_metadata_stays(tmp_path):
+    tensors = {"a": torch.randn(3, dtype=torch.complex64), "b": torch.randn(3, dtype=torch.complex128)}
+    write_tensors(tmp_path / "x.safetensors", tensors, {"format": "pt"})
+    plain = load_file(tmp_path / "x.safetensors")
+    assert torch.equal(plain["a"], tensors["a"]) and torch.equal(plain["b"], torch.view_as_real(tensors["b"]))
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "pt"
+    assert small_run.bits(load_weights(tmp_path / "x.safetensors")["b"]) == small_run.bits(tensors["b"])
 
 
 def test_the_files_are_plain_safetensors_and_json(tmp_path):
@@ -90,7 +130,7 @@ def test_the_files_are_plain_safetensors_and_json(tmp_path):
     assert json.loads((path / "state.json").read_text()) == {"step": 1234}
 
 
-# Counts the calls through which a save reaches the disk, and dies (SIGKILL) just before the n-th; a fork per n.
+# Counts the system calls of a save, and kills the process (SIGKILL) just before the n-th, in one fork for each n.
 KILLER = """
 import builtins, hashlib, os, shutil, signal, sys
 sys.path.insert(0, sys.argv[2]); sys.path.insert(0, sys.argv[3])
@@ -147,7 +187,9 @@ def test_a_kill_at_any_point_leaves_a_good_checkpoint(tmp_path):
         good = newest_good(directory)
         assert good is not None
         assert_is_example(good, int(good.name[-1]))
-        assert all(damage(path) is None for path in checkpoint.steps(directory).values()), "half a checkpoint is seen"
+        assert all(damage(path) is None for path in checkpoint.steps(directory).values()), (
+            "a half-written checkpoint is visible"
+        )
         newest.append(int(good.name[-1]))
         sweep(directory)
         assert all(path.name.removeprefix("step_").isdecimal() for path in directory.iterdir())
@@ -157,7 +199,7 @@ def test_a_kill_at_any_point_leaves_a_good_checkpoint(tmp_path):
     assert newest == [2] * (calls.index("rename") + 1) + [3] * (len(calls) - calls.index("rename"))
 
 
-def test_files_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+def test_files_are_synced_before_the_folder_is_renamed(tmp_path, monkeypatch):
     events = []
     fsync, rename = os.fsync, os.rename
 
@@ -231,7 +273,7 @@ def another_checkpoints_files(path: Path) -> None:
         (another_checkpoints_files, "belongs to step 1"),
     ],
 )
-def test_damage_is_named_and_stepped_over(tmp_path, caplog, harm, words):
+def test_damage_is_named_and_the_checkpoint_before_it_used(tmp_path, caplog, harm, words):
     for step in (1, 2, 3):
         save_example(tmp_path, step)
     harm(tmp_path / "step_00000003")
@@ -242,13 +284,13 @@ def test_damage_is_named_and_stepped_over(tmp_path, caplog, harm, words):
         load(tmp_path / "step_00000003")
 
 
-def test_a_newer_format_is_not_guessed_at(tmp_path, monkeypatch):
+def test_another_format_is_refused(tmp_path, monkeypatch):
     path = save_example(tmp_path, 1)
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
     assert "its format is 1, this version reads 2" in str(damage(path))
 
 
-def test_nothing_good(tmp_path):
+def test_no_good_checkpoint(tmp_path):
     assert newest_good(tmp_path / "not there") is None
     save_example(tmp_path, 1)
     truncate(tmp_path / "step_00000001")
@@ -284,7 +326,7 @@ def test_retention(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_failing_deletion_is_a_warning_and_is_swept_later(tmp_path, caplog, monkeypatch):
+def test_a_failed_deletion_is_a_warning_and_is_repeated_at_the_next_start(tmp_path, caplog, monkeypatch):
     for step in (1, 2):
         save_example(tmp_path, step)
 
@@ -302,7 +344,7 @@ def test_a_failing_deletion_is_a_warning_and_is_swept_later(tmp_path, caplog, mo
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000002"]
 
 
-def test_a_full_disk_leaves_the_old_checkpoints_and_no_rubbish(tmp_path):
+def test_a_full_disk_leaves_the_old_checkpoints_and_no_partial_one(tmp_path):
     save_example(tmp_path, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
@@ -318,7 +360,7 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_no_rubbish(tmp_path):
     assert_is_example(newest_good(tmp_path), 2)
 
 
-def test_a_folder_that_cannot_be_made_fails_in_one_line(tmp_path):
+def test_a_folder_that_cannot_be_created_fails_in_one_line(tmp_path):
     (tmp_path / "checkpoints").write_text("a file in the way")
     with pytest.raises(RunFailed, match="could not be written"):
         save_example(tmp_path / "checkpoints", 1)
@@ -360,3 +402,58 @@ def test_when_a_checkpoint_is_due():
     for wrong in ({"interval": 0}, {"max_keep_ckpts": 0}, {"max_keep_ckpts": -2}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             CheckpointConfig(**wrong)
+
+
+METHOD = """
+import torch
+import small_run
+from sslrun import Backbone, Loss, Method
+
+
+class Buffered(Method):
+    num_views = 2
+
+    def __init__(self, backbone: Backbone, bad_dtype: str = "") -> None:
+        super().__init__()
+        self.backbone = backbone
+        for name, buffer in small_run.buffers_of_every_dtype().items():
+            self.register_buffer(name, buffer.clone())
+        if bad_dtype:
+            self.register_buffer("table", torch.empty(2, dtype=getattr(torch, bad_dtype)))
+
+    def forward(self, batch, progress, targets):
+        return Loss(self.backbone(batch.views[0])[-1].square().mean(), {}, {})
+
+    def after_step(self, progress, carry):
+        for name, buffer in self.named_buffers():
+            if name.startswith("a_"):
+                raw = buffer.view(torch.uint8)
+                raw.copy_(raw.logical_not() if buffer.dtype == torch.bool else raw + 37)
+"""
+
+
+def test_buffers_of_every_dtype_are_resumed_to_the_bit(capsys, tmp_path, images, monkeypatch):
+    (tmp_path / "buffered.py").write_text(METHOD)
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = small_run.write_recipe(tmp_path, images, steps=3)
+    text = recipe.read_text()
+    begin, end = text.index("[model]"), text.index("[data]")
+    backbone = 'backbone = { type = "ResNet", depth = 18, base_width = 4, stem = "small" }'
+    text = f'custom_imports = ["buffered"]\n{text[:begin]}[model]\ntype = "Buffered"\n{backbone}\n{text[end:]}'
+    recipe.write_text(text)
+    unmonitored = ("--set", "monitor.knn_interval=0")
+    small_run.train(recipe, *unmonitored, "--work-dir", str(tmp_path / "straight"))
+    small_run.train(recipe, *unmonitored, "--set", "max_iters=1")
+    small_run.train(recipe, *unmonitored, "--resume")
+    ends = [
+        checkpoint.load(tmp_path / f"{run}/small/checkpoints/step_00000003")[0]["model"] for run in ("straight", "runs")
+    ]
+    start = small_run.buffers_of_every_dtype()
+    for name, buffer in start.items():
+        straight, resumed = (small_run.bits(end[name]) for end in ends)
+        assert straight == resumed, name
+        assert straight != small_run.bits(buffer), f"{name} was never changed: the comparison says nothing"
+
+    code, _, err = small_run.call(capsys, recipe, "--work-dir", tmp_path / "bad", "--set", "model.bad_dtype=int4")
+    assert code == 2 and "model state 'table' has the dtype torch.int4: a checkpoint cannot store it" in err
+    assert not (tmp_path / "bad/small/metrics.jsonl").exists()

@@ -132,6 +132,32 @@ def test_a_mistake_is_one_line(capsys, recipe, mistake):
     assert all(text in line for text in expected), line
 
 
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("--set epochs=3 seed=1", "each --set takes one KEY=VALUE: --set epochs=3 --set seed=1"),
+        ("--set=epochs=3 seed=1", "each --set takes one KEY=VALUE: --set epochs=3 --set seed=1"),
+        ("--cfg-options a=[1,2]", "--cfg-options is written --set, once for each key: --set 'a=[1,2]'"),
+        ("--cfg-options", "--cfg-options is written --set, once for each key: --set KEY=VALUE"),
+    ],
+)
+def test_options_that_are_written_otherwise(capsys, words, answer):
+    assert refused(capsys, "config", "diff", MOCOV2, *words.split()) == f"error: {answer}"
+
+
+def test_an_unknown_option_is_one_line(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["config", "print", MOCOV2, "--nope"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: unrecognized arguments: --nope; see sslrun --help\n"
+
+
+def test_a_file_may_follow_a_set(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b").write_text("seed = 3")
+    assert "model is missing" in refused(capsys, "config", "print", "--set", "seed=3", "a=b")
+
+
 def test_files_that_do_not_fit_together_are_one_line(capsys, tmp_path):
     a, b = tmp_path / "a.toml", tmp_path / "b.toml"
     a.write_text('extends = "b.toml"\n')

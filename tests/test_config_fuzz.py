@@ -173,8 +173,8 @@ def test_an_element_that_does_not_exist():
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("model.neck.in_channels=100", "[model] does not fit together, or not with data.views: "),
-        ("model.backbone.out_indices=[2]", "[model] does not fit together, or not with data.views: "),
+        ("model.neck.in_channels=100", "model.neck: MoCoV2Neck takes 100 channels (in_channels), but is given 192"),
+        ("model.backbone.out_indices=[2]", "model.neck: MoCoV2Neck takes 192 channels (in_channels), but is given 48"),
         (
             "data.views.0.num_views=1",
             "data.views: 1 of each image (num_views, all groups together), but MoCo takes 2",

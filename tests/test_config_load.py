@@ -1,5 +1,7 @@
 """extends, merging, --set and what is said when they cannot be done. Schema checks are test_config_schema's."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslrun.config import load
-from sslrun.config.dump import inline
-from sslrun.config.interpolate import escape
+from sslrun.config.dump import escape, inline
 from sslrun.config.node import show
 from sslrun.errors import UsageError
 
@@ -242,8 +243,8 @@ class TestMerge:
             ),
             (
                 "[views.0.transforms.0.size]\nx = 1",
-                "main.toml:2: views.0.transforms.0.size: a table cannot replace the number 224 set at base.toml:3 "
-                "(files: main.toml -> base.toml)",
+                "main.toml:2: views.0.transforms.0.size: a table cannot replace the number 224 set at base.toml:3; "
+                "drop the value first: `_delete_ = true` in this table (files: main.toml -> base.toml)",
             ),
             (
                 "views = { 0 = 3 }",
@@ -266,14 +267,28 @@ class TestMerge:
 
     @pytest.mark.parametrize("text", ["t = [1]", 't = "x"', "t = true"])
     def test_only_a_table_goes_over_a_table(self, write, text):
-        assert "cannot replace the table set at base.toml:1" in self.failed(write, "[t]\na = 1", text)
+        said = self.failed(write, "[t]\na = 1", text)
+        assert "cannot replace the table set at base.toml:1" in said
+        assert '; drop the table first: `_delete_ = ["t"]` at the top level (files' in said
+        assert self.merged(write, "[t]\na = 1", f'_delete_ = ["t"]\n{text}')["t"] != {"a": 1}
+
+    def test_the_way_to_replace_a_table_that_is_named_works(self, write):
+        main = write("x.toml", "[data]\nholdout = { type = 'Shapes' }")
+        said = message(main, "data.holdout=0.1")
+        drop = """--set 'data._delete_=["holdout"]'"""
+        assert said == (
+            "--set data.holdout=0.1: data.holdout: the number 0.1 cannot replace the table set at x.toml:2; "
+            f"drop the table first: {drop}"
+        )
+        assert values(main, shlex.split(drop)[1], "data.holdout=0.1") == {"data": {"holdout": 0.1}}
 
     def test_siblings_that_disagree_print_both_chains(self, write):
         write("left.toml", "x = 1")
         write("right.toml", "[x]")
         write("main.toml", 'extends = ["left.toml", "right.toml"]')
         assert message("main.toml") == (
-            "right.toml:1: x: a table cannot replace the number 1 set at left.toml:1 "
+            "right.toml:1: x: a table cannot replace the number 1 set at left.toml:1; "
+            "drop the value first: `_delete_ = true` in this table "
             "(files: main.toml -> right.toml; main.toml -> left.toml)"
         )
 
@@ -304,7 +319,9 @@ class TestOverrides:
             ("a=1", {"a": 1}),
             ("a = -1.5e3 ", {"a": -1500.0}),
             ("a=true", {"a": True}),
-            ("a=True", {"a": "True"}),
+            ("a='True'", {"a": "True"}),
+            ("a=Trueish", {"a": "Trueish"}),
+            ("a=f(x)", {"a": "f(x)"}),
             ("a=nan_is_text", {"a": "nan_is_text"}),
             ("a=path/to=x y", {"a": "path/to=x y"}),
             ("a=", {"a": ""}),
@@ -327,6 +344,40 @@ class TestOverrides:
         text = message(write("x.toml", ""), f"a={value}")
         assert text.startswith(f"--set a={value}: {value!r} is not a TOML value (")
         assert text.endswith(f"put a string in quotes: '\"{value}\"'")
+
+    @pytest.mark.parametrize(
+        ("value", "in_toml"),
+        [
+            ("True", "true"),
+            ("False", "false"),
+            ("(1, 2)", "[1, 2]"),
+            ("1, 2", "[1, 2]"),
+            ("1.", "1.0"),
+            ("-.5", "-0.5"),
+            ("[('train', 1)]", '[["train", 1]]'),
+            ("{'a': [True]}", "{ a = [true] }"),
+            ("dict(type='BN', requires_grad=True)", '{ type = "BN", requires_grad = true }'),
+        ],
+    )
+    def test_pythons_spelling_is_answered_with_tomls(self, write, value, in_toml):
+        main = write("x.toml", "")
+        assert message(main, f"a={value}").startswith(f"--set a={value}: in TOML {value} is written {in_toml}")
+        assert values(main, f"a={in_toml}") == values(write("y.toml", f"a = {in_toml}"))
+        write("x.toml", f"b = 1\na = {value}")
+        assert re.fullmatch(rf"x.toml:2: .* \(column \d+\); in TOML {re.escape(value)} is written .*", message(main))
+
+    @pytest.mark.parametrize("value", ["None", "null", "[1, None]", "dict(a=None)"])
+    def test_none_is_answered_with_how_a_key_is_dropped(self, write, value):
+        main = write("x.toml", "[t]\na = 1\nb = 2")
+        said = message(main, f"t.a={value}")
+        assert said.startswith(f"--set t.a={value}: TOML has no None: leave the key out, or drop an inherited one with")
+        if value in ("None", "null"):
+            assert values(main, shlex.split(said.partition(" with --set ")[2])[0]) == {"t": {"b": 2}}
+        assert "TOML has no None" in message(write("y.toml", f"t = {{ x = 1, a = {value} }}"))
+
+    def test_an_error_that_is_not_pythons_has_no_hint(self, write):
+        for line in ("a = 1 2", "a = 1 'x'", "a = [1 2]", "a = nope", "a = f(x)"):
+            assert message(write("x.toml", line)).endswith(")")
 
     @pytest.mark.parametrize("text", ["epochs", "=3", "", "[a]", "a b=1", "a..b=1", "a=1\nb=2", ".a=1"])
     def test_what_is_no_assignment(self, write, text):

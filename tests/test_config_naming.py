@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslrun.cli import main
-from sslrun.config.naming import DATASETS, SCHEDULES, BenchmarkName, Name, convention, method_of, parse, parse_benchmark
+from sslrun.config.naming import BENCHMARK, DATASETS, SCHEDULES, Name, convention, method_of, parse
 from sslrun.config.schema_reader import classes, committed_schema, kinds
 
 METHODS = ["MoCo", "MoCoV3", "NPID", "DeepCluster", "RelativeLoc", "SimCLR", "MAE"]
@@ -27,7 +27,6 @@ def test_the_tutorials_example():
         max_iters=None,
         dataset="in1k",
         sizes=(224, 96),
-        misc=(),
     )
 
 
@@ -41,18 +40,18 @@ def test_the_tutorials_example():
         ),
         ("relative-loc_resnet50_8xb64-steplr-70e_in1k", {"algorithm": "relative-loc", "epochs": 70}),
         ("x_resnet50-nofrz_8xb32-coslr-9e_in1k", {"module": "resnet50-nofrz"}),
-        ("byol_resnet50_8xb32-accum16-coslr-200e_in1k", {"accumulation": 16, "crops": (), "misc": ()}),
+        ("byol_resnet50_8xb32-accum16-coslr-200e_in1k", {"accumulation": 16, "crops": ()}),
         ("byol_resnet50_8xb256-fp16-accum2-coslr-200e_in1k", {"accumulation": 2, "is_mixed_precision": True}),
         ("mocov3_vit-small-p16_32xb128-fp16-coslr-300e_in1k-224", {"gpus": 32, "sizes": (224,)}),
-        ("mae_vit-base-p16_8xb512-amp-coslr-1600e_in1k", {"is_mixed_precision": True, "epochs": 1600, "misc": ()}),
+        ("mae_vit-base-p16_8xb512-amp-coslr-1600e_in1k", {"is_mixed_precision": True, "epochs": 1600}),
         ("simmim_swin-base-w6_16xb128-amp-coslr-100e_in1k-192px", {"module": "swin-base-w6", "sizes": (192,)}),
         ("x_resnet50_8xb32-coslr-200e_in1k-384px", {"dataset": "in1k", "sizes": (384,)}),
         ("x_resnet50_1xb64-bf16-polylr-100k_cifar10", {"epochs": None, "max_iters": 100_000, "dataset": "cifar10"}),
         ("x_resnet50_1xb64-constlr-500iters_cats", {"max_iters": 500, "schedule": "constlr", "dataset": "cats"}),
-        ("x_resnet50_4xb64-steplr-20e_in1k-10pct-160", {"misc": ("10pct",), "sizes": (160,)}),
+        ("x_resnet50_4xb64-steplr-20e_in1k-10pct-160", {"dataset": "in1k", "sizes": (160,)}),
         (
             "x_resnet50_8xb32-mcrop-2-6-randaug-accum4-lars-coslr-1e_in1k",
-            {"crops": (2, 6), "misc": ("randaug", "lars")},
+            {"crops": (2, 6), "accumulation": 4},
         ),
         ("maskfeat_mvit-small_16xb32-amp-coslr-300e_k400", {"dataset": "k400"}),
         ("beitv2_beit-base-p16_8xb256-amp-coslr-300e_in1k", {"algorithm": "beitv2", "module": "beit-base-p16"}),
@@ -96,13 +95,17 @@ def test_what_is_no_name(name, reason):
 
 
 def test_names_of_benchmarks():
-    assert parse_benchmark("linear-vit_8xb128-amp-coslr-90e_in1k-10pct-160px") == BenchmarkName(
-        evaluation="linear",
-        misc=("vit", "amp", "10pct"),
+    assert parse("linear-vit_8xb128-amp-accum2-coslr-90e_in1k-10pct-160px", BENCHMARK) == Name(
+        algorithm="linear-vit",
+        module="",
         gpus=8,
         samples_per_gpu=128,
+        accumulation=2,
+        crops=(),
+        is_mixed_precision=True,
         schedule="coslr",
         epochs=90,
+        max_iters=None,
         dataset="in1k",
         sizes=(160,),
     )
@@ -112,7 +115,7 @@ def test_names_of_benchmarks():
         ("Linear_8xb32-coslr-9e_in1k", "no word of lower-case letters"),
     ):
         with pytest.raises(ValueError, match=re.escape(reason)):
-            parse_benchmark(name)
+            parse(name, BENCHMARK)
 
 
 words = st.from_regex(r"[a-z][a-z0-9]{0,6}", fullmatch=True)
@@ -154,7 +157,6 @@ def test_what_is_put_together_comes_apart(
         max_iters={"e": None, "k": length[0] * 1000, "iters": length[0]}[length[1]],
         dataset=dataset,
         sizes=tuple(number for number, _ in sizes),
-        misc=tuple(misc),
     )
 
 
@@ -190,7 +192,7 @@ def test_which_method_an_algorithm_names(algorithm, expected):
 def test_every_schedule_and_data_set_that_ships_has_one_word():
     shipped = kinds(committed_schema())
     assert sorted(SCHEDULES.values()) == sorted(classes(shipped["schedules"]))
-    sources = [dataset.source for dataset in DATASETS.values()]
+    sources = [source for source, _ in DATASETS.values()]
     assert len(set(sources)) == len(sources) and set(sources) <= set(classes(shipped["sources"]))
 
 

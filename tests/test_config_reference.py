@@ -83,10 +83,13 @@ def test_anchors_are_githubs(heading, expected):
     assert anchor(heading) == expected
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_a_table_with_all_that_is_known_of_it(name):
+def test_every_table_has_all_that_is_known_of_it():
     """As it is rendered: no sentence is taken for a list, a link or emphasis."""
-    table, heading = TABLES[name], heading_of(name)
+    for name, table in TABLES.items():
+        check_table(table, heading_of(name))
+
+
+def check_table(table, heading):
     below = words(PAGE.below[heading])
     assert below.startswith(words(table["description"]).replace("`", ""))
     for paragraph in table.get("x-docs", "").split("\n\n"):
@@ -103,12 +106,15 @@ def test_a_table_with_all_that_is_known_of_it(name):
 def test_every_kind_says_where_it_is_named_and_names_its_classes():
     for kind, union in kinds(SCHEMA).items():
         below = words(PAGE.below[kind.capitalize()])
-        assert below.startswith(f"Named by {union['x-tag']} at ")
+        where = "Named on the command line" if kind == "formats" else f"Named by {union['x-tag']} at "
+        assert below.startswith(where)
         assert all(re.search(rf"\b{name}\b", below) for name in classes(union))
     assert "Named by type at data.source, data.source.source, data.holdout, eval.train, eval.test." in words(
         PAGE.below["Sources"]
     )
     assert "Named by policy at lr, eval.finetune.lr" in words(PAGE.below["Schedules"])
+    for kind, key in (("Monitors", "monitor.extra.N"), ("Hooks", "log.hooks.N"), ("Evaluations", "eval.extra.NAME")):
+        assert f"Named by type at {key}." in words(PAGE.below[kind])
 
 
 def test_lines_are_as_short_as_elsewhere():

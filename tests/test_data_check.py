@@ -15,8 +15,10 @@ import pytest
 
 import small_run
 from sslrun.cli import main
-from sslrun.data import BadSamples, ImageFolder, ImageList, Loader, Sequential, ViewGroup, decoding, survey
-from sslrun.data.survey import Survey, Verdict
+from sslrun.data import BadSamples, ImageFolder, ImageList, Loader, Sequential, ViewGroup, decoding
+from sslrun.data import check as check_module
+from sslrun.data.check import Survey, Verdict
+from sslrun.data.reading import Unreadable, read_all
 from sslrun.data.transforms import Resize
 from test_bad_samples import smooth, write_kinds
 from test_memory_sources import drawn, write_cifar10
@@ -83,7 +85,7 @@ def test_what_is_good_is_what_a_run_takes(capsys, tmp_path):
     source, bad = ImageFolder(str(root)), BadSamples(max_bad_pct=100)
     source.open()
     run_over(source, bad)
-    assert {os.path.basename(source.paths[i]) for i in bad.found} == told.keys()
+    assert {os.path.basename(source.names[i]) for i in bad.found} == told.keys()
     listed, strict = ImageList(str(root), str(good)), BadSamples(max_bad_pct=0)
     listed.open()
     assert len(listed) == found["good"] == found["images"] - len(told) - len(found["duplicates"])
@@ -128,16 +130,16 @@ def test_the_list_is_read_back_with_labels_and_odd_names(capsys, tmp_path):
     assert "1 good images are not in" in err and "line\\nbreak.jpg" in err and f"{len(odd) - 1} images" in err
     folder, listed = ImageFolder(str(root)), ImageList(str(root), str(good))
     folder.open(), listed.open()
-    expected = {path: int(label) for path, label in zip(folder.paths, folder.labels, strict=True) if "\n" not in path}
-    assert dict(zip(listed.paths, listed.labels.tolist(), strict=True)) == expected
-    assert [os.path.exists(path) for path in listed.paths] == [True] * (len(odd) - 1)
+    expected = {path: int(label) for path, label in zip(folder.names, folder.labels, strict=True) if "\n" not in path}
+    assert dict(zip(listed.names, listed.labels.tolist(), strict=True)) == expected
+    assert [os.path.exists(path) for path in listed.names] == [True] * (len(odd) - 1)
 
     smooth(generator, 40, 50).save(root / "in front.jpg")  # now it is a flat set without labels
     code, (found,), err = check(capsys, root, "-o", good, "--force")
     listed = ImageList(str(root), str(good))
     listed.open()
     assert code == 0 and listed.labels is None and len(listed) == len(odd)
-    assert set(listed.paths) == {*expected, str(root / "in front.jpg")}
+    assert set(listed.names) == {*expected, str(root / "in front.jpg")}
 
 
 def write_lists(root: Path, **lists: list[str]) -> dict[str, str]:
@@ -251,15 +253,17 @@ def test_a_file_that_may_not_be_read(tmp_path):
     path = tmp_path / "secret.jpg"
     path.write_bytes(b"x")
     path.chmod(0)
+    source = ImageFolder(str(tmp_path))
+    source.open()
     mine = os.geteuid()
     try:
         if mine == 0:
             os.seteuid(65534)
-        assert decoding.file_trouble(str(path)) == "permission denied"
+        assert read_all(source, np.array([0])) == [Unreadable("permission denied")]
     finally:
         os.seteuid(mine)
     path.chmod(0o600)
-    assert decoding.file_trouble(str(path)) is None
+    assert [read.tobytes() for read in read_all(source, np.array([0]))] == [b"x"]
 
 
 @pytest.fixture
@@ -276,14 +280,14 @@ def many(tmp_path):
 
 def test_ctrl_c_ends_it_with_what_was_found(capsys, many, tmp_path, monkeypatch):
     (many / "003.png").write_bytes(b"no image")  # and its other name
-    decode = survey._decode
+    decode = check_module._decode
 
     def interrupted(found, ids, trial):
         if ids[0] >= 64:
             os.kill(os.getpid(), signal.SIGINT)
         decode(found, ids, trial)
 
-    monkeypatch.setattr(survey, "_decode", interrupted)
+    monkeypatch.setattr(check_module, "_decode", interrupted)
     good = tmp_path / "good.txt"
     code, (found,), err = check(capsys, many, "-o", good)
     assert code == 130 and err.startswith("error: interrupted") and "good.txt is not written" in err
@@ -299,10 +303,10 @@ import os, signal, sys
 sys.path.insert(0, {folder!r})
 import decoding
 sizes = decoding.Trial.sizes
-def deadly(self, paths):
-    if any(path.endswith("/005.png") for path in paths):
+def deadly(self, encoded):
+    if any(image.tobytes() == open({image!r}, "rb").read() for image in encoded):
         os.kill(os.getpid(), signal.SIGSEGV)
-    return sizes(self, paths)
+    return sizes(self, encoded)
 decoding.Trial.sizes = deadly
 decoding.main(int(sys.argv[1]), int(sys.argv[2]))
 """
@@ -310,11 +314,12 @@ decoding.main(int(sys.argv[1]), int(sys.argv[2]))
 
 def test_an_image_that_kills_its_decoder_is_named(capsys, many, tmp_path, monkeypatch):
     program = tmp_path / "dying.py"
-    program.write_text(DYING.format(folder=str(Path(decoding.__file__).parent)))
+    program.write_text(DYING.format(folder=str(Path(decoding.__file__).parent), image=str(many / "005.png")))
     monkeypatch.setattr(decoding, "PROGRAM", str(program))
     code, (found,), _ = check(capsys, many)
-    assert code == 1 and names(found, "unreadable") == {"005.png": "decoding it ends the process (SIGSEGV)"}
-    assert found["good"] == 70 and len(found["duplicates"]) == 69
+    told = "decoding it ends the process (SIGSEGV)"
+    assert code == 1 and names(found, "unreadable") == {"005.png": told, "075.png": told}, "both names of one image"
+    assert found["good"] == 69 and len(found["duplicates"]) == 69
 
 
 def test_a_decoder_that_cannot_work_is_no_fault_of_the_images(capsys, many, tmp_path, monkeypatch):
@@ -338,7 +343,7 @@ def test_images_in_memory(capsys, tmp_path):
     (pair,) = found["duplicates"]
     assert [os.path.basename(path) for path in pair] == ["data_batch_2.bin#1", "data_batch_4.bin#1"]
     code, found, err = check(capsys, recipe, "-o", tmp_path / "good.txt")
-    assert code == 2 and not found and "in memory: there are no files to list" in err and len(err.splitlines()) == 1
+    assert code == 2 and not found and "are not files of their own" in err and len(err.splitlines()) == 1
 
 
 def test_mistakes_are_one_line(capsys, tmp_path, images):

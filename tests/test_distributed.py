@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import small_run
 from ranks import run_ranks
 from sslrun.runtime import distributed
 
@@ -151,3 +152,22 @@ def fail_on_rank_one() -> None:
 def test_a_failing_rank_is_shown_and_the_others_are_ended() -> None:
     with pytest.raises(AssertionError, match="this is why"):
         run_ranks(fail_on_rank_one, 2)
+
+
+def broadcast_every_dtype() -> dict[str, bytes]:
+    distributed.init(torch.device("cpu"))
+    buffers = small_run.buffers_of_every_dtype()
+    if distributed.rank() > 0:
+        buffers = {name: torch.empty_like(buffer) for name, buffer in buffers.items()}
+    transposed = {f"{name}, transposed": buffer.clone().t() for name, buffer in buffers.items()}
+    distributed.broadcast_([*buffers.values(), *transposed.values()])
+    distributed.shutdown()
+    return {name: small_run.bits(buffer) for name, buffer in (buffers | transposed).items()}
+
+
+def test_buffers_of_every_dtype_reach_every_rank_to_the_bit():
+    buffers = small_run.buffers_of_every_dtype()
+    for received in run_ranks(broadcast_every_dtype, 2):
+        for name, buffer in buffers.items():
+            assert received[name] == small_run.bits(buffer), name
+            assert received[f"{name}, transposed"] == small_run.bits(buffer.t()), name

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sslrun.data.draws import ORDER_VIEW, philox, uniforms
+from sslrun.randomness import ORDER_VIEW, philox, uniforms
 
 # kat_vectors of Random123 (philox4x32, 10 rounds): counter, key, answer.
 KNOWN_ANSWERS = [

@@ -74,12 +74,30 @@ def test_other_images_are_named_by_an_overlay(capsys, run, images, tmp_path):
         (["--with", "nowhere.toml"], 2, "No such file"),
         (["--recipe", "a.toml"], 2, "has a recipe of its own"),
         (["-o", "/dev/null/x"], 1, "could not be written"),
+        (["--set", "eval.extra.knn.type=Knn"], 2, "is none of finetune, knn, linear, spectrum"),
+        (["--set", "eval.extra.mine.k=[1]"], 2, "type is missing; it names one of the evaluations"),
+        (["--set", "eval.knn.type=Knn"], 2, "unknown key of Knn"),
     ],
 )
 def test_mistakes_are_one_line(capsys, run, words, code, message):
     got, out, err = call(capsys, "eval", "knn", run, *words)
     assert (got, out) == (code, "")
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+def test_an_unknown_kind_is_told_the_known_ones(capsys, run):
+    code, out, err = call(capsys, "eval", "knnn", run)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "no evaluation called 'knnn'" in err and "has finetune, knn, linear, spectrum;" in err
+
+
+def test_a_kind_may_be_there_twice_with_other_settings(capsys, run):
+    extra = ["--set", "eval.extra.nearest={type='Knn',k=[1]}"]
+    assert call(capsys, "eval", "nearest", run, *extra)[0] == 0
+    kept = record(run, "nearest")
+    assert (kept["kind"], [row["k"] for row in kept["results"]["grid"]]) == ("nearest", [1])
+    assert call(capsys, "eval", "knn", run, "--set", "eval.knn.k=[1]")[0] == 0
+    assert record(run)["results"] == kept["results"]
 
 
 def test_without_labels_or_test_images(capsys, run, images, tmp_path):

@@ -9,6 +9,8 @@ from torch import nn
 
 from sslrun.errors import Diverged, UsageError
 from sslrun.optim.lars import LARS
+from sslrun.randomness import Phase
+from sslrun.runtime import distributed
 from sslrun.runtime.executor import LocalExecutor
 from toy import (
     CPU,
@@ -20,6 +22,7 @@ from toy import (
     largest_difference,
     load,
     micro_batches,
+    progress_at,
     rates_at,
     state_of,
     train,
@@ -45,8 +48,8 @@ def test_equals_a_plain_loop_over_the_whole_batch(optimizer: str, grad_clip: flo
             group["lr"] = rate
         (batch,) = micro_batches(step, 1)
         with torch.no_grad():
-            (target,) = method.targets([batch], step)
-        loss = method(batch, step, target).value + 0 * sum(p.sum() for p in method.sometimes.parameters())
+            (target,) = method.targets([batch], progress_at(step))
+        loss = method(batch, progress_at(step), target).value + 0 * sum(p.sum() for p in method.sometimes.parameters())
         loss.backward()
         norm = nn.utils.clip_grad_norm_(trained, math.inf if grad_clip is None else grad_clip, norm_type)
         plain.step()
@@ -216,8 +219,8 @@ def test_a_group_without_rate_stays_as_it_is_and_gathers_no_momentum(optimizer: 
         parameter.requires_grad_(name not in frozen and parameter.requires_grad)  # the method detaches it
     for rate in (rates, rates):
         (batch,) = micro_batches(0, 1)
-        (target,) = executor.targets([batch], 0)
-        executor.backward(executor.forward(batch, 0, target).value)
+        (target,) = executor.targets([batch], progress_at(0))
+        executor.backward(executor.forward(batch, progress_at(0), target).value)
         executor.step(rate)
     after, state = executor.full_state(), executor.optimizer_state()
     assert all(torch.equal(before[name], after[name]) for name in frozen)
@@ -234,8 +237,8 @@ def test_a_group_without_rate_stays_as_it_is_and_gathers_no_momentum(optimizer: 
 def test_accumulation_is_kept_to() -> None:
     executor = build(accumulation=2)
     (batch,) = micro_batches(0, 1)
-    (target,) = executor.targets([batch], 0)
-    executor.backward(executor.forward(batch, 0, target).value)
+    (target,) = executor.targets([batch], progress_at(0))
+    executor.backward(executor.forward(batch, progress_at(0), target).value)
     with pytest.raises(AssertionError, match="1 micro-batches, not 2"):
         executor.step([0.1, 0.1])
 
@@ -247,3 +250,30 @@ def test_compiled_submodules_train_alike() -> None:
     train(reference, range(3), 0.2)
     assert executor.full_state().keys() == reference.full_state().keys()
     assert largest_difference(executor.full_state(), reference.full_state()) < 1e-5
+
+
+def test_draws_from_torchs_generators_go_by_step_rank_and_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = build(accumulation=2)
+    drawn: list[float] = []
+    monkeypatch.setattr(executor.method, "targets", lambda batches, _: drawn.append(torch.rand(()).item()) or [0, 0])
+    monkeypatch.setattr(executor.method, "forward", lambda *_: drawn.append(torch.rand(()).item()))
+
+    batches = micro_batches(0, 2)
+
+    def draws(step: int, rank: int = 0) -> list[float]:
+        """Of the targets, of two micro-batches, of the update and of an epoch's beginning."""
+        progress = progress_at(step)
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        drawn.clear()
+        for batch, target in zip(batches, executor.targets(batches, progress), strict=True):
+            executor.forward(batch, progress, target)
+        for phase in (Phase.UPDATE, Phase.EPOCH):
+            executor.seed(progress, phase)
+            drawn.append(torch.rand(()).item())
+        return list(drawn)
+
+    first = draws(0)
+    torch.rand(7)  # somebody else draws in between
+    assert draws(0) == first
+    assert len({*first, *draws(1), *draws(0, rank=1)}) == 5 + 5 + 3, "equal numbers for different purposes"
+    assert draws(0, rank=1)[3:] == first[3:], "the update of a state that all ranks have in common"

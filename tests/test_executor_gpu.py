@@ -6,7 +6,19 @@ import pytest
 import torch
 
 from sslrun.errors import Diverged
-from toy import CPU, OPTIMIZERS, RATES, build, is_equal, largest_difference, micro_batches, rates_at, state_of, train
+from toy import (
+    CPU,
+    OPTIMIZERS,
+    RATES,
+    build,
+    is_equal,
+    largest_difference,
+    micro_batches,
+    progress_at,
+    rates_at,
+    state_of,
+    train,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,8 +56,8 @@ def test_a_step_waits_for_nothing(optimizer: str) -> None:
     batches = [batch.to(CUDA) for batch in micro_batches(2, 1)]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        (target,) = executor.targets(batches, 2)
-        executor.backward(executor.forward(batches[0], 2, target).value)
+        (target,) = executor.targets(batches, progress_at(2))
+        executor.backward(executor.forward(batches[0], progress_at(2), target).value)
         executor.step(rates_at(2, RATES[optimizer]))
         executor.update_teachers([(executor.method.teacher, executor.method.student, 0.9)])
     finally:

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from small_run import NAME, call
-from sslrun.commands import weights
 from sslrun.config import load
 from sslrun.errors import RunFailed, UsageError
-from sslrun.export import published
-from sslrun.export.architecture import built, deduce, shapes_of
+from sslrun.export import library_shapes
+from sslrun.export.architecture import architecture_of, shapes_of
 from sslrun.export.encoder import Encoder, encoder_of
+from sslrun.export.export import export
+from sslrun.export.foreign_network import built, deduce
 from sslrun.export.preprocessing import Preprocessing, preprocessing_of
-from sslrun.export.targets import TARGETS, export
 from sslrun.export.verify import difference
 from sslrun.nn.norm import BN
 from sslrun.nn.resnet import ResNet
@@ -32,13 +32,31 @@ from sslrun.nn.vit import VisionTransformer
 from sslrun.recipe import Recipe
 from sslrun.saved import open_saved
 
-PUBLISHED = json.loads((Path(__file__).parent / "published_names.json").read_text())
+LIBRARIES = json.loads((Path(__file__).parent / "library_shapes.json").read_text())
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ABOUT = {"recipe": "r", "method": "MoCo", "backbone": {}, "weights": "step_7", "step": 7, "epoch": 0.5, "sslrun": "1"}
 
 
-def encoder(backbone, size=32) -> Encoder:
+def network(cls: type[nn.Module], **arguments) -> tuple[nn.Module, dict]:
+    """A backbone and the `[model.backbone]` table that builds it."""
+    return cls(**arguments), {"type": cls.__name__, **arguments}
+
+
+def resnet(depth: int, **arguments) -> tuple[nn.Module, dict]:
+    return network(ResNet, depth=depth, **arguments)
+
+
+def transformer(**arguments) -> tuple[nn.Module, dict]:
+    return network(VisionTransformer, **arguments)
+
+
+def sobel(**arguments) -> tuple[nn.Module, dict]:
+    return network(Sobel, backbone=ResNet(18, in_channels=2, **arguments))
+
+
+def encoder(built: tuple[nn.Module, dict], size: int = 32) -> Encoder:
     """With weights and statistics that are nowhere what a fresh network has."""
+    backbone, table = built
     generator = torch.Generator().manual_seed(5)
     for name, tensor in backbone.state_dict().items():
         if tensor.dim() > 1:
@@ -47,7 +65,7 @@ def encoder(backbone, size=32) -> Encoder:
             low = -0.5 if name.endswith(("bias", "mean")) else 0.5
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + low)
     preprocessing = Preprocessing((size, size), round(size * 8 / 7), "bilinear", *IMAGENET)
-    return Encoder(backbone.eval(), preprocessing, ABOUT)
+    return Encoder(backbone.eval(), architecture_of(table), preprocessing, ABOUT)
 
 
 def refused(capsys, *words, code=2) -> str:
@@ -160,41 +178,48 @@ def require_same(made: Encoder, theirs):
 
 
 def test_published_lists_are_those_of_the_libraries():
-    torchvision, timm, transformers = PUBLISHED.values()
-    assert torchvision == {name: digest(published.resnet(name)) for name in published.RESNETS}
-    lists = {**dict.fromkeys(published.RESNETS, published.resnet), **dict.fromkeys(published.VITS, published.vit)}
+    torchvision, timm, transformers = LIBRARIES.values()
+    assert torchvision == {name: digest(library_shapes.resnet(name)) for name in library_shapes.RESNETS}
+    lists = {
+        **dict.fromkeys(library_shapes.RESNETS, library_shapes.resnet),
+        **dict.fromkeys(library_shapes.VITS, library_shapes.vit),
+    }
     assert timm == {name: digest(make(name)) for name, make in lists.items()}
     configs = {}
-    for depth, blocks in published.BLOCKS.items():
+    for depth, blocks in library_shapes.BLOCKS.items():
         sizes = [64 * 2**stage * (4 if depth >= 50 else 1) for stage in range(4)]
         config = {"layer_type": "basic" if depth < 50 else "bottleneck", "depths": blocks, "num_channels": 3}
         configs[f"resnet{depth}"] = {**config, "hidden_sizes": sizes, "embedding_size": 64}
     configs["resnet18 16"] = {**configs["resnet18"], "hidden_sizes": [16, 32, 64, 128], "embedding_size": 16}
-    found = {name: digest(published.transformers_resnet(config)) for name, config in configs.items()}
-    for name, (width, depth, _) in published.VITS.items():
+    found = {name: digest(library_shapes.transformers_resnet(config)) for name, config in configs.items()}
+    for name, (width, depth, _) in library_shapes.VITS.items():
         config = {"hidden_size": width, "intermediate_size": 4 * width, "patch_size": 16, "image_size": 224}
         more = {"num_channels": 3, "num_hidden_layers": depth}
-        found[name.removesuffix("_patch16_224")] = digest(published.transformers_vit({**config, **more}))
+        found[name.removesuffix("_patch16_224")] = digest(library_shapes.transformers_vit({**config, **more}))
     assert transformers == found
 
 
-@pytest.mark.parametrize("name", [*published.RESNETS, *published.VITS])
+@pytest.mark.parametrize("name", [*library_shapes.RESNETS, *library_shapes.VITS])
 def test_our_networks_have_the_published_names(name):
     with torch.device("meta"):
-        if name in published.RESNETS:
-            depth, groups, width = published.RESNETS[name]
-            ours, theirs = ResNet(depth, groups=groups, width_per_group=width), published.resnet(name)
+        if name in library_shapes.RESNETS:
+            depth, groups, width = library_shapes.RESNETS[name]
+            (ours, table), theirs = resnet(depth, groups=groups, width_per_group=width), library_shapes.resnet(name)
         else:
-            ours, theirs = VisionTransformer(name.split("_")[1]), published.vit(name)
+            (ours, table), theirs = transformer(arch=name.split("_")[1]), library_shapes.vit(name)
     shapes = shapes_of(ours)
     left = {key: shape for key, shape in theirs.items() if key not in shapes}
-    assert set(left) <= published.CLASSIFIERS and len(left) == 2
+    assert set(left) <= library_shapes.CLASSIFIERS and len(left) == 2
     assert difference(shapes, {key: shape for key, shape in theirs.items() if key not in left}) is None
     assert shapes_of(built(deduce(shapes))) == shapes  # and their tensors alone tell which network it is
+    architecture = architecture_of(table)
+    assert shapes_of(built(architecture)) == shapes
+    if name in library_shapes.RESNETS:
+        assert architecture == deduce(shapes)
 
 
 def test_a_difference_is_seen():
-    shapes = published.resnet("resnet18")
+    shapes = library_shapes.resnet("resnet18")
     assert difference(shapes, shapes) is None
     less = {name: shape for name, shape in shapes.items() if name != "layer2.0.downsample.1.running_var"}
     assert difference(less, shapes) == "1 missing, such as layer2.0.downsample.1.running_var"
@@ -207,7 +232,7 @@ def test_a_difference_is_seen():
 
 @pytest.mark.parametrize(("target", "suffix"), [("torchvision", ".pth"), ("timm", ".safetensors")])
 def test_a_resnet_for_torchvision_and_timm(tmp_path, target, suffix):
-    made, path = encoder(ResNet(18)), tmp_path / f"new/x{suffix}"
+    made, path = encoder(resnet(18)), tmp_path / f"new/x{suffix}"
     export(made, target, path)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     if suffix == ".pth":
@@ -226,7 +251,7 @@ def test_a_resnet_for_torchvision_and_timm(tmp_path, target, suffix):
 
 
 def test_a_transformer_for_timm_says_how_many_heads(tmp_path):
-    made, path = encoder(VisionTransformer("tiny"), size=224), tmp_path / "x.safetensors"
+    made, path = encoder(transformer(arch="tiny"), size=224), tmp_path / "x.safetensors"
     assert export(made, "timm", path) == "timm's vit_tiny_patch16_224 has 3 heads: create it with num_heads=12"
     metadata = json.loads(safe_open(path, "pt").metadata()["sslrun"])
     assert (metadata["architecture"], metadata["model_args"]) == (
@@ -239,9 +264,9 @@ def test_a_transformer_for_timm_says_how_many_heads(tmp_path):
 @pytest.mark.parametrize(
     "backbone",
     [
-        lambda: ResNet(18, base_width=8),
-        lambda: ResNet(50, base_width=4),
-        lambda: ResNet(18, base_width=8, out_indices=[2]),
+        lambda: resnet(18, base_width=8),
+        lambda: resnet(50, base_width=4),
+        lambda: resnet(18, base_width=8, out_indices=[2]),
     ],
 )
 def test_a_resnet_for_transformers(tmp_path, backbone):
@@ -260,7 +285,7 @@ def test_a_resnet_for_transformers(tmp_path, backbone):
 
 def test_a_transformer_for_transformers(tmp_path):
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
-    made, path = encoder(VisionTransformer(**sizes)), tmp_path / "folder"
+    made, path = encoder(transformer(**sizes)), tmp_path / "folder"
     export(made, "huggingface", path)
     config, tensors = json.loads((path / "config.json").read_text()), load_file(path / "model.safetensors")
     assert (config["num_attention_heads"], config["layer_norm_eps"], config["intermediate_size"]) == (3, 1e-6, 48)
@@ -277,8 +302,8 @@ def test_onnx_takes_any_number_of_images(tmp_path):
     pytest.importorskip("onnxscript")
     sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 2}
     for name, backbone, size in (
-        ("cnn", ResNet(18, base_width=4, stem="small"), 16),
-        ("vit", VisionTransformer(**sizes), 16),
+        ("cnn", resnet(18, base_width=4, stem="small"), 16),
+        ("vit", transformer(**sizes), 16),
     ):
         made, path = encoder(backbone, size), tmp_path / f"{name}.onnx"
         export(made, "onnx", path)
@@ -293,7 +318,7 @@ def test_onnx_takes_any_number_of_images(tmp_path):
 
 def test_any_backbone_goes_into_safetensors(tmp_path):
     made, path = (
-        encoder(Sobel(ResNet(18, in_channels=2, base_width=4, norm_cfg=BN(affine=False)))),
+        encoder(sobel(base_width=4, norm_cfg=BN(affine=False))),
         tmp_path / "x.safetensors",
     )
     export(made, "safetensors", path)
@@ -308,21 +333,22 @@ def test_any_backbone_goes_into_safetensors(tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "targets", "message"),
     [
-        (lambda: ResNet(18, stem="small"), ("torchvision", "timm", "transformers"), 'no ResNet with stem = "small"'),
-        (lambda: ResNet(18, base_width=32), ("torchvision", "timm"), "no ResNet-18, base_width = 32"),
-        (lambda: ResNet(18, out_indices=[3]), ("torchvision", "timm"), r"no ResNet-18, out_indices = \[3\]"),
-        (lambda: ResNet(50, width_per_group=96), ("torchvision", "transformers"), "no ResNet-50, width_per_group"),
-        (lambda: ResNet(50, groups=32, width_per_group=4), ("transformers",), "no ResNeXt-50, groups = 32"),
-        (lambda: ResNet(18, norm_cfg=BN(eps=1e-3)), ("torchvision", "timm", "transformers"), "eps of 1e-5 only"),
-        (lambda: ResNet(18, norm_cfg=BN(affine=False)), ("torchvision", "timm", "transformers"), "scale, shift"),
-        (lambda: Sobel(ResNet(18, in_channels=2)), ("torchvision", "timm", "transformers"), "has no Sobel"),
-        (lambda: VisionTransformer("tiny", img_size=32), ("timm",), "no ViT-Tiny/16 for images of 32 px"),
-        (lambda: VisionTransformer("tiny"), ("torchvision",), "--to timm takes this one"),
-        (lambda: ResNet(18, in_channels=1), ("timm", "transformers"), r"conv1.weight|convolution.weight"),
+        (lambda: resnet(18, stem="small"), ("torchvision", "timm", "transformers"), 'no ResNet with stem = "small"'),
+        (lambda: resnet(18, base_width=32), ("torchvision", "timm"), "no ResNet-18, base_width = 32"),
+        (lambda: resnet(18, out_indices=[3]), ("torchvision", "timm"), r"no ResNet-18, out_indices = \[3\]"),
+        (lambda: resnet(50, width_per_group=96), ("torchvision", "transformers"), "no ResNet-50, width_per_group"),
+        (lambda: resnet(50, groups=32, width_per_group=4), ("transformers",), "no ResNeXt-50, groups = 32"),
+        (lambda: resnet(18, norm_cfg=BN(eps=1e-3)), ("torchvision", "timm", "transformers"), "eps of 1e-5 only"),
+        (lambda: resnet(18, norm_cfg=BN(affine=False)), ("torchvision", "timm", "transformers"), "scale, shift"),
+        (lambda: sobel(), ("torchvision", "timm", "transformers"), "has no Sobel"),
+        (lambda: transformer(arch="tiny", img_size=32), ("timm",), "no ViT-Tiny/16 for images of 32 px"),
+        (lambda: transformer(arch="tiny"), ("torchvision",), "--to timm takes this one"),
+        (lambda: resnet(18, in_channels=1), ("timm", "transformers"), r"conv1.weight|convolution.weight"),
     ],
 )  # fmt: skip
 def test_what_others_do_not_have_is_refused(tmp_path, backbone, targets, message):
-    made = Encoder(backbone(), Preprocessing((32, 32), 36, "bilinear", *IMAGENET), ABOUT)
+    backbone, table = backbone()
+    made = Encoder(backbone, architecture_of(table), Preprocessing((32, 32), 36, "bilinear", *IMAGENET), ABOUT)
     for program in targets:
         target, name = {"transformers": ("huggingface", "x")}.get(program, (program, "x.safetensors"))
         with pytest.raises(UsageError, match=message):
@@ -334,7 +360,6 @@ def test_what_others_do_not_have_is_refused(tmp_path, backbone, targets, message
 
 
 def test_a_run_is_exported(capsys, trained, tmp_path):
-    assert tuple(TARGETS) == weights.TARGETS
     path = tmp_path / "encoder.safetensors"
     code, out, err = call(capsys, "export", trained, "--to", "safetensors", "-o", path)
     assert (code, out) == (0, f"{path}\n"), err
@@ -364,7 +389,7 @@ def test_a_run_is_exported(capsys, trained, tmp_path):
 
 
 def test_a_folder_is_replaced_only_if_it_is_an_export(tmp_path):
-    made, path = encoder(ResNet(18, base_width=4)), tmp_path / "folder"
+    made, path = encoder(resnet(18, base_width=4)), tmp_path / "folder"
     export(made, "huggingface", path)
     (path / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="exists"):
@@ -387,7 +412,7 @@ def test_a_folder_is_replaced_only_if_it_is_an_export(tmp_path):
 def test_a_full_disk_leaves_what_was_there(capsys, trained, tmp_path, monkeypatch, target, name):
     path = tmp_path / name
     if target == "huggingface":
-        made = encoder(ResNet(18, base_width=4))
+        made = encoder(resnet(18, base_width=4))
 
         def again(force):
             export(made, target, path, force)
@@ -418,9 +443,9 @@ def test_a_full_disk_leaves_what_was_there(capsys, trained, tmp_path, monkeypatc
 
 
 def test_what_does_not_read_back_is_not_kept(tmp_path, monkeypatch):
-    import sslrun.export.files as files
+    import sslrun.export.tensor_files as files
 
-    made, write = encoder(ResNet(18)), files.write_tensors
+    made, write = encoder(resnet(18)), files.write_tensors
 
     def without(path, tensors, metadata):
         write(path, {name: tensor for name, tensor in tensors.items() if name != "bn1.bias"}, metadata)
@@ -449,7 +474,7 @@ class Untranslatable(nn.Module):
 
 def test_a_backbone_that_onnx_cannot_follow_is_said(tmp_path):
     pytest.importorskip("onnxscript")
-    made = Encoder(Untranslatable(), Preprocessing((8, 8), 9, "bilinear", *IMAGENET), ABOUT)
+    made = Encoder(Untranslatable(), None, Preprocessing((8, 8), 9, "bilinear", *IMAGENET), ABOUT)
     with pytest.raises(RunFailed, match="torch cannot translate the backbone"):
         export(made, "onnx", tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -458,7 +483,7 @@ def test_a_backbone_that_onnx_cannot_follow_is_said(tmp_path):
 def test_onnx_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"pip install 'sslrun\[onnx\]'"):
-        export(encoder(ResNet(18, base_width=4)), "onnx", tmp_path / "x.onnx")
+        export(encoder(resnet(18, base_width=4)), "onnx", tmp_path / "x.onnx")
 
 
 # --- preprocessing ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from small_run import call
-from sslrun.evaluation.finetune_recipe import FinetuneConfig, layer_rules, recipe
+from sslrun.evaluation.finetune_recipe import Finetune, layer_rules, recipe
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.vit import VisionTransformer
 from sslrun.optim.groups import ParamRule
@@ -116,8 +116,8 @@ def test_its_recipe_is_made_of_the_run_and_of_eval():
         },
     }
     made = recipe(
-        values, FinetuneConfig(layer_decay=0.5, mixup=0.8), size=(8, 8), num_classes=9, layers=[["a"]],
-        weights="w", work_dir="d",
+        values, Finetune(layer_decay=0.5, mixup=0.8), values["eval"]["finetune"],
+        size=(8, 8), num_classes=9, layers=[["a"]], weights="w", work_dir="d",
     )  # fmt: skip
     assert made["model"]["backbone"] == {"type": "ResNet", "depth": 18}
     assert (made["model"]["num_classes"], made["model"]["mixup"], made["seed"]) == (9, 0.8, 5)

@@ -11,19 +11,19 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "sslrun": 0,  # the package itself: its exports are imported on first use, by name
     "errors": 0,
-    "config": 1,
+    "config": 1, "randomness": 1,
     "contract": 2,
     "runtime": 3,
     "data": 4, "nn": 4, "optim": 4,
     "methods": 5, "evaluation": 5,
-    "recipe": 6, "step_metrics": 6.1, "plan": 6.1, "session": 6.2, "train": 6.3, "saved": 6.3,
+    "recipe": 6, "step_metrics": 6.1, "rehearsal": 6.1, "plan": 6.2, "session": 6.3, "train": 6.4, "saved": 6.4,
     "measure": 7, "preview": 7, "export": 7, "runs": 7,
     "finetune": 8, "report": 8,
     "commands": 9, "cli": 9.1,
 }  # fmt: skip
 HOME = {  # who may know a library
     "nvidia": "sslrun.data", "deepspeed": "sslrun.runtime.deepspeed_executor",
-    "matplotlib": "sslrun.report.plots", "sklearn": "sslrun.report.evidence",
+    "matplotlib": "sslrun.report.plots", "sklearn": "sslrun.report.encoder_outputs",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ def test_each_class_gives_its_share(images):
     assert np.bincount(tenth.labels).tolist() == [2] * 4 and np.bincount(half.labels).tolist() == [10] * 4
     assert set(tenth.ids) < set(half.ids)
     assert (np.diff(tenth.ids) > 0).all()
-    assert [tenth.source.paths[i] for i in tenth.ids] == list(tenth.paths)
+    assert [tenth.source.names[i] for i in tenth.ids] == list(tenth.names)
     assert tenth.labels.tolist() == tenth.source.labels[tenth.ids].tolist()
 
 

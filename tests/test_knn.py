@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation import knn
-from sslrun.evaluation.knn import KnnConfig, knn_grid, knn_predict, knn_top1, nearest
+from sslrun.evaluation.knn import Knn, knn_grid, knn_predict, knn_top1, nearest
 
 KS = [1, 10, 20, 100, 200, 5000]
 BANK = 1200  # of the 1797 digits
@@ -51,12 +51,12 @@ def test_predictions_are_scikit_learns_on_digits(noise, ks, temperature):
 
 def test_the_best_of_the_grid_is_the_result():
     bank, labels, queries, truth = digits(12.0)
-    result = knn.run(KnnConfig(k=[200, 10, 20]), bank, labels, queries, truth)
+    result = Knn(k=[200, 10, 20]).of_features(bank, labels, queries, truth)
     rows = {row["k"]: row["top1_pct"] for row in result["grid"]}
     assert list(rows) == [200, 10, 20] and result["knn/top1_pct"] == max(rows.values()) == rows[result["k"]]
     assert min(rows.values()) < max(rows.values())
     assert knn_top1(bank, labels, queries, truth, k=10) == rows[10]
-    same = knn.run(KnnConfig(k=[9000, 5000, 7000]), bank, labels, queries, truth)
+    same = Knn(k=[9000, 5000, 7000]).of_features(bank, labels, queries, truth)
     assert same["k"] == 5000, "of equals the smallest"
 
 
@@ -126,8 +126,8 @@ def test_memory_is_bounded_in_all_directions():
 def test_what_is_wrong_is_said():
     for wrong in ({"k": []}, {"k": [10, 0]}, {"temperature": 0.0}, {"temperature": float("nan")}):
         with pytest.raises(UsageError, match=rf"eval\.knn\.{next(iter(wrong))} must"):
-            KnnConfig(**wrong)
+            Knn(**wrong)
     bank, labels, queries, truth = digits()
     queries[3, 5] = torch.inf
     with pytest.raises(RunFailed, match="the features of 1 of 597 images are not finite"):
-        knn.run(KnnConfig(), bank, labels, queries, truth)
+        Knn().of_features(bank, labels, queries, truth)

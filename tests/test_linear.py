@@ -29,10 +29,10 @@ from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation import linear, partial_result
 from sslrun.evaluation.eval_config import EvalConfig
 from sslrun.evaluation.feature_cache import FeatureCache, Normalization
-from sslrun.evaluation.linear import LinearConfig, LinearGrid
+from sslrun.evaluation.frozen_encoder import FrozenEncoder
+from sslrun.evaluation.linear import Linear, LinearGrid
 from sslrun.evaluation.linear_heads import Heads, Scores, Setting
 from sslrun.evaluation.partial_result import PartialResult
-from sslrun.evaluation.subject import Subject
 from sslrun.nn.norm import BN
 from sslrun.nn.resnet import ResNet
 from sslrun.optim import Optimizer, lars
@@ -74,8 +74,8 @@ def opened(folder: Path, *keep: slice) -> Source:
     return Subset(source, np.arange(len(source))[keep[0]]) if keep else source
 
 
-def subject_of(train: Source, test: Source | None, backbone: nn.Module | None = None, seed: int = 0) -> Subject:
-    return Subject(
+def encoder_of(train: Source, test: Source | None, backbone: nn.Module | None = None, seed: int = 0) -> FrozenEncoder:
+    return FrozenEncoder(
         backbone=backbone or Pixels(),
         train=train,
         test=test,
@@ -89,11 +89,11 @@ def subject_of(train: Source, test: Source | None, backbone: nn.Module | None = 
     )
 
 
-def arrays(subject: Subject) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def arrays(encoder: FrozenEncoder) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Training features and labels, test features and labels."""
-    assert subject.test is not None
-    sources = (subject.train, subject.test)
-    features = [subject.extractor(s).extract(subject.backbone, np.arange(len(s))).numpy() for s in sources]
+    assert encoder.test is not None
+    sources = (encoder.train, encoder.test)
+    features = [encoder.extractor(s).extract(encoder.backbone, np.arange(len(s))).numpy() for s in sources]
     return features[0], sources[0].labels, features[1], sources[1].labels
 
 
@@ -217,13 +217,13 @@ def test_the_choice_is_by_top1_where_it_can_tell_and_by_loss_where_not():
 @pytest.mark.parametrize("c", [0.1, 1.0])
 def test_accuracy_is_that_of_logistic_regression(digits, backbone, c):
     """The same problem, weight decay being 1 / (C N), has the same answer."""
-    subject = subject_of(opened(digits / "train"), opened(digits / "test"), backbone().eval())
-    train, train_labels, test, test_labels = arrays(subject)
+    encoder = encoder_of(opened(digits / "train"), opened(digits / "test"), backbone().eval())
+    train, train_labels, test, test_labels = arrays(encoder)
     scaler = StandardScaler().fit(train)
     train, test = scaler.transform(train), scaler.transform(test)
     rate, epochs = (1.0, 200) if backbone is Pixels else (0.3, 1000)  # features of chance say almost the same
     rule = SGD(lr=rate, momentum=0.9, weight_decay=1 / (c * len(train)))
-    found = linear.run(LinearConfig(optimizer=rule, norm="standardize", epochs=epochs), subject)
+    found = Linear(optimizer=rule, norm="standardize", epochs=epochs).run(encoder)
     model = LogisticRegression(C=c, tol=1e-6, max_iter=5000).fit(train, train_labels)
     assert found["linear/top1_pct"] == pytest.approx(100 * model.score(test, test_labels), abs=0.5)
     logits = torch.from_numpy(model.decision_function(train))
@@ -231,22 +231,22 @@ def test_accuracy_is_that_of_logistic_regression(digits, backbone, c):
     assert found["chosen"]["train_loss"] == pytest.approx(theirs, rel=0.03)
 
 
-def few(digits: Path, backbone: nn.Module | None = None) -> Subject:
+def few(digits: Path, backbone: nn.Module | None = None) -> FrozenEncoder:
     """240 digits to learn from, 120 to test on."""
     train, test = opened(digits / "train", slice(0, None, 5)), opened(digits / "test", slice(0, None, 5))
-    return subject_of(train, test, backbone)
+    return encoder_of(train, test, backbone)
 
 
 def test_the_default_grid_and_that_its_choice_does_not_look_at_test_images(digits):
-    config = LinearConfig(epochs=30)
-    found = linear.run(config, few(digits))
+    config = Linear(epochs=30)
+    found = config.run(few(digits))
     assert len(found["grid"]) == 40 and found["chosen"]["validation_samples"] == 24
     assert found["chosen"]["train_samples"] == 240, "trained again, on all"
     assert found["linear/top1_pct"] > max(row["test_top1_pct"] for row in found["grid"]) - 5
     assert found["linear/top5_pct"] > 95 and len(found["per_class_top1_pct"]) == 10
-    subject = few(digits)
-    subject.test.labels = subject.test.labels[::-1].copy()
-    other = linear.run(config, subject)
+    encoder = few(digits)
+    encoder.test.labels = encoder.test.labels[::-1].copy()
+    other = config.run(encoder)
     assert other["chosen"] == found["chosen"]
     assert other["linear/top1_pct"] < found["linear/top1_pct"] - 50
     for row, before in zip(other["grid"], found["grid"], strict=True):
@@ -259,17 +259,17 @@ FRESH: list[Transform] = [RandomResizedCrop(8, scale=(0.5, 1.0)), RandomHorizont
 def test_fresh_features_without_chance_are_the_cached_ones_and_with_chance_are_not(digits):
     rule = SGD(lr=0.3, momentum=0.9)
     configs = [
-        LinearConfig(optimizer=rule, norm=norm, epochs=3, global_batch=100, transforms=transforms)
+        Linear(optimizer=rule, norm=norm, epochs=3, global_batch=100, transforms=transforms)
         for norm in ("none", "batch")
         for transforms in (None, AS_THEY_ARE, FRESH)
     ]
-    found = [linear.run(config, few(digits)) for config in configs]
+    found = [config.run(few(digits)) for config in configs]
     for cached, fresh, random in (found[:3], found[3:]):
         assert [each["features"]["extracted"] for each in (cached, fresh)] == ["once", "every epoch"]
         assert fresh["chosen"]["train_loss"] == pytest.approx(cached["chosen"]["train_loss"], rel=1e-5)
         assert fresh["linear/top1_pct"] == cached["linear/top1_pct"]
         assert random["chosen"]["train_loss"] != pytest.approx(cached["chosen"]["train_loss"], rel=0.02)
-    again = linear.run(configs[2], few(digits))
+    again = configs[2].run(few(digits))
     assert again == found[2], "crops are a function of the seed"
 
 
@@ -277,9 +277,9 @@ def test_the_encoder_is_left_as_it_is(digits):
     backbone = small_resnet().train()
     backbone.layer1.eval()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    subject = few(digits, backbone)
+    encoder = few(digits, backbone)
     for transforms in (None, FRESH):
-        linear.run(LinearConfig(optimizer=SGD(lr=0.1), epochs=1, transforms=transforms), subject)
+        Linear(optimizer=SGD(lr=0.1), epochs=1, transforms=transforms).run(encoder)
     after = backbone.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert backbone.training and backbone.layer2.training and not backbone.layer1.training
@@ -287,24 +287,24 @@ def test_the_encoder_is_left_as_it_is(digits):
 
 
 def test_features_beyond_the_memory_go_into_a_file(digits, tmp_path, monkeypatch):
-    subject = few(digits)
-    extractor = subject.extractor(subject.train)
+    encoder = few(digits)
+    extractor = encoder.extractor(encoder.train)
     room = 240 * 64 * 2 / 2**30
     whole, halved, filed = (
-        FeatureCache(extractor, subject.backbone, memory_gib=gib, folder=str(tmp_path)) for gib in (1.0, room, room / 2)
+        FeatureCache(extractor, encoder.backbone, memory_gib=gib, folder=str(tmp_path)) for gib in (1.0, room, room / 2)
     )
     assert [cache.rows.dtype for cache in (whole, halved, filed)] == [torch.float32, torch.float16, torch.float16]
     ids = np.array([3, 200, 17])
     for cache in (whole, halved, filed):
         rows, labels = cache.take(ids)
         torch.testing.assert_close(rows, whole.rows[ids], rtol=1e-3, atol=0)
-        assert rows.dtype == torch.float32 and labels.tolist() == subject.train.labels[ids].tolist()
+        assert rows.dtype == torch.float32 and labels.tolist() == encoder.train.labels[ids].tolist()
     assert not list(tmp_path.iterdir()), "the file has no name"
     monkeypatch.setattr("os.posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(
         UsageError, match=r"no room for 2.86e-05 GiB of features in .*No space left.*eval.linear.cache_dir"
     ):
-        FeatureCache(extractor, subject.backbone, memory_gib=0.0, folder=str(tmp_path))
+        FeatureCache(extractor, encoder.backbone, memory_gib=0.0, folder=str(tmp_path))
 
 
 def test_features_that_are_no_numbers_or_too_large(digits):
@@ -317,12 +317,12 @@ def test_features_that_are_no_numbers_or_too_large(digits):
             return [images[:, 0].flatten(1) * self.factor]
 
     for factor, gib, message in ((math.inf, 1.0, "not finite"), (1e6, 0.0, "do not fit fp16")):
-        subject = few(digits, Times(factor))
+        encoder = few(digits, Times(factor))
         with pytest.raises(RunFailed, match=message):
-            linear.run(LinearConfig(cache_gib=gib), subject)
+            Linear(cache_gib=gib).run(encoder)
     with pytest.raises(RunFailed, match="diverged"):
         rule = SGD(lr=1e20, momentum=0.9, weight_decay=1.0)
-        linear.run(LinearConfig(optimizer=rule, epochs=5), few(digits))
+        Linear(optimizer=rule, epochs=5).run(few(digits))
 
 
 # From MMSelfSup's configs of 1.x: rule, rate, weight decay, batch, and rates after some epochs.
@@ -385,7 +385,7 @@ def test_a_training_that_is_stopped_goes_on_to_the_bit(capsys, trained, images, 
     assert main([*words, "-o", str(tmp_path / "whole")]) == 0
     (whole,) = (tmp_path / "whole").iterdir()
     stopped = tmp_path / "stopped"
-    part = stopped / f"{whole.stem}.part.safetensors"
+    state_file = stopped / f"{whole.stem}.part.safetensors"
     step, steps, end_at = Heads.step, [], 0
 
     def counted(*arguments):
@@ -403,8 +403,8 @@ def test_a_training_that_is_stopped_goes_on_to_the_bit(capsys, trained, images, 
         capsys.readouterr()
         assert main([*words, "-o", str(stopped)]) == code
         said = capsys.readouterr()
-        assert said.out == "" and said.err.endswith(f"stopped and saved in {part}; the same command goes on\n")
-        assert len(steps) == before + 3 and list(stopped.iterdir()) == [part]
+        assert said.out == "" and said.err.endswith(f"stopped and saved in {state_file}; the same command goes on\n")
+        assert len(steps) == before + 3 and list(stopped.iterdir()) == [state_file]
     monkeypatch.setattr(partial_result, "SAVE_S", 0.0)
     end_at, end = 11, killed
     with pytest.raises(MemoryError):
@@ -465,11 +465,11 @@ def of_a_rank(digits: Path) -> list[dict]:
     torch.set_num_threads(1)
     distributed.init(CPU)
     configs = (
-        LinearConfig(epochs=4, global_batch=50, grid=LinearGrid(lr=[0.1, 1.0])),
-        LinearConfig(epochs=4, global_batch=50, grid=LinearGrid(lr=[0.1, 1.0]), transforms=FRESH, norm="batch"),
-        LinearConfig(epochs=2, global_batch=51, optimizer=LARS(lr=1.0, momentum=0.9, eta=0.02)),
+        Linear(epochs=4, global_batch=50, grid=LinearGrid(lr=[0.1, 1.0])),
+        Linear(epochs=4, global_batch=50, grid=LinearGrid(lr=[0.1, 1.0]), transforms=FRESH, norm="batch"),
+        Linear(epochs=2, global_batch=51, optimizer=LARS(lr=1.0, momentum=0.9, eta=0.02)),
     )
-    found = [linear.run(config, few(digits)) for config in configs]
+    found = [config.run(few(digits)) for config in configs]
     distributed.shutdown()
     return found
 
@@ -527,9 +527,9 @@ def test_two_ranks_stop_and_go_on_together(trained, images, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("transforms", [None, FRESH], ids=["cached", "fresh"])
 def test_a_gpu_finds_what_a_cpu_finds(digits, transforms):
-    config = LinearConfig(epochs=10, grid=LinearGrid(lr=[0.1, 1.0]), transforms=transforms)
-    subjects = [replace(few(digits), device=device, augment="exact") for device in (CPU, torch.device("cuda"))]
-    mine, theirs = (linear.run(config, subject) for subject in subjects)
+    config = Linear(epochs=10, grid=LinearGrid(lr=[0.1, 1.0]), transforms=transforms)
+    encoders = [replace(few(digits), device=device, augment="exact") for device in (CPU, torch.device("cuda"))]
+    mine, theirs = (config.run(encoder) for encoder in encoders)
     for ours, others in zip(mine["grid"], theirs["grid"], strict=True):
         assert ours["train_loss"] == pytest.approx(others["train_loss"], rel=0.01)
         assert ours["test_top1_pct"] == pytest.approx(others["test_top1_pct"], abs=2)

@@ -125,7 +125,7 @@ def test_whole_images_are_those_of_pil(source):
     whole = [ViewGroup(1, [Resize([height, width])])]
     loader = Loader(source, whole, sampler=Sequential(len(source)), seed=0, batch_size=1)
     (batch,) = loader.run([(0, np.array([4]))])
-    expected = np.asarray(Image.open(source.paths[4]).convert("RGB"))
+    expected = np.asarray(Image.open(source.names[4]).convert("RGB"))
     assert np.array_equal(np.rint(batch.views[0][0].permute(1, 2, 0).numpy() * 255), expected)
 
 
@@ -193,7 +193,7 @@ def test_an_error_in_the_consumer_leaves_no_thread(source):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_threads_and_prefetch_are_dalis(source, monkeypatch, mode):
-    """As many threads and as deep a queue as asked for, and as many finished batches beside it; no more are begun."""
+    """As many threads and as deep a queue as asked for, and as many batches read and finished beside it; no more."""
     graphs, begun, build = [], [], Pipeline._build
     monkeypatch.setattr(Pipeline, "_build", lambda self, feed: graphs.append(build(self, feed)) or graphs[-1])
 
@@ -207,12 +207,54 @@ def test_threads_and_prefetch_are_dalis(source, monkeypatch, mode):
         stream = loader_of(source, num_threads=3, prefetch=prefetch, augment=mode).run(noted())
         next(stream)
         deadline = time.monotonic() + 60
-        while len(begun) < 1 + 2 * prefetch and time.monotonic() < deadline:
+        while len(begun) < 1 + 3 * prefetch and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.2)
-        assert len(begun) == 1 + 2 * prefetch  # the one that was taken, those that wait, those in the graph
+        assert len(begun) == 1 + 3 * prefetch  # the one that was taken, those that wait, in the graph, being read
         stream.close()
         assert (graphs[-1].num_threads, graphs[-1].prefetch_queue_depth) == (3, prefetch)
+
+
+class Together(ImageFolder):
+    """Returns no image before as many reads as the barrier has parties are under way."""
+
+    barrier: threading.Barrier
+
+    def encoded(self, ids):
+        self.barrier.wait(timeout=20)
+        return super().encoded(ids)
+
+
+@pytest.mark.parametrize(("parties", "num_threads"), [(8, 1), (12, 12)])
+def test_a_slow_disk_has_many_reads_in_flight(source, parties, num_threads):
+    slow = Together(os.path.commonpath(source.names))
+    slow.open()
+    slow.barrier = threading.Barrier(parties)
+    positions = np.arange(24) % NUM_IMAGES
+    loader = loader_of(slow, num_threads=num_threads, batch_size=24)
+    batches = list(loader.run([(0, positions)] * 3))
+    assert [batch.index.tolist() for batch in batches] == [positions.tolist()] * 3
+    slow.barrier = threading.Barrier(parties + 1)  # one more than there are threads: the comparison can fail
+    with pytest.raises(threading.BrokenBarrierError):
+        list(loader_of(slow, num_threads=num_threads, batch_size=24, prefetch=1).run([(0, positions)]))
+    assert not data_threads()
+
+
+def test_a_mistake_in_a_source_ends_the_stream_and_is_no_bad_image(source):
+    class Mistaken(ImageFolder):
+        def encoded(self, ids):
+            if 17 in ids:
+                raise KeyError("what the source did wrong")
+            return super().encoded(ids)
+
+    mistaken = Mistaken(os.path.commonpath(source.names))
+    mistaken.open()
+    loader = loader_of(mistaken)
+    stream = loader.run(cursor(8))
+    assert [next(stream).index.tolist() for _ in range(2)] == [[*range(8)], [*range(8, 16)]]
+    with pytest.raises(KeyError, match="what the source did wrong"):
+        next(stream)
+    assert not loader.bad.found and not data_threads()
 
 
 def test_waiting_is_measured(source):
@@ -240,7 +282,7 @@ def test_process_ends_with_an_open_stream(source, ending):
         import numpy as np
         from sslrun.data import ImageFolder, Loader, Sequential, ViewGroup
         from sslrun.data.transforms import Resize
-        source = ImageFolder({os.path.dirname(os.path.dirname(source.paths[0]))!r})
+        source = ImageFolder({os.path.dirname(os.path.dirname(source.names[0]))!r})
         source.open()
         loader = Loader(source, [ViewGroup(1, [Resize([8, 8])])], sampler=Sequential(26), seed=0, batch_size=4)
         stream = loader.run((0, np.arange(4)) for _ in itertools.count())

@@ -1,4 +1,4 @@
-"""Rows, lines, the bar and the sinks: what is written is right, and a broken sink costs nothing but itself."""
+"""Rows, lines, the bar and the hooks: what is written is right, and a hook that fails does not end the run."""
 
 import contextlib
 import fcntl
@@ -14,15 +14,20 @@ import sys
 import termios
 import time
 import types
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
+import small_run
+from sslrun.cli import main
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import log
+from sslrun.runtime.hooks import BY_WORD, Hook, TensorBoard, WandB
 from sslrun.runtime.log import RunLog, SpeedMeter, start_logging
-from sslrun.runtime.run_folder import rows
+from sslrun.runtime.run_files import rows
 
 ROW = {"train/loss": 6.9312, "train/lr": 0.03, "speed/images_per_s": 812.3, "data/wait_pct": 3.1, "mem/peak_gib": 10.25}
 
@@ -214,7 +219,7 @@ def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    one = run_log(tmp_path, hooks=["tensorboard"])
+    one = run_log(tmp_path, hooks=[TensorBoard()])
     one.write(50, ROW)
     one.write(100, ROW | {"train/loss": float("nan")})
     one.close()
@@ -228,7 +233,7 @@ def test_tensorboard_forgets_what_a_resume_goes_back_over(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def shown(first_step: int, *steps: int) -> list[int]:
-        one = run_log(tmp_path, hooks=["tensorboard"], first_step=first_step)
+        one = run_log(tmp_path, hooks=[TensorBoard()], first_step=first_step)
         for step in steps:
             one.write(step, ROW)
         one.close()
@@ -246,7 +251,7 @@ def test_a_missing_package_is_said_at_the_start(tmp_path, monkeypatch, hook):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError, match=f"pip install {hook}"):
-        run_log(tmp_path, hooks=[hook])
+        run_log(tmp_path, hooks=[BY_WORD[hook]()])
 
 
 class FakeWandB(types.ModuleType):
@@ -273,7 +278,7 @@ def test_wandb_is_one_run_over_resumes_and_works_offline(tmp_path, monkeypatch, 
     fake = FakeWandB(is_online)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for step in (1, 2):
-        one = run_log(tmp_path, hooks=["wandb"], first_step=step - 1)
+        one = run_log(tmp_path, hooks=[WandB()], first_step=step - 1)
         one.write(step, ROW)
         one.close()
     assert fake.rows == [(1, 6.9312), "finished", (2, 6.9312), "finished"]
@@ -282,13 +287,56 @@ def test_wandb_is_one_run_over_resumes_and_works_offline(tmp_path, monkeypatch, 
     assert fake.calls[0]["config"] == {"seed": 1} and fake.calls[0]["name"] == "run"
 
 
-def test_a_sink_that_fails_is_dropped_with_one_warning(tmp_path, monkeypatch, caplog):
+def test_a_hook_that_fails_is_dropped_with_one_warning(tmp_path, monkeypatch, caplog):
     fake = FakeWandB(True)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    one = run_log(tmp_path, hooks=["wandb"])
+    one = run_log(tmp_path, hooks=[WandB()])
     for step in (1, 666, 667, 668):
         one.write(step, ROW)
     one.close()
     assert fake.rows == [(1, 6.9312)]
     assert [row["step"] for row in written(tmp_path)] == [1, 666, 667, 668]
-    assert caplog.text.count("the network is gone") == 1
+    assert caplog.text.count("WandB failed and gets no more rows: the network is gone") == 1
+
+
+class Remembering(Hook):
+    """A user's own hook."""
+
+    rows: ClassVar[list[dict[str, float]]] = []
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
+
+    def open(self, folder: Path, name: str, values: dict[str, Any], first_step: int) -> None:
+        self.opened = folder.name, name, first_step
+
+    def write(self, row: Mapping[str, float]) -> None:
+        if row["step"] % self.every == 0:
+            self.rows.append(dict(row))
+
+
+def test_hooks_of_a_recipe_are_words_or_tables(tmp_path, images):
+    pytest.importorskip("tensorboard")
+    recipe = small_run.write_recipe(tmp_path, images, steps=6)
+    hooks = "log.hooks=['tensorboard',{type='Remembering',every=2}]"
+    words = ["--set", "custom_imports=['test_log']", "--set", hooks, "--set", "log.interval=1"]
+    assert main([str(recipe), *words]) == 0
+    run = tmp_path / "runs/small"
+    assert list((run / "tensorboard").iterdir())
+    losses = [row for row in small_run.metrics(run) if "train/loss" in row]
+    seen = [row["train/loss"] for row in Remembering.rows if "train/loss" in row]
+    assert seen == [row["train/loss"] for row in losses if row["step"] % 2 == 0] and len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("hooks", "message"),
+    [
+        ("['tensorbord']", '"tensorboard" or "wandb" or a table whose type names one of the hooks'),
+        ("[{type='TensorBoard',project='x'}]", "unknown key of TensorBoard"),
+        ("[{project='x'}]", "type is missing; it names one of the hooks"),
+    ],
+)
+def test_a_wrong_hook_is_one_line(tmp_path, images, capsys, hooks, message):
+    recipe = small_run.write_recipe(tmp_path, images)
+    code, _, err = small_run.call(capsys, recipe, "--dry-run", "--set", f"log.hooks={hooks}")
+    assert (code, err.count("\n")) == (2, 1) and message in err

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from sslrun.data import CIFAR10, CIFAR100, STL10, Loader, Order, Sequential, Subset, ViewGroup, split_holdout
+from sslrun.data import CIFAR10, CIFAR100, STL10, Loader, Order, Sequential, Source, Subset, ViewGroup, split_holdout
 from sslrun.data import pipeline as pipeline_module
-from sslrun.data.cifar_pickle import read
+from sslrun.data.sources.cifar_pickle import read
 from sslrun.data.transforms import CenterCrop, ColorJitter, RandomHorizontalFlip, RandomResizedCrop
 from sslrun.errors import UsageError
 
@@ -90,7 +90,7 @@ def test_cifar10(tmp_path, version, place):
     assert np.array_equal(source.pixels, pixels) and source.pixels.flags.c_contiguous
     assert source.labels.tolist() == labels and source.labels.dtype == np.int64 and source.class_names == NAMES
     assert len(source) == 13 and source.sizes.tolist() == [[32, 32]] * 13 and not source.suspicious.any()
-    assert os.path.basename(source.paths[4]).startswith("data_batch_2") and source.paths[4].endswith("#1")
+    assert os.path.basename(source.names[4]).startswith("data_batch_2") and source.names[4].endswith("#1")
     test = CIFAR10(str(tmp_path / "data"), split="test")
     test.open("data.holdout")
     assert np.array_equal(test.pixels, pixels[:2]) and test.labels.tolist() == labels[:2]
@@ -136,7 +136,7 @@ def test_stl10(tmp_path):
     both.open()
     assert np.array_equal(both.pixels, np.concatenate([sets["train"], sets["unlabeled"]])) and both.labels is None
     assert len(both) == 1005 and both.nominal_size == 105_000
-    assert both.paths[3].endswith("unlabeled_X.bin#0") and both.paths[1004].endswith("unlabeled_X.bin#1001")
+    assert both.names[3].endswith("unlabeled_X.bin#0") and both.names[1004].endswith("unlabeled_X.bin#1001")
 
 
 def test_what_is_wrong_with_the_files(tmp_path):
@@ -236,7 +236,7 @@ def test_pixels_arrive_as_they_are(source, mode):
 @pytest.mark.parametrize("mode", ["exact", "dali"])
 def test_a_subset_is_looked_up_in_its_source(source, mode):
     kept, held_out = split_holdout(source, 0.4)
-    assert kept.in_memory and not hasattr(kept, "pixels")
+    assert kept.is_decoded and not hasattr(kept, "pixels")
     for subset in (kept, Subset(held_out, np.arange(len(held_out))[::-1])):
         ids = np.array([4, 1, 6])
         views = [ViewGroup(1, [CenterCrop(32)])]
@@ -244,8 +244,8 @@ def test_a_subset_is_looked_up_in_its_source(source, mode):
             [(0, ids)]
         )
         found = batch.views[0].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        assert np.array_equal(found, subset.images(ids, CPU)) and batch.label.tolist() == subset.labels[ids].tolist()
-    assert np.array_equal(kept.images(np.array([2]), CPU), source.pixels[kept.ids[[2]]])
+        assert np.array_equal(found, subset.decoded(ids, CPU)) and batch.label.tolist() == subset.labels[ids].tolist()
+    assert np.array_equal(kept.decoded(np.array([2]), CPU), source.pixels[kept.ids[[2]]])
 
 
 def test_views_are_those_of_the_same_images_in_files(source, tmp_path):
@@ -274,12 +274,53 @@ def test_the_exact_mode_needs_no_graph(source, monkeypatch):
         batches(source, "dali")
 
 
+class Unequal(Source, listed=False):
+    """Decoded images of several sizes, as a list; nothing but the required methods."""
+
+    is_decoded = True
+
+    def list_samples(self, key):
+        self.images = [drawn(1, 20 + 3 * i, i)[0][:, : 30 - i].copy() for i in range(6)]
+        return [f"drawn#{i}" for i in range(6)]
+
+    def decoded(self, ids, device):
+        return [self.images[i].copy() for i in ids]
+
+
+@pytest.mark.parametrize("mode", ["exact", "dali"])
+def test_decoded_images_may_differ_in_size(mode):
+    source = Unequal()
+    source.open()
+    assert source.sizes.tolist() == [[20 + 3 * i, min(20 + 3 * i, 30 - i)] for i in range(6)]
+    views = [ViewGroup(1, [CenterCrop(16)])]
+    part = Subset(source, np.array([5, 0, 3]))
+    (batch,) = Loader(part, views, sampler=Sequential(3), seed=0, batch_size=3, augment=mode).run([(0, np.arange(3))])
+    found = batch.views[0].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for image, id in zip(found, (5, 0, 3), strict=True):
+        height, width = source.sizes[id]
+        top, left = round((height - 16) / 2), round((width - 16) / 2)
+        assert np.array_equal(image, source.images[id][top : top + 16, left : left + 16])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["exact", "dali"])
+def test_on_a_gpu_pixels_of_a_source_that_knows_no_device_are_copied(mode):
+    source, device = Unequal(), torch.device("cuda", 0)
+    source.open()
+    views = [ViewGroup(1, [CenterCrop(16)])]
+    for part in (source, Subset(source, np.array([5, 0, 3]))):
+        options = {"sampler": Sequential(len(part)), "seed": 0, "batch_size": 3, "augment": mode}
+        (there,) = Loader(part, views, device=device, **options).run([(0, np.arange(3))])
+        (here,) = Loader(part, views, device="cpu", **options).run([(0, np.arange(3))])
+        assert torch.equal(there.views[0].cpu().float().mul(255).round(), here.views[0].mul(255).round())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["exact", "dali"])
 def test_on_a_gpu_the_images_are_there(source, mode):
     device = torch.device("cuda", 0)
     ids = np.array([3, 25, 0, 7, 3])
-    rows = source.images(ids, device)
+    rows = source.decoded(ids, device)
     assert rows.device == device and np.array_equal(rows.cpu().numpy(), source.pixels[ids])
     pixels, sizes = source.pixels, source.sizes
     assert len(sizes) == len(pixels)

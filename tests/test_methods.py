@@ -19,7 +19,7 @@ import small_run
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.contract import Batch, Progress
-from sslrun.evaluation.held_out import untouched
+from sslrun.evaluation.monitors.held_out_loss import untouched
 from sslrun.nn.clustering import OnlineClusters
 from sslrun.nn.norm import RunningStatistics, set_groups
 from sslrun.recipe import Recipe

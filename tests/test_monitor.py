@@ -19,13 +19,19 @@ import small_run
 from sslrun.cli import main
 from sslrun.contract import Progress
 from sslrun.errors import UsageError
-from sslrun.evaluation.held_out import HeldOutLoss, untouched
+from sslrun.evaluation.features import FeatureExtractor
+from sslrun.evaluation.frozen_encoder import labels
 from sslrun.evaluation.knn import knn_top1
-from sslrun.evaluation.monitor import FeatureMonitor, MonitorConfig
+from sslrun.evaluation.monitors.config import MonitorConfig
+from sslrun.evaluation.monitors.feature_spectrum import FeatureSpectrum
+from sslrun.evaluation.monitors.held_out_loss import HeldOutLoss, untouched
+from sslrun.evaluation.monitors.knn_accuracy import KnnAccuracy
+from sslrun.evaluation.monitors.linear_probe import LinearProbe
+from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
+from sslrun.evaluation.monitors.monitors import Monitors
 from sslrun.evaluation.probe import fit, linear_probe
 from sslrun.evaluation.spectrum import rankme, spectrum
-from sslrun.evaluation.subject import labels
-from sslrun.measure import subject_of
+from sslrun.measure import frozen_encoder
 from sslrun.saved import open_saved
 
 CPU = torch.device("cpu")
@@ -141,7 +147,7 @@ def test_when_it_is_due():
 
 def test_each_has_an_interval_and_a_row_has_what_is_due(tmp_path, images, monkeypatch):
     """Nor does any draw from a generator that others may use."""
-    for kind in (HeldOutLoss, FeatureMonitor):
+    for kind in (HeldOutLoss, KnnAccuracy, LinearProbe, FeatureSpectrum):
 
         def measure(self: Any, *arguments: Any, measure: Any = kind.measure) -> dict[str, float]:
             before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1:]
@@ -167,17 +173,56 @@ def test_what_is_logged_is_what_the_saved_encoder_gives(tmp_path, images):
     recipe = small_run.write_recipe(tmp_path, images, steps=2)
     few = ["monitor.knn_bank=40", "monitor.knn_k=5"]
     last = run(recipe, tmp_path, *all_every(1), *few)[-1]
-    subject = subject_of(open_saved(tmp_path / "small"), CPU)
-    train, test = subject.labeled()
+    encoder = frozen_encoder(open_saved(tmp_path / "small"), CPU)
+    train, test = encoder.labeled()
     assert (len(train), len(test)) == (64, 16)
     ids = np.array([i * 63 // 39 for i in range(40)])
-    bank = subject.extractor(train).extract_share(subject.backbone, ids)
-    queries = subject.extractor(test).extract_share(subject.backbone, np.arange(16))
+    bank = encoder.extractor(train).extract_share(encoder.backbone, ids)
+    queries = encoder.extractor(test).extract_share(encoder.backbone, np.arange(16))
     labeled = bank, labels(train)[ids], queries, labels(test)
     values, feature_std = spectrum(bank, CPU)
     expected = {"spectrum/rankme": rankme(values), "spectrum/feature_std": feature_std}
     expected |= {"knn/top1_pct": knn_top1(*labeled, k=5), **linear_probe(*labeled, CPU)}
     assert {name: last[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+
+
+class Drawing(Monitor):
+    """A user's own monitor, which draws random numbers."""
+
+    def measure(self, snapshot: Snapshot) -> dict[str, float]:
+        return {"drawing/value": torch.rand(()).item(), "drawing/has_gradient": float(torch.is_grad_enabled())}
+
+
+OWN = ["custom_imports=['test_monitor']", "monitor.extra=[{type='Drawing'}]"]
+
+
+def test_features_are_extracted_once_for_all_that_is_due(tmp_path, images, monkeypatch):
+    extracted: list[tuple[int, int]] = []
+    extract_share = FeatureExtractor.extract_share
+
+    def counted(self: FeatureExtractor, module: nn.Module, ids: np.ndarray) -> torch.Tensor:
+        extracted.append((len(self.source), len(ids)))
+        return extract_share(self, module, ids)
+
+    monkeypatch.setattr(FeatureExtractor, "extract_share", counted)
+    recipe = small_run.write_recipe(tmp_path, images, steps=1)
+    run(recipe, tmp_path, *all_every(1), *OWN, "monitor.knn_bank=30")
+    assert sorted(extracted) == [(16, 16)] * 2 + [(64, 30)] * 2, "before and after the only step"
+
+
+def test_what_a_users_monitor_draws_does_not_reach_the_training(tmp_path, images, monkeypatch):
+    measure = Monitors.measure
+
+    def watched(self: Monitors, *arguments: Any) -> dict[str, float]:
+        before = torch.get_rng_state()
+        measured = measure(self, *arguments)
+        assert torch.equal(torch.get_rng_state(), before)
+        return measured
+
+    monkeypatch.setattr(Monitors, "measure", watched)
+    rows = run(small_run.write_recipe(tmp_path, images, steps=5), tmp_path, *OWN)
+    assert [row["step"] for row in rows if row.get("drawing/has_gradient") == 0] == [0, 4, 5]
+    assert all(0 <= row["drawing/value"] < 1 for row in rows if "drawing/value" in row)
 
 
 @pytest.mark.parametrize("weight_decay", [1e-3, 1e-2])

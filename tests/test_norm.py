@@ -1,10 +1,14 @@
 """GroupBatchNorm against torch's BatchNorm run on each group by itself."""
 
+import copy
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
 
 from ranks import run_ranks
+from sslrun.errors import UsageError
 from sslrun.nn import norm
 from sslrun.nn.norm import BN, GroupBatchNorm, RunningStatistics, SyncBN, set_groups
 from sslrun.runtime import distributed
@@ -158,3 +162,124 @@ def test_sync_ignores_the_groups_of_the_recipe():
     synced, plain = SyncBN().layer(3), BN().layer(3)
     set_groups(nn.Sequential(synced), 4, 3)
     torch.testing.assert_close(synced(x), plain(x))
+
+
+def test_sync_and_plain_layers_may_lack_scale_or_shift():
+    for lacks in ("weight", "bias"):
+        x = torch.randn(6, 3, dtype=torch.float64)
+        layer, reference = GroupBatchNorm(3).double(), nn.BatchNorm1d(3).double()
+        for each in (layer, reference):
+            setattr(each, lacks, None)
+        for by_formula in (False, True):
+            with mock.patch.object(torch.compiler, "is_compiling", lambda value=by_formula: value):
+                torch.testing.assert_close(layer(x), reference(x))
+
+
+SHAPES = {nn.BatchNorm1d: [(6, 4), (6, 4, 5)], nn.BatchNorm2d: [(6, 4, 3, 2)], nn.BatchNorm3d: [(6, 4, 2, 3, 2)]}
+OPTIONS = [
+    {},
+    {"affine": False},
+    {"eps": 0.1, "momentum": 0.3},
+    {"momentum": None},
+    {"track_running_stats": False},
+    {"track_running_stats": False, "affine": False},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("formula", [False, True])
+def test_torchs_layers_are_converted_with_all_they_hold(monkeypatch, options, formula):
+    """Two groups are two forward passes of torch's layer; with one group a converted layer is torch's."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: formula)
+    torch.manual_seed(0)
+    for kind, shapes in SHAPES.items():
+        for shape in shapes:
+            reference = kind(4, **options).double()
+            reference.train()(torch.randn(shape, dtype=torch.float64) + 1)  # has a past
+            for parameter in reference.parameters():
+                nn.init.normal_(parameter)
+            layer = copy.deepcopy(reference)
+            before = {name: value.clone() for name, value in layer.state_dict().items()}
+            norm.convert_batch_norms(layer)
+            layer.double()  # without weights and statistics it has no dtype to go by
+            assert isinstance(layer, GroupBatchNorm) and isinstance(layer, kind)
+            assert list(layer.state_dict()) == list(before)
+            assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+            x = torch.randn(shape, dtype=torch.float64)
+            torch.testing.assert_close(layer.eval()(x), reference.eval()(x))
+            set_groups(layer, 3, 2)
+            y = layer.train()(x)
+            twins = [copy.deepcopy(reference).train() for _ in range(2)]
+            torch.testing.assert_close(y, torch.cat([twin(part) for twin, part in zip(twins, x.split(3), strict=True)]))
+            assert not torch.allclose(y, copy.deepcopy(reference).train()(x)), "groups make no difference"
+            state = {name: value.clone() for name, value in layer.state_dict().items()}
+            assert all(torch.equal(value, before[name]) for name, value in state.items()), "before the step is applied"
+            statistics = RunningStatistics(layer)
+            statistics.discard()  # a step that is skipped
+            statistics.commit()
+            assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+            layer(x)
+            statistics.commit()
+            for name, value in layer.state_dict().items():
+                ends = torch.stack([twin.state_dict()[name] for twin in twins])
+                torch.testing.assert_close(value, ends.double().mean(0).to(value.dtype))
+
+
+def test_a_converted_network_keeps_its_names_hooks_and_references():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.SyncBatchNorm(4), nn.LayerNorm(2))
+    names, seen = list(network.state_dict()), []
+    norms = [layer for layer in network if isinstance(layer, nn.BatchNorm2d)]  # as a backbone may keep them
+    network[1].register_forward_hook(lambda *_: seen.append(1))
+    norm.convert_batch_norms(network)
+    assert list(network.state_dict()) == names
+    assert norm.converted_norms(network) == ["1", "3"] and norm.plain_norms(network) == []
+    assert norms == [network[1]] and isinstance(network[1], GroupBatchNorm) and not network[1].sync
+    assert isinstance(network[3], nn.SyncBatchNorm) and network[3].sync
+    copied = copy.deepcopy(network)
+    copied(torch.randn(4, 3, 2, 2))  # torch's SyncBatchNorm refuses the CPU
+    assert seen == [1] and len(norm.group_norms(copied)) == 2
+    classes = [type(layer) for layer in network]
+    norm.convert_batch_norms(network)
+    assert [type(layer) for layer in network] == classes
+    plain = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), GroupBatchNorm(2))
+    classes = [type(layer) for layer in plain]
+    norm.convert_batch_norms(plain)
+    assert [type(layer) for layer in plain] == classes and norm.converted_norms(plain) == []
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm has it."""
+
+    __module__, __qualname__ = "timm.layers.norm_act", "BatchNormAct2d"
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+def test_timms_norm_with_an_activation_is_converted_with_it():
+    layer, reference, x = BatchNormAct2d(3), nn.BatchNorm2d(3), torch.randn(6, 3, 2, 2)
+    norm.convert_batch_norms(layer)
+    set_groups(layer, 2, 3)
+    assert norm.converted_norms(layer) == [""]
+    torch.testing.assert_close(layer(x), torch.cat([reference(part) for part in x.split(2)]).relu())
+    assert bool((layer.running_mean == 0).all())
+    torch.testing.assert_close(layer.eval()(x), x.relu() / (1 + 1e-5) ** 0.5)
+
+
+def test_layers_with_a_forward_of_their_own_are_left_and_named():
+    class NormAndActivation(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).relu()
+
+    class Renamed(nn.BatchNorm2d):
+        pass
+
+    network = nn.Sequential(NormAndActivation(2), Renamed(2))
+    norm.convert_batch_norms(network)
+    assert norm.plain_norms(network) == ["0"] and norm.converted_norms(network) == ["1"]
+    with pytest.raises(UsageError, match=r"model\.0: LazyBatchNorm2d has no num_features yet"):
+        norm.convert_batch_norms(nn.Sequential(nn.LazyBatchNorm2d()))

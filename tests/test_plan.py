@@ -19,8 +19,9 @@ from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import MoCoV2Neck
 from sslrun.nn.resnet import ResNet
 from sslrun.optim.policies import Constant, CosineRestart
-from sslrun.plan import Machine, Plan, activation_bytes, choose_machine, describe, make_plan, seen_in_part
+from sslrun.plan import Machine, Plan, choose_machine, describe, make_plan, restricted_by_accumulation
 from sslrun.recipe import EngineConfig
+from sslrun.rehearsal import activation_bytes
 from sslrun.session import build
 from sslrun.step_metrics import StepMetrics
 
@@ -156,8 +157,8 @@ def test_what_sees_a_part_of_an_accumulated_batch_is_said(name, told):
     whole, halves, two_ranks = (
         make_plan(tried, 100, replace(MACHINE, micro_batch=size), ranks) for size, ranks in ((64, 1), (32, 1), (32, 2))
     )
-    assert seen_in_part(tried, whole) is None and seen_in_part(tried, two_ranks) is None
-    found = seen_in_part(tried, halves)
+    assert restricted_by_accumulation(tried, whole) is None and restricted_by_accumulation(tried, two_ranks) is None
+    found = restricted_by_accumulation(tried, halves)
     assert found == (None if told is None else f"{told}: of 32 samples at a time, not of all 64")
     if found is not None:
         assert f"in parts     {found}\n" in describe(tried, halves, [0], "") and found not in describe(
@@ -171,7 +172,7 @@ def test_the_loss_alone_may_see_a_part(backbone):
     options = ["model.backbone.norm_cfg.type=SyncBN", f"model.backbone.{backbone}", "model.neck.norm_cfg.type=BN"]
     tried = build(load(str(ROOT / "configs/learn/simclr.toml"), options))
     halves = make_plan(tried, 100, replace(MACHINE, micro_batch=32), 1)
-    assert seen_in_part(tried, halves) == "the loss of SimCLR: of 32 samples at a time, not of all 64"
+    assert restricted_by_accumulation(tried, halves) == "the loss of SimCLR: of 32 samples at a time, not of all 64"
 
 
 def test_a_run_says_so_too(images, tmp_path):

@@ -17,7 +17,7 @@ from sslrun import train
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.data import pil_twins
-from sslrun.data.graph import numbers_of, view_arguments
+from sslrun.data.graph import view_arguments
 from sslrun.data.transforms import (
     CenterCrop,
     RandomCrop,
@@ -28,9 +28,10 @@ from sslrun.data.transforms import (
     Resize,
     SharedTrans,
 )
+from sslrun.data.transforms.gaussian_blur import torchvision_blur
 from sslrun.data.views import ViewGroup
-from sslrun.preview import as_text, describe, draw, look, pil_twins_of
-from sslrun.preview.draws import seen_part
+from sslrun.preview import as_text, describe, draw, load_samples, pil_versions
+from sslrun.preview.description import part_of_original
 from sslrun.preview.grid import AMPLIFIED, difference, lay_out
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
@@ -133,7 +134,7 @@ def by_hand(image: Image.Image, view: dict) -> Image.Image:
                     kind = {"brightness": "Brightness", "contrast": "Contrast", "saturation": "Color"}[name]
                     image = getattr(ImageEnhance, kind)(image).enhance(step[name])
         elif step["type"] == "GaussianBlur":
-            image = pil_twins.tensor_blur(image, step["sigma_px"])
+            image = torchvision_blur(image, step["sigma_px"])
         elif step["type"] == "RandomHorizontalFlip":
             image = ImageOps.mirror(image)
         else:
@@ -142,19 +143,19 @@ def by_hand(image: Image.Image, view: dict) -> Image.Image:
 
 
 def test_the_draws_that_are_printed_make_the_views(recipe):
-    seen = look(load(str(recipe)), samples=12)
-    told = describe(seen)
+    samples = load_samples(load(str(recipe)), samples=12)
+    told = describe(samples)
     assert [sample["position"] for sample in told["samples"]] == list(range(12))
     applied = set()
     for row, sample in enumerate(told["samples"]):
         original = Image.open(sample["path"]).convert("RGB")
-        assert np.array_equal(original, seen.originals[row]) and sample["size_px"] == [36, 40]
+        assert np.array_equal(original, samples.originals[row]) and sample["size_px"] == [36, 40]
         assert Path(sample["path"]).parent.name == sample["class"] == f"class_{sample['label']}"
         for g, view in enumerate(sample["views"]):
             made = np.asarray(by_hand(original, view)).astype(int)
-            assert np.abs(made - seen.views[g][row]).mean() < 0.2
+            assert np.abs(made - samples.views[g][row]).mean() < 0.2
             others = np.asarray(by_hand(original, sample["views"][g - 1])).astype(int)
-            assert others.shape != made.shape or np.abs(others - seen.views[g][row]).mean() > 1
+            assert others.shape != made.shape or np.abs(others - samples.views[g][row]).mean() > 1
             applied |= {(step["type"], step["applied"]) for step in view["transforms"]}
     assert applied > {(name, yes) for name in ("ColorJitter", "GaussianBlur") for yes in (True, False)}
 
@@ -185,20 +186,15 @@ def test_draws_are_readable(capsys, recipe):
 
 def test_a_turn_is_told_in_degrees_and_has_no_upright_box():
     group = ViewGroup(1, [RandomRotation([30, 40], p=0.5), CenterCrop(20)])
-    arguments = view_arguments([group], 0, 0, np.arange(16), np.full((16, 2), 30))
-    turns = numbers_of(arguments, "0.0.")
-    crops = numbers_of(arguments, "0.1.")
+    ((turns, crops),) = view_arguments([group], 0, 0, np.arange(16), np.full((16, 2), 30))
     for row in range(16):
-        steps = [
-            (transform, {name: values[row] for name, values in numbers.items()})
-            for transform, numbers in zip(group.transforms, (turns, crops), strict=True)
-        ]
-        if turns["apply"][row]:
+        steps = [(step, own.rows(row)) for step, own in zip(group.steps, (turns, crops), strict=True)]
+        if turns.apply[row]:
             degrees = steps[0][0].describe(steps[0][1])["counter_clockwise_degrees"]
             assert 30 <= degrees < 40
             assert turns["affine"][row, 0] == pytest.approx(math.cos(math.radians(degrees)))
-        assert seen_part(steps, (30, 30)) == (None if turns["apply"][row] else (5, 5, 20, 20))
-    assert 0 < turns["apply"].sum() < 16
+        assert part_of_original(steps, (30, 30)) == (None if turns.apply[row] else (5, 5, 20, 20))
+    assert 0 < turns.apply.sum() < 16
 
 
 CHAINS = [
@@ -218,11 +214,10 @@ def test_the_part_of_the_original_is_where_its_pixels_come_from(chain):
     positions = np.arange(6)
     arguments = view_arguments([group], 0, 0, positions, np.tile([rows, columns], (6, 1)))
     (views,) = pil_twins.views([original] * 6, [group], arguments)
-    numbers = [(t, numbers_of(arguments, f"0.{step}")) for step, t in group.steps]
     boxes = set()
     for row, view in enumerate(views):
-        steps = [(t, {name: values[row] for name, values in own.items()}) for t, own in numbers]
-        top, left, height, width = seen_part(steps, (rows, columns))
+        steps = [(step, own.rows(row)) for step, own in zip(group.steps, arguments[0], strict=True)]
+        top, left, height, width = part_of_original(steps, (rows, columns))
         half_row, half_column = height / len(view) / 2 + 1, width / len(view[0]) / 2 + 1
         assert [view[..., 1].min(), view[..., 1].max() + 1] == pytest.approx([top, top + height], abs=half_row)
         assert [view[..., 0].min(), view[..., 0].max() + 1] == pytest.approx([left, left + width], abs=half_column)
@@ -235,15 +230,15 @@ def test_against_pil(capsys, recipe, mode):
     options = ["--set", f"data.augment={mode}"]
     code, out, err = previewed(capsys, recipe, *options, "--samples", 4, "--against", "pil", "-o", "pair.png")
     assert (code, out) == (0, "pair.png\n"), err
-    seen = look(load(str(recipe), options[1:]), samples=4)
-    decoded = [np.asarray(Image.open(seen.source.paths[i])) for i in seen.plan.ids]
-    expected = pil_twins.views(decoded, seen.groups, seen.plan.arguments)
+    samples = load_samples(load(str(recipe), options[1:]), samples=4)
+    decoded = [np.asarray(Image.open(samples.source.names[i])) for i in samples.plan.ids]
+    expected = pil_twins.views(decoded, samples.groups, samples.plan.arguments)
     lines = [tiles(Path("pair.png"), [(36, 40)] * 4, [(24, 24), (16, 20)], with_pil=True, line=k) for k in range(3)]
     errors = []
     for row in range(4):
         for g in range(2):
             ours, theirs, distance = (line[row][g].astype(int) for line in lines)
-            assert np.array_equal(ours, seen.views[g][row]) and np.array_equal(theirs, expected[g][row])
+            assert np.array_equal(ours, samples.views[g][row]) and np.array_equal(theirs, expected[g][row])
             assert np.array_equal(distance, np.minimum(AMPLIFIED * abs(ours - theirs), 255))
             assert np.array_equal(difference(ours, theirs), abs(ours - theirs))
             errors.append(distance.mean() / AMPLIFIED)
@@ -252,42 +247,40 @@ def test_against_pil(capsys, recipe, mode):
 
 def test_a_transform_without_a_twin_has_no_pair(capsys, recipe, tmp_path):
     (tmp_path / "my_transform.py").write_text(
-        "from sslrun.data.exact import change\n"
         "from sslrun.data.transforms import Transform\n"
         "class Darker(Transform):\n"
         '    """Half as bright.\n\n    Args:\n        p: probability.\n    """\n'
         "    def __init__(self, p: float = 1.0) -> None:\n"
         "        super().__init__(p=p)\n"
-        "@change.register\n"
-        "def _(transform: Darker, x, numbers):\n"
-        "    x.mul_(0.5).floor_()\n"
+        "    def torch_block(self, x, numbers):\n"
+        "        return x * 0.5\n"
     )
     text = recipe.read_text().replace('{ type = "Normalize"', '{ type = "Darker" }, { type = "Normalize"')
     recipe.write_text('custom_imports = ["my_transform"]\n' + text)
     code, _, err = previewed(capsys, recipe, "--samples", 2, "--against", "pil", "-o", "pair.png")
     assert code == 0
     assert err == "warning: no PIL twin of Darker: the views of data.views.0 are shown alone\n"
-    seen = look(load(str(recipe)), samples=2)
-    assert pil_twins_of(seen)[1][0] is None and seen.views[0].max() < 128
+    samples = load_samples(load(str(recipe)), samples=2)
+    assert pil_versions(samples)[1][0] is None and samples.views[0].max() < 128
     ours, theirs = (
         tiles(Path("pair.png"), [(36, 40)] * 2, [(24, 24), (16, 20)], with_pil=True, line=k) for k in range(2)
     )
-    assert np.array_equal(ours[0][0], seen.views[0][0])
+    assert np.array_equal(ours[0][0], samples.views[0][0])
     assert (theirs[0][0] == theirs[0][0][0, 0]).all(), "paper"
-    assert np.array_equal(theirs[0][1], pil_twins_of(seen)[1][1][0])
-    darker = next(type(t) for _, t in seen.groups[0].steps if type(t).__name__ == "Darker")
-    pil_twins.twin.register(darker, lambda transform, image, numbers: image.point(lambda level: level // 2))
-    assert difference(seen.views[0], pil_twins_of(seen)[1][0]).mean() < 0.5
+    assert np.array_equal(theirs[0][1], pil_versions(samples)[1][1][0])
+    darker = next(type(step) for step in samples.groups[0].steps if type(step).__name__ == "Darker")
+    darker.pil = lambda self, image, numbers: image.point(lambda level: level // 2)
+    assert difference(samples.views[0], pil_versions(samples)[1][0]).mean() < 0.5
 
 
 def test_bad_images_are_replaced_as_in_training(capsys, recipe, tmp_path, images):
-    seen = look(load(str(recipe)), samples=4)
+    samples = load_samples(load(str(recipe)), samples=4)
     bad = tmp_path / "some"
     for path in images.rglob("*.jpg"):
         copy = bad / path.parent.name / path.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
-    broken = seen.source.paths[seen.plan.ids[2]].replace(str(images), str(bad))
+    broken = samples.source.names[samples.plan.ids[2]].replace(str(images), str(bad))
     Path(broken).write_bytes(b"no image")
     options = ["--set", f"data.source.data_prefix={bad}", "--samples", 4, "--json"]
     code, out, err = previewed(capsys, recipe, *options, "--set", "data.max_bad_pct=5")
@@ -372,8 +365,8 @@ def test_tiles_do_not_overlap(views, zooms, with_pil):
 
 @pytest.mark.parametrize("name", ["x" * 4000 + ".jpg", "новый\nkatze\udc80.jpg", ""])
 def test_names_of_any_length_and_kind_are_drawn(recipe, name):
-    seen = look(load(str(recipe)), samples=1)
-    named = replace(seen, source=SimpleNamespace(paths=[name] * 80, labels=None, class_names=None))
+    samples = load_samples(load(str(recipe)), samples=1)
+    named = replace(samples, source=SimpleNamespace(names=[name] * 80, labels=None, class_names=None))
     sheet = draw(named)
-    assert sheet.size == draw(seen).size and sheet.tobytes() != draw(seen).tobytes()
+    assert sheet.size == draw(samples).size and sheet.tobytes() != draw(samples).tobytes()
     assert as_text(describe(named)).splitlines()[0].endswith(" px")

@@ -24,7 +24,7 @@ def touch(root: Path, *names: str) -> None:
 
 def relative(source, root: Path) -> list[str]:
     source.open()
-    return [os.path.relpath(path, root) for path in source.paths]
+    return [os.path.relpath(path, root) for path in source.names]
 
 
 def test_imagenet100_takes_the_listed_folders(tmp_path):

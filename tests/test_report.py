@@ -1,4 +1,4 @@
-"""`sslrun report`: one page, complete in itself, that says what is so and never fails for what is missing."""
+"""`sslrun report`: a page in one file, with correct values, written whatever is missing from the run folder."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ import torch
 import small_run
 from sslrun.cli import main
 from sslrun.nn.vit import VisionTransformer
-from sslrun.report import evidence, plots
+from sslrun.report import encoder_outputs, plots
 from sslrun.report.html import Html, element, escape
 
 HOSTILE = "<script>alert('1')</script>&amp;\"$x_1$"
@@ -24,7 +24,7 @@ EMPTY = {"meta", "link", "img", "br", "wbr", "hr"}
 
 
 class Tree(HTMLParser):
-    """What a page holds; fails where elements are not closed in order."""
+    """The elements and texts of a page. Parsing fails if elements are not closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -59,7 +59,7 @@ class Tree(HTMLParser):
 
 @pytest.fixture(scope="module")
 def shown(trained, tmp_path_factory) -> tuple[Path, Tree]:
-    """A run that nobody changes, and its page."""
+    """A run that no test changes, and its page."""
     run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("shown") / small_run.NAME))
     return run, report(run)
 
@@ -70,17 +70,17 @@ def vit_page(trained_vit) -> Tree:
 
 
 def report(*words: object) -> Tree:
-    """The page that the command line makes."""
+    """The page that the command line writes."""
     output = Path(words[0]) / "report.html"  # type: ignore[arg-type]
     assert main(["report", *map(str, words), "-o", str(output)]) == 0
     return Tree(output.read_text(encoding="utf-8"))
 
 
-def only_folder(*runs: Path) -> Tree:
+def without_images(*runs: Path) -> Tree:
     return report(*runs, "--no-images")
 
 
-def test_the_page_is_whole_and_asks_for_nothing(shown):
+def test_the_page_is_complete_in_one_file(shown):
     run, page = shown
     data = (run / "report.html").read_bytes()
     assert len(data) < 3e6
@@ -90,10 +90,10 @@ def test_the_page_is_whole_and_asks_for_nothing(shown):
     identifiers = [a["id"] for _, a in page.elements if "id" in a]
     assert len(identifiers) == len(set(identifiers)) > 100
     inside = {link[1:] for link in links if link.startswith("#")} | set(re.findall(r"url\(#([^)]*)\)", data.decode()))
-    assert inside <= set(identifiers), "what is referred to is there"
+    assert inside <= set(identifiers), "every reference has its target"
 
 
-def test_readers_who_do_not_see_are_told(shown, vit_page):
+def test_the_page_is_accessible_to_screen_readers(shown, vit_page):
     for page in (shown[1], vit_page):
         assert page.all("html")[0]["lang"] == "en"
         assert len(page.all("h1")) == 1
@@ -109,56 +109,56 @@ def test_the_same_run_gives_the_same_page(capsys, shown):
     run, _ = shown
     before = (run / "report.html").read_bytes()
     assert main(["report", str(run)]) == 0
-    assert capsys.readouterr().out == f"{run}/report.html\n", "where it is without being told"
+    assert capsys.readouterr().out == f"{run}/report.html\n", "the default path"
     assert (run / "report.html").read_bytes() == before
 
 
-def test_the_vote_is_the_monitors(shown):
-    """The last k-NN of the training saw the same weights and the same images."""
+def test_the_k_nn_is_the_monitors(shown):
+    """The last k-NN of the training had the same weights and the same images."""
     run, page = shown
     last = [row["knn/top1_pct"] for row in small_run.metrics(run) if "knn/top1_pct" in row][-1]
-    assert f"{last:.1f} % of 16 images are classified rightly by the 5 most similar images out of 64." in page.text
-    found = evidence.gather(run)
+    assert f"{last:.1f} % of 16 images are classified correctly by the 5 most similar images out of 64." in page.text
+    found = encoder_outputs.run_encoder(run)
     assert np.mean(found.labels == found.predicted) * 100 == pytest.approx(last)
     assert found.is_held_out and len(found.bank) == 64
 
 
 def test_neighbors_are_the_nearest(trained, trained_vit):
-    """Longhand: one image's features at a time, every cosine, sorted."""
+    """Reference: features of one image at a time, all cosine similarities, sorted."""
     for folder in (trained, trained_vit):
-        found = evidence.gather(folder)
+        found = encoder_outputs.run_encoder(folder)
         extract = found.subject.extractor(found.subject.train).extract
         bank = np.stack([extract(found.subject.backbone, np.array([i]))[0].numpy() for i in found.bank])
         bank /= np.linalg.norm(bank, axis=1, keepdims=True)
         cosines = found.features.numpy() @ bank.T
-        nearest = np.sort(cosines, axis=1)[:, ::-1][:, : evidence.NEIGHBORS]
+        nearest = np.sort(cosines, axis=1)[:, ::-1][:, : encoder_outputs.NEIGHBORS]
         np.testing.assert_allclose(found.similarity, nearest, atol=1e-5)
         chosen = np.take_along_axis(cosines, found.neighbors, axis=1)
         np.testing.assert_allclose(chosen, nearest, atol=1e-5)
 
 
 def test_without_held_out_images_no_image_is_its_own_neighbor(trained_vit, vit_page):
-    found = evidence.gather(trained_vit)
+    found = encoder_outputs.run_encoder(trained_vit)
     assert not found.is_held_out
     assert len(found.queries) == 40 and not set(found.queries) & set(found.bank)
-    assert "of the training set (nothing is held out)" in vit_page.text
+    assert "the first training image of each class (no images are held out)" in vit_page.text
 
 
-def test_many_classes_are_shown_in_part(run, monkeypatch):
-    monkeypatch.setattr(evidence, "MOST_CLASSES", 3)
-    monkeypatch.setattr(evidence, "SOME_CLASSES", 2)
-    found = evidence.gather(run)
+def test_only_some_of_many_classes_are_shown(run, monkeypatch):
+    monkeypatch.setattr(encoder_outputs, "MOST_CLASSES", 3)
+    monkeypatch.setattr(encoder_outputs, "SOME_CLASSES", 2)
+    found = encoder_outputs.run_encoder(run)
     assert found.class_names == ["class_0", "class_3"]
     assert set(found.subject.train.labels[found.bank]) == set(found.source.labels[found.queries]) == {0, 3}
     assert "Only 2 of the 4 classes" in report(run).text
 
 
-def test_attention_is_torchs(trained_vit, vit_page):
-    """The last block's, against torch.nn.MultiheadAttention with the same weights."""
+def test_attention_equals_torchs(trained_vit, vit_page):
+    """Reference: torch.nn.MultiheadAttention with the weights of the last block."""
     torch.manual_seed(0)
     model = VisionTransformer("tiny", img_size=24, patch_size=8, embed_dim=24, depth=2, num_heads=3).eval()
     images = torch.randn(2, 3, 24, 24)
-    maps = evidence.class_attention(model, images)
+    maps = encoder_outputs.class_attention(model, images)
     tokens = torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(images)], dim=1) + model.pos_embed
     tokens = model.blocks[1].norm1(model.blocks[0](tokens))
     twin = torch.nn.MultiheadAttention(24, 3, batch_first=True)
@@ -166,11 +166,11 @@ def test_attention_is_torchs(trained_vit, vit_page):
     twin.in_proj_weight, twin.in_proj_bias = attend.qkv.weight, attend.qkv.bias
     _, weights = twin(tokens, tokens, tokens, average_attn_weights=False)
     torch.testing.assert_close(maps, weights[:, :, 0, 1:].view(2, 3, 3, 3))
-    assert vit_page.text.count("head 3 ") == evidence.examples(evidence.gather(trained_vit), 4).size
+    assert vit_page.text.count("head 3 ") == encoder_outputs.examples(encoder_outputs.run_encoder(trained_vit), 4).size
 
 
-def test_text_stays_text(tmp_path, trained, images):
-    """Class names, run names, values of the recipe and errors may hold anything."""
+def test_text_is_never_markup(tmp_path, trained, images):
+    """Class names, run names, values of the recipe and errors may contain any character."""
     named = HOSTILE.replace("/", "∕")  # no file name has a slash
     run = Path(shutil.copytree(trained, tmp_path / named))
     shutil.copytree(images, tmp_path / "images")
@@ -185,13 +185,13 @@ def test_text_stays_text(tmp_path, trained, images):
     page = report(run)
     assert not page.all("script")
     assert page.text.count(HOSTILE) >= 8 and page.text.count(named) >= 4
-    again = only_folder(run, shutil.copytree(run, tmp_path / "other"))
+    again = without_images(run, shutil.copytree(run, tmp_path / "other"))
     assert not again.all("script") and again.text.count(named) >= 4
 
 
-def test_whatever_is_missing_is_said(run, tmp_path, images):
-    """Each time one thing is taken away that another part of the page needs."""
-    full = only_folder(run).text
+def test_missing_and_damaged_files_are_named(run, tmp_path, images):
+    """Each file that a section needs is removed or damaged in turn."""
+    full = without_images(run).text
     gone = tmp_path / "gone"
     shutil.copytree(run, gone)
     config = (run / "config.toml").read_text()
@@ -204,12 +204,12 @@ def test_whatever_is_missing_is_said(run, tmp_path, images):
         shutil.copy(image, flat / f"{number}.jpg")
     (gone / "config.toml").write_text(config.replace(str(images), str(flat)))
     page = report(gone).text
-    assert "Left out: the images have no labels." in page and "there are no labels to color them by" in page
+    assert "Left out: the images have no labels." in page and "There are no labels to color them by" in page
     (gone / "config.toml").write_text("model = [")
     page = report(gone).text
     assert "config.toml cannot be read" in page and "Left out: " in page
     (gone / "config.toml").unlink()
-    assert "config.toml: No such file" in only_folder(gone).text
+    assert "config.toml: No such file" in without_images(gone).text
     (gone / "config.toml").write_text(config)
 
     shutil.rmtree(gone / "checkpoints")
@@ -223,24 +223,36 @@ def test_whatever_is_missing_is_said(run, tmp_path, images):
         (gone / name).write_text('[1]\n{"step"')
     (gone / "eval").mkdir()
     (gone / "eval" / "knn.json").write_text("{")
-    page = only_folder(gone).text
-    for said in ("state.json cannot be read", "eval/knn.json cannot be read", "Not in metrics.jsonl: Loss,"):
-        assert said in page and said not in full
+    page = without_images(gone).text
+    for message in ("state.json cannot be read", "eval/knn.json cannot be read", "Not in metrics.jsonl: Loss,"):
+        assert message in page and message not in full
     for name in ("metrics.jsonl", "state.json", "env.json"):
         (gone / name).unlink()
     (gone / "state.json").write_text(json.dumps({"state": "running", "pid": 2**22 + 1, "host": socket.gethostname()}))
-    page = only_folder(gone).text
-    assert "env.json is not there." in page and "✗ died" in page
+    page = without_images(gone).text
+    assert "env.json is missing." in page and "✗ died" in page
 
 
 def test_rows_without_numbers_leave_gaps(run):
     rows = [{"step": i, "epoch": i / 2, "wall_s": i, "train/loss": None if i % 2 else 1.0 / (i + 1)} for i in range(9)]
     rows += [{"step": 9, "epoch": "x", "train/loss": True, "train/lr": "high", "knn/top1_pct": [1]}, {}]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    page = only_folder(run)
+    page = without_images(run)
     (panel,) = [svg["aria-label"] for svg in page.all("svg") if (svg["aria-label"] or "").startswith("Loss over")]
     assert panel == "Loss over epochs. 1 at epoch 0, 0.111 at epoch 4."
     assert "k-NN accuracy" in page.text.partition("Not in metrics.jsonl: ")[2]
+
+
+def test_metrics_of_custom_monitors_are_drawn(run):
+    rows = [
+        {"step": i, "epoch": i, "mine/share_pct": 10.0 * i, f"mine/{HOSTILE}": 1.5, "data/own": 1} for i in range(3)
+    ]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    labels = [svg["aria-label"] for svg in without_images(run).all("svg")]
+    assert labels == [
+        f"mine/{HOSTILE} over epochs. 1.5 at epoch 0, 1.5 at epoch 2.",
+        "mine/share_pct over epochs. 0.0 % at epoch 0, 20.0 % at epoch 2.",
+    ]
 
 
 def test_several_runs_are_compared(run, trained, tmp_path):
@@ -248,8 +260,8 @@ def test_several_runs_are_compared(run, trained, tmp_path):
     text = (other / "config.toml").read_text()
     (other / "config.toml").write_text(text.replace("temperature = 0.2", "temperature = 0.5"))
     (other / "state.json").write_text('{"state": "failed", "exit_code": 1, "error": "disk full"}')
-    page = only_folder(run, other)
-    assert "Two runs side by side" in page.text and "1 key of the resolved recipes differ" in page.text
+    page = without_images(run, other)
+    assert "Two runs compared" in page.text and "1 key of the resolved recipes differ" in page.text
     assert "model.head.temperature 0.2 0.5" in page.text
     assert "B: disk full" in page.text and "failed, exit code 1" in page.text
     loss = next(svg["aria-label"] or "" for svg in page.all("svg") if (svg["aria-label"] or "").startswith("Loss"))
@@ -259,7 +271,7 @@ def test_several_runs_are_compared(run, trained, tmp_path):
 def test_the_results_of_evaluations_are_shown(run):
     assert main(["eval", "knn", str(run)]) == 0
     assert main(["eval", "spectrum", str(run)]) == 0
-    page = only_folder(run)
+    page = without_images(run)
     kept = [json.loads(file.read_text()) for file in sorted((run / "eval").iterdir())]
     for result in kept:
         assert result["command"] in page.text and result["weights"] in page.text
@@ -267,8 +279,8 @@ def test_the_results_of_evaluations_are_shown(run):
     assert "knn: grid, 4 rows" in page.text and "Singular values" in page.text
 
 
-def test_what_is_no_run_is_refused(capsys, run, tmp_path):
-    for words, code, said in (
+def test_a_path_that_is_not_a_run_is_refused(capsys, run, tmp_path):
+    for words, code, message in (
         (["report", tmp_path / "none"], 2, "none does not exist: name the folder of a run"),
         (["report", tmp_path], 2, "has neither config.toml nor metrics.jsonl"),
         (["report", run, "--no-images", "-o", tmp_path / "no" / "page.html"], 1, "could not be written"),
@@ -278,17 +290,22 @@ def test_what_is_no_run_is_refused(capsys, run, tmp_path):
         assert main([str(word) for word in words]) == code
         captured = capsys.readouterr()
         (line,) = captured.err.splitlines()
-        assert said in line and captured.out == ""
+        assert message in line and captured.out == ""
 
 
-def test_a_checkpoint_is_that_of_the_user(run):
-    assert evidence.gather(run / "checkpoints/step_00000004").saved.step == 4
+def test_the_old_name_of_a_flag_still_works(run):
+    page = report(run, "--no-pictures").text
+    assert page == without_images(run).text and "Nearest neighbors" not in page
+
+
+def test_a_checkpoint_can_be_named(run):
+    assert encoder_outputs.run_encoder(run / "checkpoints/step_00000004").saved.step == 4
     page = report(run / "checkpoints/step_00000004", "-o", run / "report.html", "--no-images")
     assert small_run.NAME in page.text.replace(" ", "")
 
 
 def drawn(svg: str, number: int = 0) -> np.ndarray:
-    """The points of the curve that has a run's color."""
+    """The points of the curve with a run's color."""
     (path,) = re.findall(rf'd="([^"]*)"[^>]*stroke: var\(--run-{number}\)', svg)
     return np.array([float(word) for word in re.findall(r"-?[\d.]+", path)]).reshape(-1, 2)
 
@@ -298,16 +315,28 @@ def test_a_curve_goes_through_its_points():
     lines = [plots.Line([0, 1, 2, 4], y, "A 5", 0), plots.Line([0, 4], [1, 1], "B 1", 1)]
     svg = plots.lines(lines, name="p", alt='a < "b"', x_label="epoch")
     points = drawn(svg)
-    for column, values in ((0, [0, 1, 2, 4]), (1, y)):  # paper is an affine function of the values
+    for column, values in ((0, [0, 1, 2, 4]), (1, y)):  # the plot is an affine map of the values
         slope, start = np.polyfit(values, points[:, column], 1)
         np.testing.assert_allclose(points[:, column], slope * np.array(values) + start, atol=0.02)
         assert slope > 0 if column == 0 else slope < 0
     tree = Tree(svg)
     assert tree.all("svg")[0]["aria-label"] == 'a < "b"' and {"A 5", "B 1", "epoch"} <= {t.strip() for t in tree.texts}
-    assert not re.search(r"#0[1-5]|font-family|<style|<metadata", svg), "what stands for a color was replaced"
+    assert not re.search(r"#0[1-5]|<style|<metadata|<!", svg), "every placeholder color was replaced"
 
 
-def test_ticks_tell_small_differences():
+def test_labels_may_hold_any_character_and_look_like_markup_or_a_color():
+    labels = [HOSTILE, "#050100 id=", "bell\x07 \ud800 \uffff"]
+    svg = plots.scatter(np.eye(3)[:, :2], np.arange(3), labels, name="p", alt=labels[2], has_names=True)
+    tree = Tree(svg)
+    shown = [text for text in tree.texts if text.strip()]
+    assert shown == [*labels[:2], "bell\ufffd ? \ufffd"] and tree.all("svg")[0]["aria-label"] == shown[2]
+    identifiers = [attributes["id"] for _, attributes in tree.elements if "id" in attributes]
+    assert all(identifier.startswith("p-") or identifier[0] in "mp" for identifier in identifiers)
+    other = Tree(plots.scatter(np.eye(3)[:, :2], np.arange(3), labels, name="q", alt="", has_names=True))
+    assert not {a["id"] for _, a in other.elements if "id" in a} & set(identifiers), "two plots share an id"
+
+
+def test_ticks_show_small_differences():
     svg = plots.lines([plots.Line([0, 1], [2.0884, 2.0893], "", 0)], name="p", alt="", x_label="epoch")
     values = [float(text) for text in Tree(svg).texts if re.fullmatch(r"2\.08\d*", text)]
     assert len(values) == len(set(values)) >= 3
@@ -337,7 +366,7 @@ def test_labels_are_moved_apart(centers: np.ndarray):
     assert np.abs(moved - centers).max() < 10 * len(centers)
 
 
-def test_what_is_put_into_html_is_escaped():
+def test_strings_in_html_are_escaped():
     assert element("p", "<b>", Html("<i>x</i>"), None, ["&", 1], class_='"') == (
         '<p class="&quot;">&lt;b&gt;<i>x</i>&amp;1</p>'
     )

@@ -1,6 +1,6 @@
-"""`sslrun report` in a real browser: at the widths of a phone and of a desk, in light and in dark.
+"""`sslrun report` in a real browser: at the widths of a phone and of a desktop, in light and in dark mode.
 
-The screenshots are kept in $SSLRUN_SCREENSHOTS, else in build/screenshots.
+Screenshots are written to $SSLRUN_SCREENSHOTS, or to build/screenshots.
 """
 
 import json
@@ -16,16 +16,16 @@ import small_run
 from sslrun.cli import main
 
 SCREENSHOTS = Path(os.environ.get("SSLRUN_SCREENSHOTS") or small_run.ROOT / "build" / "screenshots")
-PHONE, DESK = 390, 1280
+PHONE, DESKTOP = 390, 1280
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="needs Chromium")
 
-# What sticks out of the page to the right, but for what is in a box that scrolls by itself.
+# Elements that extend beyond the page's right edge, except inside boxes that scroll.
 OUTSIDE = """[...document.querySelectorAll("body *")]
     .filter(each => each.getBoundingClientRect().right > WIDTH + 1 && !each.closest(".scroll, nav, pre"))
     .map(each => each.outerHTML.slice(0, 100))"""
 
-# WCAG 2's contrast of every text with what is behind it, where that is below 4.5.
+# Texts whose contrast with their background is below 4.5 (WCAG 2).
 FAINT = """(() => {
     const parts = color => {
         const numbers = color.match(/[\\d.]+/g).map(Number);
@@ -58,7 +58,7 @@ FAINT = """(() => {
 
 @pytest.fixture(scope="module")
 def pages(trained, trained_vit, tmp_path_factory) -> dict[str, Path]:
-    """The page of one run, and that of three: another encoder, and one that failed and left no weights."""
+    """A page of one run, and a page of three: one has another encoder, one failed and has no weights."""
     folder = tmp_path_factory.mktemp("pages")
     originals = {"a": trained, "b": trained_vit, "c": trained}
     runs = [Path(shutil.copytree(run, folder / letter / run.name)) for letter, run in originals.items()]
@@ -81,11 +81,11 @@ def page(tmp_path_factory):
         yield opened
 
 
-def test_it_fits_its_window_and_can_be_read(page, pages):
+def test_the_page_fits_its_window_and_is_readable(page, pages):
     for name, width, is_dark in (
-        *(("one", width, is_dark) for width in (PHONE, DESK) for is_dark in (False, True)),
+        *(("one", width, is_dark) for width in (PHONE, DESKTOP) for is_dark in (False, True)),
         ("three", PHONE, True),
-        ("three", DESK, False),
+        ("three", DESKTOP, False),
     ):
         page.requests.clear()
         page.open(pages[name], width, is_dark)
@@ -93,7 +93,7 @@ def test_it_fits_its_window_and_can_be_read(page, pages):
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.evaluate(OUTSIDE.replace("WIDTH", str(width))) == []
         assert page.evaluate(FAINT) == []
-        assert page.requests == [pages[name].as_uri()], "it asks for nothing but itself"
+        assert page.requests == [pages[name].as_uri()], "the page requests nothing but itself"
         assert page.complaints == []
         screenshot = SCREENSHOTS / f"report-{name}-{width}-{'dark' if is_dark else 'light'}.png"
         page.screenshot(screenshot)
@@ -103,8 +103,8 @@ def test_it_fits_its_window_and_can_be_read(page, pages):
 
 
 def test_images_and_plots_are_drawn(page, pages):
-    """Every image was decoded, every plot has a size and ink in the colors of the style sheet."""
-    page.open(pages["three"], DESK, is_dark=False)
+    """Every image is decoded; every plot has a size, and lines in the colors of the style sheet."""
+    page.open(pages["three"], DESKTOP, is_dark=False)
     sizes = page.evaluate("[...document.images].map(each => each.naturalWidth)")
     assert len(sizes) > 30 and min(sizes) >= 24
     boxes = page.evaluate("[...document.querySelectorAll('svg[role=img]')].map(each => each.clientWidth)")
@@ -119,8 +119,8 @@ def test_images_and_plots_are_drawn(page, pages):
     assert set(page.evaluate(wanted)) <= set(page.evaluate(strokes))
 
 
-def test_the_checks_see_what_is_wrong(page, tmp_path):
-    """Negative control: a page that is too wide, too faint, talks, and asks for more."""
+def test_the_checks_can_fail(page, tmp_path):
+    """Negative control: a page that is too wide, has faint text, writes to the console, and requests a file."""
     bad = tmp_path / "bad.html"
     bad.write_text(
         '<meta name="viewport" content="width=device-width"><p style="color: #aaa">faint</p><div style="width: 500px">'

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import small_run
-from sslrun.runtime import checkpoint
+from sslrun.runtime import checkpoint, executor
 
 STEPS = 40
 
@@ -48,6 +48,59 @@ def test_killed_and_resumed_is_straight_through(tmp_path, images, ranks):
         found = small_run.differences(straight / last, control / last)
         assert "model/backbone.conv1.weight" in found and "model/queue.rows" in found
         assert small_run.timeless(small_run.metrics(straight)) != small_run.timeless(small_run.metrics(control))
+
+
+OWN_BACKBONE = [
+    'custom_imports=["own_backbone"]',
+    'model.backbone={ _delete_ = true, type = "OwnBackbone" }',
+    "data.samples_per_gpu=4",
+    "engine.micro_batch=4",  # four micro-batches on one rank, two on each of two
+    "checkpoint.interval=3",
+    "checkpoint.max_keep_ckpts=9",
+]
+MONITORS = [f"monitor.{name}_interval=1" for name in ("knn", "loss", "probe", "rankme")]
+
+
+def own_backbone_run(recipe: Path, work_dir: Path, *settings: str, resume: bool = False, ranks: int = 1) -> Path:
+    """Nine steps of MoCo, whose key encoder runs in `targets`; returns the run folder."""
+    options = [f"--set={setting}" for setting in [*OWN_BACKBONE, *settings]]
+    small_run.train(recipe, "--work-dir", str(work_dir), *options, *["--resume"] * resume, ranks=ranks)
+    return work_dir / "small"
+
+
+def resumed_at_3(straight: Path, work_dir: Path) -> None:
+    """A copy of a run as it stood after three steps, in the middle of an epoch."""
+    shutil.copytree(straight, work_dir / "small")
+    for later in ("step_00000006", "step_00000009"):
+        shutil.rmtree(work_dir / "small/checkpoints" / later)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_dropout_of_a_users_backbone_resumes_exactly(tmp_path, images, ranks):
+    """Whatever draws from torch's generators is a function of the step, the rank and the micro-batch."""
+    recipe = small_run.write_recipe(tmp_path, images, steps=9)
+    straight = own_backbone_run(recipe, tmp_path / "straight", *MONITORS, ranks=ranks)
+    last = "checkpoints/step_00000009"
+
+    resumed_at_3(straight, tmp_path / "resumed")
+    resumed = own_backbone_run(recipe, tmp_path / "resumed", *MONITORS, resume=True, ranks=ranks)
+    assert small_run.differences(straight / last, resumed / last) == []
+    assert small_run.timeless(small_run.metrics(straight)) == small_run.timeless(small_run.metrics(resumed))
+
+    if ranks == 1:  # what is measured in between changes nothing
+        unmeasured = own_backbone_run(recipe, tmp_path / "unmeasured", "monitor.knn_interval=0")
+        assert small_run.differences(straight / last, unmeasured / last) == []
+
+
+def test_without_seeded_steps_that_backbone_would_not_resume_exactly(tmp_path, images, monkeypatch):
+    """The control of the test above."""
+    monkeypatch.setattr(executor, "seed_torch", lambda *_: None)
+    recipe = small_run.write_recipe(tmp_path, images, steps=9)
+    straight = own_backbone_run(recipe, tmp_path / "straight")
+    resumed_at_3(straight, tmp_path / "resumed")
+    resumed = own_backbone_run(recipe, tmp_path / "resumed", resume=True)
+    last = "checkpoints/step_00000009"
+    assert "model/backbone.body.0.weight" in small_run.differences(straight / last, resumed / last)
 
 
 @pytest.mark.parametrize(

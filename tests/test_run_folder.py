@@ -1,4 +1,4 @@
-"""The run folder: nobody's run is overwritten, two never write one, and a resume continues the same recipe only."""
+"""The run folder: no run is overwritten, two processes never write one folder, a resume keeps the recipe."""
 
 import copy
 import json
@@ -16,7 +16,8 @@ import torch
 from sslrun.errors import UsageError
 from sslrun.runtime import checkpoint
 from sslrun.runtime.environment import environment
-from sslrun.runtime.run_folder import RunFolder, config_changes, rows
+from sslrun.runtime.run_files import rows
+from sslrun.runtime.run_folder import RunFolder, config_changes
 
 RECIPE = {
     "epochs": 10,
@@ -92,7 +93,7 @@ def test_a_checkpoint_alone_is_a_run(tmp_path):
         RunFolder(tmp_path, RECIPE, resume=False)
 
 
-def test_a_start_that_came_to_nothing_may_be_repeated(tmp_path):
+def test_a_start_that_failed_before_its_first_row_may_be_repeated(tmp_path):
     with RunFolder(tmp_path, RECIPE, resume=False) as folder:
         folder.record_machine_choice("threads", 9)
         folder.record_state("failed", 2)
@@ -102,7 +103,7 @@ def test_a_start_that_came_to_nothing_may_be_repeated(tmp_path):
         assert not folder.is_resumed
 
 
-def test_a_resume_finds_the_machines_choices_and_sweeps(tmp_path):
+def test_a_resume_keeps_the_machines_choices_and_removes_remains_of_a_kill(tmp_path):
     with RunFolder(tmp_path, RECIPE, resume=False) as folder:
         for choice in (64, 32):
             folder.record_machine_choice("micro_batch", choice)
@@ -131,7 +132,7 @@ def test_a_resume_finds_the_machines_choices_and_sweeps(tmp_path):
         ("global_batch", 256.0),
     ],
 )
-def test_a_resume_may_change_what_does_not_change_the_steps(tmp_path, key, value):
+def test_a_resume_may_change_values_that_no_step_depends_on(tmp_path, key, value):
     used_folder(tmp_path)
     with RunFolder(tmp_path, changed(key, value), resume=True):
         assert tomli.loads((tmp_path / "config.toml").read_text()).items() >= {
@@ -245,15 +246,15 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("name", ["file/run", "file", "n" * 300, "null\0byte"])
-def test_an_impossible_place(tmp_path, name):
+def test_a_folder_that_cannot_be_created(tmp_path, name):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UsageError, match=r"cannot be written: .*work_dir") as error:
         RunFolder(tmp_path / name, RECIPE, resume=False)
     assert "\n" not in str(error.value)
 
 
-def test_a_read_only_place(tmp_path):
-    """In a child that is no longer root, for whom permissions mean nothing."""
+def test_a_read_only_folder(tmp_path):
+    """In a child process that is not root: root may write everywhere."""
     used_folder(tmp_path / "run")
     before = sorted(file.name for file in (tmp_path / "run").iterdir())
     for path in (tmp_path / "run", tmp_path):

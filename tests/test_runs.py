@@ -1,5 +1,6 @@
-"""`sslrun runs`: what stands in the folders is told, a dead run is not called running, and no damage stops the list."""
+"""`sslrun runs`: it lists what run folders hold, tells dead runs from running ones, and skips nothing for damage."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,15 +14,18 @@ from pathlib import Path
 import pytest
 
 import small_run
-from sslrun import runs
 from sslrun.cli import main
+from sslrun.errors import UsageError
+from sslrun.runs import RunSummary, as_json, summarize
+from sslrun.runtime import folder_lock, run_files
+from sslrun.runtime.run_files import RunFiles, newest_rows
 from sslrun.runtime.run_folder import RunFolder
 
 RECIPE = {"epochs": 10, "seed": 1}
 
 
 def listed(capsys, root: Path) -> dict[str, dict]:
-    """What --json says, by the folders' names."""
+    """The output of --json, by folder."""
     capsys.readouterr()
     assert main(["runs", str(root), "--json"]) == 0
     return {os.path.relpath(one["path"], root): one for one in json.loads(capsys.readouterr().out)}
@@ -43,18 +47,18 @@ def training(step: int, loss: float | None) -> dict:
     return {"step": step, "epoch": step / 5, "wall_s": 1.5, "train/loss": loss, "speed/images_per_s": 100.0 + step}
 
 
-def test_what_a_run_wrote(capsys, trained):
-    (name, found), *others = listed(capsys, trained.parent).items()
+def test_the_values_of_a_finished_run(capsys, trained):
+    (name, run), *others = listed(capsys, trained.parent).items()
     rows = small_run.metrics(trained)
     assert name == trained.name and not others
-    assert found["state"] == "done" and found["exit_code"] == 0 and found["error"] is None
-    assert found["step"] == rows[-1]["step"] == 6 and found["epoch"] == rows[-1]["epoch"]
-    assert found["epochs"] == pytest.approx(rows[-1]["epoch"]), "max_iters is the length"
+    assert run["state"] == "done" and run["exit_code"] == 0 and run["error"] is None
+    assert run["step"] == rows[-1]["step"] == 6 and run["epoch"] == rows[-1]["epoch"]
+    assert run["epochs"] == pytest.approx(rows[-1]["epoch"]), "max_iters is the length"
     last = [row for row in rows if "train/loss" in row][-1]
-    assert (found["loss"], found["images_per_s"]) == (last["train/loss"], last["speed/images_per_s"])
-    assert found["best_knn_top1_pct"] == max(row["knn/top1_pct"] for row in rows if "knn/top1_pct" in row)
+    assert (run["loss"], run["images_per_s"]) == (last["train/loss"], last["speed/images_per_s"])
+    assert run["best_knn_top1_pct"] == max(row["knn/top1_pct"] for row in rows if "knn/top1_pct" in row)
     alone = listed(capsys, trained)["."]
-    assert {**alone, "age_s": found["age_s"]} == found and alone["age_s"] >= found["age_s"]
+    assert {**alone, "age_s": run["age_s"]} == run and alone["age_s"] >= run["age_s"]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +70,7 @@ def test_what_a_run_wrote(capsys, trained):
         ("interrupted", 130, "interr"),
     ],
 )
-def test_states_that_a_run_recorded(capsys, tmp_path, state, code, shown):
+def test_recorded_states(capsys, tmp_path, state, code, shown):
     with RunFolder(tmp_path / "run", RECIPE, resume=False) as folder:
         write_rows(folder.path, {"step": 0, "knn/top1_pct": 31.0}, training(5, 2.5), {"step": 5, "knn/top1_pct": 30.0})
         folder.record_state(state, code, error="because")
@@ -87,7 +91,7 @@ sys.stdin.read()
 
 
 def hold(path: Path) -> subprocess.Popen[str]:
-    """A process that has a run folder's lock until it is killed."""
+    """A process that holds a run folder's lock until it is killed."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -107,12 +111,12 @@ def test_a_run_whose_lock_is_free_has_died(capsys, tmp_path):
         state.write_text(json.dumps({**record, "pid": 1, "host": "another"}))
         assert listed(capsys, tmp_path)["run"]["state"] == "running"
         holder.kill()
-    assert listed(capsys, tmp_path)["run"]["state"] == "died", "free on another host"
+    assert listed(capsys, tmp_path)["run"]["state"] == "died", "the lock is free, the host another one"
     state.write_text(json.dumps({**record, "pid": os.getppid()}))
-    assert listed(capsys, tmp_path)["run"]["state"] == "died", "the number is another process's by now"
+    assert listed(capsys, tmp_path)["run"]["state"] == "died", "the process id now belongs to another process"
     state.write_text(json.dumps({**record, "state": "done", "pid": holder.pid}))
     assert listed(capsys, tmp_path)["run"]["state"] == "done"
-    # Without a lock to ask for, the process counts, where it can be asked for.
+    # Without a lock file the process id decides, if it is one of this host.
     (tmp_path / "run" / ".lock").unlink()
     for pid, host, expected in [
         (holder.pid, socket.gethostname(), "died"),
@@ -124,7 +128,7 @@ def test_a_run_whose_lock_is_free_has_died(capsys, tmp_path):
         assert listed(capsys, tmp_path)["run"]["state"] == expected, (pid, host)
 
 
-def test_to_look_takes_no_lock_and_loses_none(capsys, tmp_path):
+def test_listing_neither_takes_nor_releases_a_lock(capsys, tmp_path):
     def is_locked() -> bool:
         done = subprocess.run([sys.executable, "-c", HOLDER, str(tmp_path / ".lock")], input="", capture_output=True)
         return done.returncode != 0
@@ -134,7 +138,23 @@ def test_to_look_takes_no_lock_and_loses_none(capsys, tmp_path):
     assert not is_locked()
 
 
-def test_where_runs_are_looked_for(capsys, tmp_path):
+def test_a_start_is_not_refused_because_another_process_asks_for_the_lock(tmp_path, monkeypatch):
+    """Asking takes a shared lock for an instant. Negative control: a start is refused if that lock stays."""
+    monkeypatch.setattr(folder_lock, "RETRY_S", 1.0)
+    asker = HOLDER.replace("LOCK_EX", "LOCK_SH").replace(
+        "sys.stdin.read()", "import time; time.sleep(SECONDS); os.close(descriptor)"
+    )
+    (tmp_path / ".lock").touch()
+    for seconds, is_refused in ((0.05, False), (10, True)):
+        code = asker.replace("SECONDS", str(seconds))
+        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / ".lock")], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stdout.readline() == b"held\n"
+            with pytest.raises(UsageError, match="in use by") if is_refused else contextlib.nullcontext():
+                RunFolder(tmp_path, RECIPE, resume=False).close()
+            process.kill()
+
+
+def test_which_folders_are_searched(capsys, tmp_path):
     for name in ("b", "a/nested", ".hidden/run", "elsewhere/run"):
         with RunFolder(tmp_path / name, RECIPE, resume=False) as folder:
             folder.record_state("done", 0)
@@ -149,7 +169,7 @@ def test_where_runs_are_looked_for(capsys, tmp_path):
     assert [line.split()[0] for line in table(capsys, tmp_path)] == ["run", "a/linked", "a/nested", "b"]
 
 
-def test_evaluations_are_told(capsys, tmp_path):
+def test_the_best_evaluations_are_listed(capsys, tmp_path):
     with RunFolder(tmp_path / "run", RECIPE, resume=False) as folder:
         folder.eval.mkdir()
         for name, value in (("a", 70.5), ("b", 71.25), ("c", None)):
@@ -180,7 +200,7 @@ GARBAGE = [
 ]
 
 
-def test_no_damage_stops_the_list(capsys, tmp_path):
+def test_damaged_folders_are_listed(capsys, tmp_path):
     names = ("state.json", "metrics.jsonl", "config.toml", "eval/x.json", ".lock")
     for number, content in enumerate(GARBAGE):
         path = tmp_path / f"run{number:02d}"
@@ -202,7 +222,7 @@ def test_no_damage_stops_the_list(capsys, tmp_path):
     assert len(table(capsys, tmp_path)) == len(GARBAGE) + 4
 
 
-def test_a_last_row_that_was_cut_short_and_a_loss_that_was_not_finite(capsys, tmp_path):
+def test_a_truncated_last_row_and_a_nonfinite_loss(capsys, tmp_path):
     with RunFolder(tmp_path / "run", RECIPE, resume=False) as folder:
         write_rows(folder.path, training(5, 2.5), training(10, None), {"step": 12, "epoch": 2.4, "val/loss": 1.0})
         with open(folder.metrics, "a") as file:
@@ -212,9 +232,9 @@ def test_a_last_row_that_was_cut_short_and_a_loss_that_was_not_finite(capsys, tm
     assert table(capsys, tmp_path)[1].split()[2:6] == ["2.4", "/", "10", "nan"]
 
 
-def test_rows_are_found_wherever_blocks_end(tmp_path, monkeypatch):
+def test_rows_are_found_at_any_block_boundary(tmp_path, monkeypatch):
     generator = random.Random(0)
-    metrics = tmp_path / "metrics.jsonl"
+    files = RunFiles(tmp_path)
     for trial in range(60):
         rows = []
         for step in range(generator.randrange(12)):
@@ -222,28 +242,43 @@ def test_rows_are_found_wherever_blocks_end(tmp_path, monkeypatch):
             if generator.random() < 0.4:
                 row["knn/top1_pct"] = generator.choice([round(generator.uniform(0, 100), 10), 5e-05, None])
             rows.append(row)
-        metrics.write_text(
-            "".join(json.dumps(row) + "\n" for row in rows) + generator.choice(["", '{"step": 99, "knn'])
+        files.metrics.write_text(
+            "".join(json.dumps(row) + "\n" for row in rows) + generator.choice(["", '{"step": 99, "knn/top1_pct": 1'])
         )
-        monkeypatch.setattr(runs, "_BLOCK", generator.choice([1, 7, 64, 2**20]))
-        monkeypatch.setattr(runs, "_FIRST", generator.choice([1, 5, 100, 2**14]))
-        last, training_row = runs._last_rows(metrics)
-        assert last == (rows[-1] if rows else {}), trial
-        assert training_row == next((row for row in reversed(rows) if "train/loss" in row), {}), trial
+        monkeypatch.setattr(run_files, "BLOCK_BYTES", generator.choice([1, 7, 64, 2**16]))
+        blocks = list(files.metrics_blocks())
+        assert b"".join(blocks) == files.metrics.read_bytes()
+        for key in (None, "train/loss", "knn/top1_pct"):
+            found = [row for block in reversed(blocks) for row in newest_rows(block, key)]
+            assert found == [row for row in reversed(rows) if key is None or key in row], (trial, key)
+        summary = summarize(files)
         accuracies = [row["knn/top1_pct"] for row in rows if row.get("knn/top1_pct") is not None]
-        assert runs._best_knn(metrics) == max(accuracies, default=None), trial
+        assert summary.best_knn_top1_pct == max(accuracies, default=None), trial
+        assert summary.step == (rows[-1]["step"] if rows else None), trial
+        assert summary.loss == next((row["train/loss"] for row in reversed(rows) if "train/loss" in row), None), trial
 
 
-def test_a_large_file_is_neither_parsed_nor_kept(capsys, tmp_path, monkeypatch):
+def test_a_key_in_a_text_is_not_the_key(tmp_path):
+    files = RunFiles(tmp_path)
+    files.metrics.write_text(
+        '{"step": 1, "train/loss": 2.0}\n{"step": 2, "note": "\\"train/loss\\""}\n["train/loss"]\n'
+    )
+    assert (summarize(files).loss, summarize(files).step) == (2.0, 2)
+
+
+def test_a_large_file_is_neither_parsed_nor_kept_in_memory(tmp_path, monkeypatch):
     with RunFolder(tmp_path / "run", RECIPE, resume=False) as folder:
         lines = [json.dumps(training(step, 1.0)) + "\n" for step in range(20_000)]
         lines[123] = json.dumps({"step": 123, "knn/top1_pct": 77.0}) + "\n"
         folder.metrics.write_text("".join(lines))
     parsed = []
     loads = json.loads
-    monkeypatch.setattr(runs.json, "loads", lambda text: parsed.append(1) or loads(text))
-    found = runs.read_run(tmp_path / "run")
-    assert found.best_knn_top1_pct == 77.0 and found.step == 19_999 and len(parsed) < 10
+    monkeypatch.setattr(run_files.json, "loads", lambda text: parsed.append(1) or loads(text))
+    files = RunFiles(tmp_path / "run")
+    found = summarize(files)
+    blocks = files.metrics.stat().st_size // run_files.BLOCK_BYTES + 1
+    assert found.best_knn_top1_pct == 77.0 and found.step == 19_999 and len(parsed) < 2 * blocks + 5 < 100
+    assert max(map(len, files.metrics_blocks())) < run_files.BLOCK_BYTES + 200
 
 
 def test_the_table_fits_the_width(capsys, tmp_path, monkeypatch):
@@ -263,23 +298,23 @@ def test_the_table_fits_the_width(capsys, tmp_path, monkeypatch):
         assert len(lines) == 4 and max(map(len, lines)) <= columns, lines
         if columns == 80:
             assert lines[1] != lines[2] and "…" in lines[1] and lines[3].startswith("short ")
-            assert lines[1].split()[1:] == first.split()[1:], "names are cut first"
+            assert lines[1].split()[1:] == first.split()[1:], "names are shortened before columns are left out"
         if columns == 40:
             assert "failed" in lines[1] and "images/s" not in lines[0]
     monkeypatch.delenv("COLUMNS")
     assert table(capsys, tmp_path) == whole
 
 
-def test_nothing_there(capsys, tmp_path, monkeypatch):
+def test_no_runs_and_no_folder(capsys, tmp_path, monkeypatch):
     assert main(["runs", str(tmp_path)]) == 0
     captured = capsys.readouterr()
     assert not captured.out and captured.err.startswith("no runs below ")
     assert listed(capsys, tmp_path) == {}
     monkeypatch.chdir(tmp_path)
-    for words, told in [([], "work_dirs does not exist"), ([__file__], "is not a folder"), (["x" * 5000], "exist")]:
+    for words, message in [([], "work_dirs does not exist"), ([__file__], "is not a folder"), (["x" * 5000], "exist")]:
         assert main(["runs", *words]) == 2
         err = capsys.readouterr().err
-        assert told in err and len(err.splitlines()) == 1
+        assert message in err and len(err.splitlines()) == 1
 
 
 def test_no_torch_is_imported(trained):
@@ -293,5 +328,5 @@ def test_no_torch_is_imported(trained):
 
 
 def test_a_loss_of_nan_is_null_in_json():
-    run = runs.Run(Path("x"), loss=math.nan)
-    assert json.loads(runs.as_json([run]))[0]["loss"] is None
+    summary = RunSummary(Path("x"), loss=math.nan)
+    assert json.loads(as_json([summary]))[0]["loss"] is None

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ranks import ROOT, run_ranks
 from sslrun.data import Shapes
-from sslrun.data.drawing import CLASS_NAMES, Spec, draw
+from sslrun.data.sources.shapes_drawing import CLASS_NAMES, Spec, draw
 from sslrun.errors import UsageError
 from sslrun.evaluation.knn import knn_top1
 from sslrun.nn.resnet import ResNet
@@ -22,17 +22,17 @@ from sslrun.nn.resnet import ResNet
 def test_images_are_functions_of_their_arguments(tmp_path):
     source = Shapes(str(tmp_path), num_images=40, size=48)
     source.open()
-    contents = [Path(path).read_bytes() for path in source.paths]
+    contents = [Path(path).read_bytes() for path in source.names]
     assert len(contents) == len(set(contents)) == len(source) == 40
     assert contents == [draw(source.spec, i) for i in range(40)]
     assert {Image.open(io.BytesIO(c)).size for c in contents} == {(48, 48)} and (source.sizes == 48).all()
     assert source.class_names == CLASS_NAMES and len(CLASS_NAMES) >= 10
     assert np.bincount(source.labels).tolist() == [4] * 10
-    assert [Path(path).parent.name for path in source.paths] == [CLASS_NAMES[label] for label in source.labels]
+    assert [Path(path).parent.name for path in source.names] == [CLASS_NAMES[label] for label in source.labels]
     other = [Shapes(str(tmp_path), num_images=40, size=48, split="test"), Shapes(str(tmp_path), 40, 48, seed=1)]
     for changed in other:
         changed.open()
-        assert not {Path(path).read_bytes() for path in changed.paths} & set(contents)
+        assert not {Path(path).read_bytes() for path in changed.names} & set(contents)
 
 
 def test_drawn_once_and_not_by_the_constructor(tmp_path):
@@ -40,18 +40,18 @@ def test_drawn_once_and_not_by_the_constructor(tmp_path):
     source = Shapes(str(root), num_images=10, size=16)
     assert source.nominal_size == 10 and not root.exists()
     source.open()
-    times = [os.stat(path).st_mtime_ns for path in source.paths]
+    times = [os.stat(path).st_mtime_ns for path in source.names]
     time.sleep(0.02)
     again = Shapes(str(root), num_images=10, size=16)
     again.open()
-    assert [os.stat(path).st_mtime_ns for path in again.paths] == times
-    assert [entry.name for entry in root.iterdir() if entry.is_dir()] == [Path(source.paths[0]).parents[1].name]
+    assert [os.stat(path).st_mtime_ns for path in again.names] == times
+    assert [entry.name for entry in root.iterdir() if entry.is_dir()] == [Path(source.names[0]).parents[1].name]
 
 
 def loaded(root: Path) -> int:
     source = Shapes(str(root), num_images=60, size=32)
     source.open()
-    return len([Image.open(path).load() for path in source.paths])
+    return len([Image.open(path).load() for path in source.names])
 
 
 def test_processes_that_draw_at_once_get_whole_sets(tmp_path):
@@ -105,7 +105,7 @@ def shapes():
     for split, count in (("train", 2000), ("test", 400)):
         source = Shapes(str(ROOT / "data/shapes"), split=split)  # drawn once a checkout, for other tests too
         source.open()
-        images = np.stack([np.asarray(Image.open(path)) for path in source.paths[:count]])
+        images = np.stack([np.asarray(Image.open(path)) for path in source.names[:count]])
         labels = torch.from_numpy(source.labels[:count])
         found.append((torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, labels))
     return found

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fidelity_cases import decoded, exact_views, graph_views, sizes
-from sslrun.data import pil_twins, pixels
-from sslrun.data.draws import uniforms
-from sslrun.data.graph import graph_inputs, view_arguments
+from fidelity_cases import decoded, exact_views, geometric_steps, graph_views, sizes
+from sslrun.data import pil_twins
+from sslrun.data.graph import argument_names, num_inputs, view_arguments
 from sslrun.data.transforms import (
     CenterCrop,
     ColorJitter,
@@ -23,6 +22,7 @@ from sslrun.data.transforms import (
 )
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
+from sslrun.randomness import uniforms
 
 
 def patches() -> ViewGroup:
@@ -67,48 +67,62 @@ def test_patches_are_the_longhand_ones(make, mean, most):
 def test_the_graph_that_stops_at_geometry_gives_the_same_patches():
     group = patches()
     arguments = view_arguments([group], 3, 0, np.arange(8), sizes())
-    difference = np.abs(graph_views([group], arguments, "geometry")[0].astype(int) - exact_views([group], arguments)[0])
+    difference = np.abs(
+        graph_views([group], arguments, geometric_steps([group]))[0].astype(int) - exact_views([group], arguments)[0]
+    )
     assert difference.mean() <= 0.25 and difference.max() <= 4
 
 
 def test_what_views_share_is_done_once(monkeypatch):
     calls = []
-    resample = pixels.resample
-    monkeypatch.setattr(pixels, "resample", lambda *arguments: calls.append(1) or resample(*arguments))
+    resize = Resize.torch_image
+    monkeypatch.setattr(Resize, "torch_image", lambda *arguments: calls.append(1) or resize(*arguments))
     group = patches()
     exact_views([group], view_arguments([group], 0, 0, np.arange(8), sizes()))
     assert len(calls) == 8
-    assert {i.name for i in graph_inputs([group], "geometry")} == {
-        *("0.0.0.0.start", "0.0.0.0.shape", "0.0.0.0.size", "0.0.0.1.start", "0.0.0.1.size"),
-        *(f"0.{view}.1.{name}" for view in range(9) for name in ("start", "size")),
-    }
+    names = argument_names([group], geometric_steps([group]))
+    assert names == [[["start", "shape", "size"], ["start", "size"], ["start", "size"]]]
+    assert num_inputs([group], names) == 3 + 2 + 9 * 2
+
+
+@pytest.mark.parametrize("done", range(5))
+def test_views_that_share_their_first_steps_are_equal_wherever_dali_stops(done):
+    """DALI stops before, within and after the steps that the three views share; crops of one size and of several."""
+    head = [CenterCrop(64), RandomHorizontalFlip()]
+    for tail in ([Solarization(p=0.5)], [RandomCrop(40), Solarization(p=0.5)]):
+        groups = [ViewGroup(3, [SharedTrans([*head, RandomGrayscale(0.5)]), *tail]), ViewGroup(1, [CenterCrop(40)])]
+        arguments = view_arguments(groups, 0, 0, np.arange(8), sizes())
+        for one, other in zip(graph_views(groups, arguments, [done, 0]), exact_views(groups, arguments), strict=True):
+            assert np.abs(one.astype(int) - other).max() <= (1 if done > 2 else 0)  # DALI's gray
 
 
 def test_shared_draws_are_equal_and_others_are_not():
     shared = SharedTrans([RandomCrop(20), ColorJitter(0.4, p=0.5)])
     group = ViewGroup(3, [shared, RandomHorizontalFlip(), SharedTrans([Solarization(p=0.5)], p=0.5), Resize([8, 9])])
-    numbers = view_arguments([ViewGroup(2, [CenterCrop(8)]), group], 1, 2, np.arange(50), np.tile((30, 40), (50, 1)))
-    apart = {name[2:]: values.reshape(3, 50, -1) for name, values in numbers.items() if name.startswith("1.")}
-    for name, values in apart.items():
-        alike = (values == values[:1]).all()
-        assert alike == (name != "1.apply"), name
-    assert len(np.unique(apart["0.0.start"][0], axis=0)) > 30, "images share nothing with each other"
-    assert 5 < apart["2.0.apply"][0].sum() < 25
+    sizes = np.tile((30, 40), (50, 1))
+    numbers = view_arguments([ViewGroup(2, [CenterCrop(8)]), group], 1, 2, np.arange(50), sizes)[1]
+    for step, own in enumerate(numbers):
+        for name, values in {"apply": own.apply, "size": own.size, **own.values}.items():
+            apart = values.reshape(3, 50, -1)
+            assert (apart == apart[:1]).all() == ((step, name) != (2, "apply")), (step, name)
+    starts = numbers[0]["start"][:50]
+    assert len(np.unique(starts, axis=0)) > 30, "images share nothing with each other"
+    assert 5 < numbers[3].apply[:50].sum() < 25
     draws = uniforms(1, 2, np.arange(50), 2, group.num_draws)  # of the group's first view, the third of all
-    assert np.array_equal(apart["0.0.start"][0], np.floor(draws[:, 2:4] * (11, 21)))
+    assert np.array_equal(starts, np.floor(draws[:, 2:4] * (11, 21)))
 
 
 def test_patches_fill_their_cells_and_stay_in_them():
     count = 4000
     numbers = view_arguments([patches()], 0, 0, np.arange(count), np.tile((292, 400), (count, 1)))
-    starts = numbers["0.1.start"].reshape(9, count, 2)
+    starts = numbers[0][2]["start"].reshape(9, count, 2)
     for view in range(9):
         low = np.array(divmod(view, 3)) * 85
         offsets = starts[view] - low
         for axis in range(2):
             assert set(offsets[:, axis]) == set(range(22))  # 0 to 85 - 64
         assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.06
-    crops = numbers["0.0.1.start"].reshape(9, count, 2)
+    crops = numbers[0][1]["start"].reshape(9, count, 2)
     assert (crops == crops[0]).all() and set(crops[0, :, 0]) == set(range(38)) and crops[0, :, 1].max() == 145
 
 
@@ -117,11 +131,11 @@ def test_patches_fill_their_cells_and_stay_in_them():
     [((100, 100), (range(37), range(37))), ((64, 70), (range(1), range(7))), ((40, 90), (range(-12, -11), range(27)))],
 )
 def test_random_crop(entering, allowed):
-    numbers = RandomCrop(64).parameters(uniforms(0, 0, np.arange(2000), 0, 3), np.tile(entering, (2000, 1)))
+    numbers = RandomCrop(64).numbers(uniforms(0, 0, np.arange(2000), 0, 3), np.tile(entering, (2000, 1)))
     assert [set(numbers["start"][:, axis]) for axis in range(2)] == [set(values) for values in allowed]
-    assert (numbers["size"] == 64).all() and numbers["apply"].all()
-    kept = RandomCrop(64, p=0.0).parameters(uniforms(0, 0, np.arange(5), 0, 3), np.tile(entering, (5, 1)))
-    assert not kept["apply"].any() and not kept["start"].any() and (kept["size"] == entering).all()
+    assert (numbers.size == 64).all() and numbers.apply.all()
+    kept = RandomCrop(64, p=0.0).numbers(uniforms(0, 0, np.arange(5), 0, 3), np.tile(entering, (5, 1)))
+    assert not kept.apply.any() and not kept["start"].any() and (kept.size == entering).all()
 
 
 def test_both_modes_agree_with_pil_where_more_is_shared():

@@ -1,5 +1,6 @@
 """Sources: which samples exist, in which order, with which labels and sizes, and what is said where nothing is."""
 
+import io
 import logging
 import os
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslrun.data import ImageFolder, ImageList, ImageNet, Subset, split_holdout
+from sslrun.data import ImageFolder, ImageList, ImageNet, Source, Subset, split_holdout
 from sslrun.data import index as index_module
 from sslrun.data.index import build_index
-from sslrun.data.sources import Paths
+from sslrun.data.reading import read_all
+from sslrun.data.sources.files import Paths
 from sslrun.errors import UsageError
 
 
@@ -32,7 +34,7 @@ def test_class_folders(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     source = ImageFolder(str(tmp_path))
     source.open()
-    assert [os.path.relpath(p, tmp_path) for p in source.paths] == [
+    assert [os.path.relpath(p, tmp_path) for p in source.names] == [
         "a/x.png",
         "b/10.JPEG",
         "b/2.jpg",
@@ -47,7 +49,7 @@ def test_flat_folder_has_no_labels(tmp_path):
         image(tmp_path / name)
     source = ImageFolder(str(tmp_path))
     source.open()
-    assert [os.path.relpath(p, tmp_path) for p in source.paths] == ["1.jpg", "2.jpg", "more/0.jpg"]
+    assert [os.path.relpath(p, tmp_path) for p in source.names] == ["1.jpg", "2.jpg", "more/0.jpg"]
     assert source.labels is None and source.class_names is None
 
 
@@ -60,7 +62,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (root / "b" / "loop").symlink_to(root / "b")
     source = ImageFolder(str(root))
     source.open()
-    assert [os.path.relpath(p, root) for p in source.paths] == ["a/link.jpg", "b/one.jpg"]
+    assert [os.path.relpath(p, root) for p in source.names] == ["a/link.jpg", "b/one.jpg"]
 
 
 def test_relative_folder_survives_a_change_of_directory(tmp_path, monkeypatch):
@@ -69,7 +71,7 @@ def test_relative_folder_survives_a_change_of_directory(tmp_path, monkeypatch):
     source = ImageFolder("images")
     source.open()
     monkeypatch.chdir("/")
-    assert os.path.exists(source.paths[0])
+    assert os.path.exists(source.names[0])
 
 
 def test_constructors_touch_nothing():
@@ -108,12 +110,12 @@ def test_lists(tmp_path):
     ann_file.write_text("b/1.jpg 3\n\na/with space.jpg 0\r\n/absolute/2.jpg 12\n")
     source = ImageList(str(tmp_path), str(ann_file))
     source.open()
-    assert list(source.paths) == [f"{tmp_path}/b/1.jpg", f"{tmp_path}/a/with space.jpg", "/absolute/2.jpg"]
+    assert list(source.names) == [f"{tmp_path}/b/1.jpg", f"{tmp_path}/a/with space.jpg", "/absolute/2.jpg"]
     assert source.labels.tolist() == [3, 0, 12]
     ann_file.write_text("b/1.jpg\na/with space.jpg\n")
     source = ImageList(str(tmp_path), str(ann_file))
     source.open()
-    assert source.labels is None and source.paths[1].endswith("a/with space.jpg")
+    assert source.labels is None and source.names[1].endswith("a/with space.jpg")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_imagenet_from_folders_and_from_the_list(tmp_path):
     (tmp_path / "train.txt").write_text("n01/a.JPEG 0\nn02/b.JPEG 1\n")
     listed = ImageNet(str(tmp_path / "train"), str(tmp_path / "train.txt"))
     listed.open()
-    assert list(folders.paths) == list(listed.paths)
+    assert list(folders.names) == list(listed.names)
     assert folders.labels.tolist() == listed.labels.tolist() == [0, 1]
     assert folders.class_names == ["n01", "n02"]
 
@@ -172,27 +174,77 @@ def test_sizes_and_marks(tmp_path):
     assert source.sizes.dtype == np.int32
 
 
+def index_of(paths):
+    """As a new run builds it."""
+    source = ImageFolder("unused")
+    source.names = Paths("", paths)
+    return build_index(source)
+
+
 def test_index_is_kept_until_a_file_changes(tmp_path, monkeypatch):
     paths = [str(image(tmp_path / f"{i}.jpg", 10 + i, 20)) for i in range(3)]
-    first = build_index(paths)
+    first = index_of(paths)
     with monkeypatch.context() as patch:
-        patch.setattr(index_module, "visit", lambda path: pytest.fail("read again"))
-        assert np.array_equal(build_index(paths).sizes, first.sizes)
+        patch.setattr(index_module, "visit", lambda *_: pytest.fail("read again"))
+        assert np.array_equal(index_of(paths).sizes, first.sizes)
     image(tmp_path / "1.jpg", 50, 60)
-    assert build_index(paths).sizes.tolist() == [[10, 20], [50, 60], [12, 20]]
-    assert build_index(paths[::-1]).sizes.tolist() == [[12, 20], [50, 60], [10, 20]]
+    assert index_of(paths).sizes.tolist() == [[10, 20], [50, 60], [12, 20]]
+    assert index_of(paths[::-1]).sizes.tolist() == [[12, 20], [50, 60], [10, 20]]
+
+
+class Encoded(Source, listed=False):
+    """Image files that are no files: only the required methods."""
+
+    def __init__(self, contents):
+        self.contents = contents
+
+    def list_samples(self, key):
+        return [f"memory#{i}" for i in range(len(self.contents))]
+
+    def encoded(self, ids):
+        return [self.contents[i] for i in ids]
+
+
+def png(height, width):
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_source_without_a_fingerprint_is_not_cached(tmp_path):
+    source = Encoded([png(3, 4), b"no image", np.frombuffer(png(5, 6), dtype=np.uint8)])
+    source.open()
+    assert source.sizes.tolist() == [[3, 4], [0, 0], [5, 6]] and source.suspicious.tolist() == [False, True, False]
+    assert not (tmp_path / "cache").exists()
+    subset = Subset(source, np.array([2]))
+    assert subset.sizes.tolist() == [[5, 6]] and subset.open_encoded(0).read() == png(5, 6)
+    assert subset.files_root is None and subset.names[0] == "memory#2"
+
+
+def test_read_errors_belong_to_their_sample(tmp_path):
+    image(tmp_path / "0.png")
+    (tmp_path / "1.png").mkdir()
+    os.mkfifo(tmp_path / "2.png")
+    (tmp_path / "4.png").write_bytes(b"")
+    source = ImageFolder("unused")
+    source.names = Paths(str(tmp_path), [*(f"{i}.png" for i in range(5)), "nu\0ll.png"])
+    first, *rest = read_all(source, np.arange(6))
+    assert first.tobytes() == (tmp_path / "0.png").read_bytes()
+    reasons = ["a folder, not a file", "not a file", "no such file or directory", "the file is empty"]
+    assert [read.reason for read in rest] == [*reasons, "embedded null byte"]
+    assert source.sizes.tolist() == [[8, 12]] + [[0, 0]] * 5, "and the index waits for no pipe"
 
 
 def test_broken_or_unwritable_cache_is_no_error(tmp_path, monkeypatch, caplog):
     paths = [str(image(tmp_path / "0.jpg", 10, 20))]
-    build_index(paths)
+    index_of(paths)
     (cached,) = (tmp_path / "cache" / "index").iterdir()
     cached.write_bytes(cached.read_bytes()[:40])
-    assert build_index(paths).sizes.tolist() == [[10, 20]]
+    assert index_of(paths).sizes.tolist() == [[10, 20]]
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "file"))
     with caplog.at_level(logging.INFO, logger="sslrun"):
-        assert build_index(paths).sizes.tolist() == [[10, 20]]
+        assert index_of(paths).sizes.tolist() == [[10, 20]]
     assert "not kept" in caplog.text
 
 
@@ -203,8 +255,8 @@ def test_holdout_is_disjoint_and_lasting(tmp_path):
     source.open()
     train, held_out = split_holdout(source, 0.2)
     assert (len(train), len(held_out)) == (40, 10)
-    assert sorted([*train.paths, *held_out.paths]) == list(source.paths)
-    assert held_out.paths[:] == [source.paths[i] for i in held_out.ids]
+    assert sorted([*train.names, *held_out.names]) == list(source.names)
+    assert held_out.names[:] == [source.names[i] for i in held_out.ids]
     assert np.array_equal(held_out.labels, source.labels[held_out.ids]) and held_out.class_names == ["a", "b"]
     assert np.array_equal(held_out.sizes, source.sizes[held_out.ids])
     assert np.array_equal(split_holdout(source, 0.2)[1].ids, held_out.ids)

@@ -15,9 +15,8 @@ from sslrun.data import Loader, Sequential, ViewGroup
 from sslrun.data.sources import ImageFolder
 from sslrun.data.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop
 from sslrun.errors import RunFailed, UsageError
-from sslrun.evaluation import spectrum as module
-from sslrun.evaluation.spectrum import SpectrumConfig, alignment, rankme, spectrum, two_views, uniformity
-from sslrun.evaluation.subject import Subject
+from sslrun.evaluation.frozen_encoder import FrozenEncoder
+from sslrun.evaluation.spectrum import Spectrum, alignment, rankme, spectrum, two_views, uniformity
 from sslrun.nn import feature_std as nn_feature_std
 
 CPU = torch.device("cpu")
@@ -41,7 +40,7 @@ def digits() -> torch.Tensor:
 @pytest.mark.parametrize("rows", [1797, 20])
 def test_singular_values_and_spread_of_digits(rows, monkeypatch):
     """Of a factorisation of the features themselves; some pixels are always 0, and 20 rows have a rank of 20."""
-    monkeypatch.setattr(module, "PIECE", 64 * 100)
+    monkeypatch.setattr("sslrun.evaluation.spectrum.PIECE", 64 * 100)
     features = digits()[:rows]
     values, feature_std = spectrum(features, CPU)
     expected = np.linalg.svd(features.double().numpy(), compute_uv=False)
@@ -54,7 +53,7 @@ def test_singular_values_and_spread_of_digits(rows, monkeypatch):
 
 
 def test_alignment_and_uniformity_are_their_formulas(monkeypatch):
-    monkeypatch.setattr(module, "PIECE", 300)
+    monkeypatch.setattr("sslrun.evaluation.spectrum.PIECE", 300)
     first, second = digits()[:61], digits()[61:122]
     a, b = (F.normalize(x.double(), dim=1) for x in (first, second))
     assert alignment(first, second, CPU) == pytest.approx((a - b).square().sum(1).mean().item(), rel=1e-5)
@@ -74,10 +73,10 @@ class Pixels(nn.Module):
         return x.flatten(1)
 
 
-def subject(images, *groups: ViewGroup) -> Subject:
+def encoder(images, *groups: ViewGroup) -> FrozenEncoder:
     source = ImageFolder(str(images))
     source.open("source")
-    return Subject(
+    return FrozenEncoder(
         backbone=Pixels(), train=source, test=None, transforms=[CenterCrop(8)], views=list(groups), device=CPU,
         bf16=False, augment="exact", num_threads=1, seed=5,
     )  # fmt: skip
@@ -92,13 +91,13 @@ def subject(images, *groups: ViewGroup) -> Subject:
     ],
 )
 def test_the_two_views_are_those_of_training(groups, made, images, monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 3)
+    monkeypatch.setattr("sslrun.evaluation.spectrum.BATCH", 3)
     transforms = {"flips": [CenterCrop(8), RandomHorizontalFlip(0.5)], "crops": [RandomResizedCrop(8)]}
 
     def views(table: list[tuple[str, int]]) -> list[ViewGroup]:
         return [ViewGroup(num_views=count, transforms=transforms[name]) for name, count in table]
 
-    one = subject(images, *views(groups))
+    one = encoder(images, *views(groups))
     ids = np.array([3, 70, 9, 4, 41, 12, 60])
     found = two_views(one, ids)
     loader = Loader(one.train, views(made), sampler=Sequential(80), seed=5, batch_size=7)
@@ -127,10 +126,10 @@ def test_eval_spectrum(trained, tmp_path, capsys):
 def test_what_is_wrong_is_said(images):
     for name, value in (("num_samples", 1), ("num_pairs", -1)):
         with pytest.raises(UsageError, match=rf"eval\.spectrum\.{name} must be at least"):
-            SpectrumConfig(**{name: value})
-    broken = subject(images, ViewGroup(num_views=2, transforms=[RandomResizedCrop(8)]))
+            Spectrum(**{name: value})
+    broken = encoder(images, ViewGroup(num_views=2, transforms=[RandomResizedCrop(8)]))
     broken.backbone.forward = lambda x: x.flatten(1) / 0
     with pytest.raises(RunFailed, match="not finite"):
-        module.run(SpectrumConfig(), broken)
+        Spectrum().run(broken, None)
     values, feature_std = spectrum(torch.tensor([[1.0, math.nan]]), CPU)
     assert math.isnan(rankme(values)) and math.isnan(feature_std), "a monitor logs what there is to log"

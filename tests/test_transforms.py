@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from sslrun.data.draws import uniforms
-from sslrun.data.graph import graph_arguments, graph_inputs, view_arguments
+from sslrun.data.graph import argument_names, graph_arguments, num_inputs, view_arguments
 from sslrun.data.transforms import (
     CenterCrop,
     ColorJitter,
     GaussianBlur,
     Normalize,
+    Numbers,
     RandomAppliedTrans,
     RandomGrayscale,
     RandomHorizontalFlip,
@@ -22,16 +22,17 @@ from sslrun.data.transforms import (
     Solarization,
     Transform,
 )
-from sslrun.data.transforms.groups import chain_parameters
+from sslrun.data.transforms.base import chain_numbers
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
+from sslrun.randomness import uniforms
 
 MANY = np.arange(4000)
 
 
-def drawn(transform: Transform, size: tuple[int, int] = (300, 400), count: int = 4000) -> dict[str, np.ndarray]:
+def drawn(transform: Transform, size: tuple[int, int] = (300, 400), count: int = 4000) -> Numbers:
     sizes = np.tile(size, (count, 1))
-    return transform.parameters(uniforms(1, 0, np.arange(count), 0, transform.num_draws), sizes)
+    return transform.numbers(uniforms(1, 0, np.arange(count), 0, transform.num_draws), sizes)
 
 
 def longhand_box(u: np.ndarray, height: int, width: int, scale: tuple, ratio: tuple) -> list[int]:
@@ -57,7 +58,7 @@ def test_random_resized_crop_is_torchvisions(size: tuple[int, int]) -> None:
     scale, ratio = (0.2, 1.0), (3 / 4, 4 / 3)
     transform = RandomResizedCrop(224, scale, ratio)
     u = uniforms(3, 1, MANY[:300], 0, transform.num_draws)
-    boxes = transform.parameters(u, np.tile(size, (300, 1)))["box"]
+    boxes = transform.numbers(u, np.tile(size, (300, 1)))["box"]
     assert boxes.tolist() == [longhand_box(row[1:], *size, scale, ratio) for row in u]
 
 
@@ -71,10 +72,10 @@ def test_boxes_lie_inside_the_image() -> None:
 
 def test_an_image_that_is_not_cropped_keeps_its_box_and_size() -> None:
     numbers = drawn(RandomResizedCrop(96, p=0.5))
-    left_alone = ~numbers["apply"]
+    left_alone = ~numbers.apply
     assert 0.45 < left_alone.mean() < 0.55
     assert (numbers["box"][left_alone] == (0, 0, 300, 400)).all()
-    assert (numbers["size"][left_alone] == (300, 400)).all()
+    assert (numbers.size[left_alone] == (300, 400)).all()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_an_image_that_is_not_cropped_keeps_its_box_and_size() -> None:
     ],
 )
 def test_resize(size: int | list[int], entering: tuple[int, int], leaving: tuple[int, int]) -> None:
-    assert drawn(Resize(size), entering, 1)["size"].tolist() == [list(leaving)]
+    assert drawn(Resize(size), entering, 1).size.tolist() == [list(leaving)]
 
 
 @pytest.mark.parametrize(
@@ -111,9 +112,9 @@ def test_jitter_draws_all_orders_and_the_ranges_of_torchvision() -> None:
 def test_jitter_leaves_out_what_is_zero() -> None:
     numbers = drawn(ColorJitter(brightness=0.4, hue=0.1, p=0.8))
     assert set(np.unique(numbers["order"])) == {-1, 0, 3}
-    done = np.sort(numbers["order"][numbers["apply"]], axis=1)
+    done = np.sort(numbers["order"][numbers.apply], axis=1)
     assert (done == (-1, -1, 0, 3)).all()
-    assert (numbers["order"][~numbers["apply"]] == -1).all()
+    assert (numbers["order"][~numbers.apply] == -1).all()
 
 
 @pytest.mark.parametrize(("degrees", "low", "high"), [(2, -2, 2), ([10.0, 30.0], 10, 30), (0.0, 0, 0)])
@@ -122,9 +123,9 @@ def test_turns_are_uniform(degrees: float | list[float], low: float, high: float
     a, b, _, d, e, _ = numbers["affine"].T
     assert (a == e).all() and (b == -d).all()
     turns = np.degrees(np.arctan2(d, a))
-    quartiles = np.quantile(turns[numbers["apply"]], [0, 0.25, 0.5, 0.75, 1])
+    quartiles = np.quantile(turns[numbers.apply], [0, 0.25, 0.5, 0.75, 1])
     assert quartiles == pytest.approx(np.linspace(low, high, 5), abs=0.05 * (high - low) + 1e-9)
-    assert (numbers["affine"][~numbers["apply"]] == (1, 0, 0, 0, 1, 0)).all()
+    assert (numbers["affine"][~numbers.apply] == (1, 0, 0, 0, 1, 0)).all()
 
 
 def test_a_turn_leaves_the_middle_in_its_place() -> None:
@@ -139,14 +140,15 @@ def test_sigma_is_uniform() -> None:
 
 @pytest.mark.parametrize("p", [0.0, 0.2, 1.0])
 def test_p_is_the_share_of_images_changed(p: float) -> None:
-    share = drawn(RandomGrayscale(p))["apply"].mean()
+    share = drawn(RandomGrayscale(p)).apply.mean()
     assert share == p if p in (0.0, 1.0) else abs(share - p) < 0.03
 
 
 def test_groups_nest_and_their_members_keep_their_own_p() -> None:
     inner = RandomAppliedTrans([Solarization(p=1.0), RandomGrayscale(p=0.5)], p=0.5)
-    numbers = drawn(RandomAppliedTrans([RandomHorizontalFlip(1.0), inner], p=0.5))
-    outer, both, gray = numbers["0.apply"], numbers["1.0.apply"], numbers["1.1.apply"]
+    group = RandomAppliedTrans([RandomHorizontalFlip(1.0), inner], p=0.5)
+    steps = group.step_numbers(uniforms(1, 0, MANY, 0, group.num_draws), np.tile((300, 400), (4000, 1)))
+    outer, both, gray = (numbers.apply for numbers in steps)
     assert [round(float(x.mean()), 1) for x in (outer, both, gray)] == pytest.approx([0.5, 0.2, 0.1], abs=0.11)
     assert not (both & ~outer).any() and not (gray & ~both).any()
     assert (outer & ~both).any() and (both & ~gray).any()
@@ -156,9 +158,9 @@ def test_sizes_reach_the_next_transform() -> None:
     """A crop after a resize that applies to some draws its box in the size that each image has by then."""
     resize, crop = Resize([50, 60], p=0.5), RandomResizedCrop(20, (1.0, 1.0), (1.0, 1.0))
     u = uniforms(0, 0, MANY[:200], 0, resize.num_draws + crop.num_draws)
-    numbers = chain_parameters([resize, crop], u, np.tile((200, 100), (200, 1)))
-    assert (numbers["1.box"][numbers["0.apply"], 2:] == (50, 50)).all()
-    assert (numbers["1.box"][~numbers["0.apply"], 2:] == (100, 100)).all()
+    resized, cropped = chain_numbers([resize, crop], u, np.tile((200, 100), (200, 1)))
+    assert (cropped["box"][resized.apply, 2:] == (50, 50)).all()
+    assert (cropped["box"][~resized.apply, 2:] == (100, 100)).all()
 
 
 def test_arguments_depend_on_position_and_view_alone() -> None:
@@ -166,12 +168,14 @@ def test_arguments_depend_on_position_and_view_alone() -> None:
     sizes = np.tile((60, 80), (8, 1))
     whole = view_arguments([group], 5, 2, np.arange(8), sizes)
     part = view_arguments([group], 5, 2, np.array([6, 3]), sizes[:2])
-    for name, values in whole.items():
-        assert np.array_equal(values[[6, 3, 14, 11]], part[name])
-    boxes = whole["0.0.box"]
+    for one, other in zip(whole[0], part[0], strict=True):
+        assert np.array_equal(one.apply[[6, 3, 14, 11]], other.apply)
+        for name, values in one.values.items():
+            assert np.array_equal(values[[6, 3, 14, 11]], other[name])
+    boxes = whole[0][0]["box"]
     assert not np.array_equal(boxes[:8], boxes[8:]), "two views of an image draw differently"
-    assert not np.array_equal(boxes, view_arguments([group], 5, 3, np.arange(8), sizes)["0.0.box"])
-    second = view_arguments([group, group], 5, 2, np.arange(8), sizes)["1.0.box"]
+    assert not np.array_equal(boxes, view_arguments([group], 5, 3, np.arange(8), sizes)[0][0]["box"])
+    second = view_arguments([group, group], 5, 2, np.arange(8), sizes)[1][0]["box"]
     assert not np.array_equal(boxes, second), "views are numbered through over all groups"
 
 
@@ -181,15 +185,16 @@ def test_graph_arguments_are_small_arrays_one_for_each_number() -> None:
         ViewGroup(1, [CenterCrop(8)]),
     ]
     arguments = view_arguments(groups, 0, 0, np.arange(5), np.tile((60, 80), (5, 1)))
-    given = graph_arguments(groups, arguments, "all")
-    inputs = graph_inputs(groups, "all")
-    assert [i.name for i in inputs] == list(given)
-    assert all(
-        (i.dtype, i.ndim + 1, 5) == (given[i.name].dtype, given[i.name].ndim, len(given[i.name])) for i in inputs
-    )
-    assert np.array_equal(given["0.1.0.start"], arguments["0.0.box"][5:, :2])
-    geometry = {"0.0.0.start", "0.0.0.shape", "0.0.0.size", "0.1.0.start", "0.1.0.shape", "0.1.0.size"}
-    assert {i.name for i in graph_inputs(groups, "geometry")} == geometry | {"1.0.0.start", "1.0.0.size"}
+    names = argument_names(groups, [2, 1])
+    jitter = ["operation0", "operation1", "factor0", "factor1"]
+    assert names == [[["start", "shape", "size"], jitter], [["start", "size"]]]
+    given = graph_arguments(groups, arguments, [2, 1])
+    assert len(given) == num_inputs(groups, names) == 2 * 3 + 2 * 4 + 2
+    assert all(len(values) == 5 and values.flags.c_contiguous for values in given)
+    assert np.array_equal(given[0], arguments[0][0]["box"][:5, :2])
+    assert np.array_equal(given[3], arguments[0][0]["box"][5:, :2])
+    assert argument_names(groups, [1, 0]) == [[["start", "shape", "size"]], []]
+    assert len(graph_arguments(groups, arguments, [1, 0])) == 6
 
 
 def test_the_size_of_a_view_is_known_beforehand() -> None:
@@ -225,9 +230,3 @@ def test_the_size_of_a_view_is_known_beforehand() -> None:
 def test_what_a_user_gets_wrong(make: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("late", [RandomResizedCrop(8), RandomRotation(2)])
-def test_exact_mode_on_a_gpu_refuses_crops_and_turns_after_colors(late: Transform) -> None:
-    with pytest.raises(UsageError, match="before the colors"):
-        graph_inputs([ViewGroup(1, [RandomResizedCrop(8), ColorJitter(0.4), late])], "geometry")

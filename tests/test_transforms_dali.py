@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from fidelity_cases import CASES, Case, exact_views, graph_views, measure, recipe, sizes
-from sslrun.data.graph import Arguments, operators, view_arguments
-from sslrun.data.transforms import CenterCrop, ColorJitter, RandomHorizontalFlip, Transform
+from fidelity_cases import CASES, Case, changed, exact_views, geometric_steps, graph_views, measure, recipe, sizes
+from sslrun.data.graph import Arguments, view_arguments
+from sslrun.data.transforms import CenterCrop, ColorJitter, RandomHorizontalFlip
 from sslrun.data.views import ViewGroup
-from sslrun.errors import UsageError
 
 GROUPS = [ViewGroup(2, recipe(48)), ViewGroup(1, recipe(33, (0.05, 0.14)))]
 
@@ -36,45 +35,20 @@ def test_threads_decide_no_bit_and_numbers_do() -> None:
     expected = graph_views(GROUPS, arguments)
     for one, other in zip(expected, graph_views(GROUPS, arguments, num_threads=3), strict=True):
         assert np.array_equal(one, other)
-    row = int(np.flatnonzero(arguments["0.1.0.apply"])[0])
-    factors = arguments["0.1.0.factors"].copy()
+    row = int(np.flatnonzero(arguments[0][1].apply)[0])
+    factors = arguments[0][1]["factors"].copy()
     factors[row] += (0.05, 0.05, 0.05, 3)
-    changed = graph_views(GROUPS, arguments | {"0.1.0.factors": factors})[0]
-    assert np.flatnonzero((changed != expected[0]).any(axis=(1, 2, 3))).tolist() == [row]
+    other = graph_views(GROUPS, changed(arguments, 0, 1, factors=factors))[0]
+    assert np.flatnonzero((other != expected[0]).any(axis=(1, 2, 3))).tolist() == [row]
 
 
 def test_a_graph_that_stops_at_geometry_leaves_the_rest_to_the_stage() -> None:
     """As on a GPU in exact mode: only the resize differs from the exact mode of the CPU."""
     arguments = arguments_of(GROUPS)
-    for one, other in zip(graph_views(GROUPS, arguments, "geometry"), exact_views(GROUPS, arguments), strict=True):
+    for one, other in zip(
+        graph_views(GROUPS, arguments, geometric_steps(GROUPS)), exact_views(GROUPS, arguments), strict=True
+    ):
         assert 0 < np.abs(one.astype(int) - other).mean() < 0.3
     cut = [ViewGroup(1, [CenterCrop(64), RandomHorizontalFlip(), ColorJitter(0.4, 0.4, 0.4, 0.1)])]
     arguments = arguments_of(cut)
-    assert np.array_equal(graph_views(cut, arguments, "geometry")[0], exact_views(cut, arguments)[0])
-
-
-class Unknown(Transform):
-    """Of the tests: a transform that a user brings."""
-
-
-def test_a_transform_of_ones_own() -> None:
-    group = [ViewGroup(1, [CenterCrop(32), Unknown(p=0.5)])]
-    with pytest.raises(UsageError, match="Unknown has no DALI operators"):
-        graph_views(group, arguments_of(group))
-
-    @operators.register
-    def _(transform: Unknown, x: object, numbers: dict) -> object:
-        from nvidia.dali import fn
-
-        return fn.flip(x, horizontal=0, vertical=fn.cast(numbers["apply"], dtype=_INT32()))
-
-    arguments = arguments_of(group)
-    plain = exact_views([ViewGroup(1, [CenterCrop(32)])], arguments)[0]
-    expected = np.where(arguments["0.1.apply"][:, None, None, None], plain[:, ::-1], plain)
-    assert np.array_equal(graph_views(group, arguments)[0], expected)
-
-
-def _INT32() -> object:
-    from nvidia.dali import types
-
-    return types.INT32
+    assert np.array_equal(graph_views(cut, arguments, geometric_steps(cut))[0], exact_views(cut, arguments)[0])

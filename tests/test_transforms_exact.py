@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fidelity_cases import CASES, Case, decoded, exact_views, measure, recipe, sizes
-from sslrun.data import exact, native, pil_twins, pixels
+from fidelity_cases import CASES, Case, changed, decoded, exact_views, measure, recipe, sizes
+from sslrun.data import exact, native, pil_twins
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import Arguments, view_arguments
 from sslrun.data.transforms import (
@@ -16,7 +16,7 @@ from sslrun.data.transforms import (
     ColorJitter,
     GaussianBlur,
     Normalize,
-    Parameters,
+    Numbers,
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
@@ -25,8 +25,8 @@ from sslrun.data.transforms import (
     Solarization,
     Transform,
 )
+from sslrun.data.transforms.gaussian_blur import blur_taps
 from sslrun.data.views import ViewGroup
-from sslrun.errors import UsageError
 
 CPU = torch.device("cpu")
 GROUPS = [ViewGroup(2, [*recipe(64), Normalize()]), ViewGroup(3, [*recipe(33, (0.05, 0.14)), Normalize()])]
@@ -42,7 +42,13 @@ def arguments_of(groups: list[ViewGroup], positions: np.ndarray | None = None) -
 
 
 def made(groups: list[ViewGroup], **options: object) -> list[torch.Tensor]:
-    return ExactStage(groups, CPU, **options)(images(), arguments_of(groups))  # type: ignore[arg-type]
+    return stage(groups, images(), arguments_of(groups), **options)
+
+
+def stage(
+    groups: list[ViewGroup], decoded: list[torch.Tensor], arguments: Arguments, **options: object
+) -> list[torch.Tensor]:
+    return ExactStage(groups, CPU, **options)([decoded] * len(groups), arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -64,7 +70,7 @@ def test_without_jitter_in_drawn_order_the_bound_is_missed() -> None:
     """Negative control of the table: the same factors in the fixed order are another image."""
     groups = [ViewGroup(2, [CenterCrop(224), ColorJitter(0.4, 0.4, 0.4, 0.1)])]
     arguments = arguments_of(groups)
-    fixed = arguments | {"0.1.order": np.sort(arguments["0.1.order"], axis=1)}
+    fixed = changed(arguments, 0, 1, order=np.sort(arguments[0][1]["order"], axis=1))
     difference = np.abs(exact_views(groups, arguments)[0].astype(int) - exact_views(groups, fixed)[0])
     assert difference.mean() > 0.5
 
@@ -100,24 +106,27 @@ def test_block_size_decides_no_bit(monkeypatch: pytest.MonkeyPatch, compiled: bo
 @pytest.mark.parametrize("positions", [np.arange(8)[::-1].copy(), np.array([5]), np.array([1, 6, 3])])
 def test_neighbors_and_place_in_the_batch_decide_no_bit(positions: np.ndarray, compiled: bool) -> None:
     own = [images()[i] for i in positions]
-    part = ExactStage(GROUPS, CPU, compiled=compiled)(own, arguments_of(GROUPS, positions))
+    part = stage(GROUPS, own, arguments_of(GROUPS, positions), compiled=compiled)
     for group, one, other in zip(GROUPS, made(GROUPS), part, strict=True):
         rows = np.concatenate([positions + 8 * view for view in range(group.num_views)])
         assert torch.equal(one[rows], other)
 
 
-@pytest.mark.parametrize("name", ["0.1.0.factors", "0.3.sigma", "0.0.box", "0.5.apply", "0.4.apply", "0.2.apply"])
-def test_another_number_is_another_image(name: str) -> None:
+@pytest.mark.parametrize(
+    ("step", "name"), [(1, "factors"), (3, "sigma"), (0, "box"), (5, "apply"), (4, "apply"), (2, "apply")]
+)
+def test_another_number_is_another_image(step: int, name: str) -> None:
     """Negative control of the zero tolerance: one number of one image changes that view, and no other."""
     arguments = arguments_of(GROUPS)
-    row = int(np.flatnonzero(arguments["0.1.0.apply"] & arguments["0.3.apply"])[0])
-    values = arguments[name].copy()
-    if name.endswith("apply"):
+    row = int(np.flatnonzero(arguments[0][1].apply & arguments[0][3].apply)[0])
+    numbers = arguments[0][step]
+    values = (numbers.apply if name == "apply" else numbers[name]).copy()
+    if name == "apply":
         values[row] = ~values[row]
     else:
-        values[row] += (0, 0, -1, -1) if name.endswith("box") else 0.05
-    changed = ExactStage(GROUPS, CPU)(images(), arguments | {name: values})[0]
-    same = (made(GROUPS)[0] == changed).flatten(1).all(dim=1)
+        values[row] += (0, 0, -1, -1) if name == "box" else 0.05
+    other = stage(GROUPS, images(), changed(arguments, 0, step, **{name: values}))[0]
+    same = (made(GROUPS)[0] == other).flatten(1).all(dim=1)
     assert (~same).nonzero().flatten().tolist() == [row]
 
 
@@ -128,17 +137,12 @@ def test_a_flip_in_any_place_is_the_same_image(place: int) -> None:
     unflipped = made([ViewGroup(1, steps)])[0]
     steps.insert(place + 1, RandomHorizontalFlip(1.0))
     # Draws are counted through the list: a flip in front of a color would shift them.
-    arguments = arguments_of([ViewGroup(1, [CenterCrop(64), *colors])])
-    renamed = {_shifted(name, place): values for name, values in arguments.items()}
-    renamed[f"0.{place + 1}.apply"] = np.ones(8, dtype=bool)
-    flipped = ExactStage([ViewGroup(1, steps)], CPU)(images(), renamed)[0]
-    assert torch.equal(flipped, unflipped.flip(-1))
-    assert not torch.equal(flipped, unflipped)
-
-
-def _shifted(name: str, place: int) -> str:
-    group, step, rest = name.split(".")
-    return f"{group}.{int(step) + (int(step) > place)}.{rest}"
+    (numbers,) = arguments_of([ViewGroup(1, [CenterCrop(64), *colors])])
+    numbers.insert(place + 1, Numbers(np.ones(8, dtype=bool), numbers[0].size))
+    for compiled in (True, False):
+        flipped = stage([ViewGroup(1, steps)], images(), [numbers], compiled=compiled)[0]
+        assert torch.equal(flipped, unflipped.flip(-1))
+        assert not torch.equal(flipped, unflipped)
 
 
 def test_two_flips_are_none() -> None:
@@ -169,17 +173,16 @@ def test_order_of_the_list_is_order_of_application() -> None:
     assert np.abs(first.astype(int) - second).mean() > 1
 
 
-@pytest.mark.parametrize("part", ["geometry", "all"])
-def test_the_rest_after_the_graph_is_the_rest_of_the_whole(part: str) -> None:
-    """`finish` from crops equals the whole from images; with everything done, it only normalizes."""
+@pytest.mark.parametrize("done", [2, 4])
+def test_the_rest_after_the_graph_is_the_rest_of_the_whole(done: int) -> None:
+    """Steps that were done before, on crops of one size, and the others; with all done, it only normalizes."""
     steps: list[Transform] = [CenterCrop(64), RandomHorizontalFlip(), ColorJitter(0.4, 0.4, 0.4, 0.1), GaussianBlur()]
     groups = [ViewGroup(2, [*steps, Normalize()])]
     arguments = arguments_of(groups)
-    done = [ViewGroup(2, steps[: 2 if part == "geometry" else 4])]
-    crops = torch.from_numpy(exact_views(done, arguments)[0])
+    crops = torch.from_numpy(exact_views([ViewGroup(2, steps[:done])], [arguments[0][:done]])[0])
     for compiled in (True, False):
-        views = ExactStage(groups, CPU, compiled=compiled).finish(list(crops.split(8)), arguments, part)  # type: ignore[arg-type]
-        assert torch.equal(views[0], made(groups)[0])
+        rest = ExactStage(groups, CPU, compiled=compiled, dali_steps=[done])
+        assert torch.equal(rest([crops.split(8)], arguments)[0], made(groups)[0])
 
 
 def test_every_color_keeps_its_hue_arithmetic() -> None:
@@ -187,16 +190,18 @@ def test_every_color_keeps_its_hue_arithmetic() -> None:
     levels = torch.tensor([0, 1, 2, 50, 51, 85, 127, 128, 170, 204, 253, 254, 255], dtype=torch.uint8)
     lattice = torch.cartesian_prod(levels, levels, levels).view(13, 169, 3)
     group = [ViewGroup(1, [CenterCrop([13, 169]), ColorJitter(hue=0.5)])]
+    size = np.array([[13, 169]])
+    whole = Numbers(np.zeros(1, dtype=bool), size)
     for steps in (-127, -1, 0, 1, 85, 127):
-        numbers = {"0.1.order": np.array([[3, -1, -1, -1]], dtype=np.int32), "0.1.apply": np.ones(1, dtype=bool)}
-        numbers["0.1.factors"] = np.array([[1, 1, 1, steps]], dtype=np.float32)
-        numbers["0.0.apply"] = np.zeros(1, dtype=bool)
-        one, other = (ExactStage(group, CPU, compiled=c)([lattice], numbers)[0] for c in (True, False))
+        values = {"order": np.array([[3, -1, -1, -1]], dtype=np.int32)}
+        values["factors"] = np.array([[1, 1, 1, steps]], dtype=np.float32)
+        numbers = [[whole, Numbers(np.ones(1, dtype=bool), size, values)]]
+        one, other = (stage(group, [lattice], numbers, compiled=compiled)[0] for compiled in (True, False))
         assert torch.equal(one, other)
 
 
 def test_blur_weights_are_whole_and_sum_to_a_power_of_two() -> None:
-    for taps, total in zip(pixels.blur_taps(np.linspace(0.05, 3, 60, dtype=np.float32)), (2**16, 2**12), strict=True):
+    for taps, total in zip(blur_taps(np.linspace(0.05, 3, 60, dtype=np.float32)), (2**16, 2**12), strict=True):
         assert (taps == np.rint(taps)).all()
         assert (taps[:, 0] + 2 * taps[:, 1:].sum(axis=1) == total).all()
 
@@ -208,33 +213,13 @@ def test_small_views_fill_the_same_block_as_large_ones() -> None:
         assert torch.equal(one, other)
 
 
-class Negative(Transform):
-    """Of the tests: a transform that a user brings."""
-
-
-def test_a_transform_of_ones_own() -> None:
-    group = [ViewGroup(1, [CenterCrop(32), Negative(p=0.5), RandomHorizontalFlip()])]
-    with pytest.raises(UsageError, match="Negative has no exact form"):
-        made(group)
-
-    @exact.change.register
-    def _(transform: Negative, x: torch.Tensor, numbers: Parameters) -> None:
-        x[numbers["apply"]] = 255.0 - x[numbers["apply"]]
-
-    views, arguments = exact_views(group, arguments_of(group))[0], arguments_of(group)
-    plain = exact_views([ViewGroup(1, [CenterCrop(32)])], arguments)[0]
-    flipped = np.where(arguments["0.2.apply"][:, None, None, None], plain[:, :, ::-1], plain)
-    expected = np.where(arguments["0.1.apply"][:, None, None, None], 255 - flipped, flipped)
-    assert np.array_equal(views, expected)
-
-
 def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     expected = made(GROUPS)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(native, "c_functions", native.c_functions.__wrapped__)
-    stage = ExactStage(GROUPS, CPU)
-    assert not stage.compiled
-    assert torch.equal(stage(images(), arguments_of(GROUPS))[0], expected[0])
+    without = ExactStage(GROUPS, CPU)
+    assert not without.compiled
+    assert torch.equal(without([images()] * 2, arguments_of(GROUPS))[0], expected[0])
 
 
 def test_the_library_is_kept_and_compiled_where_there_is_no_home(
@@ -251,13 +236,13 @@ def test_the_library_is_kept_and_compiled_where_there_is_no_home(
 
 
 def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
-    stage, arguments = ExactStage(GROUPS, CPU), arguments_of(GROUPS)
-    held = stage(images(), arguments)[0][3:5, 1]  # a part of the tensor holds all of it
+    exact_stage, arguments = ExactStage(GROUPS, CPU), arguments_of(GROUPS)
+    held = exact_stage([images()] * 2, arguments)[0][3:5, 1]  # a part of the tensor holds all of it
     copy, address = held.clone(), held.untyped_storage().data_ptr()
-    other = stage(images()[::-1], arguments)[0]
+    other = exact_stage([images()[::-1]] * 2, arguments)[0]
     assert other.untyped_storage().data_ptr() != address
     assert torch.equal(held, copy)
     del held
-    again = stage(images(), arguments)[0]
+    again = exact_stage([images()] * 2, arguments)[0]
     assert again.untyped_storage().data_ptr() == address
     assert torch.equal(again[3:5, 1], copy)

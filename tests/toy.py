@@ -2,12 +2,12 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sslrun.contract import Batch, Loss, Method, Progress
 from sslrun.optim.lars import LARS
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor, LocalExecutor
@@ -22,14 +22,7 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] =
 RATES = {"sgd": 0.2, "adamw": 0.01, "lars": 20.0}
 
 
-@dataclass
-class ToyLoss:
-    value: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    carry: dict[str, Tensor] = field(default_factory=dict)
-
-
-class ToyMethod(nn.Module):
+class ToyMethod(Method):
     """Regression of a teacher's output plus one. The head's second layer is used in even steps only."""
 
     def __init__(self) -> None:
@@ -49,21 +42,21 @@ class ToyMethod(nn.Module):
         self.spoil: str | None = None
         self.dtype_seen: torch.dtype | None = None
 
-    def targets(self, batches: list[Tensor], progress: int) -> list[Tensor]:
-        return [self.teacher(batch) + self.center for batch in batches]
+    def targets(self, batches: list[Batch], progress: Progress) -> list[Tensor]:
+        return [self.teacher(batch.views[0]) + self.center for batch in batches]
 
-    def forward(self, batch: Tensor, progress: int, targets: Tensor) -> ToyLoss:
-        output = self.student(batch)
+    def forward(self, batch: Batch, progress: Progress, targets: Tensor) -> Loss:
+        output = self.student(batch.views[0])
         self.dtype_seen = output.dtype
         output = output * self.scale + self.shift
-        if progress % 2 == 0:
+        if progress.step % 2 == 0:
             output = output + self.sometimes(output)
         value = (output.float() - targets.float() - 1).square().mean()
         if self.spoil == "gradient":
             value = value * float("nan")
         if self.spoil == "loss":
             value = value + torch.full_like(value, float("inf"))
-        return ToyLoss(value, {"value": value.detach()}, {"rows": targets.detach()})
+        return Loss(value, {"value": value.detach()}, {"rows": targets.detach()})
 
 
 def build(
@@ -86,11 +79,15 @@ def build(
     return DeepSpeedExecutor(method, torch_optimizer, device=device, zero_stage=zero_stage, **options)
 
 
-def micro_batches(step: int, accumulation: int) -> list[Tensor]:
+def progress_at(step: int) -> Progress:
+    return Progress(step, total_steps=100, steps_per_epoch=10, seed=0)
+
+
+def micro_batches(step: int, accumulation: int) -> list[Batch]:
     """This rank's pieces of the global batch of a step."""
     pixels = torch.randn(GLOBAL_BATCH, 3, 6, 6, generator=torch.Generator().manual_seed(step))
     mine = pixels.chunk(distributed.world_size())[distributed.rank()]
-    return list(mine.chunk(accumulation))
+    return [Batch([part], torch.arange(len(part)), None) for part in mine.chunk(accumulation)]
 
 
 def rates_at(step: int, rate: float) -> list[float]:
@@ -106,12 +103,13 @@ def train(executor: Executor, steps: range, rate: float, spoil: dict[int, str] |
     """
     method, rows = executor.method, []
     for step in steps:
+        progress = progress_at(step)
         batches = [batch.to(executor.device) for batch in micro_batches(step, executor.accumulation)]
         values = []
-        for i, (batch, target) in enumerate(zip(batches, executor.targets(batches, step), strict=True)):
+        for i, (batch, target) in enumerate(zip(batches, executor.targets(batches, progress), strict=True)):
             is_last = i == len(batches) - 1 and distributed.rank() == distributed.world_size() - 1
             method.spoil = (spoil or {}).get(step) if is_last else None
-            loss = executor.forward(batch, step, target)
+            loss = executor.forward(batch, progress, target)
             executor.backward(loss.value)
             values.append(loss.value.detach())
         mean = torch.stack(values).mean()

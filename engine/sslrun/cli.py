@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Collection, Sequence
+from itertools import takewhile
 from typing import NoReturn
 
-from sslrun.commands import config, data, evaluation, report, weights
+from sslrun.commands import config, data, evaluation, runs, weights
 from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_config, fail
 from sslrun.errors import Diverged, RunFailed, UsageError
 
@@ -31,9 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the process's exit code."""
     parser, verbs = _parser()
     words = _normalized(sys.argv[1:] if argv is None else argv, verbs)
-    args = parser.parse_args(words)
-    args.command = shlex.join(["bin/sslrun", *(word for word in words if not word.startswith("--resume="))])
     try:
+        _check_pairs(words)
+        args = parser.parse_args(words)
+        args.command = shlex.join(["bin/sslrun", *(word for word in words if not word.startswith("--resume="))])
         return args.call(args)
     except UsageError as error:  # the same on every rank: one per machine says it
         return fail(error, USAGE) if os.environ.get("LOCAL_RANK", "0") == "0" else USAGE
@@ -57,9 +60,36 @@ def _normalized(argv: Sequence[str], verbs: Collection[str]) -> list[str]:
     return words
 
 
+def _check_pairs(words: Sequence[str]) -> None:
+    """Refuses `--set A=1 B=2` and MMSelfSup's `--cfg-options A=1 B=2` with the form that works. Raises UsageError."""
+    for place, word in enumerate(words):
+        option, has_value, value = word.partition("=")
+        if option not in ("--set", "--cfg-options", "--options"):
+            continue
+        pairs = [value] if has_value else []
+        pairs += takewhile(_is_pair, words[place + 1 :])
+        if option == "--set" and len(pairs) < 2:
+            continue
+        rule = (
+            "each --set takes one KEY=VALUE" if option == "--set" else f"{option} is written --set, once for each key"
+        )
+        raise UsageError(f"{rule}: {' '.join(f'--set {shlex.quote(pair)}' for pair in pairs) or '--set KEY=VALUE'}")
+
+
+def _is_pair(word: str) -> bool:
+    return re.match(r"[\w.\"'-]+=", word) is not None and not word.startswith("-") and not os.path.exists(word)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command in one line, as all other errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(fail(f"{message}; see {self.prog} --help", USAGE))
+
+
 def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     """The parser, and the names of the verbs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sslrun",
         description="Self-supervised pre-training of image encoders from TOML recipes.",
         epilog="`sslrun CONFIG` is short for `sslrun train CONFIG`. Many processes: `torchrun --nproc_per_node N "
@@ -79,7 +109,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     train.add_argument("--dry-run", action="store_true", help="print the plan; needs neither data nor GPU")
     train.set_defaults(call=_train)
 
-    for room in (config, data, evaluation, report, weights):
+    for room in (config, data, evaluation, runs, weights):
         room.add(verbs)
     return parser, verbs.choices
 

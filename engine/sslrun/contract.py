@@ -1,12 +1,13 @@
-"""What a user's own class meets: the data that flows between the engine and a method, and the two classes to extend.
+"""The contract between the engine and a user's own classes: the data they exchange, and the classes to extend.
 
-`Batch` comes in, `Loss` goes out, `Progress` says where the run stands. A method is a subclass of `Method`, a network
-a subclass of `Backbone`. The executor, the monitors and the loader are typed by this file and know no method.
+A method is a subclass of `Method`, a network a subclass of `Backbone`. For each micro-batch a method gets a `Batch` and
+the `Progress` of the run, and returns a `Loss`. The executor, the monitors and the loader are typed by this file and
+know no particular method.
 
 Legend: B samples, C H W channels, height and width, D features, K classes, N samples of the data set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from sslrun.config.component import Component
 from sslrun.errors import UsageError
+from sslrun.randomness import step_generator
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class Batch:
     label: torch.Tensor | None
 
     def crops(self) -> list[torch.Tensor]:
-        """Every view of every group by itself, each (B, 3, H, W), in the order of the recipe."""
+        """Each view as a tensor of its own, (B, 3, H, W), in the order of the recipe, all groups together."""
         return [view for group in self.views for view in group.split(len(self.index))]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device; copies do not wait."""
+        """The same batch on a device; the host does not wait for the copies."""
 
         def move(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device, non_blocking=True)
@@ -47,7 +49,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run stands, in optimizer steps. Schedules and random draws of a method are pure functions of it."""
+    """Where the run stands. Schedules and random draws of a method are pure functions of it.
+
+    Attributes:
+        step: optimizer steps before this one.
+        total_steps: optimizer steps of the run.
+        steps_per_epoch: optimizer steps per epoch.
+        seed: of the run.
+    """
 
     step: int
     total_steps: int
@@ -60,22 +69,22 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Of the run, 0 to 1."""
+        """Share of the run that is over, 0 to 1."""
         return self.step / self.total_steps
 
     def generator(self) -> torch.Generator:
         """A CPU generator that depends on (seed, step) alone: equal on every rank and after every resume."""
-        return torch.Generator().manual_seed((self.seed << 31) + self.step)
+        return step_generator(self.seed, self.step)
 
 
 @dataclass
 class Loss:
-    """What one micro-batch gave.
+    """The result of one micro-batch.
 
     Attributes:
-        value: 0-d, mean over the micro-batch's samples; what is minimized.
-        metrics: 0-d tensors for the log; they stay on the device.
-        carry: tensors with one row per sample that `after_step` needs, without gradient.
+        value: 0-d, the loss to minimize, mean over the micro-batch's samples.
+        metrics: 0-d tensors for the log, on the device.
+        carry: tensors for `after_step`, without gradient, one row per sample.
     """
 
     value: Tensor
@@ -83,15 +92,40 @@ class Loss:
     carry: dict[str, Tensor] = field(default_factory=dict)
 
 
-# A parameter that the method sets by itself, and its new value as a function of the old; both whole, on every rank.
+# A parameter that the method sets, and the function from its old to its new value; both unsharded, on every rank.
 Rewrite = tuple[nn.Parameter, Callable[[Tensor], Tensor]]
 
 
-class Backbone(nn.Module, Component, kind="backbones"):
-    """Images in, feature maps out.
+class PartitionedOptimizer(torch.optim.Optimizer):
+    """A torch optimizer whose update looks at whole parameters, at their norms for instance.
 
-    `forward((B, C, H, W))` returns feature maps, (B, C', H', W') each, or features (B, C'); the last is what necks and
-    evaluation use. `num_features` is its number of channels.
+    Under ZeRO it has to know which part of which parameter its flat tensors hold. Optimizers that treat every number
+    alike need nothing of the kind.
+    """
+
+    def set_segments(
+        self,
+        segments: dict[Tensor, Sequence[tuple[int, int]]],
+        reduce: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Say what each flat partition is made of; called once, before the first step.
+
+        Args:
+            segments: for each flat tensor, (offset, length) of what it holds of each parameter of the partitioned
+                group, in the same order on all ranks; length 0 where another rank holds all of it.
+            reduce: sums a tensor over the ranks that share the parameters.
+        """
+        raise NotImplementedError
+
+
+class Backbone(nn.Module, Component, kind="backbones"):
+    """A network from images to feature maps.
+
+    `forward` takes images (B, C, H, W) and returns a list of feature maps (B, C', H', W') or features (B, C'). Necks
+    and evaluations use the last of the list.
+
+    Attributes:
+        num_features: number of channels of the last feature map.
     """
 
     num_features: int
@@ -100,46 +134,65 @@ class Backbone(nn.Module, Component, kind="backbones"):
         raise NotImplementedError
 
     def layers(self) -> list[list[str]]:
-        """Names of its parts from the input to the output, those of one depth together: what a layer-wise decay of the
-        learning rate counts. What is not named (a last norm) lies as high as a classifier."""
-        raise UsageError(f"{type(self).__name__} does not say which of its layers lies how deep")
+        """Names of submodules and parameters from the input to the output, those of one depth in one list.
+
+        Layer-wise decay of the learning rate (`layer_decay`) counts these lists. Unnamed parameters, such as those of a
+        last norm, get the classifier's rate.
+        """
+        raise UsageError(f"{type(self).__name__} does not say how deep its layers lie: it has no layers()")
 
     def branches(self) -> list[nn.Module]:
-        """The parts whose output is added to what goes past them, from the input to the output: what stochastic depth
-        leaves out."""
-        raise UsageError(f"{type(self).__name__} does not say what its residual branches are")
+        """The residual branches, which stochastic depth (`drop_path`) leaves out, from the input to the output: modules
+        whose output is added to their input."""
+        raise UsageError(f"{type(self).__name__} does not say what its residual branches are: it has no branches()")
 
 
 class Method(nn.Module, Component, kind="methods"):
-    """Networks as submodules, all state as parameters or buffers; `backbone` is what the run is for.
+    """A self-supervised method: networks as submodules, all further state as buffers, and the loss.
 
-    Methods call no optimizer, write no parameters (they say what is to be written: `rewrites`) and know no ranks but
-    through the gather functions of `sslrun.runtime.distributed`.
+    A method calls no optimizer, writes no parameter (`rewrites` says what the engine is to write) and knows nothing of
+    ranks except through the gather functions of `sslrun.runtime.distributed`. Its class attributes tell the engine what
+    it needs. Random numbers come from `Progress.generator`, or from torch's global generators, which the engine seeds
+    for each part of a step (`Executor.seed`).
+
+    Attributes:
+        backbone: the encoder that the run trains.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
 
     num_views: int | None = None
-    """Views of each image that a recipe has to give, over all groups of views; None where that may vary."""
+    """Number of views of each image, over all view groups, that a recipe must give; None if any number will do."""
 
     compares_samples: bool = False
-    """Whether the loss compares samples of a batch with one another. Those of all ranks, but of an accumulated global
-    batch only those that are on the devices at once (what `targets` gathers beforehand does not count)."""
+    """Whether `forward` compares the samples of a batch with one another. With accumulation it then sees only samples
+    that are on the devices at once, and the engine says so. (What `targets` gathers beforehand does not count.)"""
 
     num_classes: int | None = None
-    """Classes of the labels that it learns from; None: it never looks at a label."""
+    """Number of classes of the labels that the method learns from; None if it reads no labels."""
+
+    remembers_samples: bool = False
+    """Whether it keeps something of each training sample (in buffers that `prepare` makes). Such a method has no loss
+    on images that it does not train on, so `monitor.loss_interval` is refused."""
+
+    draws_clusters: bool = False
+    """Whether `sampling_labels` decides which samples an epoch draws."""
+
+    uncompiled: tuple[str, ...] = ()
+    """Names of submodules that `engine.compile` leaves as they are."""
 
     def prepare(self, num_samples: int) -> None:
-        """Once, before anything else: how many samples there are. Where buffers of that length are made.
-
-        A method with a `prepare` of its own has no loss on images that it does not train on (monitor.loss_interval).
-        """
+        """Called once, before anything else, with the number of training samples: the place to make buffers that have a
+        row for each sample. See `remembers_samples`."""
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
-        """Without gradient, before any forward pass of a step: what each of its micro-batches is compared with.
+        """What each micro-batch is compared with, computed without gradient before the first forward pass of a step.
 
-        It sees all micro-batches of this rank at once, so that what must not depend on how a global batch is cut up
-        (which samples share BatchNorm statistics in the key encoder) does not.
+        It sees all micro-batches of this rank at once, for what must not depend on how a global batch is cut up: which
+        samples share BatchNorm statistics in the key encoder, for instance.
+
+        Returns:
+            The third argument of `forward`, for each micro-batch.
         """
         return [None] * len(batches)
 
@@ -148,37 +201,37 @@ class Method(nn.Module, Component, kind="methods"):
         raise NotImplementedError
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
-        """(teacher, student, momentum): what the engine moves after each applied step, teacher = m t + (1 - m) s."""
+        """(teacher, student, momentum) of each pair; after each applied step the engine sets
+        teacher = momentum teacher + (1 - momentum) student."""
         return []
 
     def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:
-        """Once per applied optimizer step, with the carries of the whole global batch in its order."""
+        """Called once per applied optimizer step, with the carries of the whole global batch in its order."""
 
     def rewrites(self, progress: Progress) -> list[Rewrite]:
-        """Once per applied step, between the optimizer and the teachers."""
+        """Parameters to set, asked once per applied step, after the optimizer and before the teachers."""
         return []
 
     def before_epoch(self, progress: Progress, features: Callable[[nn.Module], Tensor]) -> list[Rewrite]:
-        """Before the first step of an epoch.
+        """Called before the first step of an epoch; returns parameters to set.
 
         Args:
             progress: of that step.
-            features: runs a module of the method, in evaluation mode and without gradient, over the whole training set
-                (center crops) and returns its outputs, (n, D) float32 on the CPU, in the order of sample ids: those of
-                this rank's share of the samples (`distributed.share`). Feature maps, (B, C, H, W) or lists of them, are
-                averaged over positions, the last one.
+            features: runs a module of the method over the whole training set (center crops), in evaluation mode and
+                without gradient. It returns the outputs for this rank's share of the samples (`distributed.share`), in
+                the order of sample ids: (n, D) float32 on the CPU. Of a list of outputs it takes the last, and averages
+                a feature map (B, C, H, W) over positions.
         """
         return []
 
-    def sampling_labels(self) -> Tensor | None:
-        """(N,) int64 pseudo-labels whose clusters are drawn equally often, from the next epoch on; None: every sample
-        once."""
-        return None
+    def sampling_labels(self) -> Tensor:
+        """(N,) int64 pseudo-labels whose clusters the next epoch draws equally often; asked if `draws_clusters`."""
+        raise NotImplementedError
 
     def predictor(self) -> nn.Module | None:
-        """What maps images (B, 3, H, W) to scores of classes (B, K), where a method learns the classes of labels."""
+        """A module from images (B, 3, H, W) to class scores (B, K), if the method learns the classes of labels."""
         return None
 
     def chance_loss(self) -> float | None:
-        """The loss of a network that cannot tell images apart, where the method has such a number."""
+        """The loss of a network that cannot tell images apart; None if the method has no such number."""
         return None

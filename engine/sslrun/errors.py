@@ -1,11 +1,11 @@
-"""The three ways a run ends badly that a user can act on; each becomes one line and an exit code."""
+"""The errors that a user can act on; the command line prints one line for each and exits with its code."""
 
 
 class UsageError(ValueError):
     """Something the user wrote or pointed to is wrong: one line, no traceback, exit code 2."""
 
     def __str__(self) -> str:
-        """With escapes for what would end the line or upset a terminal: messages quote what they were given."""
+        """The message with control characters escaped, since it may quote anything that the user gave."""
         return printable(super().__str__())
 
 
@@ -18,5 +18,5 @@ class Diverged(RuntimeError):
 
 
 def printable(text: str) -> str:
-    """One line that no terminal minds, of text that may hold anything: a path's stray bytes, a line break."""
+    """The text in one line: line breaks, control characters and undecodable bytes of a path are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,6 +1,6 @@
-"""`sslrun eval finetune`: a trained encoder and a classifier on it, trained together and tried on the test images.
+"""`sslrun eval finetune`: trains an encoder and a classifier together, and classifies the test images.
 
-The training is a run of its own in eval/ of the encoder's run folder: the same command goes on where it was stopped.
+The training is a run of its own in eval/ of the encoder's run folder; the same command continues it where it stopped.
 """
 
 import os
@@ -9,35 +9,39 @@ from pathlib import Path
 
 from sslrun.config.load import composed
 from sslrun.contract import Backbone
-from sslrun.evaluation.finetune_recipe import recipe
-from sslrun.evaluation.subject import labeled, labels
+from sslrun.evaluation.finetune_recipe import Finetune, recipe
+from sslrun.evaluation.frozen_encoder import labeled, labels
 from sslrun.measure import Results, described, keep, name_of, test_source, train_source
 from sslrun.runtime import distributed
-from sslrun.runtime.run_folder import rows
+from sslrun.runtime.run_files import rows
 from sslrun.saved import Saved
 from sslrun.train import run
 
 CURVE = ("step", "epoch", "wall_s", "train/loss", "train/lr", "test/top1_pct", "test/top5_pct")
 
 
-def finetune(saved: Saved, command: str, directory: Path) -> tuple[int, Results, Path]:
+def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory: Path) -> tuple[int, Results, Path]:
     """Train, test, and write the result down.
 
     Args:
-        saved: the encoder; its recipe's `[eval]` says how.
-        command: what the user typed.
+        kind: name of the evaluation.
+        config: how to fine-tune.
+        saved: the encoder.
+        command: the user's command line.
         directory: where the run folder and the result go.
 
     Returns:
-        exit code; the results, empty unless that is 0; the file that holds them, or the run folder.
+        The exit code; the results, empty unless the code is 0; and the file with the results, or the run folder.
     """
-    config, backbone = saved.recipe.eval.finetune, saved.backbone
+    backbone = saved.backbone
     train, test = labeled(train_source(saved.recipe), test_source(saved.recipe))
     assert isinstance(backbone, Backbone)
-    name = name_of("finetune", saved)
+    name = name_of(kind, saved)
+    tables = saved.config.values.get("eval", {})
     values = recipe(
         saved.config.values,
         config,
+        tables.get(kind) or tables.get("extra", {}).get(kind, {}),
         size=saved.recipe.data.views[0].size,
         num_classes=int(labels(train).max()) + 1,
         layers=backbone.layers() if config.layer_decay < 1 else (),
@@ -58,7 +62,7 @@ def finetune(saved: Saved, command: str, directory: Path) -> tuple[int, Results,
         wall_s = round(time.perf_counter() - begin, 2)
         keep(
             path,
-            "finetune",
+            kind,
             saved,
             command,
             {"recipe": values, "data": described(train, test), "wall_s": wall_s},

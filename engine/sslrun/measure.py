@@ -1,24 +1,21 @@
-"""`sslrun eval`: a trained encoder in, figures out, kept in the run folder with all that is needed to repeat them."""
+"""`sslrun eval`: measures a trained encoder, and keeps the results with all settings in the run folder."""
 
 import contextlib
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sslrun.data import Source
-from sslrun.errors import RunFailed
-from sslrun.evaluation import knn, linear, spectrum
-from sslrun.evaluation.eval_config import EvalConfig
+from sslrun.errors import RunFailed, UsageError
+from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import center_crop_like
+from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
 from sslrun.evaluation.partial_result import PartialResult, digest
-from sslrun.evaluation.subject import Subject, labels
 from sslrun.plan import cores_of_a_rank, device_of, precision_of
 from sslrun.recipe import Recipe
 from sslrun.runtime import distributed
@@ -33,42 +30,31 @@ logger = logging.getLogger("sslrun")
 Results = dict[str, Any]
 
 
-def _knn(config: EvalConfig, subject: Subject, part: PartialResult) -> Results:
-    """Weighted k-NN classification of the test images by the training images."""
-    train, test = subject.labeled()
-    bank, queries = (subject.extractor(s).extract_share(subject.backbone, np.arange(len(s))) for s in (train, test))
-    return knn.run(config.knn, bank, labels(train), queries, labels(test), subject.device)
+def evaluation_of(saved: Saved, kind: str) -> Evaluation:
+    """The evaluation of a recipe that `sslrun eval KIND` means. UsageError: there is none of this name."""
+    known = saved.recipe.eval.evaluations()
+    if kind not in known:
+        raise UsageError(
+            f"there is no evaluation called {kind!r}; {saved.name} has {', '.join(known)}; [eval.extra.{kind}] adds one"
+        )
+    return known[kind]
 
 
-def _linear(config: EvalConfig, subject: Subject, part: PartialResult) -> Results:
-    """Linear classification of the test images, learned from the training images."""
-    return linear.run(config.linear, subject, part)
-
-
-def _spectrum(config: EvalConfig, subject: Subject, part: PartialResult) -> Results:
-    """How well the features of the training images fill their space."""
-    return spectrum.run(config.spectrum, subject)
-
-
-KINDS: dict[str, Callable[[EvalConfig, Subject, PartialResult], Results]] = {
-    "knn": _knn,
-    "linear": _linear,
-    "spectrum": _spectrum,
-}
-
-
-def evaluate(kind: str, saved: Saved, command: str, directory: Path) -> tuple[int, Results, Path]:
+def evaluate(
+    kind: str, evaluation: Evaluation, saved: Saved, command: str, directory: Path
+) -> tuple[int, Results, Path]:
     """Measure an encoder; all ranks of a launcher call it and share the work.
 
     Args:
-        kind: one of `KINDS`.
+        kind: name of the evaluation.
+        evaluation: the evaluation to run.
         saved: the encoder.
-        command: what the user typed.
+        command: the user's command line.
         directory: where the file goes.
 
     Returns:
-        exit code; the results, empty unless that is 0; the file that holds them with the settings, the data and the
-        environment, or how far they have come.
+        The exit code; the results, empty unless the code is 0; and the file with the results, the settings, the data
+        and the environment, or, after a stop signal, the file with the partial result.
 
     Raises:
         UsageError: there are no images to measure on.
@@ -80,26 +66,26 @@ def evaluate(kind: str, saved: Saved, command: str, directory: Path) -> tuple[in
     with contextlib.ExitStack() as stack:
         stack.callback(distributed.shutdown)
         start_logging(distributed.rank(), level=recipe.log.level)
-        subject = subject_of(saved, device)
+        encoder = frozen_encoder(saved, device)
         begin = time.perf_counter()
         path = directory / f"{name_of(kind, saved)}.json"
-        part = PartialResult(path.with_suffix(".part.safetensors"), lambda: _identity(saved, subject))
+        partial_result = PartialResult(path.with_suffix(".part.safetensors"), lambda: _identity(saved, encoder))
         try:
-            results = KINDS[kind](recipe.eval, subject, part)
+            results = evaluation.run(encoder, partial_result)
         except Stopped as stopped:
-            return stopped.exit_code, {}, part.path
+            return stopped.exit_code, {}, partial_result.path
         wall_s = time.perf_counter() - begin
-        details = {"data": described(subject.train, subject.test), "wall_s": round(wall_s, 2)}
+        details = {"data": described(encoder.train, encoder.test), "wall_s": round(wall_s, 2)}
         distributed.from_rank_0(lambda: keep(path, kind, saved, command, details, results))
-        part.remove()
+        partial_result.remove()
     return 0, results, path
 
 
 def keep(path: Path, kind: str, saved: Saved, command: str, details: Results, results: Results) -> None:
-    """Write down what was found, of what, by what and where.
+    """Write the results of an evaluation, with the encoder, the settings and the environment.
 
     Raises:
-        RunFailed: it could not be written.
+        RunFailed: the file could not be written.
     """
     record = {
         "kind": kind,
@@ -122,13 +108,13 @@ def keep(path: Path, kind: str, saved: Saved, command: str, details: Results, re
         raise RunFailed(f"{path} could not be written: {error.strerror}") from error
 
 
-def subject_of(saved: Saved, device: torch.device) -> Subject:
-    """What evaluations of a saved encoder are given; its files are opened, and it is put on the device."""
+def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
+    """Puts a saved encoder on the device, and opens the images to measure it on."""
     recipe: Recipe = saved.recipe
     config, ranks_on_node = recipe.eval, distributed.ranks_on_node()
     cores = cores_of_a_rank(ranks_on_node)
     torch.set_num_threads(recipe.engine.threads or cores)
-    return Subject(
+    return FrozenEncoder(
         backbone=saved.backbone.to(device),
         train=train_source(recipe),
         test=test_source(recipe),
@@ -143,7 +129,7 @@ def subject_of(saved: Saved, device: torch.device) -> Subject:
 
 
 def train_source(recipe: Recipe) -> Source:
-    """What classifiers learn from, opened."""
+    """The images that classifiers learn from, opened."""
     if recipe.eval.train is None:
         return recipe.data.open()[0]
     recipe.eval.train.open("eval.train")
@@ -151,7 +137,7 @@ def train_source(recipe: Recipe) -> Source:
 
 
 def test_source(recipe: Recipe) -> Source | None:
-    """What they are tried on, opened, if there is anything."""
+    """The images that are classified, opened; None if there are none."""
     if recipe.eval.test is None:
         return recipe.data.open()[1]
     recipe.eval.test.open("eval.test")
@@ -159,25 +145,25 @@ def test_source(recipe: Recipe) -> Source | None:
 
 
 def described(train: Source, test: Source | None) -> dict[str, Any]:
-    """What the images were, as far as a file can say it."""
-    found: dict[str, Any] = {}
+    """The images of an evaluation, for the file of its results."""
+    data: dict[str, Any] = {}
     for key, source in (("train", train), ("test", test)):
         if source is not None:
-            found |= {key: repr(source), f"{key}_samples": len(source)}
+            data |= {key: repr(source), f"{key}_samples": len(source)}
             if source.labels is not None:
-                found[f"{key}_classes"] = int(source.labels.max()) + 1
-    return found
+                data[f"{key}_classes"] = int(source.labels.max()) + 1
+    return data
 
 
-def _identity(saved: Saved, subject: Subject) -> str:
-    """What must be equal where an evaluation goes on: settings, the encoder's weights, and the images' labels."""
-    train, test = subject.labeled()
-    tensors = {**subject.backbone.state_dict(), "train": labels(train), "test": labels(test)}
-    return digest(json.dumps([saved.config.values, subject.bf16], default=str), tensors)
+def _identity(saved: Saved, encoder: FrozenEncoder) -> str:
+    """A digest of what must be equal to continue an evaluation: settings, the encoder's weights, the images' labels."""
+    train, test = encoder.labeled()
+    tensors = {**encoder.backbone.state_dict(), "train": labels(train), "test": labels(test)}
+    return digest(json.dumps([saved.config.values, encoder.bf16], default=str), tensors)
 
 
 def name_of(kind: str, saved: Saved) -> str:
-    """One name for one measurement: what is repeated with the same settings replaces what was there."""
+    """The name of a result's file: the same for the same settings, so that a repeated evaluation replaces it."""
     values = saved.config.values
     tables = [values.get(key) for key in ("eval", "data", "monitor")]
     settings = json.dumps([saved.weights.name, *tables, saved.recipe.engine.precision], default=str)

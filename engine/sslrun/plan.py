@@ -1,11 +1,9 @@
-"""From a recipe and the hardware at hand to numbers: what the loop will do, and what `--dry-run` prints.
+"""The plan of a run: the numbers of its loop, from a recipe and the hardware; and what `--dry-run` prints.
 
-The recipe fixes what is computed; this file chooses only how it is cut up. Rank r of W holds a contiguous block of each
-global batch, and its micro-batches are contiguous pieces of that block.
+The recipe fixes what is computed; the plan chooses only how each global batch is cut up. Rank r of W holds a contiguous
+block of it, and its micro-batches are contiguous pieces of that block.
 """
 
-import copy
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +11,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from sslrun.contract import Batch, Progress
+from sslrun.data import resolve_augment
+from sslrun.data.split import fallbacks, paths
 from sslrun.errors import UsageError
-from sslrun.nn.norm import group_norms, set_groups
+from sslrun.nn.norm import converted_norms, group_norms, plain_norms
 from sslrun.recipe import Recipe
-from sslrun.runtime import distributed
+from sslrun.rehearsal import activation_bytes
 
-MEMORY_SHARE = 0.7  # of the free memory that activations may take; the rest is for weights, gradients and the data path
-MAX_BATCH = 2**24  # what is computed for a whole batch (its positions, the ways to cut it up) stays small
+MEMORY_SHARE = 0.7  # share of the free memory for activations; the rest is for weights, gradients and the data path
+MAX_BATCH = 2**24  # keeps small what is computed for a whole batch: its positions, the ways to cut it up
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine chose for itself: recorded in the run folder and used again by a resume."""
+    """The choices made for a machine; recorded in the run folder and used again by a resume.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        precision: "fp32" or "bf16".
+        compile: whether networks are compiled.
+        micro_batch: samples on a device at once.
+        threads: threads of the CPU computation of one process.
+        workers: threads of one process that read and decode images.
+    """
 
     device: str
     precision: str
@@ -39,16 +46,16 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    """The loop in numbers.
+    """The numbers of a training loop.
 
     Attributes:
-        machine: the choices of this machine.
+        machine: the choices for this machine.
         world_size: number of ranks.
         accumulation: micro-batches per rank and optimizer step.
         steps_per_epoch: optimizer steps per epoch.
         total_steps: optimizer steps of the run.
         global_batch: samples per optimizer step over all ranks.
-        num_samples: of the training source, without what is held out.
+        num_samples: number of training samples, without those that are held out.
     """
 
     machine: Machine
@@ -73,7 +80,7 @@ class Plan:
 
 
 def device_of(recipe: Recipe, local_rank: int) -> torch.device:
-    """The device of this rank."""
+    """The device of the process with this local rank. UsageError if the recipe asks for CUDA and there is none."""
     wanted = recipe.engine.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("engine.device is 'cuda', but torch sees no CUDA device; leave it at 'auto' to use the CPU")
@@ -83,12 +90,12 @@ def device_of(recipe: Recipe, local_rank: int) -> torch.device:
 
 
 def cores_of_a_rank(ranks_on_node: int) -> int:
-    """Processor cores of one process."""
+    """Number of processor cores for one process."""
     return max(1, len(os.sched_getaffinity(0)) // ranks_on_node)
 
 
 def precision_of(recipe: Recipe, device: torch.device) -> str:
-    """ "fp32" or "bf16": what the recipe says, else what the device is best at."""
+    """ "fp32" or "bf16": the recipe's, else bf16 on a CUDA device that has it."""
     if recipe.engine.precision != "auto":
         return recipe.engine.precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
@@ -101,7 +108,11 @@ def choose_machine(
     ranks_on_node: int,
     recorded: dict[str, Any] | None = None,
 ) -> Machine:
-    """What the recipe says of the machine, else what this run chose before (`recorded`), else what is best here."""
+    """The recipe's settings, else those that the run has recorded (`recorded`), else the best for this machine.
+
+    Raises:
+        UsageError: the parts of the model do not fit together, or the global batch cannot be cut up like this.
+    """
     engine = recipe.engine
     _check_batch(recipe.global_batch, recipe.data.samples_per_gpu, world_size)
     before = recorded or {}
@@ -128,7 +139,7 @@ def choose_machine(
 
 
 def make_plan(recipe: Recipe, num_samples: int, machine: Machine, world_size: int) -> Plan:
-    """The loop in numbers; UsageError where there are too few samples for one step, or the schedule is too short."""
+    """The plan. UsageError if there are too few samples for one step, or if the schedule does not fit the run."""
     batch = recipe.global_batch
     steps = steps_per_epoch(recipe, num_samples)
     if steps == 0:
@@ -150,20 +161,34 @@ def make_plan(recipe: Recipe, num_samples: int, machine: Machine, world_size: in
 
 
 def steps_per_epoch(recipe: Recipe, num_samples: int) -> int:
-    """Optimizer steps of an epoch over so many samples."""
+    """Number of optimizer steps in an epoch of `num_samples` samples."""
     batch = recipe.global_batch
     return num_samples // batch if recipe.data.drop_last else -(-num_samples // batch)
 
 
-def seen_in_part(recipe: Recipe, plan: Plan) -> str | None:
-    """What of the recipe is about the whole global batch, but sees only what is on the devices at once; None where
-    there is nothing of the kind, or where all of the batch is."""
+def restricted_by_accumulation(recipe: Recipe, plan: Plan) -> str | None:
+    """Batch statistics or losses that accumulation restricts to one micro-batch of all ranks; None if none."""
     norms = ["SyncBN's statistics"] * any(layer.sync and layer.training for layer in group_norms(recipe.model))
     losses = [f"the loss of {type(recipe.model).__name__}"] * recipe.model.compares_samples
     if plan.accumulation == 1 or not norms + losses:
         return None
     at_once = plan.global_batch // plan.accumulation
     return f"{' and '.join(norms + losses)}: of {at_once} samples at a time, not of all {plan.global_batch}"
+
+
+def norms_notes(recipe: Recipe) -> list[str]:
+    """Which BatchNorm layers of a user's network follow the recipe, and which do not; nothing if it has only ours."""
+    groups = "data.samples_per_gpu and skipped steps"
+    followed, plain = converted_norms(recipe.model), plain_norms(recipe.model)
+    notes = []
+    if followed:
+        notes.append(f"{len(followed)} BatchNorm layers of torch ({followed[0]}, ...) are made to follow {groups}")
+    if plain:
+        notes.append(
+            f"{len(plain)} BatchNorm layers do not follow {groups}, since their class has a forward of its own: "
+            f"{plain[0]}, ..."
+        )
+    return notes
 
 
 def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -> str:
@@ -177,13 +202,15 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
         ("method", type(recipe.model).__name__),
         ("parameters", f"{trained / 1e6:.2f} M trained, {followed / 1e6:.2f} M following or frozen"),
         ("views", views),
+        *augmentation_lines(recipe, torch.device(plan.machine.device)),
         ("samples", f"{plan.num_samples:,} ({data_note})"),
         (
             "global batch",
             f"{plan.global_batch} = {plan.world_size} rank(s) x {plan.accumulation} accumulated "
             f"x {machine.micro_batch} at once, BatchNorm groups of {recipe.data.samples_per_gpu}",
         ),
-        *(("in parts", note) for note in [seen_in_part(recipe, plan)] if note is not None),
+        *(("in parts", note) for note in [restricted_by_accumulation(recipe, plan)] if note is not None),
+        *(("BatchNorm", note) for note in norms_notes(recipe)),
         (
             "steps",
             f"{plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:g} epochs x {plan.steps_per_epoch:,}",
@@ -203,46 +230,20 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
     return "\n".join(f"{name:<13}{text}" for name, text in lines)
 
 
-def activation_bytes(recipe: Recipe, precision: str) -> int:
-    """Bytes that the forward pass of one BatchNorm group keeps for the backward pass, counted without computing.
-
-    Raises:
-        UsageError: there is no forward pass, because the parts of the model do not fit together.
-    """
-    try:
-        return _bytes_kept(recipe) // (2 if precision == "bf16" else 1)
-    except (RuntimeError, ValueError) as error:
-        told = str(error).splitlines()[0]
-        raise UsageError(f"[model] does not fit together, or not with data.views: {told}") from error
-
-
-def _bytes_kept(recipe: Recipe) -> int:
-    """In float32."""
-    group = recipe.data.samples_per_gpu
-    progress = Progress(step=0, total_steps=1, steps_per_epoch=1, seed=0)
-    kept: dict[int, torch.Tensor] = {}  # by storage, so that views of one count once
-    logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it prints what it raises
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with distributed.alone(), FakeTensorMode(allow_non_fake_inputs=True) as shapes_only:
-        with FakeCopyMode(shapes_only):
-            method = copy.deepcopy(recipe.model).train()
-        set_groups(method, group, 1)
-        views = [torch.empty(view.num_views * group, 3, *view.size) for view in recipe.data.views]
-        batch = Batch(views, torch.empty(group, dtype=torch.long), torch.empty(group, dtype=torch.long))
-        (target,) = method.targets([batch], progress)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            method(batch, progress, target)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+def augmentation_lines(recipe: Recipe, device: torch.device) -> list[tuple[str, str]]:
+    """For each view group a line that says whether DALI, C or torch does each step, and why where a form is missing."""
+    augment = resolve_augment(recipe.data.augment, device)
+    lines = []
+    for place, group in enumerate(recipe.data.views):
+        notes = "".join(f" ({reason})" for reason in fallbacks(group, augment, device))
+        lines.append((f"views.{place}", f"{augment} mode; {paths(group, augment, device)}{notes}"))
+    return lines
 
 
 def _largest_that_fits(
     recipe: Recipe, per_rank: int, device: torch.device, group_bytes: int, ranks_on_node: int
 ) -> int:
-    """The most groups whose activations fit into the free memory, among those that divide the rank's share."""
+    """The largest micro-batch whose activations fit into the free memory and that divides the rank's samples."""
     group = recipe.data.samples_per_gpu
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes_of_host() // ranks_on_node
     fitting = int(free * MEMORY_SHARE // max(1, group_bytes))

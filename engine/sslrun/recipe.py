@@ -1,4 +1,5 @@
-"""The whole of a recipe: every top-level key and table of a config. A table's schema stands where it is used."""
+"""The schema of a recipe: every top-level key and table of a config. The other tables' schemas stand where they are
+used."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -7,24 +8,26 @@ from sslrun.contract import Method
 from sslrun.data import DataConfig
 from sslrun.errors import UsageError
 from sslrun.evaluation.eval_config import EvalConfig
-from sslrun.evaluation.monitor import MonitorConfig
+from sslrun.evaluation.monitors.config import MonitorConfig
 from sslrun.optim import Optimizer, Schedule
 from sslrun.runtime.checkpoint import CheckpointConfig
+from sslrun.runtime.hooks import BY_WORD, Hook
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How the hardware is used. Nothing here changes what a recipe computes, but for rounding.
+    """How the hardware is used. Apart from rounding, nothing here changes what a recipe computes.
 
     Attributes:
-        device: "auto" is CUDA where there is one, else the CPU.
-        precision: "bf16" is fp32 parameters with bfloat16 autocast; "auto" takes it on CUDA devices that have it.
-        compile: torch.compile of the networks; "auto" is on for CUDA.
+        device: device to train on; "auto" is CUDA if there is a CUDA device, else the CPU.
+        precision: "bf16" computes in bfloat16 autocast with fp32 parameters; "auto" is bf16 on CUDA devices that
+            support it, else fp32.
+        compile: whether torch.compile compiles the networks; "auto" is on for CUDA.
         micro_batch: samples on a device at once, a multiple of data.samples_per_gpu; "auto" takes as many as fit.
-        zero_stage: DeepSpeed ZeRO stage, 0 to 3; of runs with several processes.
-        max_skipped_steps: steps with a non-finite loss or gradient to leave out before the run stops. Above 0 the
-            check waits for the device at every step.
-        threads: threads of the CPU computation of one process; 0 is one per core, shared among the processes of a node.
+        zero_stage: DeepSpeed ZeRO stage, 0 to 3, of runs with several processes.
+        max_skipped_steps: number of successive steps with a non-finite loss or gradient that are skipped before the run
+            stops. Above 0 the host waits for the device at every step.
+        threads: threads of the CPU computation of one process; 0 shares the cores of a machine among its processes.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -38,21 +41,26 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """The `[log]` table: what is written down.
+    """The `[log]` table: what a run logs.
 
     Attributes:
-        interval: iterations between two lines and two rows of metrics.jsonl.
-        hooks: further places for the rows: "tensorboard", "wandb".
-        level: least severe message shown.
+        interval: optimizer steps between two rows of metrics.jsonl, and between two lines on the console.
+        hooks: further places for the rows: "tensorboard", "wandb", or tables with the `type` of a hook, also a user's
+            own.
+        level: least severe level of the messages that are shown.
     """
 
     interval: int = 50
-    hooks: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    hooks: list[Literal["tensorboard", "wandb"] | Hook] = field(default_factory=list)
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def __post_init__(self) -> None:
         if self.interval < 1:
             raise UsageError(f"log.interval must be at least 1, not {self.interval}")
+
+    def all_hooks(self) -> list[Hook]:
+        """The hooks, in the order of the recipe."""
+        return [BY_WORD[hook]() if isinstance(hook, str) else hook for hook in self.hooks]
 
 
 @dataclass
@@ -61,21 +69,21 @@ class Recipe:
 
     Attributes:
         model: the method with its networks.
-        data: samples, views and batches.
+        data: source of the images, views and batches.
         optimizer: update rule and parameter groups.
         lr: learning-rate schedule.
         global_batch: samples per optimizer step over all devices.
-        epochs: length of the run; either this or max_iters.
+        epochs: length of the run in epochs; give either this or max_iters.
         max_iters: length of the run in optimizer steps.
-        seed: of the initial weights, the order, every random crop.
-        work_dir: where run folders are made.
-        load_from: checkpoint to take weights from.
-        load_strict: whether weights that do not match load_from are an error. If not, what load_from does not have
-            stays as it was drawn; a momentum teacher that it does not have begins as its student.
-        resume_from: checkpoint to continue from where the run folder has none of its own.
-        custom_imports: modules with a user's own components.
+        seed: seed of everything random: first weights, order of the samples, crops, dropout.
+        work_dir: folder in which run folders are made.
+        load_from: checkpoint or file of weights that a new run begins with.
+        load_strict: whether load_from must have exactly the model's weights. If false, weights that it does not have
+            keep their random values, and a momentum teacher that it does not have begins as a copy of its student.
+        resume_from: checkpoint to continue from if the run folder has none.
+        custom_imports: Python modules with a user's own components.
         engine: use of the hardware.
-        checkpoint: saving.
+        checkpoint: when checkpoints are saved and how many are kept.
         log: logging.
         monitor: measurements during training.
         eval: measurements of a trained encoder.

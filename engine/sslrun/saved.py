@@ -1,12 +1,13 @@
-"""A trained encoder as it lies on the disk: what evaluation, report and export start from."""
+"""Opens a trained encoder, from a run folder, a checkpoint or a file of weights, for evaluation, report and export."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslrun.config import Config, load
+from sslrun.contract import Backbone
 from sslrun.errors import UsageError
 from sslrun.plan import steps_per_epoch
 from sslrun.recipe import Recipe
@@ -22,10 +23,10 @@ class Saved:
     """A trained encoder, on the CPU.
 
     Attributes:
-        config: the run's resolved recipe, with what was laid over it.
-        recipe: built from it. Its backbone has the trained weights; the rest of the model is as it was drawn.
+        config: the run's resolved recipe, merged with overlays and overrides.
+        recipe: the recipe's objects. The backbone has the trained weights; the rest of the model has random ones.
         name: the recipe's full name.
-        weights: the checkpoint, or the file, that the weights are from.
+        weights: the checkpoint, or the file, that the weights were read from.
         folder: the run folder; None for a file of weights.
         step: optimizer steps that the weights were trained for; None for a file of weights.
         epoch: the same in epochs.
@@ -40,7 +41,7 @@ class Saved:
     epoch: float | None = None
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Backbone:
         """The encoder, in evaluation mode."""
         return self.recipe.model.backbone
 
@@ -51,14 +52,14 @@ def open_saved(
     """Read a trained encoder.
 
     Args:
-        path: a run folder, of which the newest good checkpoint is taken, a checkpoint in one, or a file of weights
+        path: a run folder, whose newest good checkpoint is taken; a checkpoint in a run folder; or a file of weights
             (.pth, .safetensors) whose names begin with "backbone.".
         overlays: TOML files merged over the run's recipe, such as those of configs/benchmarks.
         overrides: `KEY=VALUE` texts merged last.
-        recipe: what a file of weights is of; a run has its own.
+        recipe: the recipe of a file of weights; a run has its own.
 
     Raises:
-        UsageError: there is no such thing, it is damaged, or weights and recipe do not belong together.
+        UsageError: `path` does not exist or is damaged, or weights and recipe do not belong together.
     """
     if path.suffix in FILES:
         if recipe is None:
@@ -81,12 +82,12 @@ def open_saved(
 def _built(config: Config, weights: Path, tensors: Mapping[str, Tensor]) -> Recipe:
     """The recipe's objects, with the trained backbone."""
     recipe = build(config)
-    found = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-    if not found:
+    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    if not own:
         raise UsageError(f"{weights} has no weights of a backbone (names that begin with {PREFIX!r})")
     backbone = recipe.model.backbone
     try:
-        backbone.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in found.items()})
+        backbone.load_state_dict(own)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(f"{weights} does not fit the backbone of {config.path}: {reason}") from error

@@ -1,8 +1,9 @@
-"""A run between the disk and its loop: built from a recipe, set up at the step where it begins, and saved."""
+"""Builds a run from its recipe, sets it up at the step where it begins, and saves it."""
 
 import contextlib
+import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -12,20 +13,21 @@ import torch
 from torch import Tensor
 
 from sslrun.config import Config
-from sslrun.contract import Method, Progress
+from sslrun.contract import Batch, Progress
 from sslrun.data import BadSamples, Loader, Order, Source
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, center_crop_like
-from sslrun.evaluation.held_out import HeldOutLoss
-from sslrun.evaluation.monitor import HELD_OUT, AccuracyMonitor, FeatureMonitor, Monitor
-from sslrun.nn.norm import RunningStatistics, set_groups
-from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, seen_in_part
+from sslrun.evaluation.monitors.monitors import Monitors
+from sslrun.nn.norm import RunningStatistics, convert_batch_norms, set_groups
+from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, norms_notes, restricted_by_accumulation
+from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
 from sslrun.runtime import checkpoint, distributed
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
 from sslrun.runtime.run_folder import RunFolder
+from sslrun.runtime.safetensors_file import require_storable
 from sslrun.step_metrics import StepMetrics
 
 logger = logging.getLogger("sslrun")
@@ -33,7 +35,7 @@ logger = logging.getLogger("sslrun")
 
 @dataclass
 class Run:
-    """All that one process holds of a run at a step. `folder` and `log` exist on rank 0 only."""
+    """Everything that one process holds of a run. `folder` and `log` exist on rank 0 only."""
 
     recipe: Recipe
     plan: Plan
@@ -41,7 +43,7 @@ class Run:
     statistics: RunningStatistics
     loader: Loader
     features: FeatureExtractor
-    monitors: list[Monitor]
+    monitors: Monitors
     folder: RunFolder | None
     log: RunLog | None
     step_metrics: StepMetrics
@@ -49,12 +51,13 @@ class Run:
 
 
 def build(config: Config) -> Recipe:
-    """The recipe's objects. Initial weights depend on the seed alone."""
+    """The recipe's objects. First weights depend on the seed alone; torch's BatchNorm layers are converted."""
     seed = config.values.get("seed", Recipe.seed)
     if not 0 <= seed < 2**32:
         raise UsageError(f"{config.path}: seed is {seed}, expected 0 to {2**32 - 1}")
-    torch.manual_seed(seed)
+    seed_weights(seed)
     recipe: Recipe = config.build(Recipe)
+    convert_batch_norms(recipe.model)
     if recipe.epochs is None and recipe.max_iters is None:
         raise UsageError(f"{config.path}: neither epochs nor max_iters is set; how long should the run be?")
     views = sum(group.num_views for group in recipe.data.views)
@@ -67,7 +70,7 @@ def build(config: Config) -> Recipe:
     if recipe.monitor.accuracy_interval and recipe.model.predictor() is None:
         name = type(recipe.model).__name__
         raise UsageError(f"monitor.accuracy_interval is set, but {name} learns no classes of labels; set it to 0")
-    if recipe.monitor.loss_interval and type(recipe.model).prepare is not Method.prepare:
+    if recipe.monitor.loss_interval and recipe.model.remembers_samples:
         raise UsageError(
             f"monitor.loss_interval is set, but {type(recipe.model).__name__} has no loss on images that it does not "
             "train on: it remembers something of each that it does; set it to 0"
@@ -79,10 +82,10 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     """A run at the step where its loop begins.
 
     Args:
-        config: what `recipe` was built from.
-        recipe: the recipe.
-        resume: None refuses a run folder that holds a run, "" continues the run's own newest good checkpoint, a path
-            continues that one.
+        config: the config that `recipe` was built from.
+        recipe: the recipe's objects.
+        resume: None refuses a run folder that holds a run, "" continues from the run's newest good checkpoint, a path
+            continues from that checkpoint.
         stack: closes the run folder and the log, and records how the run ended.
     """
     device = device_of(recipe, distributed.local_rank())
@@ -92,6 +95,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     source, holdout = recipe.data.open()
     _check_labels(recipe, source)
     recipe.model.prepare(len(source))
+    require_storable(recipe.model.state_dict())
     folder = _open_folder(config, recipe, resume, stack)
     machine = _machine(recipe, device, folder)
     torch.set_num_threads(machine.threads)
@@ -118,8 +122,8 @@ def save(run: Run) -> None:
     run.executor.check()
     tensors = {"model": run.executor.full_state(), "optimizer": run.executor.optimizer_state()}
     bad: dict[str, str] = {}
-    for found in distributed.gather_objects(run.loader.bad.state_dict()):
-        bad |= found
+    for bad_of_rank in distributed.gather_objects(run.loader.bad.state_dict()):
+        bad |= bad_of_rank
     state = {
         "step": run.step,
         "num_samples": run.plan.num_samples,
@@ -133,7 +137,7 @@ def save(run: Run) -> None:
 
 
 def _check_labels(recipe: Recipe, source: Source) -> None:
-    """A method that learns the classes of labels finds them, none beyond those it knows."""
+    """Raise UsageError if the method learns from labels, and the source has none or more classes than the method."""
     classes = recipe.model.num_classes
     if classes is None:
         return
@@ -145,7 +149,7 @@ def _check_labels(recipe: Recipe, source: Source) -> None:
 
 
 def _open_folder(config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack) -> RunFolder | None:
-    """Rank 0's run folder, locked; what ends the run badly is recorded in it."""
+    """Rank 0's run folder, locked; an error that ends the run is recorded in it."""
     opened: list[RunFolder] = []
 
     def open_it() -> None:
@@ -166,7 +170,7 @@ def _open_folder(config: Config, recipe: Recipe, resume: str | None, stack: cont
 
 
 def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> Machine:
-    """Rank 0 chooses for all; a resume on as many ranks of the same kind keeps what was chosen then."""
+    """Rank 0's choices for all ranks; a resume on as many devices of the same kind repeats those of the run."""
     ranks, on_node = distributed.world_size(), distributed.ranks_on_node()
 
     def choose() -> Machine:
@@ -180,12 +184,12 @@ def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> 
 
 
 def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[str, Any]) -> Loader:
-    """The recipe's views of a source's images.
+    """A loader of the recipe's views of a source's images.
 
     Args:
-        recipe: says views, seed, prefetch and how many images may be bad.
-        source: opened.
-        batch_size: most samples at once.
+        recipe: gives views, seed, prefetch and the limit of bad images.
+        source: an opened source.
+        batch_size: largest number of samples at once.
         reading: `device`, `augment` and `num_threads` of the loader.
     """
     return Loader(
@@ -202,28 +206,21 @@ def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[s
 
 def _monitors(
     recipe: Recipe, plan: Plan, features: FeatureExtractor, holdout: Source | None, reading: dict[str, Any]
-) -> list[Monitor]:
-    """What `[monitor]` asks for; what needs held-out images is left out, with a warning, where there are none."""
-    config = recipe.monitor
+) -> Monitors:
+    """The monitors that `[monitor]` asks for, with the images that they measure."""
     if holdout is None:
-        asked = [name for name in HELD_OUT if getattr(config, name)]
-        if asked:
-            logger.warning("[monitor] %s: there are no held-out images (data.holdout) to measure", ", ".join(asked))
-        return [FeatureMonitor(config, features, None)]
+        return Monitors(recipe.monitor, features)
     held_out = FeatureExtractor(holdout, features.transforms, bf16=features.bf16, **reading)
-    monitors: list[Monitor] = [FeatureMonitor(config, features, held_out)]
-    if config.loss_interval:
-        monitors.append(_held_out_loss(recipe, plan, make_loader(recipe, holdout, plan.machine.micro_batch, reading)))
-    if config.accuracy_interval:
-        monitors.append(AccuracyMonitor(config, held_out))
-    return monitors
+    loader = make_loader(recipe, holdout, plan.machine.micro_batch, reading)
+    return Monitors(recipe.monitor, features, held_out, _held_out_batches(recipe, plan, loader))
 
 
-def _held_out_loss(recipe: Recipe, plan: Plan, loader: Loader) -> HeldOutLoss:
-    """Over as many whole global batches as there are; where there is not one, images are in it more than once."""
+def _held_out_batches(recipe: Recipe, plan: Plan, loader: Loader) -> Callable[[], Iterator[list[Batch]]]:
+    """Iterates over as many whole global batches as the held-out images fill; if they do not fill one, over one that
+    has some images more than once."""
     num_samples = len(loader.source)
     steps = max(1, num_samples // plan.global_batch)
-    if num_samples < plan.global_batch:
+    if recipe.monitor.loss_interval and num_samples < plan.global_batch:
         logger.info(
             "val/loss: the %d held-out images fill a global batch of %d only with some of them more than once",
             num_samples,
@@ -231,7 +228,13 @@ def _held_out_loss(recipe: Recipe, plan: Plan, loader: Loader) -> HeldOutLoss:
         )
     like_training = replace(plan, steps_per_epoch=steps, total_steps=steps, num_samples=num_samples)
     cursor = [part for step in range(steps) for part in like_training.positions(step, distributed.rank())]
-    return HeldOutLoss(recipe.monitor, loader, cursor, plan.accumulation)
+
+    def batches() -> Iterator[list[Batch]]:
+        with contextlib.closing(loader.run(cursor)) as stream:
+            while micro_batches := list(itertools.islice(stream, plan.accumulation)):
+                yield micro_batches
+
+    return batches
 
 
 def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
@@ -256,7 +259,7 @@ def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
 
 
 def _checkpoint_to_continue(recipe: Recipe, folder: RunFolder | None, resume: str | None) -> Path | None:
-    """The one named by --resume=, else the run's own newest good one, else resume_from; None to start afresh."""
+    """The checkpoint named by --resume=, else the run's newest good one, else resume_from; None to start afresh."""
 
     def choose() -> Path | None:
         assert folder is not None
@@ -271,7 +274,7 @@ def _checkpoint_to_continue(recipe: Recipe, folder: RunFolder | None, resume: st
 
 
 def _restore(run: Run, path: Path | None) -> None:
-    """Continue from a checkpoint, or take weights from load_from, or leave everything as it was built."""
+    """Load a checkpoint, or else the weights of load_from, or else leave everything as it was built."""
     if path is not None:
         tensors, state = checkpoint.load(path)
         if state["num_samples"] != run.plan.num_samples:
@@ -294,15 +297,15 @@ def _restore(run: Run, path: Path | None) -> None:
 
 
 def _teachers_weights(run: Run, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A momentum teacher that the weights know nothing of begins as what they make of its student, as in a new run."""
+    """Weights for the momentum teachers that a file does not have: those of their students, as in a new run."""
     method = run.recipe.model
     names = {module: name for name, module in method.named_modules()}
-    found: dict[str, Tensor] = {}
+    taken: dict[str, Tensor] = {}
     for teacher, student, _ in method.teachers(Progress(0, run.plan.total_steps, run.plan.steps_per_epoch, 0)):
         if not any(name.startswith(f"{names[teacher]}.") for name in weights):
             own = {f"{names[teacher]}.{name}": f"{names[student]}.{name}" for name in student.state_dict()}
-            found |= {name: weights[students] for name, students in own.items() if students in weights}
-    return found
+            taken |= {name: weights[students] for name, students in own.items() if students in weights}
+    return taken
 
 
 def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.ExitStack) -> RunLog:
@@ -314,7 +317,7 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
         first_step=run.step,
         total_steps=plan.total_steps,
         steps_per_epoch=plan.steps_per_epoch,
-        hooks=run.recipe.log.hooks,
+        hooks=run.recipe.log.all_hooks(),
     )
     stack.callback(log.close)
     if run.step >= plan.total_steps:
@@ -331,7 +334,7 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
         machine.micro_batch,
         folder.path,
     )
-    note = seen_in_part(run.recipe, plan)
-    if note is not None:
+    restricted = restricted_by_accumulation(run.recipe, plan)
+    for note in [*([] if restricted is None else [restricted]), *norms_notes(run.recipe)]:
         logger.info("%s", note)
     return log

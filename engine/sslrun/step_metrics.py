@@ -9,30 +9,30 @@ from sslrun.runtime import distributed
 
 
 class StepMetrics:
-    """Sums since the last row. They go into the checkpoint, so that a resumed run writes the same rows."""
+    """Sums of each metric since the last row. A checkpoint holds them, so that a resumed run writes the same rows."""
 
     def __init__(self) -> None:
         self.steps = 0
         self.sums: dict[str, Tensor] = {}
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """One more step of this rank; waits for nothing."""
+        """Add a step's metrics; does not wait for the device."""
         self.steps += 1
         for name, value in metrics.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.detach().clone()
 
     def read(self) -> dict[str, float]:
-        """Means over the steps and the ranks, and a new start. The one place where the loop waits for the device."""
+        """Means over steps and ranks; the sums start again at 0. Here alone the loop waits for the device."""
         means = {name: sum(shares) / len(shares) / self.steps for name, shares in self._shares().items()}
         self.steps, self.sums = 0, {}
         return means
 
     def state(self) -> dict[str, Any]:
-        """As JSON: each rank's own sums, because means of means round differently."""
+        """The state as JSON: the sums of each rank, because means of means round differently."""
         return {"steps": self.steps, "sums": self._shares()}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from `state()`; on another number of ranks each takes the mean."""
+        """Continue from `state()`; on another number of ranks each rank takes the mean."""
         self.steps = state["steps"]
         ranks, rank = distributed.world_size(), distributed.rank()
         self.sums = {

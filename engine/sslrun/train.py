@@ -1,4 +1,4 @@
-"""The training run: loop and step. Readable top to bottom; set-up and saving are in `session.py`."""
+"""The training loop and the optimizer step. Set-up and saving are in `session.py`."""
 
 import contextlib
 import functools
@@ -22,16 +22,17 @@ from sslrun.evaluation.collapse import collapse_warning, guessing_warning
 from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
+from sslrun.randomness import Phase
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import LOSS, RATE, SpeedMeter
-from sslrun.runtime.run_folder import rows
+from sslrun.runtime.run_files import rows
 from sslrun.runtime.signals import PREEMPTED, StopSignals
 from sslrun.session import Run, build, prepare, save
 
 logger = logging.getLogger("sslrun")
 
-GC_INTERVAL = 500  # steps between two collections, the same on every rank, so that none waits for another's
+GC_INTERVAL = 500  # steps between two garbage collections; equal on all ranks, so that no rank waits for another's
 
 
 def run(config: Config, resume: str | None, command: str | None) -> int:
@@ -39,9 +40,9 @@ def run(config: Config, resume: str | None, command: str | None) -> int:
 
     Args:
         config: the recipe.
-        resume: None refuses a run folder that holds a run, "" continues the run's own newest good checkpoint, a path
-            continues that one.
-        command: what the user typed, without --resume: for the advice at the end; None for none.
+        resume: None refuses a run folder that holds a run, "" continues from the run's newest good checkpoint, a path
+            continues from that checkpoint.
+        command: the user's command line without --resume, for the advice at the end; None for no advice.
     """
     recipe = build(config)
     with StopSignals() as signals, contextlib.ExitStack() as stack:
@@ -52,12 +53,12 @@ def run(config: Config, resume: str | None, command: str | None) -> int:
                 "done" if code == 0 else "pre-empted" if code == PREEMPTED else "interrupted", code
             )
     if state.folder is not None and command is not None:
-        _say_goodbye(state.folder.path, config, command, code)
+        _print_advice(state.folder.path, config, command, code)
     return code
 
 
 def dry_run(config: Config) -> str:
-    """The plan of a run, without data and without its hardware."""
+    """The text of `--dry-run`: the plan of a run. It needs neither the data nor the run's hardware."""
     recipe = build(config)
     device = device_of(recipe, 0)
     try:
@@ -86,7 +87,8 @@ def train_step(
     """One optimizer step from this rank's micro-batches.
 
     Returns:
-        Mean metrics over the micro-batches, still on the device, and whether the step was applied.
+        Metrics on the device, means over the micro-batches; and whether the step was applied (also True while the host
+        does not know yet, see `StepOutcome`).
     """
     targets = executor.targets(batches, progress)
     losses = []
@@ -99,6 +101,7 @@ def train_step(
     if applied:
         following = replace(progress, step=progress.step + 1)  # the update after step t uses the schedule at t + 1
         statistics.commit(distributed.all_reduce_mean_ if distributed.world_size() > 1 else None)
+        executor.seed(progress, Phase.UPDATE)
         executor.rewrite(method.rewrites(following))
         executor.update_teachers(method.teachers(following))
         method.after_step(following, joined([loss.carry for loss in losses]))
@@ -115,7 +118,7 @@ def joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _loop(run: Run, signals: StopSignals) -> int:
-    """From `run.step` to the end, or to the signal that stops it; returns the exit code."""
+    """Train from `run.step` to the end, or until a signal stops the run; returns the exit code."""
     plan, recipe, executor, method = run.plan, run.recipe, run.executor, run.recipe.model
     meter = SpeedMeter(executor.device)
     vote = distributed.Vote(executor.device)
@@ -129,9 +132,10 @@ def _loop(run: Run, signals: StopSignals) -> int:
         while run.step < plan.total_steps and not code:
             progress = Progress(run.step, plan.total_steps, plan.steps_per_epoch, recipe.seed)
             if run.step % plan.steps_per_epoch == 0:
+                executor.seed(progress, Phase.EPOCH)
                 with meter.pausing():
                     executor.rewrite(method.before_epoch(progress, functools.partial(_features, run)) or [])
-            if stream is None or (run.step % plan.steps_per_epoch == 0 and method.sampling_labels() is not None):
+            if stream is None or (run.step % plan.steps_per_epoch == 0 and method.draws_clusters):
                 stream = _stream(run, stream)
             with meter.waiting():
                 batches = list(itertools.islice(stream, plan.accumulation))
@@ -164,30 +168,30 @@ def _loop(run: Run, signals: StopSignals) -> int:
 
 
 def _stream(run: Run, previous: BatchStream | None) -> BatchStream:
-    """Batches from the run's step on: to its end, or, where the method's labels decide what is drawn, of its epoch."""
+    """Batches from the run's step to the end of the run; to the end of the epoch if clusters decide what is drawn."""
     if previous is not None:
         previous.close()
-    plan, last, labels = run.plan, run.plan.total_steps, run.recipe.model.sampling_labels()
-    if labels is not None:
-        run.loader.sampler = Balanced(labels.cpu().numpy(), run.recipe.seed)
+    plan, last, method = run.plan, run.plan.total_steps, run.recipe.model
+    if method.draws_clusters:
+        run.loader.sampler = Balanced(method.sampling_labels().cpu().numpy(), run.recipe.seed)
         last = min(last, (run.step // plan.steps_per_epoch + 1) * plan.steps_per_epoch)
     return run.loader.run(_cursor(plan, run.step, last))
 
 
 def _cursor(plan: Plan, first_step: int, last_step: int) -> Iterator[tuple[int, np.ndarray]]:
-    """What the loader is to make for steps first_step to last_step - 1."""
+    """(epoch, positions) of this rank's micro-batches for steps first_step to last_step - 1."""
     for step in range(first_step, last_step):
         yield from plan.positions(step, distributed.rank())
 
 
 def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
-    """One row of metrics, and a look at whether the run has collapsed."""
+    """Write one row of metrics, and check whether the run has collapsed."""
     means = run.step_metrics.read()
     loss, chance = means.pop("loss", math.nan), run.recipe.model.chance_loss()
     if run.log is not None:
         row = {LOSS: loss, RATE: rate, **{f"train/{name}": value for name, value in means.items()}}
         progress = Progress(run.step, run.plan.total_steps, run.plan.steps_per_epoch, run.recipe.seed)
-        for _, _, momentum in run.recipe.model.teachers(progress)[:1]:  # all of a method's have the same one
+        for _, _, momentum in run.recipe.model.teachers(progress)[:1]:  # all teachers of a method have the same
             row["train/momentum"] = momentum
         if chance is not None:
             row["train/loss_of_chance"] = loss / chance
@@ -204,12 +208,10 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
 
 
 def _monitor(run: Run, meter: SpeedMeter) -> None:
-    """A row of what is due: before the first step, at the recipe's intervals, and at the end."""
+    """Write a row of the measurements that are due: before the first step, at the recipe's intervals, at the end."""
     progress = Progress(run.step, run.plan.total_steps, run.plan.steps_per_epoch, run.recipe.seed)
-    measured: dict[str, float] = {}
     with meter.pausing():
-        for monitor in run.monitors:
-            measured |= monitor.measure(run.executor, progress)
+        measured = run.monitors.measure(run.executor, progress)
     if measured and run.log is not None:
         run.log.write(run.step, measured)
 
@@ -219,8 +221,8 @@ def _features(run: Run, module: torch.nn.Module) -> Tensor:
     return run.features.extract_share(module, np.arange(run.plan.num_samples))
 
 
-def _say_goodbye(folder: Path, config: Config, command: str, code: int) -> None:
-    """Where everything is and what to do next."""
+def _print_advice(folder: Path, config: Config, command: str, code: int) -> None:
+    """Print where the results are and what to do next."""
     if code:
         print(f"stopped and saved in {folder}; continue with: {command} --resume")
         return

@@ -84,7 +84,7 @@ def test_clusters_are_of_averaged_whitened_normalized_features():
     assert torch.equal(method.labels, expected) and len(expected.unique()) == CLUSTERS
     assert method.counts.tolist() == expected.bincount(minlength=CLUSTERS).tolist()
     assert torch.equal(method.sampling_labels(), expected)
-    assert clustered(uniform_sampling=False).sampling_labels() is None
+    assert method.draws_clusters and not clustered(uniform_sampling=False).draws_clusters
 
 
 def test_a_clustering_starts_the_head_anew_and_leaves_the_rest_alone():

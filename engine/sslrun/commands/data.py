@@ -13,41 +13,42 @@ from sslrun.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from sslrun.data import Source
-    from sslrun.data.survey import Survey
+    from sslrun.data.check import Survey
 
-KEYS = {"data.source": False, "data.holdout": True, "eval.train": False, "eval.test": True}  # whether it is measured on
+# Keys of sources, and whether a source is there to be measured on.
+KEYS = {"data.source": False, "data.holdout": True, "eval.train": False, "eval.test": True}
 
 
 def add(verbs: Any) -> None:
-    """Their parsers."""
+    """Add the parsers of these verbs."""
     preview = verbs.add_parser(
         "preview",
-        help="what the network will see, as an image",
-        description="The first samples of an epoch as a run of this recipe makes them, to the bit: a row for each, the "
-        "original and all its views beside it.",
+        help="write an image of what the network will see",
+        description="Show the first samples of an epoch as a run of this recipe makes them, bit for bit: one row per "
+        "sample with the original and all its views.",
     )
     add_config(preview)
-    preview.add_argument("-o", dest="image", metavar="GRID.png", help="the file to write (RECIPE_preview.png)")
-    preview.add_argument("--samples", type=int, default=8, metavar="N", help="how many (8)")
-    preview.add_argument("--epoch", type=int, default=0, metavar="N", help="of which epoch, from 0 (0)")
-    preview.add_argument("--draws", action="store_true", help="print what was drawn for every view")
-    preview.add_argument("--json", action="store_true", help="print it for programs")
+    preview.add_argument("-o", dest="image", metavar="GRID.png", help="file to write (RECIPE_preview.png)")
+    preview.add_argument("--samples", type=int, default=8, metavar="N", help="number of samples (8)")
+    preview.add_argument("--epoch", type=int, default=0, metavar="N", help="number of the epoch, from 0 (0)")
+    preview.add_argument("--draws", action="store_true", help="print the random draws of every view")
+    preview.add_argument("--json", action="store_true", help="print the draws as JSON")
     preview.add_argument(
-        "--against", choices=["pil"], help="show beside it what PIL makes with the same draws, and the difference"
+        "--against", choices=["pil"], help="also show what PIL makes with the same draws, and the difference"
     )
     preview.set_defaults(call=_preview)
     _add_data(verbs)
 
 
 def _add_data(verbs: Any) -> None:
-    data = verbs.add_parser("data", help="look at images without training on them")
+    data = verbs.add_parser("data", help="examine images without training on them")
     data_verbs = data.add_subparsers(required=True, metavar="VERB")
     check = data_verbs.add_parser(
         "check",
-        help="decode every image; name unreadable, damaged, tiny and huge ones, and copies",
+        help="decode every image; list unreadable, damaged, tiny and huge ones, and copies",
         description="Decode every image of a recipe (data.source, data.holdout, eval.train, eval.test) or of a "
-        "folder, as a run would, and name those that do not decode, are damaged, tiny or huge, lie there twice, or lie "
-        "both where it is trained and where it is measured. Exit codes: 0 nothing found, 1 findings, 130 interrupted.",
+        "folder, as a run would, and list those that do not decode, are damaged, tiny or huge, occur twice, or are in "
+        "both a training source and a source to measure on. Exit codes: 0 nothing found, 1 findings, 130 interrupted.",
     )
     check.add_argument("subject", metavar="CONFIG|DIR", help="a TOML recipe, or a folder of images")
     add_overrides(check, "set one value of CONFIG, as a line of TOML merged last; may be repeated")
@@ -55,14 +56,26 @@ def _add_data(verbs: Any) -> None:
         "-o",
         dest="good",
         metavar="GOOD.txt",
-        help="write the good images of data.source, or of DIR, as an annotation file for ImageList; of equal ones "
-        "the first",
+        help="write the good images of data.source, or of DIR, as an annotation file for ImageList; of equal images "
+        "only the first",
     )
     check.add_argument("--force", action="store_true", help="replace GOOD.txt")
-    check.add_argument("--min-side", type=_whole(0), default=32, metavar="PX", help="a shorter side below is tiny (32)")
-    check.add_argument("--max-pixels", type=_whole(1), default=10**8, metavar="N", help="one with more is huge (1e8)")
-    check.add_argument("--workers", type=_whole(1), metavar="N", help="threads that decode (one per core)")
-    check.add_argument("--json", action="store_true", help="for programs; lists everything")
+    check.add_argument(
+        "--min-side",
+        type=_whole(0),
+        default=32,
+        metavar="PX",
+        help="below PX a shorter side is tiny (32)",
+    )
+    check.add_argument(
+        "--max-pixels",
+        type=_whole(1),
+        default=10**8,
+        metavar="N",
+        help="above N pixels an image is huge (1e8)",
+    )
+    check.add_argument("--workers", type=_whole(1), metavar="N", help="number of threads that decode (one per core)")
+    check.add_argument("--json", action="store_true", help="print all findings as JSON")
     check.set_defaults(call=_check)
 
 
@@ -76,10 +89,10 @@ def _preview(args: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     from sslrun import preview  # torch from here on
 
-    seen = preview.look(config, args.samples, args.epoch)
-    twins = preview.pil_twins_of(seen) if args.against == "pil" else None
-    preview.write(preview.draw(seen, twins), path)
-    described = preview.describe(seen) | {"image": str(path)}
+    samples = preview.load_samples(config, args.samples, args.epoch)
+    twins = preview.pil_versions(samples) if args.against == "pil" else None
+    preview.write(preview.draw(samples, twins), path)
+    described = preview.describe(samples) | {"image": str(path)}
     if args.json:
         print(json.dumps(described, indent=2))
         return DONE
@@ -90,7 +103,7 @@ def _preview(args: argparse.Namespace) -> int:
 
 
 def _check_image(path: Path) -> None:
-    """Before any work is done: can this become an image?"""
+    """Raise a UsageError, before any work is done, if no PNG file can be written there."""
     folder = path.parent
     if path.is_dir():
         raise UsageError(f"{path}: is a folder, not a file")
@@ -107,8 +120,8 @@ def _check(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from sslrun.data.findings import as_json, as_text, check_list, write_list
-    from sslrun.data.survey import Limits, Verdict, examine, mark_copies
+    from sslrun.data.check import Limits, Verdict, examine, mark_copies
+    from sslrun.data.check_report import as_json, as_text, check_list, write_list
 
     surveys = _surveys(args.subject, args.overrides)
     limits = Limits(args.min_side, args.max_pixels)
@@ -133,15 +146,15 @@ def _check(args: argparse.Namespace) -> int:
         return fail(f"interrupted, not all images were looked at{unwritten}", INTERRUPTED)
     print(f"{total:,} images in {elapsed_s:.1f} s, {total / elapsed_s:,.0f}/s", file=sys.stderr)
     if good is not None:
-        _say_written(good, surveys[0].source, *write_list(surveys[0], good))
+        _print_written(good, surveys[0].source, *write_list(surveys[0], good))
     return FINDINGS if any((survey.verdicts != Verdict.GOOD).any() for survey in surveys) else DONE
 
 
 def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
-    """Of the sources of a recipe or of a folder, opened; a source that is named twice for one purpose is one."""
+    """One survey per source of a recipe, or of a folder; two keys of one purpose and one source share it."""
     from sslrun.config import load
     from sslrun.data import ImageFolder, Source
-    from sslrun.data.survey import Survey
+    from sslrun.data.check import Survey
 
     if os.path.isdir(subject):
         if overrides:
@@ -149,7 +162,7 @@ def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
         folder = ImageFolder(subject)
         try:
             folder.open()
-        except UsageError as error:  # without the advice to a recipe's author
+        except UsageError as error:  # without advice about keys of a recipe
             raise UsageError(str(error).rpartition(": set ")[0] or str(error)) from None
         return [Survey(folder, [subject])]
     config = load(subject, overrides)
@@ -171,22 +184,20 @@ def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
     return surveys
 
 
-def _say_written(path: Path, source: "Source", count: int, left_out: list[str]) -> None:
+def _print_written(path: Path, source: "Source", count: int, left_out: list[str]) -> None:
     if left_out:
         print(
             f"note: {len(left_out)} good images are not in {path}: no line can hold names such as "
             f"{printable(left_out[0])}",
             file=sys.stderr,
         )
-    from sslrun.data.findings import folder_of_list
-
-    prefix, file = json.dumps(folder_of_list(source)), json.dumps(str(path))
+    prefix, file = json.dumps(source.files_root), json.dumps(str(path))
     table = f'{{ _delete_ = true, type = "ImageList", data_prefix = {prefix}, ann_file = {file} }}'
     print(f"{path}: {count:,} images; in a recipe, [data] source = {table}", file=sys.stderr)
 
 
 def _whole(least: int) -> Callable[[str], int]:
-    """A whole number of an argument, also as 1e8."""
+    """Parser of an argument that is a whole number of at least `least`; 1e8 is one."""
 
     def number(text: str) -> int:
         value = float(text)

@@ -1,19 +1,19 @@
-"""Verbs about weights: `publish`, `export` and `import-weights`."""
+"""The verbs `publish`, `export` and `import-weights`."""
 
 import argparse
 import sys
 from typing import Any
 
 from sslrun.commands.arguments import DONE, add_overrides
-
-TARGETS = ("torchvision", "timm", "safetensors", "huggingface", "onnx")
+from sslrun.config.load import committed_schema
+from sslrun.config.schema_reader import classes, kinds
 
 
 def add(verbs: Any) -> None:
-    """Their parsers."""
+    """Add the parsers of these verbs."""
     publish = verbs.add_parser(
         "publish",
-        help="a run's weights as one file, named by recipe, date and hash",
+        help="write a run's weights as one file, named by recipe, date and hash",
         description="Write the model of a run's newest good checkpoint as {config_name}_{date}-{hash}.pth, verify it, "
         "and print its path. `load_from` takes it, and so does torch.load with weights_only=True.",
     )
@@ -23,33 +23,39 @@ def add(verbs: Any) -> None:
 
     export = verbs.add_parser(
         "export",
-        help="a run's encoder in the form of torchvision, timm, transformers, safetensors or ONNX",
-        description="Write a trained backbone as other programs load it, with how images are to be prepared in the "
-        "metadata. The file is read back before it has its name: names and shapes as published, outputs equal.",
-        epilog="docs/weights.md has the lines of code that load each of them.",
+        help="write a run's encoder for torchvision, timm, transformers, safetensors or ONNX",
+        description="Write a trained backbone as other programs load it, with the preparation of images in the "
+        "metadata. Before the file gets its name it is read back: names and shapes as published, outputs equal.",
+        epilog=f"FORMAT is {', '.join(_formats())}, or a class of one's own in the recipe's custom_imports. "
+        "docs/weights.md has the lines of code that load each of them.",
     )
     export.add_argument("run", metavar="RUN", help="a run folder, a checkpoint in one, or a file of weights")
-    export.add_argument("--to", choices=TARGETS, required=True, help="whose form")
+    export.add_argument("--to", metavar="FORMAT", required=True, help="what other programs read: timm, onnx, ...")
     export.add_argument(
         "-o", dest="path", metavar="PATH", required=True, help=".safetensors, .pth, .onnx; for huggingface a folder"
     )
     export.add_argument("--force", action="store_true", help="replace PATH")
     add_overrides(export, "set one value of the run's recipe, such as eval.transforms; may be repeated")
-    export.add_argument("--recipe", metavar="TOML", help="what a file of weights is of")
+    export.add_argument("--recipe", metavar="TOML", help="the recipe that a file of weights was trained by")
     export.set_defaults(call=_export)
 
     importing = verbs.add_parser(
         "import-weights",
-        help="somebody else's checkpoint as weights for load_from",
+        help="turn a foreign checkpoint into weights for load_from",
         description="Find the backbone in a checkpoint of MMSelfSup, lightly, solo-learn, torchvision, timm or the "
         "authors of MoCo, DINO, MAE and others, by the names of its tensors, and write it under ours. Nothing in the "
         "file is executed.",
     )
     importing.add_argument("file", metavar="FILE", help="a checkpoint: .pth, .pt, .ckpt, .tar, .safetensors")
-    importing.add_argument("-o", dest="new", metavar="NEW.safetensors", required=True, help="what to write")
-    importing.add_argument("--prefix", metavar="PREFIX", help="which network of several, by what its names begin with")
+    importing.add_argument("-o", dest="new", metavar="NEW.safetensors", required=True, help="the file to write")
+    importing.add_argument("--prefix", metavar="PREFIX", help="prefix of the network to import, if there are several")
     importing.add_argument("--force", action="store_true", help="replace NEW.safetensors")
     importing.set_defaults(call=_import)
+
+
+def _formats() -> list[str]:
+    """The names of the formats that ship."""
+    return [name.lower() for name in classes(kinds(committed_schema())["formats"])]
 
 
 def _publish(args: argparse.Namespace) -> int:
@@ -67,7 +73,7 @@ def _export(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from sslrun.export.encoder import encoder_of
-    from sslrun.export.targets import export
+    from sslrun.export.export import export
     from sslrun.runtime.log import start_logging
     from sslrun.saved import open_saved
 
@@ -83,7 +89,7 @@ def _export(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from sslrun.export.foreign import import_weights, write
+    from sslrun.export.import_weights import import_weights, write
 
     imported = import_weights(Path(args.file), args.prefix)
     write(imported, Path(args.new), args.force)

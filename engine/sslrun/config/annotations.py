@@ -74,8 +74,15 @@ def descriptions(cls: type) -> dict[str, str]:
 
 
 def is_component(annotation: Any) -> bool:
-    """Whether an annotation asks for a table that names its class."""
+    """Whether an annotation is a kind of component, or a class of one."""
     return isinstance(annotation, type) and issubclass(annotation, Component) and annotation is not Component
+
+
+def names_class(annotation: Any) -> bool:
+    """Whether an annotation asks for a table that names its class."""
+    if not is_component(annotation):
+        return False
+    return annotation.names_itself or annotation.registry.get(annotation.__name__) is not annotation
 
 
 def _schema(annotation: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
@@ -94,7 +101,7 @@ def _schema(annotation: Any, definitions: dict[str, Schema], prefix: str) -> Sch
     if origin is dict:
         values = _schema(arguments[1] if arguments else Any, definitions, prefix)
         return {"type": "object", "additionalProperties": values}
-    if is_component(annotation):
+    if names_class(annotation):
         return _union(annotation, definitions, prefix)
     if dataclasses.is_dataclass(annotation):
         return _define(origin.__name__, annotation, definitions, prefix)
@@ -114,15 +121,15 @@ def _union(base: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
         definitions[name] = {"title": base.kind, "x-tag": base.tag, "oneOf": []}
         usable = [cls for cls in base.registry.values() if issubclass(cls, base) and cls.__module__.startswith(prefix)]
         for cls in sorted(usable, key=lambda cls: cls.__name__):
-            option = _define(f"{base.kind}.{cls.__name__}", cls, definitions, prefix)
+            option = _define(f"{base.kind}.{cls.__name__}", cls, definitions, prefix, base.tag)
             definitions[name]["oneOf"].append(option)
         root = next(cls for cls in base.__mro__ if "registry" in cls.__dict__)
         _union(root, definitions, prefix)  # where a part of a kind is asked for, what shows schemas wants all of it
     return {"$ref": f"#/$defs/{name}"}
 
 
-def _define(name: str, cls: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
-    """A dataclass or one component as a table with exactly its keys."""
+def _define(name: str, cls: Any, definitions: dict[str, Schema], prefix: str, tag: str | None = None) -> Schema:
+    """A class as a table with exactly its keys, and `tag`, the key that names the class, if there is one."""
     if name not in definitions:
         table: Schema = {"title": cls.__name__, "description": _summary(cls), "type": "object"}
         if docs := _docs(cls):
@@ -130,9 +137,9 @@ def _define(name: str, cls: Any, definitions: dict[str, Schema], prefix: str) ->
         definitions[name] = table
         known = {key: _property(p, definitions, prefix) for key, p in parameters(cls).items()}
         required = [key for key, p in parameters(cls).items() if p.default is REQUIRED]
-        if is_component(cls):
-            known = {cls.tag: {"enum": [cls.__name__], "description": table["description"]}, **known}
-            required = [cls.tag, *required]
+        if tag is not None:
+            known = {tag: {"enum": [cls.__name__], "description": table["description"]}, **known}
+            required = [tag, *required]
             table["x-module"] = cls.__module__
         table |= {"properties": known, "required": required, "additionalProperties": False}
     return {"$ref": f"#/$defs/{name}"}
@@ -142,19 +149,20 @@ def _property(parameter: Parameter, definitions: dict[str, Schema], prefix: str)
     schema = dict(_schema(parameter.annotation, definitions, prefix))
     if parameter.description:
         schema["description"] = parameter.description
-    default = _as_table(parameter.default)
+    default = _as_table(parameter.default, parameter.annotation)
     if _is_plain(default):
         schema["default"] = default
     return schema
 
 
-def _as_table(value: Any) -> Any:
+def _as_table(value: Any, annotation: Any) -> Any:
     """A dataclass instance as the table that makes it, without its defaults; anything else as it is."""
     if not dataclasses.is_dataclass(value):
         return value
     cls: Any = type(value)
     given = {name: getattr(value, name) for name, p in parameters(cls).items() if getattr(value, name) != p.default}
-    return {cls.tag: cls.__name__, **given} if is_component(cls) else given
+    is_named = is_component(cls) and (annotation is not cls or names_class(cls))
+    return {cls.tag: cls.__name__, **given} if is_named else given
 
 
 def _is_plain(value: Any) -> bool:

@@ -14,7 +14,7 @@ import types
 from collections.abc import Sequence
 from typing import Any, Union, get_args, get_origin
 
-from sslrun.config.annotations import describe, is_component, parameters
+from sslrun.config.annotations import describe, names_class, parameters
 from sslrun.config.check import TAGS, check_part, file_of, fits
 from sslrun.config.node import Key, Node, find, lookup, plain, show, walk
 from sslrun.config.schema_reader import committed_schema
@@ -48,7 +48,7 @@ def _make(annotation: Any, node: Node, key: Key) -> Any:
         return tuple(made) if origin is tuple else made
     if origin is dict and arguments:
         return {part: _make(arguments[1], value, (*key, part)) for part, value in node.value.items()}
-    if is_component(annotation):
+    if names_class(annotation):
         return _call(annotation.registry[node.value[annotation.tag].value], node, key, annotation.tag)
     if dataclasses.is_dataclass(annotation):
         return _call(annotation, node, key)

@@ -19,6 +19,8 @@ class Component:
     kind: ClassVar[str]
     tag: ClassVar[str]
     registry: ClassVar[dict[str, type]]
+    names_itself: ClassVar[bool] = True
+    """Whether a table names its class even where a key asks for one class alone: `[eval.knn]` does not."""
 
     def __init_subclass__(
         cls, *, kind: str | None = None, tag: str = "type", listed: bool = True, **kwargs: Any

@@ -13,7 +13,7 @@ from sslrun.config.check import TAGS
 from sslrun.config.dump import laid_out
 from sslrun.config.explain import DEFAULT
 from sslrun.config.load import Config
-from sslrun.config.node import Key, Node, child, plain, show
+from sslrun.config.node import Key, Node, child, plain, same, show
 from sslrun.config.schema_reader import Schema, committed_schema, inside, named
 
 _RED, _GREEN, _BOLD, _END = "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[0m"
@@ -84,7 +84,7 @@ def _compare(definitions: Schema, old: Side, new: Side) -> Iterator[Difference]:
         sides = [[_below(definitions, old, i) for i in range(len(old.node.value))]]
         sides += [[_below(definitions, new, i) for i in range(len(new.node.value))]]
         yield from _compare_elements(definitions, *sides)
-    elif not _same(plain(old.node), plain(new.node)):
+    elif not same(plain(old.node), plain(new.node)):
         yield Difference(old, new)
 
 
@@ -148,12 +148,3 @@ def _of_code(value: Any) -> Node:
     if isinstance(value, list):
         return Node([_of_code(below) for below in value], ())
     return Node(value, ())
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equal, but true is not 1, and NaN is NaN."""
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return isinstance(a, bool) == isinstance(b, bool) and (a == b or (a != a and b != b))

@@ -3,13 +3,21 @@
 from collections.abc import Iterator
 from typing import Any
 
-from sslrun.config.interpolate import escape
 from sslrun.config.node import Key, show
 
 
 def dump(values: dict[str, Any]) -> str:
     """Values as TOML that `load` reads back as the same values: a literal `${` is written `$${`."""
     return "\n".join(_table(escape(values), ())).lstrip("\n") + "\n"
+
+
+def escape(value: Any) -> Any:
+    """A resolved value as it must be written so that resolving gives it back."""
+    if isinstance(value, dict):
+        return {key: escape(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [escape(below) for below in value]
+    return value.replace("${", "$${") if isinstance(value, str) else value
 
 
 def _table(table: dict[str, Any], key: Key) -> Iterator[str]:

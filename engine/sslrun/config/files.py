@@ -10,6 +10,7 @@ import tomli
 from sslrun.config.lines import key_lines
 from sslrun.config.merge import kind, nearest
 from sslrun.config.node import Layer, Node, wrap
+from sslrun.config.python_hints import hint_at
 from sslrun.errors import UsageError
 
 MAX_BYTES = 1 << 20
@@ -103,7 +104,8 @@ def _parse(text: str, chain: tuple[Path, ...]) -> dict[str, Any]:
     except RecursionError:
         _fail(chain, None, too_deep)
     except tomli.TOMLDecodeError as error:
-        _fail(chain, error.lineno, f"{error.msg} (column {error.colno})")
+        python = hint_at(text, error.pos)
+        _fail(chain, error.lineno, f"{error.msg} (column {error.colno}){f'; {python}' if python else ''}")
     except ValueError as error:  # a number too long for Python
         _fail(chain, None, str(error))
     level: list[Any] = [table]

@@ -12,7 +12,7 @@ it must be a scalar.
 
 import os
 import re
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from sslrun.config.merge import kind, nearest
 from sslrun.config.node import Key, Node, child, names, parse_key, show, wrap
@@ -34,15 +34,6 @@ class _Scope(NamedTuple):
 def resolve(root: Node, name: str) -> Node:
     """The tree with every reference replaced; origins stay those of the referring text."""
     return _deep(_Scope(root, name, [], {}), root, ())
-
-
-def escape(value: Any) -> Any:
-    """A resolved value as it must be written so that resolving gives it back."""
-    if isinstance(value, dict):
-        return {key: escape(below) for key, below in value.items()}
-    if isinstance(value, list):
-        return [escape(below) for below in value]
-    return value.replace("${", "$${") if isinstance(value, str) else value
 
 
 def references(text: str) -> list[str]:

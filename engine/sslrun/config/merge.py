@@ -19,7 +19,8 @@ def merge(old: Node | None, new: Node, key: Key = ()) -> Node:
         return _clean(new, key)
     if not isinstance(new.value, dict):
         if isinstance(old.value, dict):
-            fail(old, new, key, f"{kind(new.value)} cannot replace the table set at {old.where}")
+            refused = f"{kind(new.value)} cannot replace the table set at {old.where}"
+            fail(old, new, key, f"{refused}{_how_to_drop(new, key)}")
         return _clean(new, key)._replace(origins=old.origins + new.origins)
     return _merge_table(old, new, key)
 
@@ -40,7 +41,12 @@ def _merge_table(old: Node, new: Node, key: Key) -> Node:
         merged = _edited(old, edits, key)
         merged = [element for index, element in enumerate(merged) if str(index) not in dropped]
     else:
-        hint = "; a table over a list names its elements: 0, 1, ..." if isinstance(old.value, list) else ""
+        is_list = isinstance(old.value, list)
+        hint = (
+            "; a table over a list names its elements: 0, 1, ..."
+            if is_list
+            else f"; drop the value first: `{DELETE} = true` in this table"
+        )
         fail(old, new, key, f"a table cannot replace {kind(old.value)} set at {old.where}{hint}")
     return Node(merged, old.origins + new.origins)
 
@@ -87,6 +93,16 @@ def fail(old: Node | None, new: Node, key: Key, message: str) -> NoReturn:
     via = "; ".join(" -> ".join(chain) for chain in chains if len(chain) > 1)
     via = f" (files: {via})" if via else ""
     raise UsageError(f"{new.where}: {show(key)}: {message}{via}")
+
+
+def _how_to_drop(new: Node, key: Key) -> str:
+    """A hint to end an error with: how the table that is in the way of a value is dropped first."""
+    if is_index(str(key[-1])):
+        return ""
+    if new.where.line is None:
+        return f"""; drop the table first: --set '{show((*key[:-1], DELETE))}=["{key[-1]}"]'"""
+    place = f"in [{show(key[:-1])}]" if len(key) > 1 else "at the top level"
+    return f"""; drop the table first: `{DELETE} = ["{key[-1]}"]` {place}"""
 
 
 def kind(value: Any) -> str:

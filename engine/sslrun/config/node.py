@@ -87,6 +87,15 @@ def plain(node: Node) -> Any:
     return node.value
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two plain values are equal; true is not 1, and NaN is NaN."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return isinstance(a, bool) == isinstance(b, bool) and bool(a == b or (a != a and b != b))
+
+
 def child(node: Node, part: str | int) -> tuple[str | int, Node] | None:
     """One step down: the part as the container knows it (an index of a list is an int) and the node, or None."""
     if isinstance(node.value, dict):

@@ -1,14 +1,19 @@
 """`--set KEY=VALUE`: exactly a one-line TOML file, with one kindness: a string needs no quotes."""
 
 import re
+import shlex
 from typing import Any
 
 import tomli
 
-from sslrun.config.node import BARE, QUOTED, Layer, Node, wrap
+from sslrun.config.dump import inline
+from sslrun.config.merge import DELETE
+from sslrun.config.node import BARE, QUOTED, Layer, Node, parse_key, show, wrap
+from sslrun.config.python_hints import hint
 from sslrun.errors import UsageError
 
 _ASSIGNMENT = re.compile(rf"\s*((?:{BARE}|{QUOTED})(?:\s*\.\s*(?:{BARE}|{QUOTED}))*)\s*=(.*)")
+_IN_QUOTES = """; put a string in quotes: '"{}"'"""
 _LOOKS_LIKE_TOML = re.compile(r"""[\[{"'0-9+-]|(?:true|false)\b""")
 
 
@@ -20,6 +25,12 @@ def parse_override(text: str, order: int, started: Layer) -> Node:
     if match is None:
         raise UsageError(f"{layer.source}: expected KEY=VALUE on one line, such as --set data.views.0.num_views=2")
     key, value = match.groups()
+    if value.strip() in ("None", "null"):
+        *above, last = parse_key(key)
+        deletion = shlex.quote(f"{show((*above, DELETE))}={inline([last])}")
+        raise UsageError(
+            f"{layer.source}: TOML has no None: leave the key out, or drop an inherited one with --set {deletion}"
+        )
     try:
         document = tomli.loads(f"{key} = 0")
         _place(document, typed(value))
@@ -40,10 +51,13 @@ def typed(text: str) -> Any:
     try:
         document = tomli.loads(f"value = {text}")
     except (ValueError, RecursionError) as error:
+        if python := hint(text):
+            is_bare = not {"'", '"'} & set(text)
+            raise ValueError(f"{python}{_IN_QUOTES.format(text) if is_bare else ''}") from None
         if not _LOOKS_LIKE_TOML.match(text):
             return text
         reason = str(error).partition(" (at ")[0]
-        raise ValueError(f"{text!r} is not a TOML value ({reason}); put a string in quotes: '\"{text}\"'") from None
+        raise ValueError(f"{text!r} is not a TOML value ({reason}){_IN_QUOTES.format(text)}") from None
     if list(document) != ["value"]:
         raise ValueError(f"{text!r} is more than one value")
     return document["value"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sslrun.config.dump import inline
 from sslrun.config.node import Key, show
-from sslrun.config.schema_reader import Schema, classes, expected, first_sentence, follow, keys, places
+from sslrun.config.schema_reader import Schema, classes, expected, first_sentence, follow, keys, kinds, places
 
 _WIDTH = 120
 _INTRODUCTION = """\
@@ -35,13 +35,13 @@ def reference(schema: Schema) -> str:
     for name, keys_of_it in where.items():
         if "x-tag" in definitions[name]:
             asked.setdefault(definitions[name]["title"], []).extend(keys_of_it)
-    unions = {kind: definitions[kind] for kind in asked}
+    unions = {kind: definitions[kind] for kind in {**asked, **kinds(schema)}}
     parts = [_INTRODUCTION, _contents(list(tables.values()), unions)]
     for ref, key in tables.items():
         table = follow(definitions, {"$ref": ref})
         parts += [f"## {_header(key)}", *_docs(table), "" if key else _OF_FILES, _keys(definitions, table, tables)]
     for kind, union in unions.items():
-        parts += [f"## {kind.capitalize()}", _usage(union, asked[kind]), _overview(definitions, union)]
+        parts += [f"## {kind.capitalize()}", _usage(union, asked.get(kind, [])), _overview(definitions, union)]
         for name, option in classes(union).items():
             table = follow(definitions, option)
             parts += [f"### {name}", *_docs(table), _keys(definitions, table, tables), _source(table)]
@@ -77,6 +77,8 @@ def _link(heading: str, text: str | None = None) -> str:
 
 def _usage(union: Schema, asked: list[Key]) -> str:
     """Where components of a kind are named."""
+    if not asked:
+        return "Named on the command line, in lower case."
     where = ", ".join(f"`{show(key)}`" for key in dict.fromkeys(asked))
     return _filled(f"Named by `{union['x-tag']}` at {where}.")
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from sslrun.config.annotations import describe
+from sslrun.config.component import Component
 from sslrun.config.editor import editor_schema
 from sslrun.config.reference import reference
 from sslrun.config.schema_reader import SCHEMA_PATH, Schema, as_text
@@ -29,6 +30,10 @@ def recipe_schema() -> Schema:
         importlib.import_module(module.name)
     module_name, _, recipe = RECIPE.partition(":")
     described = describe(getattr(importlib.import_module(module_name), recipe), "sslrun.")
+    for kind in Component.__subclasses__():  # those that no key of a recipe asks for, too: `sslrun list` shows them
+        if kind.__module__.startswith("sslrun."):
+            described["$defs"] |= describe(kind, "sslrun.")["$defs"]
+    described["$defs"] = dict(sorted(described["$defs"].items()))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described}
 
 

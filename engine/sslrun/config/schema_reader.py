@@ -73,7 +73,8 @@ def keys(table: Schema) -> dict[str, Schema]:
 
 
 def places(schema: Schema) -> dict[str, list[Key]]:
-    """Where in a recipe each definition is asked for, in its order; "N" stands for the place in a list.
+    """Where in a recipe each definition is asked for, in its order; "N" is the place in a list, "NAME" a key
+    of the user's own.
 
     A definition is entered where it is met first, so that what holds others of its kind is not entered for ever.
     """
@@ -91,6 +92,8 @@ def places(schema: Schema) -> dict[str, list[Key]]:
             visit(below, (*key, part))
         if "items" in asked:
             visit(asked["items"], (*key, "N"))
+        if isinstance(asked.get("additionalProperties"), dict):
+            visit(asked["additionalProperties"], (*key, "NAME"))
 
     visit(schema, ())
     return found

@@ -2,13 +2,25 @@
 
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.data_config import DataConfig
-from sslrun.data.fraction import Fraction
 from sslrun.data.loader import BatchStream, Loader, resolve_augment
-from sslrun.data.memory import CIFAR10, CIFAR100, STL10
 from sslrun.data.order import Balanced, Order, Sampler, Sequential
-from sslrun.data.published import ImageNet100, INaturalist2018, Places205
-from sslrun.data.shapes import Shapes
-from sslrun.data.sources import ImageFolder, ImageList, ImageNet, Source, Subset, split_holdout
+from sslrun.data.sources import (
+    CIFAR10,
+    CIFAR100,
+    STL10,
+    FileSource,
+    Fraction,
+    ImageFolder,
+    ImageList,
+    ImageNet,
+    ImageNet100,
+    INaturalist2018,
+    Places205,
+    Shapes,
+    Source,
+    Subset,
+    split_holdout,
+)
 from sslrun.data.transforms import Transform
 from sslrun.data.views import ViewGroup
 
@@ -20,6 +32,7 @@ __all__ = [
     "Balanced",
     "BatchStream",
     "DataConfig",
+    "FileSource",
     "Fraction",
     "INaturalist2018",
     "ImageFolder",

@@ -13,18 +13,18 @@ class DataConfig:
     """Samples, views and batches.
 
     Attributes:
-        source: the training images.
-        views: groups of views of each image, each group with a size and transforms of its own.
-        samples_per_gpu: samples of one BatchNorm group (the paper's batch per GPU); what is on a device at once is
-            engine.micro_batch.
-        workers_per_gpu: threads that read and decode, per process: DALI's, and as many of the exact stage. They live as
-            long as the run.
-        drop_last: whether an epoch leaves out the samples that do not fill a global batch; if not, the batch is filled
-            up with the epoch's first samples, in crops of their own.
-        holdout: images to measure on: a source of its own, or the share of `source` to keep out of training.
-        augment: "exact" follows PIL's arithmetic, "dali" does everything in DALI; "auto" is exact on the CPU, where it
-            is the faster one, and dali on CUDA.
-        prefetch: how far ahead of the training step: batches in DALI's queue, and as many finished ones that wait.
+        source: source of the training images.
+        views: groups of views of each image; each group has a size and transforms of its own.
+        samples_per_gpu: number of samples of one BatchNorm group (the paper's batch per GPU). How many samples are on
+            a device at once is set by engine.micro_batch.
+        workers_per_gpu: number of threads that decode in each process, and of threads that run the exact stage. At
+            least 8 other threads read files.
+        drop_last: whether an epoch leaves out the samples that do not fill a global batch; otherwise the batch is
+            filled up with the epoch's first samples, in other crops.
+        holdout: images to measure on: another source, or the fraction of `source` to keep out of training.
+        augment: how transforms are computed: "exact" follows PIL's arithmetic, "dali" does everything in DALI; "auto"
+            is exact on the CPU, where it is faster, and dali on CUDA.
+        prefetch: number of batches prepared ahead at each stage: being read, in DALI's queue, and finished.
         max_bad_pct: percentage of the images that may be unreadable before the run stops.
     """
 
@@ -50,7 +50,7 @@ class DataConfig:
             raise UsageError(f"data.holdout must be a source or a fraction between 0 and 1, not {self.holdout}")
 
     def open(self) -> tuple[Source, Source | None]:
-        """Open the files: training samples, and the held-out ones where the recipe has some.
+        """Open the source or sources: training samples, and held-out ones or None.
 
         Raises:
             UsageError: something is missing; one line.

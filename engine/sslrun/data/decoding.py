@@ -1,16 +1,16 @@
-"""Files decoded outside of any graph that trains, by the same operators: which ones do not decode, and why.
+"""Images decoded outside of any graph that trains, by the same operators: which ones do not decode, and why.
 
-Where a batch of a run has failed this happens in the run's own process. Who checks files of which nothing is known does
-it in a process that may die (damaged JPEG 2000 files are seen to end DALI with a segmentation fault) and whose stderr
-tells what the decoders complained of. That process runs this file, which therefore needs neither torch nor sslrun.
+After a batch of a run has failed, this happens in the run's own process. `data check` knows nothing of its images and
+decodes them in a process that may die (damaged JPEG 2000 files are seen to end DALI with a segmentation fault) and
+whose stderr has the decoders' complaints. That process runs this file, which therefore needs neither torch nor sslrun.
 
-    python decoding.py BATCH_SIZE THREADS     a list of paths in, an answer out, one line of JSON each
+    python decoding.py BATCH_SIZE THREADS     in: a line of JSON with the lengths of some images, then the images;
+                                              out: a line of JSON with their sizes, or with the reason for none
 """
 
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -23,54 +23,47 @@ import numpy as np
 PROGRAM = __file__
 
 
-def decoded(paths: Any, cuda: bool) -> Any:
-    """DALI nodes that read and decode files into RGB, uint8, H W 3, as stored (EXIF rotation not applied)."""
+def decoded(encoded: Any, cuda: bool) -> Any:
+    """DALI node that decodes images into RGB, uint8, H W 3, as stored (EXIF rotation not applied)."""
     from nvidia.dali import fn
 
-    # Plain reads: a mapped file that is cut short while it is mapped would kill the process, and reads are no slower.
-    encoded = fn.io.file.read(paths, dont_use_mmap=True)  # type: ignore[attr-defined]
     return fn.decoders.image(encoded, device="mixed" if cuda else "cpu", adjust_orientation=False)
 
 
-def as_inputs(paths: Sequence[str]) -> list[np.ndarray]:
-    """Paths as a graph takes them."""
-    return [np.frombuffer(os.fsencode(path), dtype=np.uint8) for path in paths]
-
-
 class Trial:
-    """A graph that reads and decodes, and nothing else.
+    """A graph that decodes, and nothing else.
 
     Args:
-        batch_size: most files at once.
+        batch_size: maximum number of images at once.
         cuda: whether JPEGs are decoded on the GPU.
-        options: of the DALI pipeline.
+        options: options of the DALI pipeline.
     """
 
     def __init__(self, batch_size: int, cuda: bool, options: dict[str, Any]) -> None:
         self.batch_size, self.cuda, self.options = batch_size, cuda, options
         self._dali: Any = None
 
-    def sizes(self, paths: Sequence[str]) -> np.ndarray:
-        """(n, 2) heights and widths of files as they are decoded.
+    def sizes(self, encoded: Sequence[np.ndarray]) -> np.ndarray:
+        """(n, 2) heights and widths of images as they are decoded.
 
         Raises:
-            RuntimeError: DALI's, where one of them does not decode.
+            RuntimeError: DALI's, if one of them does not decode.
         """
         if self._dali is None:
             self._dali = self._build()
         try:
-            (images,) = self._dali.run(path=as_inputs(paths))
+            (images,) = self._dali.run(encoded=encoded)
         except RuntimeError:
-            self._dali = None  # what has failed is not relied upon
+            self._dali = None  # a graph that has failed is not used again
             raise
         return np.array(images.shape())[:, :2]
 
-    def trouble(self, path: str, size: np.ndarray) -> str | None:
-        """Why a file does not decode to a height and width, or None where it does: tried alone."""
+    def trouble(self, encoded: np.ndarray, size: np.ndarray) -> str | None:
+        """Why an image does not decode to a height and width, or None if it does: tried alone."""
         try:
-            now = self.sizes([path])[0]
+            now = self.sizes([encoded])[0]
         except RuntimeError as error:
-            return file_trouble(path) or decode_trouble(str(error))
+            return decode_trouble(str(error))
         return None if (now == size).all() else other_size(now, size)
 
     def _build(self) -> Any:
@@ -78,7 +71,7 @@ class Trial:
 
         @pipeline_def
         def alone() -> Any:
-            return decoded(fn.external_source(name="path", batch=True), self.cuda)
+            return decoded(fn.external_source(name="encoded", batch=True), self.cuda)
 
         dali = alone(batch_size=self.batch_size, prefetch_queue_depth=1, **self.options)
         dali.build()
@@ -87,25 +80,25 @@ class Trial:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of decoding some files.
+    """The result of decoding some images.
 
     Attributes:
-        sizes: (n, 2) heights and widths; None where one of the files did not decode.
-        trouble: why, in plain words.
-        said: what the decoders wrote to stderr meanwhile; they complain of some files that they decode, too.
+        sizes: (n, 2) heights and widths; None if one of the images did not decode.
+        trouble: why it did not, in a few words.
+        stderr: what the decoders wrote meanwhile; they also complain of some images that they decode.
     """
 
     sizes: np.ndarray | None
     trouble: str
-    said: str
+    stderr: str
 
 
 class TrialProcess:
     """A `Trial` on the CPU in a process of its own, which may die and is then started anew. Use as a context manager.
 
     Args:
-        batch_size: most files at once.
-        num_threads: DALI's.
+        batch_size: maximum number of images at once.
+        num_threads: number of DALI's threads.
     """
 
     def __init__(self, batch_size: int, num_threads: int) -> None:
@@ -120,11 +113,11 @@ class TrialProcess:
         self._end()
         self._stderr.close()
 
-    def sizes(self, paths: Sequence[str]) -> Answer:
-        """Decode files, `batch_size` at most.
+    def sizes(self, encoded: Sequence[np.ndarray]) -> Answer:
+        """Decode at most `batch_size` images, each a one-dimensional uint8 array.
 
         Raises:
-            RuntimeError: the process cannot do its work, whatever the files; the last line that it wrote.
+            RuntimeError: the process cannot do its work, whatever the images; the last line that it wrote.
         """
         if self._process is None:
             # Ctrl-C is the caller's: in a session of its own the process does not get it.
@@ -137,25 +130,27 @@ class TrialProcess:
             )
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps(list(paths)).encode() + b"\n")
+            self._process.stdin.write(json.dumps([len(image) for image in encoded]).encode() + b"\n")
+            for image in encoded:
+                self._process.stdin.write(image.data)
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = b""
         self._stderr.seek(0)
-        said = self._stderr.read().decode(errors="replace")
+        stderr = self._stderr.read().decode(errors="replace")
         self._stderr.seek(0)  # where the process goes on writing: the position is common to both
         self._stderr.truncate()
         if not line.endswith(b"\n"):
             self._process.wait()
             code = self._end()
             if code >= 0:  # Python's own failure, at the start
-                raise RuntimeError((said.strip().splitlines() or ["it says nothing"])[-1])
-            return Answer(None, f"decoding it ends the process ({signal.Signals(-code).name})", said)
+                raise RuntimeError((stderr.strip().splitlines() or ["it wrote nothing"])[-1])
+            return Answer(None, f"decoding it ends the process ({signal.Signals(-code).name})", stderr)
         answer = json.loads(line)
         if isinstance(answer, str):
-            return Answer(None, answer, said)
-        return Answer(np.array(answer, dtype=np.int64).reshape(-1, 2), "", said)
+            return Answer(None, answer, stderr)
+        return Answer(np.array(answer, dtype=np.int64).reshape(-1, 2), "", stderr)
 
     def _end(self) -> int:
         """End the process; its exit code, or minus the signal that it died of."""
@@ -168,28 +163,12 @@ class TrialProcess:
 
 
 def other_size(now: np.ndarray, then: np.ndarray) -> str:
-    """What is said of a file that is not the image whose header was read."""
+    """What is stderr of a file that is not the image whose header was read."""
     return f"changed since the sizes were read: {now[0]}x{now[1]}, was {then[0]}x{then[1]}"
 
 
-def file_trouble(path: str) -> str | None:
-    """What is wrong with a file before it comes to decoding it, or None."""
-    try:
-        status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            return "a folder, not a file"
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            return "not a file"
-        with open(path, "rb"):
-            return "the file is empty" if status.st_size == 0 else None
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
-    except ValueError as error:  # a null byte in the name
-        return str(error)
-
-
 def decode_trouble(message: str) -> str:
-    """DALI's failure in plain words."""
+    """A failure of DALI in a few words."""
     if "'#3'" in message:
         return "not an image, or its header is broken"
     if "'#4'" in message:
@@ -200,21 +179,21 @@ def decode_trouble(message: str) -> str:
 
 
 def brief(message: str) -> str:
-    """The line of a DALI error that says something."""
+    """The line of a DALI error that carries its message."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Stacktrace", "[frame", "Error in", "Critical error"))]
-    return (told or lines or ["unknown error"])[0][:200]
+    telling = [line for line in lines if not line.startswith(("Stacktrace", "[frame", "Error in", "Critical error"))]
+    return (telling or lines or ["unknown error"])[0][:200]
 
 
 def main(batch_size: int, num_threads: int) -> None:
-    """Answer until stdin ends: the sizes, or why there are none."""
+    """Answer until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # what a library prints goes to stderr
     trial = Trial(batch_size, False, {"num_threads": num_threads, "device_id": None, "exec_dynamic": True})
-    for line in sys.stdin.buffer:
-        paths = json.loads(line)
+    while line := sys.stdin.buffer.readline():
+        encoded = [np.frombuffer(sys.stdin.buffer.read(length), dtype=np.uint8) for length in json.loads(line)]
         try:
-            answer = json.dumps(trial.sizes(paths).tolist())
+            answer = json.dumps(trial.sizes(encoded).tolist())
         except RuntimeError as error:
             answer = json.dumps(decode_trouble(str(error)))
         answers.write(answer + "\n")

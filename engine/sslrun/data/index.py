@@ -1,7 +1,7 @@
-"""Image sizes and a cheap health check, made once per source and kept on disk.
+"""Image sizes and a cheap check for damage, made once per source and kept on disk.
 
-Random crops are drawn before an image is decoded, so their sizes must be known: read from the header with Pillow.
-The same visit looks at the file's end; what looks wrong is only marked, because some producers write after the end.
+Random crops are drawn before an image is decoded, so sizes must be known: Pillow reads them from the header. The same
+visit looks at the file's end. A wrong end is only marked, because some programs write after the end marker.
 """
 
 import hashlib
@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from sslrun.data.sources.base import Source
 
 logger = logging.getLogger("sslrun")
 
@@ -28,11 +31,11 @@ _VERSION = b"1"
 
 @dataclass(frozen=True)
 class Index:
-    """What is known of N files before any is decoded.
+    """Sizes and marks of N images, before any is decoded.
 
     Attributes:
         sizes: (N, 2) int32, height and width as stored (EXIF rotation not applied); 0, 0 for an unreadable header.
-        suspicious: (N,) bool, header unreadable or a JPEG without its end marker: may still decode.
+        suspicious: (N,) bool, whether the header is unreadable or a JPEG lacks its end marker; it may still decode.
     """
 
     sizes: np.ndarray
@@ -40,48 +43,59 @@ class Index:
 
 
 def cache_dir() -> Path:
-    """Where indexes and drawn images are kept: `$SSLRUN_CACHE`, else `sslrun` in the user's cache folder."""
+    """Folder of indexes and compiled code: `$SSLRUN_CACHE`, otherwise `sslrun` in the user's cache folder."""
     own = os.environ.get("SSLRUN_CACHE")
     if own:
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslrun"
 
 
-def build_index(paths: Sequence[str]) -> Index:
-    """The index of some files, from the cache where paths, times and lengths of all files are the same as then."""
+def build_index(source: "Source") -> Index:
+    """The index of a source's samples, from the cache if the source's fingerprint is the same as then."""
     start = time.monotonic()
-    chunks = range(0, len(paths), _CHUNK)
+    parts = [np.arange(first, min(first + _CHUNK, len(source))) for first in range(0, len(source), _CHUNK)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        digest = hashlib.blake2b(_VERSION, digest_size=16)
-        for states in pool.map(lambda first: _states(paths[first : first + _CHUNK]), chunks):
-            digest.update(states)
-        cache = cache_dir() / "index" / f"{digest.hexdigest()}.npz"
-        index = _load(cache, len(paths))
+        prints = list(pool.map(source.fingerprint, parts))
+        cache = _cache_file([one for one in prints if one is not None]) if None not in prints else None
+        index = None if cache is None else _load(cache, len(source))
         if index is None:
-            table = np.concatenate(list(pool.map(lambda first: _visit_all(paths[first : first + _CHUNK]), chunks)))
+            table = np.concatenate(list(pool.map(lambda ids: _visit_all(source, ids), parts)))
             index = Index(np.ascontiguousarray(table[:, :2]), table[:, 2].astype(bool))
-            _save(cache, index)
+            if cache is not None:
+                _save(cache, index)
     elapsed_s = time.monotonic() - start
     if elapsed_s > 5:
-        logger.info("sizes of %d images read in %.0f s", len(paths), elapsed_s)
+        logger.info("sizes of %d images read in %.0f s", len(source), elapsed_s)
     return index
 
 
-def _visit_all(paths: Sequence[str]) -> np.ndarray:
-    return np.array([visit(path) for path in paths], dtype=np.int32)
+def _cache_file(prints: Sequence[bytes]) -> Path:
+    digest = hashlib.blake2b(_VERSION, digest_size=16)
+    for one in prints:
+        digest.update(one)
+    return cache_dir() / "index" / f"{digest.hexdigest()}.npz"
 
 
-def visit(path: str) -> tuple[int, int, bool]:
-    """Height, width and whether the file looks damaged; (0, 0, True) where nothing can be read."""
+def _visit_all(source: "Source", ids: np.ndarray) -> np.ndarray:
+    """(n, 3) int32: height, width and whether the sample looks damaged."""
+    if source.is_decoded:
+        import torch
+
+        return np.array([(*image.shape[:2], False) for image in source.decoded(ids, torch.device("cpu"))], np.int32)
+    return np.array([visit(source, sample) for sample in ids.tolist()], np.int32)
+
+
+def visit(source: "Source", sample: int) -> tuple[int, int, bool]:
+    """Height, width and whether a sample looks damaged; (0, 0, True) if nothing can be read."""
     try:
-        with open(path, "rb") as file:
+        with source.open_encoded(sample) as file:
             return header(file)
     except Exception:  # Pillow's plugins raise whatever a damaged header leads them to
         return 0, 0, True
 
 
 def header(file: IO[bytes]) -> tuple[int, int, bool]:
-    """As `visit`, of an open file. Raises whatever Pillow does where nothing can be read."""
+    """As `visit`, of an open file. Raises what Pillow raises if nothing can be read."""
     with Image.open(file) as image:
         width, height = image.size
         kind = image.format
@@ -89,18 +103,6 @@ def header(file: IO[bytes]) -> tuple[int, int, bool]:
         return height, width, False
     file.seek(-2, os.SEEK_END)
     return height, width, file.read(2) != b"\xff\xd9"
-
-
-def _states(paths: Sequence[str]) -> bytes:
-    """What must not have changed since the index was made: names, lengths, times."""
-    parts = []
-    for path in paths:
-        try:
-            status = os.stat(path)
-            parts.append(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0")
-        except OSError:
-            parts.append(f"{path}\0missing\0")
-    return "".join(parts).encode(errors="surrogateescape")
 
 
 def _load(cache: Path, count: int) -> Index | None:
@@ -113,7 +115,7 @@ def _load(cache: Path, count: int) -> Index | None:
 
 
 def _save(cache: Path, index: Index) -> None:
-    """Written beside and renamed; a cache that cannot be written costs time at the next start and nothing else."""
+    """Written to a temporary file and renamed. A cache that cannot be written only costs time at the next start."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".tmp", delete=False) as file:

@@ -1,17 +1,19 @@
-"""The only thing that the training loop sees of the data room: batches in order, made ahead in one background thread.
+"""The training loop's interface to the data: batches in order, made ahead by one background thread.
 
-One thread, because what takes time happens elsewhere: DALI and the exact stage have threads of their own. Whatever the
-prefetch depth, the number of threads and the sizes of the batches, a sample's views are the same.
+One thread is enough, because DALI, the exact stage and the reading of files have threads of their own. A sample's views
+do not depend on the prefetch depth, the number of threads or the sizes of the batches.
 """
 
 import atexit
 import functools
+import logging
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -19,13 +21,16 @@ import torch
 from sslrun.contract import Batch
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.exact import ExactStage
-from sslrun.data.graph import Part
+from sslrun.data.graph import outputs_by_group
 from sslrun.data.order import Sampler
 from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline, import_dali
 from sslrun.data.sources import Source
+from sslrun.data.split import fallbacks, num_dali_steps
 from sslrun.data.views import ViewGroup
 
 Augment = Literal["auto", "dali", "exact"]
+
+logger = logging.getLogger("sslrun")
 
 _POLL_S = 0.1
 
@@ -36,14 +41,14 @@ class Loader:
     Args:
         source: opened.
         views: view groups.
-        sampler: which sample stands at a position of an epoch.
-        seed: of the run.
-        batch_size: most samples of a batch.
-        device: where batches are handed over.
+        sampler: gives the sample at each position of an epoch.
+        seed: seed of the run.
+        batch_size: maximum number of samples in a batch.
+        device: device of the batches.
         augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is exact on the CPU and dali on CUDA.
-        num_threads: CPU threads of DALI, and as many of the exact stage.
-        prefetch: batches in DALI's queue, and as many finished ones that may wait.
-        bad: what is known of bad images; its state belongs into the checkpoint.
+        num_threads: number of DALI's CPU threads, and of the exact stage's; at least 8 others read.
+        prefetch: number of batches that are being read, of batches in DALI's queue, and of finished batches that wait.
+        bad: the bad images that are known; its state belongs into the checkpoint.
     """
 
     def __init__(
@@ -67,6 +72,10 @@ class Loader:
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.augment = resolve_augment(augment, self.device)
+        self.dali_steps = [num_dali_steps(group, self.augment, self.device) for group in self.views]
+        for place, group in enumerate(self.views):
+            for reason in fallbacks(group, self.augment, self.device):
+                _tell_once(f"data.views.{place}, {self.augment} mode: {reason}")
         self.num_threads = max(1, num_threads)
         self.prefetch = max(1, prefetch)
         self.bad = BadSamples() if bad is None else bad
@@ -81,17 +90,17 @@ class Loader:
         return BatchStream(self, cursor)
 
     def decoded(self, cursor: Cursor) -> Iterator[tuple[BatchSpec, list[torch.Tensor]]]:
-        """What batches are made from: each one's plan, and its whole images, (H, W, 3) uint8 on the CPU."""
+        """The specification of each batch and its decoded images, (H, W, 3) uint8 on the CPU."""
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        for plan, (images,) in self._pipeline(None).run(cursor, stream):
-            yield plan, [torch.from_dlpack(images[row]).cpu().clone() for row in range(len(plan.ids))]
+        for spec, (images,) in self._pipeline([0] * len(self.views)).run(cursor, stream):
+            yield spec, [torch.from_dlpack(images[row]).cpu().clone() for row in range(len(spec.ids))]
 
-    def _pipeline(self, part: Part | None) -> Pipeline:
+    def _pipeline(self, dali_steps: Sequence[int]) -> Pipeline:
         return Pipeline(
             self.source,
             self.views,
             sampler=self.sampler,
-            part=part,
+            dali_steps=dali_steps,
             seed=self.seed,
             batch_size=self.batch_size,
             device=self.device,
@@ -103,22 +112,18 @@ class Loader:
     def _batches(self, cursor: Cursor) -> Iterator[tuple[Batch, Any]]:
         """Batches, each with the CUDA event after which it is ready."""
         cuda = self.device.type == "cuda"
-        part: Part | None = "all" if self.augment == "dali" else "geometry" if cuda else None
-        stage = ExactStage(self.views, self.device, self.num_threads)
+        stage = ExactStage(self.views, self.device, dali_steps=self.dali_steps, num_threads=self.num_threads)
         stream = torch.cuda.Stream(self.device) if cuda else None
         with torch.cuda.stream(stream) if cuda else nullcontext():
-            for plan, outputs in self._pipeline(part).run(cursor, stream):
-                if part is None:
-                    views = stage([torch.from_dlpack(image) for image in outputs[0]], plan.arguments)
-                else:
-                    crops = [torch.from_dlpack(output.as_tensor()) for output in outputs]
-                    views = stage.finish(crops, plan.arguments, part)
-                batch = self._batch(plan, views)
+            for spec, outputs in self._pipeline(self.dali_steps).run(cursor, stream):
+                images = outputs_by_group(self.views, [_tensors(output) for output in outputs], self.dali_steps)
+                views = stage([list(chain.from_iterable(own)) for own in images], spec.arguments)
+                batch = self._batch(spec, views)
                 yield batch, stream.record_event() if stream is not None else None
 
-    def _batch(self, plan: BatchSpec, views: list[torch.Tensor]) -> Batch:
-        labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[plan.ids])
-        index = torch.from_numpy(plan.ids.copy())
+    def _batch(self, spec: BatchSpec, views: list[torch.Tensor]) -> Batch:
+        labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[spec.ids])
+        index = torch.from_numpy(spec.ids.copy())
         if self.device.type == "cuda":
             index = index.pin_memory()
             labels = None if labels is None else labels.pin_memory()
@@ -126,10 +131,10 @@ class Loader:
 
 
 class BatchStream(Iterator[Batch]):
-    """Batches of one `Loader.run`. Closed by exhaustion, by an error, by `close()`, and at the latest when forgotten.
+    """Batches of one `Loader.run`. It is closed by exhaustion, an error, `close()`, or its garbage collection.
 
     Attributes:
-        wait_s: seconds that the consumer has spent waiting for batches so far.
+        wait_s: seconds that the consumer has waited for batches so far.
     """
 
     def __init__(self, loader: Loader, cursor: Cursor) -> None:
@@ -167,7 +172,7 @@ class BatchStream(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """Stop the thread and wait for it; batches made ahead are dropped."""
+        """Stop the thread and wait for its end; batches made ahead are dropped."""
         self._finalizer()
 
 
@@ -176,7 +181,7 @@ _streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
 
 @functools.cache
 def _close_streams_at_exit() -> None:
-    """Handlers run in the reverse order of their registration: ours must come before DALI's."""
+    """Exit handlers run in the reverse order of their registration: ours must run before DALI's."""
     import_dali()
     atexit.register(_close_streams)
 
@@ -186,15 +191,27 @@ def _close_streams() -> None:
         stream.close()
 
 
+@functools.cache
+def _tell_once(text: str) -> None:
+    logger.info(text)
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """One output of the graph, zero copy: one tensor where all images have one size, else one for each image."""
+    if hasattr(output, "is_dense_tensor") and output.is_dense_tensor():
+        return [torch.from_dlpack(output.as_tensor())]
+    return [torch.from_dlpack(image) for image in output]
+
+
 def resolve_augment(augment: Augment, device: torch.device) -> Literal["dali", "exact"]:
-    """What "auto" means: exact on the CPU, where it is three times as fast as PIL, dali on CUDA."""
+    """Resolve "auto": exact on the CPU, where it is three times as fast as PIL, dali on CUDA."""
     if augment == "auto":
         return "exact" if device.type == "cpu" else "dali"
     return augment
 
 
 def _work(loader: Loader, cursor: Cursor, out: queue.Queue[Any], stop: threading.Event) -> None:
-    """The thread. It knows nothing of the stream, which could not be forgotten otherwise."""
+    """The thread's work. It has no reference to the stream, which otherwise would never be collected."""
 
     def put(item: Any) -> bool:
         while not stop.is_set():
@@ -206,7 +223,7 @@ def _work(loader: Loader, cursor: Cursor, out: queue.Queue[Any], stop: threading
         return False
 
     try:
-        torch.set_num_threads(1)  # of this thread: the consumer's computation has the cores
+        torch.set_num_threads(1)  # in this thread: the cores are for the training step
         for item in loader._batches(cursor):
             if not put(item):
                 return

@@ -1,10 +1,13 @@
-"""The exact stage's colors in C, for the CPU: `pixels.c`, compiled on first use and kept in the user's cache.
+"""`pixels.c`: color operations, flips and normalization in C for the CPU, compiled on first use and kept in the cache.
 
-It is the arithmetic of the torch form in `pixels.py`, bit for bit, so which of the two runs is no part of a recipe. It
-is here because it is three times as fast: bytes instead of floats in memory, one call for all operations of a block of
-images, and no hold on Python's lock. `torch.compile` was measured before: half a minute of compilation, not half a
-second, for kernels that keep the lock. Without a C compiler the torch form does the work.
+An accelerator of the exact stage: a transform names operations of `pixels.c` (`Transform.c_operations`) that give the
+bits of its torch form, so which of the two runs is no part of a recipe. It is three times as fast: bytes instead of
+floats in memory, one call for all operations of a block of images, and no hold on Python's lock. `torch.compile` was
+measured before: half a minute of compilation, not half a second, for kernels that keep the lock. Without a C compiler
+the torch forms do the work.
 """
+
+from __future__ import annotations
 
 import ctypes
 import hashlib
@@ -17,45 +20,53 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from sslrun.data.index import cache_dir
-from sslrun.data.pixels import blur_taps
-from sslrun.data.transforms import (
-    ColorJitter,
-    GaussianBlur,
-    Parameters,
-    RandomGrayscale,
-    RandomHorizontalFlip,
-    Solarization,
-    Transform,
-)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SOURCE = Path(__file__).with_name("pixels.c")
 # No contraction to fused multiply-adds: the bits are to be those of torch, which has none there.
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
-# As in pixels.c; the first four are the jitter's own numbers.
-_GRAY, _SOLARIZE, _BLUR = 4, 5, 6
+# Codes of the operations, as in pixels.c.
+NOTHING = -1
+BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, SOLARIZE, BLUR, FLIP = range(8)
 
 
 @dataclass(frozen=True)
-class Instructions:
-    """What C is told of N images.
+class Operation:
+    """One operation on each of N images.
 
     Attributes:
-        operations: (N, steps) int32, -1 for nothing.
-        values: (N, steps) float32: factor, threshold, or row of the blur's taps.
+        codes: (N,) int, what to do to each image; NOTHING leaves it alone.
+        values: factors, hue steps or threshold, a number or (N,).
+        taps: for BLUR, the weights of the horizontal and of the vertical pass, (N, taps) float32, center first.
+    """
+
+    codes: np.ndarray
+    values: Any = 0.0
+    taps: tuple[np.ndarray, np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A list of operations on N images as one table, the form that C takes.
+
+    Attributes:
+        codes: (N, operations) int32.
+        values: (N, operations) float32: factor, threshold, or row of the blur's taps.
         horizontal: (rows, taps) float32, center first.
         vertical: the same.
         reaches: (rows,) int32, taps in use beside the center.
-        flips: (N,) uint8.
+        flips: (N,) uint8, whether the image ends up flipped.
     """
 
-    operations: np.ndarray
+    codes: np.ndarray
     values: np.ndarray
     horizontal: np.ndarray
     vertical: np.ndarray
@@ -101,45 +112,31 @@ def _processor() -> bytes:
     return b"".join(line for line in lines if line.startswith((b"model", b"flags", b"Features", b"CPU ")))
 
 
-def instructions(steps: Sequence[tuple[Transform, Parameters]], count: int) -> Instructions | None:
-    """The steps of `count` images as C takes them; None where it does not know one of them.
-
-    Args:
-        steps: colors and flips in order, each with its parameters.
-        count: N.
-    """
-    columns: list[tuple[np.ndarray, np.ndarray]] = []
+def program(operations: Sequence[Operation], count: int) -> Program:
+    """The operations on N images, N = `count`. All flips are done at the end, since no other operation of `pixels.c`
+    depends on the position of a pixel."""
+    codes: list[np.ndarray] = []
+    values: list[np.ndarray] = []
     taps: list[tuple[np.ndarray, np.ndarray]] = []
     flips = np.zeros(count, dtype=bool)
-
-    def add(apply: np.ndarray, operation: int, values: Any) -> None:
-        columns.append((np.where(apply, operation, -1), np.broadcast_to(values, count)))
-
-    for transform, numbers in steps:
-        if isinstance(transform, ColorJitter):
-            for order in numbers["order"].T:
-                columns.append((order, numbers["factors"][np.arange(count), order]))
-        elif isinstance(transform, RandomGrayscale):
-            add(numbers["apply"], _GRAY, 0.0)
-        elif isinstance(transform, Solarization):
-            add(numbers["apply"], _SOLARIZE, transform.threshold)
-        elif isinstance(transform, GaussianBlur):
-            add(numbers["apply"], _BLUR, np.arange(count) + count * len(taps))
-            taps.append(blur_taps(numbers["sigma"]))
-        elif isinstance(transform, RandomHorizontalFlip):
-            flips ^= numbers["apply"]
-        else:
-            return None
-    widest = max((h.shape[1] for h, _ in taps), default=1)
+    for operation in operations:
+        flips ^= operation.codes == FLIP
+        numbers = operation.values
+        if operation.taps is not None:
+            numbers = np.arange(count) + count * len(taps)
+            taps.append(operation.taps)
+        codes.append(np.where(operation.codes == FLIP, NOTHING, operation.codes))
+        values.append(np.broadcast_to(numbers, count))
+    widest = max((horizontal.shape[1] for horizontal, _ in taps), default=1)
 
     def joined(which: int) -> np.ndarray:
         padded = [np.pad(pair[which], ((0, 0), (0, widest - pair[which].shape[1]))) for pair in taps]
         return np.ascontiguousarray(np.concatenate(padded) if padded else np.zeros((1, 1)), dtype=np.float32)
 
     horizontal, vertical = joined(0), joined(1)
-    return Instructions(
-        operations=_table([operations for operations, _ in columns], count, np.int32),
-        values=_table([values for _, values in columns], count, np.float32),
+    return Program(
+        codes=_table(codes, count, np.int32),
+        values=_table(values, count, np.float32),
         horizontal=horizontal,
         vertical=vertical,
         reaches=(horizontal != 0).cumsum(axis=1).argmax(axis=1).astype(np.int32),
@@ -151,21 +148,43 @@ def _table(columns: list[np.ndarray], count: int, dtype: Any) -> np.ndarray:
     return np.ascontiguousarray(np.stack(columns, axis=1) if columns else np.zeros((count, 0)), dtype=dtype)
 
 
-def run(
-    pixels: torch.Tensor, told: Instructions, rows: slice, scale: torch.Tensor, offset: torch.Tensor, out: torch.Tensor
-) -> None:
-    """Colors, flips and normalizes a block.
+def run_to_bytes(program: Program, pixels: Tensor, rows: slice) -> Tensor:
+    """Runs a program on a block of images.
 
     Args:
+        program: of the whole group of views.
         pixels: (n, 3, h, w) uint8, contiguous as channels-last.
-        told: instructions of the whole group.
-        rows: which of its images these are.
+        rows: which of the program's images these are.
+
+    Returns:
+        (n, 3, h, w) uint8, contiguous as channels-last.
+    """
+    import torch
+
+    out = torch.empty_like(pixels, memory_format=torch.channels_last)
+    _call(program, pixels, rows, None, None, out)
+    return out
+
+
+def run_to_floats(program: Program, pixels: Tensor, rows: slice, scale: Tensor, offset: Tensor, out: Tensor) -> None:
+    """Runs a program on a block of images, and normalizes them.
+
+    Args:
+        program: of the whole group of views.
+        pixels: (n, 3, h, w) uint8, contiguous as channels-last.
+        rows: which of the program's images these are.
         scale: three float32.
         offset: three float32.
-        out: (n, 3, h, w) float32, contiguous as channels-last.
+        out: (n, 3, h, w) float32, contiguous as channels-last, to be filled.
     """
+    _call(program, pixels, rows, scale, offset, out)
+
+
+def _call(
+    program: Program, pixels: Tensor, rows: slice, scale: Tensor | None, offset: Tensor | None, out: Tensor
+) -> None:
     count, _, height, width = pixels.shape
-    taps = told.horizontal.shape[1]
+    taps = program.horizontal.shape[1]
     assert pixels.permute(0, 2, 3, 1).is_contiguous() and out.permute(0, 2, 3, 1).is_contiguous()
     planes = np.empty(3 * height * width, dtype=np.uint8)
     scratch = np.empty((height + 2) * (width + 2 * taps), dtype=np.float32)
@@ -176,13 +195,15 @@ def run(
         assert array.flags.c_contiguous
         return ctypes.c_void_p(array.ctypes.data)
 
-    def torch_(tensor: torch.Tensor) -> ctypes.c_void_p:
-        return ctypes.c_void_p(tensor.data_ptr())
+    def torch_(tensor: Tensor | None) -> ctypes.c_void_p:
+        return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
     long = ctypes.c_long
+    floats = scale is not None
     functions.sslrun_views(
         *(torch_(pixels), long(count), long(height), long(width)),
-        *(numpy(told.operations[rows]), numpy(told.values[rows]), long(told.operations.shape[1])),
-        *(numpy(told.horizontal), numpy(told.vertical), numpy(told.reaches), long(taps)),
-        *(numpy(told.flips[rows]), torch_(scale), torch_(offset), numpy(planes), numpy(scratch), torch_(out)),
+        *(numpy(program.codes[rows]), numpy(program.values[rows]), long(program.codes.shape[1])),
+        *(numpy(program.horizontal), numpy(program.vertical), numpy(program.reaches), long(taps)),
+        *(numpy(program.flips[rows]), torch_(scale), torch_(offset), numpy(planes), numpy(scratch)),
+        *(torch_(out if floats else None), torch_(None if floats else out)),
     )

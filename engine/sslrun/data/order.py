@@ -1,25 +1,25 @@
-"""Which sample stands at which position of an epoch: a function, not a shuffled list."""
+"""The sample at each position of an epoch, as a function instead of a shuffled list."""
 
 from typing import Protocol
 
 import numpy as np
 
-from sslrun.data.draws import CLUSTER_VIEW, ORDER_VIEW, words
+from sslrun.randomness import CLUSTER_VIEW, ORDER_VIEW, words
 
 _ROUNDS = 12
 _MIX = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 class Sampler(Protocol):
-    """What the loader asks: sample ids of positions."""
+    """Gives the loader the sample ids at some positions."""
 
     def ids(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """(B,) int64 sample ids of (B,) int64 positions."""
+        """(B,) int64 sample ids at (B,) int64 positions of an epoch."""
         ...
 
 
 class Sequential:
-    """Position i holds sample i; for evaluation. Positions past the end wrap.
+    """Sample i is at position i; for evaluation. Positions past the end wrap around.
 
     Args:
         num_samples: N, size of the source.
@@ -34,7 +34,7 @@ class Sequential:
 
 
 class Order:
-    """A new permutation of the samples in every epoch, computed where it is asked: no memory, no state.
+    """A new permutation of the samples in every epoch, computed for any positions without memory or state.
 
     A Feistel network permutes [0, 2**bits), 2**bits < 2N; an output outside [0, N) is put through it again until it
     falls inside (cycle walking), which leaves a permutation of [0, N). Positions past N wrap to the epoch's first
@@ -42,7 +42,7 @@ class Order:
 
     Args:
         num_samples: N, size of the source.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, num_samples: int, seed: int) -> None:
@@ -59,7 +59,7 @@ class Order:
         """Sample ids of any positions of an epoch.
 
         Args:
-            epoch: counts from 0.
+            epoch: number of the epoch, from 0.
             positions: (B,) int64.
 
         Returns:
@@ -75,7 +75,7 @@ class Order:
         return ids.astype(np.int64)
 
     def _permute(self, x: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """One pass of the network: the halves are changed in turns, each by a keyed hash of the other."""
+        """One pass of the network: each half is changed in turn by a keyed hash of the other half."""
         left, right = x >> self._right_bits, x & self._right_mask
         for i in range(0, _ROUNDS, 2):
             left = left ^ (_hash(right, keys[i]) & self._left_mask)
@@ -84,15 +84,15 @@ class Order:
 
 
 class Balanced:
-    """Every cluster of samples equally often, whatever its size: what DeepCluster trains on (Caron et al. 2018, arXiv
+    """Draws every cluster of samples equally often, whatever its size, as DeepCluster does (Caron et al. 2018, arXiv
     1807.05520, section 3.3).
 
-    In an epoch of N positions each of the K clusters that have samples stands at N // K or N // K + 1 of them, and goes
-    round its samples in an order of the epoch's own.
+    In an epoch of N positions, each of the K clusters that have samples is at N // K or N // K + 1 of them. It goes
+    through its samples, again and again if it is small, in an order that changes with the epoch.
 
     Args:
         labels: (N,) cluster of each sample; any whole numbers.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, labels: np.ndarray, seed: int) -> None:
@@ -100,7 +100,7 @@ class Balanced:
         self.seed = seed
         _, self._cluster, self._sizes = np.unique(labels, return_inverse=True, return_counts=True)
         self._starts = np.cumsum(self._sizes) - self._sizes
-        self._places = Order(self.num_samples, seed)  # shuffles which cluster stands where
+        self._places = Order(self.num_samples, seed)  # shuffles the clusters
         self._epoch, self._members = -1, np.empty(0, dtype=np.int64)
 
     def ids(self, epoch: int, positions: np.ndarray) -> np.ndarray:
@@ -113,7 +113,7 @@ class Balanced:
 
 
 def _hash(x: np.ndarray, key: np.uint64) -> np.ndarray:
-    """The finaliser of SplitMix64 over x + key (the key spreads over all 64 bits)."""
+    """The finalizer of SplitMix64 over x + key (the key spreads over all 64 bits)."""
     x = x + key
     x = (x ^ (x >> np.uint64(30))) * _MIX[0]
     x = (x ^ (x >> np.uint64(27))) * _MIX[1]

@@ -1,17 +1,18 @@
-"""Reading and decoding: DALI graphs fed from Python, and what to do when an image does not decode.
+"""Decoding: DALI graphs that are fed from Python, and what to do if an image cannot be read or decoded.
 
-Images that a source keeps in memory enter the graph as they are; where nothing is left to it, there is no graph.
+Encoded images are read ahead by threads (`reading.py`) and enter the graph as bytes. Decoded images enter it as they
+are; if the graph has nothing to do with them, there is none.
 
-A graph holds no random state. What enters it (paths, boxes, factors) is computed per batch from (seed, epoch,
-positions), so the same batch comes out whatever ran before it, and a graph that failed is thrown away and built anew at
-the same place. DALI fails a whole batch, at the iteration that holds the bad image, and rarely says which one it is:
-each is then tried alone.
+A graph holds no random state. What enters it (images, boxes, factors) is computed per batch from (seed, epoch,
+positions), so the same batch comes out whatever ran before it, and a graph that failed is replaced by a new one at the
+same batch. A read that fails names its sample. DALI fails a whole batch, at the iteration that holds the bad image, and
+rarely says which one it is: each is then tried alone.
 """
 
 import itertools
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,9 +21,10 @@ import numpy as np
 import torch
 
 from sslrun.data.bad_samples import BadSamples
-from sslrun.data.decoding import Trial, as_inputs, brief, decoded, file_trouble, other_size
-from sslrun.data.graph import Arguments, Part, dali_views, graph_arguments, graph_inputs, view_arguments
+from sslrun.data.decoding import Trial, brief, decoded, other_size
+from sslrun.data.graph import Arguments, argument_names, dali_views, graph_arguments, num_inputs, view_arguments
 from sslrun.data.order import Sampler
+from sslrun.data.reading import Readers, Reading, Unreadable, read_all
 from sslrun.data.sources import Source
 from sslrun.data.views import ViewGroup
 from sslrun.errors import RunFailed
@@ -32,12 +34,12 @@ Cursor = Iterable[tuple[int, np.ndarray]]
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """Everything about a batch but its pixels. B samples.
+    """Everything about a batch of B samples except their pixels.
 
     Attributes:
-        epoch: counts from 0.
-        positions: (B,) int64, places in the epoch.
-        ids: (B,) int64, the samples that stand there, bad ones replaced.
+        epoch: number of the epoch, from 0.
+        positions: (B,) int64, positions in the epoch.
+        ids: (B,) int64, sample ids at these positions; bad samples are replaced.
         sizes: (B, 2) int32, height and width of the images.
         arguments: what the transforms do, of `view_arguments`.
     """
@@ -55,14 +57,14 @@ class Pipeline:
     Args:
         source: opened.
         views: view groups.
-        sampler: which sample stands at a position.
-        part: what the graph does of the views; None decodes only.
-        seed: of the run.
-        batch_size: most samples of a batch.
-        device: where the graph's outputs live; on CUDA, JPEGs are decoded there.
-        num_threads: DALI's own CPU threads.
-        prefetch: batches that a graph works ahead.
-        bad: what is known of bad images; grows.
+        sampler: gives the sample at each position.
+        dali_steps: number of leading steps of each view group that the graph does; if all are 0, it decodes only.
+        seed: seed of the run.
+        batch_size: maximum number of samples in a batch.
+        device: device of the graph's outputs; on CUDA, JPEGs are decoded there.
+        num_threads: number of DALI's CPU threads; at least 8 others read.
+        prefetch: number of batches in DALI's queue, and of batches that are being read.
+        bad: the bad images that are known; grows.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Pipeline:
         views: Sequence[ViewGroup],
         *,
         sampler: Sampler,
-        part: Part | None,
+        dali_steps: Sequence[int],
         seed: int,
         batch_size: int,
         device: torch.device,
@@ -82,7 +84,7 @@ class Pipeline:
         self.source = source
         self.views = list(views)
         self.sampler = sampler
-        self.part = part
+        self.dali_steps = list(dali_steps)
         self.seed = seed
         self.batch_size = batch_size
         self.device = device
@@ -92,65 +94,54 @@ class Pipeline:
         self._trial: Trial | None = None
 
     def run(self, cursor: Cursor, stream: Any = None) -> Iterator[tuple[BatchSpec, list[Any]]]:
-        """One item per cursor item, in order: the plan and the graph's outputs as DALI tensor lists (of images that
-        are in memory and only have to be handed on: one array of all).
+        """One item per cursor item, in order: the batch and the graph's outputs as DALI tensor lists. Pixels that
+        only have to be handed on are one array, or a list of arrays.
 
         Args:
-            cursor: (epoch, positions) of each batch; read a few items ahead.
+            cursor: (epoch, positions) of each batch; read some items ahead.
             stream: CUDA stream that the outputs are bound to.
 
         Raises:
             RunFailed: too many bad images, or DALI fails on images that decode one by one.
-            Whatever the cursor raises, after the batches before it.
+            Whatever the cursor or the source raises, after the batches before it.
         """
-        cursor = iter(cursor)
-        if self.source.in_memory and self.part is None:
+        if self.source.is_decoded and not any(self.dali_steps):
             for epoch, positions in cursor:
-                plan = self._plan(epoch, positions)
-                yield plan, [self.source.images(plan.ids, self.device)]
+                spec = self._spec(epoch, positions)
+                yield spec, [self.source.decoded(spec.ids, self.device)]
             return
-        waiting: deque[BatchSpec] = deque()  # to be handed to DALI again, after a failure
-        flying: deque[BatchSpec] = deque()  # handed to DALI, not yet come back
-        trouble: list[Exception] = []  # what stopped the feeding
+        feed = _Feed(self, iter(cursor))
+        try:
+            yield from self._decoded(feed, stream)
+        finally:
+            feed.close()
 
-        def feed() -> BatchSpec:
-            if not waiting and trouble:
-                raise StopIteration
-            try:
-                flying.append(waiting.popleft() if waiting else self._plan(*next(cursor)))
-            except StopIteration:
-                raise
-            except Exception as error:
-                trouble.append(error)
-                raise StopIteration from None
-            return flying[-1]
-
+    def _decoded(self, feed: "_Feed", stream: Any) -> Iterator[tuple[BatchSpec, list[Any]]]:
         dali = self._build(feed)
         delivered, excused = 0, -1
         while True:
             try:
                 outputs = dali.run(stream)
-                changed = self._changed(flying[0], outputs)
+                changed = self._changed(feed.oldest.spec, outputs)
             except StopIteration:
-                if trouble:
-                    raise trouble[0] from None
+                if feed.error is not None:
+                    raise feed.error from None
                 return
             except RuntimeError as error:
-                if not self._blame(flying[0], str(error)):
+                if not self._blame(feed.oldest, str(error)):
                     if excused == delivered:
-                        told = brief(str(error))
-                        raise RunFailed(f"DALI fails on images that decode one by one: {told}") from error
-                    excused = delivered  # once: a file may have been out of reach for a moment
+                        message = brief(str(error))
+                        raise RunFailed(f"DALI fails on images that decode one by one: {message}") from error
+                    excused = delivered  # once
                 changed = True
             if changed:
-                waiting.extendleft([self._plan(plan.epoch, plan.positions) for plan in reversed(flying)])
-                flying.clear()
+                feed.repeat()
                 dali = self._build(feed)
             else:
                 delivered += 1
-                yield flying.popleft(), outputs
+                yield feed.delivered().spec, outputs
 
-    def _plan(self, epoch: int, positions: np.ndarray) -> BatchSpec:
+    def _spec(self, epoch: int, positions: np.ndarray) -> BatchSpec:
         positions = np.asarray(positions, dtype=np.int64)
         wanted = self.sampler.ids(epoch, positions)
         while True:
@@ -161,39 +152,36 @@ class Pipeline:
                 arguments = view_arguments(self.views, self.seed, epoch, positions, sizes)
                 return BatchSpec(epoch, positions, ids, sizes, arguments)
             for sample in unreadable.tolist():
-                self._add_bad(sample, file_trouble(self.source.paths[sample]) or "the header cannot be read")
+                (read,) = read_all(self.source, np.array([sample]))
+                self._add_bad(sample, read.reason if isinstance(read, Unreadable) else "the header cannot be read")
 
-    def _build(self, feed: Callable[[], BatchSpec]) -> Any:
-        """The graph, its inputs taken from plans."""
+    def _build(self, feed: "_Feed") -> Any:
+        """The graph, which takes its inputs from `feed`."""
         from nvidia.dali import fn, pipeline_def
 
-        views, part, cuda, in_memory = self.views, self.part, self._cuda, self.source.in_memory
-        names = [] if part is None else [argument.name for argument in graph_inputs(views, part)]
-        plans = iter(feed, None)
+        views, cuda, is_decoded = self.views, self._cuda, self.source.is_decoded
+        names = argument_names(views, self.dali_steps)
+        count = num_inputs(views, names)
+        batches = iter(feed, None)
         # DALI asks for images and arguments in any order.
-        plans, same_plans = itertools.tee(plans) if names else (plans, plans)
+        batches, same_batches = itertools.tee(batches) if count else (batches, batches)
 
         def images() -> Any:
-            ids = next(plans).ids
-            return self.source.images(ids, self.device) if in_memory else self._encoded(ids)
+            return next(batches).images
 
         def arguments() -> list[np.ndarray]:
-            assert part is not None
-            values = graph_arguments(views, next(same_plans).arguments, part)
-            return [values[name] for name in names]
+            return graph_arguments(views, next(same_batches).spec.arguments, self.dali_steps)
 
         def whole() -> Any:
-            if in_memory:
+            if is_decoded:
                 device = "gpu" if cuda else "cpu"
                 first = fn.external_source(source=images, batch=True, layout="HWC", device=device)
             else:
                 first = decoded(fn.external_source(source=images, batch=True), cuda)
-            if part is None:
-                return first
-            nodes = fn.external_source(source=arguments, num_outputs=len(names), batch=True)
-            return tuple(dali_views(first, views, dict(zip(names, nodes)), part))  # noqa: B905 (AutoGraph's zip)
+            nodes = fn.external_source(source=arguments, num_outputs=count, batch=True) if count else []
+            return tuple(dali_views(first, views, nodes, names))
 
-        graph = pipeline_def(enable_conditionals=part is not None)(whole)
+        graph = pipeline_def(enable_conditionals=any(self.dali_steps))(whole)
         dali = graph(batch_size=self.batch_size, prefetch_queue_depth=self.prefetch, **self._options)
         dali.build()
         return dali
@@ -208,46 +196,134 @@ class Pipeline:
     def _cuda(self) -> bool:
         return self.device.type == "cuda"
 
-    def _encoded(self, ids: np.ndarray) -> list[np.ndarray]:
-        return as_inputs([self.source.paths[sample] for sample in ids.tolist()])
+    def _pixels(self, ids: np.ndarray) -> Any:
+        """Decoded images of the source, on the GPU if there is one."""
+        pixels = self.source.decoded(ids, self.device)
+        if not self._cuda:
+            return pixels
+        if isinstance(pixels, (np.ndarray, torch.Tensor)):
+            return torch.as_tensor(pixels).to(self.device)
+        return [torch.from_numpy(image).to(self.device) for image in pixels]
 
     def _add_bad(self, sample: int, reason: str) -> None:
-        self.bad.add(sample, self.source.paths[sample], reason, len(self.source))
+        self.bad.add(sample, self.source.names[sample], reason, len(self.source))
 
-    def _changed(self, plan: BatchSpec, outputs: Sequence[Any]) -> bool:
-        """Whether files are not the size they had when they were indexed (their boxes would be wrong): then bad."""
-        if self.part is not None:
+    def _changed(self, spec: BatchSpec, outputs: Sequence[Any]) -> bool:
+        """Whether images are not the size they had when they were indexed (their boxes would be wrong): then bad."""
+        if all(self.dali_steps):  # the decoded images are no output of the graph
             return False
         shapes = np.array(outputs[0].shape())[:, :2]
-        changed = np.flatnonzero((shapes != plan.sizes).any(axis=1))
+        changed = np.flatnonzero((shapes != spec.sizes).any(axis=1))
         for row in changed.tolist():
-            self._add_bad(int(plan.ids[row]), other_size(shapes[row], plan.sizes[row]))
+            self._add_bad(int(spec.ids[row]), other_size(shapes[row], spec.sizes[row]))
         return len(changed) > 0
 
-    def _blame(self, plan: BatchSpec, message: str) -> bool:
-        """Find the images of a failed batch that do not decode; False where all do."""
-        if self.source.in_memory:
+    def _blame(self, batch: "_Fed", message: str) -> bool:
+        """Find the images of a failed batch that do not decode; False if all do."""
+        if self.source.is_decoded:
             return False
-        paths = [self.source.paths[sample] for sample in plan.ids.tolist()]
-        named = {int(row) for row in re.findall(r"sample #(\d+)", message)}
-        named |= {row for row, path in enumerate(paths) if path in message}
-        rest = set(range(len(paths))) - named
-        for suspects in (named, rest):
-            troubles = {row: self._trouble(paths[row], plan.sizes[row]) for row in suspects if row < len(paths)}
-            found = {row: trouble for row, trouble in troubles.items() if trouble is not None}
-            for row in sorted(found):
-                self._add_bad(int(plan.ids[row]), found[row])
-            if found:
+        count = len(batch.images)
+        named = {int(row) for row in re.findall(r"sample #(\d+)", message)} & set(range(count))
+        for suspects in (named, set(range(count)) - named):
+            troubles = {row: self._trouble(batch.images[row], batch.spec.sizes[row]) for row in sorted(suspects)}
+            damaged = {row: trouble for row, trouble in troubles.items() if trouble is not None}
+            for row, trouble in damaged.items():
+                self._add_bad(int(batch.spec.ids[row]), trouble)
+            if damaged:
                 return True
         return False
 
-    def _trouble(self, path: str, size: np.ndarray) -> str | None:
-        """Why an image does not decode to its size, or None where it does: tried alone, with the graph's operators."""
+    def _trouble(self, encoded: np.ndarray, size: np.ndarray) -> str | None:
+        """Why an image does not decode to its size, or None if it does: tried alone, with the graph's operators."""
         if self._trial is None:
             self._trial = Trial(1, self._cuda, self._options)
-        return self._trial.trouble(path, size)
+        return self._trial.trouble(encoded, size)
+
+
+@dataclass(frozen=True)
+class _Fed:
+    """A batch that DALI has: its specification, and what was handed over, which is kept until it comes back."""
+
+    spec: BatchSpec
+    images: Any
+
+
+class _Feed:
+    """Batches on their way into the graph: specified and read ahead, handed over, handed over again after a failure.
+
+    Calling it gives DALI the next batch. What goes wrong on the way ends the feeding (StopIteration), so that the
+    batches before it still come out; then it is found in `error`.
+    """
+
+    def __init__(self, pipeline: Pipeline, cursor: Iterator[tuple[int, np.ndarray]]) -> None:
+        self.error: Exception | None = None
+        self._pipeline, self._cursor = pipeline, cursor
+        self._readers = None if pipeline.source.is_decoded else Readers(pipeline.source, pipeline.num_threads)
+        self._ahead: deque[tuple[BatchSpec, Reading | None]] = deque()  # being read
+        self._handed: deque[_Fed] = deque()  # in DALI, not yet come back
+        self._is_ended = False
+
+    def __call__(self) -> _Fed:
+        try:
+            self._read_ahead()
+            if self._ahead:
+                self._handed.append(self._ready(*self._ahead.popleft()))
+                return self._handed[-1]
+        except Exception as error:
+            self.error, self._is_ended = error, True
+            self._ahead.clear()
+        raise StopIteration
+
+    @property
+    def oldest(self) -> _Fed:
+        """The batch that DALI gives back next."""
+        return self._handed[0]
+
+    def delivered(self) -> _Fed:
+        """Forget the oldest batch: it came back."""
+        return self._handed.popleft()
+
+    def repeat(self) -> None:
+        """Hand over once more whatever has not come back, without the samples that are bad by now."""
+        specs = [self._pipeline._spec(fed.spec.epoch, fed.spec.positions) for fed in self._handed]
+        self._handed.clear()
+        self._ahead.extendleft([(spec, self._start(spec)) for spec in reversed(specs)])
+
+    def close(self) -> None:
+        """End the threads that read."""
+        if self._readers is not None:
+            self._readers.close()
+
+    def _read_ahead(self) -> None:
+        """Keep `prefetch` batches in reading beside the one that is handed over now."""
+        while not self._is_ended and len(self._ahead) <= self._pipeline.prefetch:
+            try:
+                spec = self._pipeline._spec(*next(self._cursor))
+            except Exception as error:
+                self._is_ended = True
+                self.error = None if isinstance(error, StopIteration) else error
+                return
+            self._ahead.append((spec, self._start(spec)))
+
+    def _start(self, spec: BatchSpec) -> Reading | None:
+        return None if self._readers is None else self._readers.start(spec.ids)
+
+    def _ready(self, spec: BatchSpec, reading: Reading | None) -> _Fed:
+        """A batch that has been read; samples that cannot be read are replaced."""
+        if reading is None:
+            return _Fed(spec, self._pipeline._pixels(spec.ids))
+        while True:
+            images = reading.result()
+            for sample, read in zip(spec.ids.tolist(), images, strict=True):
+                if isinstance(read, Unreadable):
+                    self._pipeline._add_bad(sample, read.reason)
+            if self._pipeline.bad.found.keys().isdisjoint(spec.ids.tolist()):
+                return _Fed(spec, images)
+            spec = self._pipeline._spec(spec.epoch, spec.positions)
+            reading = self._start(spec)
+            assert reading is not None
 
 
 def import_dali() -> None:
-    """Import DALI now: from here on its own work at interpreter exit comes after that of whoever registers later."""
+    """Import DALI now, so that exit handlers registered later run before its own."""
     import nvidia.dali  # noqa: F401

@@ -1,8 +1,10 @@
-/* The color operations of pixels.py once more, for the CPU: one call does all operations of a block of images.
+/* The torch forms of the color transforms (data/transforms/) in C, for the CPU: one call does all operations of a block.
  *
- * Images are worked on as planar bytes, (3, height, width). Every expression is the one of pixels.py, operation by
+ * Images are worked on as planar bytes, (3, height, width). Every expression is the one of the torch form, operation by
  * operation, in float without fused multiply-adds (-ffp-contract=off), so that both give the same bits; sums are of whole
  * numbers that float holds exactly. Nothing here allocates or keeps state.
+ *
+ * No operation depends on the position of a pixel but for its neighbors on both sides, so a flip may be done at the end.
  */
 
 #include <stdint.h>
@@ -131,9 +133,21 @@ static void normalize(const uint8_t *x, long height, long width, int flip, const
     }
 }
 
-/* Colors, flips and normalizes `count` images.
+static void to_pixels(const uint8_t *x, long height, long width, int flip, uint8_t *restrict out) {
+    const uint8_t *r = x, *g = x + height * width, *b = g + height * width;
+    for (long y = 0; y < height; y++, r += width, g += width, b += width, out += 3 * width) {
+        long from = flip ? width - 1 : 0, step = flip ? -1 : 1;
+        for (long i = 0; i < width; i++, from += step) {
+            out[3 * i] = r[from];
+            out[3 * i + 1] = g[from];
+            out[3 * i + 2] = b[from];
+        }
+    }
+}
+
+/* Does the operations on `count` images, flips them and, where `out` is given, normalizes them.
  *
- * pixels: (count, height, width, 3) bytes. out: (count, height, width, 3) floats.
+ * pixels: (count, height, width, 3) bytes. out: (count, height, width, 3) floats, or null: then `bytes` of that shape.
  * operations, values: (count, steps), -1 for none; a blur's value is the row of its taps.
  * horizontal, vertical: (rows, taps), center first. reaches: (rows,) how far a row's taps go.
  * flips: (count,). planes: 3 * height * width bytes to work in. scratch: (height + 2) * (width + 2 * taps) floats.
@@ -141,7 +155,7 @@ static void normalize(const uint8_t *x, long height, long width, int flip, const
 void sslrun_views(const uint8_t *pixels, long count, long height, long width, const int32_t *operations, const float *values,
                   long steps, const float *horizontal, const float *vertical, const int32_t *reaches, long taps,
                   const uint8_t *flips, const float *scale, const float *offset, uint8_t *planes, float *scratch,
-                  float *out) {
+                  float *out, uint8_t *bytes) {
     long area = height * width;
     for (long n = 0; n < count; n++) {
         uint8_t *x = planes;
@@ -162,6 +176,7 @@ void sslrun_views(const uint8_t *pixels, long count, long height, long width, co
             }
             }
         }
-        normalize(x, height, width, flips[n], scale, offset, out + n * 3 * area);
+        if (out) normalize(x, height, width, flips[n], scale, offset, out + n * 3 * area);
+        else to_pixels(x, height, width, flips[n], bytes + n * 3 * area);
     }
 }

@@ -1,4 +1,4 @@
-"""The features of many images, kept in memory or, where that is to be spared, in a file; and their normalization."""
+"""Keeps the features of many images in memory or, if they are too large, in a file; and normalizes them."""
 
 import logging
 import os
@@ -17,20 +17,20 @@ from sslrun.runtime import distributed
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
-CHUNK = 1024  # rows that are looked at together
+CHUNK = 1024  # rows that are read together
 
 
 class FeatureCache:
-    """Features and labels of a source's images, extracted once; each rank has its share of them.
+    """Features and labels of a source's images, extracted once; each rank keeps its share.
 
-    They are kept as fp32 if all of them take at most `memory_gib`, else as fp16; what of them is this rank's in memory
-    if it takes at most as much, else in a file without a name, which goes with the object.
+    Features are kept as fp32 if those of all ranks take at most `memory_gib`, else as fp16. This rank's share is kept
+    in memory if it takes at most as much, else in an unnamed file that is deleted with the object.
 
     Args:
-        extractor: of a source with labels.
-        backbone: in evaluation mode.
+        extractor: extracts the features of a source with labels.
+        backbone: the encoder, in evaluation mode.
         memory_gib: see above.
-        folder: for the file; the system's for temporary files where it is not given.
+        folder: where the file goes; None for the system's folder for temporary files.
 
     Raises:
         UsageError: there is no room for the file.
@@ -50,7 +50,7 @@ class FeatureCache:
         at = 0
         for rows, ids in extractor.stream_share(backbone):
             if at == 0:
-                self.rows = self._room(count, rows.shape[1], memory_gib, folder, repr(source))
+                self.rows = self._allocated(count, rows.shape[1], memory_gib, folder, repr(source))
             self.rows[at : at + len(rows)] = rows
             self.labels[at : at + len(rows)] = torch.from_numpy(source.labels[ids.numpy()])
             require_finite(rows)
@@ -64,24 +64,24 @@ class FeatureCache:
 
     @property
     def num_features(self) -> int:
-        """D."""
+        """Number of features D of an image."""
         return self.rows.shape[1]
 
     def take(self, ids: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Features (b, D) fp32 and labels (b,) of those of some samples that are this rank's, on the device."""
+        """Features (b, D) fp32 and labels (b,), on the device, of those of `ids` that are in this rank's share."""
         here = ids[(ids >= self.first) & (ids < self.first + len(self.rows))] - self.first
         index = torch.from_numpy(here)
         rows = self.rows.index_select(0, index.to(self.rows.device))
         return rows.to(self.device).float(), self.labels[index.to(self.device)]
 
     def chunks(self, ids: np.ndarray | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same for many samples, all where they are not given, some at a time."""
+        """The same for many samples (None for all), CHUNK rows at a time."""
         ids = np.arange(self.num_samples) if ids is None else ids
         ids = ids[(ids >= self.first) & (ids < self.first + len(self.rows))]
         for at in range(0, len(ids), CHUNK):
             yield self.take(ids[at : at + CHUNK])
 
-    def _room(self, count: int, width: int, memory_gib: float, folder: str | None, name: str) -> Tensor:
+    def _allocated(self, count: int, width: int, memory_gib: float, folder: str | None, name: str) -> Tensor:
         dtype = torch.float32 if 4 * self.num_samples * width <= memory_gib * GIB else torch.float16
         num_bytes = count * width * dtype.itemsize
         is_file = num_bytes > memory_gib * GIB
@@ -94,14 +94,14 @@ class FeatureCache:
 
 
 class Normalization:
-    """What features pass through before a linear classifier, without learned scale or shift.
+    """Normalizes features before a linear classifier, without learned scale or shift.
 
     Args:
-        kind: "batch" is BatchNorm: statistics of the batch over all ranks in training, running ones elsewhere.
-            "standardize" is the mean and the standard deviation of all training features; features that do not vary
-            become 0. "none" changes nothing.
-        num_features: D.
-        device: of the features.
+        kind: "batch" is BatchNorm: statistics of the batch over all ranks in training, running statistics otherwise.
+            "standardize" uses mean and standard deviation of all training features; features that do not vary become 0.
+            "none" changes nothing.
+        num_features: number of features D of an image.
+        device: device of the features.
     """
 
     eps = 1e-6  # of BatchNorm, as in MAE
@@ -114,7 +114,7 @@ class Normalization:
         self.scale = torch.ones(num_features, device=device)
 
     def fit(self, chunks: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """Takes the statistics of "standardize" from training features; each rank gives its own."""
+        """Compute the statistics of "standardize" from training features; each rank passes its own."""
         if self.kind != "standardize":
             return
         mean, variance, _ = self._statistics(rows for rows, _ in chunks)
@@ -124,11 +124,11 @@ class Normalization:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """What batches of the training change, to be saved or written into."""
+        """The tensors that training changes, to be saved or overwritten in place."""
         return {"mean": self.mean, "variance": self.variance, "scale": self.scale}
 
     def train(self, rows: Tensor) -> Tensor:
-        """(b, D) of a training batch, of which each rank gives its part."""
+        """Normalized features (b, D) of a training batch, of which each rank passes its part."""
         if self.kind != "batch":
             return self(rows)
         mean, variance, count = self._statistics([rows])
@@ -138,14 +138,14 @@ class Normalization:
         return ((rows - mean) * (variance + self.eps).rsqrt()).float()
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """(b, D) of any features."""
+        """Normalized features (b, D), by the statistics so far."""
         return rows if self.kind == "none" else (rows - self.mean) * self.scale
 
-    def _statistics(self, parts: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _statistics(self, chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Mean (D,), biased variance (D,) and number of the rows of all ranks, float64."""
         width = len(self.mean)
         sums = torch.zeros(2 * width + 1, dtype=torch.float64, device=self.mean.device)
-        for rows in parts:
+        for rows in chunks:
             sums += torch.cat([rows.double().sum(0), rows.double().square().sum(0), sums.new_tensor([len(rows)])])
         distributed.all_reduce_sum_(sums)
         mean, squares = sums[:width] / sums[-1], sums[width:-1] / sums[-1]
@@ -153,7 +153,7 @@ class Normalization:
 
 
 def _file(count: int, width: int, num_bytes: int, folder: str) -> Tensor:
-    """(count, width) fp16 in a file that nobody else sees, its room taken at once."""
+    """(count, width) fp16 in an unnamed file, whose space is allocated at once."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, num_bytes)

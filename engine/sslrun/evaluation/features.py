@@ -1,4 +1,4 @@
-"""Features of images under a frozen encoder: what every evaluation, and every clustering method, starts from."""
+"""Extracts features of images with a frozen encoder, for evaluations, monitors and clustering methods."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -20,16 +20,16 @@ BATCH = 128
 
 
 class FeatureExtractor:
-    """Features of the images of one source, prepared without randomness; ranks share the work.
+    """Extracts features of the images of one source, prepared without randomness; ranks share the work.
 
     Args:
-        source: opened.
-        transforms: how to prepare the images.
-        device: where the network is.
-        bf16: compute under bfloat16 autocast.
+        source: the images, opened.
+        transforms: how images are prepared.
+        device: the device of the network.
+        bf16: whether to compute under bfloat16 autocast.
         augment: "exact", "dali" or "auto", as for training.
         num_threads: threads that read and decode.
-        has_bar: whether a bar on the terminal shows how far it has come.
+        has_bar: whether to show a progress bar on the terminal.
     """
 
     def __init__(
@@ -57,24 +57,25 @@ class FeatureExtractor:
         )
 
     def extract_share(self, module: nn.Module, ids: np.ndarray) -> Tensor:
-        """(n, D) fp32 on the CPU, a row for each of the ids in this rank's share (`distributed.share`) of the (N,).
+        """(n, D) fp32 on the CPU: features of this rank's share (`distributed.share`) of the (N,) ids.
 
-        All ranks call it, and call the module equally often: where it is sharded, each call gathers its parameters.
+        All ranks call it, and it calls the module equally often on each: each call of a sharded module gathers its
+        parameters.
         """
         mine = ids[distributed.share(len(ids))]
         most = -(-len(ids) // distributed.world_size())
         return self._rows(module, np.resize(mine, most))[: len(mine)]
 
     def extract(self, module: nn.Module, ids: np.ndarray) -> Tensor:
-        """(N, D) fp32 on the CPU, a row for each of the (N,) ids, the same on all ranks; all ranks call it."""
+        """(N, D) fp32 on the CPU: features of the (N,) ids, the same on all ranks; all ranks call it."""
         rows = self.extract_share(module, ids)
         return distributed.all_gather_shares(rows.to(self.device), len(ids)).cpu()
 
     def stream_share(self, module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-        """The samples of this rank's share (`distributed.share`) of the source, in order, batch after batch.
+        """Yields features (b, D) fp32 and sample ids (b,) on the CPU, batch by batch.
 
-        Features (b, D) fp32 and the ids (b,) of the samples that they are of (of a bad image: its substitute's), on
-        the CPU. The module must be in evaluation mode.
+        The samples are this rank's share (`distributed.share`) of the source, in order; the id of a bad image is that
+        of its substitute. The module must be in evaluation mode.
         """
         mine = np.arange(len(self.source))[distributed.share(len(self.source))]
         with contextlib.closing(self._run(mine)) as stream:
@@ -92,33 +93,33 @@ class FeatureExtractor:
 
 
 def evenly(num_samples: int, most: int) -> np.ndarray:
-    """(min(num_samples, most),) int64: sample ids at even distances; of sorted class folders about as many of each."""
+    """(min(num_samples, most),) int64: sample ids at even distances; sorted classes are about equally frequent."""
     return np.linspace(0, num_samples - 1, min(num_samples, most)).astype(np.int64)
 
 
 def unit_rows(features: Tensor, device: torch.device) -> Tensor:
-    """The rows at length 1, fp32, on a device."""
+    """The rows scaled to length 1, fp32, on the device."""
     return F.normalize(features.to(device).float(), dim=1)
 
 
 def require_finite(features: Tensor) -> None:
-    """RunFailed where a feature is infinite or no number."""
+    """Raises RunFailed if a feature is infinite or NaN."""
     bad = len(features) - int(torch.isfinite(features).all(1).sum())
     if bad:
         raise RunFailed(f"the features of {bad} of {len(features)} images are not finite: there is nothing to measure")
 
 
 def center_crop_like(group: ViewGroup) -> list[Transform]:
-    """Short side to 8/7 of the view's size, center crop, the view's own normalization: 256 and 224 for ImageNet."""
+    """Resize (short side 8/7 of the view's size), center crop, the view's normalization: 256 and 224 for ImageNet."""
     height, width = group.size
     return [Resize(round(min(height, width) * 8 / 7)), CenterCrop([height, width]), group.normalize]
 
 
 @torch.no_grad()
 def extract(module: nn.Module, batches: Iterable[Batch], device: torch.device, bf16: bool = False) -> Tensor:
-    """What a module makes of images (`pooled`), (N, D) fp32 on the CPU, one row per sample in the order of `batches`.
+    """(N, D) fp32 on the CPU: the module's pooled outputs (`pooled`), one row per sample in the order of `batches`.
 
-    The module is put into evaluation mode and back; nothing else about it changes.
+    The module is put into evaluation mode and back.
     """
     with evaluating(module):
         return torch.cat([pooled(module, batch.to(device).views[0], bf16).cpu() for batch in batches])
@@ -126,21 +127,21 @@ def extract(module: nn.Module, batches: Iterable[Batch], device: torch.device, b
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within it the module is in evaluation mode; afterwards each of its parts is in its own again."""
-    modes = [(part, part.training) for part in module.modules()]
+    """Puts a module into evaluation mode; at the end, each submodule is back in its own mode."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for part, mode in modes:
-            part.training = mode
+        for submodule, mode in modes:
+            submodule.training = mode
 
 
 @torch.no_grad()
 def pooled(module: nn.Module, images: Tensor, bf16: bool = False) -> Tensor:
-    """What a module makes of images (B, 3, H, W): (B, D) fp32, without gradient.
+    """(B, D) fp32: a module's features of images (B, 3, H, W), without gradient.
 
-    Rows (B, D) are taken as they are, feature maps (B, C, H, W) averaged over positions, and of a list the last entry.
+    Of a list of outputs the last is used. Feature maps (B, C, H, W) are averaged over positions.
     """
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
         features = module(images)

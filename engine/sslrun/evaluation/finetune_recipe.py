@@ -1,7 +1,7 @@
-"""Fine-tuning: the encoder and a classifier on it, trained together by labels.
+"""The recipe of a fine-tuning run, made of the encoder's recipe and of the `[eval.finetune]` table.
 
-That is a training run like any other, of the method `Supervised`, so what is here only writes its recipe: the engine
-does the rest (several ranks, precision, exact resume, logs).
+Fine-tuning is a training run like any other, of the method `Supervised`. So this file only makes its recipe; the engine
+provides everything else (several ranks, precision, exact resume, logs).
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any
 
 from sslrun.data.transforms import Transform
 from sslrun.errors import UsageError
+from sslrun.evaluation.evaluation import Evaluation
 from sslrun.optim.optimizers import Optimizer
 from sslrun.optim.schedules import Schedule
 
@@ -21,26 +22,26 @@ METHOD_KEYS = ("init_std", "label_smoothing", "mixup", "cutmix", "drop_path")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """The `[eval.finetune]` table: how encoder and classifier are trained together on eval.train.
+class Finetune(Evaluation):
+    """Encoder and classifier trained together on eval.train and tested on eval.test: a training run of its own.
 
     Attributes:
-        epochs: length of the training.
+        epochs: length of the training, in epochs.
         global_batch: samples per optimizer step over all devices.
         samples_per_gpu: samples of one BatchNorm group.
-        optimizer: update rule; AdamW with a learning rate of 1e-3 and a weight decay of 0.05, which leaves out norms
-            and biases, where it is not given.
-        lr: learning-rate schedule; a cosine after 100 steps of linear warm-up where it is not given.
-        layer_decay: the learning rate of each layer is that of the layer above times this; 1 for equal ones.
-        init_std: standard deviation of the classifier's first weights.
+        optimizer: update rule; if not given, AdamW with a learning rate of 1e-3 and a weight decay of 0.05, without
+            decay of norms and biases.
+        lr: learning-rate schedule; if not given, a cosine after 100 steps of linear warm-up.
+        layer_decay: ratio of the learning rates of a layer and the layer above it; 1 for equal rates.
+        init_std: standard deviation of the classifier's initial weights.
         label_smoothing: share of the target that is spread over all classes.
         mixup: alpha of mixup's Beta distribution; 0 for no mixup.
-        cutmix: alpha of CutMix's; where both are set, each pair of images gets one or the other.
-        drop_path: how often the last residual branch is left out (stochastic depth).
-        transforms: what makes a training view; a random resized crop of the first view's size and a flip where they are
-            not given.
-        test_interval: epochs between two looks at the test images; there is always one at the end, which is what
-            counts.
+        cutmix: alpha of CutMix's Beta distribution; 0 for no CutMix. If mixup is set too, each pair of images gets one
+            of the two.
+        drop_path: probability of leaving out the last residual branch (stochastic depth); it grows linearly with depth.
+        transforms: transforms of a training view; if not given, a random resized crop of the first view's size and a
+            flip.
+        test_interval: epochs between two classifications of the test images; the last one, at the end, is the result.
     """
 
     epochs: int = 50
@@ -66,7 +67,8 @@ class FinetuneConfig:
 
 def recipe(
     values: dict[str, Any],
-    config: FinetuneConfig,
+    config: Finetune,
+    table: dict[str, Any],
     *,
     size: tuple[int, int],
     num_classes: int,
@@ -77,18 +79,18 @@ def recipe(
     """The resolved recipe of a fine-tuning run.
 
     Args:
-        values: the resolved recipe of the encoder's run, with its `[eval]`.
-        config: the built `[eval.finetune]` of it.
-        size: height and width of the training views where the config does not say.
-        num_classes: of the labels.
-        layers: the parts of the backbone as `Backbone.layers` names them; empty where there is no layer decay.
-        weights: of the encoder.
+        values: the resolved recipe of the encoder's run, with its `[eval]` table.
+        config: how to fine-tune.
+        table: the table that `config` was built from.
+        size: height and width of the training views if `config` has no transforms.
+        num_classes: number of classes.
+        layers: the parts of the backbone as `Backbone.layers` names them; empty if there is no layer decay.
+        weights: path of the encoder's weights.
         work_dir: where the run folder is made.
     """
     evaluation, data = values.get("eval", {}), values["data"]
-    tables = evaluation.get("finetune", {})
     monitor = evaluation.get("transforms") or values.get("monitor", {}).get("transforms")
-    optimizer = tables.get("optimizer", {**OPTIMIZER, "paramwise": [NO_DECAY]})
+    optimizer = table.get("optimizer", {**OPTIMIZER, "paramwise": [NO_DECAY]})
     kept = {key: data[key] for key in ("workers_per_gpu", "augment", "prefetch", "max_bad_pct") if key in data}
     return {
         "epochs": config.epochs,
@@ -108,13 +110,13 @@ def recipe(
             **kept,
             "samples_per_gpu": config.samples_per_gpu,
             **_sources(evaluation, data),
-            "views": [{"num_views": 1, "transforms": tables.get("transforms") or _crops(data["views"][0], size)}],
+            "views": [{"num_views": 1, "transforms": table.get("transforms") or _crops(data["views"][0], size)}],
         },
         "optimizer": {
             **optimizer,
             "paramwise": [*layer_rules(layers, config.layer_decay), *optimizer.get("paramwise", [])],
         },
-        "lr": tables.get("lr", SCHEDULE),
+        "lr": table.get("lr", SCHEDULE),
         "checkpoint": {"interval": 1, "max_keep_ckpts": 1},
         "monitor": {"accuracy_interval": config.test_interval, **({"transforms": monitor} if monitor else {})},
     }
@@ -122,7 +124,7 @@ def recipe(
 
 def layer_rules(layers: Sequence[Sequence[str]], decay: float) -> list[dict[str, Any]]:
     """`[[optimizer.paramwise]]` tables of a layer-wise decay (Clark et al. 2020, arXiv 2003.10555; Bao et al. 2022,
-    arXiv 2106.08254): the classifier's rate times decay for the last layer, decay squared for the one below, ..."""
+    arXiv 2106.08254): the last layer has the classifier's rate times decay, the one below times decay squared, ..."""
     if decay == 1:
         return []
     return [
@@ -135,7 +137,7 @@ def layer_rules(layers: Sequence[Sequence[str]], decay: float) -> list[dict[str,
 
 
 def _sources(evaluation: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """data.source and data.holdout of the training: eval.train and eval.test, else those of the encoder's."""
+    """data.source and data.holdout of the training: eval.train and eval.test, or those of the encoder's run."""
     train, test = evaluation.get("train"), evaluation.get("test")
     if test is not None and train is None and isinstance(data.get("holdout"), float):
         raise UsageError("eval.test is set: set eval.train too, since data.holdout keeps a share of data.source apart")
@@ -145,6 +147,6 @@ def _sources(evaluation: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]
 
 
 def _crops(view: dict[str, Any], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """A crop and a flip, normalized as the encoder's views are."""
+    """A crop, a flip, and the normalization of the encoder's views."""
     normalize = [table for table in view["transforms"] if table["type"] == "Normalize"]
     return [{"type": "RandomResizedCrop", "size": list(size)}, {"type": "RandomHorizontalFlip"}, *normalize]

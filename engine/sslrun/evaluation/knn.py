@@ -1,12 +1,13 @@
-"""k nearest neighbors of frozen features, and their weighted vote (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+"""k-nearest-neighbor classification of frozen features by a weighted vote (Wu et al. 2018, arXiv 1805.01978, 3.4).
 
-`bank` and `queries` are this rank's share (`distributed.share`) of the rows, in any memory; no rank is given rows of
-another but for the queries of the moment. Beside them memory is bounded, whatever their numbers: at most `at_once`
-similarities exist at a time, of 16 bytes each, and the best of each piece of the bank are merged with the best so far.
+`bank` and `queries` are this rank's share (`distributed.share`) of the rows, in any memory. A rank receives no rows of
+other ranks except the queries of the current piece. Other memory is bounded, whatever the number of rows: at most
+`at_once` similarities exist at a time, of 16 bytes each, and the best of each piece of the bank are merged with the
+best so far.
 
-Similarities are cosines in fp32. Neighbors that are equally near come in the order of their ids, classes with equal
-votes in the order of their labels, and votes are added in fp64 from the nearest on: there is one answer, on any device
-and on any number of ranks, up to the rounding of the matrix product.
+Similarities are cosines in fp32. Equally near neighbors are ordered by id, classes with equal votes by label, and votes
+are added in fp64 from the nearest neighbor on. So the result is the same on any device and any number of ranks, up to
+the rounding of the matrix product.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,22 +19,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.errors import UsageError
+from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import require_finite, unit_rows
+from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
+from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
 
 AT_ONCE = 2**24  # 256 MiB
-BANK_PIECE = 4096  # rows; with AT_ONCE it leaves room for as many queries, so that a bank on the host is sent seldom
+BANK_PIECE = 4096  # rows; AT_ONCE then has room for as many queries, so that a bank on the host is copied rarely
 NOTHING = torch.iinfo(torch.long).min  # below the key of any row
 LAST_ID = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnConfig:
-    """The `[eval.knn]` table: classification by the nearest training images.
+class Knn(Evaluation):
+    """k-nearest-neighbor classification by frozen features.
 
     Attributes:
-        k: numbers of neighbors that vote; all of them are tried.
-        temperature: a vote weighs exp(cosine / temperature).
+        k: numbers of nearest training images that vote; all of them are tried.
+        temperature: temperature of the votes; a vote weighs exp(cosine / temperature).
     """
 
     k: list[int] = field(default_factory=lambda: [10, 20, 100, 200])
@@ -45,27 +49,34 @@ class KnnConfig:
         if not self.temperature > 0:
             raise UsageError(f"eval.knn.temperature must be above 0, not {self.temperature}")
 
+    def run(self, encoder: FrozenEncoder, partial_result: PartialResult) -> dict[str, Any]:
+        """Classifies the test images; see `of_features`."""
+        train, test = encoder.labeled()
+        bank, queries = (encoder.features_share(source) for source in (train, test))
+        return self.of_features(bank, labels(train), queries, labels(test), encoder.device)
 
-def run(
-    config: KnnConfig,
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    query_labels: Tensor,
-    device: torch.device | None = None,
-) -> dict[str, Any]:
-    """`knn/top1_pct`, the `k` that gave it (of equals the smallest) and the `grid` of all; arguments as `knn_grid`.
+    def of_features(
+        self,
+        bank: Tensor,
+        bank_labels: Tensor,
+        queries: Tensor,
+        query_labels: Tensor,
+        device: torch.device | None = None,
+    ) -> dict[str, Any]:
+        """`knn/top1_pct`, the `k` that gave it (of equals the smallest) and the `grid` of all k.
 
-    Raises:
-        RunFailed: features are not finite.
-    """
-    for features in (bank, queries):
-        require_finite(features)
-    grid = knn_grid(
-        bank, bank_labels, queries, query_labels, ks=config.k, temperature=config.temperature, device=device
-    )
-    best = max(grid, key=lambda row: (row["top1_pct"], -row["k"]))
-    return {"knn/top1_pct": best["top1_pct"], "k": best["k"], "grid": grid}
+        Arguments as those of `knn_grid`.
+
+        Raises:
+            RunFailed: features are not finite.
+        """
+        for features in (bank, queries):
+            require_finite(features)
+        grid = knn_grid(
+            bank, bank_labels, queries, query_labels, ks=self.k, temperature=self.temperature, device=device
+        )
+        best = max(grid, key=lambda row: (row["top1_pct"], -row["k"]))
+        return {"knn/top1_pct": best["top1_pct"], "k": best["k"], "grid": grid}
 
 
 @torch.no_grad()
@@ -80,20 +91,20 @@ def knn_grid(
     device: torch.device | None = None,
     at_once: int = AT_ONCE,
 ) -> list[dict[str, Any]]:
-    """How many queries the vote of their k nearest bank rows classifies right, for several k in one go.
+    """Accuracy of the vote of the k nearest bank rows, for several k in one pass.
 
-    All ranks call it and get the same. A query's class is among the first five when a neighbor voted for it and fewer
-    than five classes come before it.
+    All ranks call it and get the same result. A query's class is among the first five if a neighbor voted for it and
+    fewer than five classes come before it.
 
     Args:
         bank: (n, D), this rank's share of N features; normalized here.
         bank_labels: (N,) int64, 0 or more.
         queries: (m, D), this rank's share of M features; normalized here.
         query_labels: (M,) int64, 0 or more.
-        ks: neighbors that vote; all of them where the bank has fewer.
-        temperature: a vote weighs exp(cosine / temperature).
-        device: where to compute; None is where the bank is.
-        at_once: most similarities, or votes, in memory.
+        ks: numbers of neighbors that vote; all of them if the bank has fewer.
+        temperature: temperature of the votes; a vote weighs exp(cosine / temperature).
+        device: where to compute; None for the device of the bank.
+        at_once: largest number of similarities, or votes, in memory.
 
     Returns:
         A row for each of the ks: `k`, `temperature`, `top1_pct`, `top5_pct`.
@@ -123,7 +134,7 @@ def knn_grid(
 def knn_top1(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, k: int = 20, **options: Any
 ) -> float:
-    """Per cent of queries that are classified right with one k; arguments as `knn_grid`."""
+    """Per cent of queries that are classified correctly with one k; arguments as `knn_grid`."""
     return float(knn_grid(bank, bank_labels, queries, query_labels, ks=[k], **options)[0]["top1_pct"])
 
 
@@ -138,7 +149,7 @@ def knn_predict(
     device: torch.device | None = None,
     at_once: int = AT_ONCE,
 ) -> Tensor:
-    """(M,) int64 on the CPU: the class that the vote gives to each query of any rank; arguments as `knn_grid`."""
+    """(M,) int64 on the CPU: the predicted class of each query of all ranks; arguments as `knn_grid`."""
     device = bank.device if device is None else device
     bank_labels = bank_labels.to(device)
     num_classes = int(bank_labels.max()) + 1
@@ -153,7 +164,7 @@ def knn_predict(
 def nearest(
     bank: Tensor, queries: Tensor, count: int, *, device: torch.device | None = None, at_once: int = AT_ONCE
 ) -> tuple[Tensor, Tensor]:
-    """The bank rows nearest to each query of any rank, the nearest first; arguments as `knn_grid`.
+    """The bank rows nearest to each query of all ranks, nearest first; arguments as `knn_grid`.
 
     Returns:
         Ids, int64, and cosines, fp32, both (M, min(count, N)) on the CPU.
@@ -168,10 +179,19 @@ def nearest(
 def _nearest(
     bank: Tensor, queries: Tensor, count: int, device: torch.device, at_once: int, width: int = 1
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Piece by piece of this rank's queries: which they are, ids (b, k) and cosines (b, k) of their nearest rows.
+    """Yields, for one piece of this rank's queries after another: their slice, and the ids (b, k) and cosines (b, k) of
+    their nearest bank rows.
 
-    All ranks look at a piece of everybody's queries at the same time, each in its own part of the bank, so each rank
-    makes as many pieces, of which the last may be empty. `width` is what the caller needs for a query.
+    In each iteration every rank searches its own share of the bank for one piece of each rank's queries. So all ranks
+    make the same number of pieces, of which the last may be empty.
+
+    Args:
+        bank: as `knn_grid`.
+        queries: as `knn_grid`.
+        count: number of neighbors.
+        device: where to compute.
+        at_once: as `knn_grid`.
+        width: numbers that the caller keeps per query.
     """
     ranks, num_bank, num_queries = distributed.world_size(), _total(bank, device), _total(queries, device)
     first, most, count = distributed.share(num_bank).start, -(-num_queries // ranks), min(count, num_bank)
@@ -192,7 +212,7 @@ def _nearest(
 
 
 def _total(share: Tensor, device: torch.device) -> int:
-    """Rows of all ranks' shares."""
+    """Number of rows in the shares of all ranks."""
     total = int(distributed.all_reduce_sum_(torch.tensor(len(share), device=device)))
     mine = distributed.share(total)
     assert len(share) == mine.stop - mine.start, "not this rank's share of the rows"
@@ -200,17 +220,19 @@ def _total(share: Tensor, device: torch.device) -> int:
 
 
 def _keys(cosines: Tensor, first: int) -> Tensor:
-    """int64 (b, n), larger where a row is nearer and, of equally near ones, has the smaller id: no two are equal, so
-    that the largest are the same ones in whatever pieces they were looked for. Consumes `cosines`, fp32 (b, n).
+    """int64 (b, n) keys that are larger for nearer rows and, of equally near rows, for the smaller id.
+
+    No two keys are equal, so that the largest do not depend on how the bank is split into pieces. Overwrites `cosines`,
+    fp32 (b, n).
     """
-    bits = cosines.add_(0.0).view(torch.int32)  # adding makes 0 of -0
-    bits ^= (bits >> 31) & 0x7FFFFFFF  # now they have the order of the numbers
+    bits = cosines.add_(0.0).view(torch.int32)  # adding 0 turns -0 into 0
+    bits ^= (bits >> 31) & 0x7FFFFFFF  # now the integers have the order of the numbers
     ids = torch.arange(first, first + cosines.shape[1], device=cosines.device)
     return bits.long().bitwise_left_shift_(32).bitwise_or_(LAST_ID - ids)
 
 
 def _read(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """(ids, cosines) of keys."""
+    """The ids and cosines in keys."""
     bits = (keys >> 32).int()
     return LAST_ID - (keys & LAST_ID), (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
@@ -218,14 +240,14 @@ def _read(keys: Tensor) -> tuple[Tensor, Tensor]:
 def _votes(
     labels: Tensor, cosines: Tensor, ks: Sequence[int], temperature: float, num_classes: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """For each of the ascending ks the votes (b, C), fp64, of so many neighbors: one tensor, which grows.
+    """Yields each k with the votes (b, C), fp64, of the k nearest neighbors: one tensor that is updated in place.
 
     Args:
-        labels: (b, k) int64, of the neighbors, the nearest first.
-        cosines: (b, k).
-        ks: how many of them vote.
-        temperature: of the weights.
-        num_classes: C.
+        labels: (b, k) int64 classes of the neighbors, nearest first.
+        cosines: (b, k) similarities of the neighbors.
+        ks: ascending numbers of neighbors that vote.
+        temperature: temperature of the votes.
+        num_classes: number of classes C.
     """
     # Relative to the nearest neighbor's: the same winner, and no overflow at small temperatures.
     weights = ((cosines - cosines[:, :1]).double() / temperature).exp()
@@ -239,8 +261,8 @@ def _votes(
 
 
 def _classes_before(votes: Tensor, labels: Tensor) -> Tensor:
-    """(b,) int64: how many classes have more votes (b, C) than that of the label (b,), or as many and come first. A
-    label without votes comes after any number of classes."""
+    """(b,) int64: number of classes that come before the label (b,): with more votes (b, C), or as many and a smaller
+    number. A very large number if the label has no votes."""
     own = votes.gather(1, labels.unsqueeze(1))
     comes_first = torch.arange(votes.shape[1], device=votes.device) < labels.unsqueeze(1)
     before = ((votes > own) | (votes == own) & comes_first).sum(1)

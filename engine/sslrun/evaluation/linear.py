@@ -1,8 +1,8 @@
-"""Linear classification of frozen features: what the representation lets a linear layer tell apart.
+"""Linear classification of frozen features.
 
-The encoder stays as it is, in evaluation mode. Features are those of the whole image: a ResNet's last stage averaged
-over positions, a ViT's class token. A grid of settings is trained in one pass, see `linear_heads`. Which of them counts
-is decided on training images that are kept out of the training, never on test images.
+The encoder is not changed, and is in evaluation mode. Features are those of the whole image: a ResNet's last stage
+averaged over positions, a ViT's class token. A grid of settings is trained in one pass, see `linear_heads`. The setting
+that counts is chosen on training images that are kept out of the training, never on test images.
 """
 
 import contextlib
@@ -21,11 +21,12 @@ from torch import Tensor
 from sslrun.data import Loader, Order, Source, ViewGroup, split_holdout
 from sslrun.data.transforms import Transform
 from sslrun.errors import RunFailed, UsageError
+from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.feature_cache import FeatureCache, Normalization
 from sslrun.evaluation.features import BATCH, evaluating, pooled
+from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
 from sslrun.evaluation.linear_heads import Heads, Scores, Setting
 from sslrun.evaluation.partial_result import PartialResult
-from sslrun.evaluation.subject import Subject, labels
 from sslrun.optim import Optimizer, Schedule
 from sslrun.optim.optimizers import LARS, SGD
 from sslrun.optim.policies import CosineAnnealing
@@ -34,11 +35,11 @@ from sslrun.runtime.signals import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
-# For standardized features: the rate that serves best falls with their number, and with how much they say the same.
+# For standardized features: the best learning rate falls with their number and with their correlation.
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
 
-REPORT_S = 30.0  # between two lines of progress
+REPORT_S = 30.0  # seconds between two lines of progress
 
 Examples = Generator[tuple[Tensor, Tensor], None, None]
 
@@ -48,8 +49,8 @@ class LinearGrid:
     """Settings that are trained together: every learning rate with every weight decay.
 
     Attributes:
-        lr: learning rates; where they are not given, the optimizer's.
-        weight_decay: weight decays; where they are not given, the optimizer's.
+        lr: learning rates to try; the optimizer's if not given.
+        weight_decay: weight decays to try; the optimizer's if not given.
     """
 
     lr: list[float] | None = None
@@ -63,25 +64,26 @@ class LinearGrid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearConfig:
-    """How a linear classifier is trained on the frozen features.
+class Linear(Evaluation):
+    """Linear classification of frozen features, by a grid of settings or a published protocol.
 
     Attributes:
-        transforms: how images are prepared for training; features are then extracted anew in every epoch. Where they
-            are not given, as for testing, and features are extracted once.
-        optimizer: SGD or LARS, without paramwise and grad_clip. Where it is not given, SGD with momentum 0.9 and a grid
-            of 10 learning rates and 4 weight decays. Biases do not decay.
-        grid: what to try together instead of the one setting that the optimizer states.
+        transforms: how images are prepared for training; features are then extracted again in every epoch. If not
+            given, images are prepared as for testing and features are extracted once.
+        optimizer: SGD or LARS, without paramwise and grad_clip; biases do not decay. If not given, SGD with momentum
+            0.9 and a grid of 10 learning rates and 4 weight decays.
+        grid: settings to try together, instead of the one setting of the optimizer.
         lr: learning-rate schedule of all settings.
         epochs: passes over the training images.
-        global_batch: images of a step, over all ranks; a last batch is filled up with the epoch's first images.
-        norm: what features pass through first. "standardize" uses the mean and standard deviation of all training
-            features, "batch" is BatchNorm without scale and shift, "none" leaves them alone; "auto" is "standardize"
-            where features are extracted once, else "none".
-        validation: share of the training images that decide between the settings of a grid.
-        cache_gib: memory for features that are extracted once, per process: above it they are kept as fp16, and if that
-            takes more too, in a file.
-        cache_dir: folder of that file; the system's for temporary files where it is not given.
+        global_batch: images per optimizer step over all ranks; the last batch is filled up with the epoch's first
+            images.
+        norm: normalization of the features before the classifier. "standardize" uses mean and standard deviation of all
+            training features, "batch" is BatchNorm without scale and shift, "none" is no normalization; "auto" is
+            "standardize" if features are extracted once, else "none".
+        validation: share of the training images that is kept back to choose between the settings of a grid.
+        cache_gib: memory per process, in GiB, for features that are extracted once; larger ones are kept as fp16, and
+            if these are too large as well, in a file.
+        cache_dir: folder of that file; the system's folder for temporary files if not given.
     """
 
     transforms: list[Transform] | None = None
@@ -108,63 +110,58 @@ class LinearConfig:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether features are extracted anew in every epoch."""
+        """Whether features are extracted again in every epoch."""
         return self.transforms is not None
 
     @property
     def rule(self) -> Optimizer:
-        """What all settings have in common."""
+        """The optimizer whose options all settings share."""
         return self.optimizer or SGD(lr=RATES[0], momentum=0.9)
 
     @property
     def settings(self) -> list[Setting]:
-        """What is trained, the smallest learning rate first."""
+        """The settings to train, smallest learning rate first."""
         own = self.optimizer
         rates = self.grid.lr or (RATES if own is None else [own.lr])
         decays = self.grid.weight_decay or (DECAYS if own is None else [own.weight_decay])
         return [Setting(rate, decay) for rate, decay in itertools.product(sorted(rates), sorted(decays))]
 
+    def run(self, encoder: FrozenEncoder, partial_result: PartialResult | None = None) -> dict[str, Any]:
+        """Trains and tests linear classifiers.
 
-def run(config: LinearConfig, subject: Subject, part: PartialResult | None = None) -> dict[str, Any]:
-    """Trains and tests linear classifiers. All ranks call it and share the work; the outcome is the same on all.
+        If there are several settings, training images kept back for validation decide between them (`_best`). Where
+        features are extracted once, the chosen classifier is then trained again on all training images.
 
-    With several settings, images kept back for validation decide (`_best`). Where features are extracted once, the
-    chosen one is then trained again on all training images.
+        Args:
+            encoder: the encoder, which is left as it is, and its images.
+            partial_result: where a training that extracts features in every epoch saves its state and continues from;
+                it then stops in order when the process receives a stop signal.
 
-    Args:
-        config: the `[eval.linear]` table.
-        subject: the encoder, which is left as it is, and its images.
-        part: where a training that extracts features in every epoch keeps its state and goes on from; it then ends in
-            order where the process is told to stop.
-
-    Returns:
-        What eval/*.json has under "results".
-
-    Raises:
-        UsageError: there are too few images, or they have no labels.
-        RunFailed: the classifier, or the encoder's features, are not finite; the state could not be written.
-        Stopped: the process was told to stop, and the state is saved.
-    """
-    ranks = distributed.world_size()
-    for key, source in zip(("eval.train", "eval.test"), subject.labeled(), strict=True):
-        if len(source) < max(2, ranks):
-            raise UsageError(f"{source!r} has {len(source)} images, too few: set {key} to more")
-    if config.transforms is not None:
-        learning, testing = (ViewGroup(transforms=each).normalize for each in (config.transforms, subject.transforms))
-        if (learning.mean, learning.std) != (testing.mean, testing.std):
-            raise UsageError("eval.transforms and eval.linear.transforms normalize differently (Normalize)")
-    if config.global_batch < ranks:
-        raise UsageError(f"eval.linear.global_batch is {config.global_batch}, less than an image for each process")
-    with evaluating(subject.backbone):
-        return _Evaluation(config, subject, part if config.is_fresh else None).run()
+        Raises:
+            UsageError: there are too few images, or they have no labels.
+            RunFailed: the classifier, or the encoder's features, are not finite; the state could not be written.
+            Stopped: the process received a stop signal, and the state is saved.
+        """
+        ranks = distributed.world_size()
+        for key, source in zip(("eval.train", "eval.test"), encoder.labeled(), strict=True):
+            if len(source) < max(2, ranks):
+                raise UsageError(f"{source!r} has {len(source)} images, too few: set {key} to more")
+        if self.transforms is not None:
+            learning, testing = (ViewGroup(transforms=each).normalize for each in (self.transforms, encoder.transforms))
+            if (learning.mean, learning.std) != (testing.mean, testing.std):
+                raise UsageError("eval.transforms and eval.linear.transforms normalize differently (Normalize)")
+        if self.global_batch < ranks:
+            raise UsageError(f"eval.linear.global_batch is {self.global_batch}, less than an image for each process")
+        with evaluating(encoder.backbone):
+            return _Training(self, encoder, partial_result if self.is_fresh else None).run()
 
 
-class _Evaluation:
-    """One call of `run`; arguments as there."""
+class _Training:
+    """One call of `Linear.run`; arguments as there."""
 
-    def __init__(self, config: LinearConfig, subject: Subject, part: PartialResult | None) -> None:
-        self.config, self.subject, self.part = config, subject, part
-        train, test = subject.labeled()
+    def __init__(self, config: Linear, encoder: FrozenEncoder, partial_result: PartialResult | None) -> None:
+        self.config, self.encoder, self.partial_result = config, encoder, partial_result
+        train, test = encoder.labeled()
         self.num_classes = int(max(labels(train).max(), labels(test).max())) + 1
         self.fit_source, self.fit_ids, self.all_ids = train, np.arange(len(train)), np.arange(len(train))
         self.validation_ids = np.arange(0)
@@ -172,7 +169,7 @@ class _Evaluation:
         if is_grid:
             self.fit_source, validating = split_holdout(train, config.validation)
             self.fit_ids, self.validation_ids = self.fit_source.ids, validating.ids
-        for ids in (self.fit_ids, self.all_ids):  # before features cost hours
+        for ids in (self.fit_ids, self.all_ids):  # before hours of extraction
             config.lr.check(self._steps(ids), self._steps(ids) * config.epochs)
         self.test_cache = self._cache(test)
         self.train_cache = None if config.is_fresh else self._cache(train)
@@ -181,12 +178,12 @@ class _Evaluation:
             self.validation_cache, self.validation_ids = self._cache(validating), np.arange(len(validating))
 
     def _cache(self, source: Source) -> FeatureCache:
-        subject, config = self.subject, self.config
-        extractor = subject.extractor(source)
-        return FeatureCache(extractor, subject.backbone, memory_gib=config.cache_gib, folder=config.cache_dir)
+        encoder, config = self.encoder, self.config
+        extractor = encoder.extractor(source)
+        return FeatureCache(extractor, encoder.backbone, memory_gib=config.cache_gib, folder=config.cache_dir)
 
     def _steps(self, ids: np.ndarray) -> int:
-        """Steps of an epoch over so many images."""
+        """Optimizer steps of an epoch over these images."""
         return -(-len(ids) // self.config.global_batch)
 
     def run(self) -> dict[str, Any]:
@@ -225,20 +222,26 @@ class _Evaluation:
         }
 
     def _choose(self, heads: Heads, norm: Normalization, cache: FeatureCache, grid: list[dict[str, Any]]) -> int:
-        """The setting that the images kept back speak for; their figures are entered into the grid."""
+        """The index of the setting that the validation images choose; adds their accuracy and loss to the grid."""
         validated = self._score(heads, norm, cache, self.validation_ids)
         for place, row in enumerate(grid):
             row |= {"validation_top1_pct": validated.top1_pct[place].item()}
             row |= {"validation_loss": _finite(validated.loss[place])}
         best = _best(validated, len(self.validation_ids))
-        said = len(grid), grid[best]["lr"], grid[best]["weight_decay"], grid[best]["validation_top1_pct"]
-        logger.info("linear: of %d settings lr %g with weight decay %g: %.4g %% of validation images", *said)
+        chosen = grid[best]
+        logger.info(
+            "linear: of %d settings, lr %g with weight decay %g is chosen: %.4g %% of the validation images",
+            len(grid),
+            chosen["lr"],
+            chosen["weight_decay"],
+            chosen["validation_top1_pct"],
+        )
         return best
 
     def _train(self, settings: Sequence[Setting], ids: np.ndarray) -> tuple[Heads, Normalization, Tensor]:
-        """The classifiers, what their features pass through, and their (H,) mean losses over the last epoch."""
+        """The trained classifiers, the normalization of their features, and (H,) mean losses over the last epoch."""
         config, width = self.config, self.test_cache.num_features
-        device, seed = self.subject.device, self.subject.seed
+        device, seed = self.encoder.device, self.encoder.seed
         heads = Heads(settings, config.rule, width, self.num_classes, seed=seed, device=device)
         kind = config.norm
         if kind == "auto":
@@ -251,12 +254,12 @@ class _Evaluation:
         last_epoch = torch.zeros(len(settings), device=device)
         state = {**heads.state, **norm.state, "loss": last_epoch}
         first = 0
-        if self.part is not None and (first := self.part.load(state)):
-            logger.info("linear: going on after %d of %d steps, from %s", first, total, self.part.path)
+        if self.partial_result is not None and (first := self.partial_result.load(state)):
+            logger.info("linear: going on after %d of %d steps, from %s", first, total, self.partial_result.path)
         reported_s = time.monotonic()
         vote = distributed.Vote(device)
         with contextlib.ExitStack() as stack:
-            signals = None if self.part is None else stack.enter_context(StopSignals())
+            signals = None if self.partial_result is None else stack.enter_context(StopSignals())
             batches = stack.enter_context(contextlib.closing(self._batches(ids, steps, first)))
             for step, (features, labels) in zip(range(first, total), batches, strict=False):
                 epoch, place = divmod(step, steps)
@@ -270,19 +273,21 @@ class _Evaluation:
                     reported_s = time.monotonic()
                     least = last_epoch.nan_to_num(nan=math.inf).min().item() / steps
                     logger.info("linear: epoch %d of %d, loss %.4f", epoch + 1, config.epochs, least)
-                if self.part is not None and signals is not None and step + 1 < total:  # the rest takes no time
+                if (
+                    self.partial_result is not None and signals is not None and step + 1 < total
+                ):  # after the last step little is left to do
                     code = vote.cast(signals.exit_code)
-                    self.part.save(state, step + 1, now=code > 0)
+                    self.partial_result.save(state, step + 1, now=code > 0)
                     if code:
                         raise Stopped(code)
         return heads, norm, (last_epoch / steps).cpu()
 
     def _batches(self, ids: np.ndarray, steps: int, first: int) -> Examples:
-        """This rank's part of every batch of the training: features (b, D) and labels (b,), from step `first` on."""
+        """Yields this rank's part of every training batch from step `first` on: features (b, D) and labels (b,)."""
         return self._fresh(steps, first) if self.train_cache is None else self._cached(self.train_cache, ids, steps)
 
     def _cached(self, cache: FeatureCache, ids: np.ndarray, steps: int) -> Examples:
-        order = Order(len(ids), self.subject.seed)
+        order = Order(len(ids), self.encoder.seed)
         positions = np.arange(steps * self.config.global_batch)
         for epoch in range(self.config.epochs):
             for batch in ids[order.ids(epoch, positions)].reshape(steps, -1):
@@ -290,16 +295,16 @@ class _Evaluation:
 
     def _fresh(self, steps: int, first: int) -> Examples:
         assert self.config.transforms is not None
-        subject = self.subject
+        encoder = self.encoder
         loader = Loader(
             self.fit_source,
             [ViewGroup(num_views=1, transforms=self.config.transforms)],
-            sampler=Order(len(self.fit_source), subject.seed),
-            seed=subject.seed,
+            sampler=Order(len(self.fit_source), encoder.seed),
+            seed=encoder.seed,
             batch_size=BATCH,
-            device=subject.device,
-            augment=subject.augment,
-            num_threads=subject.num_threads,
+            device=encoder.device,
+            augment=encoder.augment,
+            num_threads=encoder.num_threads,
         )
         batch = self.config.global_batch
         share = distributed.share(batch)
@@ -311,7 +316,7 @@ class _Evaluation:
         )
         with contextlib.closing(loader.run(cursor)) as stream:
             while rows := [  # images of one piece at a time
-                (pooled(subject.backbone, batch.views[0], subject.bf16), batch.label)
+                (pooled(encoder.backbone, batch.views[0], encoder.bf16), batch.label)
                 for batch in itertools.islice(stream, len(pieces))
             ]:
                 features, labels = zip(*rows, strict=True)
@@ -330,9 +335,9 @@ def _rates(settings: Sequence[Setting], schedule: Schedule, steps: range, steps_
 
 
 def _best(validated: Scores, num_samples: int) -> int:
-    """The lowest loss among the settings whose top-1 is within one standard error of the best one's.
+    """The index of the lowest loss among the settings whose top-1 is within one standard error of the best top-1.
 
-    So many images decide by top-1; a hundred cannot tell settings apart by it, where losses still do.
+    With many images the top-1 decides. A hundred images do not separate settings by top-1, but by loss.
     """
     top1, loss = validated.top1_pct / 100, validated.loss.nan_to_num(nan=math.inf)
     best = top1.max()
@@ -341,5 +346,5 @@ def _best(validated: Scores, num_samples: int) -> int:
 
 
 def _finite(value: Tensor) -> float | None:
-    """What JSON can hold."""
+    """The number, or None (null in JSON) if it is not finite."""
     return value.item() if value.isfinite() else None

@@ -1,8 +1,8 @@
-"""Linear classifiers with many settings, trained side by side on the same features.
+"""Linear classifiers with many settings, trained together on the same features.
 
-H classifiers are one matrix of H x C rows, so that a batch costs one product of matrices forward and one backward,
-whatever the number of settings. Each has its own learning rate, weight decay and, under LARS, trust ratios; what one of
-them does, even if it diverges, does not reach another.
+H classifiers are one matrix of H x C rows, so that a batch costs one matrix product forward and one backward, whatever
+the number of settings. Each has its own learning rate, weight decay and, under LARS, trust ratios; a classifier that
+diverges does not affect the others.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,26 +15,27 @@ from torch import Tensor
 from sslrun.optim import Optimizer
 from sslrun.optim.lars import trust_ratios
 from sslrun.optim.optimizers import LARS, SGD
+from sslrun.randomness import fixed_generator
 from sslrun.runtime import distributed
 
 INITIAL_STD = 0.01  # of the weights, as in MMSelfSup's and MAE's linear heads
 
 
 class Setting(NamedTuple):
-    """What the classifiers of a grid differ in."""
+    """Learning rate and weight decay of one classifier of a grid."""
 
     lr: float
     weight_decay: float
 
 
 class Scores(NamedTuple):
-    """What H classifiers make of some images.
+    """Losses and accuracies of H classifiers on some images.
 
     Attributes:
         loss: (H,) mean cross-entropy.
         top1_pct: (H,) per cent of the images whose class has the largest logit.
-        top5_pct: (H,) per cent of those whose class is among the five largest.
-        per_class_pct: (H, C) top-1 of each class; NaN where it has no images.
+        top5_pct: (H,) per cent of the images whose class has one of the five largest logits.
+        per_class_pct: (H, C) top-1 accuracy of each class in per cent; NaN for a class without images.
     """
 
     loss: Tensor
@@ -44,18 +45,18 @@ class Scores(NamedTuple):
 
 
 class Heads:
-    """H linear classifiers of D features into C classes. All begin with the same weights, and biases of 0.
+    """H linear classifiers of D features into C classes. All start with the same weights, and with biases of 0.
 
-    Biases do not decay: as in logistic regression they say how frequent a class is, which is no complexity.
+    Biases do not decay: as in logistic regression they represent class frequencies, not complexity.
 
     Args:
-        settings: of the H classifiers.
-        rule: SGD or LARS, with the options that they share; its own lr and weight_decay are not used. LARS takes the
-            trust ratio of each classifier's weight and of its bias, as for two parameters.
-        num_features: D.
-        num_classes: C.
-        seed: of the first weights.
-        device: where the work is done.
+        settings: settings of the H classifiers.
+        rule: SGD or LARS, with the options that they share; its lr and weight_decay are not used. LARS has separate
+            trust ratios for each classifier's weight and bias.
+        num_features: number of features D.
+        num_classes: number of classes C.
+        seed: seed of the initial weights.
+        device: where to compute.
     """
 
     def __init__(
@@ -71,14 +72,14 @@ class Heads:
         assert isinstance(rule, SGD | LARS)
         self.rule = rule
         heads = len(settings)
-        generator = torch.Generator().manual_seed(seed)
+        generator = fixed_generator(seed)
         first = INITIAL_STD * torch.randn(1, num_classes, num_features, generator=generator)
         self.weight = first.to(device).repeat(heads, 1, 1)  # (H, C, D)
         self.bias = torch.zeros(heads, num_classes, 1, device=device)
         self.momenta = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
         decay = torch.tensor([setting.weight_decay for setting in settings], device=device)
         self.decays = decay, torch.zeros_like(decay)
-        # Gradients and losses lie in one piece of memory, so that ranks exchange them at once.
+        # Gradients and losses share one tensor, so that one all-reduce sums them.
         sizes = [self.weight.numel(), self.bias.numel(), heads]
         self._summed = torch.zeros(sum(sizes), device=device)
         weight_gradient, bias_gradient, self._loss = self._summed.split(sizes)
@@ -86,24 +87,26 @@ class Heads:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """What steps change, to be saved or written into."""
+        """The tensors that steps change, to be saved or overwritten in place."""
         weight, bias = self.momenta
         return {"weight": self.weight, "bias": self.bias, "momentum_of_weight": weight, "momentum_of_bias": bias}
 
     def logits(self, features: Tensor) -> Tensor:
-        """(b, H, C) of (b, D)."""
+        """Logits (b, H, C) of features (b, D)."""
         heads, classes, _ = self.weight.shape
         flat = torch.addmm(self.bias.view(-1), features, self.weight.view(heads * classes, -1).T)
         return flat.view(len(features), heads, classes)
 
     @torch.no_grad()
     def step(self, features: Tensor, labels: Tensor, total: int, rates: Tensor) -> Tensor:
-        """One optimizer step on the mean cross-entropy of a batch; the (H,) losses before it. All ranks call it.
+        """One optimizer step on the mean cross-entropy of a batch; returns the (H,) losses before the step.
+
+        All ranks call it.
 
         Args:
             features: (b, D), this rank's part of the batch; b may be 0.
             labels: (b,) int64.
-            total: rows of the batch over all ranks.
+            total: number of rows of the batch over all ranks.
             rates: (H,) learning rates.
         """
         heads, classes, _ = self.weight.shape
@@ -119,7 +122,7 @@ class Heads:
         return self._loss.clone()
 
     def _update(self, rates: Tensor) -> None:
-        """torch.optim.SGD's step, or sslrun.optim.lars.LARS's, of each classifier. Uses the gradients up."""
+        """The step of torch.optim.SGD, or of sslrun.optim.lars.LARS, for each classifier. Overwrites the gradients."""
         rule, parameters = self.rule, (self.weight, self.bias)
         for parameter, change, momentum, decay in zip(
             parameters, self._gradients, self.momenta, self.decays, strict=True
@@ -137,7 +140,7 @@ class Heads:
 
     @torch.no_grad()
     def score(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
-        """How well they classify features (b, D) with labels (b,); each rank gives its own. All ranks call it."""
+        """Scores on batches of features (b, D) and labels (b,); each rank passes its own. All ranks call it."""
         heads, classes, _ = self.weight.shape
         device = self.weight.device
         loss = torch.zeros(heads, dtype=torch.float64, device=device)
@@ -148,7 +151,7 @@ class Heads:
             log_likelihood = logits.log_softmax(dim=2).gather(2, labels.view(-1, 1, 1).expand(-1, heads, 1))
             loss -= log_likelihood.sum(dim=(0, 2)).double()
             hits = logits.topk(min(5, classes), dim=2).indices == labels.view(-1, 1, 1)  # (b, H, 5)
-            hits &= logits.isfinite().all(dim=2, keepdim=True)  # a classifier that has diverged is never right
+            hits &= logits.isfinite().all(dim=2, keepdim=True)  # a diverged classifier is never correct
             first.index_add_(1, labels, hits[:, :, 0].T.double())
             among_five.index_add_(1, labels, hits.any(dim=2).T.double())
             images += F.one_hot(labels, classes).sum(dim=0)

@@ -1,4 +1,4 @@
-"""How far a long evaluation has come, in a file beside its result: the same command goes on from there."""
+"""The saved state of a long evaluation, in a file beside its result: the same command continues from it."""
 
 import functools
 import hashlib
@@ -18,15 +18,15 @@ from sslrun.runtime.durable import replace_file
 
 logger = logging.getLogger(__name__)
 
-SAVE_S = 120.0  # between two times that it is written
+SAVE_S = 120.0  # seconds between two saves
 
 
 class PartialResult:
-    """The state of an evaluation after some of its steps. Rank 0 reads and writes it; the state is the same on all.
+    """The state of an evaluation after some of its steps, the same on all ranks. Rank 0 reads and writes the file.
 
     Args:
-        path: of the file.
-        identity: makes a text that differs where the evaluation is another one, on rank 0 when it is first needed.
+        path: path of the file.
+        identity: returns a text that differs for every other evaluation; called on rank 0 when it is first needed.
     """
 
     def __init__(self, path: Path, identity: Callable[[], str]) -> None:
@@ -34,9 +34,9 @@ class PartialResult:
         self._saved_s = time.monotonic()
 
     def load(self, tensors: Mapping[str, Tensor]) -> int:
-        """Fills the tensors of all ranks from the file; the steps done, 0 where there is nothing to go on from.
+        """Fill the tensors of all ranks from the file; returns the steps done, 0 if there is no state.
 
-        A file that is damaged, or of another evaluation, is left alone, with a warning, until it is replaced.
+        A file that is damaged or belongs to another evaluation is ignored, with a warning, until it is replaced.
         """
         steps = distributed.from_rank_0(lambda: self._read(tensors))
         if steps:
@@ -44,10 +44,10 @@ class PartialResult:
         return steps
 
     def save(self, tensors: Mapping[str, Tensor], steps: int, *, now: bool) -> None:
-        """Replaces the file: now, or if the last time was long ago.
+        """Replace the file: now, or if the last save is more than SAVE_S ago.
 
         Raises:
-            RunFailed: it could not be written. What was there is untouched.
+            RunFailed: it could not be written. The old file is untouched.
         """
         if distributed.rank() > 0 or not (now or time.monotonic() - self._saved_s > SAVE_S):
             return
@@ -61,7 +61,7 @@ class PartialResult:
         self._saved_s = time.monotonic()
 
     def remove(self) -> None:
-        """The evaluation is done."""
+        """Remove the file, after the evaluation is done."""
         if distributed.rank() == 0:
             self.path.unlink(missing_ok=True)
 
@@ -71,15 +71,15 @@ class PartialResult:
         try:
             with safe_open(self.path, "pt") as file:
                 steps = int(file.metadata()["steps"])
-                found = {name: file.get_tensor(name) for name in tensors}
-                is_good = file.metadata()["digest"] == self._digest(found, steps)
+                saved = {name: file.get_tensor(name) for name in tensors}
+                is_good = file.metadata()["digest"] == self._digest(saved, steps)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             is_good = False
         if not is_good:
             logger.warning("%s is damaged, or of other weights, images or settings: beginning anew", self.path)
             return 0
         for name, tensor in tensors.items():
-            tensor.copy_(found[name])
+            tensor.copy_(saved[name])
         return steps
 
     def _digest(self, tensors: Mapping[str, Tensor], steps: int) -> str:
@@ -87,9 +87,9 @@ class PartialResult:
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """64 digits that tell texts, and names and values of tensors, apart."""
-    found = hashlib.sha256(text.encode())
+    """SHA-256 of a text and of the names and values of tensors, 64 hexadecimal digits."""
+    hashed = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        hashed.update(name.encode())
+        hashed.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()

@@ -1,9 +1,9 @@
-"""A linear probe of a network under training: logistic regression on its features, fitted afresh at each measurement.
+"""A linear probe of a network under training: logistic regression on its features, fitted from scratch each time.
 
-A probe could also be trained along with the network, a step on each batch. Fitted afresh it says what the features are
-worth now, not what they were worth on average over some time; it has no state that a checkpoint would have to keep and
-a resume to find; and it needs nothing of a training step: no hook in a network that is compiled, sharded and called
-several times a step, by each method in its own way. It costs the fit, since k-NN uses the same features.
+A probe could also be trained along with the network, one step on each batch. Fitted from scratch, it measures the
+current features, not an average over time; it has no state in checkpoints; and it needs no hook in the training step,
+where the network is compiled, sharded and called several times by each method in its own way. Its only cost is the fit,
+since k-NN uses the same features.
 """
 
 import torch
@@ -19,15 +19,15 @@ MOST_ITERATIONS = 100
 def linear_probe(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, device: torch.device
 ) -> dict[str, float]:
-    """`probe/top1_pct` and `probe/loss` (cross-entropy) of the queries; the same on all ranks, which all call it.
+    """`probe/top1_pct` and `probe/loss` (cross-entropy) of the queries, the same on all ranks; all ranks call it.
 
     Rank 0 fits, with all features in its device's memory.
 
     Args:
         bank: (n, D), this rank's share of the N features to learn from.
-        bank_labels: (N,) int64.
+        bank_labels: (N,) int64 classes of all N.
         queries: (m, D), this rank's share of the M features to classify.
-        query_labels: (M,) int64.
+        query_labels: (M,) int64 classes of all M.
         device: where to compute.
     """
     num_classes = int(max(bank_labels.max(), query_labels.max())) + 1
@@ -53,21 +53,21 @@ def linear_probe(
 def fit(
     features: Tensor, labels: Tensor, num_classes: int, weight_decay: float = WEIGHT_DECAY
 ) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression on features that are brought to mean 0 and deviation 1, by L-BFGS.
+    """Multinomial logistic regression on standardized features, by L-BFGS.
 
-    What is minimized is the mean cross-entropy plus weight_decay / 2 times the squared weights (not the biases).
+    It minimizes the mean cross-entropy plus weight_decay / 2 times the sum of the squared weights (without biases).
 
     Args:
         features: (N, D) fp32.
         labels: (N,) int64.
-        num_classes: C.
-        weight_decay: of the weights for features of deviation 1.
+        num_classes: number of classes C.
+        weight_decay: weight decay of the weights, for features of standard deviation 1.
 
     Returns:
-        Weights (C, D) and biases (C,), for the features as they are.
+        Weights (C, D) and biases (C,), for the features before standardization.
     """
     deviation, mean = torch.std_mean(features, dim=0, correction=0)
-    scale = torch.where(deviation > 1e-6 * features.abs().amax(0), 1 / deviation, 0)  # constant ones tell nothing
+    scale = torch.where(deviation > 1e-6 * features.abs().amax(0), 1 / deviation, 0)  # 0 for constant features
     rows = (features - mean) * scale
     weight = features.new_zeros(num_classes, features.shape[1]).requires_grad_()
     bias = features.new_zeros(num_classes).requires_grad_()

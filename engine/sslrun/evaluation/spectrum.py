@@ -1,12 +1,13 @@
 """How well features fill their space, without labels: spread, RankMe, singular values, alignment and uniformity.
 
 RankMe (Garrido et al. 2023, arXiv 2210.02885, equation 1) is the exponential of the entropy of the singular values of
-the (N, D) features, divided by their sum: how many directions the features use, of D. Deviation: the paper adds 1e-7 to
-each share so that its logarithm exists; here shares of 0 count 0.
+the (N, D) features, divided by their sum: how many of D directions the features use. Deviation: the paper adds 1e-7 to
+each share so that its logarithm exists; here shares of 0 count as 0.
 
-Alignment and uniformity (Wang & Isola 2020, arXiv 2005.10242, section 4) are of features of length 1: the mean squared
-distance of two views of one image (alpha = 2), and the logarithm of the mean, over all pairs of different images,
-of exp(-2 squared distance) (t = 2). Less is better in both. The two views are drawn as in training.
+Alignment and uniformity (Wang & Isola 2020, arXiv 2005.10242, section 4) are computed from features of length 1.
+Alignment is the mean squared distance of two views of one image (alpha = 2); uniformity is the logarithm of the mean of
+exp(-2 squared distance) over all pairs of different images (t = 2). Lower is better for both. The two views are drawn
+as in training.
 """
 
 import contextlib
@@ -23,21 +24,23 @@ from torch import Tensor
 from sslrun.contract import Batch
 from sslrun.data import Loader, Sequential, ViewGroup
 from sslrun.errors import UsageError
+from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import BATCH, evenly, extract, require_finite, unit_rows
-from sslrun.evaluation.subject import Subject
+from sslrun.evaluation.frozen_encoder import FrozenEncoder
+from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
 
 PIECE = 2**22  # numbers in a piece of a matrix, of 8 bytes each
-RESOLUTION = 2.0**-24  # of fp32 features: what is smaller beside the largest singular value is rounding
+RESOLUTION = 2.0**-24  # of fp32 features: smaller singular values, relative to the largest, are rounding errors
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectrumConfig:
-    """The `[eval.spectrum]` table: how well features fill their space.
+class Spectrum(Evaluation):
+    """How well features fill their space: RankMe, spread, alignment, uniformity.
 
     Attributes:
-        num_samples: most training images that are looked at; the cost of uniformity grows with the square.
-        num_pairs: most of them of which two views are compared; 0 leaves alignment out.
+        num_samples: largest number of training images to measure; the cost of uniformity grows with its square.
+        num_pairs: largest number of those images of which two views are compared; 0 leaves alignment out.
     """
 
     num_samples: int = 20000
@@ -48,41 +51,45 @@ class SpectrumConfig:
             if getattr(self, name) < least:
                 raise UsageError(f"eval.spectrum.{name} must be at least {least}, not {getattr(self, name)}")
 
+    def run(self, encoder: FrozenEncoder, partial_result: PartialResult) -> dict[str, Any]:
+        """Measures the training images: `spectrum/...` and the `singular_values`.
 
-def run(config: SpectrumConfig, subject: Subject) -> dict[str, Any]:
-    """Everything of the subject's training images: `spectrum/...` and the `singular_values`. All ranks call it.
-
-    Raises:
-        UsageError: there is one image.
-        RunFailed: features are not finite.
-    """
-    source = subject.train
-    if len(source) < 2:
-        raise UsageError(f"{source!r} has one image, which has nothing to be compared with")
-    ids = evenly(len(source), config.num_samples)
-    features = subject.extractor(source).extract_share(subject.backbone, ids)
-    require_finite(features)
-    values, feature_std = spectrum(features, subject.device)
-    results: dict[str, Any] = {
-        "spectrum/feature_std": feature_std,
-        "spectrum/rankme": rankme(values),
-        "spectrum/uniformity": uniformity(features, subject.device),
-    }
-    if config.num_pairs:
-        pairs = two_views(subject, ids[evenly(len(ids), config.num_pairs)])
-        results["spectrum/alignment"] = alignment(*pairs, subject.device)
-    return {**results, "num_samples": len(ids), "singular_values": values.tolist()}
+        Raises:
+            UsageError: there is only one image.
+            RunFailed: features are not finite.
+        """
+        source = encoder.train
+        if len(source) < 2:
+            raise UsageError(f"{source!r} has one image, which has nothing to be compared with")
+        ids = evenly(len(source), self.num_samples)
+        features = encoder.features_share(source, ids)
+        require_finite(features)
+        values, feature_std = spectrum(features, encoder.device)
+        results: dict[str, Any] = {
+            "spectrum/feature_std": feature_std,
+            "spectrum/rankme": rankme(values),
+            "spectrum/uniformity": uniformity(features, encoder.device),
+        }
+        if self.num_pairs:
+            pairs = two_views(encoder, ids[evenly(len(ids), self.num_pairs)])
+            results["spectrum/alignment"] = alignment(*pairs, encoder.device)
+        return {**results, "num_samples": len(ids), "singular_values": values.tolist()}
 
 
 @torch.no_grad()
 def spectrum(features: Tensor, device: torch.device) -> tuple[Tensor, float]:
-    """Of the (N, D) features of which this rank has its share (n, D), in any memory.
+    """Singular values and spread of (N, D) features.
 
-    Computed from their D x D products in fp64, whatever N is; singular values that fp32 cannot tell from 0 are 0.
+    They are computed from the D x D products in fp64, so that memory does not depend on N. Singular values that fp32
+    cannot distinguish from 0 are 0.
+
+    Args:
+        features: (n, D), this rank's share, in any memory.
+        device: where to compute.
 
     Returns:
-        (D,) singular values, fp64 on the CPU, the largest first; NaN where features are not finite. And the standard
-        deviation of the features of length 1, as `nn.feature_std` defines it.
+        (D,) singular values, fp64 on the CPU, largest first; NaN if features are not finite. And the standard deviation
+        of the features scaled to length 1, as `nn.feature_std` defines it.
     """
     dim = features.shape[1]
     gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
@@ -102,14 +109,14 @@ def spectrum(features: Tensor, device: torch.device) -> tuple[Tensor, float]:
 
 
 def rankme(singular_values: Tensor) -> float:
-    """The exponential of the entropy of singular values (D,): D where all are equal, 1 where one alone is not 0."""
+    """The exponential of the entropy of singular values (D,): D if all are equal, 1 if only one is not 0."""
     total = singular_values.sum()
     return float(torch.special.entr(singular_values / total).sum().exp()) if total != 0 else 0.0
 
 
 @torch.no_grad()
 def alignment(first: Tensor, second: Tensor, device: torch.device) -> float:
-    """Mean squared distance of features of two views of each image; (n, D) both, of this rank's share."""
+    """Mean squared distance of the features of two views of each image, (n, D) each, this rank's share."""
     distances = torch.zeros(2, dtype=torch.float64, device=device)  # their sum and their number
     size = max(1, PIECE // first.shape[1])
     for one, other in zip(first.split(size), second.split(size), strict=True):
@@ -121,9 +128,9 @@ def alignment(first: Tensor, second: Tensor, device: torch.device) -> float:
 
 @torch.no_grad()
 def uniformity(features: Tensor, device: torch.device) -> float:
-    """Of all pairs of the N features of which this rank has its share (n, D); each rank is given all of them, fp32.
+    """Log of the mean of exp(-2 squared distance) over all pairs of N features.
 
-    Each rank computes the N distances from its own rows, in pieces.
+    Every rank gathers all N rows, fp32, and computes the distances from its own rows (n, D), in pieces.
     """
     num_rows = int(distributed.all_reduce_sum_(torch.tensor(len(features), device=device)))
     rows = distributed.all_gather_shares(unit_rows(features, device), num_rows)
@@ -133,31 +140,31 @@ def uniformity(features: Tensor, device: torch.device) -> float:
     places = torch.arange(num_rows, device=device)[mine].split(size)
     for place, piece in zip(places, rows[mine].split(size), strict=True):
         similarity = piece @ rows.T  # the squared distance is 2 - 2 of it
-        similarity.scatter_(1, place.unsqueeze(1), -math.inf)  # not with itself
+        similarity.scatter_(1, place.unsqueeze(1), -math.inf)  # no pair with itself
         total += (4 * similarity - 4).exp().sum(dtype=torch.float64)
     pairs = num_rows * (num_rows - 1)
     return float((distributed.all_reduce_sum_(total) / pairs).log())
 
 
-def two_views(subject: Subject, ids: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Features (n, D) of two views of each image in this rank's share of the ids, made as in training.
+def two_views(encoder: FrozenEncoder, ids: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Features (n, D) of two views of each image in this rank's share of the ids, drawn as in training.
 
-    They are the first two views of the recipe; where it has one view of an image, that is made twice.
+    They are the first two views of the recipe; if it has only one view, that one is drawn twice.
     """
-    group = subject.views[0]
-    if len(subject.views) == 1 and group.num_views == 1:
+    group = encoder.views[0]
+    if len(encoder.views) == 1 and group.num_views == 1:
         views = [ViewGroup(num_views=2, transforms=group.transforms)]
     else:
-        views = subject.views[:1] if group.num_views > 1 else subject.views[:2]
+        views = encoder.views[:1] if group.num_views > 1 else encoder.views[:2]
     loader = Loader(
-        subject.train,
+        encoder.train,
         views,
-        sampler=Sequential(len(subject.train)),
-        seed=subject.seed,
+        sampler=Sequential(len(encoder.train)),
+        seed=encoder.seed,
         batch_size=BATCH,
-        device=subject.device,
-        augment=subject.augment,
-        num_threads=subject.num_threads,
+        device=encoder.device,
+        augment=encoder.augment,
+        num_threads=encoder.num_threads,
     )
     mine = ids[distributed.share(len(ids))]
     sizes = []
@@ -169,5 +176,5 @@ def two_views(subject: Subject, ids: np.ndarray) -> tuple[Tensor, Tensor]:
                     sizes.append(len(crop))
                     yield Batch([crop], batch.index, None)
 
-    parts = extract(subject.backbone, crops(), subject.device, subject.bf16).split(sizes)
+    parts = extract(encoder.backbone, crops(), encoder.device, encoder.bf16).split(sizes)
     return torch.cat(parts[0::2]), torch.cat(parts[1::2])

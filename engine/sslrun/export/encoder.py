@@ -1,7 +1,7 @@
-"""A trained encoder with what others need to know of it."""
+"""A trained encoder with what other programs need to know about it."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from sslrun import __version__
 from sslrun.errors import UsageError
-from sslrun.export.architecture import Shape, VitShape, deduce, shapes_of
+from sslrun.export.architecture import Architecture, ResNetArchitecture, architecture_of
 from sslrun.export.preprocessing import Preprocessing, preprocessing_of
 from sslrun.nn.norm import GroupBatchNorm
-from sslrun.nn.resnet import ResNet
-from sslrun.nn.vit import Attention, VisionTransformer
+from sslrun.randomness import fixed_generator
 from sslrun.saved import Saved
 
 ELSEWHERE = "--to safetensors and --to onnx take any backbone"
@@ -21,72 +20,71 @@ ELSEWHERE = "--to safetensors and --to onnx take any backbone"
 
 @dataclass(frozen=True)
 class Encoder:
-    """What is exported.
+    """A trained encoder, to be exported.
 
     Attributes:
-        backbone: in evaluation mode, on the CPU, in float32.
-        preprocessing: what it expects of images.
-        about: where it comes from, for metadata.
+        backbone: the network, in evaluation mode, on the CPU, in float32.
+        architecture: which network it is, by its recipe; None where it is neither a ResNet nor a VisionTransformer.
+        preprocessing: how images are prepared for it.
+        about: where it comes from (recipe, method, step, ...), for metadata.
     """
 
     backbone: nn.Module
+    architecture: Architecture | None
     preprocessing: Preprocessing
     about: dict[str, Any]
 
     def tensors(self) -> dict[str, Tensor]:
-        """By our names."""
+        """The weights and buffers by our names."""
         return dict(self.backbone.state_dict())
 
-    def shape(self, program: str) -> Shape:
-        """Which network it is, for a program that has to know.
+    def architecture_for(self, program: str) -> Architecture:
+        """Which network it is, for a format that must know.
 
         Raises:
-            UsageError: the program has no such network, in whatever size.
+            UsageError: `program` has no network of this kind.
         """
-        if type(self.backbone) not in (ResNet, VisionTransformer):
+        if self.architecture is None:
             raise UsageError(f"{program} has no {type(self.backbone).__name__}: {ELSEWHERE}")
         norms = [module for module in self.backbone.modules() if isinstance(module, GroupBatchNorm)]
         if any(norm.weight is None or norm.eps != 1e-5 for norm in norms):
             raise UsageError(f"{program} has BatchNorm with scale, shift and an eps of 1e-5 only: {ELSEWHERE}")
-        shape = deduce(shapes_of(self.backbone))
-        if isinstance(shape, VitShape):
-            attention = self.backbone.get_submodule("blocks.0.attn")
-            assert isinstance(attention, Attention)
-            return replace(shape, num_heads=attention.heads)
-        if shape.stem != "imagenet":
-            raise UsageError(f'{program} has no ResNet with stem = "{shape.stem}": {ELSEWHERE}')
-        return shape
+        if isinstance(self.architecture, ResNetArchitecture) and self.architecture.stem != "imagenet":
+            raise UsageError(f'{program} has no ResNet with stem = "{self.architecture.stem}": {ELSEWHERE}')
+        return self.architecture
 
     def images(self, number: int = 2) -> Tensor:
-        """Noise in the form that it expects, to try it with."""
-        generator = torch.Generator().manual_seed(number)
+        """(number, 3, H, W) noise of the size that it expects, to test it with."""
+        generator = fixed_generator(number)
         return torch.randn(number, 3, *self.preprocessing.size, generator=generator)
 
     def metadata(self, **more: Any) -> str:
-        """What every format holds besides the weights, as JSON."""
+        """Preprocessing and origin as JSON, with `more`; every format holds it beside the weights."""
         return json.dumps({**more, "preprocessing": self.preprocessing.as_dict(), **self.about})
 
 
 def encoder_of(saved: Saved) -> Encoder:
-    """Of a run or a file of weights.
+    """The encoder of a run or of a file of weights.
 
     Raises:
-        UsageError: its weights are not finite, or its preparation of images cannot be told to others or does
-            not suit it.
+        UsageError: its weights are not finite, or its preparation of images cannot be expressed for other programs or
+            does not suit it.
     """
-    for name, tensor in saved.backbone.state_dict().items():
+    backbone = saved.backbone.float()
+    for name, tensor in backbone.state_dict().items():
         if not tensor.isfinite().all():
             raise UsageError(f"{saved.weights}: {name} of the backbone is not finite")
+    table = saved.config.values["model"]["backbone"]
     about = {
         "recipe": saved.name,
         "method": type(saved.recipe.model).__name__,
-        "backbone": saved.config.values["model"]["backbone"],
+        "backbone": table,
         "weights": saved.weights.name,
         "step": saved.step,
         "epoch": saved.epoch,
         "sslrun": __version__,
     }
-    encoder = Encoder(saved.backbone.float(), preprocessing_of(saved.recipe), about)
+    encoder = Encoder(backbone, architecture_of(table), preprocessing_of(saved.recipe), about)
     try:
         encoder.backbone(encoder.images(1))
     except (ValueError, RuntimeError) as error:

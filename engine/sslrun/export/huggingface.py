@@ -5,68 +5,65 @@ from pathlib import Path
 from typing import Any
 
 from sslrun.errors import UsageError
-from sslrun.export import published
-from sslrun.export.architecture import ResNetShape, Shapes
+from sslrun.export import library_shapes
+from sslrun.export.architecture import ResNetArchitecture, Shapes
 from sslrun.export.encoder import ELSEWHERE, Encoder
-from sslrun.export.files import KEY, read_safetensors
-from sslrun.export.layouts import from_transformers, to_transformers
+from sslrun.export.export_format import ExportFormat
+from sslrun.export.tensor_files import KEY, read_safetensors
+from sslrun.export.tensor_names import from_transformers, to_transformers
 from sslrun.export.verify import NotTheSame, difference, require_names, require_same, shapes
-from sslrun.runtime.checkpoint import write_tensors
 from sslrun.runtime.durable import write_file
+from sslrun.runtime.safetensors_file import write_tensors
 
 CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "preprocessor_config.json", "README.md"
 
 
-class HuggingFaceFolder:
-    """config.json, model.safetensors, preprocessor_config.json and README.md.
+class HuggingFace(ExportFormat):
+    """A folder for transformers: config.json, model.safetensors, preprocessor_config.json and README.md."""
 
-    Args:
-        encoder: what to write.
-        path: the folder.
-    """
+    folder_names = frozenset({CONFIG, WEIGHTS, PROCESSOR, CARD})
 
-    note = None
-    names = frozenset({CONFIG, WEIGHTS, PROCESSOR, CARD})
-
-    def __init__(self, encoder: Encoder, path: Path) -> None:
+    def prepare(self, encoder: Encoder, path: Path) -> None:
         if path.is_file():
             raise UsageError(f"{path} is a file; --to huggingface writes a folder")
-        self.encoder, self.name = encoder, path.name
+        self.name = path.name
         self.config = _config(encoder)
         self.tensors = {name: tensor.contiguous() for name, tensor in to_transformers(encoder.tensors()).items()}
         self.metadata = encoder.metadata(target="huggingface", architecture=self.config["architectures"][0])
-        wrong = difference(shapes(self.tensors), _published(self.config))
+        wrong = difference(shapes(self.tensors), _expected(self.config))
         if wrong is not None:
             raise UsageError(f"these weights are not laid out as published: {wrong}")
 
-    def write(self, path: Path) -> None:
+    def write(self, encoder: Encoder, path: Path) -> None:
         path.mkdir()
         write_file(path / CONFIG, _json(self.config))
-        write_file(path / PROCESSOR, _json(self.encoder.preprocessing.for_transformers()))
-        write_file(path / CARD, self._card().encode())
+        write_file(path / PROCESSOR, _json(encoder.preprocessing.for_transformers()))
+        write_file(path / CARD, _card(self.name, encoder, self.config["architectures"][0]).encode())
         write_tensors(path / WEIGHTS, self.tensors, {"format": "pt", KEY: self.metadata})
 
-    def verify(self, path: Path) -> None:
+    def verify(self, encoder: Encoder, path: Path) -> None:
         config = json.loads((path / CONFIG).read_bytes())
         processor = json.loads((path / PROCESSOR).read_bytes())
         tensors, metadata = read_safetensors(path / WEIGHTS)
-        if (config, processor) != (self.config, self.encoder.preprocessing.for_transformers()):
+        if (config, processor) != (self.config, encoder.preprocessing.for_transformers()):
             raise NotTheSame("its configuration did not read back")
         if metadata != self.metadata:
             raise NotTheSame("its metadata did not read back")
-        require_names(tensors, _published(config))
-        ours = from_transformers(tensors, self.encoder.tensors())
-        require_same(self.encoder.backbone, ours, self.encoder.images())
+        require_names(tensors, _expected(config))
+        ours = from_transformers(tensors, encoder.tensors())
+        require_same(encoder.backbone, ours, encoder.images())
 
-    def _card(self) -> str:
-        about, architecture = self.encoder.about, self.config["architectures"][0]
-        length = "" if about["step"] is None else f", {about['step']} steps ({about['epoch']:.4g} epochs)"
-        if architecture == "ViTModel":
-            arguments = ", add_pooling_layer=False"
-            feature = "last_hidden_state[:, 0]"
-        else:
-            arguments, feature = "", "pooler_output.flatten(1)"
-        return f"""---
+
+def _card(name: str, encoder: Encoder, architecture: str) -> str:
+    """README.md of the folder."""
+    about = encoder.about
+    length = "" if about["step"] is None else f", {about['step']} steps ({about['epoch']:.4g} epochs)"
+    if architecture == "ViTModel":
+        arguments = ", add_pooling_layer=False"
+        feature = "last_hidden_state[:, 0]"
+    else:
+        arguments, feature = "", "pooler_output.flatten(1)"
+    return f"""---
 library_name: transformers
 pipeline_tag: image-feature-extraction
 ---
@@ -78,8 +75,8 @@ An image encoder trained without labels: {about["method"]}{length}, by sslrun {a
 ```python
 from transformers import AutoImageProcessor, {architecture}
 
-processor = AutoImageProcessor.from_pretrained("{self.name}")
-model = {architecture}.from_pretrained("{self.name}"{arguments})
+processor = AutoImageProcessor.from_pretrained("{name}")
+model = {architecture}.from_pretrained("{name}"{arguments})
 features = model(**processor(image, return_tensors="pt")).{feature}
 ```
 """
@@ -87,19 +84,19 @@ features = model(**processor(image, return_tensors="pt")).{feature}
 
 def _config(encoder: Encoder) -> dict[str, Any]:
     """config.json; UsageError: transformers has no such network."""
-    shape = encoder.shape("transformers")
+    architecture = encoder.architecture_for("transformers")
     common = {"num_channels": 3, "dtype": "float32", "torch_dtype": "float32"}
-    if isinstance(shape, ResNetShape):
-        if (shape.groups, shape.width_per_group) != (1, 64):
-            raise UsageError(f"transformers has no {shape}: {ELSEWHERE}")
-        expansion = 1 if shape.depth < 50 else 4
+    if isinstance(architecture, ResNetArchitecture):
+        if (architecture.groups, architecture.width_per_group) != (1, 64):
+            raise UsageError(f"transformers has no {architecture}: {ELSEWHERE}")
+        expansion = 1 if architecture.depth < 50 else 4
         return {
             "architectures": ["ResNetModel"],
             "model_type": "resnet",
-            "layer_type": "basic" if shape.depth < 50 else "bottleneck",
-            "embedding_size": shape.base_width,
-            "hidden_sizes": [shape.base_width * expansion * 2**stage for stage in range(shape.stages)],
-            "depths": list(published.BLOCKS[shape.depth][: shape.stages]),
+            "layer_type": "basic" if architecture.depth < 50 else "bottleneck",
+            "embedding_size": architecture.base_width,
+            "hidden_sizes": [architecture.base_width * expansion * 2**stage for stage in range(architecture.stages)],
+            "depths": list(library_shapes.BLOCKS[architecture.depth][: architecture.stages]),
             "hidden_act": "relu",
             "downsample_in_first_stage": False,
             "downsample_in_bottleneck": False,
@@ -108,12 +105,12 @@ def _config(encoder: Encoder) -> dict[str, Any]:
     return {
         "architectures": ["ViTModel"],
         "model_type": "vit",
-        "hidden_size": shape.embed_dim,
-        "num_hidden_layers": shape.depth,
-        "num_attention_heads": shape.num_heads,
-        "intermediate_size": int(shape.embed_dim * shape.mlp_ratio),
-        "image_size": shape.img_size,
-        "patch_size": shape.patch_size,
+        "hidden_size": architecture.embed_dim,
+        "num_hidden_layers": architecture.depth,
+        "num_attention_heads": architecture.num_heads,
+        "intermediate_size": int(architecture.embed_dim * architecture.mlp_ratio),
+        "image_size": architecture.img_size,
+        "patch_size": architecture.patch_size,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
         "qkv_bias": True,
@@ -121,9 +118,9 @@ def _config(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _published(config: dict[str, Any]) -> Shapes:
+def _expected(config: dict[str, Any]) -> Shapes:
     is_resnet = config["model_type"] == "resnet"
-    return (published.transformers_resnet if is_resnet else published.transformers_vit)(config)
+    return (library_shapes.transformers_resnet if is_resnet else library_shapes.transformers_vit)(config)
 
 
 def _json(value: Any) -> bytes:

@@ -10,44 +10,40 @@ from torch import Tensor, nn
 
 from sslrun.errors import UsageError
 from sslrun.export.encoder import Encoder
-from sslrun.export.files import KEY
+from sslrun.export.export_format import ExportFormat
+from sslrun.export.tensor_files import KEY
 from sslrun.export.verify import NotTheSame, features, require_equal
 
 NEEDS = "--to onnx needs onnx, onnxruntime and onnxscript: pip install 'sslrun[onnx]'"
 
 
-class OnnxFile:
-    """`images` (batch, 3, H, W) to `features` (batch, D), and of a ResNet also `feature_map` (batch, D, H', W').
+class Onnx(ExportFormat):
+    """Any backbone as an ONNX graph: images in, features out, and of a ResNet also the feature map.
 
-    Args:
-        encoder: what to write; any backbone.
-        path: the file, .onnx.
+    Its input is `images` (batch, 3, H, W), its outputs are `features` (batch, D) and `feature_map` (batch, D, H', W').
     """
 
-    note = None
+    suffixes = (".onnx",)
 
-    def __init__(self, encoder: Encoder, path: Path) -> None:
-        if path.suffix != ".onnx":
-            raise UsageError(f"{path} must end in .onnx")
+    def prepare(self, encoder: Encoder, path: Path) -> None:
         try:
             import onnx  # noqa: F401
             import onnxruntime  # noqa: F401
             import onnxscript  # noqa: F401
         except ImportError as error:
             raise UsageError(NEEDS) from error
-        self.encoder, self.network = encoder, _Network(encoder.backbone).eval()
+        self.network = _Network(encoder.backbone).eval()
         self.metadata = encoder.metadata(target="onnx")
 
-    def write(self, path: Path) -> None:
+    def write(self, encoder: Encoder, path: Path) -> None:
         try:
-            program = self._translated()
+            program = self._translated(encoder.images())
         except Exception as error:  # whatever a user's own backbone does that torch cannot follow
             raise NotTheSame(f"torch cannot translate the backbone ({_first_line(error)})") from error
         program.model.metadata_props[KEY] = self.metadata
         program.save(str(path), external_data=False)
 
-    def _translated(self) -> Any:
-        images = self.encoder.images()
+    def _translated(self, images: Tensor) -> Any:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's about itself
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
@@ -62,7 +58,7 @@ class OnnxFile:
                 verbose=False,
             )
 
-    def verify(self, path: Path) -> None:
+    def verify(self, encoder: Encoder, path: Path) -> None:
         import onnxruntime
 
         try:
@@ -76,7 +72,7 @@ class OnnxFile:
             return torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
 
         for number in (1, 3):  # neither is the number that it was traced with
-            require_equal(features(self.encoder.backbone), run, self.encoder.images(number))
+            require_equal(features(encoder.backbone), run, encoder.images(number))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What is to be done to an image before an encoder sees it, as others say it."""
+"""How images are prepared for an encoder, in the terms of other libraries."""
 
 import math
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from sslrun.recipe import Recipe
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop the middle, divide by 255, normalize. Colors are red, green, blue.
+    """Resize, center crop, divide by 255, normalize. The order of colors is red, green, blue.
 
     Attributes:
-        size: height and width of what the encoder gets, in pixels.
-        resize: the shorter side before the crop, in pixels, or height and width; None: images are not resized.
-        interpolation: "bilinear" or "bicubic", with a filter before it shrinks, as PIL's.
-        mean: of each color, of pixels in 0 to 1.
-        std: likewise.
+        size: height and width of the encoder's input, in pixels.
+        resize: the shorter side before the crop, in pixels, or height and width; None if images are not resized.
+        interpolation: "bilinear" or "bicubic", antialiased as PIL's.
+        mean: mean of each color, of pixels in 0 to 1.
+        std: standard deviation of each color, of pixels in 0 to 1.
     """
 
     size: tuple[int, int]
@@ -30,7 +30,7 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For metadata."""
+        """The preprocessing in a file's metadata."""
         return {
             "color_order": "RGB",
             "input_size": [3, *self.size],
@@ -80,10 +80,10 @@ class Preprocessing:
 
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:
-    """How a recipe's encoder is given images when it is evaluated.
+    """How the evaluation of a recipe's encoder prepares images.
 
     Raises:
-        UsageError: in a way that has no name elsewhere.
+        UsageError: other libraries cannot express it.
     """
     transforms = recipe.eval.transforms or recipe.monitor.transforms or center_crop_like(recipe.data.views[0])
     group = ViewGroup(num_views=1, transforms=transforms)

@@ -1,4 +1,4 @@
-"""Whether what was written is what was meant: names and shapes as published, and the same outputs."""
+"""Checks of an exported file that was read back: names and shapes as published, the same bits, the same outputs."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -12,39 +12,48 @@ TOLERANCE = 1e-5
 
 
 class NotTheSame(Exception):
-    """What was read back differs from what was to be written; the text says in what."""
+    """The file that was read back differs from the encoder; the text says how."""
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    """The shape of each tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def difference(found: Mapping[str, tuple[int, ...]], published: Mapping[str, tuple[int, ...]]) -> str | None:
-    """In what names and shapes differ, in words; None if in nothing."""
-    if missing := [name for name in published if name not in found]:
+def difference(actual: Shapes, expected: Shapes) -> str | None:
+    """How names and shapes differ, in words; None if they are equal."""
+    if missing := [name for name in expected if name not in actual]:
         return f"{len(missing)} missing, such as {missing[0]}"
-    if more := [name for name in found if name not in published]:
+    if more := [name for name in actual if name not in expected]:
         return f"{len(more)} too many, such as {more[0]}"
-    if other := [name for name in found if found[name] != published[name]]:
-        return f"{other[0]} is {found[other[0]]} instead of {published[other[0]]}"
+    if other := [name for name in actual if actual[name] != expected[name]]:
+        return f"{other[0]} is {actual[other[0]]} instead of {expected[other[0]]}"
     return None
 
 
-def require_names(found: Mapping[str, Tensor], published: Mapping[str, tuple[int, ...]]) -> None:
-    wrong = difference(shapes(found), published)
+def require_names(tensors: Mapping[str, Tensor], expected: Shapes) -> None:
+    """Raises NotTheSame if names or shapes are not the expected ones."""
+    wrong = difference(shapes(tensors), expected)
     if wrong is not None:
         raise NotTheSame(f"its names are not the published ones: {wrong}")
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether dtype, shape and every bit are equal; a NaN equals itself. Of any dtype."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (one, other)))
+
+
 def require_same(backbone: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> None:
-    """These tensors must be the backbone's to the bit, and another copy of it that is filled with nothing else must see
-    in images what it sees."""
+    """Raises NotTheSame unless the tensors are the backbone's to the bit, and a copy of the backbone that is filled
+    with nothing but them gives the same outputs for images."""
     own = backbone.state_dict()
     for name, tensor in tensors.items():
-        if not torch.equal(tensor, own[name]):
+        if not same_bits(tensor, own[name]):
             raise NotTheSame(f"{name} is not what was written")
     fresh = copy.deepcopy(backbone)
-    for tensor in fresh.state_dict().values():  # whatever is not filled shows
+    for tensor in fresh.state_dict().values():  # a tensor that is not filled changes the outputs
         tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
     fresh.load_state_dict(tensors)
     require_equal(features(backbone), features(fresh), images)
@@ -53,15 +62,15 @@ def require_same(backbone: nn.Module, tensors: Mapping[str, Tensor], images: Ten
 def require_equal(
     ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], images: Tensor, tolerance: float = TOLERANCE
 ) -> None:
-    """Equal outputs, but for `tolerance` of the largest of them (or of 1)."""
-    expected, found = ours(images), theirs(images)
-    error = (expected - found).abs().max().item() if found.shape == expected.shape else torch.nan
+    """Raises NotTheSame if outputs differ by more than `tolerance` times the largest of them (or times 1)."""
+    expected, actual = ours(images), theirs(images)
+    error = (expected - actual).abs().max().item() if actual.shape == expected.shape else torch.nan
     if not error <= tolerance * max(1.0, expected.abs().max().item()):
         raise NotTheSame(f"its outputs for {len(images)} images differ by {error:.1e}")
 
 
 def features(backbone: nn.Module) -> Callable[[Tensor], Tensor]:
-    """(B, D) features of images under a backbone in evaluation mode: its last output, averaged over positions."""
+    """A function that gives the (B, D) features of images: the backbone's last output, averaged over positions."""
 
     @torch.no_grad()
     def of(images: Tensor) -> Tensor:

@@ -66,6 +66,6 @@ class BYOL(Method):
         momentum = cosine_momentum(self.base_momentum, progress.fraction, self.end_momentum)
         return [(self.target_backbone, self.backbone, momentum), (self.target_neck, self.neck, momentum)]
 
-    def _pair(self, backbone: nn.Module, neck: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _pair(self, backbone: Backbone, neck: Neck, batch: Batch) -> tuple[Tensor, Tensor]:
         first, second = batch.crops()
         return neck(backbone(first)[-1]), neck(backbone(second)[-1])

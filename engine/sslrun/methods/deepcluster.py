@@ -36,12 +36,13 @@ class DeepCluster(Method):
         head: classifier, with num_classes clusters.
         pca_dim: dimensions that are clustered; at most the neck's out_channels.
         iterations: of k-means.
-        uniform_sampling: draw every cluster equally often; else every sample once.
+        uniform_sampling: draw every cluster equally often; if false, draw every sample once.
         reweight: weigh samples by the size of their cluster.
         reweight_power: size ** -reweight_power is the weight.
     """
 
     num_views = 1
+    remembers_samples = True
 
     labels: Tensor
     counts: Tensor
@@ -63,7 +64,7 @@ class DeepCluster(Method):
         if iterations < 1:
             raise ValueError(f"iterations is {iterations}, expected 1 or more")
         self.backbone, self.neck, self.head = backbone, neck, head
-        self.pca_dim, self.iterations, self.uniform_sampling = pca_dim, iterations, uniform_sampling
+        self.pca_dim, self.iterations, self.draws_clusters = pca_dim, iterations, uniform_sampling
         self.reweight, self.reweight_power = reweight, reweight_power
 
     def prepare(self, num_samples: int) -> None:
@@ -80,8 +81,8 @@ class DeepCluster(Method):
         self.counts.zero_().index_add_(0, labels, torch.ones_like(labels))
         return self.head.redrawn(generator)
 
-    def sampling_labels(self) -> Tensor | None:
-        return self.labels if self.uniform_sampling else None
+    def sampling_labels(self) -> Tensor:
+        return self.labels
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
         """Labels (B,) and weights (B,), or None, of each micro-batch."""

@@ -19,10 +19,10 @@ from torch import Tensor
 from sslkernels import bank_nce
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.feature_std import feature_std
-from sslrun.nn.hashing import INCREMENT, mixed_
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.memory import Bank
 from sslrun.nn.necks import Neck
+from sslrun.randomness import INCREMENT, fixed_generator, mixed_
 from sslrun.runtime.distributed import rank, world_size
 
 
@@ -40,6 +40,7 @@ class NPID(Method):
     """
 
     num_views = 1
+    remembers_samples = True
 
     bank: Bank
 
@@ -66,7 +67,7 @@ class NPID(Method):
 
     def prepare(self, num_samples: int) -> None:
         """Make the bank, (N, D) float32: 656 MB for ImageNet."""
-        generator = torch.Generator().manual_seed(self.bank_seed)
+        generator = fixed_generator(self.bank_seed)
         self.bank = Bank(num_samples, self.feat_dim, self.momentum, generator)
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Tensor]:

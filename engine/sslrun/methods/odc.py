@@ -47,6 +47,7 @@ class ODC(Method):
     """
 
     num_views = 1
+    remembers_samples = True
 
     changed: Tensor
 

@@ -21,6 +21,7 @@ from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import pooled
+from sslrun.randomness import step_rng
 from sslrun.runtime import distributed
 
 
@@ -108,7 +109,7 @@ class Supervised(Method):
 
     def _mixing(self, count: int, pairs: int, progress: Progress, device: torch.device) -> list[Mixing]:
         """Of this rank's micro-batches: a part of what is drawn for the whole global batch."""
-        random = np.random.default_rng([progress.seed, progress.step])
+        random = step_rng(progress.seed, progress.step)
         first, total = distributed.rank() * count * pairs, distributed.world_size() * count * pairs
         is_cut = random.random(total) < (self.cutmix > 0) * (0.5 if self.mixup > 0 else 1.0)
         shares = [random.beta(alpha, alpha, total) if alpha else np.ones(total) for alpha in (self.mixup, self.cutmix)]
@@ -151,7 +152,7 @@ def _within(middle: Tensor, half: Tensor, pixels: int) -> Tensor:
 class _Scores(nn.Module):
     """Images to scores (B, K)."""
 
-    def __init__(self, backbone: nn.Module, classifier: ClsHead) -> None:
+    def __init__(self, backbone: Backbone, classifier: ClsHead) -> None:
         super().__init__()
         self.backbone, self.classifier = backbone, classifier
 

@@ -61,8 +61,6 @@ class SwAVHead(Head):
         crops_for_assign: which crops get an assignment, counted through the groups of views from 0.
     """
 
-    is_compiled = False  # collectives, and a flag that changes once; its operations are kernels already
-
     def __init__(
         self,
         feat_dim: int = 128,
@@ -136,6 +134,8 @@ class SwAV(Method):
     """
 
     compares_samples = True
+    uncompiled = ("head",)  # collectives, and a flag that changes once; its operations are kernels already
+
     queue: Queue | None
 
     def __init__(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sslrun.nn.hashing import INCREMENT, mixed_, shifted
+from sslrun.randomness import INCREMENT, mixed_, shifted
 from sslrun.runtime import distributed
 
 

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.config.component import Component
+from sslrun.contract import Backbone
 from sslrun.nn.norm import BN, Norm, SyncBN
 from sslrun.nn.sizes import require_positive
 
@@ -231,7 +232,7 @@ class RelativeLocNeck(Neck):
 class Embedder(nn.Module):
     """A backbone and its neck as one module, (B, 3, H, W) to (B, D); made where it is needed, it holds nothing else."""
 
-    def __init__(self, backbone: nn.Module, neck: Neck) -> None:
+    def __init__(self, backbone: Backbone, neck: Neck) -> None:
         super().__init__()
         self.backbone, self.neck = backbone, neck
 

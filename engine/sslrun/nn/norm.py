@@ -2,10 +2,17 @@
 
 `samples_per_gpu` of a recipe is the group over which BatchNorm takes its statistics. A device may hold many groups at
 once, or one after the other (gradient accumulation), or share them with other ranks: `GroupBatchNorm` computes the same
-in all cases. Training statistics are per group; running statistics move once per optimizer step, toward the mean over
-all groups of the step (`RunningStatistics`), so that a step that is skipped leaves no trace in them either.
+in all cases.
+
+Training normalizes each group by its own mean and variance. The running statistics, which evaluation uses, move once
+per applied optimizer step, toward the mean over all groups of the step: of all forward passes of a layer, all
+micro-batches and all ranks (`RunningStatistics`). A step that is skipped leaves them as they were. (torch moves them
+once per forward pass: with two views, or two micro-batches, twice per step.)
+
+torch's own BatchNorm layers in a user's network become such layers when the model is built (`convert_batch_norms`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +21,15 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional_collectives
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from sslrun.config.component import Component
+from sslrun.errors import UsageError
 from sslrun.runtime.distributed import world_size
+
+# Subclasses of torch's layers whose forward normalizes and then calls these members, one after the other.
+CALLED_AFTER = {"timm.layers.norm_act.BatchNormAct2d": ("drop", "act")}
 
 
 class Norm(Component, kind="norms"):
@@ -55,16 +68,30 @@ class SyncBN(BN):
 
 class GroupBatchNorm(nn.Module):
     """BatchNorm over (V x G x n) rows, view-major: each of the G groups of n samples (all V views of them) has its own
-    statistics. Takes (rows, C) or (rows, C, H, W); parameter and buffer names are those of `torch.nn.BatchNorm2d`.
+    statistics. Takes (rows, C, ...); parameter and buffer names are those of `torch.nn.BatchNorm2d`.
 
-    With `sync` all rows of all ranks are one group.
+    Attributes:
+        momentum: weight of a step in the running statistics; None for the mean over all steps.
+        sync: all rows of all ranks are one group.
+        group_size: n.
+        num_groups: G.
+        running_mean: (C,); None where the layer keeps no running statistics, as `running_var` and
+            `num_batches_tracked`: then evaluation normalizes by the statistics of what it is given.
+        pending: (2C + 1,) sums over the forward passes since the last step: mean, unbiased variance, number of passes.
+        one_pass: (2C + 1,) zeros and a 1 at the end, the start of such a sum.
     """
 
+    num_features: int
+    eps: float
+    momentum: float | None
+    sync: bool
+    group_size: int
+    num_groups: int
     weight: Tensor | None
     bias: Tensor | None
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
     pending: Tensor
     one_pass: Tensor
 
@@ -72,29 +99,32 @@ class GroupBatchNorm(nn.Module):
         self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True, sync: bool = False
     ) -> None:
         super().__init__()
-        self.num_features, self.eps, self.momentum, self.sync = num_features, eps, momentum, sync
-        self.group_size, self.num_groups = 0, 1  # one group of whatever comes, until `set_groups` says otherwise
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.register_parameter("weight", nn.Parameter(torch.ones(num_features)) if affine else None)
         self.register_parameter("bias", nn.Parameter(torch.zeros(num_features)) if affine else None)
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
-        # Sums since the last step: [mean (C), unbiased variance (C), number of forward passes]. Zero between steps.
-        self.register_buffer("pending", torch.zeros(2 * num_features + 1), persistent=False)
-        self.register_buffer("one_pass", torch.eye(2 * num_features + 1)[-1].clone(), persistent=False)
+        self._begin(sync, torch.zeros(2 * num_features + 1))
+
+    def _begin(self, sync: bool, pending: Tensor) -> None:
+        """Set what torch's BatchNorm does not have."""
+        self.sync = sync
+        self.group_size, self.num_groups = 0, 1  # one group of whatever comes, until `set_groups` says otherwise
+        self.register_buffer("pending", pending, persistent=False)
+        self.register_buffer("one_pass", torch.cat([pending[:-1], torch.ones_like(pending[:1])]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-            )
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, self.weight, self.bias, training=mean is None, eps=self.eps)
         if self.sync and world_size() > 1:
-            y, seen = _over_ranks(x, self.weight, self.bias, self.eps)
-            self.pending.add_(seen)
-            return y
-        normalize = _by_formula if torch.compiler.is_compiling() else _group_by_group
-        y, seen = normalize(x, self._shape(len(x)), self.one_pass, self.weight, self.bias, self.eps)
-        self.pending.add_(seen)
+            y, statistics = _over_ranks(x, self.weight, self.bias, self.eps)
+        else:
+            normalize = _by_formula if torch.compiler.is_compiling() else _group_by_group
+            y, statistics = normalize(x, self._shape(len(x)), self.one_pass, self.weight, self.bias, self.eps)
+        if self.running_mean is not None:
+            self.pending.add_(statistics)
         return y
 
     def _shape(self, rows: int) -> tuple[int, int, int]:
@@ -116,23 +146,23 @@ def _group_by_group(
     num_views, num_groups, group_size = shape
     channels = x.shape[1]
     if num_groups == 1:
-        seen = one_pass.clone()  # BatchNorm fills in mean and variance
-        mean, var = seen[:channels], seen[channels:-1]
-        return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps), seen
+        statistics = one_pass.clone()  # BatchNorm fills in mean and variance
+        mean, var = statistics[:channels], statistics[channels:-1]
+        return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps), statistics
     if num_views == 1:  # pieces of the batch; grouping views would copy it once more
         groups = x.split(group_size)
     else:
         groups = tuple(group.flatten(0, 1) for group in x.unflatten(0, shape).unbind(1))
-    seen = one_pass.repeat(num_groups, 1)  # (G, 2C + 1)
-    mean, var = seen[:, :channels], seen[:, channels:-1]
+    statistics = one_pass.repeat(num_groups, 1)  # (G, 2C + 1)
+    mean, var = statistics[:, :channels], statistics[:, channels:-1]
     parts = [
         F.batch_norm(group, mean[g], var[g], weight, bias, training=True, momentum=1.0, eps=eps)
         for g, group in enumerate(groups)
     ]
     if num_views == 1:
-        return torch.cat(parts), seen.mean(0)
+        return torch.cat(parts), statistics.mean(0)
     y = torch.stack([part.unflatten(0, (num_views, group_size)) for part in parts], dim=1).flatten(0, 2)
-    return y, seen.mean(0)
+    return y, statistics.mean(0)
 
 
 def _by_formula(
@@ -144,12 +174,14 @@ def _by_formula(
     channel = [1, 1, 1, x.shape[1]] + [1] * (x.dim() - 2)
     var, mean = torch.var_mean(wide, axes, correction=0, keepdim=True)
     y = (wide - mean) * torch.rsqrt(var + eps)
-    if weight is not None and bias is not None:
-        y = y * weight.view(channel) + bias.view(channel)
+    if weight is not None:
+        y = y * weight.view(channel)
+    if bias is not None:
+        y = y + bias.view(channel)
     count = wide.numel() // (wide.shape[1] * wide.shape[3])
     unbiased = var.detach().mean(1).flatten() * (count / (count - 1))
-    seen = torch.cat([mean.detach().mean(1).flatten(), unbiased, one_pass[-1:]])
-    return y.to(x.dtype).flatten(0, 2), seen
+    statistics = torch.cat([mean.detach().mean(1).flatten(), unbiased, one_pass[-1:]])
+    return y.to(x.dtype).flatten(0, 2), statistics
 
 
 def _over_ranks(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
@@ -171,6 +203,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         var = _rank_mean(local_var + (local_mean - mean).square())
         scale = torch.rsqrt(var + eps)
         ctx.save_for_backward(x, weight, mean, scale)
+        ctx.has_bias = bias is not None
         slope = scale if weight is None else scale * weight
         y = (wide - _per_channel(mean, x)) * _per_channel(slope, x)
         if bias is not None:
@@ -188,8 +221,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         mean_dy, mean_dy_unit = _rank_mean(torch.stack([d_bias, d_weight]) / count).unbind()
         dx = dy - _per_channel(mean_dy, x) - unit * _per_channel(mean_dy_unit, x)
         dx = dx * _per_channel(scale if weight is None else scale * weight, x)
-        learned = (d_weight, d_bias) if weight is not None else (None, None)
-        return dx.to(x.dtype), *learned, None
+        return dx.to(x.dtype), None if weight is None else d_weight, d_bias if ctx.has_bias else None, None
 
 
 def _rank_mean(x: Tensor) -> Tensor:
@@ -218,8 +250,72 @@ def group_norms(model: nn.Module) -> list[GroupBatchNorm]:
     return [module for module in model.modules() if isinstance(module, GroupBatchNorm)]
 
 
+def convert_batch_norms(model: nn.Module) -> None:
+    """Make torch's BatchNorm layers of a model GroupBatchNorm layers, in place; SyncBatchNorm becomes one with `sync`.
+
+    Only the class of a layer changes. Weights, running statistics, options, names in the state dict and hooks stay, and
+    so does everything that refers to the layer: it still is an instance of its class in torch, so that a backbone's own
+    `train` finds the layers that it keeps frozen.
+
+    A subclass with a `forward` of its own is not converted (`plain_norms`), unless it is one of `CALLED_AFTER`.
+
+    Raises:
+        UsageError: a layer does not know its number of channels yet (LazyBatchNorm).
+    """
+    for name, layer in model.named_modules():
+        if not isinstance(layer, _BatchNorm) or isinstance(layer, GroupBatchNorm) or _has_own_forward(layer):
+            continue
+        if isinstance(layer, LazyModuleMixin):
+            raise UsageError(f"model.{name}: {type(layer).__name__} has no num_features yet; use one that has")
+        reference = next((t for t in (layer.weight, layer.running_mean) if t is not None), torch.zeros(0))
+        pending = torch.zeros(2 * layer.num_features + 1, dtype=reference.dtype, device=reference.device)
+        is_sync = isinstance(layer, nn.SyncBatchNorm)
+        grouped: Any = layer
+        kind: Any = type(layer)
+        grouped.__class__ = _grouped(kind)
+        grouped._begin(is_sync, pending)
+
+
+def converted_norms(model: nn.Module) -> list[str]:
+    """Names of the layers that `convert_batch_norms` has converted."""
+    layers = model.named_modules()
+    return [name for name, layer in layers if isinstance(layer, GroupBatchNorm) and isinstance(layer, _BatchNorm)]
+
+
+def plain_norms(model: nn.Module) -> list[str]:
+    """Names of the BatchNorm layers that could not be converted: each normalizes by what is on its device at once, and
+    moves its running statistics in every forward pass, of skipped steps too."""
+    layers = model.named_modules()
+    return [name for name, layer in layers if isinstance(layer, _BatchNorm) and not isinstance(layer, GroupBatchNorm)]
+
+
+@functools.cache
+def _grouped(kind: type) -> type:
+    """GroupBatchNorm as a subclass of one of torch's classes, or of a subclass of it."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = GroupBatchNorm.forward(self, x)
+        for name in CALLED_AFTER[_path(kind)]:
+            x = getattr(self, name)(x)
+        return x
+
+    return type(
+        f"Group{kind.__name__}", (GroupBatchNorm, kind), {"forward": forward} if _path(kind) in CALLED_AFTER else {}
+    )
+
+
+def _has_own_forward(layer: _BatchNorm) -> bool:
+    kind = type(layer)
+    is_known = kind.forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward) or _path(kind) in CALLED_AFTER
+    return not is_known or "forward" in vars(layer)
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 class RunningStatistics:
-    """The running statistics of all GroupBatchNorm layers of a model, moved once per step.
+    """The running statistics of all GroupBatchNorm layers of a model that keep some, moved once per applied step.
 
     The layers' running buffers become views of one vector, so that a step costs a handful of kernels however many
     layers there are. Make it when the model is where it stays: moving it to another device would part them again.
@@ -230,16 +326,20 @@ class RunningStatistics:
 
     @torch.no_grad()
     def __init__(self, model: nn.Module) -> None:
-        self.layers = group_norms(model)
+        self.layers: list[GroupBatchNorm] = []
+        running_values, tracked_values = [], []
+        for layer in group_norms(model):
+            mean, var, tracked = layer.running_mean, layer.running_var, layer.num_batches_tracked
+            if mean is not None and var is not None and tracked is not None:
+                # As `pending` is laid out, so that both are one vector: mean, variance, a place for the passes.
+                running_values.append(torch.cat([mean, var, var[:1]]))
+                tracked_values.append(tracked)
+                self.layers.append(layer)
         if not self.layers:
             return
         sizes = [2 * layer.num_features + 1 for layer in self.layers]
-        first = self.layers[0].running_mean
-        # Laid out as `pending` is, so that both are one vector: mean, variance, and a place for the number of passes.
-        self._running = torch.cat(
-            [torch.cat([layer.running_mean, layer.running_var, layer.running_var[:1]]) for layer in self.layers]
-        )
-        self._tracked = torch.stack([layer.num_batches_tracked for layer in self.layers])
+        self._running, self._tracked = torch.cat(running_values), torch.stack(tracked_values)
+        first = self._running
         views = zip(self.layers, self._running.split(sizes), self._tracked.unbind(), strict=True)
         for layer, running, tracked in views:
             layer.running_mean, layer.running_var, _ = running.split([layer.num_features, layer.num_features, 1])
@@ -247,7 +347,9 @@ class RunningStatistics:
         repeats = torch.tensor(sizes, device=first.device)
         self._passes_at = repeats.cumsum(0) - 1  # per layer: where its number of passes stands
         self._layer_at = torch.arange(len(sizes), device=first.device).repeat_interleave(repeats)
-        self._momentum = first.new_tensor([layer.momentum for layer in self.layers])
+        self._momentum = first.new_tensor([layer.momentum or 0.0 for layer in self.layers])
+        averaged = [layer.momentum is None for layer in self.layers]
+        self._is_averaged = torch.tensor(averaged, device=first.device) if any(averaged) else None
 
     @torch.no_grad()
     def commit(self, all_reduce_mean_: Callable[[list[Tensor]], None] | None = None) -> None:
@@ -266,7 +368,10 @@ class RunningStatistics:
         passes = sums[self._passes_at]
         has_run = passes > 0
         means = sums / passes.clamp(min=1)[self._layer_at]
-        self._running.lerp_(means, (self._momentum * has_run)[self._layer_at])
+        momentum = self._momentum
+        if self._is_averaged is not None:
+            momentum = torch.where(self._is_averaged, 1 / (self._tracked + 1), momentum)
+        self._running.lerp_(means, (momentum * has_run)[self._layer_at])
         self._tracked.add_(has_run)
         self.discard()
 

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslrun.contract import PartitionedOptimizer
 
-class LARS(torch.optim.Optimizer):
+
+class LARS(PartitionedOptimizer):
     """SGD with momentum whose step for each parameter w is scaled by its trust ratio.
 
         trust = eta |w| / (|g| + weight_decay |w| + eps), 1 where either norm is 0 or the group says `lars_exclude`
@@ -48,13 +50,6 @@ class LARS(torch.optim.Optimizer):
     def set_segments(
         self, segments: dict[Tensor, Sequence[tuple[int, int]]], reduce: Callable[[Tensor], Tensor]
     ) -> None:
-        """Say what each flat partition is made of.
-
-        Args:
-            segments: for each flat tensor, (offset, length) of what it holds of each parameter of the partitioned
-                group, in the same order on all ranks; length 0 where another rank holds all of it.
-            reduce: sums a tensor over the ranks that share the parameters.
-        """
         self._segments, self._reduce = segments, reduce
 
     @torch.no_grad()

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sslrun.errors import UsageError
-from sslrun.preview.draws import by, describe_sample, printable, sample_in_words
-from sslrun.preview.look import Look
+from sslrun.preview.description import by, describe_sample, printable, sample_in_words
+from sslrun.preview.samples import Samples
 from sslrun.runtime.durable import replace_file
 
 AMPLIFIED = 16  # how much brighter differences are shown than they are
@@ -71,27 +71,27 @@ def lay_out(originals: Sequence[tuple[int, int]], views: Sequence[tuple[int, int
     return Layout((max(right, 420), y), fitted, zooms, lefts, tops)
 
 
-def draw(seen: Look, twins: tuple[list[np.ndarray], list[np.ndarray | None]] | None = None) -> Image.Image:
+def draw(samples: Samples, twins: tuple[list[np.ndarray], list[np.ndarray | None]] | None = None) -> Image.Image:
     """The image.
 
     Args:
-        seen: the samples.
-        twins: the same by PIL, of `pil_twins_of`: below what we made, and below that the difference.
+        samples: the samples.
+        twins: the same samples made by PIL (`pil_versions`): shown below ours, and below them the difference.
     """
-    sizes = [(len(image), len(image[0])) for image in seen.originals]
-    layout = lay_out(sizes, [seen.groups[g].size for g, _ in seen.columns], twins is not None)
+    sizes = [(len(image), len(image[0])) for image in samples.originals]
+    layout = lay_out(sizes, [samples.groups[g].size for g, _ in samples.columns], twins is not None)
     sheet = Image.new("RGB", layout.size, PAPER)
     pen = ImageDraw.Draw(sheet)
-    _draw_headings(pen, seen, layout)
+    _draw_headings(pen, samples, layout)
     for row, (top, *lines) in enumerate(layout.tops):
-        sample = describe_sample(seen, row)
+        sample = describe_sample(samples, row)
         _text(pen, (layout.lefts[0], top), sample_in_words(sample), 13, INK, layout.size[0] - MARGIN)
         if twins is not None:
-            words = (f"{seen.augment} mode", "PIL", f"difference\nx {AMPLIFIED}")
+            words = (f"{samples.augment} mode", "PIL", f"difference\nx {AMPLIFIED}")
             for y, word in zip(lines, words, strict=True):
                 pen.text((MARGIN, y), word, fill=FAINT, font=_font(13))
         for column, left in enumerate(layout.lefts):
-            ours, theirs = _pair(seen, twins, column, row)
+            ours, theirs = _pair(samples, twins, column, row)
             for y, pixels in zip(lines, _stack(ours, theirs), strict=False):
                 zoom = layout.zooms[column - 1] if column else 0
                 tile = _enlarged(pixels, zoom) if zoom else _fitted(pixels, layout.originals[row])
@@ -118,32 +118,31 @@ def write(image: Image.Image, path: Path) -> None:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _draw_headings(pen: ImageDraw.ImageDraw, seen: Look, layout: Layout) -> None:
-    first, last = seen.plan.positions[[0, -1]].tolist()
-    _text(pen, (MARGIN, MARGIN), printable(seen.name), 17, INK, layout.size[0] - MARGIN)
-    about = (
-        f"seed {seen.seed}, epoch {seen.plan.epoch}, positions {first} to {last}; {seen.augment} mode, {seen.device}"
-    )
+def _draw_headings(pen: ImageDraw.ImageDraw, samples: Samples, layout: Layout) -> None:
+    first, last = samples.plan.positions[[0, -1]].tolist()
+    _text(pen, (MARGIN, MARGIN), printable(samples.name), 17, INK, layout.size[0] - MARGIN)
+    run = f"seed {samples.seed}, epoch {samples.plan.epoch}"
+    about = f"{run}, positions {first} to {last}; {samples.augment} mode, {samples.device}"
     _text(pen, (MARGIN, MARGIN + LINE + 6), about, 13, FAINT, layout.size[0] - MARGIN)
     y = MARGIN + 2 * LINE + GAP + 4
     pen.text((layout.lefts[0], y), "original", fill=INK, font=_font(14))
-    for number, (left, zoom, (g, _)) in enumerate(zip(layout.lefts[1:], layout.zooms, seen.columns, strict=True)):
+    for number, (left, zoom, (g, _)) in enumerate(zip(layout.lefts[1:], layout.zooms, samples.columns, strict=True)):
         pen.rectangle((left, y + 4, left + 9, y + 13), fill=COLORS[number % len(COLORS)])
         pen.text((left + 15, y), f"view {number + 1}", fill=INK, font=_font(14))
         shown = f", shown x {zoom}" if zoom > 1 else ""
-        pen.text((left, y + LINE), by(seen.groups[g].size) + f" px{shown}", fill=FAINT, font=_font(12))
+        pen.text((left, y + LINE), by(samples.groups[g].size) + f" px{shown}", fill=FAINT, font=_font(12))
 
 
 def _pair(
-    seen: Look, twins: tuple[list[np.ndarray], list[np.ndarray | None]] | None, column: int, row: int
+    samples: Samples, twins: tuple[list[np.ndarray], list[np.ndarray | None]] | None, column: int, row: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Ours and PIL's of the original (column 0) or of a view."""
     if column == 0:
-        return seen.originals[row], None if twins is None else twins[0][row]
-    g, view = seen.columns[column - 1]
-    line = seen.line(view, row)
+        return samples.originals[row], None if twins is None else twins[0][row]
+    g, view = samples.columns[column - 1]
+    line = samples.line(view, row)
     theirs = None if twins is None else twins[1][g]
-    return seen.views[g][line], None if theirs is None else theirs[line]
+    return samples.views[g][line], None if theirs is None else theirs[line]
 
 
 def _stack(ours: np.ndarray, theirs: np.ndarray | None) -> list[np.ndarray]:

@@ -1,13 +1,13 @@
-"""HTML as text that cannot be confused with other text: whatever is not `Html` is escaped where it is put in."""
+"""HTML elements as strings of their own type: every other string is escaped when it is put into an element."""
 
 import html
 from collections.abc import Iterable
 
-EMPTY = {"img", "meta", "link", "br", "hr"}  # elements without an end
+EMPTY = {"img", "meta", "link", "br", "hr"}  # elements without an end tag
 
 
 class Html(str):
-    """Text that is HTML already."""
+    """A string of HTML."""
 
 
 Child = str | int | float | None | Iterable["Child"]
@@ -17,9 +17,10 @@ def element(name: str, /, *children: Child, **attributes: str | int | float | bo
     """`<name attributes>children</name>`.
 
     Args:
-        name: of the element.
-        children: texts, numbers, HTML and sequences of them; None is nothing.
-        attributes: without those that are None or False; True has no value. `class_` is class, `aria_label` aria-label.
+        name: tag of the element.
+        children: strings, numbers, HTML and sequences of them; None is left out.
+        attributes: None and False are left out, True is written without a value. `class_` becomes class, `aria_label`
+            aria-label.
     """
     words = [name]
     for key, value in attributes.items():
@@ -31,18 +32,23 @@ def element(name: str, /, *children: Child, **attributes: str | int | float | bo
 
 
 def joined(children: Iterable[Child]) -> Html:
-    """Children one after the other."""
+    """Children, concatenated."""
     return Html("".join(_text(child) for child in children))
 
 
 def escape(text: str) -> str:
-    """Text as it may stand in an element and in an attribute; what no document may hold becomes U+FFFD."""
-    text = text.encode("utf-8", "replace").decode()  # file names that are not UTF-8 come with lone surrogates
-    return html.escape("".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in text), quote=True)
+    """Text as it may stand in an element and in an attribute."""
+    return html.escape(legal(text), quote=True)
+
+
+def legal(text: str) -> str:
+    """Text with U+FFFD in place of characters that no document may contain."""
+    text = text.encode("utf-8", "replace").decode()  # file names that are not UTF-8 have lone surrogates
+    return "".join(c if (c >= " " and c not in "\ufffe\uffff") or c in "\n\t" else "\ufffd" for c in text)
 
 
 def table(head: Iterable[Child], rows: Iterable[Iterable[Child]], caption: Child = None, class_: str = "") -> Html:
-    """A table in a box that scrolls sideways; the first cell of a row is its heading."""
+    """A table in a box that scrolls horizontally. The first cell of each row is its heading."""
     head_row = element("tr", [element("th", each, scope="col") for each in head])
     body = [
         element(
@@ -53,7 +59,7 @@ def table(head: Iterable[Child], rows: Iterable[Iterable[Child]], caption: Child
     inner = element(
         "table", element("caption", caption) if caption else None, element("thead", head_row), element("tbody", body)
     )
-    # Keyboards scroll what has the focus.
+    # tabindex: what has the focus can be scrolled with the keyboard.
     return element("div", inner, class_=f"scroll {class_}".strip(), tabindex=0, role="region", aria_label="table")
 
 

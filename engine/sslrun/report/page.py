@@ -1,4 +1,4 @@
-"""`sslrun report`: one page of one or several runs, complete in one file."""
+"""`sslrun report`: one HTML page about one or several runs, complete in one file."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -6,44 +6,46 @@ from pathlib import Path
 from typing import TypeVar
 
 from sslrun.errors import RunFailed
-from sslrun.report import gallery, settings
-from sslrun.report.curves import curves_section
-from sslrun.report.evidence import Evidence, gather
+from sslrun.report import encoder_sections
+from sslrun.report.curves import curves
+from sslrun.report.encoder_outputs import EncoderOutputs, run_encoder
+from sslrun.report.evaluations import evaluations
+from sslrun.report.header import header, letter
 from sslrun.report.html import Child, Html, element
-from sslrun.report.overview import masthead, recipe_differences
-from sslrun.report.record import Record, read_record
+from sslrun.report.recipe import environment, recipe, recipe_differences
+from sslrun.report.reported_run import ReportedRun, read_run
 from sslrun.runtime.durable import replace_file
 
 T = TypeVar("T")
 
-# What is shown of each run's images: name, title, what makes it.
-Maker = Callable[[Evidence, str], list[Child]]
-IMAGES: tuple[tuple[str, str, Maker], ...] = (
-    ("neighbors", "Nearest neighbors", gallery.neighbors),
-    ("map", "Map of the embedding", gallery.embedding),
-    ("confusion", "Confusion of the k-NN", gallery.confusion),
-    ("attention", "Attention", gallery.attention_maps),
+# Sections that need the encoder's outputs: id, title, function of the outputs and of a suffix for ids.
+EncoderSection = Callable[[EncoderOutputs, str], list[Child]]
+ENCODER_SECTIONS: tuple[tuple[str, str, EncoderSection], ...] = (
+    ("neighbors", "Nearest neighbors", encoder_sections.neighbors),
+    ("map", "Map of the features", encoder_sections.feature_maps),
+    ("confusion", "Confusion of the k-NN", encoder_sections.confusion),
+    ("attention", "Attention", encoder_sections.attention_maps),
 )
 
 
-def write_report(runs: Sequence[Path], output: Path | None = None, has_images: bool = True) -> Path:
+def write_report(paths: Sequence[Path], output: Path | None = None, has_images: bool = True) -> Path:
     """Write report.html.
 
     Args:
-        runs: run folders, or checkpoints in them; the first has the page, unless `output` says where.
-        output: the file.
-        has_images: whether the encoders are asked about images; else the page tells what the folders tell.
+        paths: run folders, or checkpoints in them.
+        output: the file to write; None for report.html in the first run folder.
+        has_images: whether to include the sections that need the images and the encoders.
 
     Returns:
         the file.
 
     Raises:
-        UsageError: a path is no run.
+        UsageError: a path is not a run.
         RunFailed: the file could not be written.
     """
-    records = [read_record(run, place if len(runs) > 1 else None) for place, run in enumerate(runs)]
-    output = output or records[0].path / "report.html"
-    page = render(records, has_images)
+    runs = [read_run(path, number if len(paths) > 1 else None) for number, path in enumerate(paths)]
+    output = output or runs[0].path / "report.html"
+    page = render(runs, has_images)
     try:
         replace_file(output, page.encode("utf-8", "replace"))
     except OSError as error:
@@ -51,27 +53,25 @@ def write_report(runs: Sequence[Path], output: Path | None = None, has_images: b
     return output
 
 
-def render(records: Sequence[Record], has_images: bool) -> str:
-    """The page."""
-    sections: list[tuple[str, str, list[Child]]] = [("curves", "Curves", curves_section(records))]
-    if len(records) > 1:
-        sections.append(("differences", "Recipe differences", recipe_differences(records)))
+def render(runs: Sequence[ReportedRun], has_images: bool) -> str:
+    """The HTML of the page."""
+    sections: list[tuple[str, str, list[Child]]] = [("curves", "Curves", curves(runs))]
+    if len(runs) > 1:
+        sections.append(("differences", "Recipe differences", recipe_differences(runs)))
     if has_images:
-        sections += [("views", "What the network sees", _side_by_side(records, gallery.augmentations))]
-        sections += _images(records)
+        sections += [("views", "Training views", _side_by_side(runs, encoder_sections.augmentations))]
+        sections += _encoder_sections(runs)
     sections += [
-        ("results", "Evaluations", settings.results_section(records)),
-        ("recipe", "Recipe", _side_by_side(records, settings.recipe)),
-        ("environment", "Environment", _side_by_side(records, settings.environment)),
+        ("results", "Evaluations", evaluations(runs)),
+        ("recipe", "Recipe", _side_by_side(runs, recipe)),
+        ("environment", "Environment", _side_by_side(runs, environment)),
     ]
     links = [element("a", title, href=f"#{name}") for name, title, _ in sections]
     body = [
         element("section", element("h2", title), content, id=name, aria_label=title)
         for name, title, content in sections
     ]
-    title = (
-        records[0].name if len(records) == 1 else f"{len(records)} runs, {', '.join(record.name for record in records)}"
-    )
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs, {', '.join(run.name for run in runs)}"
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     head = element(
         "head",
@@ -87,38 +87,38 @@ def render(records: Sequence[Record], has_images: bool) -> str:
         element("link", rel="icon", href="data:,"),
         element("style", Html(style)),
     )
-    main = element("main", masthead(records), element("nav", links, aria_label="Sections"), body)
+    main = element("main", header(runs), element("nav", links, aria_label="Sections"), body)
     return f"<!DOCTYPE html>\n{element('html', head, element('body', main), lang='en')}\n"
 
 
-def _images(records: Sequence[Record]) -> list[tuple[str, str, list[Child]]]:
-    """The sections that need the encoders, run by run: one encoder is in memory at a time."""
-    content: dict[str, list[Child]] = {name: [] for name, _, _ in IMAGES}
-    for record in records:
-        evidence = _attempt(partial(gather, record.checkpoint))
-        for name, _, make in IMAGES:
-            made = evidence if isinstance(evidence, Html) else _attempt(partial(make, evidence, str(record.color)))
-            content[name].append(_article(record, [made]))
-    return [(name, title, [element("div", content[name], class_="side-by-side")]) for name, title, _ in IMAGES]
+def _encoder_sections(runs: Sequence[ReportedRun]) -> list[tuple[str, str, list[Child]]]:
+    """The sections that need the encoders, made run by run: one encoder is in memory at a time."""
+    content: dict[str, list[Child]] = {name: [] for name, _, _ in ENCODER_SECTIONS}
+    for run in runs:
+        outputs = _or_reason(partial(run_encoder, run.checkpoint))
+        for name, _, section in ENCODER_SECTIONS:
+            part = outputs if isinstance(outputs, Html) else _or_reason(partial(section, outputs, str(run.color)))
+            content[name].append(_article(run, [part]))
+    return [
+        (name, title, [element("div", content[name], class_="side-by-side")]) for name, title, _ in ENCODER_SECTIONS
+    ]
 
 
-def _attempt(make: Callable[[], T]) -> T | Html:
-    """What comes out, or one sentence that says why nothing does: a report is written whatever is missing."""
+def _or_reason(function: Callable[[], T]) -> T | Html:
+    """The function's result, or a sentence that says why there is none: a report is written whatever is missing."""
     try:
-        return make()
-    except (ValueError, OSError, RuntimeError) as error:  # UsageError, RunFailed, no memory left on a busy GPU
+        return function()
+    except (ValueError, OSError, RuntimeError) as error:  # UsageError, RunFailed, a GPU without free memory
         return element("p", f"Left out: {str(error).partition(chr(10))[0]}.", class_="note")
 
 
-def _side_by_side(records: Sequence[Record], make: Callable[[Record], list[Child]]) -> list[Child]:
-    made = [_attempt(partial(make, record)) for record in records]
-    articles = [_article(record, [content]) for record, content in zip(records, made, strict=True)]
+def _side_by_side(runs: Sequence[ReportedRun], section: Callable[[ReportedRun], list[Child]]) -> list[Child]:
+    articles = [_article(run, [_or_reason(partial(section, run))]) for run in runs]
     return [element("div", articles, class_="side-by-side")]
 
 
-def _article(record: Record, content: list[Child]) -> Html:
+def _article(run: ReportedRun, content: list[Child]) -> Html:
     """One run's part of a section."""
-    if not record.letter:
+    if not run.letter:
         return element("div", content)
-    letter = element("span", record.letter, class_=f"letter run-{record.color % 6}")
-    return element("article", element("h3", letter, " ", element("span", record.name)), content)
+    return element("article", element("h3", letter(run), " ", element("span", run.name)), content)

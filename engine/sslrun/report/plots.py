@@ -1,40 +1,62 @@
-"""Plots as SVG that belongs to the page: text stays text, and colors are the page's own, light or dark.
+"""Plots as SVG elements of the page: text stays text, and colors are the style sheet's, light or dark.
 
-matplotlib draws with colors that stand for the page's CSS variables and are replaced by them afterwards.
+matplotlib cannot draw in CSS variables: it draws in placeholder colors, each of which stands for one variable.
 """
 
 import io
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
-from sslrun.report.html import Html, escape
+from sslrun.report.html import Html, legal
 
-RUN_COLORS = 6  # --run-0 ... of the style sheet; the seventh run has the first one's again, and a letter of its own
+RUN_COLORS = 6  # --run-0 ... of the style sheet; the seventh run has the first color again, and its own letter
 CLASS_COLORS = 10  # --class-0 ...
-MARKERS = "o^sDv"  # each class has one beside its color, so that those who see fewer colors tell them apart too
+MARKERS = "o^sDv"  # classes differ in shape as well as in color, for readers who see fewer colors
 MOST_POINTS = 300  # of a line
 
 _INK, _SOFT, _LINE = "#010203", "#020304", "#030405"
-_VARIABLES = {_INK: "currentColor", _SOFT: "var(--soft)", _LINE: "var(--line)"}
-_VARIABLES |= {f"#0501{number:02x}": f"var(--run-{number})" for number in range(RUN_COLORS)}
-_VARIABLES |= {f"#0502{number:02x}": f"var(--class-{number})" for number in range(CLASS_COLORS)}
-_LONG = re.compile(r"\d+\.\d{3,}")  # of a place: hundredths of a point will do
+_RUNS = [f"#0501{number:02x}" for number in range(RUN_COLORS)]
+_CLASSES = [f"#0502{number:02x}" for number in range(CLASS_COLORS)]
+_VARIABLES = {
+    _INK: "currentColor",
+    _SOFT: "var(--soft)",
+    _LINE: "var(--line)",
+    **{color: f"var(--run-{number})" for number, color in enumerate(_RUNS)},
+    **{color: f"var(--class-{number})" for number, color in enumerate(_CLASSES)},
+}
 _FONT = 8.5  # points
-_POINT_PX = 96 / 72  # matplotlib's points in CSS pixels
+_STYLE: Any = {
+    "axes.edgecolor": _LINE,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.spines.left": False,
+    "font.sans-serif": ["DejaVu Sans"],  # for the layout; the style sheet has the page's font instead
+    "font.size": _FONT,
+    "text.color": _INK,
+    "xtick.color": _LINE,
+    "xtick.labelcolor": _SOFT,
+    "ytick.labelcolor": _SOFT,
+    "ytick.major.size": 0,
+    "svg.fonttype": "none",
+    "path.simplify": True,
+}
+_SVG = "http://www.w3.org/2000/svg"
+ElementTree.register_namespace("", _SVG)
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve with a name at its end.
+    """A curve.
 
     Attributes:
-        x, y: its points, in the order of x.
-        label: at its end.
+        x: x of its points, ascending.
+        y: y of its points.
+        label: text at the curve's end.
         color: number of a run's color.
     """
 
@@ -55,17 +77,17 @@ def lines(
     has_dots: bool = False,
     has_zero: bool = False,
 ) -> Html:
-    """Curves over a common axis, each with its label at its end.
+    """A plot of curves over a common axis, each with its label at its end.
 
     Args:
-        drawn: at least one, each with at least one point.
-        name: unique on the page; of letters and digits.
-        alt: what is to be seen, in words.
-        x_label: what x counts.
-        x_range: what is shown of x; all that there is where it is not given.
-        is_log: whether y is logarithmic; for values above 0.
+        drawn: at least one curve, each with at least one point.
+        name: prefix of ids, unique on the page.
+        alt: the plot described in words.
+        x_label: label of the x axis.
+        x_range: range of the x axis; None for the range of the points.
+        is_log: whether the y axis is logarithmic; needs values above 0.
         has_dots: whether the points are marked.
-        has_zero: whether y begins at 0.
+        has_zero: whether the y axis begins at 0.
     """
     from matplotlib.ticker import NullLocator
 
@@ -76,7 +98,7 @@ def lines(
         style: dict[str, Any] = {"marker": "o", "markersize": 3.2} if has_dots and len(x) <= 40 else {}
         if len(x) == 1:
             style = {"marker": "o", "markersize": 4}
-        axes.plot(x, y, color=f"#0501{line.color % RUN_COLORS:02x}", linewidth=1.5, solid_capstyle="round", **style)
+        axes.plot(x, y, color=_RUNS[line.color % RUN_COLORS], linewidth=1.5, solid_capstyle="round", **style)
     axes.grid(axis="y", color=_LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     if is_log:
@@ -101,15 +123,15 @@ def lines(
 def scatter(
     points: np.ndarray, groups: np.ndarray | None, labels: Sequence[str], *, name: str, alt: str, has_names: bool
 ) -> Html:
-    """Points of a map without axes.
+    """A plot of points in a plane, without axes.
 
     Args:
         points: (n, 2).
-        groups: (n,) numbers of the classes that color and shape them, each at least once; None where there are none.
+        groups: (n,) class numbers, which set color and shape, each class at least once; None if there are no classes.
         labels: names of the classes.
-        name: unique on the page; of letters and digits.
-        alt: what is to be seen, in words.
-        has_names: whether a class's name stands in the middle of its points.
+        name: prefix of ids, unique on the page.
+        alt: the plot described in words.
+        has_names: whether each class's name is written in the middle of its points.
     """
     extent = np.ptp(points, axis=0).clip(1e-9)
     figure, axes = _figure(302, 302 * float(np.clip(extent[1] / extent[0], 0.6, 1.0)))
@@ -117,10 +139,10 @@ def scatter(
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.04)
     if groups is None:
-        axes.plot(*points.T, "o", markersize=3, color=f"#0502{0:02x}", markeredgewidth=0, alpha=0.75)
+        axes.plot(*points.T, "o", markersize=3, color=_CLASSES[0], markeredgewidth=0, alpha=0.75)
         return _svg(figure, name, alt)
     for group in range(len(labels)):
-        color, marker = f"#0502{group % CLASS_COLORS:02x}", _shape(group)
+        color, marker = _CLASSES[group % CLASS_COLORS], _shape(group)
         axes.plot(*points[groups == group].T, marker, markersize=3.4, color=color, markeredgewidth=0, alpha=0.8)
     if has_names:
         _names(axes, np.stack([np.median(points[groups == group], axis=0) for group in range(len(labels))]), labels)
@@ -128,7 +150,7 @@ def scatter(
 
 
 def marker(group: int) -> Html:
-    """A class's dot as `scatter` draws it, for a key."""
+    """A class's marker as `scatter` draws it, for the legend."""
     shapes = {
         "o": '<circle cx="5" cy="5" r="4"/>',
         "^": '<path d="M5 1L9 9H1z"/>',
@@ -142,41 +164,28 @@ def marker(group: int) -> Html:
 
 
 def _shape(group: int) -> str:
-    """A class's marker: the next class has another, and so has the next one with the same color."""
+    """A class's marker. It differs from the next class's, and from that of the next class with the same color."""
     return MARKERS[(group + group // CLASS_COLORS) % len(MARKERS)]
 
 
 def _figure(
     width: float, height: float, left: float = 0, right: float = 0, bottom: float = 0, top: float = 0
 ) -> tuple[Any, Any]:
-    """A figure and its axes, in the page's style. Sizes and margins are in points.
+    """A figure and its axes. Sizes and margins are in points.
 
-    Given margins, because matplotlib's own layout draws everything three times over.
+    The margins are given, because matplotlib's own layout would draw everything three times.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style: Any = {
-        "axes.edgecolor": _LINE,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.spines.left": False,
-        "font.size": _FONT,
-        "text.color": _INK,
-        "xtick.color": _LINE,
-        "xtick.labelcolor": _SOFT,
-        "ytick.labelcolor": _SOFT,
-        "ytick.major.size": 0,
-    }
-    with rc_context(style):
+    box = left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height
+    with rc_context(_STYLE):
         figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
-        box = left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height
-        axes = figure.add_axes(box, facecolor="none")
-    return figure, axes
+        return figure, figure.add_axes(box, facecolor="none")
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over equal stretches where there are more points than can be seen; first and last point stay."""
+    """At most `MOST_POINTS` points: means over equal intervals, with the first and the last point unchanged."""
     if len(x) <= MOST_POINTS:
         return x, y
     places = np.linspace(1, len(x) - 1, MOST_POINTS - 1).astype(int)
@@ -186,26 +195,26 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _end_labels(axes: Any, drawn: Sequence[Line]) -> None:
-    """Each label to the right of its line's end, or as near to that as it takes for none to cover another."""
+    """Write each label to the right of its line's end, moved so far that no label covers another."""
     ends = axes.transData.transform([(line.x[-1], line.y[-1]) for line in drawn])
     half = np.array([_width(line.label) / 2 for line in drawn])
     places = _apart(ends + np.stack([half, 0 * half], axis=1), 2 * half) - np.stack([half, 0 * half], axis=1)
     for line, place in zip(drawn, axes.transData.inverted().transform(places), strict=True):
-        _name(axes, line.label, place, f"#0501{line.color % RUN_COLORS:02x}", ha="left", xytext=(5, 0))
+        _name(axes, line.label, place, _RUNS[line.color % RUN_COLORS], ha="left", xytext=(5, 0))
 
 
 def _names(axes: Any, places: np.ndarray, labels: Sequence[str]) -> None:
-    """The labels at (C, 2) places, or as near to them as it takes for none to cover another."""
+    """Write the labels at (C, 2) places, moved so far that no label covers another."""
     axes.apply_aspect()
     centers = _apart(axes.transData.transform(places), np.array([_width(label) for label in labels]))
     for group, (label, place) in enumerate(zip(labels, axes.transData.inverted().transform(centers), strict=True)):
-        _name(axes, label, place, f"#0502{group % CLASS_COLORS:02x}", ha="center", xytext=(0, 0))
+        _name(axes, label, place, _CLASSES[group % CLASS_COLORS], ha="center", xytext=(0, 0))
 
 
 def _name(axes: Any, label: str, place: np.ndarray, color: str, ha: str, xytext: tuple[float, float]) -> None:
-    """A direct label. The style sheet knows it by its id and gives it a halo."""
+    """Write a label. The style sheet selects it by its id and gives it a halo."""
     axes.annotate(
-        label,
+        legal(label),
         place,
         xytext=xytext,
         textcoords="offset points",
@@ -221,12 +230,12 @@ def _name(axes: Any, label: str, place: np.ndarray, color: str, ha: str, xytext:
 
 
 def _width(label: str) -> float:
-    """About how wide a label will be, in points, in whatever font the page is read."""
+    """Approximate width of a label, in points, in any reader's font."""
     return 0.62 * _FONT * len(label) + 4
 
 
 def _apart(centers: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """(n, 2) centers of labels, moved up and down until none covers another. All are in points."""
+    """(n, 2) centers of labels, moved up and down until no label covers another. All in points."""
     centers, height = centers.copy(), 1.2 * _FONT
     for _ in range(300):
         gap = centers[:, None] - centers[None]
@@ -243,29 +252,19 @@ def _apart(centers: np.ndarray, widths: np.ndarray) -> np.ndarray:
 
 
 def _svg(figure: Any, name: str, alt: str) -> Html:
-    """The figure as an element of the page."""
+    """A figure as an element of the page: its ids are unique there, its colors are the page's variables."""
     from matplotlib import rc_context
 
     out = io.StringIO()
-    nothing: dict[str, Any] = {key: None for key in ("Date", "Creator", "Format", "Type")}
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sslrun", "path.simplify": True}):
-        figure.savefig(out, format="svg", metadata=nothing)
-    return Html(_themed(out.getvalue(), name, alt))
-
-
-def _themed(text: str, name: str, alt: str) -> str:
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', text)  # many plots, one page
-    text = re.sub(r'(href="|url\()#', rf"\1#{name}-", text)
-    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # the page's
-    text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
-    text = re.sub(r'\b[dxy]="[^"]*"', lambda place: _LONG.sub(lambda found: f"{float(found[0]):.2f}", place[0]), text)
-    text = re.sub(r"#0[1-5][0-9a-f]{4}\b", lambda found: _VARIABLES.get(found[0], found[0]), text)
-    text = re.sub(r"\n\s*", " ", text)
-    opening = text[: text.index(">")]
-    width, height = (float(size) for size in re.findall(r'\b(?:width|height)="([\d.]+)pt"', opening)[:2])
-    box = f'viewBox="0 0 {width:g} {height:g}"'
-    size = f'width="{math.ceil(width * _POINT_PX)}" height="{math.ceil(height * _POINT_PX)}"'
-    start = f'<svg {box} {size} role="img" aria-label="{escape(alt)}" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return start + text[len(opening) :]
+    with rc_context(_STYLE | {"svg.hashsalt": name, "svg.id": name}):
+        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    root = ElementTree.fromstring(out.getvalue())
+    root.remove(root[0])  # a style rule, which would apply to the whole page
+    root.attrib |= {"role": "img", "aria-label": legal(alt)}
+    for element in root.iter():
+        if element.tag == f"{{{_SVG}}}g" and "id" in element.attrib:  # the other ids are hashes of their salt
+            element.set("id", f"{name}-{element.get('id')}")
+        for color, variable in _VARIABLES.items():
+            if color in element.get("style", ""):
+                element.set("style", element.get("style", "").replace(color, variable))
+    return Html(ElementTree.tostring(root, encoding="unicode"))

@@ -1,8 +1,8 @@
-"""Checkpoints: folders `step_00001234` of tensors (safetensors) and JSON, under a manifest with sizes and hashes.
+"""Checkpoints: folders `step_00001234` with tensors (safetensors), JSON, and a manifest of sizes and hashes.
 
-A folder with that name is whole or it is damaged, never half written: everything is written and synced under another
-name, the manifest last, and the folder renamed. Nothing is pickled. One process writes (rank 0 of a run that holds its
-run folder's lock); any number may read.
+A kill never leaves a half-written folder of that name: all files are written and synced under another name, the
+manifest last, and then the folder is renamed. Nothing is pickled. One process writes (rank 0 of the run that holds the
+run folder's lock); any number of processes may read.
 """
 
 import contextlib
@@ -20,10 +20,11 @@ from typing import IO, Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime.durable import sync_directory, write_file
+from sslrun.runtime.run_files import CHECKPOINTS
+from sslrun.runtime.safetensors_file import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +40,12 @@ Tensors = dict[str, dict[str, torch.Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """The `[checkpoint]` table: when a run is saved, besides at its end and when it is told to stop.
+    """The `[checkpoint]` table: when a run is saved. It is always saved at its end and on a signal to stop.
 
     Attributes:
-        interval: epochs, or iterations, between two checkpoints.
-        by: unit of the interval: "epoch" or "iter" (optimizer steps).
-        max_keep_ckpts: how many of the newest stay; -1 keeps all.
+        interval: epochs or optimizer steps between two checkpoints, by the unit in `by`.
+        by: unit of `interval`: "epoch" or "iter" (optimizer steps).
+        max_keep_ckpts: number of newest checkpoints to keep; -1 keeps all.
     """
 
     interval: int = 10
@@ -58,24 +59,24 @@ class CheckpointConfig:
             raise UsageError(f"max_keep_ckpts must be at least 1, or -1 for all, not {self.max_keep_ckpts}")
 
     def is_due(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether a checkpoint is to be saved after this many optimizer steps."""
+        """Whether a checkpoint is due after `step` optimizer steps."""
         return step > 0 and step % (self.interval * (steps_per_epoch if self.by == "epoch" else 1)) == 0
 
 
 def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: dict[str, Any]) -> Path:
-    """Write one checkpoint and return its folder, which is on the disk when this returns.
+    """Write one checkpoint, wait until it is on the disk, and return its folder.
 
-    A good checkpoint of the same step is left as it is: a run has one state at one step.
+    A good checkpoint of the same step is kept as it is: a run has one state at a step.
 
     Args:
-        directory: the run's `checkpoints` folder; made if it is not there.
+        directory: the run's `checkpoints` folder; created if it does not exist.
         step: optimizer steps done.
-        tensors: one file per key ("model", "optimizer"): tensor name to tensor, of any device, layout and dtype, shared
-            storage included. Values and shapes come back, memory layout does not.
-        state: everything else; JSON.
+        tensors: for each file ("model", "optimizer"), tensors by name. They may be on any device, strided, and share
+            storage. `load` returns the same bits and shapes, contiguous.
+        state: everything else, as JSON values.
 
     Raises:
-        RunFailed: it could not be written (disk full, read-only, quota). Older checkpoints are untouched.
+        RunFailed: the checkpoint could not be written (disk full, read-only, quota). Older ones are untouched.
     """
     folder = directory / f"{PREFIX}{step:08d}"
     if folder.exists() and damage(folder) is None:
@@ -107,31 +108,31 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Te
 def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """Read a checkpoint's tensors (on the CPU, contiguous) and its JSON state.
 
-    Tensors may be maps of the file, private to this process: copy them where they go.
+    The tensors may be private memory maps of the file. Copy them to their destination.
 
     Raises:
-        UsageError: the path is no checkpoint, or a damaged one.
+        UsageError: the path is not a checkpoint, or the checkpoint is damaged.
     """
-    found = damage(path)
-    if found is not None:
-        raise UsageError(f"{path} cannot be loaded: {found}")
+    reason = damage(path)
+    if reason is not None:
+        raise UsageError(f"{path} cannot be loaded: {reason}")
     files = json.loads((path / MANIFEST).read_bytes())["files"]
-    tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in files if name != STATE}
+    tensors = {name.removesuffix(".safetensors"): read_tensors(path / name) for name in files if name != STATE}
     return tensors, json.loads((path / STATE).read_bytes())
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The model's tensors of a checkpoint, of a run's newest good one, or of a .safetensors or .pth file.
+    """The model's tensors of a checkpoint, of a run's newest good checkpoint, or of a .safetensors or .pth file.
 
-    A .pth file holds tensors by name and is never unpickled further than that; one with a published name is compared
-    with the hash in it.
+    A .pth file is read with `weights_only=True` and must hold tensors by name. If it has the name of published weights,
+    its content is compared with the hash in the name.
 
     Raises:
-        UsageError: there is no such thing, or it is damaged.
+        UsageError: the path does not exist, is of another kind, or is damaged.
     """
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return read_tensors(path)
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{path} cannot be loaded: {error}") from error
     if path.suffix == ".pth":
@@ -140,14 +141,14 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def saved_at(path: Path) -> float:
-    """When a checkpoint was saved, in seconds since 1970; a copy of it was saved when the original was."""
+    """When a checkpoint was saved, in seconds since 1970. A copy of a checkpoint has the time of the original."""
     manifest = path / MANIFEST
-    written: float = json.loads(manifest.read_bytes()).get("time", manifest.stat().st_mtime)  # the first had no time
+    written: float = json.loads(manifest.read_bytes()).get("time", manifest.stat().st_mtime)
     return written
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None if every byte is as it was written."""
+    """Why a checkpoint is damaged; None if every byte is as it was written."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
@@ -173,37 +174,39 @@ def damage(path: Path) -> str | None:
 
 
 def steps(directory: Path) -> dict[int, Path]:
-    """The checkpoints of a folder by step, ascending, good or damaged."""
-    found = {step: path for path in directory.glob(f"{PREFIX}*") if (step := _step(path)) is not None}
-    return dict(sorted(found.items()))
+    """The checkpoints of a folder by step, ascending, including damaged ones."""
+    by_step = {step: path for path in directory.glob(f"{PREFIX}*") if (step := _step(path)) is not None}
+    return dict(sorted(by_step.items()))
 
 
 def newest_good(directory: Path) -> Path | None:
-    """The newest checkpoint that verifies, None if there is none; newer damaged ones are named in warnings."""
+    """The newest undamaged checkpoint, None if there is none. Each newer damaged one is a warning."""
     for path in reversed(steps(directory).values()):
-        found = damage(path)
-        if found is None:
+        reason = damage(path)
+        if reason is None:
             return path
-        logger.warning("checkpoint %s is damaged (%s); trying the one before it", path, found)
+        logger.warning("checkpoint %s is damaged (%s); trying the one before it", path, reason)
     return None
 
 
 def find(path: Path) -> Path:
-    """The checkpoint that a user's path means: a checkpoint folder itself, or a run folder's newest good one.
+    """The checkpoint at a user's path, which is a checkpoint, a folder of checkpoints, or a run folder.
+
+    Of several checkpoints it is the newest good one.
 
     Raises:
         UsageError: there is none.
     """
     if (path / MANIFEST).is_file() or path.name.startswith(PREFIX):
         return path
-    found = newest_good(path / "checkpoints") or newest_good(path)
-    if found is None:
+    newest = newest_good(path / CHECKPOINTS) or newest_good(path)
+    if newest is None:
         raise UsageError(f"{path} is neither a checkpoint nor a run folder with a good one")
-    return found
+    return newest
 
 
 def prune(directory: Path, max_keep: int) -> None:
-    """Delete all but the newest `max_keep` checkpoints (-1: none). What cannot be deleted is only a warning."""
+    """Delete all but the newest `max_keep` checkpoints; -1 keeps all. A failed deletion is only a warning."""
     if max_keep == -1:
         return
     for path in list(steps(directory).values())[:-max_keep]:
@@ -214,22 +217,24 @@ def prune(directory: Path, max_keep: int) -> None:
 
 
 def set_aside_newer(directory: Path, step: int) -> None:
-    """Rename the checkpoints after a step, so that a run that goes back to it does not later resume from them.
+    """Rename the checkpoints after a step, so that a run that continues from it does not later resume from them.
 
-    They belong to a future that will be computed anew, or are damaged. A later one set aside replaces an earlier.
+    They are damaged, or their steps will be computed again. One that is set aside replaces an earlier one of its step.
     """
     for path in [path for at, path in steps(directory).items() if at > step]:
         aside = path.with_name(path.name + SET_ASIDE)
         if aside.exists():
             _delete(aside)
         os.rename(path, aside)
-        logger.warning("checkpoint %s is newer than step %d, where the run goes on: kept as %s", path, step, aside.name)
+        logger.warning(
+            "checkpoint %s is newer than step %d, from which the run continues: kept as %s", path, step, aside.name
+        )
     if directory.exists():
         sync_directory(directory)
 
 
 def sweep(directory: Path) -> None:
-    """Remove what a killed save or deletion left behind. Called when a run starts, under its lock."""
+    """Remove the remains of killed saves and deletions. Called when a run starts and holds its lock."""
     for path in [*directory.glob(f"{PREFIX}*{UNFINISHED}"), *directory.glob(f"{PREFIX}*{DELETED}")]:
         try:
             shutil.rmtree(path)
@@ -238,18 +243,18 @@ def sweep(directory: Path) -> None:
 
 
 def _step(path: Path) -> int | None:
-    """The step in a checkpoint's name; None for any other name, unfinished and set-aside ones included."""
+    """The step in a checkpoint's name; None for any other name, such as that of an unfinished or set-aside one."""
     digits = path.name.removeprefix(PREFIX)
     return int(digits) if path.name.startswith(PREFIX) and digits.isdecimal() else None
 
 
 def _load_pth(path: Path) -> dict[str, torch.Tensor]:
-    promised = PUBLISHED.fullmatch(path.name)
+    published = PUBLISHED.fullmatch(path.name)
     try:
         with open(path, "rb") as file:
-            if promised and not hashlib.file_digest(file, "sha256").hexdigest().startswith(promised[1]):
+            if published and not hashlib.file_digest(file, "sha256").hexdigest().startswith(published[1]):
                 raise UsageError(
-                    f"{path} cannot be loaded: it is damaged, its SHA-256 does not begin with {promised[1]}"
+                    f"{path} cannot be loaded: it is damaged, its SHA-256 does not begin with {published[1]}"
                 )
             file.seek(0)
             weights = _unpickled(file)
@@ -261,17 +266,17 @@ def _load_pth(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _unpickled(file: IO[bytes]) -> Any:
-    """What torch.save wrote, if it is harmless; None for anything else."""
+    """The value that torch.save wrote, if it can be read without running code; else None."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception:  # in bytes that are no such file the reader may stumble over anything
+    except Exception:  # on other files the reader may fail in any way
         return None
 
 
 def _delete(path: Path) -> None:
-    """Rename first: a half deleted folder must not look like a checkpoint."""
+    """Rename, then delete: a half-deleted folder must not look like a checkpoint."""
     doomed = path.with_name(path.name + DELETED)
     if doomed.exists():
         shutil.rmtree(doomed)
@@ -284,49 +289,3 @@ def _write_json(path: Path, value: Any) -> dict[str, Any]:
     data = json.dumps(value, indent=1).encode()
     write_file(path, data)
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """Write a safetensors file (8 bytes header length, JSON header, raw bytes) and return its manifest entry.
-
-    Written here rather than by the library, which refuses shared and strided tensors, needs all of them on the CPU at
-    once, and could be hashed only by reading back. One tensor at a time is in memory, wide dtypes first so that the
-    data stays aligned.
-    """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name in order:
-        tensor = tensors[name]
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
-        for data in (len(text).to_bytes(8, "little"), text):
-            file.write(data)
-            digest.update(data)
-        for name in order:
-            raw = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            file.write(raw.data)
-            digest.update(raw.data)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"bytes": 8 + len(text) + end, "sha256": digest.hexdigest()}

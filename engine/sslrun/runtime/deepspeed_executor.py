@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sslkernels.ema_update import ema_update_
-from sslrun.contract import Batch, Loss, Method, Progress
+from sslrun.contract import Batch, Loss, Method, PartitionedOptimizer, Progress
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import (
     COUNTER,
@@ -99,13 +99,13 @@ class DeepSpeedExecutor(Executor):
             method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._by_name = {name: parameter for parameter, name in self.names.items()}
         self._partitions = self._read_partitions()
-        if zero_stage > 0 and hasattr(optimizer, "set_segments"):
+        if zero_stage > 0 and isinstance(optimizer, PartitionedOptimizer):
             optimizer.set_segments(
                 {partition.flat: _own_lengths(partition) for partition in self._partitions},
                 distributed.all_reduce_sum_,
             )
 
-    def forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
+    def _forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
         value = self.engine(batch, progress, targets)
         loss = self._whole_step.take()
         loss.value = value  # the same number, with DeepSpeed's hooks on it

@@ -154,11 +154,11 @@ class Vote:
 
 
 def broadcast_(tensors: Sequence[Tensor]) -> None:
-    """Rank 0's values into the tensors of every rank."""
+    """Copy rank 0's values into the tensors of every rank, bit by bit: gloo and NCCL do not know every dtype."""
     if world_size() > 1:
         for tensor in tensors:
             source = tensor.detach().contiguous()
-            dist.broadcast(source, src=0)
+            dist.broadcast(source.reshape(-1).view(torch.uint8), src=0)
             tensor.detach().copy_(source)
 
 

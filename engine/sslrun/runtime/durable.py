@@ -1,4 +1,4 @@
-"""Writing that survives a kill or a power cut: data first, then the name, then the folder that holds the name."""
+"""Writing files that survive a kill or a power cut: first the data is synced, then its name, then the folder."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a folder (new files, renames) survive a power cut, where the file system can do that."""
+    """Make new and renamed files in a folder survive a power cut, if the file system supports that."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -21,7 +21,7 @@ def sync_directory(path: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a new file and wait until it is on the disk. The folder is not synced."""
+    """Write a new file and wait until its data is on the disk. The folder is not synced."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -29,7 +29,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file, or create it: a reader sees the old content or the new, never a part."""
+    """Replace or create a file. A reader sees the old content or the new, never a part of it."""
     beside = path.with_name(path.name + ".tmp")
     try:
         write_file(beside, data)
@@ -42,12 +42,12 @@ def replace_file(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def arriving(path: Path) -> Iterator[Path]:
-    """A name beside `path` under which the block makes a file or a folder.
+    """A temporary path beside `path`, at which the block creates a file or a folder.
 
-    When the block ends well, all of it goes to the disk and then takes the place of `path`; else it is removed, and
-    `path` is what it was.
+    If the block succeeds, the result is synced and replaces `path`. If it fails, the result is removed and `path` is
+    unchanged.
     """
-    path = Path(os.path.abspath(path))  # "." has no name to stand beside
+    path = Path(os.path.abspath(path))  # "." has no name to derive another from
     beside, aside = (path.with_name(f"{path.name}.{os.getpid()}{ending}") for ending in (".tmp", ".old.tmp"))
     try:
         _remove(beside)
@@ -58,7 +58,7 @@ def arriving(path: Path) -> Iterator[Path]:
                     os.fsync(file.fileno())
             else:
                 sync_directory(part)
-        if beside.is_dir() and path.exists():  # a folder with something in it cannot be renamed over
+        if beside.is_dir() and path.exists():  # a rename cannot replace a folder that is not empty
             os.replace(path, aside)
         os.replace(beside, path)
         sync_directory(path.parent)

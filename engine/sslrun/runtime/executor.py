@@ -1,7 +1,7 @@
-"""Who carries out a method's steps: forward, backward, the guarded optimizer step, and the whole state in and out.
+"""Runs optimizer steps: forward, backward, finite check, update; saves and loads the whole state.
 
-`Executor` is the interface, with everything that does not depend on where parameters live; `LocalExecutor` is one
-process. The guard's rule: a non-finite loss or gradient on any rank reaches neither weights nor optimizer state of any.
+`Executor` is the interface, with everything that does not depend on where parameters live; `LocalExecutor` runs in one
+process. If a loss or gradient is not finite on any rank, the step changes neither weights nor optimizer state on any.
 """
 
 import math
@@ -17,19 +17,20 @@ from torch import Tensor, nn
 from sslkernels.ema_update import ema_update_
 from sslrun.contract import Batch, Loss, Method, Progress, Rewrite
 from sslrun.errors import Diverged, UsageError
+from sslrun.randomness import Phase, seed_torch
 from sslrun.runtime import distributed
 
-COUNTER = "step"  # what torch's optimizers call the one entry of a parameter's state that is not shaped like it
+COUNTER = "step"  # the one entry of a parameter's state in torch's optimizers that has not the parameter's shape
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What became of a step.
+    """The result of a step.
 
     Attributes:
-        applied: whether the weights moved; None where that is known one step later (the device itself saw to it that
-            they did not move if they must not).
-        grad_norm: 0-d, global, of the kind that is clipped, before clipping; on the device.
+        applied: whether the weights changed; None if the host learns that one step later (the device itself leaves them
+            as they are where it must).
+        grad_norm: 0-d, on the device: global norm of the gradient before clipping, of the `norm_type` that is clipped.
     """
 
     applied: bool | None
@@ -38,7 +39,13 @@ class StepOutcome:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """What a loaded state and a method do not have in common, by name."""
+    """Names of tensors that a loaded state and a method do not share.
+
+    Attributes:
+        missing: in the method only.
+        unexpected: in the state only.
+        reshaped: in both, with different shapes.
+    """
 
     missing: list[str]
     unexpected: list[str]
@@ -57,15 +64,15 @@ class Executor(ABC):
 
     Args:
         method: moved to `device`, convolutions to channels-last.
-        optimizer: over parameters of `method`; parameters that follow a student belong to no group.
+        optimizer: over parameters of `method`; parameters of momentum teachers belong to no group.
         device: where to compute.
         precision: "bf16" computes under autocast; parameters stay float32.
         accumulation: micro-batches per step.
-        grad_clip: largest global norm of the gradient, or None.
-        norm_type: which norm that is; 2 is the Euclidean one, infinity the largest absolute value.
+        grad_clip: largest global norm of the gradient; None for no clipping.
+        norm_type: order of that norm; 2 is the Euclidean one, infinity the largest absolute value.
         max_skipped_steps: how many steps in a row may be skipped for a non-finite loss or gradient.
-        compile: compile the direct submodules of the method (not the method: its `progress` changes each step), but
-            those whose `is_compiled` is False.
+        compile: compile the direct submodules of the method, except those that it names in `uncompiled`. The method
+            itself is not compiled: its `progress` changes in each step.
     """
 
     def __init__(
@@ -93,23 +100,37 @@ class Executor(ABC):
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             _compile_children(method)
-        # Without a host read, the weights need an optimizer that obeys the flag on the device.
+        # Without a host read, the weights need an optimizer that obeys the flag on the device. torch's fused optimizers
+        # say by this name that they do; a user's own need not have it.
         obeys_flag = getattr(optimizer, "_step_supports_amp_scaling", False)
         self.is_late = device.type == "cuda" and max_skipped_steps == 0 and obeys_flag
         self._late: _LateFlag | None = None
-        self._micro_batches = 0
+        self._forwards, self._micro_batches = 0, 0  # forward passes since `targets`, backward passes since `step`
         self._loss = torch.zeros((), device=device)
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
-        """`method.targets`, for all micro-batches of a step, without gradient."""
+        """`method.targets` for all micro-batches of a step, without gradient; begins the step."""
+        self.seed(progress, Phase.TARGETS)
+        self._forwards = 0
         with torch.no_grad(), self._autocast():
             return self.method.targets(batches, progress)
 
     def forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
-        """What `method.forward` returns."""
-        with self._autocast():
-            loss: Loss = self.method(batch, progress, targets)
-        return loss
+        """`method.forward` for the next micro-batch of a step."""
+        self.seed(progress, Phase.FORWARD)
+        self._forwards += 1
+        return self._forward(batch, progress, targets)
+
+    def seed(self, progress: Progress, phase: Phase) -> None:
+        """Set torch's global generators for what follows.
+
+        Draws from them, such as those of `torch.nn.Dropout`, are then a function of the run's seed, the step, the rank
+        and the micro-batch: a resumed run repeats them, and what is measured between steps does not change them. All
+        ranks draw alike in `Phase.EPOCH` and `Phase.UPDATE`, where they change a state that they have in common.
+        """
+        rank = distributed.rank() if phase in (Phase.TARGETS, Phase.FORWARD) else 0
+        micro_batch = self._forwards if phase == Phase.FORWARD else 0
+        seed_torch(self.device, progress.seed, progress.step, phase, rank, micro_batch)
 
     def backward(self, value: Tensor) -> None:
         """Add the gradient of one micro-batch's loss, divided by `accumulation`."""
@@ -119,10 +140,11 @@ class Executor(ABC):
         self._backward(value / self.accumulation)
 
     def step(self, learning_rates: Sequence[float | None]) -> StepOutcome:
-        """Check, clip, update, and forget the gradients.
+        """Check, clip, update, and clear the gradients.
 
         Args:
-            learning_rates: one for each parameter group; None leaves the group as it is, weight decay included.
+            learning_rates: one for each parameter group; None leaves the group's parameters unchanged, without weight
+                decay too.
 
         Raises:
             Diverged: more than `max_skipped_steps` steps in a row were not finite. The weights are those of the last
@@ -149,14 +171,14 @@ class Executor(ABC):
         return StepOutcome(applied, norm.float())
 
     def check(self) -> None:
-        """Raise Diverged if the last step was not finite; due before a checkpoint and at the end of a run."""
+        """Raise Diverged if the last step was not finite; to be called before a checkpoint and at the end of a run."""
         late, self._late = self._late, None
         if late is not None:
             self._count(applied=not late.read())
 
     @property
     def num_graphs(self) -> int:
-        """Graphs that torch.compile has made in this process so far: it must not grow once training is under way."""
+        """Number of graphs that torch.compile has made in this process; it must not grow once training is under way."""
         return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
     @torch.no_grad()
@@ -166,7 +188,7 @@ class Executor(ABC):
             self._move(*self._followed(teacher, student), momentum)
 
     def _followed(self, teacher: nn.Module, student: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The teacher's parameters and those they follow; looked up once, since walking modules is slow."""
+        """The teacher's parameters and the student's, in one order; kept, because walking modules is slow."""
         if (teacher, student) not in self._pairs:
             source, followers = dict(student.named_parameters()), dict(teacher.named_parameters())
             assert followers.keys() <= source.keys(), f"no parameters to follow: {followers.keys() - source.keys()}"
@@ -175,17 +197,17 @@ class Executor(ABC):
 
     @torch.no_grad()
     def rewrite(self, rewrites: Iterable[Rewrite]) -> None:
-        """Set parameters to functions of their whole values; all ranks call it alike."""
+        """Set each parameter to a function of its whole value; all ranks call it with the same rewrites."""
         for parameter, function in rewrites:
             self.write_parameter(parameter, function(self._whole(parameter)))
 
     @abstractmethod
     def write_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Set a whole parameter; every rank passes the same value."""
+        """Set a parameter from its whole value; every rank passes the same value."""
 
     @torch.no_grad()
     def full_state(self) -> dict[str, Tensor]:
-        """`method.state_dict()` in full, copied to the CPU, on rank 0; empty on the others. All ranks call it."""
+        """`method.state_dict()` unsharded and copied to the CPU, on rank 0; empty on the others. All ranks call it."""
         state = {}
         for name, tensor in self.method.state_dict(keep_vars=True).items():
             whole = self._whole(tensor)
@@ -195,10 +217,10 @@ class Executor(ABC):
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], strict: bool = True) -> Mismatch:
-        """Set parameters and buffers from what `full_state` gave; every rank passes all of it.
+        """Set parameters and buffers from what `full_state` returned; every rank passes all of it.
 
         Raises:
-            UsageError: `strict` and something is missing, unexpected or of another shape; nothing has been changed.
+            UsageError: `strict`, and a name is missing or unexpected or a shape differs; nothing has been changed.
         """
         own = self.method.state_dict(keep_vars=True)
         mismatch = Mismatch(
@@ -226,29 +248,34 @@ class Executor(ABC):
 
     @abstractmethod
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Set what `optimizer_state` gave; every rank passes all of it. UsageError where it does not fit."""
+        """Set what `optimizer_state` returned; every rank passes all of it. UsageError if it does not fit."""
+
+    def _forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
+        with self._autocast():
+            loss: Loss = self.method(batch, progress, targets)
+        return loss
 
     @abstractmethod
     def _backward(self, value: Tensor) -> None:
-        """Add the gradients of a value that is scaled already."""
+        """Add the gradients of a loss that is already divided by `accumulation`."""
 
     @abstractmethod
     def _gradients(self) -> list[Tensor]:
-        """What this rank holds of the averaged gradients of a whole step, to be measured and scaled in place."""
+        """This rank's part of the averaged gradients of a whole step; they are measured and scaled in place."""
 
     @abstractmethod
     def _apply(self, is_applied: bool) -> None:
-        """Update unless told not to, and forget the gradients either way."""
+        """Update the parameters if `is_applied`, and clear the gradients in any case."""
 
     def _norm_share(self) -> float:
-        """What this rank's part counts in the sum over ranks."""
+        """Weight of this rank's gradients in the sum over ranks."""
         return 1.0
 
     def _shape(self, tensor: Tensor) -> torch.Size:
         return tensor.shape
 
     def _whole(self, tensor: Tensor) -> Tensor:
-        """A parameter or buffer in full."""
+        """An unsharded parameter or buffer."""
         return tensor.detach()
 
     def _move(self, teachers: list[nn.Parameter], students: list[nn.Parameter], momentum: float) -> None:
@@ -313,9 +340,9 @@ class LocalExecutor(Executor):
 
 
 def unsharded_gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The gradients of an optimizer whose parameters are whole.
+    """The gradients of an optimizer whose parameters are not sharded.
 
-    Parameters that the loss did not use get zeros, as they do in a flat partition: momentum and weight decay go on.
+    Parameters that the loss did not use get zeros, as in a flat partition: their momentum and weight decay continue.
     """
     gradients = []
     for group in optimizer.param_groups:
@@ -327,7 +354,7 @@ def unsharded_gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def unsharded_state(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
-    """`Executor.optimizer_state` of an optimizer whose parameters are whole."""
+    """`Executor.optimizer_state` of an optimizer whose parameters are not sharded."""
     return {
         f"{names[parameter]}/{key}": _to_cpu(value)
         for group in optimizer.param_groups
@@ -341,7 +368,7 @@ def unsharded_state(optimizer: torch.optim.Optimizer, names: Mapping[nn.Paramete
 def load_unsharded_state(
     optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], state: Mapping[str, Tensor]
 ) -> None:
-    """`Executor.load_optimizer_state` of an optimizer whose parameters are whole."""
+    """`Executor.load_optimizer_state` of an optimizer whose parameters are not sharded."""
     by_name = by_parameter(state, set(names.values()))
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -371,7 +398,7 @@ def counter_device(group: Mapping[str, Any], parameter: Tensor) -> torch.device:
 
 
 class _LateFlag:
-    """A flag of the device on its way to the host."""
+    """A flag that is being copied from the device to the host."""
 
     def __init__(self, flag: Tensor) -> None:
         self._host = torch.empty(flag.shape, dtype=flag.dtype, pin_memory=flag.is_cuda)
@@ -394,9 +421,10 @@ def _to_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _compile_children(method: nn.Module) -> None:
-    """In place, so that names stay. Student and teacher share one cache: one graph per resolution, batch and mode."""
+def _compile_children(method: Method) -> None:
+    """Compile in place, so that names stay. Student and teacher share one cache of graphs: one for each resolution,
+    batch size and mode."""
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
-    for child in method.children():
-        if getattr(child, "is_compiled", True):
+    for name, child in method.named_children():
+        if name not in method.uncompiled:
             child.compile(dynamic=False)

@@ -1,7 +1,7 @@
-"""What a run says: messages, rows of numbers, progress. Rank 0 writes it; warnings of all ranks reach the console.
+"""Logging of a run: messages, rows of numbers, progress. Rank 0 writes; warnings of all ranks reach the console.
 
-Everything here takes plain Python floats at log steps. Whoever has device tensors reads them once, before, so that
-nothing in this file can wait for a device.
+Functions here take Python floats. The caller reads device tensors once, before, so that nothing in this file waits for
+a device.
 """
 
 import contextlib
@@ -13,17 +13,17 @@ import os
 import resource
 import sys
 import time
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import distributed
-from sslrun.runtime.run_folder import rows
+from sslrun.runtime.hooks import Hook
+from sslrun.runtime.run_files import rows
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ LOSS, RATE, SPEED, WAIT, MEMORY = "train/loss", "train/lr", "speed/images_per_s"
 
 
 def start_logging(rank: int = 0, file: Path | None = None, level: str = "INFO") -> None:
-    """Send the messages of logger "sslrun" to stderr and, on rank 0, to a file. Called again, it starts anew.
+    """Send the messages of logger "sslrun" to stderr and, on rank 0, to a file. A second call replaces the first.
 
     Args:
-        rank: ranks other than 0 show warnings and errors only, under their number.
-        file: appended to.
-        level: least severe message shown.
+        rank: rank of this process; ranks other than 0 show only warnings and errors, with their number.
+        file: file that messages are appended to.
+        level: least severe level of the messages that are shown.
 
     Raises:
         UsageError: the file cannot be written.
@@ -57,21 +57,21 @@ def start_logging(rank: int = 0, file: Path | None = None, level: str = "INFO") 
 
 
 def shown(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The items as they come, with a bar where rank 0 has a terminal.
+    """Yields the items, with a progress bar if rank 0 has a terminal.
 
     Args:
-        items: passed on.
-        total: how many there will be.
-        what: name of the work.
+        items: items to yield.
+        total: number of items.
+        what: text beside the bar.
     """
     from tqdm import tqdm
 
-    # None: only on a terminal.
+    # disable=None: shown only on a terminal.
     yield from tqdm(items, what, total, leave=False, disable=True if distributed.rank() else None)
 
 
 class _Console(logging.Handler):
-    """Messages on stderr, above the progress bar where there is one."""
+    """Messages on stderr, above the progress bar if there is one."""
 
     def __init__(self, rank: int) -> None:
         super().__init__(logging.NOTSET if rank == 0 else logging.WARNING)
@@ -91,12 +91,12 @@ class _Console(logging.Handler):
             else:
                 sys.stderr.write(text + "\n")
                 sys.stderr.flush()
-        except OSError:  # nobody is listening any more; the file has it
+        except OSError:  # stderr is closed; the message is in the file
             pass
 
 
 class _File(logging.FileHandler):
-    """log.txt. A disk that is full costs lines, not the run."""
+    """log.txt. A full disk loses lines, but does not end the run."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8")
@@ -110,10 +110,10 @@ class _File(logging.FileHandler):
 
 
 class SpeedMeter:
-    """Images per second, the share of time spent waiting for data, and peak memory, since the last reading.
+    """Images per second, share of time spent waiting for data, and peak memory, since the last reading.
 
-    Read it right after the metrics of a log step: reading those has waited for the device, so that the time is that of
-    finished steps.
+    Read it right after the metrics of a log step: reading the metrics has waited for the device, so that the time is
+    that of finished steps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -124,33 +124,33 @@ class SpeedMeter:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around taking the next batch from the loader."""
+        """Wraps taking the next batch from the loader."""
         begin = time.perf_counter()
         yield
         self._waited_s += time.perf_counter() - begin
 
     @contextlib.contextmanager
     def pausing(self) -> Iterator[None]:
-        """Around what is not training (evaluation, checkpoints): its time does not count."""
+        """Wraps what is not training (evaluation, checkpoints); its time does not count."""
         begin = time.perf_counter()
         yield
         self._since += time.perf_counter() - begin
 
     def count(self, images: int) -> None:
-        """One more step, of so many images over all ranks (an image counts once, whatever its views)."""
+        """Count one step of `images` images over all ranks; an image counts once, whatever its number of views."""
         self._images += images
 
     def read(self) -> dict[str, float]:
-        """The figures as metrics, and a new start."""
+        """The numbers by their names; starts a new interval."""
         now = time.perf_counter()
         elapsed = max(now - self._since, 1e-9)
-        figures = {
+        metrics = {
             SPEED: self._images / elapsed,
             WAIT: 100 * self._waited_s / elapsed,
             MEMORY: _peak_bytes(self._device) / 2**30,
         }
         self._images, self._waited_s, self._since = 0, 0.0, now
-        return figures
+        return metrics
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -159,25 +159,17 @@ def _peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class Sink(Protocol):
-    """Somewhere else for rows to go. What it raises costs the sink, never the run."""
-
-    def write(self, row: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class RunLog:
-    """The rows of a run: metrics.jsonl, log.txt, the bar or the lines of the console, and the sinks.
+    """Writes the rows of a run to metrics.jsonl, log.txt, the console (a bar or lines) and the hooks.
 
     Args:
-        folder: the run folder; its metrics.jsonl is cut back to `first_step` already.
-        name: the run's name, for sinks that show many.
-        values: the resolved recipe, for sinks that keep it.
-        first_step: optimizer steps done when this process begins.
+        folder: the run folder, whose metrics.jsonl has no rows after `first_step`.
+        name: the run's name, for the hooks.
+        values: the resolved recipe, for the hooks.
+        first_step: optimizer steps done when this process starts.
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps per epoch.
-        hooks: "tensorboard", "wandb".
+        hooks: further places for the rows, not opened yet.
 
     Raises:
         UsageError: a hook's package is not installed.
@@ -192,13 +184,15 @@ class RunLog:
         first_step: int,
         total_steps: int,
         steps_per_epoch: int,
-        hooks: Sequence[str] = (),
+        hooks: Sequence[Hook] = (),
     ) -> None:
         self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._path = folder / "metrics.jsonl"
         earlier_s = max((row["wall_s"] for _, row in rows(self._path)), default=0.0) if self._path.exists() else 0.0
         self._began = time.monotonic() - earlier_s
-        self._sinks = {hook: _SINKS[hook](folder, name, values, first_step) for hook in hooks}
+        self._hooks = list(hooks)
+        for hook in hooks:
+            hook.open(folder, name, values, first_step)
         self._progress = _Progress(first_step, total_steps, steps_per_epoch)
         try:
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -206,14 +200,14 @@ class RunLog:
             raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
 
     def tick(self, step: int) -> None:
-        """A step is done: the bar moves. Costs next to nothing."""
+        """Move the bar after a step."""
         self._progress.tick(step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One row of numbers, after `step` optimizer steps.
+        """Write one row of numbers, measured after `step` optimizer steps.
 
-        A number that is not finite is written as null. `epoch` in the row is the part of the run that is done, in
-        epochs; `wall_s` counts on over resumes.
+        A number that is not finite is written as null. `epoch` in the row is `step` in epochs; `wall_s` continues over
+        resumes.
 
         Raises:
             RunFailed: metrics.jsonl cannot be written.
@@ -225,34 +219,35 @@ class RunLog:
         row = {**where, **{name: finite.get(name) for name in metrics}}
         line = json.dumps(row).encode() + b"\n"
         try:
-            if os.write(self._file, line) < len(line):  # the disk filled up within the line; a resume drops its part
+            if os.write(self._file, line) < len(line):  # the disk is full; a resume drops the partial line
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
         self._progress.show(step, metrics)
-        self._to_sinks(lambda sink: sink.write({**where, **finite}))
+        self._call_hooks(lambda hook: hook.write({**where, **finite}))
 
     def sync(self) -> None:
-        """Wait until all rows are on the disk: due before a checkpoint, which must not be ahead of them."""
+        """Wait until all rows are on the disk. Called before a checkpoint, which must not be ahead of them."""
         os.fsync(self._file)
 
     def close(self) -> None:
-        """End the bar, close file and sinks."""
+        """End the bar, close the file and the hooks."""
         self._progress.close()
         os.close(self._file)
-        self._to_sinks(lambda sink: sink.close())
+        self._call_hooks(lambda hook: hook.close())
 
-    def _to_sinks(self, call: Any) -> None:
-        for hook, sink in list(self._sinks.items()):
+    def _call_hooks(self, call: Callable[[Hook], None]) -> None:
+        """Calls every hook; one that raises gets no more calls."""
+        for hook in list(self._hooks):
             try:
-                call(sink)
+                call(hook)
             except Exception as error:
-                del self._sinks[hook]
-                logger.warning('log.hooks: "%s" failed and gets no more rows: %s', hook, error)
+                self._hooks.remove(hook)
+                logger.warning("log.hooks: %s failed and gets no more rows: %s", type(hook).__name__, error)
 
 
 class _Progress:
-    """A bar on a terminal; lines elsewhere, and in log.txt in any case."""
+    """A bar on a terminal, else lines; log.txt gets the lines in any case."""
 
     def __init__(self, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
         self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
@@ -304,7 +299,7 @@ class _Progress:
         return f"epoch {current:>{len(str(epochs))}}/{epochs}"
 
     def _eta(self, step: int) -> str:
-        """Time left at the recent pace, evaluations and checkpoints included."""
+        """Time left at the recent speed, including evaluations and checkpoints."""
         now = time.monotonic()
         if step > self._last_step:
             step_s = (now - self._last_time) / (step - self._last_step)
@@ -322,56 +317,3 @@ _SHOWN = {
     WAIT: "wait {:5.1f} %",
     MEMORY: "{:6.2f} GiB",
 }
-
-
-class _TensorBoard:
-    def __init__(self, folder: Path, name: str, values: dict[str, Any], first_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UsageError('log.hooks: "tensorboard" needs a package: pip install tensorboard') from error
-        purge_step = first_step + 1 if first_step else 0  # what a run that was killed wrote after that is not shown
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
-
-    def write(self, row: Mapping[str, float]) -> None:
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, int(row["step"]))
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _WandB:
-    """One W&B run per run folder, over all resumes; without account or network it writes offline."""
-
-    def __init__(self, folder: Path, name: str, values: dict[str, Any], first_step: int) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise UsageError('log.hooks: "wandb" needs a package: pip install wandb') from error
-        id_file = folder / "wandb_id"
-        if not id_file.exists():
-            id_file.write_text(uuid.uuid4().hex[:8])
-        options = {
-            "project": "sslrun",
-            "name": name,
-            "config": values,
-            "dir": str(folder),
-            "id": id_file.read_text().strip(),
-            "resume": "allow",
-        }
-        try:
-            self._run = wandb.init(**options)
-        except Exception as error:
-            logger.warning('log.hooks: "wandb" cannot reach its server and writes offline (wandb sync): %s', error)
-            self._run = wandb.init(**options, mode="offline")
-
-    def write(self, row: Mapping[str, float]) -> None:
-        self._run.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-_SINKS: dict[str, type[_TensorBoard] | type[_WandB]] = {"tensorboard": _TensorBoard, "wandb": _WandB}

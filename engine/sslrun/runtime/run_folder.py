@@ -1,14 +1,8 @@
 """The run folder: one run's files, held by one process at a time, never overwritten by accident.
 
-    config.toml     the resolved recipe          log.txt         messages
-    env.json        what it was started with     metrics.jsonl   the numbers, one row per line
-    machine.json    what the machine chose       checkpoints/    step_00001234, ...
-    state.json      running, done, pre-empted, failed or interrupted      eval/
-
-Rank 0 opens it; nothing in it is written by another process.
+Rank 0 opens it; no other process writes to it. `run_files.py` lists the files and reads them.
 """
 
-import fcntl
 import fnmatch
 import json
 import logging
@@ -17,21 +11,20 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tomli
 
 from sslrun.config import dump
 from sslrun.errors import RunFailed, UsageError
-from sslrun.runtime import checkpoint
+from sslrun.runtime import checkpoint, folder_lock
 from sslrun.runtime.durable import replace_file
+from sslrun.runtime.run_files import CONFIG, MACHINE, METRICS, STATE, RunFiles, State, rows
 
 logger = logging.getLogger(__name__)
 
-State = Literal["running", "done", "pre-empted", "failed", "interrupted"]
-
-# What a resume may change: how long, on what, how often saved and seen; not what is computed at a step. Values under
-# `vars` count only where something refers to them, and there they are seen.
+# What a resume may change: the run's length, the hardware, how often it saves and measures; not what a step computes.
+# A value under `vars` counts where it is referred to, and is compared there.
 MAY_CHANGE = (
     "epochs",
     "max_iters",
@@ -50,38 +43,38 @@ MAY_CHANGE = (
 )
 
 
-class RunFolder:
+class RunFolder(RunFiles):
     """An open, locked run folder. Use as a context manager, or call `close`.
 
     Args:
-        path: the folder; made if it is not there.
+        path: the folder; created if it does not exist.
         values: the resolved recipe.
-        resume: continue what is in the folder, if there is something.
+        resume: continue the run in the folder, if there is one.
 
     Raises:
-        UsageError: the folder cannot be made or written, another process has it, it holds a run and `resume` is not
-            asked for, or the recipe differs from that run's in more than `MAY_CHANGE`. Nothing has been changed then.
+        UsageError: the folder cannot be created or written, another process holds it, it holds a run and `resume` is
+            False, or the recipe differs from that run's in more than `MAY_CHANGE`. Nothing has been changed then.
 
     Attributes:
-        path: the folder.
-        is_resumed: whether a run was in it already.
+        is_resumed: whether the folder already held a run.
     """
 
     def __init__(self, path: Path, values: dict[str, Any], resume: bool) -> None:
-        self.path = path
-        self._lock = _locked(path)
+        super().__init__(path)
+        self._lock: int | None = folder_lock.take(path)
         try:
             self.is_resumed = self._holds_a_run()
             if self.is_resumed and not resume:
+                state = self.state().get("state")
                 raise UsageError(
-                    f"{path} already holds a run{self._described()}: continue it with --resume, "
-                    "or give the new one another --work-dir"
+                    f"{path} already holds a run{f' ({state})' if isinstance(state, str) else ''}: continue it with "
+                    "--resume, or give the new one another --work-dir"
                 )
             if self.is_resumed:
                 self._check_config(values)
             checkpoint.sweep(self.checkpoints)
-            self._machine: dict[str, Any] = (self._read("machine.json") or {}) if self.is_resumed else {}
-            self._write("config.toml", dump(values).encode())
+            self._machine_choices = self.machine() if self.is_resumed else {}
+            self._write(CONFIG, dump(values).encode())
             self.record_state("running")
         except RunFailed as error:
             self.close()
@@ -96,45 +89,33 @@ class RunFolder:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def eval(self) -> Path:
-        return self.path / "eval"
-
     def go_back_to(self, step: int) -> None:
-        """Forget what came after a step, where the run goes on: rows of metrics.jsonl are cut, checkpoints set aside.
+        """Cut the rows of metrics.jsonl after a step, and set the checkpoints after it aside.
 
         Args:
-            step: of the checkpoint that the run continues from; its rows stay, they were written before it was. Step 0
-                has no checkpoint, the run starts anew: every row goes.
+            step: of the checkpoint that the run continues from. Its own rows stay: they were written before it. At step
+                0 the run starts anew, and every row goes.
         """
         checkpoint.set_aside_newer(self.checkpoints, step)
         if self.metrics.exists():
             kept = [line for line, row in rows(self.metrics) if step > 0 and row.get("step", 0) <= step]
-            self._write("metrics.jsonl", b"".join(kept))
+            self._write(METRICS, b"".join(kept))
 
     def machine_choice(self, name: str) -> Any:
-        """What this run's machine chose for itself before; None where it did not."""
-        return self._machine.get(name)
+        """What this run's machine chose at an earlier start; None if nothing."""
+        return self._machine_choices.get(name)
 
     def record_machine_choice(self, name: str, choice: Any) -> None:
-        """Keep what the machine chose (JSON) for the next resume; the first choice stands."""
-        if name not in self._machine:
-            self._machine[name] = choice
-            self.write_json("machine.json", self._machine)
+        """Record what the machine chose (JSON) for the next resume. The first choice stays."""
+        if name not in self._machine_choices:
+            self._machine_choices[name] = choice
+            self.write_json(MACHINE, self._machine_choices)
 
     def record_state(self, state: State, exit_code: int | None = None, **details: Any) -> None:
-        """Write state.json. Failing to is a warning: it must not hide how the run itself ended."""
+        """Write state.json. A failure is only a warning: it must not hide how the run itself ended."""
         record = {"state": state, "exit_code": exit_code, "pid": os.getpid(), "host": socket.gethostname()}
         try:
-            self.write_json("state.json", {**record, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **details})
+            self.write_json(STATE, {**record, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **details})
         except RunFailed as error:
             logger.warning("%s", error)
 
@@ -147,7 +128,7 @@ class RunFolder:
         self._write(name, (json.dumps(value, indent=1) + "\n").encode())
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Release the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -158,28 +139,16 @@ class RunFolder:
         except OSError as error:
             raise RunFailed(f"{self.path / name} could not be written: {error.strerror}") from error
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the folder; None if it is missing or broken."""
-        try:
-            value = json.loads((self.path / name).read_bytes())
-        except (OSError, ValueError):
-            return None
-        return value if isinstance(value, dict) else None
-
     def _holds_a_run(self) -> bool:
-        """Whether anything was computed here: a start that failed before its first row may be repeated as it is."""
+        """Whether the folder has rows or checkpoints. A start that failed before its first row may be repeated."""
         has_rows = self.metrics.exists() and self.metrics.stat().st_size > 0
         return has_rows or bool(checkpoint.steps(self.checkpoints))
 
-    def _described(self) -> str:
-        state = self._read("state.json") or {}
-        return f" ({state['state']})" if isinstance(state.get("state"), str) else ""
-
     def _check_config(self, values: dict[str, Any]) -> None:
-        try:
-            old = tomli.loads((self.path / "config.toml").read_text())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{self.path / 'config.toml'} cannot be compared with the recipe: {error}") from error
+        old = self.config()
+        if not old:
+            reason = self.problems.get(CONFIG, "it is missing or empty")
+            raise UsageError(f"{self.path / CONFIG} cannot be compared with the recipe: {reason}")
         changes = config_changes(old, tomli.loads(dump(values)))
         refused = [change for key, change in changes if not any(fnmatch.fnmatch(key, may) for may in MAY_CHANGE)]
         if refused:
@@ -202,23 +171,11 @@ def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, 
     ]
 
 
-def rows(metrics: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """(line, row) of a metrics.jsonl; a last line that a kill cut short is left out."""
-    with open(metrics, "rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict) and line.endswith(b"\n"):
-                yield line, row
-
-
 _ABSENT = object()
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested tables and lists of tables, under dotted keys."""
+    """(dotted key, value) of every leaf of nested tables and lists of tables."""
     if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for name, item in items:
@@ -229,28 +186,3 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def _shown(value: Any) -> str:
     return "(absent)" if value is _ABSENT else json.dumps(value, default=str)
-
-
-def _locked(path: Path) -> int | None:
-    """Make the folder and take its lock; the descriptor holds it for as long as the process lives."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise UsageError(
-            f"the run folder {path} cannot be written: {getattr(error, 'strerror', None) or error}; set work_dir "
-            "(or --work-dir) to where it can"
-        ) from error
-    try:
-        # A record lock: not inherited by forked workers that may outlive the run, and released by any kind of death.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-        os.close(descriptor)
-        raise UsageError(f"the run folder {path} is in use by {holder}") from None
-    except OSError as error:
-        logger.warning("%s cannot be locked (%s): see to it that no second run uses it", path, error.strerror)
-        return descriptor
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return descriptor

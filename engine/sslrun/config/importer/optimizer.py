@@ -4,10 +4,10 @@ import math
 import re
 from typing import Any, NamedTuple
 
+from sslrun.config.dump import escape
 from sslrun.config.importer.parameters import Parameter, matching, pattern_of
 from sslrun.config.importer.parts import Part, component, is_class, known, node
 from sslrun.config.importer.table import OldTable
-from sslrun.config.interpolate import escape
 from sslrun.config.load import committed_schema
 from sslrun.config.node import Key, Node, Origin, plain
 

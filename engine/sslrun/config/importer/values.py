@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sslrun.config.interpolate import escape
+from sslrun.config.dump import escape
 from sslrun.config.node import Key, Layer, Node, Origin
 from sslrun.errors import UsageError
 

@@ -1,36 +1,37 @@
-"""The transforms of a recipe: their arguments, how many draws each needs, and how draws become numbers.
+"""The transforms of a recipe, one file each; `base.py` is their contract.
 
-A transform is written here as numbers, elsewhere as pixels: `exact.py` follows PIL's arithmetic, `graph.py` builds DALI
-operators, and the tests hold both against PIL. All consume `parameters()`, the one place where uniform draws become
-boxes, factors and yes or no, so that they can be compared image by image.
-
-Legend: B images (or views of images), sizes are (B, 2) height and width of what enters. Numbers and numpy only.
+Every file of this folder is imported, so a transform exists for recipes as soon as its file is here. The names below
+are for Python code.
 """
 
-from sslrun.data.transforms.base import Parameters, Transform
-from sslrun.data.transforms.color import ColorJitter, GaussianBlur, Normalize, RandomGrayscale, Solarization
-from sslrun.data.transforms.geometry import (
-    CenterCrop,
-    Crop,
-    Placing,
-    RandomCrop,
-    RandomGridPatch,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    RandomRotation,
-    Resample,
-    Resize,
-)
-from sslrun.data.transforms.groups import RandomAppliedTrans, SharedTrans
+import importlib
+import pkgutil
+
+from sslrun.data.transforms.base import Numbers, Transform
+from sslrun.data.transforms.center_crop import CenterCrop
+from sslrun.data.transforms.color_jitter import ColorJitter
+from sslrun.data.transforms.gaussian_blur import GaussianBlur
+from sslrun.data.transforms.normalize import Normalize
+from sslrun.data.transforms.random_applied import RandomAppliedTrans
+from sslrun.data.transforms.random_crop import RandomCrop
+from sslrun.data.transforms.random_grayscale import RandomGrayscale
+from sslrun.data.transforms.random_grid_patch import RandomGridPatch
+from sslrun.data.transforms.random_horizontal_flip import RandomHorizontalFlip
+from sslrun.data.transforms.random_resized_crop import RandomResizedCrop
+from sslrun.data.transforms.random_rotation import RandomRotation
+from sslrun.data.transforms.resize import Resize
+from sslrun.data.transforms.shared import SharedTrans
+from sslrun.data.transforms.solarization import Solarization
+
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")
 
 __all__ = [
     "CenterCrop",
     "ColorJitter",
-    "Crop",
     "GaussianBlur",
     "Normalize",
-    "Parameters",
-    "Placing",
+    "Numbers",
     "RandomAppliedTrans",
     "RandomCrop",
     "RandomGrayscale",
@@ -38,7 +39,6 @@ __all__ = [
     "RandomHorizontalFlip",
     "RandomResizedCrop",
     "RandomRotation",
-    "Resample",
     "Resize",
     "SharedTrans",
     "Solarization",

@@ -1,0 +1,141 @@
+"""The contract of a source: samples by id, with encoded bytes or decoded pixels, names, labels and sizes."""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from sslrun.config.component import Component
+from sslrun.data.index import Index, build_index
+from sslrun.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Encoded = bytes | np.ndarray
+"""The content of one image file (JPEG, PNG, ...): bytes, or a one-dimensional uint8 array."""
+
+
+class Source(Component, kind="sources"):
+    """Base of all sources. Samples are numbered from 0 to N - 1; these ids must not depend on the machine.
+
+    A subclass implements `list_samples` and either `encoded` or, with `is_decoded = True`, `decoded`. Its constructor
+    opens no file, so that a run can be planned without data. Methods that take ids may be called from several threads
+    at once.
+
+    Attributes (after `open()`):
+        names: what each sample is called in messages, logs and the list of bad samples: the path of a file, or
+            `ARCHIVE#MEMBER`.
+        labels: (N,) int64 class of each sample; None if there are no classes.
+        class_names: name of each class; None if they are not known.
+    """
+
+    nominal_size: int | None = None
+    """Number of samples, if it is known without the data."""
+
+    is_decoded: bool = False
+    """Whether samples are given as pixels by `decoded`. Otherwise they are given as image files by `encoded`."""
+
+    names: Sequence[str]
+    labels: np.ndarray | None = None
+    class_names: list[str] | None = None
+    _index: Index | None = None
+
+    def open(self, key: str = "data.source") -> None:
+        """List the samples. A second call does nothing.
+
+        Args:
+            key: where the config names this source, for error messages.
+
+        Raises:
+            UsageError: there are no samples, or they cannot be listed; one line that names the key to change.
+        """
+        if hasattr(self, "names"):
+            return
+        try:
+            names = self.list_samples(key)
+        except OSError as error:
+            raise UsageError(f"{error.filename}: {error.strerror}: {key} cannot be read") from None
+        if len(names) == 0:
+            raise UsageError(f"{self!r} has no samples: point {key} to some")
+        self.names = names
+
+    def list_samples(self, key: str) -> Sequence[str]:
+        """The names of all samples, in the order of their ids; sets `labels` and `class_names` if there are classes.
+
+        Args:
+            key: where the config names this source, for error messages.
+
+        Raises:
+            UsageError: one line.
+            OSError: of a file that cannot be read.
+        """
+        raise NotImplementedError
+
+    def encoded(self, ids: np.ndarray) -> Sequence[Encoded]:
+        """The image files of some samples.
+
+        Args:
+            ids: (n,) int64.
+
+        Raises:
+            OSError, ValueError: a sample cannot be read; the message says why. Such a sample is replaced by another.
+        """
+        raise NotImplementedError
+
+    def decoded(self, ids: np.ndarray, device: "torch.device") -> "Sequence[np.ndarray] | np.ndarray | torch.Tensor":
+        """The pixels of some samples, for a source with `is_decoded = True`.
+
+        Args:
+            ids: (n,) int64.
+            device: where the pixels will be used. A source that keeps them there may return a tensor on it.
+
+        Returns:
+            n arrays (H, W, 3), uint8 RGB, or one array (n, H, W, 3). The caller may write to them.
+        """
+        raise NotImplementedError
+
+    def open_encoded(self, sample: int) -> BinaryIO:
+        """A sample's image file, opened for reading and seeking; the index reads only its first bytes and its end.
+
+        Raises:
+            OSError, ValueError: as `encoded`.
+        """
+        return io.BytesIO(np.frombuffer(self.encoded(np.array([sample]))[0], dtype=np.uint8).data)
+
+    def fingerprint(self, ids: np.ndarray) -> bytes | None:
+        """Bytes that change when the content of any of these samples does, without reading it.
+
+        For files: their names, lengths and times. Sizes are kept on disk under this fingerprint. With None, the
+        default, they are read again at each start.
+        """
+        return None
+
+    @property
+    def files_root(self) -> str | None:
+        """Folder of the files, if each sample is a file that an annotation file can list; otherwise None."""
+        return None
+
+    @property
+    def index(self) -> Index:
+        """Sizes and marks of all samples, read at first use."""
+        if self._index is None:
+            self._index = build_index(self)
+        return self._index
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N, 2) int32, height and width as stored (no EXIF rotation); 0, 0 if the header cannot be read."""
+        return self.index.sizes
+
+    @property
+    def suspicious(self) -> np.ndarray:
+        """(N,) bool, whether the header cannot be read or the file does not end as its format does."""
+        return self.index.suspicious
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return type(self).__name__

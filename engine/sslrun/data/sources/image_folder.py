@@ -1,0 +1,26 @@
+"""Images in a folder, with or without class folders."""
+
+from sslrun.data.sources.files import FileSource, Paths, folder_of, images_below
+
+
+class ImageFolder(FileSource):
+    """A folder of images: one subfolder per class, or no classes at all.
+
+    Images directly in the folder make it unlabeled, and everything below it is one flat set. Otherwise each
+    subfolder is a class (an empty one too), numbered in sorted order, with all images below it. Links are followed;
+    hidden names and files without an image's extension are passed over.
+
+    Args:
+        data_prefix: the folder; a relative path starts from the working directory.
+    """
+
+    def __init__(self, data_prefix: str) -> None:
+        self.data_prefix = data_prefix
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.data_prefix!r})"
+
+    def list_samples(self, key: str) -> Paths:
+        root = folder_of(self.data_prefix, key)
+        paths, self.labels, self.class_names = images_below(root, self.data_prefix, key)
+        return paths

@@ -1,0 +1,44 @@
+"""ImageNet-100: the 100 classes of ImageNet chosen by Tian et al. 2020 (arXiv 1906.05849)."""
+
+import os
+
+from sslrun.data.sources.files import FileSource, Paths, folder_of, in_class_folders
+from sslrun.errors import UsageError
+
+
+class ImageNet100(FileSource):
+    """100 of ImageNet's classes, 126,689 training images in the list of Tian et al. 2020 (arXiv 1906.05849).
+
+    Args:
+        data_prefix: folder of ImageNet's class folders (`n01440764`, ...). It may hold those of other classes, too.
+        class_file: text file whose lines begin with the name of a class folder to use. Labels follow the sorted
+            order of these names.
+    """
+
+    nominal_size = 126_689
+
+    def __init__(self, data_prefix: str, class_file: str) -> None:
+        self.data_prefix = data_prefix
+        self.class_file = class_file
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.data_prefix!r})"
+
+    def list_samples(self, key: str) -> Paths:
+        root = folder_of(self.data_prefix, key)
+        try:
+            with open(self.class_file, encoding="utf-8") as lines:
+                names = sorted({line.split()[0] for line in lines if line.strip()})
+        except OSError as error:
+            raise UsageError(
+                f"{self.class_file}: {error.strerror}: set {key}.class_file to a list of classes"
+            ) from None
+        missing = [name for name in names if not os.path.isdir(os.path.join(root, name))]
+        if missing:
+            raise UsageError(
+                f"{self.data_prefix} lacks {len(missing)} of the {len(names)} class folders that {self.class_file} "
+                f"names, the first of them {missing[0]}"
+            )
+        paths, self.labels = in_class_folders(root, names)
+        self.class_names = names
+        return paths

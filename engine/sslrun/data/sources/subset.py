@@ -1,0 +1,93 @@
+"""Some samples of another source, and the split into training and held-out samples."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, BinaryIO, overload
+
+import numpy as np
+
+from sslrun.data.index import Index
+from sslrun.data.sources.base import Encoded, Source
+from sslrun.errors import UsageError
+from sslrun.randomness import HOLDOUT_VIEW, uniforms
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Subset(Source, listed=False):
+    """Some samples of an opened source, numbered anew from 0 in the given order. Made by the engine, not by a config.
+
+    Args:
+        source: opened.
+        ids: (n,) int64, sample ids in the source.
+    """
+
+    def __init__(self, source: Source, ids: np.ndarray) -> None:
+        self.source = source
+        self.ids = np.asarray(ids, dtype=np.int64)
+        self.labels = None if source.labels is None else source.labels[self.ids]
+        self.class_names = source.class_names
+        self.is_decoded = source.is_decoded
+        self.names = _Picked(source.names, self.ids)
+
+    def __repr__(self) -> str:
+        return f"{len(self)} of {self.source!r}"
+
+    def encoded(self, ids: np.ndarray) -> Sequence[Encoded]:
+        return self.source.encoded(self.ids[ids])
+
+    def decoded(self, ids: np.ndarray, device: "torch.device") -> "Sequence[np.ndarray] | np.ndarray | torch.Tensor":
+        return self.source.decoded(self.ids[ids], device)
+
+    def open_encoded(self, sample: int) -> BinaryIO:
+        return self.source.open_encoded(int(self.ids[sample]))
+
+    @property
+    def files_root(self) -> str | None:
+        return self.source.files_root
+
+    @property
+    def index(self) -> Index:
+        """The source's index, restricted."""
+        if self._index is None:
+            index = self.source.index
+            self._index = Index(index.sizes[self.ids], index.suspicious[self.ids])
+        return self._index
+
+
+def split_holdout(source: Source, fraction: float) -> tuple[Subset, Subset]:
+    """Keep some samples out of training: those whose ids have the smallest hashes, the same in every run.
+
+    Args:
+        source: opened.
+        fraction: of the samples to keep out, in (0, 1); at least one sample is kept out and one is left.
+
+    Returns:
+        training and held-out samples, each in the source's order.
+    """
+    if not 0 < fraction < 1 or len(source) < 2:
+        raise UsageError(f"data.holdout = {fraction} cannot split {len(source)} samples: give a fraction in (0, 1)")
+    count = min(max(round(fraction * len(source)), 1), len(source) - 1)
+    hashes = uniforms(0, 0, np.arange(len(source)), HOLDOUT_VIEW, 2)
+    kept_out = np.zeros(len(source), dtype=bool)
+    kept_out[np.lexsort((hashes[:, 1], hashes[:, 0]))[:count]] = True
+    return Subset(source, np.flatnonzero(~kept_out)), Subset(source, np.flatnonzero(kept_out))
+
+
+class _Picked(Sequence[str]):
+    """Names of a subset, looked up in the source's."""
+
+    def __init__(self, names: Sequence[str], ids: np.ndarray) -> None:
+        self._names, self._ids = names, ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self._names[k] for k in self._ids[i]]
+        return self._names[self._ids[i]]

@@ -1,0 +1,18 @@
+import numpy as np
+
+from sslrun.data.transforms.cropping import Cropping
+
+
+class CenterCrop(Cropping):
+    """The middle of the image; where the image is smaller, black is added around it, as torchvision does.
+
+    Args:
+        size: height and width in pixels; one number for a square.
+        p: probability; an image that is not cropped keeps its size.
+    """
+
+    def starts(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        # torchvision puts half of the missing pixels, rounded down, at the top and left; half of the surplus is rounded
+        # to the even number.
+        missing = np.maximum(np.array(self.size) - sizes, 0)
+        return np.where(missing > 0, -(missing // 2), np.rint((sizes - self.size) / 2.0).astype(np.int64))

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sslrun.data.native import BRIGHTNESS, CONTRAST, HUE, SATURATION, Operation
+from sslrun.data.transforms.base import Numbers, Transform, dali_types, per_image, within
+from sslrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+# The operations by number: the columns of `factors` and the entries of `order`.
+NAMES = ("brightness", "contrast", "saturation", "hue")
+
+# DALI rounds to nearest where PIL cuts off, so results are lowered by a little less than half a level.
+_CUT = 0.499
+
+
+class ColorJitter(Transform):
+    """Brightness, contrast, saturation and hue changed by random factors, in an order drawn for each image.
+
+    A number x stands for the factors from max(0, 1 - x) to 1 + x (hue: turns from -x to x of the circle), as in
+    torchvision; a list gives both ends. An operation whose argument is 0 is left out.
+
+    Args:
+        brightness: strength, 0 or more.
+        contrast: strength, 0 or more.
+        saturation: strength, 0 or more.
+        hue: strength, 0 to 0.5.
+        p: probability.
+    """
+
+    num_draws = 1 + 4 + 4
+    ignores_flips = True
+
+    def __init__(
+        self,
+        brightness: float | list[float] = 0.0,
+        contrast: float | list[float] = 0.0,
+        saturation: float | list[float] = 0.0,
+        hue: float | list[float] = 0.0,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__(p=p)
+        self.ranges = np.array(
+            [
+                _range("brightness", brightness, 1.0, math.inf),
+                _range("contrast", contrast, 1.0, math.inf),
+                _range("saturation", saturation, 1.0, math.inf),
+                _range("hue", hue, 0.0, 0.5),
+            ]
+        )
+        neutral = np.array([1.0, 1.0, 1.0, 0.0])
+        self.active = [k for k in range(4) if not (self.ranges[k] == neutral[k]).all()]
+
+    def numbers(self, uniforms: np.ndarray, sizes: np.ndarray) -> Numbers:
+        """Its numbers: `order` (N, 4), the operations in the order in which they are done (-1: none), and `factors`
+        (N, 4) by operation.
+
+        Factors are float32, since that is what PIL blends with; hue is the whole steps of 1/255 turn that PIL adds.
+        """
+        apply = uniforms[:, 0] < self.p
+        order = np.argsort(uniforms[:, 1:5], axis=1, kind="stable")
+        factors = self.ranges[:, 0] + uniforms[:, 5:9] * (self.ranges[:, 1] - self.ranges[:, 0])
+        factors[:, HUE] = np.trunc(factors[:, HUE] * 255.0)
+        done = apply[:, None] & np.isin(order, self.active)
+        factors = np.where(apply[:, None], factors, [1.0, 1.0, 1.0, 0.0])
+        values = {"order": np.where(done, order, -1).astype(np.int32), "factors": factors.astype(np.float32)}
+        return Numbers(apply, sizes, values)
+
+    def torch_block(self, x: Tensor, numbers: Numbers) -> Tensor:
+        import torch
+
+        operations = {BRIGHTNESS: brightness, CONTRAST: contrast, SATURATION: saturation, HUE: hue}
+        for slot in numbers["order"].T:
+            for number in self.active:
+                chosen = np.flatnonzero(slot == number)
+                if len(chosen) == 0:
+                    continue
+                factors = per_image(numbers["factors"][chosen, number], x)
+                if len(chosen) == len(x):
+                    operations[number](x, factors)
+                    continue
+                where = torch.from_numpy(chosen).to(x.device, non_blocking=True)
+                part = x[where]
+                operations[number](part, factors)
+                x[where] = part
+        return x
+
+    def c_operations(self, numbers: Numbers) -> list[Operation]:
+        images = np.arange(len(numbers.apply))
+        return [Operation(slot, numbers["factors"][images, slot]) for slot in numbers["order"].T]
+
+    def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
+        order = numbers["order"]
+        factors = np.take_along_axis(numbers["factors"], np.maximum(order, 0), axis=1)
+        slots = range(len(self.active))
+        packed = np.argsort(order < 0, axis=1, kind="stable")  # the operations that are done come first
+        order, factors = np.take_along_axis(order, packed, axis=1), np.take_along_axis(factors, packed, axis=1)
+        return {f"operation{k}": order[:, k] for k in slots} | {f"factor{k}": factors[:, k] for k in slots}
+
+    def dali(self, image: Any, nodes: dict[str, Any]) -> Any:
+        for slot in range(len(self.active)):
+            operation, factor = nodes[f"operation{slot}"], nodes[f"factor{slot}"]
+            if operation == BRIGHTNESS:
+                image = _dali_brightness(image, factor)
+            elif operation == CONTRAST:
+                image = _dali_contrast(image, factor)
+            elif operation == SATURATION:
+                image = _dali_saturation(image, factor)
+            elif operation == HUE:
+                image = _dali_hue(image, factor)
+        return image
+
+    def pil(self, image: Image.Image, numbers: Numbers) -> Image.Image:
+        for operation in numbers["order"].tolist():
+            if operation >= 0:
+                image = pil_jitter(image, operation, float(numbers["factors"][operation]))
+        return image
+
+    def describe(self, numbers: Numbers) -> dict[str, Any]:
+        factors = numbers["factors"].tolist()
+        turn = {"hue_degrees": factors[HUE] * 360 / 255} if HUE in self.active else {}
+        order = [NAMES[operation] for operation in numbers["order"] if operation >= 0]
+        return {"order": order} | {NAMES[k]: factors[k] for k in self.active if k != HUE} | turn
+
+
+def _range(name: str, value: float | Sequence[float], neutral: float, most: float) -> tuple[float, float]:
+    if isinstance(value, Sequence):
+        return within(name, value, neutral - 1.0 if neutral else -most, most)
+    if not 0 <= value <= most:
+        raise UsageError(f"{name} must lie between 0 and {most}, not {value}")
+    return (max(0.0, neutral - value), neutral + value) if neutral else (-value, value)
+
+
+# In torch, pixels are planar floats that hold whole numbers from 0 to 255, what PIL would have stored as bytes. Every
+# sum is one of whole numbers that float32 (for the mean, float64) holds exactly, so no result depends on threads, on
+# the batch, on the order of summation or on fused multiply-adds. `pixels.c` holds the same expressions and gives the
+# same bits. Sources: Pillow's Blend.c, Convert.c (gray and HSV) and ImageEnhance; torchvision's functional transforms.
+# (N, 3, H, W) float32 is changed in place; factors are (N, 1, 1, 1).
+
+
+def gray(x: Tensor) -> Tensor:
+    """(N, H, W) luma: PIL's 16-bit fixed point, whose largest sum, 255 * 65536 + 32768, float32 still holds exactly."""
+    import torch
+
+    red, green, blue = x.unbind(1)
+    total = torch.mul(red, 19595.0).add_(green, alpha=38470.0).add_(blue, alpha=7471.0)
+    return total.add_(32768.0).mul_(2.0**-16).floor_()
+
+
+def brightness(x: Tensor, factor: Tensor) -> None:
+    """Blend with black."""
+    x.mul_(factor).clamp_(max=255.0).floor_()
+
+
+def contrast(x: Tensor, factor: Tensor) -> None:
+    """Blend with the image's own mean gray, rounded to a whole level."""
+    import torch
+
+    _, _, height, width = x.shape
+    mean = gray(x).sum((1, 2), dtype=torch.float64).div_(height * width).add_(0.5).floor_()
+    _blend(x, mean.to(torch.float32).view(-1, 1, 1, 1), factor)
+
+
+def saturation(x: Tensor, factor: Tensor) -> None:
+    """Blend with the image's gray."""
+    _blend(x, gray(x)[:, None], factor)
+
+
+def _blend(x: Tensor, degenerate: Tensor, factor: Tensor) -> None:
+    x.sub_(degenerate).mul_(factor).add_(degenerate).clamp_(0.0, 255.0).floor_()
+
+
+def hue(x: Tensor, steps: Tensor) -> None:
+    """Turn the hue by whole steps of 1/255 circle, by way of PIL's HSV in bytes.
+
+    In PIL, hue = floor(255 h) with h in [0, 1), saturation = floor(255 (max - min) / max), value = max. Here h is the
+    quotient of two whole numbers; PIL's float rounding differs from it on 0.3 % of all colors, by one step.
+    """
+    import torch
+
+    red, green, blue = x.unbind(1)
+    value = torch.maximum(red, green)
+    low = torch.minimum(red, green)
+    torch.maximum(value, blue, out=value)
+    torch.minimum(low, blue, out=low)
+    chroma = torch.sub(value, low, out=low)
+    below_red, below_green, below_blue = value - red, value - green, value - blue
+    saturation_times_value = (chroma * 255.0).div_(value.clamp(min=1.0)).floor_().mul_(value)
+    # 6 h chroma: blue - green below where red is the largest, 2 chroma + red - blue where green is, else 4 chroma + ...
+    # Written without comparisons, since a mask costs more than the arithmetic: clamped to 1, "below" is a mask already.
+    total = (below_red + below_green).add_(below_blue).add_(chroma, alpha=2.0)
+    turn = torch.sub(total, below_red, alpha=3.0).mul_(below_green.clamp(max=1.0)).add_(total)
+    turn.sub_(below_blue, alpha=3.0).mul_(below_red.clamp_(max=1.0)).add_(below_blue).sub_(below_green)
+    negative = turn.clamp(-1.0, 0.0)
+    byte = turn.mul_(42.5).div_(chroma.clamp_(min=1.0)).floor_().sub_(negative, alpha=255.0).add_(steps[:, 0])
+    byte.sub_(torch.mul(byte, 1 / 256, out=negative).floor_(), alpha=256.0)
+    # Back, in units of 1/255 sector: each channel is below the value by saturation * value * clamp(distance).
+    sector = byte.mul_(6.0)
+    for channel, center in ((red, 765.0), (green, 510.0), (blue, 1020.0)):
+        distance = torch.sub(sector, center, out=below_blue).abs_()
+        distance = distance.neg_().add_(510.0) if channel is red else distance.sub_(255.0)
+        share = distance.clamp_(0.0, 255.0).mul_(saturation_times_value).mul_(1 / 65025)
+        torch.sub(value, share, out=channel).add_(0.5).floor_()
+
+
+# In DALI: nodes of HWC uint8 images.
+
+
+def _dali_brightness(x: Any, factor: Any) -> Any:
+    from nvidia.dali import fn
+
+    return fn.brightness_contrast(x, brightness=factor, brightness_shift=-_CUT / 255)
+
+
+def _dali_contrast(x: Any, factor: Any) -> Any:
+    from nvidia.dali import fn, math
+
+    return _dali_blend(x, math.floor(fn.reductions.mean(dali_gray(x)) + 0.5), factor)
+
+
+def _dali_saturation(x: Any, factor: Any) -> Any:
+    return _dali_blend(x, dali_gray(x) * 1.0, factor)
+
+
+def _dali_blend(x: Any, degenerate: Any, factor: Any) -> Any:
+    # Arithmetic rather than an operator's argument, since arguments cannot come from the GPU.
+    return _dali_bytes((x - degenerate) * factor + degenerate - _CUT)
+
+
+def dali_gray(x: Any) -> Any:
+    """Node of gray images, (H, W, 1) uint8."""
+    from nvidia.dali import fn
+
+    types = dali_types()
+    return fn.color_space_conversion(x, image_type=types.RGB, output_type=types.GRAY)
+
+
+def _dali_bytes(x: Any) -> Any:
+    """Whole numbers from 0 to 255, by rounding; an arithmetic result has lost its layout."""
+    from nvidia.dali import fn
+
+    types = dali_types()
+    return fn.reshape(fn.cast(x, dtype=types.UINT8), layout="HWC")
+
+
+def _dali_hue(x: Any, steps: Any) -> Any:
+    """The hue turned by steps of 1/255 circle, by the arithmetic of `hue`."""
+    from nvidia.dali import fn, math
+
+    red, green, blue = (x[:, :, c : c + 1] * 1.0 for c in range(3))
+    value = math.max(math.max(red, green), blue)
+    chroma = value - math.min(math.min(red, green), blue)
+    below = math.floor(chroma * 255.0 / math.max(value, 1.0)) * value * (1 / 65025)
+    not_red, not_green = math.min(value - red, 1.0), math.min(value - green, 1.0)
+    largest_green = 2.0 * chroma + blue - red
+    largest_blue = 4.0 * chroma + red - green
+    turn = (1.0 - not_red) * (green - blue) + not_red * ((1.0 - not_green) * largest_green + not_green * largest_blue)
+    byte = math.floor(turn * 42.5 / math.max(chroma, 1.0)) - 255.0 * math.clamp(turn, -1.0, 0.0) + steps
+    sector = (byte - 256.0 * math.floor(byte * (1 / 256))) * 6.0
+    distances = [
+        510.0 - math.abs(sector - 765.0),
+        math.abs(sector - 510.0) - 255.0,
+        math.abs(sector - 1020.0) - 255.0,
+    ]
+    return _dali_bytes(fn.cat(*(value - math.clamp(d, 0.0, 255.0) * below for d in distances), axis=2))
+
+
+def pil_jitter(image: Image.Image, operation: int, factor: float) -> Image.Image:
+    """One operation on a PIL image, as torchvision does it; `factor` as in the transform's numbers."""
+    from PIL import Image, ImageEnhance
+
+    if operation == BRIGHTNESS:
+        return ImageEnhance.Brightness(image).enhance(factor)
+    if operation == CONTRAST:
+        return ImageEnhance.Contrast(image).enhance(factor)
+    if operation == SATURATION:
+        return ImageEnhance.Color(image).enhance(factor)
+    assert operation == HUE
+    hue, saturation, value = image.convert("HSV").split()
+    turned = np.array(hue) + np.array(factor).astype(np.int32).astype(np.uint8)
+    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")

@@ -1,0 +1,32 @@
+from collections.abc import Sequence
+
+import numpy as np
+
+from sslrun.data.transforms.base import Numbers, Transform
+from sslrun.errors import UsageError
+
+
+class Normalize(Transform):
+    """(x / 255 - mean) / std for each channel. Last in its list, but for a flip; without it pixels are x / 255.
+
+    Args:
+        mean: one number for each of R, G, B.
+        std: one number for each of R, G, B.
+    """
+
+    num_draws = 0
+
+    def __init__(
+        self, mean: Sequence[float] = (0.485, 0.456, 0.406), std: Sequence[float] = (0.229, 0.224, 0.225)
+    ) -> None:
+        super().__init__()
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise UsageError("mean and std must each have three numbers, those of std above 0")
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+
+    def steps(self) -> list[Transform]:
+        """None: it changes no bytes. The exact stage normalizes where it makes bytes into floats."""
+        return []
+
+    def step_numbers(self, uniforms: np.ndarray, sizes: np.ndarray) -> list[Numbers]:
+        return []

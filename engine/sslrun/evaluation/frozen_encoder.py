@@ -1,0 +1,96 @@
+"""A frozen encoder and the images to measure it on: what an evaluation is given."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sslrun.data import Source, ViewGroup
+from sslrun.data.loader import Augment
+from sslrun.data.transforms import Transform
+from sslrun.errors import UsageError
+from sslrun.evaluation.features import FeatureExtractor
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """A frozen encoder and the images to measure it on.
+
+    Attributes:
+        backbone: the network, on `device`, in evaluation mode.
+        train: images that classifiers learn from, opened.
+        test: images that are classified, opened; None if there are none.
+        transforms: how images are prepared, without randomness.
+        views: the view groups of the encoder's training.
+        device: the device of the backbone.
+        bf16: whether to compute under bfloat16 autocast.
+        augment: "exact", "dali" or "auto", as for training.
+        num_threads: threads that read and decode.
+        seed: seed of random draws.
+    """
+
+    backbone: nn.Module
+    train: Source
+    test: Source | None
+    transforms: list[Transform]
+    views: list[ViewGroup]
+    device: torch.device
+    bf16: bool
+    augment: Augment
+    num_threads: int
+    seed: int
+
+    def extractor(self, source: Source) -> FeatureExtractor:
+        """An extractor of features of a source's images, prepared by `transforms`."""
+        return FeatureExtractor(
+            source,
+            self.transforms,
+            device=self.device,
+            bf16=self.bf16,
+            augment=self.augment,
+            num_threads=self.num_threads,
+            has_bar=True,
+        )
+
+    def features_share(self, source: Source, ids: np.ndarray | None = None) -> Tensor:
+        """(n, D) fp32 on the CPU: features of this rank's share (`distributed.share`) of a source's images.
+
+        Args:
+            source: opened.
+            ids: (N,) sample ids; None for all images.
+        """
+        ids = np.arange(len(source)) if ids is None else ids
+        return self.extractor(source).extract_share(self.backbone, ids)
+
+    def features(self, source: Source, ids: np.ndarray | None = None) -> Tensor:
+        """(N, D) fp32 on the CPU: features of all those images, the same on every rank; arguments as above."""
+        ids = np.arange(len(source)) if ids is None else ids
+        return self.extractor(source).extract(self.backbone, ids)
+
+    def labeled(self) -> tuple[Source, Source]:
+        """Training and test images with labels. Raises UsageError as the function `labeled`."""
+        return labeled(self.train, self.test)
+
+
+def labeled(train: Source, test: Source | None) -> tuple[Source, Source]:
+    """Training and test images of a classification.
+
+    Raises:
+        UsageError: there are no test images, or a source has no labels.
+    """
+    if test is None:
+        raise UsageError(
+            "there are no images to classify: set eval.test to a source, or data.holdout to one or to a share of "
+            "data.source"
+        )
+    for key, source in (("eval.train", train), ("eval.test", test)):
+        if source.labels is None:
+            raise UsageError(f"{source!r} has no labels: set {key} to a source that has some")
+    return train, test
+
+
+def labels(source: Source) -> Tensor:
+    """(N,) int64 labels of a source that has labels."""
+    assert source.labels is not None
+    return torch.from_numpy(source.labels).long()

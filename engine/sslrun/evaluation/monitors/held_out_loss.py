@@ -1,0 +1,51 @@
+"""The method's own loss on images that are not trained on: what mmcv's workflow `("val", 1)` is for.
+
+It is the loss that training would have on these images: the views, batches and BatchNorm groups of the recipe, the
+networks in training mode. The difference between `train/loss` and `val/loss` is then what the network has memorized.
+(In evaluation mode BatchNorm would normalize with running statistics, and a loss that compares the samples of a batch
+would be on another scale.) Every measurement uses the same images in the same crops, on one process or many.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from sslrun.contract import Method
+from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
+from sslrun.runtime import distributed
+
+
+class HeldOutLoss(Monitor):
+    """The method's loss on the held-out images, `val/loss`, and its other metrics on them."""
+
+    needs_held_out = True
+
+    def measure(self, snapshot: Snapshot) -> dict[str, float]:
+        """Means over the batches and ranks."""
+        executor, progress = snapshot.executor, snapshot.progress
+        assert snapshot.held_out_batches is not None
+        metrics = []
+        with untouched(executor.method, executor.device):
+            for batches in snapshot.held_out_batches():
+                for batch, target in zip(batches, executor.targets(batches, progress), strict=True):
+                    loss = executor.forward(batch, progress, target)
+                    metrics.append({"loss": loss.value, **loss.metrics})
+        means = {name: torch.stack([each[name].float() for each in metrics]).mean() for name in metrics[0]}
+        distributed.all_reduce_mean_(list(means.values()))
+        return {f"val/{name}": mean.item() for name, mean in means.items()}
+
+
+@contextlib.contextmanager
+def untouched(method: Method, device: torch.device) -> Iterator[None]:
+    """Forward passes within it have no lasting effect: no gradient, and buffers and random state are restored.
+
+    BatchNorm updates statistics, and a user's own method may replace buffers: both are undone.
+    """
+    before = {name: (buffer, buffer.clone()) for name, buffer in method.named_buffers()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+        for name, (buffer, value) in before.items():
+            buffer.copy_(value)
+            owner, _, attribute = name.rpartition(".")
+            setattr(method.get_submodule(owner), attribute, buffer)  # the method may have replaced it

@@ -1,0 +1,22 @@
+"""Accuracy of a method that learns classes of labels, on the held-out images."""
+
+from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
+
+
+class LabelAccuracy(Monitor):
+    """Per cent of the held-out images that the method itself (Supervised) classifies correctly.
+
+    It measures `test/top1_pct` and, of more than 5 classes, `test/top5_pct`.
+    """
+
+    needs_held_out = True
+    needs_labels = True
+
+    def measure(self, snapshot: Snapshot) -> dict[str, float]:
+        predictor = snapshot.method.predictor()
+        assert predictor is not None, "checked when the run is built"
+        scores = snapshot.held_out.outputs(predictor)
+        best = scores.topk(min(5, scores.shape[1]), dim=1).indices
+        hits = best == snapshot.held_out.labels.unsqueeze(1)
+        top1, top5 = (100 * hits[:, :count].any(dim=1).float().mean().item() for count in (1, 5))
+        return {"test/top1_pct": top1, **({"test/top5_pct": top5} if scores.shape[1] > 5 else {})}

@@ -1,0 +1,122 @@
+"""The contract of a monitor: when it is due, what it is given, what it returns.
+
+To add one, write a class like those beside this file and name it in `[[monitor.extra]]` (docs/add-a-metric.md).
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sslrun.config.component import Component
+from sslrun.contract import Batch, Method, Progress
+from sslrun.data import Source
+from sslrun.errors import UsageError
+from sslrun.evaluation.features import FeatureExtractor
+from sslrun.runtime import distributed
+from sslrun.runtime.executor import Executor
+
+
+class ImageSet:
+    """Images of one source that monitors measure. Features are extracted once, however many monitors ask for them.
+
+    Every extraction is collective: all ranks call it.
+
+    Args:
+        extractor: of the source.
+        ids: (N,) sample ids of the images.
+        backbone: the network under training.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, ids: np.ndarray, backbone: nn.Module) -> None:
+        self.extractor, self.ids, self.backbone = extractor, ids, backbone
+
+    @property
+    def source(self) -> Source:
+        return self.extractor.source
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and where to compute."""
+        return self.extractor.device
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64 on the CPU: the class of each image; for monitors with `needs_labels`."""
+        assert self.source.labels is not None, "a monitor that reads labels sets needs_labels"
+        return torch.from_numpy(self.source.labels[self.ids].astype(np.int64))
+
+    @functools.cached_property
+    def features_share(self) -> Tensor:
+        """(n, D) fp32 on the CPU: the backbone's features of this rank's share of the images."""
+        return self.extractor.extract_share(self.backbone, self.ids)
+
+    @functools.cached_property
+    def features(self) -> Tensor:
+        """(N, D) fp32 on the CPU: the backbone's features of all the images, the same on every rank."""
+        return distributed.all_gather_shares(self.features_share.to(self.device), len(self.ids)).cpu()
+
+    def outputs(self, module: nn.Module) -> Tensor:
+        """(N, K) fp32 on the CPU: what another module (a classifier) returns for the images, on every rank."""
+        return self.extractor.extract(module, self.ids)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The network between two optimizer steps, and the images to measure it on.
+
+    Attributes:
+        executor: holds the method and computes losses as training does.
+        progress: the step that comes next; at the end of the run, `progress.step == progress.total_steps`.
+        training: monitor.knn_bank of the training images, at even distances.
+        held_out_images: all held-out images (data.holdout); None where there are none.
+        held_out_batches: iterates over the held-out images in whole global batches, in the views of training: for each,
+            this rank's micro-batches. None where there are no held-out images.
+    """
+
+    executor: Executor
+    progress: Progress
+    training: ImageSet
+    held_out_images: ImageSet | None
+    held_out_batches: Callable[[], Iterator[list[Batch]]] | None
+
+    @property
+    def method(self) -> Method:
+        """The method under training."""
+        return self.executor.method
+
+    @property
+    def held_out(self) -> ImageSet:
+        """The held-out images, for monitors that have `needs_held_out`."""
+        assert self.held_out_images is not None, "a monitor that reads held-out images sets needs_held_out"
+        return self.held_out_images
+
+
+class Monitor(Component, kind="monitors"):
+    """A measurement of the network under training.
+
+    All ranks call `measure`, without gradient; what it draws from torch's generators does not reach the training. It
+    must leave parameters and buffers as they are.
+
+    Args:
+        interval: epochs (iterations, if monitor.by is "iter") between two measurements; 0 for none.
+    """
+
+    needs_held_out: ClassVar[bool] = False
+    """Whether it reads held-out images. It is then left out, with a warning, where there are none."""
+
+    needs_labels: ClassVar[bool] = False
+    """Whether it reads labels. It is then an error where a source has none."""
+
+    def __init__(self, interval: int = 1) -> None:
+        if interval < 0:
+            raise UsageError(f"interval must be at least 0, not {interval}")
+        self.interval = interval
+
+    def measure(self, snapshot: Snapshot) -> dict[str, float]:
+        """The measured numbers by their names, `group/name` with the unit at the end, such as "knn/top1_pct"."""
+        raise NotImplementedError

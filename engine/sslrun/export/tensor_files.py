@@ -1,0 +1,146 @@
+"""Formats that are one file of tensors: under our own names, or checked against torchvision's and timm's."""
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sslrun.errors import UsageError
+from sslrun.export import library_shapes
+from sslrun.export.architecture import ResNetArchitecture, Shapes, shapes_of
+from sslrun.export.encoder import ELSEWHERE, Encoder
+from sslrun.export.export_format import ExportFormat
+from sslrun.export.verify import NotTheSame, difference, require_names, require_same
+from sslrun.runtime.safetensors_file import write_tensors
+
+KEY = "sslrun"  # of our metadata, among the metadata of a file
+
+
+class TensorFile(ExportFormat, listed=False):
+    """Tensors by name, and metadata. PATH's suffix chooses between .safetensors and .pth, which
+    `torch.load(path, weights_only=True)` reads."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".safetensors", ".pth")
+
+    def prepare(self, encoder: Encoder, path: Path) -> None:
+        self.suffix = path.suffix
+        self.shapes = self.expected(encoder)
+        self.metadata = encoder.metadata(**self.extra(encoder))
+        wrong = difference(shapes_of(encoder.backbone), self.shapes)
+        if wrong is not None:
+            raise UsageError(f"these weights are not laid out as published: {wrong}")
+
+    def expected(self, encoder: Encoder) -> Shapes:
+        """The names and shapes that the file must have. UsageError: the library has no such network."""
+        raise NotImplementedError
+
+    def extra(self, encoder: Encoder) -> dict[str, Any]:
+        """Metadata of this format."""
+        raise NotImplementedError
+
+    def write(self, encoder: Encoder, path: Path) -> None:
+        tensors = {name: tensor.contiguous() for name, tensor in encoder.tensors().items()}
+        if self.suffix == ".pth":
+            _write_pth(path, tensors, self.metadata)
+        else:
+            write_tensors(path, tensors, {"format": "pt", KEY: self.metadata})
+
+    def verify(self, encoder: Encoder, path: Path) -> None:
+        tensors, metadata = (_read_pth if self.suffix == ".pth" else read_safetensors)(path)
+        if metadata != self.metadata:
+            raise NotTheSame("its metadata did not read back")
+        require_names(tensors, self.shapes)
+        require_same(encoder.backbone, tensors, encoder.images())
+
+
+class Safetensors(TensorFile):
+    """Any backbone, under our own names."""
+
+    suffixes = (".safetensors",)
+
+    def expected(self, encoder: Encoder) -> Shapes:
+        return shapes_of(encoder.backbone)
+
+    def extra(self, encoder: Encoder) -> dict[str, Any]:
+        return {"target": "safetensors"}
+
+
+class Torchvision(TensorFile):
+    """A ResNet of torchvision, without its classifier."""
+
+    def expected(self, encoder: Encoder) -> Shapes:
+        self.name = _resnet_name(encoder, "torchvision")
+        return _without_classifier(library_shapes.resnet(self.name))
+
+    def extra(self, encoder: Encoder) -> dict[str, Any]:
+        return {"target": "torchvision", "architecture": self.name, "classifier": "none: set fc to torch.nn.Identity()"}
+
+
+class Timm(TensorFile):
+    """A ResNet or a vision transformer of timm, without its classifier (num_classes = 0)."""
+
+    def expected(self, encoder: Encoder) -> Shapes:
+        architecture = encoder.architecture_for("timm")
+        self.arguments: dict[str, Any] = {"num_classes": 0}
+        if isinstance(architecture, ResNetArchitecture):
+            self.name = _resnet_name(encoder, "timm")
+            return _without_classifier(library_shapes.resnet(self.name))
+        size = f"vit_{architecture.arch}_patch{architecture.patch_size}_{architecture.img_size}"
+        if size not in library_shapes.VITS or architecture.mlp_ratio != 4.0:
+            raise UsageError(f"timm has no {architecture} for images of {architecture.img_size} px: {ELSEWHERE}")
+        self.name, (*_, heads) = size, library_shapes.VITS[size]
+        if heads != architecture.num_heads:
+            self.arguments["num_heads"] = architecture.num_heads
+            self.note = f"timm's {size} has {heads} heads: create it with num_heads={architecture.num_heads}"
+        return _without_classifier(library_shapes.vit(size))
+
+    def extra(self, encoder: Encoder) -> dict[str, Any]:
+        architecture = {"architecture": self.name, "model_args": self.arguments}
+        return {"target": "timm", **architecture, "pretrained_cfg": encoder.preprocessing.for_timm()}
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Tensors by name, and our metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(KEY, "")  # noqa: SIM118
+    except SafetensorError as error:
+        raise NotTheSame(f"it cannot be read back ({error})") from error
+
+
+def _resnet_name(encoder: Encoder, program: str) -> str:
+    architecture = encoder.architecture_for(program)
+    if not isinstance(architecture, ResNetArchitecture):
+        raise UsageError(f"{program}'s vision transformers have names of their own: --to timm takes this one")
+    known = {sizes: name for name, sizes in library_shapes.RESNETS.items()}
+    name = known.get((architecture.depth, architecture.groups, architecture.width_per_group))
+    if name is None or (architecture.base_width, architecture.stages) != (64, 4):
+        raise UsageError(f"{program} has no {architecture}: {ELSEWHERE}")
+    return name
+
+
+def _without_classifier(shapes: Shapes) -> Shapes:
+    return {name: shape for name, shape in shapes.items() if name not in library_shapes.CLASSIFIERS}
+
+
+def _write_pth(path: Path, tensors: dict[str, Tensor], metadata: str) -> None:
+    """As `torch.save(module.state_dict(), path)`, with our metadata beside that of a state dict."""
+    state: Any = OrderedDict(tensors)
+    state._metadata = OrderedDict({"": {"version": 1, KEY: metadata}})
+    with open(path, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's, about what became of its file when the disk was full
+            cause = error.__context__
+            raise cause if isinstance(cause, OSError) else OSError(str(error).partition("\n")[0]) from error
+        os.fsync(file.fileno())
+
+
+def _read_pth(path: Path) -> tuple[dict[str, Tensor], str]:
+    with open(path, "rb") as file:
+        state = torch.load(file, weights_only=True)
+    return dict(state), state._metadata[""][KEY]

@@ -1,0 +1,174 @@
+"""Every source of randomness of a run, in one place: what is drawn, by which generator, keyed by what.
+
+Nothing keeps random state between two steps. Each draw is a function of the seed and of what it is for, so a resumed
+run draws what an uninterrupted one does.
+
+    what is drawn                              function                             key
+    first weights of all networks              `seed_weights`                       seed
+    transforms of a view                       `uniforms`, the view's number        seed, epoch, position, view
+    order of the samples of an epoch           `words`, ORDER_VIEW                  seed, epoch
+    order of the samples within a cluster      `words`, CLUSTER_VIEW                seed, epoch, sample
+    substitute of an image that is damaged     `words`, SUBSTITUTE_VIEW             seed, epoch, position
+    which samples data.holdout takes           `uniforms`, HOLDOUT_VIEW             0, sample: the same for every seed
+    which samples a fraction keeps             `words`, FRACTION_VIEW               seed of the fraction, sample
+    drawn images of `Shapes`                   `draw` in data/drawing.py            seed of the source, stream, image
+    a method's own draws, equal on all ranks   `step_generator`, `step_rng`         seed, step
+    dropout masks of the methods shipped       `mixed_` (`sslrun.nn.dropout`)       seed, step, place in global batch
+    negatives of NPID                          `mixed_` of a key per sample         seed, step, place in global batch
+    whatever asks torch's global generators    `seed_torch`                         seed, step, phase, rank, micro-batch
+    first weights of linear probes             `fixed_generator`                    seed
+    noise that an exported file is tried with  `fixed_generator`                    number of images
+
+`torch.nn.Dropout`, and everything else that draws from torch's global generators, is repeated bit by bit for the same
+cut of the global batch: as many ranks and as large a micro-batch. On another cut the masks are others, because each
+micro-batch draws its own; `sslrun.nn.dropout.dropout_masks` gives masks that do not depend on the cut.
+
+Sources: Philox4x32-10, Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (2011), checked
+against the known answers of its authors' Random123; SplitMix64, Steele, Lea & Flood (2014).
+"""
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Views count from 0. Draws for other purposes use numbers that no recipe reaches.
+SUBSTITUTE_VIEW = 0xFFFF0001
+ORDER_VIEW = 0xFFFF0002
+HOLDOUT_VIEW = 0xFFFF0003
+CLUSTER_VIEW = 0xFFFF0004
+FRACTION_VIEW = 0xFFFF0005
+
+INCREMENT = 0x9E3779B97F4A7C15 - 2**64  # of SplitMix64's counter, as int64, like all its factors here
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+
+_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_WEYL = 0x9E3779B9, 0xBB67AE85
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+
+
+def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    """Philox4x32-10.
+
+    Args:
+        counter: (..., 4) integers below 2**32.
+        key: two integers below 2**32.
+
+    Returns:
+        (..., 4) uint64 holding 32-bit words.
+    """
+    a, b, c, d = (counter[..., i].astype(np.uint64) for i in range(4))
+    key_0, key_1 = key
+    for _ in range(10):
+        product_0, product_1 = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
+        a = (product_1 >> _SHIFT) ^ b ^ np.uint64(key_0)
+        c = (product_0 >> _SHIFT) ^ d ^ np.uint64(key_1)
+        b, d = product_1 & _LOW, product_0 & _LOW
+        key_0, key_1 = (key_0 + _WEYL[0]) & 0xFFFFFFFF, (key_1 + _WEYL[1]) & 0xFFFFFFFF
+    return np.stack([a, b, c, d], axis=-1)
+
+
+def words(seed: int, epoch: int, positions: np.ndarray, view: int, count: int, offset: int = 0) -> np.ndarray:
+    """(B, count) uint64 holding independent 32-bit words; arguments as in `uniforms`."""
+    positions = np.asarray(positions, dtype=np.int64)
+    limit = 2**32
+    if not 0 <= epoch < limit or (positions.size and not 0 <= positions.min() <= positions.max() < limit):
+        raise ValueError("epochs and positions must lie in [0, 2**32)")
+    first_block, last_block = offset // 4, -(-(offset + count) // 4)
+    counter = np.empty((len(positions), last_block - first_block, 4), dtype=np.uint64)
+    counter[..., 0] = np.arange(first_block, last_block, dtype=np.uint64)
+    counter[..., 1] = view
+    counter[..., 2] = positions[:, None]
+    counter[..., 3] = epoch
+    flat = philox(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)).reshape(len(positions), -1)
+    start = offset - 4 * first_block
+    return flat[:, start : start + count]
+
+
+def uniforms(seed: int, epoch: int, positions: np.ndarray, view: int, count: int, offset: int = 0) -> np.ndarray:
+    """Uniform numbers in [0, 1), a pure function of the arguments; draw k of an image does not depend on `count`.
+
+    Args:
+        seed: any integer; its low 64 bits are the key.
+        epoch: 0 to 2**32 - 1.
+        positions: (B,) places in the epoch of the global order, below 2**32.
+        view: running number over all views of all view groups, or one of the constants above.
+        count: how many numbers each image gets.
+        offset: number of the first one, so that each transform of a view has a range of its own.
+
+    Returns:
+        (B, count) float64, multiples of 2**-32.
+    """
+    return words(seed, epoch, positions, view, count, offset).astype(np.float64) * 2.0**-32
+
+
+def mixed_(x: Tensor) -> Tensor:
+    """SplitMix64's finalizer, in place: int64 to int64, one to one, all bits of a result depend on all of the input."""
+    for shift, factor in _ROUNDS:
+        x ^= shifted(x, shift)
+        x *= factor
+    x ^= shifted(x, 31)
+    return x
+
+
+def shifted(x: Tensor, bits: int) -> Tensor:
+    """int64 shifted to the right, with zeros from the left."""
+    return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)
+
+
+class Phase(IntEnum):
+    """The parts of a step (and of an epoch) that begin with random state of their own."""
+
+    EPOCH = 0  # Method.before_epoch
+    TARGETS = 1  # Method.targets
+    FORWARD = 2  # Method.forward and its backward pass
+    UPDATE = 3  # Method.rewrites, Method.after_step
+
+
+def seed_torch(device: torch.device, seed: int, step: int, phase: Phase, rank: int = 0, micro_batch: int = 0) -> None:
+    """Set torch's global generators, the CPU's and the device's; waits for no device.
+
+    Args:
+        device: what the run computes on.
+        seed: of the run.
+        step: optimizer steps before this one.
+        phase: what follows.
+        rank: of this process where each rank is to draw numbers of its own, 0 where all are to draw the same.
+        micro_batch: number of the micro-batch in the step.
+    """
+    key = 0
+    for part in (seed, step, phase, rank, micro_batch):
+        key = _mixed(key + part + 1)
+    torch.default_generator.manual_seed(key)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(key)
+
+
+def seed_weights(seed: int) -> None:
+    """Set torch's global generators to what the first weights of all networks are drawn from."""
+    torch.manual_seed(seed)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator that depends on (seed, step) alone: equal on every rank and after every resume."""
+    return fixed_generator((seed << 31) + step)
+
+
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """The same for NumPy, whose distributions are more."""
+    return np.random.default_rng([seed, step])
+
+
+def fixed_generator(seed: int) -> torch.Generator:
+    """A new CPU generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def _mixed(x: int) -> int:
+    """One step of SplitMix64, of a Python integer modulo 2^64."""
+    x = (x + INCREMENT) % 2**64
+    for shift, factor in _ROUNDS:
+        x = (x ^ (x >> shift)) * factor % 2**64
+    return x ^ (x >> 31)

@@ -1,0 +1,242 @@
+"""Outputs of a trained encoder: the features, neighbors, predictions and attention that a report shows."""
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslrun.contract import Batch
+from sslrun.data import Loader, Sequential, Source, ViewGroup
+from sslrun.data.transforms import CenterCrop, Resize, Transform
+from sslrun.errors import UsageError
+from sslrun.evaluation.features import evenly, require_finite
+from sslrun.evaluation.frozen_encoder import FrozenEncoder
+from sslrun.evaluation.knn import knn_predict, nearest
+from sslrun.measure import frozen_encoder
+from sslrun.nn.vit import Attention, VisionTransformer
+from sslrun.plan import device_of
+from sslrun.saved import Saved, open_saved
+
+logger = logging.getLogger("sslrun")
+
+MOST_QUERIES, MOST_BANK = 1000, 5000  # images: seconds on a CPU if they are small, a minute on a GPU if large
+MOST_CLASSES, SOME_CLASSES = 20, 10  # a data set of more than 20 classes is shown by 10 of them
+NEIGHBORS = 5
+ANY_DEVICE = "engine.device=auto"  # a run that was trained on a GPU can be reported on a machine without one
+
+
+@dataclass(frozen=True)
+class EncoderOutputs:
+    """An encoder's outputs for some images (the queries), compared with those for training images (the bank).
+
+    Attributes:
+        saved: the encoder.
+        subject: its data, and how the images are read.
+        source: data source of the queries.
+        queries: (M,) int64, sample ids of the queries.
+        bank: (N,) int64, sample ids of the bank in `subject.train`.
+        features: (M, D) float32, features of the queries, of unit length.
+        similarity: (M, k) cosine similarities of each query's nearest bank images, descending.
+        neighbors: (M, k) int64, indices of these images in the bank.
+        classes: (C,) int64, the labels that are shown, ascending; None if there are no labels.
+        num_classes: number of classes in the data, shown or not.
+        labels: (M,) int64, the queries' classes as indices into `classes`; None if there are no labels.
+        bank_labels: (N,) int64, the bank's classes as indices into `classes`; None if there are no labels.
+        predicted: (M,) int64, the k-NN's predictions as indices into `classes`; None if there are no labels.
+    """
+
+    saved: Saved
+    subject: FrozenEncoder
+    source: Source
+    queries: np.ndarray
+    bank: np.ndarray
+    features: Tensor
+    similarity: np.ndarray
+    neighbors: np.ndarray
+    classes: np.ndarray | None
+    num_classes: int
+    labels: np.ndarray | None
+    bank_labels: np.ndarray | None
+    predicted: np.ndarray | None
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether the queries are images that the encoder was not trained on."""
+        return self.source is not self.subject.train
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes that are shown; empty if there are no labels."""
+        if self.classes is None:
+            return []
+        names = self.subject.train.class_names or self.source.class_names
+        return [names[label] if names and label < len(names) else f"class {label}" for label in self.classes]
+
+
+def run_encoder(path: Path) -> EncoderOutputs:
+    """Open a run's encoder and compute its outputs.
+
+    Args:
+        path: a run folder, or a checkpoint in one.
+
+    Raises:
+        UsageError: there is no checkpoint, or there are no images.
+    """
+    saved = open_saved(path, overrides=[ANY_DEVICE])
+    subject = frozen_encoder(saved, device_of(saved.recipe, 0))
+    train, source = subject.train, subject.test or subject.train
+    has_labels = train.labels is not None and source.labels is not None
+    classes, num_classes = _shown_classes(train, source) if has_labels else (None, 0)
+    if source is train:
+        ids = _spread(_ids(train, classes), MOST_QUERIES + MOST_BANK)
+        queries = _spread(ids, min(MOST_QUERIES, len(ids) // 2))
+        bank = np.setdiff1d(ids, queries)
+    else:
+        queries = _spread(_ids(source, classes), MOST_QUERIES)
+        bank = _spread(_ids(train, classes), MOST_BANK)
+    if min(len(queries), len(bank)) == 0:
+        raise UsageError(f"{train!r} has too few images to compare")
+    logger.info("%s: features of %d images", saved.name, len(queries) + len(bank))
+    features = subject.extractor(source).extract(subject.backbone, queries)
+    others = subject.extractor(train).extract(subject.backbone, bank)
+    for each in (features, others):
+        require_finite(each)
+    neighbors, similarity = nearest(others, features, NEIGHBORS)
+    labels = bank_labels = predicted = None
+    if classes is not None and train.labels is not None and source.labels is not None:
+        monitor = saved.recipe.monitor
+        vote: dict[str, Any] = {"k": monitor.knn_k, "temperature": monitor.knn_temperature}
+        labels = np.asarray(np.searchsorted(classes, source.labels[queries]))
+        bank_labels = np.asarray(np.searchsorted(classes, train.labels[bank]))
+        predicted = knn_predict(others, torch.from_numpy(bank_labels), features, **vote).numpy()
+    return EncoderOutputs(
+        saved,
+        subject,
+        source,
+        queries,
+        bank,
+        F.normalize(features, dim=1),
+        similarity.numpy(),
+        neighbors.numpy(),
+        classes,
+        num_classes,
+        labels,
+        bank_labels,
+        predicted,
+    )
+
+
+def examples(outputs: EncoderOutputs, count: int) -> np.ndarray:
+    """Indices of some queries, chosen regardless of the outputs: the first of each class, or evenly spaced."""
+    if outputs.labels is None:
+        return _spread(np.arange(len(outputs.queries)), count)
+    _, first = np.unique(outputs.labels, return_index=True)
+    return _spread(first, count)
+
+
+def pixels(outputs: EncoderOutputs, source: Source, ids: np.ndarray, side: int) -> np.ndarray:
+    """(n, side, side, 3) uint8, the center square of each image."""
+    return _prepared(outputs, source, ids, [Resize(side), CenterCrop(side)]).numpy()
+
+
+def maps(features: Tensor) -> tuple[np.ndarray, float, np.ndarray]:
+    """(M, 2) first two principal components, their share of the variance, and (M, 2) t-SNE coordinates."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    rows = features.double().numpy()
+    with threadpool_limits(1):  # with several threads the order of sums varies, and with it t-SNE's map
+        components = PCA(min(50, *rows.shape), svd_solver="full").fit(rows)
+        reduced = components.transform(rows)
+        perplexity = min(30.0, (len(rows) - 1) / 3)
+        nearby = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
+    return reduced[:, :2], float(components.explained_variance_ratio_[:2].sum()), nearby
+
+
+@torch.no_grad()
+def attention(outputs: EncoderOutputs, places: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Attention of the last block's class token.
+
+    Args:
+        outputs: of the encoder.
+        places: (n,) indices of queries.
+
+    Returns:
+        (n, S, S, 3) uint8 images as the network gets them, and (n, heads, G, G) attention weights of the patches, which
+        sum to 1 together with the class token's own; None if the encoder is not a vision transformer.
+    """
+    backbone, subject = outputs.subject.backbone, outputs.subject
+    if not isinstance(backbone, VisionTransformer):
+        return None
+    group = ViewGroup(num_views=1, transforms=subject.transforms)
+    images = _prepared(outputs, outputs.source, outputs.queries[places], subject.transforms)
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (group.normalize.mean, group.normalize.std))
+    normalized = (images.permute(0, 3, 1, 2) / 255 - mean) / std
+    return images.numpy(), class_attention(backbone, normalized.to(subject.device)).cpu().numpy()
+
+
+@torch.no_grad()
+def class_attention(backbone: VisionTransformer, images: Tensor) -> Tensor:
+    """(B, heads, G, G) attention weights of the last block's class token, for (B, 3, H, W) images.
+
+    The model computes attention in one fused call that does not return the weights, so they are computed again from the
+    input of that call.
+    """
+    block: Any = backbone.blocks[-1]
+    attend: Attention = block.attn
+    inputs: list[Tensor] = []
+    hook = attend.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    try:
+        backbone(images)
+    finally:
+        hook.remove()
+    tokens = inputs[0]
+    batch, length, width = tokens.shape
+    query, key, _ = attend.qkv(tokens).view(batch, length, 3, attend.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+    scores = (query[:, :, :1] @ key.transpose(-2, -1)) * (width // attend.heads) ** -0.5
+    grid = round((length - 1) ** 0.5)
+    return scores.softmax(dim=-1)[:, :, 0, 1:].reshape(batch, -1, grid, grid).float()
+
+
+def _prepared(outputs: EncoderOutputs, source: Source, ids: np.ndarray, transforms: list[Transform]) -> Tensor:
+    """(n, H, W, 3) uint8, images of a source after transforms."""
+    group = ViewGroup(num_views=1, transforms=transforms)
+    loader = Loader(
+        source,
+        [group],
+        sampler=Sequential(len(source)),
+        seed=0,
+        batch_size=max(1, len(ids)),
+        augment=outputs.subject.augment,
+        num_threads=outputs.subject.num_threads,
+    )
+    with contextlib.closing(loader.run([(0, ids)])) as stream:
+        batch: Batch = next(stream)
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (group.normalize.mean, group.normalize.std))
+    return ((batch.views[0] * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _shown_classes(train: Source, source: Source) -> tuple[np.ndarray, int]:
+    """The labels to show, and the number of all labels."""
+    assert train.labels is not None and source.labels is not None
+    labels = np.union1d(train.labels, source.labels)
+    return labels if len(labels) <= MOST_CLASSES else _spread(labels, SOME_CLASSES), len(labels)
+
+
+def _ids(source: Source, classes: np.ndarray | None) -> np.ndarray:
+    """Ids of the samples in some classes; None for all samples."""
+    if classes is None or source.labels is None:
+        return np.arange(len(source))
+    return np.flatnonzero(np.isin(source.labels, classes))
+
+
+def _spread(values: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of the values, evenly spaced."""
+    return values[evenly(len(values), most)]

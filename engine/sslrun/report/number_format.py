@@ -1,0 +1,32 @@
+"""Numbers as text for a reader."""
+
+
+def number(value: float) -> str:
+    """Up to four digits with thousands separators; scientific notation for very small and very large values."""
+    if value == 0 or 1e-3 <= abs(value) < 1e7:
+        digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
+        text = f"{value:,.{digits}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def percent(value: float) -> str:
+    return f"{value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units, such as "2 h 5 min"."""
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    rest = round(seconds)
+    parts: list[str] = []
+    for name, length in units:
+        count, rest = divmod(rest, length)
+        if count or (name == "s" and not parts):
+            parts.append(f"{count} {name}")
+    return " ".join(parts[:2])
+
+
+def counted(count: int, name: str, plural: str | None = None) -> str:
+    """A count with its noun, such as "1 image" and "1,200 images"."""
+    return f"{count:,} {name if count == 1 else plural or name + 's'}"

@@ -1,0 +1,171 @@
+"""The files of a run folder: their names, and how they are read. Imports no torch.
+
+    config.toml     the resolved recipe           log.txt         messages
+    env.json        versions and hardware         metrics.jsonl   one row of metrics per line
+    machine.json    what the machine chose        checkpoints/    step_00001234, ...
+    state.json      how the run stands            eval/           results of `sslrun eval`
+
+`run_folder.py` writes them. Here they are read at any time: while the run is going on, after a kill, damaged.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tomli
+
+from sslrun.runtime import folder_lock
+
+CONFIG, ENVIRONMENT, MACHINE, STATE = "config.toml", "env.json", "machine.json", "state.json"
+METRICS, CHECKPOINTS, EVAL = "metrics.jsonl", "checkpoints", "eval"
+
+BLOCK_BYTES = 2**16
+
+State = Literal["running", "done", "pre-empted", "failed", "interrupted"]
+
+
+class RunFiles:
+    """Reads a run folder. Reading never fails: a missing or damaged file counts as empty.
+
+    Args:
+        path: the run folder.
+
+    Attributes:
+        problems: why a file could not be read, by its name in the folder. Missing files are not listed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: dict[str, str] = {}
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / METRICS
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    @property
+    def eval(self) -> Path:
+        return self.path / EVAL
+
+    def config(self) -> dict[str, Any]:
+        """The resolved recipe."""
+        return self._table(CONFIG, lambda data: tomli.loads(data.decode()))
+
+    def state(self) -> dict[str, Any]:
+        """What the run last recorded of itself: state, exit_code, error, pid, host, time."""
+        return self._table(STATE)
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, hardware and command of the run's last start."""
+        return self._table(ENVIRONMENT)
+
+    def machine(self) -> dict[str, Any]:
+        """What the machine chose at the first start, by name."""
+        return self._table(MACHINE)
+
+    def results(self) -> list[dict[str, Any]]:
+        """The results of `sslrun eval`, by file name, which is under "file"."""
+        try:
+            names = sorted(file.name for file in self.eval.glob("*.json"))
+        except OSError as error:
+            self.problems[EVAL] = str(error)
+            return []
+        found = [(name, self._table(f"{EVAL}/{name}")) for name in names]
+        return [{**result, "file": name} for name, result in found if result]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl, oldest first."""
+        try:
+            return [row for _, row in rows(self.metrics)] if self.metrics.is_file() else []
+        except OSError as error:
+            self.problems[METRICS] = str(error)
+            return []
+
+    def metrics_blocks(self) -> Iterator[bytes]:
+        """The bytes of metrics.jsonl, oldest first, in blocks of whole lines for `newest_rows`."""
+        try:
+            if self.metrics.is_file():
+                with open(self.metrics, "rb") as file:
+                    while block := file.read(BLOCK_BYTES):
+                        yield block + file.readline()
+        except OSError as error:
+            self.problems[METRICS] = str(error)
+
+    def status(self) -> State | Literal["died"] | None:
+        """How the run stands; "died" is a run that ended without recording it, None is not known."""
+        record = self.state()
+        state: State | None = record.get("state")
+        if state not in get_args(State):
+            return None
+        return "died" if state == "running" and not self._is_alive(record) else state
+
+    def _is_alive(self, record: dict[str, Any]) -> bool:
+        """Whether the run's process lives: by the lock, else by its process id; yes if neither can tell."""
+        pid, is_here = record.get("pid"), record.get("host") == socket.gethostname()
+        if is_here and pid == os.getpid():
+            return True
+        is_held = folder_lock.is_held(self.path)
+        if is_held is not None:
+            return is_held
+        if not is_here or not isinstance(pid, int) or pid <= 0:
+            return True
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except (OSError, OverflowError):
+            return True
+        return True
+
+    def _table(self, name: str, parse: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            table = parse(path.read_bytes()) if path.is_file() else {}  # reading a pipe would wait for its writer
+            if not isinstance(table, dict):
+                raise ValueError("it is not a table")
+        except (OSError, ValueError, RecursionError) as error:
+            self.problems[name] = str(error)
+            return {}
+        return table
+
+
+def rows(metrics: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """(line, row) of a metrics.jsonl, oldest first. A last line that a kill cut short is left out.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(metrics, "rb") as file:
+        for line in file:
+            row = _row(line)
+            if row is not None and line.endswith(b"\n"):
+                yield line, row
+
+
+def newest_rows(block: bytes, key: str | None = None) -> Iterator[dict[str, Any]]:
+    """The rows in a block of metrics.jsonl, newest first: all of them, or those that have a key.
+
+    Lines without the key are skipped unparsed, so that a million of them take a fraction of a second.
+    """
+    text = b"" if key is None else json.dumps(key).encode()
+    end = block.rfind(b"\n")  # a line without an end was cut short by a kill
+    while end >= 0 and (place := block.rfind(text, 0, end)) >= 0:
+        start = block.rfind(b"\n", 0, place) + 1
+        row = _row(block[start : block.find(b"\n", place)])
+        if row is not None and (key is None or key in row):
+            yield row
+        end = start - 1
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
