@@ -112,7 +112,7 @@ def _keys(definitions: Schema, table: Schema, tables: dict[str, Key]) -> str:
 
 def _source(table: Schema) -> str:
     path = f"engine/{table['x-module'].replace('.', '/')}.py"
-    return f"Code: [{path}](../{path})"
+    return f"Code: [{path.removeprefix('engine/sslrun/')}](../{path})"
 
 
 def _filled(text: str, indent: str = "") -> str:
