@@ -36,11 +36,13 @@ def add(verbs: Any) -> None:
     explain.set_defaults(call=_config_explain)
     importing = config_verbs.add_parser(
         "import",
-        help="convert a config of MMSelfSup, 0.x or 1.x",
-        description="Convert a Python config of MMSelfSup and its bases to a recipe, without executing them. "
-        "Everything that the recipe does not reproduce is listed as FILE:LINE: KEY: MESSAGE, also at its head.",
+        help="convert a config of MMSelfSup, MMPretrain or OpenSelfSup",
+        description="Convert a Python config of MMSelfSup (0.x, 1.x), MMPretrain or OpenSelfSup and its bases to a "
+        "recipe, without executing them. Everything that the recipe does not reproduce is listed as "
+        "FILE:LINE: KEY: MESSAGE, also at its head. Exit codes: 0 the recipe can be run, 1 it lacks something, such as "
+        "a model whose method does not exist here, 2 OLD.py cannot be read.",
     )
-    importing.add_argument("old", metavar="OLD.py", help="config of MMSelfSup")
+    importing.add_argument("old", metavar="OLD.py", help="config of MMSelfSup, MMPretrain or OpenSelfSup")
     importing.add_argument("-o", dest="new", metavar="NEW.toml", required=True, help="recipe to write")
     importing.add_argument("--force", action="store_true", help="overwrite NEW.toml")
     importing.add_argument(
