@@ -58,10 +58,13 @@ def loops(imported: dict[str, set[str]]) -> list[list[str]]:
 
 
 def engine_imports() -> dict[str, set[str]]:
-    """The modules that each module of sslrun imports; its package's own `__init__` is not counted."""
+    """The modules that each module of sslrun imports when it runs, inside functions too; not for types alone."""
     found: dict[str, set[str]] = {}
     for module, path in ENGINE.items():
-        names = set(imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py"))
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        is_for_types = [isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING" for n in tree.body]
+        tree.body = [node for node, is_typing in zip(tree.body, is_for_types, strict=True) if not is_typing]
+        names = set(imports(ast.unparse(tree), module, path.name == "__init__.py"))
         found[module] = {name if name in ENGINE else name.rpartition(".")[0] for name in names} - {module}
     return found
 
