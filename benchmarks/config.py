@@ -1,8 +1,8 @@
-"""How long a recipe takes to load: all its files read, merged, resolved and checked.
+"""Measures how long a recipe takes to load: to read all its files, merge, resolve and check them.
 
     python benchmarks/config.py    every shipped recipe, processor time of this process, a row in results/config.jsonl
 
-Each recipe is loaded as if for the first time: only the schema and the parser are in memory.
+Only the schema and the parser are in memory before; nothing of a recipe is cached.
 """
 
 import statistics

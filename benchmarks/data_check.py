@@ -1,10 +1,10 @@
-"""Time and memory of `sslrun data check` at two numbers of files: what each one more costs.
+"""Time and memory of `sslrun data check` at two numbers of files, and from these the cost of one more file.
 
     python benchmarks/data_check.py [--files 2000 20000] [--rounds 3] [--workers 2]
 
-Small images (noise of 64 pixels a side), so that what is spent on a file stands out; and images of ImageNet's usual
-size, where decoding does. Rounds alternate. Memory is the most that the process, and the one that decodes for it, have
-ever held resident (VmHWM), by looking all the time. Files are in the disk's cache.
+Small images (noise of 64 pixels a side) show the cost per file, images of ImageNet's usual size that of decoding.
+Rounds alternate. Memory is the peak resident size (VmHWM) of the process and of the one that decodes for it, polled
+all the time. Files are in the disk's cache.
 """
 
 import argparse
@@ -74,18 +74,18 @@ def measure(images: Path, workers: int) -> dict[str, float]:
             time.sleep(0.02)
         out.seek(0)
         found = json.load(out)
-    assert process.returncode in (0, 1) and found["complete"], found  # the large ones have copies
+    assert process.returncode in (0, 1) and found["complete"], found  # the large images have copies
     return {
         "files": found["sources"][0]["images"],
-        "wall_s": found["wall_s"],  # without the start of the program, with that of the decoder
-        "core_s": processor_s() - before,  # of all that the command is
+        "wall_s": found["wall_s"],  # includes the start of the decoder, not of the program
+        "core_s": processor_s() - before,  # of all processes of the command
         "peak_rss_mib": own,
         "decoder_peak_rss_mib": decoder,
     }
 
 
 def processor_s() -> float:
-    """Processor time of the children that have ended, and of theirs."""
+    """Processor time of the child processes that have ended, and of theirs."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -99,7 +99,7 @@ def peak_mib(process: int) -> float:
 
 
 def decoders(process: int) -> list[int]:
-    """Its children, once they have become the program that they are for."""
+    """Its child processes that decode."""
     try:
         pids = Path(f"/proc/{process}/task/{process}/children").read_text().split()
         return [int(pid) for pid in pids if b"decoding.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -1,16 +1,16 @@
-"""Does it pay to move the momentum teacher in the same pass over memory as the optimizer's update?
+"""Measures whether updating the momentum teacher in the same pass over memory as the optimizer pays off.
 
     python benchmarks/fused_update.py [--rounds 21] [--optimizers sgd lars adamw] [--networks resnet50_mlp vit_b]
 
-Three ways to do the same, alternating in one run, on a GPU where there is one:
+Three versions alternate in one run, on a GPU if there is one:
 
     separate    the optimizer of a recipe (torch's fused SGD and AdamW, sslrun's LARS), then `ema_update_`
     apart       the optimizer's formula compiled over one flat buffer, then `ema_update_` over flat buffers
     one_pass    both formulas compiled as one function over flat buffers: each tensor is read and written once
 
-`apart` to `one_pass` is what fusing the two saves; `separate` to `apart` is what flat buffers and one loop change in
-the optimizer alone. Bytes are counted: each float32 read or written, for each parameter. Before anything is timed, all
-three are held against each other. On a GPU times are the device's, the host well ahead.
+The step from `apart` to `one_pass` is the gain of fusing; the step from `separate` to `apart` is the gain of flat
+buffers and one loop in the optimizer alone. Bytes count each float32 that is read or written per parameter. Before
+anything is timed, the results of all three are compared. On a GPU times are device times, with launches queued ahead.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from sslrun.optim.lars import LARS
 
 LR, MOMENTUM, DECAY, BETAS, EPS, ETA = 1e-3, 0.9, 1e-4, (0.9, 0.999), 1e-8, 1e-3
 TEACHER_MOMENTUM = 0.99
-BLOCK = 256  # elements that share a trust ratio: tensors begin at multiples of it in a flat buffer
+BLOCK = 256  # elements that share a trust ratio; tensors begin at multiples of BLOCK in a flat buffer
 
 # Reads and writes of float32, for each parameter: w weight, g gradient, m v the optimizer's state, t teacher.
 BYTES = {
@@ -73,7 +73,7 @@ def measure(optimizer: str, network: str, device: torch.device, rounds: int) -> 
     check_equal(sides)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
-        for name in sorted(sides, reverse=number % 2 == 0):  # the first place changes hands
+        for name in sorted(sides, reverse=number % 2 == 0):  # versions alternate in the first place
             times[name].append(timed(sides[name], 4, device))
     count = sum(w.numel() for w in weights)
     row = {
@@ -102,7 +102,7 @@ def measure(optimizer: str, network: str, device: torch.device, rounds: int) -> 
 
 
 class Separate:
-    """Lists of tensors, as an executor has them."""
+    """Optimizer and teacher over lists of tensors, as in an executor."""
 
     def __init__(self, optimizer: str, weights: list[Tensor], gradients: list[Tensor]) -> None:
         self.weights = [nn.Parameter(w.clone()) for w in weights]
@@ -121,7 +121,7 @@ class Separate:
 
 
 class Flat:
-    """One buffer for each kind of tensor, and one compiled function."""
+    """One flat buffer for each kind of tensor, and one compiled function."""
 
     def __init__(self, optimizer: str, weights: list[Tensor], gradients: list[Tensor], is_one_pass: bool) -> None:
         self.is_one_pass = is_one_pass
@@ -176,7 +176,7 @@ class Flat:
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
-    """(blocks, BLOCK): one tensor after the other, each filled up with zeros to whole blocks."""
+    """(blocks, BLOCK): all tensors in a row, each padded with zeros to whole blocks."""
     return torch.cat([nn.functional.pad(x.reshape(-1), (0, -x.numel() % BLOCK)) for x in tensors]).view(-1, BLOCK)
 
 
@@ -190,7 +190,7 @@ def check_equal(sides: dict[str, Separate | Flat]) -> None:
 
 
 def timed(call: Callable[[], None], count: int, device: torch.device) -> float:
-    """Seconds of a call, of several in a row."""
+    """Mean seconds per call of `count` calls in a row."""
     if device.type == "cpu":
         begin = time.perf_counter()
         for _ in range(count):
@@ -207,12 +207,12 @@ def timed(call: Callable[[], None], count: int, device: torch.device) -> float:
 
 
 def ratios(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """Quantiles of the ratio of neighbors."""
+    """Quantiles of the ratios of neighboring measurements."""
     return quantiles([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
 def resnet50_mlp() -> list[tuple[int, ...]]:
-    """What MoCo v2 trains: 28.0 M parameters."""
+    """Parameter shapes of MoCo v2's ResNet-50 and projector: 28.0 M parameters."""
     model = nn.Sequential(ResNet(50), MoCoV2Neck(2048, 2048, 128))
     return [tuple(p.shape) for p in model.parameters()]
 

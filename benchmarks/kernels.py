@@ -1,21 +1,21 @@
-"""Each operation of sslkernels beside eager PyTorch, torch.compile and a ceiling, alternating in one run.
+"""Compares each operation of sslkernels with eager PyTorch, torch.compile and a ceiling, alternating in one run.
 
     python benchmarks/kernels.py [--only info_nce] [--rounds 15] [--threads 2] [--compile]
     python benchmarks/kernels.py --table      write the tables of docs/kernels.md from the rows
 
-On a GPU where there is one, at its own shapes, else on the CPU. A loss is timed forward and backward. An operation that
-is wrong is not timed: first each is held against its reference in float64, at a small odd shape.
+It runs on a GPU, if there is one, with larger shapes, else on the CPU. Losses are timed forward and backward. Before it
+is timed, each operation is compared with its reference in float64 at a small odd shape; a wrong operation is not timed.
 
-Contestants take turns, so that a noisy machine hits all; rows have the quantiles of each and of the ratios of
-neighbors. `eager` is the operation's `reference`, `amp` the same under autocast, `compile` the same compiled; the
-momentum update also meets what others use. The `ceiling` is the work of one large copy (bytes read and written) or
-matrix product per second, and takes its turn like the others.
+Contestants take turns, so that noise affects all of them; rows have the quantiles of each and of the ratios of
+neighboring measurements. `eager` is the operation's `reference`, `amp` the reference under autocast, `compile` the
+compiled reference; the momentum update has further contestants. The `ceiling` is the work per second of one large copy
+(bytes read and written) or matrix product, which takes turns with the others.
 
-On a GPU `ms` is the device's time: a spinning kernel gives the host a head start, so that launches do not count, and
-the cache is emptied before each call. `alone_ms` is wall-clock time from an idle device to an idle device. On the CPU
-`ms` is wall-clock time of calls in a row. `peak_mib` is what one call, its results among them, takes on top of what
-was there: allocated by torch on a GPU, resident on the CPU. `other_load` is how many cores were busy with something
-else meanwhile: near 0, or the row says little.
+On a GPU `ms` is device time: a spinning kernel gives the host a head start, so that launches do not count, and the
+cache is emptied before each call. `alone_ms` is wall-clock time from an idle device to an idle device. On the CPU `ms`
+is the wall-clock time of calls in a row. `peak_mib` is the memory that one call adds at its peak, results included:
+allocated by torch on a GPU, resident on the CPU. `other_load` is the number of cores that were busy with other work
+meanwhile; a row is reliable only if it is near 0.
 """
 
 import argparse
@@ -58,16 +58,16 @@ from sslkernels.soft_cross_entropy import soft_cross_entropy
 
 DOCUMENT = ROOT / "docs" / "kernels.md"
 RESOURCES = RESULTS / "kernel_resources.json"
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2}  # of |result - truth| / |truth|; TF32 is a kind of float32 here
-ROUND_S = {"cpu": 0.1, "cuda": 0.02}  # of each contestant in a round, at least one call
-CLOCK_HZ = 2e9  # about what a GPU's processors run at
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2}  # of |result - truth| / |truth|; float32 includes TF32
+ROUND_S = {"cpu": 0.1, "cuda": 0.02}  # seconds per contestant and round; at least one call
+CLOCK_HZ = 2e9  # approximate clock of a GPU
 
 Sizes = dict[str, Any]
 Call = Callable[[], Any]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is measured
+# Operations
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,13 @@ class Operation:
     """An operation, its inputs and its shapes.
 
     Attributes:
-        inputs: (device, dtype, **sizes) -> arguments; a loss has a gradient with respect to the first.
-        step: makes a function of these arguments that returns what is compared, a tuple of tensors.
+        kernel: the operation of sslkernels.
+        reference: its reference in plain PyTorch.
+        inputs: (device, dtype, **sizes) -> arguments; a loss is differentiated with respect to the first.
+        step: wraps `kernel` or `reference` into a function of these arguments that returns the tensors to compare.
         work: (bytes of an element, **sizes) -> operations, or bytes as the operation's docstring counts them.
-        ceiling: "matrix" or "copy", what the work is held against.
-        odd: sizes of the check.
+        ceiling: "matrix" or "copy", the kind of work that the ceiling measures.
+        odd: sizes for the comparison with float64.
         shapes: (dtype, sizes) for each type of device.
         others: further contestants.
     """
@@ -117,7 +119,7 @@ def updated(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def raw_rows(count: int, dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Not normalized, and in want of a gradient."""
+    """Random rows that are not normalized and require a gradient."""
     return torch.randn(count, dim, device=device, dtype=dtype).requires_grad_()
 
 
@@ -126,7 +128,7 @@ def unit_rows(count: int, dim: int, device: torch.device, dtype: torch.dtype) ->
 
 
 def scores(count: int, prototypes: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Cosines."""
+    """Random scores in the range of cosines."""
     return torch.empty(count, prototypes, device=device).uniform_(-1, 1).to(dtype)
 
 
@@ -162,7 +164,7 @@ def swav_inputs(device: torch.device, dtype: torch.dtype, B: int, K: int) -> tup
 
 
 def swav(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sinkhorn targets without the targets: they are a softmax with a center."""
+    """Loss against Sinkhorn targets, which are a softmax with a center and never created."""
     return soft_cross_entropy(student, teacher, 0.1, 0.05, sinkhorn_center(teacher, 0.05, 3))
 
 
@@ -176,7 +178,7 @@ def ema_inputs(device: torch.device, dtype: torch.dtype, of: str) -> tuple[Any, 
 
 
 def tensor_by_tensor(teacher: list[Tensor], student: list[Tensor], momentum: float) -> None:
-    """As published code has it."""
+    """The loop that published code uses."""
     for t, s in zip(teacher, student, strict=True):
         t.data = t.data * momentum + s.data * (1 - momentum)
 
@@ -191,7 +193,7 @@ def foreach_mul_add(teacher: list[Tensor], student: list[Tensor], momentum: floa
 
 
 def resnet50_mlp() -> list[tuple[int, ...]]:
-    """Parameters of ResNet-50 and of MoCo v2's projector."""
+    """Parameter shapes of ResNet-50 with MoCo v2's projector."""
 
     def convolution(out: int, into: int, size: int) -> list[tuple[int, ...]]:
         return [(out, into, size, size), (out,), (out,)]  # and its BatchNorm
@@ -291,14 +293,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=OPERATIONS, metavar="OP", help=", ".join(OPERATIONS))
     parser.add_argument("--rounds", type=int, default=15, help="rounds of each contestant")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on the CPU")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch on the CPU")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=torch.cuda.is_available(),
-        help="torch.compile as a contestant; the default on a GPU",
+        help="include torch.compile as a contestant; the default on a GPU",
     )
-    parser.add_argument("--table", action="store_true", help="measure nothing, write docs/kernels.md")
+    parser.add_argument("--table", action="store_true", help="only write the tables of docs/kernels.md")
     args = parser.parse_args()
     if args.table:
         write_tables()
@@ -310,15 +312,15 @@ def main() -> None:
     names = args.only or list(OPERATIONS)
     for name in names:
         check(name, device)
-    print(f"{', '.join(names)}: right, by float64", flush=True)
+    print(f"{', '.join(names)}: agree with float64", flush=True)
     measured = []
     for name in names:
         for dtype, sizes in OPERATIONS[name].shapes[device.type]:
             row = measure(name, sizes, dtype, device, args.rounds, args.compile)
             append_row("kernels", row)
             measured.append(row)
-            said = f"{medians(row['ms'])} ms; {row['peak_mib']} MiB; other load {row['other_load']}"
-            print(f"{name} {row['shape']}: {said}", flush=True)
+            figures = f"{medians(row['ms'])} ms; {row['peak_mib']} MiB; other load {row['other_load']}"
+            print(f"{name} {row['shape']}: {figures}", flush=True)
     print(*table(measured), sep="\n")
 
 
@@ -327,10 +329,10 @@ def main() -> None:
 
 
 def check(name: str, device: torch.device) -> None:
-    """At the odd sizes, in every dtype that is timed on this device.
+    """Compare an operation with float64 at its odd sizes, in every dtype that is timed on this device.
 
     Raises:
-        AssertionError: the kernel is further from the truth than `TOLERANCE`.
+        AssertionError: the relative error is above `TOLERANCE`.
     """
     operation = OPERATIONS[name]
     for dtype in {dtype for dtype, _ in operation.shapes[device.type]}:
@@ -354,7 +356,7 @@ def in_float64(x: Any) -> Any:
 def measure(
     name: str, sizes: Sizes, dtype: torch.dtype, device: torch.device, rounds: int, with_compile: bool
 ) -> dict[str, Any]:
-    """A row."""
+    """Measure one shape; its row."""
     operation = OPERATIONS[name]
     torch.manual_seed(0)
     inputs = operation.inputs(device, dtype, **sizes)
@@ -364,7 +366,7 @@ def measure(
         try:
             call()
             calls[contestant] = call
-        except RuntimeError as error:  # of memory, or of the compiler
+        except RuntimeError as error:  # out of memory, or a failure of the compiler
             if contestant == "kernel":
                 raise
             failed[contestant] = str(error).partition("\n")[0]
@@ -420,7 +422,7 @@ def contestants(operation: Operation, dtype: torch.dtype, with_compile: bool) ->
 
 
 def over_kernel(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Time of each other contestant over the kernel's, round by round."""
+    """Quantiles over rounds of each contestant's time divided by the kernel's."""
     return {
         contestant: quantiles([other / own for other, own in zip(values, seconds["kernel"], strict=True)])
         for contestant, values in seconds.items()
@@ -430,7 +432,7 @@ def over_kernel(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 @functools.cache
 def ceiling(kind: str, device: torch.device) -> tuple[float, Call]:
-    """What one call does, operations or bytes read and written, and the call."""
+    """(work of one call, the call): operations, or bytes read and written."""
     if kind == "copy":
         source = torch.full((2**28 if device.type == "cuda" else 2**26,), 0.1, device=device)
         return 2 * source.nbytes, functools.partial(torch.clone(source).copy_, source)
@@ -440,7 +442,7 @@ def ceiling(kind: str, device: torch.device) -> tuple[float, Call]:
 
 
 def counts(call: Call, device: torch.device) -> tuple[int, float]:
-    """Calls in a round, and the seconds that the host needs for one; after two to warm up."""
+    """(calls per round, seconds that the host needs for one call), after warming up."""
     call()
     host_s = total_s = 0.0
     for _ in range(2):
@@ -487,7 +489,7 @@ def timed_alone(call: Call, count: int) -> float:
 
 @functools.cache
 def other_data(device: torch.device) -> Tensor:
-    """256 MiB: once written, nothing else is in the cache."""
+    """256 MiB; writing them evicts everything else from the cache."""
     return torch.empty(2**28, dtype=torch.uint8, device=device)
 
 
@@ -497,21 +499,21 @@ def synchronize(device: torch.device) -> None:
 
 
 def processor_s() -> float:
-    """Seconds of work that this machine's cores have done for all processes, or had to leave to other machines."""
+    """Seconds that this machine's cores have worked for all processes, or were taken by other virtual machines."""
     user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_bytes(call: Call, device: torch.device) -> int:
-    """What a call that was made before takes at its worst moment, beyond what is taken before it."""
+    """Peak memory in bytes that a call adds; the call must have been made once before."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # memory that is free already would hide what the call takes
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is free but not returned would hide the call's
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident_bytes("VmRSS")
     call()
     return resident_bytes("VmHWM") - before
@@ -522,7 +524,7 @@ def resident_bytes(key: str) -> int:
 
 
 def launches(call: Call) -> int:
-    """Kernels, copies and fills that a call puts on the GPU."""
+    """Number of kernels, copies and fills that a call launches on the GPU."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
@@ -537,7 +539,7 @@ def launches(call: Call) -> int:
 
 
 def table(measured: list[dict[str, Any]]) -> list[str]:
-    """Markdown: a line for each row."""
+    """Markdown table with a line for each row."""
     lines = [
         "| operation | shape | device | ms | eager | compile | others | alone: eager, compile | memory | of ceiling "
         "| other load |",
@@ -585,7 +587,7 @@ def resources_table() -> list[str]:
 
 
 def write_tables() -> None:
-    """Write those of docs/kernels.md anew: of each operation, shape and device the last row."""
+    """Rewrite the tables of docs/kernels.md from the last row of each operation, shape and device."""
     last = {}
     for line in (RESULTS / "kernels.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

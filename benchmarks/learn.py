@@ -1,10 +1,10 @@
-"""Every method on drawn images: k-NN before and after training, over seeds, for docs/learning.md.
+"""Trains every method on drawn images with several seeds and measures k-NN before and after, for docs/learning.md.
 
-    python benchmarks/learn.py [METHOD ...] [--seeds 3] [--jobs 2]    run what has no row yet; stop and repeat it freely
+    python benchmarks/learn.py [METHOD ...] [--seeds 3] [--jobs 2]    run what has no row yet; may be interrupted
     python benchmarks/learn.py --table                                write the table and the plot from the rows
 
-A recipe of configs/learn/ is one method at the scale of the quickstart, one thread. Runs lie in work_dirs/learn/ and
-continue where they stopped; a row in benchmarks/results/learn.jsonl says that one is done.
+The recipes of configs/learn/ train one method each at the scale of the quickstart, with one thread. Runs are in
+work_dirs/learn/ and resume where they stopped; each finished run has a row in benchmarks/results/learn.jsonl.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", default=list(RECIPES), help="all by default")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once, a thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one thread each")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     unknown = set(args.methods) - RECIPES.keys()
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def train(name: str, seed: int) -> dict[str, Any]:
-    """One run to its end, and what it learned."""
+    """Train (or finish) one run; its row."""
     work_dir = ROOT / "work_dirs" / "learn" / f"seed_{seed}"
     command = [sys.executable, str(ROOT / "bin/sslrun"), str(RECIPES[name]), f"--set=seed={seed}", "--resume"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -81,7 +81,7 @@ def rows() -> Iterator[dict[str, Any]]:
 
 
 def write_document() -> None:
-    """The table and the plot of all rows."""
+    """Write the table and the plot of all rows."""
     by_method: dict[str, list[dict[str, Any]]] = {}
     for row in rows():
         by_method.setdefault(row["method"], []).append(row)

@@ -1,13 +1,14 @@
-"""Images per second of the loader, beside decoding alone and beside PIL in a DataLoader, alternating in one run.
+"""Images per second of the loader, of decoding alone and of PIL in a DataLoader, alternating in one run.
 
-    python benchmarks/loader.py [--threads 2] [--rounds 7] [--batches 16] [--dali]
+    python benchmarks/loader.py [--threads 2] [--rounds 7] [--batches 16] [--dali] [--read-ms 5]
 
 Two recipes: MoCo v2 (two views of 224 pixels) and SwAV (two of 224, six of 96, all from one decode). Images of
 ImageNet's usual size, 500 x 375 pixels and about 110 KB, are cut from photographs that come with scikit-learn and
 scikit-image. Both sides get as many threads or workers as `--threads` says; hold the process to as many cores
 (`taskset -c 0,1`) where the machine has more. Rounds alternate, so that a noisy machine hits all sides; the row has the
-quantiles of each and of the ratios of neighbors. Where other programs compete for the cores, more threads get more of
-them: `core_ms`, processor time for each image with that of the workers, does not depend on it.
+quantiles of each and of the ratios of neighbors. If other programs compete for the cores, more threads get more of
+them: `core_ms`, processor time for each image with that of the workers, does not depend on it. `--read-ms` adds a side
+whose every read sleeps, as a network disk does.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +37,7 @@ from sslrun.data.loader import Loader
 from sslrun.data.order import Order
 from sslrun.data.pipeline import Pipeline
 from sslrun.data.sources import ImageFolder
+from sslrun.data.sources.base import Encoded
 from sslrun.data.transforms import (
     ColorJitter,
     GaussianBlur,
@@ -48,19 +50,20 @@ from sslrun.data.transforms import (
 from sslrun.data.views import ViewGroup
 
 BYTES = 110_000
-WARM_UP = 4  # batches before the clock starts: whatever was made ahead is used up by then
+WARM_UP = 4  # batches before the clock starts; they use up what was made ahead
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="threads of the loader, workers of PIL")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of each side")
-    parser.add_argument("--batches", type=int, default=16, help="timed batches per round")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads of the loader, and of workers of PIL")
+    parser.add_argument("--rounds", type=int, default=7, help="number of rounds of each side")
+    parser.add_argument("--batches", type=int, default=16, help="number of timed batches per round")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--images", type=int, default=512, help="files")
+    parser.add_argument("--images", type=int, default=512, help="number of files")
     parser.add_argument("--dali", action="store_true", help="time the dali mode as well")
+    parser.add_argument("--read-ms", type=float, default=0.0, help="time the exact mode with reads that take longer")
     args = parser.parse_args()
-    torch.set_num_threads(1)  # the consumer's; the sides set their own
+    torch.set_num_threads(1)  # of the consumer; the sides set their own
     with tempfile.TemporaryDirectory() as folder:
         size = write_images(Path(folder), args.images)
         source = ImageFolder(folder)
@@ -75,6 +78,7 @@ def main() -> None:
                 "images": f"{args.images} JPEGs, 500x375, {size / 1000:.0f} KB",
                 "batch": args.batch_size,
                 "threads": args.threads,
+                **({"read_ms": args.read_ms} if args.read_ms else {}),
                 **{f"{side}_images_per_s": quantiles(values) for side, values in rates.items()},
                 "exact_over_pil": quantiles(ratio),
                 **{f"{side}_core_ms": quantiles(values) for side, values in core_ms.items()},
@@ -88,10 +92,23 @@ def main() -> None:
             )
 
 
+class SlowFolder(ImageFolder, listed=False):
+    """A folder on a disk that takes `read_s` seconds for each file."""
+
+    read_s: float
+
+    def encoded(self, ids: np.ndarray) -> Sequence[Encoded]:
+        return [content for sample in ids for content in self._read(sample)]
+
+    def _read(self, sample: int) -> Sequence[Encoded]:
+        time.sleep(self.read_s)
+        return super().encoded(np.array([sample]))
+
+
 def measure(
     source: ImageFolder, views: list[ViewGroup], args: argparse.Namespace
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Images per second, and milliseconds of processor time for each image, of each side and round."""
+    """Images per second, and milliseconds of processor time per image, of each side and round."""
     batches = args.batches + WARM_UP
     options = {"batch_size": args.batch_size, "seed": 0, "sampler": Order(len(source), 0)}
     pil = pil_loader(list(source.names), views, args.batch_size, batches, args.threads)
@@ -101,8 +118,8 @@ def measure(
         epoch, positions = next(epochs), np.arange(batches * args.batch_size) % len(source)
         return [(epoch, chunk) for chunk in positions.reshape(batches, args.batch_size)]
 
-    def own(augment: str) -> Iterable:
-        return Loader(source, views, augment=augment, num_threads=args.threads, **options).run(cursor())  # type: ignore[arg-type]
+    def own(augment: str, images: ImageFolder = source) -> Iterable:
+        return Loader(images, views, augment=augment, num_threads=args.threads, **options).run(cursor())  # type: ignore[arg-type]
 
     def decode() -> Iterable:
         plain = {"dali_steps": [0] * len(views), "num_threads": args.threads, "prefetch": 2, "bad": BadSamples()}
@@ -111,6 +128,11 @@ def measure(
     sides: dict[str, Callable[[], Iterable]] = {"exact": lambda: own("exact"), "pil": lambda: pil, "decode": decode}
     if args.dali:
         sides["dali"] = lambda: own("dali")
+    if args.read_ms:
+        slow = SlowFolder(source.data_prefix)
+        slow.open()
+        slow.read_s = args.read_ms / 1000
+        sides["slow_disk"] = lambda: own("exact", slow)
     rates: dict[str, list[float]] = {side: [] for side in sides}
     core_ms: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(args.rounds):
@@ -123,7 +145,7 @@ def measure(
 
 
 def processor_s() -> float:
-    """Processor time of this process and of its workers."""
+    """Processor time of this process and its workers."""
     ticks = 0
     for worker in multiprocessing.active_children():
         fields = Path(f"/proc/{worker.pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -160,7 +182,7 @@ def swav() -> list[ViewGroup]:
 
 
 def write_images(folder: Path, count: int) -> float:
-    """Writes JPEGs of 500 x 375 pixels, each at the quality that comes closest to 110 KB; their mean size in bytes."""
+    """Write JPEGs of 500 x 375 pixels, each at the quality that comes closest to 110 KB; mean size in bytes."""
     generator = np.random.default_rng(0)
     large = [pixels for pixels in photographs() if pixels.shape[0] >= 375 and pixels.shape[1] >= 500]
     sizes = []

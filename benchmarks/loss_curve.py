@@ -1,12 +1,11 @@
-"""The quickstart's MoCo v2 trained with the fused loss and momentum update, and with plain PyTorch in their place.
+"""Trains the quickstart with the fused loss and momentum update, and again with plain PyTorch in their place.
 
     python benchmarks/loss_curve.py [CONFIG] [--set KEY=VALUE]... [--nudges 2] [--kinds fused plain]
 
-At each step of every run loss and gradient are computed both ways on the very same embeddings, and the momentum update
-is compared with float64: the row has the largest differences of a run. Two runs of equal steps drift apart all the
-same, since training amplifies rounding; how far is seen from further runs of either kind, whose initial weights are
-moved by one unit in the last place, half of them, drawn anew for each. One row per run, with the loss at each logged
-step and the k-NN accuracy.
+At each step of each run, loss and gradient are computed both ways on the same embeddings, and the momentum update is
+compared with float64; the row has the largest differences of the run. The runs diverge nevertheless, because training
+amplifies rounding. To show how far, `--nudges` repeats both kinds after moving a random half of the initial weights by
+one unit in the last place. One row per run, with the loss at each logged step and the k-NN accuracy.
 """
 
 import argparse
@@ -39,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", default=str(ROOT / "configs/quickstart.toml"))
     parser.add_argument("--set", dest="overrides", action="append", default=[])
-    parser.add_argument("--nudges", type=int, default=2, help="further runs of each kind")
+    parser.add_argument("--nudges", type=int, default=2, help="further runs of each kind, with changed initial weights")
     parser.add_argument("--kinds", nargs="+", choices=("fused", "plain"), default=["fused", "plain"])
     args = parser.parse_args()
     for nudge in range(args.nudges + 1):
@@ -51,7 +50,7 @@ def main() -> None:
 
 
 def measure(kind: str, nudge: int, path: str, overrides: list[str]) -> dict[str, Any]:
-    """One run: its metrics, and the differences of its steps."""
+    """Metrics of one run, and the largest differences over its steps."""
     largest: dict[str, float] = {"loss": 0.0, "gradient": 0.0, "momentum": 0.0}
 
     def note(name: str, difference: float) -> None:
@@ -59,7 +58,7 @@ def measure(kind: str, nudge: int, path: str, overrides: list[str]) -> dict[str,
 
     def loss(queries: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         with torch.autocast(queries.device.type, enabled=False):
-            if not isinstance(queries, FakeTensor):  # as the engine passes to count memory
+            if not isinstance(queries, FakeTensor):  # with which the engine estimates memory
                 leaf = queries.detach().float().requires_grad_()
                 plain, fused = reference(leaf, *others)[0], info_nce(leaf, *others)[0]
                 expected, gradient = (torch.autograd.grad(value, leaf)[0] for value in (plain, fused))
@@ -103,7 +102,7 @@ def measure(kind: str, nudge: int, path: str, overrides: list[str]) -> dict[str,
 
 
 def move_by_one_unit(method: torch.nn.Module, seed: int) -> None:
-    """Half of the weights, drawn, go to the next larger float."""
+    """Move a random half of the weights to the next larger float."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in method.parameters():

@@ -1,7 +1,7 @@
-"""What everybody starts from: PIL in the workers of a DataLoader, torchvision's semantics, one decode for all views.
+"""The usual baseline: PIL in the workers of a DataLoader, torchvision's semantics, one decode for all views.
 
-Hand-written, since torchvision is not installed here, and lean: no classes, random numbers from the standard library,
-blur by PIL's own filter as in MoCo's code.
+It is hand-written, since torchvision is not installed here, and lean: random numbers come from the standard library,
+blur is PIL's own filter as in MoCo's code.
 """
 
 import math
@@ -28,7 +28,7 @@ ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 def crop(image: Image.Image, transform: RandomResizedCrop) -> Image.Image:
-    """A random box, resized; where ten tries fail, the whole image."""
+    """A random box, resized; the whole image if ten tries fail."""
     width, height = image.size
     low, high = (math.log(ratio) for ratio in transform.ratio)
     for _ in range(10):
@@ -102,6 +102,6 @@ class Images(Dataset):
 
 
 def pil_loader(paths: list[str], groups: list[ViewGroup], batch_size: int, batches: int, workers: int) -> DataLoader:
-    """Batches of views from worker processes that live on between passes."""
+    """Batches of views from worker processes that persist between passes."""
     images = Images(paths, groups, batch_size * batches)
     return DataLoader(images, batch_size, num_workers=workers, persistent_workers=True)

@@ -13,14 +13,14 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
-    """Least, quartiles, median and most of at least two values, and their number."""
+    """Minimum, quartiles, median, maximum and number of at least two values."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     figures = {"min": min(values), "p25": low, "median": middle, "p75": high, "max": max(values)}
     return {**{name: round(value, 4) for name, value in figures.items()}, "count": len(values)}
 
 
 def append_row(name: str, row: dict[str, Any]) -> None:
-    """Append a row to results/NAME.jsonl with when, where and of what version it was measured."""
+    """Append a row to results/NAME.jsonl, with date, hardware, versions and commit."""
     RESULTS.mkdir(exist_ok=True)
     about = {key: value for key, value in environment().items() if key not in ("command", "host")}
     with open(RESULTS / f"{name}.jsonl", "a", encoding="utf-8") as file:

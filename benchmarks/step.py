@@ -1,11 +1,11 @@
-"""The engine's step beside a bare loop with the same network, alternating in one run.
+"""Compares a training step of the engine with a bare loop over the same network, alternating in one run.
 
     python benchmarks/step.py [CONFIG] [--steps 60] [--rounds 5]
 
-Both sides run the recipe's model on the same resident batch: forward of both encoders, loss, backward, SGD, momentum
-update, queue. The bare loop is what one would write by hand, without checks, metrics, log, schedules or groups of
-BatchNorm: `torch.nn.BatchNorm2d`, `loss.backward()`, `optimizer.step()`. Rounds alternate, so that a noisy machine hits
-both; the row has the quantiles of each side and of the ratio of neighbors.
+Both sides run the recipe's model on the same batch in memory: forward passes of both encoders, loss, backward pass,
+SGD, momentum update, queue. The bare loop is what one would write by hand, without checks, metrics, log, schedules or
+BatchNorm groups: `torch.nn.BatchNorm2d`, `loss.backward()`, `optimizer.step()`. Rounds alternate, so that noise affects
+both sides; the row has the quantiles of each side and of the ratios of neighboring rounds.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="rounds of each side")
     parser.add_argument("--only", choices=("bare", "engine"), help="run one side for its peak memory, in MiB")
     args = parser.parse_args()
-    # One group of BatchNorm, so that both sides normalize alike; one micro-batch.
+    # One BatchNorm group, so that both sides compute the same, and one micro-batch.
     config = load(args.config, [*args.overrides])
     group = config.values["global_batch"]
     config = load(args.config, [*args.overrides, f"data.samples_per_gpu={group}", f"engine.micro_batch={group}"])
@@ -53,7 +53,7 @@ def main() -> None:
     if args.only:
         side = bare_loop(recipe, batch, device) if args.only == "bare" else engine_loop(recipe, machine, batch, device)
         _timed(side, 5, device)
-        status = Path("/proc/self/status").read_text()  # not ru_maxrss, which a child inherits from its parent
+        status = Path("/proc/self/status").read_text()  # ru_maxrss would include the parent process
         print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
         return
     sides = {"bare": bare_loop(build(config), batch, device), "engine": engine_loop(recipe, machine, batch, device)}
@@ -61,7 +61,7 @@ def main() -> None:
     for step in sides.values():
         _timed(step, max(3, args.steps // 4), device)  # warm-up
     for round_number in range(args.rounds):
-        for name in sorted(sides, reverse=round_number % 2 == 0):  # the first place changes hands
+        for name in sorted(sides, reverse=round_number % 2 == 0):  # sides alternate in the first place
             times[name].append(_timed(sides[name], args.steps, device) / args.steps)
     overhead = [100 * (e / b - 1) for e, b in zip(times["engine"], times["bare"], strict=True)]
     row = {
@@ -86,14 +86,14 @@ def main() -> None:
 
 
 def _peak_memory_mib(args: argparse.Namespace, side: str) -> float:
-    """Of a process of its own that runs one side only."""
+    """Peak resident memory of a separate process that runs one side only."""
     overrides = [word for override in args.overrides for word in ("--set", override)]
     command = [sys.executable, __file__, args.config, *overrides, "--only", side]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def engine_loop(recipe, machine, batch, device):
-    """One call is one step of the engine, with its metrics window."""
+    """A function that runs one step of the engine, metrics included."""
     set_groups(recipe.model, recipe.data.samples_per_gpu, machine.micro_batch // recipe.data.samples_per_gpu)
     optimizer = recipe.optimizer.create(recipe.model.named_parameters())
     executor = LocalExecutor(recipe.model, optimizer, device=device, precision=machine.precision)
@@ -111,7 +111,7 @@ def engine_loop(recipe, machine, batch, device):
 
 
 def bare_loop(recipe, batch, device):
-    """MoCo v2 as one writes it by hand in thirty lines."""
+    """A function that runs one step of MoCo v2, written by hand."""
     model = recipe.model
     _use_plain_batch_norm(model)
     model.to(device).to(memory_format=torch.channels_last)

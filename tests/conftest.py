@@ -14,7 +14,7 @@ from PIL import Image
 import small_run
 from sslrun.cli import main
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per core
     torch.set_num_threads(1)
 
 
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """80 small JPEGs in 4 class folders, each class with a pattern of its own."""
+    """80 small JPEGs in 4 class folders; each class has its own pattern."""
     root = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for label in range(4):
@@ -42,7 +42,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """The folder of a run with the checkpoints of steps 4 and 6, its recipe beside `runs`: to be read, not changed."""
+    """Folder of a run with checkpoints of steps 4 and 6; the recipe is beside `runs`. Tests only read it."""
     folder = tmp_path_factory.mktemp("trained")
     assert main([str(small_run.write_recipe(folder, images, steps=6, name=small_run.NAME))]) == 0
     return folder / "runs" / small_run.NAME
@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_vit(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """The folder of a run of a vision transformer, on images none of them held out: to be read, not changed."""
+    """Folder of a run of a vision transformer without held-out images. Tests only read it."""
     folder = tmp_path_factory.mktemp("vit")
     recipe = small_run.write_recipe(folder, images, steps=1, name="vit")
     text = recipe.read_text().replace("holdout = 0.2\n", "").replace("knn_interval = 1", "knn_interval = 0")
@@ -64,7 +64,7 @@ def trained_vit(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
-    """Writes files, `write("a.py", text)`, into the current folder, which is a new one."""
+    """A function that writes files, `write("a.py", text)`, into a new folder that is the current one."""
     monkeypatch.chdir(tmp_path)
 
     def write_file(name: str, text: str) -> Path:
@@ -78,5 +78,5 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of that run, to be damaged and written into."""
+    """A copy of the `trained` run that a test may change."""
     return Path(shutil.copytree(trained, tmp_path / "runs" / small_run.NAME))

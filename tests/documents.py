@@ -1,10 +1,10 @@
-"""Documents as programs: their files are written, their commands are run, what they print is compared.
+"""Runs documents: writes their files, runs their commands and compares the output.
 
     ```toml mine.toml        a file, written into the reader's folder
-    ```console exit=2        `$ ` begins a command; what follows is what it prints, `...` standing for anything
-    ```toml                  an excerpt, only read
+    ```console exit=2        `$ ` begins a command, followed by its output; `...` matches anything
+    ```toml                  an excerpt, neither written nor run
 
-`SSLRUN` in a document is the checkout.
+`SSLRUN` in a document stands for the path of the checkout.
 """
 
 import re
@@ -19,7 +19,7 @@ import small_run
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced piece of a document: its language, what follows it on the first line, its text and its line number."""
+    """A fenced block: its language, the rest of its first line, its text and its line number."""
 
     language: str
     info: str
@@ -29,27 +29,27 @@ class Block:
 
 def blocks(document: Path) -> list[Block]:
     text = document.read_text(encoding="utf-8")
-    found = re.finditer(r"^```(\w+) ?(.*)\n((?:.*\n)*?)```$", text, re.MULTILINE)
+    matches = re.finditer(r"^```(\w+) ?(.*)\n((?:.*\n)*?)```$", text, re.MULTILINE)
     return [
         Block(m[1], m[2], m[3].replace("SSLRUN", str(small_run.ROOT)), text.count("\n", 0, m.start()) + 1)
-        for m in found
+        for m in matches
     ]
 
 
 def write_files(document: Path, folder: Path) -> None:
-    """Every named file of the document, the first version of each."""
+    """Write each named file of the document into `folder`, in its first version."""
     for block in reversed(blocks(document)):
         if block.language != "console" and block.info:
             _write(block, folder)
 
 
 def follow(document: Path, folder: Path, edited: Callable[[str], str] = str) -> str:
-    """Everything that the document says, in its order; what the commands printed, all of it.
+    """Write the files and run the commands of a document in its order; return everything that the commands printed.
 
     Args:
-        document: Markdown.
-        folder: the reader's, empty.
-        edited: of every command, to make a run shorter.
+        document: path of a Markdown file.
+        folder: the reader's folder, empty.
+        edited: applied to every command before it runs, for example to shorten a training.
     """
     printed = ""
     for block in blocks(document):
@@ -73,7 +73,7 @@ def _write(block: Block, folder: Path) -> None:
 
 
 def _commands(text: str) -> list[tuple[str, str]]:
-    """(command, what it prints); "" for what nothing is said of."""
+    """(command, expected output); "" if the document shows no output."""
     pieces = re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]
     assert pieces, f"no command in\n{text}"
     return [(command, expected) for command, _, expected in (piece.partition("\n") for piece in pieces)]
@@ -94,7 +94,7 @@ def _run(command: str, folder: Path) -> tuple[int, str]:
 
 
 def _matches(output: str, expected: str) -> bool:
-    """Line ends and the checkout's place do not count; nothing expected matches anything."""
+    """Whether the output matches; an empty expectation matches anything."""
     if not expected.strip():
         return True
     pattern = re.escape(expected.strip()).replace(re.escape("..."), ".*")

@@ -1,4 +1,4 @@
-"""Checkpoints as other programs save them, tensor by tensor, small: what the tests of import-weights read."""
+"""Small checkpoints as other programs save them, for the tests of import-weights."""
 
 import argparse
 import collections
@@ -13,7 +13,7 @@ VIT = {"embed_dim": 192, "depth": 2, "img_size": 32, "patch_size": 8, "mlp_ratio
 
 
 def resnet(depth=18, seed=1, **keys) -> dict[str, torch.Tensor]:
-    """Weights by torchvision's names; every element of its own."""
+    """Weights by torchvision's names; all elements differ."""
     torch.manual_seed(seed)
     tensors = ResNet(depth, base_width=4, **keys).state_dict()
     return {name: torch.randn(t.shape) if t.is_floating_point() else torch.tensor(seed) for name, t in tensors.items()}
@@ -42,7 +42,7 @@ def sequential(tensors, has_pool=True):
 
 
 def renamed(tensors, top, block):
-    """A transformer with other names; `block` has what stands before the number first."""
+    """A transformer with other names; the first entry of `block` is the prefix of a block's number."""
     theirs = {}
     for name, tensor in tensors.items():
         part, _, last = name.rpartition(".")
@@ -80,13 +80,13 @@ def torchvision_vit(tensors):
 
 
 def optimizer(tensors):
-    """What torch's SGD leaves in a checkpoint."""
+    """The state of torch's SGD in a checkpoint."""
     state = {index: {"momentum_buffer": torch.zeros(2)} for index in range(3)}
     return {"state": state, "param_groups": [{"lr": 0.03, "params": [0, 1, 2]}]}
 
 
 class HistoryBuffer:
-    """Stands for mmengine's, which lies in the files of MMSelfSup 1.x."""
+    """Takes the place of mmengine's class, which is in the files of MMSelfSup 1.x."""
 
     def __init__(self):
         self.history = np.arange(4.0)
@@ -97,7 +97,7 @@ NET, OTHER = resnet(), resnet(seed=2)
 SMALL = resnet(stem="small")
 TRANSFORMER = vit()
 
-# name: (content, the weights in it, what is recognized, backbone table, words of the report)
+# name: (content, expected weights, expected origin, expected backbone table, words of the report)
 CHECKPOINTS = {
     "MoCo": (
         {

@@ -1,7 +1,7 @@
-"""Runs a function in several processes that are told who they are as `torchrun` tells them. One thread each.
+"""Runs a function in several processes with the environment variables that `torchrun` sets; one thread each.
 
-They are forked by a process that has imported torch and the engine and does nothing else, so that a rank is there in a
-tenth of a second and not in three. It is started for the first of them and ends with the tests.
+The processes are forked from one that has imported torch and the engine and does nothing else, so that a rank starts in
+0.1 s instead of 3 s. This process starts with the first rank and ends with the tests.
 """
 
 import functools
@@ -40,9 +40,9 @@ def run_ranks(
         codes = _ordered({"folder": folder, "environments": _environments(world_size), "timeout_s": timeout_s})
         logs = [Path(folder, f"{rank}.log").read_text(errors="replace") for rank in range(world_size)]
         if any(codes):
-            told = ", ".join(f"rank {rank}: {code}" for rank, code in enumerate(codes) if code)
+            failed = ", ".join(f"rank {rank}: {code}" for rank, code in enumerate(codes) if code)
             tails = "\n".join(f"--- rank {rank} ---\n{log[-4000:]}" for rank, log in enumerate(logs))
-            raise AssertionError(f"{function.__qualname__} failed ({told}; -9 was ended from here)\n{tails}")
+            raise AssertionError(f"{function.__qualname__} failed ({failed}; -9 was killed by the tests)\n{tails}")
         # Not any line: under load torch's own store may say that it tries again.
         chatter = [line for line in "".join(logs).splitlines() if "[INFO]" in line or "deepspeed" in line.lower()]
         assert not silent or not chatter, f"{function.__qualname__} printed:\n{chatter}"
@@ -50,7 +50,7 @@ def run_ranks(
 
 
 def _environments(world_size: int) -> list[dict[str, str]]:
-    """Of each rank: this process's, and what a launcher adds."""
+    """Environment of each rank: that of this process, and the variables of a launcher."""
     common = {key: value for key, value in os.environ.items() if key not in LAUNCHER}
     path = [*(str(ROOT / folder) for folder in ("engine", "kernels", "tests")), common.get("PYTHONPATH", "")]
     common |= {"PYTHONPATH": os.pathsep.join(filter(None, path)), "OMP_NUM_THREADS": "1"}
@@ -64,7 +64,7 @@ def _environments(world_size: int) -> list[dict[str, str]]:
 
 
 def _ordered(order: dict[str, Any]) -> list[int]:
-    """Exit codes of the ranks."""
+    """Have the ranks run; returns their exit codes."""
     process = _process()
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(json.dumps(order) + "\n")
@@ -82,7 +82,7 @@ def _process() -> subprocess.Popen[str]:
 
 
 def _serve() -> None:
-    """That process: runs one order after the other, each a line, and answers with its exit codes."""
+    """The process that forks: it reads orders, one per line, runs them and answers with exit codes."""
     for module in IMPORTED:
         importlib.import_module(module)
     for line in sys.stdin:
@@ -90,7 +90,7 @@ def _serve() -> None:
 
 
 def _run(folder: str, environments: list[dict[str, str]], timeout_s: float) -> list[int]:
-    """Until all ranks have ended, or one has failed, or time is up; the others are ended then."""
+    """Wait until all ranks have ended, one has failed, or time is up; then end the others."""
     pids = [_fork(Path(folder), rank, environment) for rank, environment in enumerate(environments)]
     codes: dict[int, int] = {}
     deadline = time.monotonic() + timeout_s

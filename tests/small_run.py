@@ -1,4 +1,4 @@
-"""A run small enough for tests: its recipe, its start by the command line, and what it left behind."""
+"""A run small enough for tests: its recipe, its start from the command line, and readers of its results."""
 
 import contextlib
 import io
@@ -91,7 +91,7 @@ def write_recipe(folder: Path, images: Path, steps: int = 12, name: str = "small
 
 
 def command(recipe: Path, *options: str, ranks: int = 1) -> list[str]:
-    """The command line, by torchrun where there are several ranks."""
+    """The command line; by torchrun for several ranks."""
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(free_port())]
@@ -111,14 +111,14 @@ def environment() -> dict[str, str]:
 
 
 def train(recipe: Path, *options: str, ranks: int = 1) -> None:
-    """To the end, by the command line: in this process, or in so many that are told who they are."""
+    """Train to the end through the command line, in this process or in several ranks."""
     words = [str(recipe), *options]
     codes = [main(words)] if ranks == 1 else run_ranks(main, ranks, words)
     assert codes == [0] * ranks
 
 
 def answer(words: Sequence[str], folder: Path, settings: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """(exit code, what is printed) of a command line given in a folder, by a process of its own.
+    """(exit code, output) of a command line that a process of its own runs in a folder.
 
     Args:
         words: without `bin/sslrun`.
@@ -142,7 +142,7 @@ def _answer(words: list[str], folder: Path, settings: dict[str, str]) -> tuple[i
 
 
 def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
-    """In a process group of its own."""
+    """Start a process in a process group of its own."""
     return subprocess.Popen(
         arguments,
         env=environment(),
@@ -154,7 +154,7 @@ def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str]:
-    """(exit code, what it printed)."""
+    """Wait for a process; returns (exit code, output)."""
     try:
         output, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -165,13 +165,13 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int,
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 90) -> None:
-    """Poll a condition while the process lives."""
+    """Poll a condition as long as the process runs."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
             raise AssertionError(
-                f"it never came to that; exit code {process.poll()}:\n{process.communicate()[0][-3000:]}"
+                f"the condition never held; exit code {process.poll()}:\n{process.communicate()[0][-3000:]}"
             )
         time.sleep(0.005)
 
@@ -188,12 +188,12 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without what depends on the clock and the machine."""
+    """The rows without metrics that depend on the clock or the machine."""
     return [{k: v for k, v in row.items() if not k.startswith(CHANGES_WITH_TIME)} for row in rows]
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """Names of what is not bit-identical in two checkpoints, and where their JSON state differs."""
+    """Names of tensors that are not bit-identical in two checkpoints, and keys whose JSON state differs."""
     (tensors_a, state_a), (tensors_b, state_b) = checkpoint.load(a), checkpoint.load(b)
     found = [key for key in {*state_a, *state_b} if state_a.get(key) != state_b.get(key)]
     for file in {*tensors_a, *tensors_b}:

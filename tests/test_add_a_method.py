@@ -1,4 +1,4 @@
-"""docs/add-a-method.md, followed by a user in an empty folder."""
+"""Runs docs/add-a-method.md in an empty folder."""
 
 import re
 
@@ -34,5 +34,5 @@ def test_a_wrong_argument_is_one_line(tmp_path):
 
 @pytest.mark.nightly
 def test_the_example_learns(tmp_path):
-    found = re.search(r"images: (\S+) % before training, (\S+) % after", follow(DOCUMENT, tmp_path))
-    assert float(found[2]) > float(found[1]) + 10
+    accuracies = re.search(r"images: (\S+) % before training, (\S+) % after", follow(DOCUMENT, tmp_path))
+    assert float(accuracies[2]) > float(accuracies[1]) + 10

@@ -1,4 +1,4 @@
-"""Bad images: kinds that are readable are read right; others are named, counted, stepped over, always in one way."""
+"""Bad images are named, counted and replaced, always by the same substitutes; readable formats are read correctly."""
 
 import logging
 import os
@@ -52,15 +52,15 @@ def epoch(batch_size=8, start=0):
 
 def rows(batches):
     """(sample, pixels) at each position."""
-    found = []
+    delivered = []
     for batch in batches:
         pairs = batch.views[0].reshape(2, len(batch.index), -1).transpose(0, 1)
-        found += [(int(sample), pair.numpy().tobytes()) for sample, pair in zip(batch.index, pairs, strict=True)]
-    return found
+        delivered += [(int(sample), pair.numpy().tobytes()) for sample, pair in zip(batch.index, pairs, strict=True)]
+    return delivered
 
 
 def damage(folder):
-    """Five kinds; sample -> what the reason says."""
+    """Damage five files in five ways; sample -> a part of the expected reason."""
     whole = (folder / "03.jpg").read_bytes()
     (folder / "03.jpg").write_bytes(whole[: len(whole) * 9 // 10])
     (folder / "04.jpg").write_bytes(b"")
@@ -73,18 +73,18 @@ def damage(folder):
 
 
 @pytest.mark.parametrize("augment", ["exact", "dali"])
-def test_unreadable_images_are_stepped_over_and_named_once(folder, augment, caplog):
+def test_unreadable_images_are_replaced_and_named_once(folder, augment, caplog):
     healthy = rows(loader_of(opened(folder), BadSamples(), augment=augment).run(epoch()))
     reasons = damage(folder)
     bad = BadSamples(max_bad_pct=20)
     with caplog.at_level(logging.WARNING, logger="sslrun"):
-        found = rows(loader_of(opened(folder), bad, augment=augment).run(epoch() + epoch()))
+        delivered = rows(loader_of(opened(folder), bad, augment=augment).run(epoch() + epoch()))
     assert bad.found.keys() == reasons.keys() and len(bad) == 5
     for sample, reason in reasons.items():
         assert reason in bad.found[sample] and f"{sample:02d}.jpg" in bad.found[sample]
         assert sum(f"{sample:02d}.jpg" in record.getMessage() for record in caplog.records) == 1
-    assert found[:NUM_IMAGES] == found[NUM_IMAGES:]
-    for position, (sample, pixels) in enumerate(found[:NUM_IMAGES]):
+    assert delivered[:NUM_IMAGES] == delivered[NUM_IMAGES:]
+    for position, (sample, pixels) in enumerate(delivered[:NUM_IMAGES]):
         assert sample not in reasons
         if position not in reasons:
             assert (sample, pixels) == healthy[position]
@@ -142,11 +142,11 @@ def test_a_file_that_changes_under_the_run(folder, change, augment):
             yield item
 
     bad = BadSamples(max_bad_pct=10)
-    found = rows(loader_of(source, bad, augment=augment).run(cursor()))
-    assert list(bad.found) == [21] and len(found) == NUM_IMAGES
-    assert [sample for position, (sample, _) in enumerate(found) if position != 21] == [*range(21), *range(22, 40)]
-    told = {"removed": "no such file", "emptied": "empty", "replaced by another size": "7x9, was 31x40"}
-    assert told[change] in bad.found[21]
+    delivered = rows(loader_of(source, bad, augment=augment).run(cursor()))
+    assert list(bad.found) == [21] and len(delivered) == NUM_IMAGES
+    assert [sample for position, (sample, _) in enumerate(delivered) if position != 21] == [*range(21), *range(22, 40)]
+    message = {"removed": "no such file", "emptied": "empty", "replaced by another size": "7x9, was 31x40"}
+    assert message[change] in bad.found[21]
 
 
 def test_too_many_end_the_run_after_the_good_batches(folder):
@@ -170,14 +170,14 @@ def test_the_limit_is_a_share_of_the_source(max_bad_pct, num_samples, allowed):
         bad.add(allowed, "path", "reason", num_samples)
 
 
-def test_nothing_left_to_show(folder):
+def test_no_good_image_is_left(folder):
     for path in folder.iterdir():
         path.write_text("no image")
     with pytest.raises(RunFailed, match="no substitute"):
         next(loader_of(opened(folder), BadSamples(max_bad_pct=100)).run(epoch()))
 
 
-def write_kinds(root):
+def write_formats(root):
     random = np.random.default_rng(1)
     rgb, gray = smooth(random, 20, 30), smooth(random, 20, 30, 1)
     kinds = {
@@ -203,10 +203,10 @@ def write_kinds(root):
     return deep
 
 
-def test_kinds_are_read_as_pil_reads_them(tmp_path):
+def test_formats_are_read_as_pil_reads_them(tmp_path):
     root = tmp_path / "kinds"
     root.mkdir()
-    deep = write_kinds(root)
+    deep = write_formats(root)
     source, bad = opened(root), BadSamples(max_bad_pct=0)
     assert (source.sizes == [20, 30]).all()
     whole = [ViewGroup(1, [Resize([20, 30])])]
@@ -222,7 +222,7 @@ def test_kinds_are_read_as_pil_reads_them(tmp_path):
             assert np.array_equal(levels, np.asarray(Image.open(path).convert("RGB"))), path
 
 
-def test_a_failure_that_no_image_explains_is_not_repeated_for_ever(folder, monkeypatch):
+def test_a_failure_that_no_image_explains_ends_the_run(folder, monkeypatch):
     damage(folder)
     monkeypatch.setattr(Pipeline, "_trouble", lambda self, encoded, size: None)
     with pytest.raises(RunFailed, match="decode one by one"):

@@ -60,6 +60,9 @@ def test_config_explain_lists_the_places_that_set_a_key(capsys):
     "words",
     [
         ["--help"],
+        ["eval", "--help"],
+        ["export", "--help"],
+        ["list", "monitors"],
         ["config", "print", MOCOV2],
         ["config", "explain", MOCOV2, "model"],
         ["config", "explain", MOCOV2, "--all"],

@@ -1,4 +1,4 @@
-"""`sslrun data check`: what it calls good a run takes, what it names a run would stumble over, and nothing stops it."""
+"""`sslrun data check`: a run takes what it calls good and replaces what it calls unreadable; no image stops it."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from sslrun.data import check as check_module
 from sslrun.data.check import Survey, Verdict
 from sslrun.data.reading import Unreadable, read_all
 from sslrun.data.transforms import Resize
-from test_bad_samples import smooth, write_kinds
+from test_bad_samples import smooth, write_formats
 from test_memory_sources import drawn, write_cifar10
 
 
@@ -30,19 +30,19 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def check(capsys, *words: object) -> tuple[int, list[dict], str]:
-    """(exit code, what --json says of the sources, stderr)."""
+    """(exit code, the entries of the sources in --json, stderr)."""
     capsys.readouterr()
     code = main(["data", "check", *map(str, words), "--json", "--workers", "1"])
     captured = capsys.readouterr()
     return code, json.loads(captured.out)["sources"] if captured.out else [], captured.err
 
 
-def names(found: dict, kind: str) -> dict[str, str]:
-    return {os.path.basename(one["path"]): one["reason"] for one in found[kind]}
+def names(entry: dict, kind: str) -> dict[str, str]:
+    return {os.path.basename(one["path"]): one["reason"] for one in entry[kind]}
 
 
 def write_unreadable(root: Path) -> dict[str, str]:
-    """File name -> what the reason says."""
+    """Write unreadable files; file name -> a part of the expected reason."""
     generator = np.random.default_rng(2)
     smooth(generator, 60, 70).save(root / "whole.jpg", quality=95)
     whole = (root / "whole.jpg").read_bytes()
@@ -62,39 +62,43 @@ def write_unreadable(root: Path) -> dict[str, str]:
     whole = (root / "whole.png").read_bytes()
     (root / "half.png").write_bytes(whole[: len(whole) // 2])
     other = "of a kind that is not supported"
-    told = {name: reason for name, (_, reason) in contents.items()}
-    return told | {"gif_in_disguise.png": other, "avif_in_disguise.jpg": other, "half.png": "cut short or damaged"}
+    reason_parts = {name: reason for name, (_, reason) in contents.items()}
+    return reason_parts | {
+        "gif_in_disguise.png": other,
+        "avif_in_disguise.jpg": other,
+        "half.png": "cut short or damaged",
+    }
 
 
 def test_what_is_good_is_what_a_run_takes(capsys, tmp_path):
     root = tmp_path / "images"
     root.mkdir()
-    write_kinds(root)
+    write_formats(root)
     frames = [smooth(np.random.default_rng(7), 20, 30), smooth(np.random.default_rng(8), 20, 30)]
     frames[0].save(root / "moving.webp", save_all=True, append_images=frames[1:])
     frames[1].save(root / "moving.png", save_all=True, append_images=frames[:1])
-    told = write_unreadable(root)
+    reason_parts = write_unreadable(root)
     good = tmp_path / "good.txt"
-    code, (found,), err = check(capsys, root, "--min-side", 20, "-o", good)
-    assert code == 1 and found["images"] == 15 + 2 + 2 + len(told) and "data_prefix" in err
-    reasons = names(found, "unreadable")
-    assert reasons.keys() == told.keys()
-    assert all(told[name] in reason for name, reason in reasons.items()), reasons
-    assert not found["tiny"] and not found["huge"] and not found["damaged"]
+    code, (entry,), err = check(capsys, root, "--min-side", 20, "-o", good)
+    assert code == 1 and entry["images"] == 15 + 2 + 2 + len(reason_parts) and "data_prefix" in err
+    reasons = names(entry, "unreadable")
+    assert reasons.keys() == reason_parts.keys()
+    assert all(reason_parts[name] in reason for name, reason in reasons.items()), reasons
+    assert not entry["tiny"] and not entry["huge"] and not entry["damaged"]
 
     source, bad = ImageFolder(str(root)), BadSamples(max_bad_pct=100)
     source.open()
     run_over(source, bad)
-    assert {os.path.basename(source.names[i]) for i in bad.found} == told.keys()
+    assert {os.path.basename(source.names[i]) for i in bad.found} == reason_parts.keys()
     listed, strict = ImageList(str(root), str(good)), BadSamples(max_bad_pct=0)
     listed.open()
-    assert len(listed) == found["good"] == found["images"] - len(told) - len(found["duplicates"])
+    assert len(listed) == entry["good"] == entry["images"] - len(reason_parts) - len(entry["duplicates"])
     run_over(listed, strict)
     assert not strict.found
 
 
 def run_over(source, bad: BadSamples) -> None:
-    """An epoch, as a run reads it."""
+    """Read an epoch as a run does."""
     loader = Loader(
         source, [ViewGroup(1, [Resize([8, 8])])], sampler=Sequential(len(source)), seed=0, batch_size=8, bad=bad
     )
@@ -103,10 +107,10 @@ def run_over(source, bad: BadSamples) -> None:
 
 
 def test_a_good_folder_has_no_findings(capsys, images):
-    code, (found,), err = check(capsys, images)
-    assert code == 0 and found["good"] == found["images"] == 80 and "80 images in" in err
-    assert found["sizes"]["width"] == {"min": 40, "p5": 40, "median": 40, "p95": 40, "max": 40}
-    assert found["sizes"]["shorter side"]["median"] == 36
+    code, (entry,), err = check(capsys, images)
+    assert code == 0 and entry["good"] == entry["images"] == 80 and "80 images in" in err
+    assert entry["sizes"]["width"] == {"min": 40, "p5": 40, "median": 40, "p95": 40, "max": 40}
+    assert entry["sizes"]["shorter side"]["median"] == 36
 
 
 def test_the_list_is_read_back_with_labels_and_odd_names(capsys, tmp_path):
@@ -125,8 +129,8 @@ def test_the_list_is_read_back_with_labels_and_odd_names(capsys, tmp_path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         smooth(generator, 40, 50).save(path)
     good = tmp_path / "good list.txt"
-    code, (found,), err = check(capsys, root, "-o", good)
-    assert code == 0 and found["good"] == len(odd)
+    code, (entry,), err = check(capsys, root, "-o", good)
+    assert code == 0 and entry["good"] == len(odd)
     assert "1 good images are not in" in err and "line\\nbreak.jpg" in err and f"{len(odd) - 1} images" in err
     folder, listed = ImageFolder(str(root)), ImageList(str(root), str(good))
     folder.open(), listed.open()
@@ -135,7 +139,7 @@ def test_the_list_is_read_back_with_labels_and_odd_names(capsys, tmp_path):
     assert [os.path.exists(path) for path in listed.names] == [True] * (len(odd) - 1)
 
     smooth(generator, 40, 50).save(root / "in front.jpg")  # now it is a flat set without labels
-    code, (found,), err = check(capsys, root, "-o", good, "--force")
+    code, (entry,), err = check(capsys, root, "-o", good, "--force")
     listed = ImageList(str(root), str(good))
     listed.open()
     assert code == 0 and listed.labels is None and len(listed) == len(odd)
@@ -172,7 +176,7 @@ def test_copies_in_a_source_and_between_those_for_training_and_for_measuring(cap
     good = tmp_path / "good.txt"
     code, (train, held_out, test), _ = check(capsys, recipe, *options, "-o", good)
     assert code == 1
-    assert [found["keys"] for found in (train, held_out, test)] == [
+    assert [entry["keys"] for entry in (train, held_out, test)] == [
         ["data.source", "eval.train"],
         ["data.holdout"],
         ["eval.test"],
@@ -193,12 +197,12 @@ def test_copies_in_a_source_and_between_those_for_training_and_for_measuring(cap
 
 
 def png_header(height: int, width: int) -> bytes:
-    """The start of a PNG that says that it has this size."""
+    """The start of a PNG whose header has this size."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT"
 
 
-def test_sizes_have_limits_and_what_is_too_large_is_not_decoded(capsys, tmp_path):
+def test_sizes_have_limits_and_huge_images_are_not_decoded(capsys, tmp_path):
     root = tmp_path / "images"
     root.mkdir()
     generator = np.random.default_rng(0)
@@ -206,12 +210,12 @@ def test_sizes_have_limits_and_what_is_too_large_is_not_decoded(capsys, tmp_path
         smooth(generator, *size).save(root / f"{name}.png")
     (root / "bomb.png").write_bytes(png_header(20_000, 20_000))
     (root / "long.png").write_bytes(png_header(30, 5_000_000))
-    code, (found,), _ = check(capsys, root)
-    assert code == 1 and names(found, "tiny") == {"narrow.png": "31x400"} and found["good"] == 2
-    assert names(found, "huge") == {"bomb.png": "more than 178,956,970 pixels", "long.png": "30x5000000"}
-    code, (found,), _ = check(capsys, root, "--min-side", 33, "--max-pixels", "5e4")
-    assert names(found, "tiny") == {"narrow.png": "31x400", "edge.png": "32x40"}
-    assert names(found, "huge").keys() == {"bomb.png", "long.png", "large.png"} and found["good"] == 0
+    code, (entry,), _ = check(capsys, root)
+    assert code == 1 and names(entry, "tiny") == {"narrow.png": "31x400"} and entry["good"] == 2
+    assert names(entry, "huge") == {"bomb.png": "more than 178,956,970 pixels", "long.png": "30x5000000"}
+    code, (entry,), _ = check(capsys, root, "--min-side", 33, "--max-pixels", "5e4")
+    assert names(entry, "tiny") == {"narrow.png": "31x400", "edge.png": "32x40"}
+    assert names(entry, "huge").keys() == {"bomb.png", "long.png", "large.png"} and entry["good"] == 0
 
 
 def test_a_jpeg_that_decodes_with_damage(capsys, tmp_path):
@@ -227,12 +231,12 @@ def test_a_jpeg_that_decodes_with_damage(capsys, tmp_path):
     (root / "3.jpg").write_bytes(content[:-2] + bytes(20) + content[-2:])  # between the pixels and the end: harmless
     (root / "4.jpg").write_bytes((root / "4.jpg").read_bytes() + b"something else")
     smooth(generator, 40, 40).convert("CMYK").save(root / "cmyk.tiff")  # one decoder complains, another takes it
-    code, (found,), _ = check(capsys, root)
-    assert code == 1 and names(found, "damaged").keys() == {"2.jpg"} and found["good"] == 5
-    assert "data" in names(found, "damaged")["2.jpg"]
+    code, (entry,), _ = check(capsys, root)
+    assert code == 1 and names(entry, "damaged").keys() == {"2.jpg"} and entry["good"] == 5
+    assert "data" in names(entry, "damaged")["2.jpg"]
 
 
-def test_what_is_no_file(capsys, tmp_path):
+def test_paths_that_are_not_files(capsys, tmp_path):
     smooth(np.random.default_rng(0), 40, 40).save(tmp_path / "good.png")
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
@@ -240,9 +244,9 @@ def test_what_is_no_file(capsys, tmp_path):
     recipe = small_run.write_recipe(tmp_path, tmp_path)
     text = recipe.read_text().replace(f'{{ type = "ImageFolder", data_prefix = "{tmp_path}" }}', table)
     recipe.write_text(text)
-    code, (found,), _ = check(capsys, recipe)
-    assert code == 1 and found["good"] == 1
-    assert names(found, "unreadable") == {
+    code, (entry,), _ = check(capsys, recipe)
+    assert code == 1 and entry["good"] == 1
+    assert names(entry, "unreadable") == {
         "folder.png": "a folder, not a file",
         "pipe.png": "not a file",
         "gone.png": "no such file or directory",
@@ -268,7 +272,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
 
 @pytest.fixture
 def many(tmp_path):
-    """140 files, 70 images twice."""
+    """140 files of 70 images, each twice."""
     root = tmp_path / "many"
     root.mkdir()
     generator = np.random.default_rng(0)
@@ -278,21 +282,21 @@ def many(tmp_path):
     return root
 
 
-def test_ctrl_c_ends_it_with_what_was_found(capsys, many, tmp_path, monkeypatch):
+def test_ctrl_c_ends_it_with_the_results_so_far(capsys, many, tmp_path, monkeypatch):
     (many / "003.png").write_bytes(b"no image")  # and its other name
     decode = check_module._decode
 
-    def interrupted(found, ids, trial):
+    def interrupted(entry, ids, trial):
         if ids[0] >= 64:
             os.kill(os.getpid(), signal.SIGINT)
-        decode(found, ids, trial)
+        decode(entry, ids, trial)
 
     monkeypatch.setattr(check_module, "_decode", interrupted)
     good = tmp_path / "good.txt"
-    code, (found,), err = check(capsys, many, "-o", good)
+    code, (entry,), err = check(capsys, many, "-o", good)
     assert code == 130 and err.startswith("error: interrupted") and "good.txt is not written" in err
     assert not good.exists() and not Path(f"{good}.tmp").exists()
-    assert names(found, "unreadable").keys() >= {"003.png"} and found["good"] == 63 and found["unseen"] >= 12
+    assert names(entry, "unreadable").keys() >= {"003.png"} and entry["good"] == 63 and entry["unseen"] >= 12
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     alive = [pid for pid in children if b"decoding.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert not alive
@@ -316,18 +320,18 @@ def test_an_image_that_kills_its_decoder_is_named(capsys, many, tmp_path, monkey
     program = tmp_path / "dying.py"
     program.write_text(DYING.format(folder=str(Path(decoding.__file__).parent), image=str(many / "005.png")))
     monkeypatch.setattr(decoding, "PROGRAM", str(program))
-    code, (found,), _ = check(capsys, many)
-    told = "decoding it ends the process (SIGSEGV)"
-    assert code == 1 and names(found, "unreadable") == {"005.png": told, "075.png": told}, "both names of one image"
-    assert found["good"] == 69 and len(found["duplicates"]) == 69
+    code, (entry,), _ = check(capsys, many)
+    reason = "decoding it ends the process (SIGSEGV)"
+    assert code == 1 and names(entry, "unreadable") == {"005.png": reason, "075.png": reason}, "both names of one image"
+    assert entry["good"] == 69 and len(entry["duplicates"]) == 69
 
 
-def test_a_decoder_that_cannot_work_is_no_fault_of_the_images(capsys, many, tmp_path, monkeypatch):
+def test_a_decoder_that_cannot_start_is_not_blamed_on_images(capsys, many, tmp_path, monkeypatch):
     program = tmp_path / "broken.py"
     program.write_text("raise ImportError('libdali.so is not there')")
     monkeypatch.setattr(decoding, "PROGRAM", str(program))
-    code, found, err = check(capsys, many)
-    assert code == 1 and not found and err.splitlines()[-1].endswith("ImportError: libdali.so is not there")
+    code, entry, err = check(capsys, many)
+    assert code == 1 and not entry and err.splitlines()[-1].endswith("ImportError: libdali.so is not there")
     assert err.startswith("error: ") and "Traceback" not in err
 
 
@@ -338,19 +342,19 @@ def test_images_in_memory(capsys, tmp_path):
     recipe = small_run.write_recipe(tmp_path, tmp_path)
     table = f'{{ type = "CIFAR10", data_prefix = "{tmp_path}/data" }}'
     recipe.write_text(recipe.read_text().replace(f'{{ type = "ImageFolder", data_prefix = "{tmp_path}" }}', table))
-    code, (found,), _ = check(capsys, recipe)
-    assert code == 1 and found["images"] == 12 and found["good"] == 11
-    (pair,) = found["duplicates"]
+    code, (entry,), _ = check(capsys, recipe)
+    assert code == 1 and entry["images"] == 12 and entry["good"] == 11
+    (pair,) = entry["duplicates"]
     assert [os.path.basename(path) for path in pair] == ["data_batch_2.bin#1", "data_batch_4.bin#1"]
-    code, found, err = check(capsys, recipe, "-o", tmp_path / "good.txt")
-    assert code == 2 and not found and "are not files of their own" in err and len(err.splitlines()) == 1
+    code, entry, err = check(capsys, recipe, "-o", tmp_path / "good.txt")
+    assert code == 2 and not entry and "are not files of their own" in err and len(err.splitlines()) == 1
 
 
 def test_mistakes_are_one_line(capsys, tmp_path, images):
     (tmp_path / "empty").mkdir()
     existing = tmp_path / "existing.txt"
     existing.write_text("mine")
-    for words, told in [
+    for words, message in [
         ([tmp_path / "empty"], "has no images"),
         ([tmp_path / "gone.toml"], "gone.toml"),
         ([images, "--set", "epochs=1"], "is a folder"),
@@ -358,9 +362,9 @@ def test_mistakes_are_one_line(capsys, tmp_path, images):
         ([images, "-o", tmp_path], "is a folder, not a file"),
         ([images, "-o", tmp_path / "no" / "such.txt"], "cannot be written to|can be written to"),
     ]:
-        code, found, err = check(capsys, *words)
-        assert code == 2 and not found and len(err.splitlines()) == 1, err
-        assert any(part in err for part in told.split("|")) and "data_prefix" not in err
+        code, entry, err = check(capsys, *words)
+        assert code == 2 and not entry and len(err.splitlines()) == 1, err
+        assert any(part in err for part in message.split("|")) and "data_prefix" not in err
     assert existing.read_text() == "mine"
     for words in (["--min-side", "x"], ["--max-pixels", "inf"], ["--max-pixels", "0"], ["--workers", "0"]):
         with pytest.raises(SystemExit) as end:
@@ -368,17 +372,17 @@ def test_mistakes_are_one_line(capsys, tmp_path, images):
         assert end.value.code == 2
 
 
-def test_what_is_kept_of_an_image_does_not_grow_with_what_is_found(tmp_path):
+def test_memory_per_image_does_not_grow_with_findings(tmp_path):
     class Many:
         def __len__(self):
             return 10_000
 
-    found = Survey(Many(), ["data.source"])  # type: ignore[arg-type]
-    arrays = [value for value in vars(found).values() if isinstance(value, np.ndarray)]
+    entry = Survey(Many(), ["data.source"])  # type: ignore[arg-type]
+    arrays = [value for value in vars(entry).values() if isinstance(value, np.ndarray)]
     assert sum(array.nbytes for array in arrays) <= 40 * 10_000
     for i in range(10_000):
-        found.judge(i, Verdict.UNREADABLE, random.choice(["one reason", "another"]))
-    assert sorted(found._texts) == ["another", "one reason"] and found.reason(17) in found._texts
+        entry.judge(i, Verdict.UNREADABLE, random.choice(["one reason", "another"]))
+    assert sorted(entry._texts) == ["another", "one reason"] and entry.reason(17) in entry._texts
 
 
 def test_the_decoders_program_needs_no_torch():

@@ -35,7 +35,7 @@ def build_sharded(stage: int, optimizer: str, **options: Any) -> Any:
 
 
 def first_life(cases: list[Case], optimizers: list[str]) -> dict[str, Any]:
-    """Everything that one pair of processes can do."""
+    """The results of everything that one pair of processes does."""
     distributed.init(CPU)
     results = {
         "trained": several_trainings(cases),
@@ -57,7 +57,7 @@ def second_life(saved: dict[str, list[tuple[dict[str, Tensor], dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def lives() -> list[dict[str, Any]]:
-    """What both ranks found, silently."""
+    """The results of both ranks; DeepSpeed must print nothing."""
     return run_ranks(first_life, 2, SOME_CASES, ["adamw", "lars"], silent=True)
 
 
@@ -113,7 +113,7 @@ def resume(optimizer: str, middles: list[dict[str, Tensor]]) -> list[dict[str, d
         ends = {}
         for name, middle in (("own", middles[stage]), ("foreign", middles[0]), ("forgetful", middles[stage])):
             executor = build_sharded(stage, optimizer, accumulation=2)
-            train(executor, range(1), RATES[optimizer])  # a run that is somewhere else before it loads
+            train(executor, range(1), RATES[optimizer])  # a run in another state before it loads
             if name == "forgetful":
                 executor.load_state({key: value for key, value in middle.items() if not key.startswith("optimizer.")})
             else:

@@ -1,4 +1,4 @@
-"""Ranks from the environment, and each collective against what one process computes."""
+"""Ranks from the environment, and each collective against the result of one process."""
 
 import pytest
 import torch
@@ -80,7 +80,7 @@ def rows_of(rank: int) -> torch.Tensor:
 
 
 def each_collective() -> dict[str, object]:
-    """In every rank; the results are compared with one process in the test."""
+    """Runs in every rank; the test compares the results with those of one process."""
     distributed.init(torch.device("cpu"))
     rank, ranks = distributed.rank(), distributed.world_size()
     x = rows_of(rank)

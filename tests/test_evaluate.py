@@ -1,4 +1,4 @@
-"""`sslrun eval`: figures on the terminal, a file that repeats them, one line for whatever is wrong."""
+"""`sslrun eval`: results on the terminal and in a file, errors of one line."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ def test_the_result_is_shown_and_kept(capsys, run):
     assert kept["command"].startswith("bin/sslrun eval knn ")
 
 
-def test_the_same_again_replaces_and_other_settings_do_not(capsys, run):
+def test_the_same_settings_replace_a_result_and_others_do_not(capsys, run):
     for words in (["--set", "eval.transforms=[{type='CenterCrop',size=24}]"], [], []):
         assert call(capsys, "eval", "knn", run, *words)[0] == 0
     assert call(capsys, "eval", "knn", run / "checkpoints/step_00000004")[0] == 0
@@ -43,14 +43,14 @@ def test_the_same_again_replaces_and_other_settings_do_not(capsys, run):
     ]
 
 
-def test_a_run_is_named_in_any_way(capsys, run, monkeypatch):
+def test_a_run_may_be_given_by_any_path(capsys, run, monkeypatch):
     for folder, name in ((run.parent, run.name), (run, "."), (run / "checkpoints", "step_00000006")):
         monkeypatch.chdir(folder)
         assert call(capsys, "eval", "knn", name)[0] == 0
     assert record(run)["weights"] == "checkpoints/step_00000006"  # one file, whatever it was called
 
 
-def test_a_file_of_weights_is_measured_as_its_run_is(capsys, run, tmp_path):
+def test_a_file_of_weights_gives_the_same_result_as_its_run(capsys, run, tmp_path):
     file = publish(run, tmp_path / "published")
     code, out, _ = call(capsys, "eval", "knn", file, "--recipe", run / "config.toml", "-o", tmp_path / "results")
     assert code == 0
@@ -59,7 +59,7 @@ def test_a_file_of_weights_is_measured_as_its_run_is(capsys, run, tmp_path):
     assert path.name.startswith(f"knn_{file.stem}_")
 
 
-def test_other_images_are_named_by_an_overlay(capsys, run, images, tmp_path):
+def test_an_overlay_may_set_other_images(capsys, run, images, tmp_path):
     overlay = tmp_path / "bench.toml"
     overlay.write_text(f"[eval.test]\ntype = 'ImageFolder'\ndata_prefix = '{images}'\n")
     assert call(capsys, "eval", "knn", run, "--with", overlay)[0] == 0
@@ -79,19 +79,19 @@ def test_other_images_are_named_by_an_overlay(capsys, run, images, tmp_path):
         (["--set", "eval.knn.type=Knn"], 2, "unknown key of Knn"),
     ],
 )
-def test_mistakes_are_one_line(capsys, run, words, code, message):
+def test_errors_are_one_line(capsys, run, words, code, message):
     got, out, err = call(capsys, "eval", "knn", run, *words)
     assert (got, out) == (code, "")
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err
 
 
-def test_an_unknown_kind_is_told_the_known_ones(capsys, run):
+def test_an_unknown_kind_lists_the_known_ones(capsys, run):
     code, out, err = call(capsys, "eval", "knnn", run)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "no evaluation called 'knnn'" in err and "has finetune, knn, linear, spectrum;" in err
 
 
-def test_a_kind_may_be_there_twice_with_other_settings(capsys, run):
+def test_a_kind_may_have_a_second_table_with_other_settings(capsys, run):
     extra = ["--set", "eval.extra.nearest={type='Knn',k=[1]}"]
     assert call(capsys, "eval", "nearest", run, *extra)[0] == 0
     kept = record(run, "nearest")
@@ -116,7 +116,7 @@ def printed(words: list[str]) -> tuple[int, str]:
         return main(words), out.getvalue()
 
 
-def test_two_ranks_find_what_one_process_finds(capsys, run):
+def test_two_ranks_give_the_result_of_one_process(capsys, run):
     alone = call(capsys, "eval", "knn", run)[1]
     words = ["eval", "knn", str(run), "-o", str(run / "ranks")]
     assert run_ranks(printed, 2, words) == [(0, alone), (0, "")]

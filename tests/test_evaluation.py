@@ -1,4 +1,4 @@
-"""Features, what ranks make of their shares of them, and collapse figures against values worked out by hand."""
+"""Feature extraction, evaluations on two ranks, and warnings about collapse."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ from sslrun.evaluation.spectrum import alignment, spectrum, uniformity
 from sslrun.runtime import distributed
 
 
-def test_features_are_pooled_and_the_network_comes_back_as_it_was():
+def test_features_are_pooled_and_the_network_is_in_training_mode_again():
     class Doubler(nn.Module):
         def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
             assert not self.training
@@ -34,7 +34,7 @@ def test_features_are_pooled_and_the_network_comes_back_as_it_was():
     assert backbone.training
 
 
-def test_parts_that_were_not_training_are_not_afterwards():
+def test_each_submodule_gets_its_own_mode_back():
     backbone = nn.Sequential(nn.Identity().eval(), nn.Identity()).train()
     backbone[0].eval()
     extract(backbone, [Batch([torch.ones(2, 3)], torch.arange(2), None)], torch.device("cpu"))
@@ -42,7 +42,7 @@ def test_parts_that_were_not_training_are_not_afterwards():
 
 
 def test_every_rank_calls_the_network_equally_often(monkeypatch):
-    """Or a sharded one waits for ever: 257 images on two ranks are batches of 128, and one of 1."""
+    """A sharded network would hang otherwise: 257 images on two ranks are batches of 128 and one of 1."""
     calls: list[np.ndarray] = []
     monkeypatch.setattr(FeatureExtractor, "_rows", lambda _, module, ids: calls.append(ids) or torch.from_numpy(ids))
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -54,7 +54,7 @@ def test_every_rank_calls_the_network_equally_often(monkeypatch):
 
 
 def measured() -> dict[str, Any]:
-    """By a rank that has its share of the rows and nothing else."""
+    """Results of a rank that has only its share of the rows."""
     distributed.init(torch.device("cpu"))
     device, generator = torch.device("cpu"), torch.Generator().manual_seed(0)
     labels, truth = torch.arange(301) % 7, torch.arange(99) % 7
@@ -78,7 +78,7 @@ def measured() -> dict[str, Any]:
     return found
 
 
-def test_two_ranks_measure_what_one_does():
+def test_two_ranks_measure_the_same_as_one():
     alone = measured()
     assert 50 < alone["grid"][1]["top1_pct"] < 100 and len(alone["predicted"]) == 99 and len(alone["few"]) == 1
     for found in run_ranks(measured, 2):
@@ -89,7 +89,7 @@ def test_two_ranks_measure_what_one_does():
                 assert found[name] == value, name
 
 
-def test_collapse_is_said_in_plain_words():
+def test_warnings_of_collapse_and_guessing():
     chance = math.log(1025)
     assert "looks collapsed" in str(collapse_warning(0.02, 5))
     assert collapse_warning(0.02, 0) is None, "untrained networks look collapsed"
@@ -99,12 +99,14 @@ def test_collapse_is_said_in_plain_words():
     assert guessing_warning(chance - 2, chance, 5) is None and guessing_warning(1.0, None, 5) is None
 
 
-@pytest.mark.parametrize(("told", "code"), [("collapse_warning", 3), ("guessing_warning", 0)])
-def test_a_collapse_ends_a_run_that_says_so_and_a_high_loss_does_not(told, code, tmp_path, images, monkeypatch):
-    monkeypatch.setattr(f"sslrun.train.{told}", lambda *_: "the sentence")
+@pytest.mark.parametrize(("warning", "code"), [("collapse_warning", 3), ("guessing_warning", 0)])
+def test_a_collapse_ends_a_run_with_collapse_stop_and_a_high_loss_does_not(
+    warning, code, tmp_path, images, monkeypatch
+):
+    monkeypatch.setattr(f"sslrun.train.{warning}", lambda *_: "the sentence")
     recipe = small_run.write_recipe(tmp_path, images, steps=6)
     for action, expected in (("stop", code), ("warn", 0)):
         run = tmp_path / action
         assert main([str(recipe), "--set", f"monitor.collapse={action}", "--work-dir", str(run)]) == expected
-        told_in = "log.txt" if expected == 0 else "state.json"
-        assert "the sentence" in (run / "small" / told_in).read_text()
+        file = "log.txt" if expected == 0 else "state.json"
+        assert "the sentence" in (run / "small" / file).read_text()

@@ -1,4 +1,4 @@
-"""The local executor against plain torch; the guard; state in and out. (DeepSpeed: test_deepspeed.py.)"""
+"""The local executor against plain torch; the finite check; state saved and loaded. (DeepSpeed: test_deepspeed.py.)"""
 
 import copy
 import math
@@ -95,7 +95,7 @@ def test_more_skipped_steps_in_a_row_than_allowed_end_the_run() -> None:
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_flag_read_one_step_late(optimizer: str) -> None:
-    """The way of CUDA, whose fused optimizers obey a flag on the device; those of the CPU do too."""
+    """As on CUDA, where fused optimizers obey a flag on the device; those of the CPU do too."""
     executor = build(optimizer, grad_clip=1.0)
     executor.is_late = True
     assert train(executor, range(2), RATES[optimizer])[1]["applied"] is None
@@ -110,7 +110,7 @@ def test_flag_read_one_step_late(optimizer: str) -> None:
     assert is_equal(executor.optimizer_state(), optimizer_state)
     with pytest.raises(Diverged):
         train(executor, range(3, 4), RATES[optimizer])
-    executor.check()  # said once
+    executor.check()  # raised once
 
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
@@ -261,7 +261,7 @@ def test_draws_from_torchs_generators_go_by_step_rank_and_micro_batch(monkeypatc
     batches = micro_batches(0, 2)
 
     def draws(step: int, rank: int = 0) -> list[float]:
-        """Of the targets, of two micro-batches, of the update and of an epoch's beginning."""
+        """Numbers drawn in the targets, in two micro-batches, in the update and before an epoch."""
         progress = progress_at(step)
         monkeypatch.setattr(distributed, "rank", lambda: rank)
         drawn.clear()

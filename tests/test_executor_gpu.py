@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sslrun.errors import Diverged
+from sslrun.randomness import Phase
 from toy import (
     CPU,
     OPTIMIZERS,
@@ -63,6 +64,21 @@ def test_a_step_waits_for_nothing(optimizer: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     executor.check()
+
+
+def test_draws_on_the_device_go_by_step_and_micro_batch() -> None:
+    executor = build(device=CUDA)
+
+    def draws(step: int) -> list[float]:
+        drawn = []
+        for phase in Phase:
+            executor.seed(progress_at(step), phase)
+            drawn += [torch.rand((), device=CUDA).item(), torch.rand(()).item()]
+        return drawn
+
+    first = draws(0)
+    torch.rand(7, device=CUDA)
+    assert draws(0) == first and len({*first, *draws(1)}) == 2 * len(first)
 
 
 def test_zero_stages_of_a_group_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

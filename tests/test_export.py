@@ -1,4 +1,4 @@
-"""An exported encoder has the published names, and computes what ours computes in a forward pass written down here."""
+"""An exported encoder has the published names, and gives our outputs in a forward pass that is written out here."""
 
 import errno
 import hashlib
@@ -24,12 +24,13 @@ from sslrun.export.encoder import Encoder, encoder_of
 from sslrun.export.export import export
 from sslrun.export.foreign_network import built, deduce
 from sslrun.export.preprocessing import Preprocessing, preprocessing_of
-from sslrun.export.verify import difference
+from sslrun.export.verify import difference, same_bits
 from sslrun.nn.norm import BN
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.sobel import Sobel
 from sslrun.nn.vit import VisionTransformer
 from sslrun.recipe import Recipe
+from sslrun.runtime.safetensors_file import read_tensors
 from sslrun.saved import open_saved
 
 LIBRARIES = json.loads((Path(__file__).parent / "library_shapes.json").read_text())
@@ -55,7 +56,7 @@ def sobel(**arguments) -> tuple[nn.Module, dict]:
 
 
 def encoder(built: tuple[nn.Module, dict], size: int = 32) -> Encoder:
-    """With weights and statistics that are nowhere what a fresh network has."""
+    """An encoder whose weights and statistics all differ from their initial values."""
     backbone, table = built
     generator = torch.Generator().manual_seed(5)
     for name, tensor in backbone.state_dict().items():
@@ -76,7 +77,7 @@ def refused(capsys, *words, code=2) -> str:
 
 
 def digest(shapes) -> dict:
-    """Of names and shapes, whatever their order."""
+    """A digest of names and shapes in any order."""
     lines = sorted(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
     return {"tensors": len(lines), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]}
 
@@ -125,7 +126,7 @@ def resnet_by_transformers(x, t, config):
 
 
 def vit(x, t, heads, names):
-    """`names` says where the parts are: "block" has a {}, and what is in a block follows it."""
+    """`names` maps parts to names; "block" has a {} for its number, and precedes the names of parts in a block."""
 
     def affine(x, name):
         return x @ t[f"{name}.weight"].T + t[f"{name}.bias"]
@@ -165,19 +166,19 @@ TRANSFORMERS = {
 
 
 def require_same(made: Encoder, theirs):
-    """theirs: (B, 3, H, W) to (B, D)."""
+    """`theirs` maps images (B, 3, H, W) to features (B, D)."""
     with torch.no_grad():
         images = torch.randn(3, 3, *made.preprocessing.size, generator=torch.Generator().manual_seed(9))
         ours = made.backbone(images)[-1]
         ours = ours.mean((2, 3)) if ours.dim() == 4 else ours
-        assert (ours.std(0) / ours.std()).mean() > 0.02  # images differ: what is wrong anywhere shows
+        assert (ours.std(0) / ours.std()).mean() > 0.02  # outputs depend on the images, so that any error shows
         torch.testing.assert_close(theirs(images), ours, rtol=0, atol=1e-5 * max(1, ours.abs().max().item()))
 
 
 # --- published names -------------------------------------------------------------------------------------------------
 
 
-def test_published_lists_are_those_of_the_libraries():
+def test_expected_shapes_equal_those_of_the_libraries():
     torchvision, timm, transformers = LIBRARIES.values()
     assert torchvision == {name: digest(library_shapes.resnet(name)) for name in library_shapes.RESNETS}
     lists = {
@@ -211,14 +212,14 @@ def test_our_networks_have_the_published_names(name):
     left = {key: shape for key, shape in theirs.items() if key not in shapes}
     assert set(left) <= library_shapes.CLASSIFIERS and len(left) == 2
     assert difference(shapes, {key: shape for key, shape in theirs.items() if key not in left}) is None
-    assert shapes_of(built(deduce(shapes))) == shapes  # and their tensors alone tell which network it is
+    assert shapes_of(built(deduce(shapes))) == shapes  # the network can be deduced from the shapes alone
     architecture = architecture_of(table)
     assert shapes_of(built(architecture)) == shapes
     if name in library_shapes.RESNETS:
         assert architecture == deduce(shapes)
 
 
-def test_a_difference_is_seen():
+def test_differences_are_described():
     shapes = library_shapes.resnet("resnet18")
     assert difference(shapes, shapes) is None
     less = {name: shape for name, shape in shapes.items() if name != "layer2.0.downsample.1.running_var"}
@@ -250,7 +251,7 @@ def test_a_resnet_for_torchvision_and_timm(tmp_path, target, suffix):
     }  # fmt: skip
 
 
-def test_a_transformer_for_timm_says_how_many_heads(tmp_path):
+def test_a_transformer_for_timm_has_its_number_of_heads(tmp_path):
     made, path = encoder(transformer(arch="tiny"), size=224), tmp_path / "x.safetensors"
     assert export(made, "timm", path) == "timm's vit_tiny_patch16_224 has 3 heads: create it with num_heads=12"
     metadata = json.loads(safe_open(path, "pt").metadata()["sslrun"])
@@ -316,7 +317,7 @@ def test_onnx_takes_any_number_of_images(tmp_path):
         assert metadata["preprocessing"]["input_size"] == [3, size, size]
 
 
-def test_any_backbone_goes_into_safetensors(tmp_path):
+def test_any_backbone_can_be_exported_to_safetensors(tmp_path):
     made, path = (
         encoder(sobel(base_width=4, norm_cfg=BN(affine=False))),
         tmp_path / "x.safetensors",
@@ -327,7 +328,32 @@ def test_any_backbone_goes_into_safetensors(tmp_path):
     assert all(torch.equal(tensors[name], tensor) for name, tensor in made.backbone.state_dict().items())
 
 
-# --- what has no published counterpart -------------------------------------------------------------------------------
+class Spectral(nn.Module):
+    """A user's own backbone with buffers of unusual dtypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        for dtype in (torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.bool, torch.uint16):
+            values = torch.randn(2, 3, generator=torch.Generator().manual_seed(1)).abs()
+            self.register_buffer(str(dtype).removeprefix("torch."), values.to(dtype))
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [self.conv(images) * self.complex64.abs().sum()]
+
+
+def test_buffers_of_any_dtype_can_be_exported_to_safetensors(tmp_path):
+    backbone = Spectral().eval()
+    made = Encoder(backbone, None, Preprocessing((8, 8), 9, "bilinear", *IMAGENET), ABOUT)
+    export(made, "safetensors", tmp_path / "x.safetensors")
+    tensors = read_tensors(tmp_path / "x.safetensors")
+    assert tensors.keys() == backbone.state_dict().keys()
+    assert all(same_bits(tensors[name], tensor) for name, tensor in backbone.state_dict().items())
+    changed = {**tensors, "complex64": tensors["complex64"] + 1e-3}
+    assert not same_bits(changed["complex64"], backbone.complex64)
+
+
+# --- networks that a library does not have ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -346,7 +372,7 @@ def test_any_backbone_goes_into_safetensors(tmp_path):
         (lambda: resnet(18, in_channels=1), ("timm", "transformers"), r"conv1.weight|convolution.weight"),
     ],
 )  # fmt: skip
-def test_what_others_do_not_have_is_refused(tmp_path, backbone, targets, message):
+def test_a_network_that_a_library_does_not_have_is_refused(tmp_path, backbone, targets, message):
     backbone, table = backbone()
     made = Encoder(backbone, architecture_of(table), Preprocessing((32, 32), 36, "bilinear", *IMAGENET), ABOUT)
     for program in targets:
@@ -382,6 +408,8 @@ def test_a_run_is_exported(capsys, trained, tmp_path):
 
     line = refused(capsys, "export", trained, "--to", "timm", "-o", tmp_path / "t.safetensors")
     assert line == 'timm has no ResNet with stem = "small": --to safetensors and --to onnx take any backbone'
+    line = refused(capsys, "export", trained, "--to", "pickle", "-o", tmp_path / "x.pkl")
+    assert "no export format called 'pickle'; there are huggingface, onnx, safetensors, timm, torchvision;" in line
     for target, name in (("safetensors", "x.pth"), ("timm", "x.bin"), ("onnx", "x.pth")):
         assert "must end in" in refused(capsys, "export", trained, "--to", target, "-o", tmp_path / name)
     assert "is neither a checkpoint" in refused(capsys, "export", "nowhere", "--to", "onnx", "-o", tmp_path / "x.onnx")
@@ -409,7 +437,7 @@ def test_a_folder_is_replaced_only_if_it_is_an_export(tmp_path):
 
 
 @pytest.mark.parametrize(("target", "name"), [("safetensors", "x.safetensors"), ("huggingface", "x")])
-def test_a_full_disk_leaves_what_was_there(capsys, trained, tmp_path, monkeypatch, target, name):
+def test_a_full_disk_leaves_the_old_file(capsys, trained, tmp_path, monkeypatch, target, name):
     path = tmp_path / name
     if target == "huggingface":
         made = encoder(resnet(18, base_width=4))
@@ -442,7 +470,7 @@ def test_a_full_disk_leaves_what_was_there(capsys, trained, tmp_path, monkeypatc
     assert path.is_dir() or path.read_text() == "old"
 
 
-def test_what_does_not_read_back_is_not_kept(tmp_path, monkeypatch):
+def test_a_file_that_does_not_read_back_is_not_kept(tmp_path, monkeypatch):
     import sslrun.export.tensor_files as files
 
     made, write = encoder(resnet(18)), files.write_tensors
@@ -472,7 +500,7 @@ class Untranslatable(nn.Module):
         return [images.mean((2, 3)) * (2 if float(images.sum()) > 0 else 1)]
 
 
-def test_a_backbone_that_onnx_cannot_follow_is_said(tmp_path):
+def test_a_backbone_that_onnx_cannot_translate_is_an_error(tmp_path):
     pytest.importorskip("onnxscript")
     made = Encoder(Untranslatable(), None, Preprocessing((8, 8), 9, "bilinear", *IMAGENET), ABOUT)
     with pytest.raises(RunFailed, match="torch cannot translate the backbone"):
@@ -480,7 +508,7 @@ def test_a_backbone_that_onnx_cannot_follow_is_said(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_onnx_says_what_it_needs(tmp_path, monkeypatch):
+def test_onnx_without_its_packages_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"pip install 'sslrun\[onnx\]'"):
         export(encoder(resnet(18, base_width=4)), "onnx", tmp_path / "x.onnx")
@@ -489,7 +517,7 @@ def test_onnx_says_what_it_needs(tmp_path, monkeypatch):
 # --- preprocessing ---------------------------------------------------------------------------------------------------
 
 
-def test_preprocessing_is_the_evaluation_s(trained):
+def test_preprocessing_equals_that_of_the_evaluation(trained):
     def of(*overrides):
         return preprocessing_of(load(trained / "config.toml", list(overrides)).build(Recipe))
 

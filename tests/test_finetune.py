@@ -1,4 +1,4 @@
-"""Fine-tuning: a recipe of its own, run by the engine: it learns, resumes, and is written down."""
+"""Fine-tuning: its recipe, that it learns, resumes, and keeps its result."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def record(run: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_it_learns_the_classes_and_leaves_the_run_as_it_was(capsys, run):
+def test_it_learns_the_classes_and_does_not_change_the_run(capsys, run):
     before = checkpoint.load_weights(run)
     # Classes differ by the width of their stripes: no crop may change it.
     crop = "transforms=[{type='CenterCrop',size=24}]"
@@ -47,7 +47,7 @@ def test_it_learns_the_classes_and_leaves_the_run_as_it_was(capsys, run):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_it_begins_with_the_encoder_and_without_its_head(capsys, run):
+def test_it_starts_with_the_encoder_and_without_its_head(capsys, run):
     words = ["--set", "eval.finetune.optimizer={type='SGD',lr=0.0}", *FAST, "--set", "eval.finetune.epochs=1"]
     words += ["--set", "eval.train={type='Fraction',share=0.5,source='${data.source}'}"]
     code, _, err = call(capsys, "eval", "finetune", run, *words, "--set", "eval.test=${data.source}")
@@ -62,8 +62,8 @@ def test_it_begins_with_the_encoder_and_without_its_head(capsys, run):
     }
 
 
-def test_the_same_command_goes_on(capsys, run, monkeypatch):
-    """Stopped in the middle and started again, it ends with the bits of a run that nobody stopped."""
+def test_the_same_command_continues(capsys, run, monkeypatch):
+    """A run that was stopped and continued ends with the same bits as one that was not stopped."""
     whole = shutil.copytree(run, run.parent / "whole")
     assert call(capsys, "eval", "finetune", whole, *FAST)[0] == 0
     import sslrun.train as train
@@ -100,7 +100,7 @@ def test_layers_decay_from_the_classifier_down(backbone):
     assert layer_rules(backbone.layers(), 1.0) == []
 
 
-def test_its_recipe_is_made_of_the_run_and_of_eval():
+def test_its_recipe_is_made_of_the_runs_recipe_and_of_eval():
     values = {
         "seed": 5,
         "engine": {"device": "cpu"},
@@ -138,7 +138,7 @@ def test_its_recipe_is_made_of_the_run_and_of_eval():
         (["eval.finetune.optimizer={type='SGDD'}"], "there is no 'SGDD'"),
     ],
 )
-def test_mistakes_are_one_line(capsys, run, words, message):
+def test_errors_are_one_line(capsys, run, words, message):
     code, out, err = call(capsys, "eval", "finetune", run, *(part for word in words for part in ("--set", word)))
     assert (code, out) == (2, "") and message in err
     assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1 and "Traceback" not in err

@@ -1,4 +1,4 @@
-"""A part of a source: drawn class by class, the same every time, or named by a file."""
+"""A part of a source: drawn class by class, the same in every run, or listed in a file."""
 
 import numpy as np
 import pytest
@@ -44,8 +44,8 @@ def test_a_file_may_name_them(images, tmp_path):
         (folder / label / name).symlink_to(images / "class_0/00.jpg")
     names = tmp_path / "names.txt"
     names.write_text("c.jpg\n\nx/a.jpg\n")
-    found = opened(folder, names=str(names))
-    assert (found.ids.tolist(), found.labels.tolist()) == ([0, 2], [0, 1])
+    named = opened(folder, names=str(names))
+    assert (named.ids.tolist(), named.labels.tolist()) == ([0, 2], [0, 1])
     names.write_text("c.jpg\nz.jpg\n")
     with pytest.raises(UsageError, match=r"names 2 images, of which .* has 1"):
         opened(folder, names=str(names))

@@ -1,4 +1,4 @@
-"""Backbones come out of other people's checkpoints to the bit; nothing in such a file is executed.
+"""Backbones are imported from foreign checkpoints to the bit; nothing in such a file is executed.
 
 The layouts are written down here, tensor by tensor, from what those programs save.
 """
@@ -99,7 +99,7 @@ def test_one_of_several_networks_is_chosen_by_prefix(capsys, tmp_path):
     assert refused(capsys, path).endswith("holds several networks, --prefix says which: net_a, net_b")
 
 
-def test_what_is_missing_is_said(capsys, tmp_path):
+def test_missing_tensors_are_listed(capsys, tmp_path):
     path, new = tmp_path / "x.pth", tmp_path / "new.safetensors"
     absent = ["norm.weight", "norm.bias"]
     torch.save({name: tensor for name, tensor in TRANSFORMER.items() if name not in absent}, path)
@@ -170,7 +170,7 @@ def test_nothing_in_a_file_is_executed(capsys, tmp_path, monkeypatch, hidden, is
         assert hidden == "beside" or code == 2
 
 
-def test_damaged_files_are_said_in_a_line(capsys, tmp_path):
+def test_a_damaged_file_is_an_error_of_one_line(capsys, tmp_path):
     path = tmp_path / "x.pth"
     for is_zip in (True, False):
         torch.save(CHECKPOINTS["MoCo"][0], path, _use_new_zipfile_serialization=is_zip)

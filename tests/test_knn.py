@@ -1,4 +1,4 @@
-"""k-NN against scikit-learn on real data, one answer in whatever pieces, and bounded memory."""
+"""k-NN equals scikit-learn's on real data, does not depend on the size of pieces, and has bounded memory."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ BANK = 1200  # of the 1797 digits
 
 
 def digits(noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Bank, its labels, queries, their labels: 8 x 8 images of digits, as they are or made hard to read."""
+    """Bank, its labels, queries, their labels: 8 x 8 images of digits, with noise added."""
     pixels, labels = (torch.from_numpy(part) for part in load_digits(return_X_y=True))
     features = pixels.float() + noise * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
     return features[:BANK], labels[:BANK].long(), features[BANK:], labels[BANK:].long()
@@ -34,7 +34,7 @@ def scikit_learns(k: int, temperature: float, bank: torch.Tensor, labels: torch.
 
 
 @pytest.mark.parametrize(("noise", "ks", "temperature"), [(0.0, [10, 20], 0.07), (12.0, KS, 0.07), (12.0, [200], 0.5)])
-def test_predictions_are_scikit_learns_on_digits(noise, ks, temperature):
+def test_predictions_equal_scikit_learns_on_digits(noise, ks, temperature):
     bank, labels, queries, truth = digits(noise)
     grid = knn_grid(bank, labels, queries, truth, ks=ks, temperature=temperature, at_once=500_000)
     for k, row in zip(ks, grid, strict=True):
@@ -60,7 +60,7 @@ def test_the_best_of_the_grid_is_the_result():
     assert same["k"] == 5000, "of equals the smallest"
 
 
-def test_equally_near_rows_come_by_id_in_whatever_pieces():
+def test_equally_near_rows_are_ordered_by_id_whatever_the_pieces():
     """All rows lie on the axes, so that every product is exact and most are equal."""
     generator = torch.Generator().manual_seed(0)
     axes = torch.cat([torch.eye(4), -torch.eye(4)])
@@ -87,7 +87,7 @@ def test_the_nearer_neighbor_weighs_more():
     assert knn_predict(bank, labels, query, k=3, temperature=100.0).tolist() == [1]
 
 
-def test_of_equal_votes_the_first_class_wins_and_a_class_without_votes_is_not_of_five():
+def test_the_first_class_wins_a_tie_and_a_class_without_votes_is_not_in_the_top_five():
     pair = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     tie = knn_predict(pair, torch.tensor([3, 1]), pair[:1], k=2)
     assert tie.tolist() == [1]
@@ -96,7 +96,7 @@ def test_of_equal_votes_the_first_class_wins_and_a_class_without_votes_is_not_of
 
 
 class Largest(TorchDispatchMode):
-    """How many bytes the largest tensor has that is made within it."""
+    """Records the bytes of the largest tensor that is created within it."""
 
     bytes = 0
 
@@ -108,7 +108,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_memory_is_bounded_in_all_directions():
+def test_memory_is_bounded_in_rows_queries_and_classes():
     generator = torch.Generator().manual_seed(0)
 
     def largest(num_bank: int, num_queries: int, num_classes: int, at_once: int) -> int:
@@ -123,7 +123,7 @@ def test_memory_is_bounded_in_all_directions():
         assert largest(*shape, at_once=2**24) > 8 * 30_000, "a bound that nothing reaches says nothing"
 
 
-def test_what_is_wrong_is_said():
+def test_wrong_arguments_are_errors():
     for wrong in ({"k": []}, {"k": [10, 0]}, {"temperature": 0.0}, {"temperature": float("nan")}):
         with pytest.raises(UsageError, match=rf"eval\.knn\.{next(iter(wrong))} must"):
             Knn(**wrong)

@@ -1,4 +1,4 @@
-"""Linear evaluation: every head as if trained alone by torch, accuracy as scikit-learn's, the encoder left alone."""
+"""Linear evaluation: each head equals one trained alone by torch; accuracy is scikit-learn's; the encoder is frozen."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ SETTINGS = [Setting(lr, decay) for lr, decay in itertools.product((0.03, 0.3, 3.
 
 
 class Pixels(nn.Module):
-    """Brightness of every pixel."""
+    """The pixels are the features."""
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         return [images[:, 0].flatten(1)]
@@ -107,7 +107,7 @@ def some_features(count: int, width: int, classes: int) -> tuple[torch.Tensor, t
 def longhand(
     setting: Setting, rule: Optimizer, features: torch.Tensor, labels: torch.Tensor, first: Heads
 ) -> nn.Linear:
-    """One classifier, by autograd and an optimizer of its own: ten steps of 16 rows, the rate halved after five."""
+    """One classifier trained with autograd and its own optimizer: ten steps of 16 rows, the rate halved after five."""
     classes, width = first.weight.shape[1:]
     alone = nn.Linear(width, classes)
     with torch.no_grad():
@@ -137,7 +137,7 @@ RULES = [
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{type(rule).__name__}-{rule.options()}")
-def test_heads_trained_together_are_heads_trained_alone(rule):
+def test_heads_trained_together_equal_heads_trained_alone(rule):
     features, labels = some_features(160, 12, 7)
 
     def trained(settings):
@@ -157,7 +157,7 @@ def test_heads_trained_together_are_heads_trained_alone(rule):
     assert not torch.allclose(together.weight[4], together.weight[5], atol=1e-4), "weight decay does something"
 
 
-def test_a_head_that_diverges_is_wrong_and_alone():
+def test_a_diverged_head_is_never_correct_and_does_not_affect_others():
     features, labels = some_features(64, 6, 3)
     rule = SGD(lr=1.0, momentum=0.9)
     heads, alone = (
@@ -172,7 +172,7 @@ def test_a_head_that_diverges_is_wrong_and_alone():
     assert loss < math.log(3) and not scores.loss[1].isfinite()
 
 
-def test_scores_are_counted_as_by_hand():
+def test_scores_equal_those_by_hand():
     features, labels = some_features(50, 6, 7)
     heads = Heads(SETTINGS[:2], SGD(lr=1.0), 6, 9, seed=0, device=CPU)
     heads.step(features, labels, 50, torch.tensor([0.5, 3.0]))
@@ -189,7 +189,7 @@ def test_scores_are_counted_as_by_hand():
     assert scores.per_class_pct[:, 7:].isnan().all()
 
 
-def test_normalization_is_torchs_and_scikit_learns():
+def test_normalization_equals_torchs_and_scikit_learns():
     features, labels = some_features(96, 5, 3)
     features[:, 4] = 7.3
     ours, theirs = Normalization("batch", 5, CPU), nn.BatchNorm1d(5, eps=1e-6, affine=False)
@@ -204,7 +204,7 @@ def test_normalization_is_torchs_and_scikit_learns():
     assert Normalization("none", 5, CPU)(features) is features
 
 
-def test_the_choice_is_by_top1_where_it_can_tell_and_by_loss_where_not():
+def test_the_setting_is_chosen_by_top1_with_many_images_and_by_loss_with_few():
     scores = Scores(torch.tensor([0.30, 0.20, 0.10]), torch.tensor([91.0, 90.0, 80.0]), *torch.zeros(2, 3))
     assert linear._best(scores, 10**6) == 0
     assert linear._best(scores, 400) == 1
@@ -215,13 +215,13 @@ def test_the_choice_is_by_top1_where_it_can_tell_and_by_loss_where_not():
 
 @pytest.mark.parametrize("backbone", [Pixels, pytest.param(small_resnet, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("c", [0.1, 1.0])
-def test_accuracy_is_that_of_logistic_regression(digits, backbone, c):
-    """The same problem, weight decay being 1 / (C N), has the same answer."""
+def test_accuracy_equals_that_of_logistic_regression(digits, backbone, c):
+    """With a weight decay of 1 / (C N) it is the same problem and has the same solution."""
     encoder = encoder_of(opened(digits / "train"), opened(digits / "test"), backbone().eval())
     train, train_labels, test, test_labels = arrays(encoder)
     scaler = StandardScaler().fit(train)
     train, test = scaler.transform(train), scaler.transform(test)
-    rate, epochs = (1.0, 200) if backbone is Pixels else (0.3, 1000)  # features of chance say almost the same
+    rate, epochs = (1.0, 200) if backbone is Pixels else (0.3, 1000)  # random features are highly correlated
     rule = SGD(lr=rate, momentum=0.9, weight_decay=1 / (c * len(train)))
     found = Linear(optimizer=rule, norm="standardize", epochs=epochs).run(encoder)
     model = LogisticRegression(C=c, tol=1e-6, max_iter=5000).fit(train, train_labels)
@@ -237,7 +237,7 @@ def few(digits: Path, backbone: nn.Module | None = None) -> FrozenEncoder:
     return encoder_of(train, test, backbone)
 
 
-def test_the_default_grid_and_that_its_choice_does_not_look_at_test_images(digits):
+def test_the_default_grid_does_not_use_test_images_for_its_choice(digits):
     config = Linear(epochs=30)
     found = config.run(few(digits))
     assert len(found["grid"]) == 40 and found["chosen"]["validation_samples"] == 24
@@ -256,7 +256,7 @@ def test_the_default_grid_and_that_its_choice_does_not_look_at_test_images(digit
 FRESH: list[Transform] = [RandomResizedCrop(8, scale=(0.5, 1.0)), RandomHorizontalFlip(), *AS_THEY_ARE]
 
 
-def test_fresh_features_without_chance_are_the_cached_ones_and_with_chance_are_not(digits):
+def test_fresh_features_equal_cached_ones_unless_crops_are_random(digits):
     rule = SGD(lr=0.3, momentum=0.9)
     configs = [
         Linear(optimizer=rule, norm=norm, epochs=3, global_batch=100, transforms=transforms)
@@ -273,7 +273,7 @@ def test_fresh_features_without_chance_are_the_cached_ones_and_with_chance_are_n
     assert again == found[2], "crops are a function of the seed"
 
 
-def test_the_encoder_is_left_as_it_is(digits):
+def test_the_encoder_does_not_change(digits):
     backbone = small_resnet().train()
     backbone.layer1.eval()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
@@ -286,7 +286,7 @@ def test_the_encoder_is_left_as_it_is(digits):
     assert all(parameter.grad is None for parameter in backbone.parameters())
 
 
-def test_features_beyond_the_memory_go_into_a_file(digits, tmp_path, monkeypatch):
+def test_features_larger_than_the_memory_limit_go_into_a_file(digits, tmp_path, monkeypatch):
     encoder = few(digits)
     extractor = encoder.extractor(encoder.train)
     room = 240 * 64 * 2 / 2**30
@@ -307,7 +307,7 @@ def test_features_beyond_the_memory_go_into_a_file(digits, tmp_path, monkeypatch
         FeatureCache(extractor, encoder.backbone, memory_gib=0.0, folder=str(tmp_path))
 
 
-def test_features_that_are_no_numbers_or_too_large(digits):
+def test_features_that_are_not_finite_or_too_large_are_errors(digits):
     class Times(nn.Module):
         def __init__(self, factor: float) -> None:
             super().__init__()
@@ -353,7 +353,7 @@ def test_the_published_protocols(name):
 
 
 def protocol_of(images: Path, folder: Path) -> Path:
-    """MoCo's, its images replaced by small ones, cut short."""
+    """MoCo's protocol, with small images and few epochs."""
     overlay = folder / "small.toml"
     overlay.write_text(
         f"extends = '{small_run.ROOT}/configs/benchmarks/linear_8xb32-steplr-100e_in1k.toml'\n"
@@ -366,7 +366,7 @@ def protocol_of(images: Path, folder: Path) -> Path:
 
 
 def test_a_protocol_by_the_command_line(capsys, trained, images, tmp_path):
-    """MoCo's, its images replaced by small ones, cut short."""
+    """MoCo's protocol, with small images and few epochs."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     overlay = protocol_of(images, tmp_path)
     assert main(["eval", "linear", str(run), "--with", str(overlay), "--set", "eval.linear.global_batch=20"]) == 0
@@ -378,8 +378,8 @@ def test_a_protocol_by_the_command_line(capsys, trained, images, tmp_path):
     assert "linear/top5_pct" not in kept["results"], "of four classes"
 
 
-def test_a_training_that_is_stopped_goes_on_to_the_bit(capsys, trained, images, tmp_path, monkeypatch):
-    """Stopped twice, killed within the last epoch, and continued, with momentum and running statistics."""
+def test_a_stopped_training_continues_to_the_bit(capsys, trained, images, tmp_path, monkeypatch):
+    """It is stopped twice, killed in the last epoch, and continued; with momentum and running statistics."""
     words = ["eval", "linear", str(trained), "--with", str(protocol_of(images, tmp_path))]
     words += ["--set", "eval.linear.global_batch=20", "--set", "eval.linear.norm='batch'"]
     assert main([*words, "-o", str(tmp_path / "whole")]) == 0
@@ -416,7 +416,7 @@ def test_a_training_that_is_stopped_goes_on_to_the_bit(capsys, trained, images, 
     assert first["results"] == second["results"]
 
 
-def test_a_state_that_is_damaged_or_of_something_else_is_stepped_over(tmp_path, caplog):
+def test_a_state_that_is_damaged_or_of_another_evaluation_is_ignored(tmp_path, caplog):
     tensors = {"weight": torch.arange(6.0), "loss": torch.ones(2)}
     path = tmp_path / "new" / "linear.part.safetensors"
     PartialResult(path, lambda: "this").save(tensors, 7, now=False)
@@ -454,14 +454,14 @@ def test_a_state_that_is_damaged_or_of_something_else_is_stepped_over(tmp_path, 
         ("cache_gibs=3", "did you mean cache_gib "),
     ],
 )
-def test_mistakes_are_one_line(capsys, trained, override, message):
+def test_errors_are_one_line(capsys, trained, override, message):
     assert main(["eval", "linear", str(trained), "--set", f"eval.linear.{override}"]) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("error: ") and message in err
 
 
 def of_a_rank(digits: Path) -> list[dict]:
-    """The results of several evaluations, by all ranks together."""
+    """The results of several evaluations on one of several ranks."""
     torch.set_num_threads(1)
     distributed.init(CPU)
     configs = (
@@ -475,7 +475,7 @@ def of_a_rank(digits: Path) -> list[dict]:
 
 
 @pytest.mark.nightly
-def test_two_ranks_find_what_one_process_finds(digits):
+def test_two_ranks_give_the_result_of_one_process(digits):
     alone = of_a_rank(digits)
     first, second = run_ranks(of_a_rank, 2, digits)
     assert first == second
@@ -487,7 +487,7 @@ def test_two_ranks_find_what_one_process_finds(digits):
         assert mine["linear/top1_pct"] == theirs["linear/top1_pct"]
 
 
-def test_a_rank_without_a_row_of_the_batch_adds_nothing():
+def test_a_rank_may_have_no_row_of_a_batch():
     heads = Heads(SETTINGS, LARS(lr=1.0, momentum=0.9), 6, 3, seed=0, device=CPU)
     before = heads.weight.clone()
     loss = heads.step(torch.empty(0, 6), torch.empty(0, dtype=torch.int64), 4, torch.ones(6))
@@ -496,8 +496,8 @@ def test_a_rank_without_a_row_of_the_batch_adds_nothing():
     assert not torch.equal(heads.weight[1::2], before[1::2])
 
 
-def with_the_second_told_to_stop(words: list[str]) -> list[int]:
-    """Exit codes of a rank: the second rank is told to stop, and the same command goes on."""
+def with_a_signal_to_the_second_rank(words: list[str]) -> list[int]:
+    """Exit codes of a rank: the second rank gets a stop signal, and then the same command continues."""
     step = Heads.step
     codes = []
     for stops in (True, False):
@@ -515,18 +515,18 @@ def with_the_second_told_to_stop(words: list[str]) -> list[int]:
 
 
 @pytest.mark.nightly
-def test_two_ranks_stop_and_go_on_together(trained, images, tmp_path):
+def test_two_ranks_stop_and_continue_together(trained, images, tmp_path):
     words = ["eval", "linear", str(trained), "--with", str(protocol_of(images, tmp_path))]
     words += ["--set", "eval.linear.global_batch=20", "--set", "eval.linear.norm='batch'", "-o"]
     assert run_ranks(main, 2, [*words, str(tmp_path / "whole")]) == [0, 0]
-    assert run_ranks(with_the_second_told_to_stop, 2, [*words, str(tmp_path / "stopped")]) == 2 * [[75, 6, 0, 6]]
+    assert run_ranks(with_a_signal_to_the_second_rank, 2, [*words, str(tmp_path / "stopped")]) == 2 * [[75, 6, 0, 6]]
     (whole,), (stopped,) = ((tmp_path / name).iterdir() for name in ("whole", "stopped"))
     assert json.loads(whole.read_text())["results"] == json.loads(stopped.read_text())["results"]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("transforms", [None, FRESH], ids=["cached", "fresh"])
-def test_a_gpu_finds_what_a_cpu_finds(digits, transforms):
+def test_a_gpu_gives_the_result_of_a_cpu(digits, transforms):
     config = Linear(epochs=10, grid=LinearGrid(lr=[0.1, 1.0]), transforms=transforms)
     encoders = [replace(few(digits), device=device, augment="exact") for device in (CPU, torch.device("cuda"))]
     mine, theirs = (config.run(encoder) for encoder in encoders)

@@ -1,4 +1,4 @@
-"""Loader: batches that depend on nothing but (seed, epoch, positions), bit for bit, and a thread that always ends."""
+"""Loader: batches are functions of (seed, epoch, positions), bit for bit, and its thread always ends."""
 
 import gc
 import os
@@ -46,7 +46,7 @@ def views():
 
 
 def cursor(batch_size, epochs=2, start=0):
-    """Positions of some epochs in batches, the last of an epoch filled up from past its end."""
+    """Positions of some epochs in batches; the last batch of an epoch continues past its end."""
     per_epoch = -(-NUM_IMAGES // batch_size)
     for step in range(start, epochs * per_epoch):
         epoch, within = divmod(step, per_epoch)
@@ -54,16 +54,20 @@ def cursor(batch_size, epochs=2, start=0):
 
 
 def samples(source, cursor, **options):
-    """(epoch, position) -> everything the loader says of that sample, views of all groups in one row."""
+    """(epoch, position) -> id, label and the bytes of all views of the sample there."""
     options = {"seed": 5, "batch_size": 32, "sampler": Order(len(source), options.get("seed", 5))} | options
     items = list(cursor)
-    found = {}
+    rows_at = {}
     for (epoch, positions), batch in zip(items, Loader(source, views(), **options).run(items), strict=True):
         parts = [view.reshape(-1, len(positions), view[0].numel()).transpose(0, 1) for view in batch.views]
         rows = torch.cat([part.flatten(1) for part in parts], dim=1)
         for row, position in enumerate(positions.tolist()):
-            found[epoch, position] = (int(batch.index[row]), int(batch.label[row]), rows[row].numpy().tobytes())
-    return found
+            rows_at[epoch, position] = (
+                int(batch.index[row]),
+                int(batch.label[row]),
+                rows[row].numpy().tobytes(),
+            )
+    return rows_at
 
 
 MODES = ["exact", "dali"]
@@ -79,20 +83,20 @@ def reference(request, source):
 )
 def test_threads_prefetch_and_grouping_change_nothing(source, reference, batch_size, options):
     mode, expected = reference
-    found = samples(source, cursor(batch_size), augment=mode, **options)
-    common = found.keys() & expected.keys()
+    rows_at = samples(source, cursor(batch_size), augment=mode, **options)
+    common = rows_at.keys() & expected.keys()
     assert len(common) >= 2 * NUM_IMAGES
-    assert all(found[key] == expected[key] for key in common)
+    assert all(rows_at[key] == expected[key] for key in common)
 
 
 def test_restart_in_the_middle_changes_nothing(source, reference):
     mode, expected = reference
-    found = samples(source, cursor(8, start=3), augment=mode)
-    assert len(found) == 5 * 8 and found == {key: expected[key] for key in found}
+    rows_at = samples(source, cursor(8, start=3), augment=mode)
+    assert len(rows_at) == 5 * 8 and rows_at == {key: expected[key] for key in rows_at}
 
 
 def test_another_seed_epoch_or_position_changes_the_pixels(source, reference):
-    """The comparisons above can fail."""
+    """Negative control of the comparisons above."""
     mode, expected = reference
     other_seed = samples(source, cursor(8, epochs=1), seed=6, sampler=Order(len(source), 5), augment=mode)
     assert all(other_seed[key][0] == expected[key][0] for key in other_seed)
@@ -130,7 +134,7 @@ def test_whole_images_are_those_of_pil(source):
 
 
 def data_threads():
-    """Threads of loaders; the stage's idle helpers notice a moment later that nobody needs them."""
+    """Threads of loaders; those of the exact stage end a moment after the stage is collected."""
     gc.collect()
     deadline = time.monotonic() + 5
     while True:
@@ -170,12 +174,12 @@ def test_close_and_forgetting_end_the_thread(source):
 def test_errors_reach_the_consumer_after_the_batches_before_them(source):
     def breaks():
         yield from cursor(8, epochs=1)
-        raise KeyError("what the plan found")
+        raise KeyError("an error of the cursor")
 
     stream = loader_of(source).run(breaks())
     for _ in range(4):
         next(stream)
-    with pytest.raises(KeyError, match="what the plan found"):
+    with pytest.raises(KeyError, match="an error of the cursor"):
         next(stream)
     assert next(stream, None) is None and not data_threads()
 
@@ -192,8 +196,8 @@ def test_an_error_in_the_consumer_leaves_no_thread(source):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_threads_and_prefetch_are_dalis(source, monkeypatch, mode):
-    """As many threads and as deep a queue as asked for, and as many batches read and finished beside it; no more."""
+def test_threads_and_prefetch_reach_dali(source, monkeypatch, mode):
+    """DALI has the threads and the queue depth asked for; as many batches are being read and finished, no more."""
     graphs, begun, build = [], [], Pipeline._build
     monkeypatch.setattr(Pipeline, "_build", lambda self, feed: graphs.append(build(self, feed)) or graphs[-1])
 
@@ -216,7 +220,7 @@ def test_threads_and_prefetch_are_dalis(source, monkeypatch, mode):
 
 
 class Together(ImageFolder):
-    """Returns no image before as many reads as the barrier has parties are under way."""
+    """Reads complete only when as many are under way as the barrier has parties."""
 
     barrier: threading.Barrier
 
@@ -240,11 +244,11 @@ def test_a_slow_disk_has_many_reads_in_flight(source, parties, num_threads):
     assert not data_threads()
 
 
-def test_a_mistake_in_a_source_ends_the_stream_and_is_no_bad_image(source):
+def test_a_bug_in_a_source_ends_the_stream_and_is_not_a_bad_image(source):
     class Mistaken(ImageFolder):
         def encoded(self, ids):
             if 17 in ids:
-                raise KeyError("what the source did wrong")
+                raise KeyError("a bug of the source")
             return super().encoded(ids)
 
     mistaken = Mistaken(os.path.commonpath(source.names))
@@ -252,7 +256,7 @@ def test_a_mistake_in_a_source_ends_the_stream_and_is_no_bad_image(source):
     loader = loader_of(mistaken)
     stream = loader.run(cursor(8))
     assert [next(stream).index.tolist() for _ in range(2)] == [[*range(8)], [*range(8, 16)]]
-    with pytest.raises(KeyError, match="what the source did wrong"):
+    with pytest.raises(KeyError, match="a bug of the source"):
         next(stream)
     assert not loader.bad.found and not data_threads()
 
@@ -303,8 +307,8 @@ def test_process_ends_with_an_open_stream(source, ending):
     assert process.stdout.readline() == "started\n"
     if ending == "interrupt":
         process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=30)
     if ending == "exit":
-        assert process.returncode == 0 and told == ""
+        assert process.returncode == 0 and stderr == ""
     else:
-        assert process.returncode == -signal.SIGINT and told.rstrip().endswith("KeyboardInterrupt")
+        assert process.returncode == -signal.SIGINT and stderr.rstrip().endswith("KeyboardInterrupt")

@@ -62,7 +62,7 @@ def test_every_row_has_step_epoch_and_time(tmp_path):
     assert 0 <= first["wall_s"] <= second["wall_s"] < 60
 
 
-def test_time_counts_on_over_a_resume(tmp_path):
+def test_wall_time_continues_over_a_resume(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "epoch": 0.25, "wall_s": 1000.0}\n')
     resumed = run_log(tmp_path, first_step=10)
     resumed.write(20, ROW)
@@ -136,12 +136,12 @@ def test_warnings_come_from_all_ranks_messages_from_one(tmp_path, capsys):
     start_logging(0, tmp_path / "log.txt")
     logging.getLogger("sslrun.data").info("shown")
     logging.getLogger("sslrun.data").warning("a bad image")
-    assert capsys.readouterr().err == "shown\nwarning: a bad image\n"  # once: starting anew replaces
+    assert capsys.readouterr().err == "shown\nwarning: a bad image\n"  # once: a second call replaces the first
     with pytest.raises(UsageError, match="cannot be written"):
         start_logging(0, tmp_path / "log.txt" / "no folder")
 
 
-def test_a_full_disk_costs_lines_of_the_log_not_the_run(tmp_path, capsys):
+def test_a_full_disk_loses_lines_of_the_log_but_does_not_end_the_run(tmp_path, capsys):
     start_logging(0, tmp_path / "log.txt")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
@@ -182,7 +182,7 @@ def test_the_bar_moves_on_a_terminal(tmp_path, columns):
     process = subprocess.Popen([sys.executable, "-c", TERMINAL, str(tmp_path)], stderr=terminal, env=env)
     os.close(terminal)
     seen = b""
-    with contextlib.suppress(OSError):  # the other side has closed
+    with contextlib.suppress(OSError):  # the process has closed its side
         while True:
             seen += os.read(main, 65536)
     os.close(main)
@@ -228,7 +228,7 @@ def test_tensorboard(tmp_path):
     assert [event.step for event in events.Scalars("epoch")] == [50, 100]
 
 
-def test_tensorboard_forgets_what_a_resume_goes_back_over(tmp_path):
+def test_tensorboard_drops_rows_after_the_step_of_a_resume(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -237,7 +237,7 @@ def test_tensorboard_forgets_what_a_resume_goes_back_over(tmp_path):
         for step in steps:
             one.write(step, ROW)
         one.close()
-        time.sleep(1.1)  # files of events are told apart, and ordered, by seconds
+        time.sleep(1.1)  # event files are named and ordered by seconds
         events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
         return [event.step for event in events.Scalars("train/loss")]
 
@@ -247,7 +247,7 @@ def test_tensorboard_forgets_what_a_resume_goes_back_over(tmp_path):
 
 
 @pytest.mark.parametrize("hook", ["tensorboard", "wandb"])
-def test_a_missing_package_is_said_at_the_start(tmp_path, monkeypatch, hook):
+def test_a_missing_package_is_an_error_at_the_start(tmp_path, monkeypatch, hook):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError, match=f"pip install {hook}"):
@@ -255,7 +255,7 @@ def test_a_missing_package_is_said_at_the_start(tmp_path, monkeypatch, hook):
 
 
 class FakeWandB(types.ModuleType):
-    """As much of wandb as is used; `is_online` False behaves as without account or network."""
+    """The functions of wandb that are used; with `is_online` False as without an account or network."""
 
     def __init__(self, is_online: bool) -> None:
         super().__init__("wandb")

@@ -1,4 +1,4 @@
-"""CIFAR and STL in their published layouts, pickles that are never executed, and batches without a decoder."""
+"""Decoded sources: CIFAR and STL in their published layouts, pickles that are never executed, no decoder."""
 
 import io
 import os
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def drawn(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
-    """(N, H, W, 3), every pixel its own."""
+    """(N, H, W, 3) random pixels."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
@@ -118,7 +118,7 @@ def test_cifar100_takes_the_fine_labels(tmp_path, version):
 
 
 def test_stl10(tmp_path):
-    """Channel after channel, and each of them column after column; labels from 1."""
+    """STL stores channel after channel, each column by column, and labels from 1."""
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
     sets = {part: drawn(count, 96, seed) for seed, (part, count) in enumerate([("train", 3), ("unlabeled", 1002)])}
@@ -139,7 +139,7 @@ def test_stl10(tmp_path):
     assert both.names[3].endswith("unlabeled_X.bin#0") and both.names[1004].endswith("unlabeled_X.bin#1001")
 
 
-def test_what_is_wrong_with_the_files(tmp_path):
+def test_damaged_files_are_one_line(tmp_path):
     with pytest.raises(UsageError, match=r"has no data_batch_1.bin or data_batch_1: set data.source.data_prefix"):
         CIFAR10(str(tmp_path)).open()
     write_cifar10(tmp_path / "ten", "binary", drawn(5), [0] * 5)
@@ -228,8 +228,8 @@ def test_pixels_arrive_as_they_are(source, mode):
     views = [ViewGroup(1, [CenterCrop(32)])]
     loader = Loader(source, views, sampler=Sequential(26), seed=0, batch_size=5, augment=mode)
     (batch,) = loader.run([(0, np.array([3, 25, 0, 7, 3]))])
-    found = batch.views[0].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(found, source.pixels[[3, 25, 0, 7, 3]])
+    levels = batch.views[0].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(levels, source.pixels[[3, 25, 0, 7, 3]])
     assert batch.index.tolist() == [3, 25, 0, 7, 3] and batch.label.tolist() == [3, 5, 0, 7, 3]
 
 
@@ -243,13 +243,13 @@ def test_a_subset_is_looked_up_in_its_source(source, mode):
         (batch,) = Loader(subset, views, sampler=Sequential(len(subset)), seed=0, batch_size=3, augment=mode).run(
             [(0, ids)]
         )
-        found = batch.views[0].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        assert np.array_equal(found, subset.decoded(ids, CPU)) and batch.label.tolist() == subset.labels[ids].tolist()
+        levels = batch.views[0].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        assert np.array_equal(levels, subset.decoded(ids, CPU)) and batch.label.tolist() == subset.labels[ids].tolist()
     assert np.array_equal(kept.decoded(np.array([2]), CPU), source.pixels[kept.ids[[2]]])
 
 
 def test_views_are_those_of_the_same_images_in_files(source, tmp_path):
-    """An image in memory goes the way of a decoded one: lossless files of the same pixels give the same views."""
+    """Lossless files of the same pixels give the same views as decoded images."""
     from PIL import Image
 
     from sslrun.data import ImageFolder
@@ -275,7 +275,7 @@ def test_the_exact_mode_needs_no_graph(source, monkeypatch):
 
 
 class Unequal(Source, listed=False):
-    """Decoded images of several sizes, as a list; nothing but the required methods."""
+    """Decoded images of several sizes, as a list; only the required methods."""
 
     is_decoded = True
 
@@ -295,8 +295,8 @@ def test_decoded_images_may_differ_in_size(mode):
     views = [ViewGroup(1, [CenterCrop(16)])]
     part = Subset(source, np.array([5, 0, 3]))
     (batch,) = Loader(part, views, sampler=Sequential(3), seed=0, batch_size=3, augment=mode).run([(0, np.arange(3))])
-    found = batch.views[0].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    for image, id in zip(found, (5, 0, 3), strict=True):
+    levels = batch.views[0].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for image, id in zip(levels, (5, 0, 3), strict=True):
         height, width = source.sizes[id]
         top, left = round((height - 16) / 2), round((width - 16) / 2)
         assert np.array_equal(image, source.images[id][top : top + 16, left : left + 16])
@@ -330,9 +330,9 @@ def test_on_a_gpu_the_images_are_there(source, mode):
         source, views, sampler=Sequential(len(pixels)), seed=0, batch_size=5, augment=mode, device=device, num_threads=1
     )
     for batch in loader.run([(0, ids), (0, ids[::-1])]):
-        found = batch.views[0].float().mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        levels = batch.views[0].float().mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         wanted = pixels[batch.index.cpu().numpy()]
-        assert np.array_equal(found, np.concatenate([wanted, wanted])) and batch.views[0].device == device
+        assert np.array_equal(levels, np.concatenate([wanted, wanted])) and batch.views[0].device == device
 
 
 def test_memory_stays_flat(source):

@@ -1,4 +1,4 @@
-"""Every method by the same rules: what is built from its recipe trains, keeps its word, and comes back to the bit.
+"""The rules that every method keeps: it trains, keeps its contract, and resumes to the bit.
 
 The recipes are those of `make learn` (configs/learn/), on a few images and at a small batch.
 """
@@ -70,7 +70,7 @@ def progress_at(step: int) -> Progress:
 
 
 def features(module: nn.Module) -> Tensor:
-    """A stand-in for the pass over the training set: what a module makes of fixed random images."""
+    """A stand-in for the pass over the training set: the outputs of a module for fixed random images."""
     random = torch.Generator().manual_seed(9)
     module.eval()
     with torch.no_grad():
@@ -81,7 +81,7 @@ def features(module: nn.Module) -> Tensor:
 
 
 def started(recipe: Recipe, **options: Any) -> LocalExecutor:
-    """At the first step, with the first epoch's clusters made."""
+    """An executor at the first step, with the clusters of the first epoch."""
     set_groups(recipe.model, 4, 4 // options.get("accumulation", 1))
     optimizer = recipe.optimizer.create(recipe.model.named_parameters())
     executor = LocalExecutor(recipe.model, optimizer, device=torch.device("cpu"), **options)
@@ -105,7 +105,7 @@ def test_gradients_reach_everything_that_is_trained_and_nothing_else(name):
     recipe = recipe_of(name)
     method = recipe.model
     started(recipe)
-    late = replace(progress_at(0), step=10**6, total_steps=10**7)  # nothing is held back any more
+    late = replace(progress_at(0), step=10**6, total_steps=10**7)  # no loss is left out and nothing is frozen any more
     (batch,) = batches_of(recipe, 0)
     with torch.no_grad():
         (target,) = method.targets([batch], late)
@@ -118,7 +118,7 @@ def test_gradients_reach_everything_that_is_trained_and_nothing_else(name):
 
 
 def _has_no_effect(name: str, method: nn.Module) -> bool:
-    """A bias right before a batch normalization moves nothing."""
+    """Whether a parameter is a bias right before a batch normalization, which has no effect."""
     return name.endswith("bias") and method.get_submodule(name.rpartition(".")[0]).__class__ is nn.Linear
 
 
@@ -144,14 +144,14 @@ def test_two_steps_move_the_student_and_only_the_momentum_moves_the_teacher(name
 
 
 @EVERY_METHOD
-def test_a_look_at_the_loss_leaves_no_trace(name):
-    """Between two steps, as the held-out loss is measured: the second step is that of a run that was not looked at."""
+def test_measuring_the_loss_leaves_no_trace(name):
+    """The loss is measured between two steps, as the held-out loss is; the second step is as without that."""
     seen = []
-    for is_looked_at in (True, False):
+    for is_measured in (True, False):
         recipe = recipe_of(name)
         executor = started(recipe)
         take_step(recipe, executor, 0)
-        if is_looked_at:
+        if is_measured:
             with untouched(recipe.model, executor.device):
                 batches = batches_of(recipe, 7)
                 (target,) = executor.targets(batches, progress_at(1))
@@ -180,7 +180,7 @@ def test_accumulation_updates_once_with_the_whole_batch(name):
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails on a copy from one device to another that would keep the host waiting."""
+    """Fails on a copy between devices for which the host would wait."""
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         options = options or {}
@@ -193,7 +193,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 def take_step_without_values(method: nn.Module, batch: Batch) -> None:
-    """All of a late step that is the method's, on the meta device, where an operation that needs a value raises."""
+    """The method's part of a late step, on the meta device, where an operation that needs a value raises."""
     method.to("meta")
     batch, late = batch.to(torch.device("meta")), replace(progress_at(0), step=10**6, total_steps=10**7)
     with mock.patch("torch.autocast", lambda *_, **__: nullcontext()), NoWaiting():  # autocast knows no such device
@@ -211,7 +211,7 @@ def test_a_step_waits_for_nothing(name):
     recipe = recipe_of(name)
     set_groups(recipe.model, 4, 4)
     (batch,) = batches_of(recipe, 0)
-    if name == "odc":  # it looks for small clusters: the one thing that the host must know
+    if name == "odc":  # the host has to know which clusters are small
         with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):
             take_step_without_values(recipe.model, batch)
     with mock.patch.object(OnlineClusters, "tend_small", lambda *_: None):

@@ -1,4 +1,4 @@
-"""MoCo against its papers written longhand, and against itself on other cuts of the same global batch."""
+"""MoCo against longhand versions of its papers, and against itself with the global batch cut up differently."""
 
 import copy
 import math
@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from sslrun.contract import Batch, Progress
 from sslrun.methods.moco import MoCo
 from sslrun.nn.heads import ContrastiveHead
-from sslrun.nn.memory import Queue
 from sslrun.nn.momentum import teacher_of
 from sslrun.nn.necks import MoCoV2Neck
 from sslrun.nn.norm import set_groups
+from sslrun.nn.queue_and_bank import Queue
 from sslrun.nn.resnet import ResNet
 
 PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)
@@ -190,7 +190,7 @@ def test_after_step_pushes_the_keys_in_order():
 
 
 def test_state_is_whole():
-    """No state but parameters and buffers: a copy made from the state dict goes on alike."""
+    """There is no state besides parameters and buffers: a copy made from the state dict continues alike."""
     method = small_moco()
     batch = random_batch(8)
     method.after_step(PROGRESS, {"keys": method.targets([batch], PROGRESS)[0]})

@@ -1,4 +1,4 @@
-"""What is measured while training: when, that it is what it says, and that the training never notices."""
+"""Monitors: when they are due, that their numbers are right, and that they do not affect the training."""
 
 import math
 import random
@@ -36,7 +36,7 @@ from sslrun.saved import open_saved
 
 CPU = torch.device("cpu")
 INTERVALS = ("loss_interval", "knn_interval", "probe_interval", "rankme_interval")
-MEASURED = ("val/", "knn/", "probe/", "spectrum/")
+MEASURED = ("val/", "knn/", "probe/", "spectrum/", "drawing/")
 SIMSIAM = """
 [model]
 type = "SimSiam"
@@ -48,6 +48,28 @@ type = "LatentPredictHead"
 predictor = { type = "NonLinearNeck", in_channels = 16, hid_channels = 8, out_channels = 16 }
 
 """
+
+
+class Drawing(Monitor):
+    """A user's own monitor, which draws random numbers."""
+
+    def measure(self, snapshot: Snapshot) -> dict[str, float]:
+        return {"drawing/value": torch.rand(()).item(), "drawing/has_gradient": float(torch.is_grad_enabled())}
+
+
+class NearestMean(Monitor):
+    """A user's own monitor, which reads all features and labels on every rank."""
+
+    needs_held_out = needs_labels = True
+
+    def measure(self, snapshot: Snapshot) -> dict[str, float]:
+        train, test = snapshot.training, snapshot.held_out
+        means = torch.stack([train.features[train.labels == label].mean(0) for label in train.labels.unique()])
+        distances = torch.cdist(test.features, means)
+        return {"mean/distance": distances.mean().item(), "mean/of_own": distances[:, test.labels].mean().item()}
+
+
+OWN = ["custom_imports=['test_monitor']", "monitor.extra=[{type='Drawing'}]"]
 
 
 def run(recipe: Path, work_dir: Path, *options: str) -> list[dict[str, Any]]:
@@ -62,21 +84,21 @@ def all_every(interval: int) -> list[str]:
 
 
 def training(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the training itself."""
+    """The rows without measurements."""
     return [row for row in small_run.timeless(rows) if not any(key.startswith(MEASURED) for key in row)]
 
 
 @pytest.fixture
 def simsiam(tmp_path, images):
-    """A method whose loss depends on weights and images alone."""
+    """A recipe of a method whose loss depends only on weights and images."""
     path = small_run.write_recipe(tmp_path, images, steps=5)
     text = path.read_text()
     path.write_text(text[: text.index("[model]")] + SIMSIAM + text[text.index("[data]") :])
     return path
 
 
-def test_the_held_out_loss_is_what_training_would_have(tmp_path, images, simsiam):
-    """Held out what is trained on, in the order of epoch 0, with a learning rate of 0: an epoch's losses are its parts.
+def test_held_out_loss_equals_the_training_loss_on_the_same_images(tmp_path, images, simsiam):
+    """The held-out images are the training images in the order of epoch 0, and the learning rate is 0.
 
     80 images are 5 batches of 16, each of two BatchNorm groups, in one micro-batch or in two.
     """
@@ -94,8 +116,8 @@ def test_the_held_out_loss_is_what_training_would_have(tmp_path, images, simsiam
         assert max(losses) - min(losses) > 1e-4, "or any mean would do"
 
 
-def test_training_is_the_same_bits_with_and_without_it(tmp_path, images):
-    """The queue, both networks' statistics, the optimizer; on two ranks, with everything sharded, too."""
+def test_training_has_the_same_bits_with_and_without_monitors(tmp_path, images):
+    """All of the checkpoint: queue, statistics, optimizer; also on two ranks with sharded parameters."""
     recipe = small_run.write_recipe(tmp_path, images, steps=9)
     first = []
     for ranks in (1, 2):
@@ -115,22 +137,23 @@ def test_training_is_the_same_bits_with_and_without_it(tmp_path, images):
     assert first[0] == pytest.approx(first[1], rel=1e-4), "two ranks measure what one does"
 
 
-def test_a_resume_may_measure_something_else_and_ends_with_the_same_bits(tmp_path, images):
+def test_a_resume_with_other_monitors_ends_with_the_same_bits(tmp_path, images):
     recipe = small_run.write_recipe(tmp_path, images, steps=9)
     straight = run(recipe, tmp_path / "straight", *all_every(0))
     run(recipe, tmp_path / "resumed", *all_every(3), "monitor.by=iter")
     for step in (8, 9):
         shutil.rmtree(tmp_path / f"resumed/small/checkpoints/step_{step:08d}")
     words = [str(recipe), "--work-dir", str(tmp_path / "resumed"), "--resume"]
-    assert main([*words, *(f"--set={option}" for option in all_every(1))]) == 0
+    assert main([*words, *(f"--set={option}" for option in (*all_every(1), *OWN))]) == 0
     last = "small/checkpoints/step_00000009"
     assert small_run.differences(tmp_path / "straight" / last, tmp_path / "resumed" / last) == []
     rows = small_run.metrics(tmp_path / "resumed/small")
     assert training(rows) == small_run.timeless(straight)
     assert [row["step"] for row in rows if "probe/loss" in row] == [0, 3, 8, 9]
+    assert [row["step"] for row in rows if "drawing/value" in row] == [8, 9], "a monitor of one's own, from then on"
 
 
-def test_when_it_is_due():
+def test_when_a_monitor_is_due():
     def steps(config: MonitorConfig, total: int = 11) -> list[int]:
         interval = config.loss_interval
         return [step for step in range(total + 1) if config.is_due(interval, Progress(step, total, 4, seed=0))]
@@ -145,8 +168,8 @@ def test_when_it_is_due():
             MonitorConfig(**{name: -1})
 
 
-def test_each_has_an_interval_and_a_row_has_what_is_due(tmp_path, images, monkeypatch):
-    """Nor does any draw from a generator that others may use."""
+def test_each_monitor_has_its_own_interval(tmp_path, images, monkeypatch):
+    """A row has the numbers of the monitors that are due, and none of them changes global random state."""
     for kind in (HeldOutLoss, KnnAccuracy, LinearProbe, FeatureSpectrum):
 
         def measure(self: Any, *arguments: Any, measure: Any = kind.measure) -> dict[str, float]:
@@ -169,7 +192,7 @@ def test_each_has_an_interval_and_a_row_has_what_is_due(tmp_path, images, monkey
     assert all(math.isfinite(value) for row in rows for value in row.values())
 
 
-def test_what_is_logged_is_what_the_saved_encoder_gives(tmp_path, images):
+def test_logged_numbers_equal_those_of_the_saved_encoder(tmp_path, images):
     recipe = small_run.write_recipe(tmp_path, images, steps=2)
     few = ["monitor.knn_bank=40", "monitor.knn_k=5"]
     last = run(recipe, tmp_path, *all_every(1), *few)[-1]
@@ -186,17 +209,7 @@ def test_what_is_logged_is_what_the_saved_encoder_gives(tmp_path, images):
     assert {name: last[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
-class Drawing(Monitor):
-    """A user's own monitor, which draws random numbers."""
-
-    def measure(self, snapshot: Snapshot) -> dict[str, float]:
-        return {"drawing/value": torch.rand(()).item(), "drawing/has_gradient": float(torch.is_grad_enabled())}
-
-
-OWN = ["custom_imports=['test_monitor']", "monitor.extra=[{type='Drawing'}]"]
-
-
-def test_features_are_extracted_once_for_all_that_is_due(tmp_path, images, monkeypatch):
+def test_features_are_extracted_once_for_all_monitors_that_are_due(tmp_path, images, monkeypatch):
     extracted: list[tuple[int, int]] = []
     extract_share = FeatureExtractor.extract_share
 
@@ -210,7 +223,19 @@ def test_features_are_extracted_once_for_all_that_is_due(tmp_path, images, monke
     assert sorted(extracted) == [(16, 16)] * 2 + [(64, 30)] * 2, "before and after the only step"
 
 
-def test_what_a_users_monitor_draws_does_not_reach_the_training(tmp_path, images, monkeypatch):
+def test_a_users_monitor_gives_the_same_numbers_on_two_ranks(tmp_path, images):
+    recipe = small_run.write_recipe(tmp_path, images, steps=1)
+    options = ["custom_imports=['test_monitor']", "monitor.extra=[{type='NearestMean'}]", "monitor.knn_bank=31"]
+    first = []
+    for ranks in (1, 2):
+        words = [f"--work-dir={tmp_path / str(ranks)}", *(f"--set={option}" for option in options)]
+        small_run.train(recipe, *words, ranks=ranks)
+        first.append(next(row for row in small_run.metrics(tmp_path / str(ranks) / "small") if "mean/distance" in row))
+    for name in ("mean/distance", "mean/of_own"):
+        assert first[0][name] == pytest.approx(first[1][name], rel=1e-5)
+
+
+def test_random_draws_of_a_users_monitor_do_not_affect_the_training(tmp_path, images, monkeypatch):
     measure = Monitors.measure
 
     def watched(self: Monitors, *arguments: Any) -> dict[str, float]:
@@ -226,8 +251,8 @@ def test_what_a_users_monitor_draws_does_not_reach_the_training(tmp_path, images
 
 
 @pytest.mark.parametrize("weight_decay", [1e-3, 1e-2])
-def test_the_probe_is_scikit_learns_logistic_regression_on_digits(weight_decay):
-    """On features that are far from mean 0, of unequal deviations, some of 0."""
+def test_the_probe_equals_scikit_learns_logistic_regression_on_digits(weight_decay):
+    """On features with means far from 0 and unequal standard deviations, some of them 0."""
     pixels, truth = load_digits(return_X_y=True)
     features, classes = torch.from_numpy(pixels).float() * torch.arange(64) + 50, torch.from_numpy(truth)
     reference = LogisticRegression(C=1 / (1200 * weight_decay), max_iter=1000, tol=1e-6)
@@ -241,8 +266,8 @@ def test_the_probe_is_scikit_learns_logistic_regression_on_digits(weight_decay):
     assert loss == pytest.approx(its, rel=0.02)
 
 
-def test_the_probe_says_how_many_it_gets_right():
-    """Two classes that a line parts, and three of ten queries on the wrong side."""
+def test_the_accuracy_of_the_probe():
+    """Two linearly separable classes, and three of ten queries on the wrong side."""
     side = torch.tensor([1.0, -1.0]).repeat(20)
     bank = torch.stack([side, torch.linspace(-1, 1, 40)], 1)
     truth = (side < 0).long()
@@ -253,14 +278,14 @@ def test_the_probe_says_how_many_it_gets_right():
     assert result["probe/top1_pct"] == pytest.approx(70) and result["probe/loss"] > 0.5
 
 
-def test_fewer_images_than_a_batch_are_said_to_be_in_it_twice(tmp_path, images, capsys):
+def test_fewer_held_out_images_than_a_batch_are_reported(tmp_path, images, capsys):
     recipe = small_run.write_recipe(tmp_path, images, steps=1)
     rows = run(recipe, tmp_path, "data.holdout=0.1", "monitor.loss_interval=1")
     assert "the 8 held-out images fill a global batch of 16 only with some" in capsys.readouterr().err
     assert math.isfinite(rows[0]["val/loss"])
 
 
-def test_without_held_out_images_or_labels_there_is_rankme_and_that_is_said(tmp_path, images, capsys):
+def test_without_held_out_images_only_rankme_is_measured_with_a_warning(tmp_path, images, capsys):
     flat = tmp_path / "flat"
     shutil.copytree(images / "class_0", flat)
     recipe = small_run.write_recipe(tmp_path, flat, steps=1)
@@ -275,7 +300,7 @@ def test_without_held_out_images_or_labels_there_is_rankme_and_that_is_said(tmp_
     assert all(1 < row["spectrum/rankme"] < 20 for row in rows if "spectrum/rankme" in row)
 
 
-def test_a_probe_without_labels_is_a_mistake(tmp_path, images, capsys):
+def test_a_probe_without_labels_is_an_error(tmp_path, images, capsys):
     shutil.copytree(images / "class_0", tmp_path / "flat")
     recipe = small_run.write_recipe(tmp_path, tmp_path / "flat", steps=1)
     options = ["--set=monitor.knn_interval=0", "--set=monitor.probe_interval=1"]
@@ -284,15 +309,29 @@ def test_a_probe_without_labels_is_a_mistake(tmp_path, images, capsys):
 
 
 @pytest.mark.parametrize("name", ["npid", "odc", "deepcluster"])
-def test_a_method_that_knows_its_images_has_no_loss_on_others(name, capsys):
+def test_a_method_that_remembers_samples_has_no_held_out_loss(name, capsys):
     recipe = small_run.ROOT / f"configs/learn/{name}.toml"
     assert main([str(recipe), "--set", "monitor.loss_interval=1", "--dry-run"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "monitor.loss_interval" in lines[0] and "set it to 0" in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("monitor", "method", "message"),
+    [
+        ("LabelAccuracy", "mocov2", "monitor.extra.0.interval is set, but MoCo learns no classes of labels"),
+        ("HeldOutLoss", "npid", "monitor.extra.0.interval is set, but NPID has no loss on images"),
+    ],
+)
+def test_a_monitor_that_does_not_suit_the_method_is_an_error_of_one_line(monitor, method, message, capsys):
+    recipe = small_run.ROOT / ("configs/quickstart.toml" if method == "mocov2" else f"configs/learn/{method}.toml")
+    assert main([str(recipe), f"--set=monitor.extra=[{{type='{monitor}'}}]", "--dry-run"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0]
+
+
 class Restless(nn.Module):
-    """Does in a forward pass all that a method should not."""
+    """Changes buffers and draws random numbers in its forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -306,7 +345,7 @@ class Restless(nn.Module):
         return self.norm(nn.functional.dropout(x, 0.5)).sum()
 
 
-def test_whatever_a_method_does_is_undone():
+def test_untouched_restores_buffers_and_random_state():
     module = Restless()
     buffers, values = dict(module.named_buffers()), {n: b.clone() for n, b in module.named_buffers()}
     state = torch.get_rng_state()

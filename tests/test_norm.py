@@ -1,4 +1,4 @@
-"""GroupBatchNorm against torch's BatchNorm run on each group by itself."""
+"""GroupBatchNorm against torch's BatchNorm on each group by itself; conversion of torch's layers."""
 
 import copy
 from unittest import mock
@@ -195,7 +195,9 @@ def test_torchs_layers_are_converted_with_all_they_hold(monkeypatch, options, fo
     for kind, shapes in SHAPES.items():
         for shape in shapes:
             reference = kind(4, **options).double()
-            reference.train()(torch.randn(shape, dtype=torch.float64) + 1)  # has a past
+            reference.train()(
+                torch.randn(shape, dtype=torch.float64) + 1
+            )  # so that its statistics are not the first ones
             for parameter in reference.parameters():
                 nn.init.normal_(parameter)
             layer = copy.deepcopy(reference)

@@ -1,4 +1,4 @@
-"""Order: a permutation for any N, entered anywhere, another one in every epoch, none of them favored."""
+"""Order: a permutation for any N, computed at any positions, different in every epoch and unbiased."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The plan: how a recipe is cut up for the hardware, and that the cut changes nothing about what is seen."""
+"""The plan: how global batches are cut up for the hardware, and that samples and pixels do not depend on it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -168,7 +168,7 @@ def test_what_sees_a_part_of_an_accumulated_batch_is_said(name, told):
 
 @pytest.mark.parametrize("backbone", ["norm_cfg.type=BN", "norm_eval=true"])
 def test_the_loss_alone_may_see_a_part(backbone):
-    """Where there is no SyncBN, or where it takes no statistics."""
+    """There is no SyncBN, or it takes no statistics."""
     options = ["model.backbone.norm_cfg.type=SyncBN", f"model.backbone.{backbone}", "model.neck.norm_cfg.type=BN"]
     tried = build(load(str(ROOT / "configs/learn/simclr.toml"), options))
     halves = make_plan(tried, 100, replace(MACHINE, micro_batch=32), 1)

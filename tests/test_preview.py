@@ -101,9 +101,9 @@ def test_the_tiles_are_what_training_is_handed(capsys, recipe, monkeypatch, mode
         options = ["--set", f"data.augment={mode}", "--samples", 3, "--epoch", epoch, "--json", "-o", "grid.png"]
         code, out, err = previewed(capsys, recipe, *options)
         assert code == 0, err
-        told = json.loads(out)
-        assert [sample["sample"] for sample in told["samples"]] == batch.index[:3].tolist()
-        assert [sample["label"] for sample in told["samples"]] == batch.label[:3].tolist()
+        printed = json.loads(out)
+        assert [sample["sample"] for sample in printed["samples"]] == batch.index[:3].tolist()
+        assert [sample["label"] for sample in printed["samples"]] == batch.label[:3].tolist()
         shown[epoch] = tiles(Path("grid.png"), [(36, 40)] * 3, [(24, 24), (16, 20)])
         for g, (mean, std) in enumerate([(MEAN, STD), ([0.0] * 3, [1.0] * 3)]):
             for row in range(3):
@@ -144,10 +144,10 @@ def by_hand(image: Image.Image, view: dict) -> Image.Image:
 
 def test_the_draws_that_are_printed_make_the_views(recipe):
     samples = load_samples(load(str(recipe)), samples=12)
-    told = describe(samples)
-    assert [sample["position"] for sample in told["samples"]] == list(range(12))
+    printed = describe(samples)
+    assert [sample["position"] for sample in printed["samples"]] == list(range(12))
     applied = set()
-    for row, sample in enumerate(told["samples"]):
+    for row, sample in enumerate(printed["samples"]):
         original = Image.open(sample["path"]).convert("RGB")
         assert np.array_equal(original, samples.originals[row]) and sample["size_px"] == [36, 40]
         assert Path(sample["path"]).parent.name == sample["class"] == f"class_{sample['label']}"
@@ -163,8 +163,8 @@ def test_the_draws_that_are_printed_make_the_views(recipe):
 def test_draws_are_readable(capsys, recipe):
     code, text, _ = previewed(capsys, recipe, "--samples", 2, "--draws")
     assert code == 0 and text.splitlines()[-1] == "small_preview.png" and Path("small_preview.png").exists()
-    told = json.loads(previewed(capsys, recipe, "--samples", 2, "--json")[1])
-    assert text == as_text(told) + "\nsmall_preview.png\n" and told["image"] == "small_preview.png"
+    printed = json.loads(previewed(capsys, recipe, "--samples", 2, "--json")[1])
+    assert text == as_text(printed) + "\nsmall_preview.png\n" and printed["image"] == "small_preview.png"
     described = {
         "path": "/there/cat\udcff.jpg", "label": 3, "class": "cat", "size_px": [30, 40], "position": 7, "views": [{
             "view": 1, "size_px": [8, 9], "group": "data.views.0", "part_of_original_px": [1.0, 2.5, 20.0, 30.0],

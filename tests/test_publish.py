@@ -1,4 +1,4 @@
-"""Published weights: named by recipe, date and hash, harmless to load, whole or not there."""
+"""Published weights: named by recipe, date and hash, safe to load, complete or absent."""
 
 import errno
 import hashlib
@@ -14,6 +14,7 @@ import torch
 
 from small_run import NAME, call
 from sslrun.errors import UsageError
+from sslrun.export.verify import same_bits
 from sslrun.runtime import checkpoint
 
 
@@ -49,6 +50,18 @@ def test_a_run_is_published(capsys, run):
     assert type(weights) is dict and weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert any(name.startswith("queue") for name in weights)
+
+
+def test_tensors_of_any_dtype_are_published(capsys, run, tmp_path):
+    newest = run / "checkpoints/step_00000006"
+    tensors, state = checkpoint.load(newest)
+    values = torch.randn(2, 3, generator=torch.Generator().manual_seed(1)).abs()
+    dtypes = (torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.bool, torch.uint16)
+    tensors["model"] |= {f"buffer_{place}": values.to(dtype) for place, dtype in enumerate(dtypes)}
+    checkpoint.save(tmp_path / NAME / "checkpoints", 6, tensors, state)
+    weights = torch.load(published(capsys, tmp_path / NAME / "checkpoints/step_00000006"), weights_only=True)
+    for place, dtype in enumerate(dtypes):
+        assert same_bits(weights[f"buffer_{place}"], values.to(dtype))
 
 
 def test_a_checkpoint_has_one_published_name(capsys, run, tmp_path, monkeypatch):
@@ -100,7 +113,7 @@ def test_without_a_checkpoint(capsys, run):
     assert not list(run.rglob("*.pth"))
 
 
-def test_a_damaged_checkpoint_is_stepped_over_or_refused(capsys, run):
+def test_a_damaged_checkpoint_is_skipped_or_refused(capsys, run):
     newest, before = run / "checkpoints/step_00000006", run / "checkpoints/step_00000004"
     flip(newest / "model.safetensors")
     code, out, err = call(capsys, "publish", run)
@@ -119,7 +132,7 @@ def test_a_checkpoint_outside_a_run_folder_has_no_name(capsys, run, tmp_path):
     assert "is not in the checkpoints folder of a run" in refused(capsys, lone)
 
 
-def test_what_cannot_be_written_leaves_nothing(capsys, run, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_file(capsys, run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     assert f"{tmp_path / 'file'} cannot be written" in refused(capsys, run, "-o", tmp_path / "file")
 
@@ -168,6 +181,6 @@ def test_other_pth_files_are_refused_and_run_nothing(tmp_path, monkeypatch, kind
     assert not Path("exploded").exists()
 
 
-def test_a_file_that_is_not_there():
+def test_a_missing_file_is_an_error():
     with pytest.raises(UsageError, match=r"^nowhere\.pth cannot be loaded: No such file or directory$"):
         checkpoint.load_weights(Path("nowhere.pth"))

@@ -73,9 +73,9 @@ def test_inaturalist_by_json_list_and_folder(tmp_path):
     assert relative(source, tmp_path) == [files[0]] and source.labels.tolist() == [12]
     source = INaturalist2018(str(tmp_path))
     assert relative(source, tmp_path) == [files[0], files[2], files[1]] and source.labels.tolist() == [0, 0, 1]
-    for text, told in (("{", "is not an annotation file"), ('{"images": []}', "KeyError.'annotations'")):
+    for text, message in (("{", "is not an annotation file"), ('{"images": []}', "KeyError.'annotations'")):
         published.write_text(text)
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             INaturalist2018(str(tmp_path), str(published)).open()
 
 

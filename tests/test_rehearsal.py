@@ -115,7 +115,10 @@ def misfit(mistake: str) -> Recipe:
         ("tensor", "returns one tensor, expected a list of feature maps"),
         ("tokens", r"returns \(8, 8, 25\), expected \(B, C, H, W\) or \(B, C\)"),
         ("channels", "returns 4 channels, but its num_features is 8"),
-        ("value", "needs a value of a tensor on the host, for which a step would wait for the device"),
+        (
+            "value",
+            "needs a value of a tensor on the host, and a step would wait for the device: .*rehearsal.py:",
+        ),
     ],
 )
 def test_a_users_backbone_keeps_the_contract(mistake, expected):

@@ -127,8 +127,8 @@ def test_neighbors_are_the_nearest(trained, trained_vit):
     """Reference: features of one image at a time, all cosine similarities, sorted."""
     for folder in (trained, trained_vit):
         found = encoder_outputs.run_encoder(folder)
-        extract = found.subject.extractor(found.subject.train).extract
-        bank = np.stack([extract(found.subject.backbone, np.array([i]))[0].numpy() for i in found.bank])
+        extract = found.encoder.extractor(found.encoder.train).extract
+        bank = np.stack([extract(found.encoder.backbone, np.array([i]))[0].numpy() for i in found.bank])
         bank /= np.linalg.norm(bank, axis=1, keepdims=True)
         cosines = found.features.numpy() @ bank.T
         nearest = np.sort(cosines, axis=1)[:, ::-1][:, : encoder_outputs.NEIGHBORS]
@@ -149,7 +149,7 @@ def test_only_some_of_many_classes_are_shown(run, monkeypatch):
     monkeypatch.setattr(encoder_outputs, "SOME_CLASSES", 2)
     found = encoder_outputs.run_encoder(run)
     assert found.class_names == ["class_0", "class_3"]
-    assert set(found.subject.train.labels[found.bank]) == set(found.source.labels[found.queries]) == {0, 3}
+    assert set(found.encoder.train.labels[found.bank]) == set(found.source.labels[found.queries]) == {0, 3}
     assert "Only 2 of the 4 classes" in report(run).text
 
 

@@ -1,4 +1,4 @@
-"""The promise: N + M steps, or N steps, a kill, --resume and M steps, are the same bits. Through the command line."""
+"""Exact resume, through the command line: N + M steps give the same bits as N steps, a kill, --resume and M steps."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def test_killed_and_resumed_is_straight_through(tmp_path, images, ranks):
     assert small_run.differences(straight / last, killed / last) == []
     assert small_run.timeless(small_run.metrics(straight)) == small_run.timeless(small_run.metrics(killed))
 
-    if ranks == 1:  # the comparison can fail: one number of the state changed, everything after it differs
+    if ranks == 1:  # control: with one number of the state changed, everything after it differs
         control = tmp_path / "control" / "small"
         tensors, state = checkpoint.load(checkpoint.newest_good(control / "checkpoints"))
         tensors["model"]["queue.oldest"] += 1
@@ -87,9 +87,19 @@ def test_dropout_of_a_users_backbone_resumes_exactly(tmp_path, images, ranks):
     assert small_run.differences(straight / last, resumed / last) == []
     assert small_run.timeless(small_run.metrics(straight)) == small_run.timeless(small_run.metrics(resumed))
 
-    if ranks == 1:  # what is measured in between changes nothing
+    if ranks == 1:  # measurements in between change nothing
         unmeasured = own_backbone_run(recipe, tmp_path / "unmeasured", "monitor.knn_interval=0")
         assert small_run.differences(straight / last, unmeasured / last) == []
+
+
+@pytest.mark.nightly
+def test_dropout_resumes_exactly_when_compiled(tmp_path, images):
+    recipe = small_run.write_recipe(tmp_path, images, steps=9)
+    straight = own_backbone_run(recipe, tmp_path / "straight", "engine.compile=on")
+    resumed_at_3(straight, tmp_path / "resumed")
+    resumed = own_backbone_run(recipe, tmp_path / "resumed", "engine.compile=on", resume=True)
+    last = "checkpoints/step_00000009"
+    assert small_run.differences(straight / last, resumed / last) == []
 
 
 def test_without_seeded_steps_that_backbone_would_not_resume_exactly(tmp_path, images, monkeypatch):

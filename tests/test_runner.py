@@ -1,4 +1,5 @@
-"""What the tutorial calls runner, hooks and policies, through the command line: how long, when saved, what is said."""
+"""Length of a run, checkpoints, logging and clipping (the tutorial's runner, hooks and policies), through the command
+line."""
 
 import math
 import sys

@@ -1,4 +1,4 @@
-"""A trained encoder is read from a run, from a checkpoint in it, and from a file of weights; nothing else passes."""
+"""A trained encoder is read from a run, a checkpoint in it, or a file of weights; anything else is refused."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Shapes: the same files everywhere, drawn once, and labels that neither pixels nor an untrained network give away."""
+"""Shapes: files that are equal everywhere and drawn once; neither pixels nor an untrained network tell the labels."""
 
 import io
 import os
@@ -87,7 +87,7 @@ def test_rotation_and_lighting_are_what_they_say():
 
 def test_a_single_silhouette_leaves_the_border_to_the_cloth():
     def edges(layout, i):
-        """Share of the pixels within 6 of the border at which the color jumps."""
+        """Fraction of the pixels within 6 pixels of the border at which the color jumps."""
         image = Image.open(io.BytesIO(draw(Spec(20, 64, 0, 0, (-10, 10), (1.0, 1.0), layout), i)))
         pixels = np.asarray(image, dtype=float)
         steps = np.abs(np.diff(pixels, axis=0))[:, 1:] + np.abs(np.diff(pixels, axis=1))[1:]
@@ -100,15 +100,15 @@ def test_a_single_silhouette_leaves_the_border_to_the_cloth():
 
 @pytest.fixture(scope="module")
 def shapes():
-    """Of the quick start's images, training and test, the first; arrays of (N, 3, 80, 80) in [0, 1] with labels."""
-    found = []
+    """The first training and test images of the quickstart: (N, 3, 80, 80) in [0, 1], and labels."""
+    splits = []
     for split, count in (("train", 2000), ("test", 400)):
         source = Shapes(str(ROOT / "data/shapes"), split=split)  # drawn once a checkout, for other tests too
         source.open()
         images = np.stack([np.asarray(Image.open(path)) for path in source.names[:count]])
         labels = torch.from_numpy(source.labels[:count])
-        found.append((torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, labels))
-    return found
+        splits.append((torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, labels))
+    return splits
 
 
 def test_raw_pixels_do_not_tell(shapes):
@@ -123,7 +123,7 @@ def test_raw_pixels_do_not_tell(shapes):
 @torch.no_grad()
 @pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_an_untrained_network_does_not_tell(shapes, training):
-    """By untouched running statistics, or by those of the batch."""
+    """Features with the initial running statistics, or with those of the batch."""
     torch.manual_seed(0)
     network = ResNet(18, base_width=32).train(training)
     features = []

@@ -42,13 +42,13 @@ def longhand(seed: int, position: int) -> list[np.ndarray]:
     image = image.crop((left, top, left + 255, top + 255))
     if draws[0][10] < 0.66:
         image = image.convert("L").convert("RGB")
-    found = []
+    cut = []
     for view in range(9):
         row, column = divmod(view, 3)
         y = 85 * row + int(draws[view][7] * 22)
         x = 85 * column + int(draws[view][8] * 22)
-        found.append(np.asarray(image.crop((x, y, x + 64, y + 64))))
-    return found
+        cut.append(np.asarray(image.crop((x, y, x + 64, y + 64))))
+    return cut
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def longhand(seed: int, position: int) -> list[np.ndarray]:
 )
 def test_patches_are_the_longhand_ones(make, mean, most):
     group = patches()
-    made = make([group], view_arguments([group], 3, 0, np.arange(8), sizes()))[0].reshape(9, 8, 64, 64, 3)
+    views = make([group], view_arguments([group], 3, 0, np.arange(8), sizes()))[0].reshape(9, 8, 64, 64, 3)
     expected = np.stack([longhand(3, position) for position in range(8)], axis=1)
-    difference = np.abs(made.astype(int) - expected)
+    difference = np.abs(views.astype(int) - expected)
     assert difference.mean() <= mean and difference.max() <= most
-    is_gray = (made == made[..., :1]).all(axis=(0, 2, 3, 4))  # whole images, or not at all
-    assert 0 < is_gray.sum() < 8 and not (made == made[..., :1]).all(axis=(2, 3, 4))[:, ~is_gray].any()
+    is_gray = (views == views[..., :1]).all(axis=(0, 2, 3, 4))  # whole images, or not at all
+    assert 0 < is_gray.sum() < 8 and not (views == views[..., :1]).all(axis=(2, 3, 4))[:, ~is_gray].any()
 
 
 def test_the_graph_that_stops_at_geometry_gives_the_same_patches():
@@ -146,8 +146,8 @@ def test_both_modes_agree_with_pil_where_more_is_shared():
     arguments = view_arguments(groups, 0, 0, np.arange(8), sizes())
     expected = pil_twins.views(decoded(), groups, arguments)
     for make, mean in ((exact_views, 0.04), (graph_views, 0.4)):
-        for made, twin in zip(make(groups, arguments), expected, strict=True):
-            assert np.abs(made.astype(int) - twin).mean() <= mean
+        for views, twin in zip(make(groups, arguments), expected, strict=True):
+            assert np.abs(views.astype(int) - twin).mean() <= mean
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from sslrun.train import dry_run
 
 SHIPPED = sorted((small_run.ROOT / "configs/selfsup").rglob("*.toml"))
 FIRST_OF_EACH = [min(folder.glob("*.toml")) for folder in sorted((small_run.ROOT / "configs/selfsup").iterdir())]
-NUMBERS, PIXELS = 16, 3.5  # by what a recipe's networks, memories and clusters, and its images, are made smaller
+NUMBERS, PIXELS = 16, 3.5  # divisors of the sizes of networks, stores and clusters, and of images
 CLUSTERS, GROUP, BATCH = 8, 4, 16
 
 
-@pytest.mark.nightly  # three minutes: whole networks are made, and run without numbers
+@pytest.mark.nightly  # three minutes: whole networks run on tensors without values
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_has_a_plan(path):
     """Its networks fit together and take its views at their size."""
@@ -44,7 +44,7 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
-    """What to lay over a shipped recipe so that two steps of it, an epoch each, take a moment: the same in small."""
+    """Overrides that make a shipped recipe small, so that two steps, an epoch each, take a moment."""
     overrides = [
         '_delete_=["epochs"]', "max_iters=2", f"global_batch={BATCH}", f"data.samples_per_gpu={GROUP}",
         f"data.source.data_prefix={images}", f"data.source.ann_file={ann_file}", "engine.device=cpu",

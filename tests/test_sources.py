@@ -1,4 +1,4 @@
-"""Sources: which samples exist, in which order, with which labels and sizes, and what is said where nothing is."""
+"""Sources: samples, their order, labels and sizes, and the messages if there are none."""
 
 import io
 import logging
@@ -74,7 +74,7 @@ def test_relative_folder_survives_a_change_of_directory(tmp_path, monkeypatch):
     assert os.path.exists(source.names[0])
 
 
-def test_constructors_touch_nothing():
+def test_constructors_open_no_file():
     ImageFolder("/nowhere"), ImageList("/nowhere", "/nowhere.txt")
     assert ImageNet("/nowhere").nominal_size == 1281167
 
@@ -100,7 +100,7 @@ def test_empty_folder(make, tmp_path):
     assert "has no images" in one_line(error) and "data.holdout.data_prefix" in one_line(error)
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_is_not_a_folder(tmp_path):
     with pytest.raises(UsageError, match="is not a folder"):
         ImageFolder(str(image(tmp_path / "a.jpg"))).open()
 
@@ -112,21 +112,26 @@ def test_lists(tmp_path):
     source.open()
     assert list(source.names) == [f"{tmp_path}/b/1.jpg", f"{tmp_path}/a/with space.jpg", "/absolute/2.jpg"]
     assert source.labels.tolist() == [3, 0, 12]
-    ann_file.write_text("b/1.jpg\na/with space.jpg\n")
+    ann_file.write_text("b/1.jpg\na/with space.jpg\n", encoding="utf-8-sig")
     source = ImageList(str(tmp_path), str(ann_file))
     source.open()
-    assert source.labels is None and source.names[1].endswith("a/with space.jpg")
+    assert source.labels is None and list(source.names) == [f"{tmp_path}/b/1.jpg", f"{tmp_path}/a/with space.jpg"]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
-    [("a.jpg 1\nb.jpg\n", "1 of 2 lines have no label"), ("", "lists no images"), (None, "No such")],
+    ("text", "message"),
+    [
+        ("a.jpg 1\nb.jpg\n", "1 of 2 lines have no label"),
+        ("a.jpg 0\nb.jpg 99999999999999999999\n", "the label 99999999999999999999 is too large"),
+        ("", "lists no images"),
+        (None, "No such"),
+    ],
 )
-def test_lists_that_are_wrong(text, told, tmp_path):
+def test_wrong_lists_are_one_line(text, message, tmp_path):
     ann_file = tmp_path / "list.txt"
     if text is not None:
         ann_file.write_text(text)
-    with pytest.raises(UsageError, match=told) as error:
+    with pytest.raises(UsageError, match=message) as error:
         ImageList(str(tmp_path), str(ann_file)).open()
     one_line(error)
 
@@ -175,7 +180,7 @@ def test_sizes_and_marks(tmp_path):
 
 
 def index_of(paths):
-    """As a new run builds it."""
+    """The index of some files, as a new run builds it."""
     source = ImageFolder("unused")
     source.names = Paths("", paths)
     return build_index(source)
@@ -193,7 +198,7 @@ def test_index_is_kept_until_a_file_changes(tmp_path, monkeypatch):
 
 
 class Encoded(Source, listed=False):
-    """Image files that are no files: only the required methods."""
+    """Encoded images that are not in files of their own; only the required methods."""
 
     def __init__(self, contents):
         self.contents = contents
@@ -209,6 +214,17 @@ def png(height, width):
     file = io.BytesIO()
     Image.new("RGB", (width, height)).save(file, "PNG")
     return file.getvalue()
+
+
+def test_a_source_may_have_an_argument_called_names():
+    class Named(Encoded, listed=False):
+        def __init__(self, names):
+            self.names = names
+            super().__init__([png(3, 4)] * 2)
+
+    source = Named("names.txt")
+    source.open()
+    assert source.names == ["memory#0", "memory#1"]
 
 
 def test_a_source_without_a_fingerprint_is_not_cached(tmp_path):

@@ -1,4 +1,4 @@
-"""Spread, RankMe, singular values, alignment and uniformity against values by hand and formulas written out."""
+"""Spread, RankMe, singular values, alignment and uniformity equal values by hand and the papers' formulas."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def digits() -> torch.Tensor:
 
 @pytest.mark.parametrize("rows", [1797, 20])
 def test_singular_values_and_spread_of_digits(rows, monkeypatch):
-    """Of a factorisation of the features themselves; some pixels are always 0, and 20 rows have a rank of 20."""
+    """They equal those of an SVD of the features; some pixels are always 0, and 20 rows have a rank of 20."""
     monkeypatch.setattr("sslrun.evaluation.spectrum.PIECE", 64 * 100)
     features = digits()[:rows]
     values, feature_std = spectrum(features, CPU)
@@ -52,7 +52,7 @@ def test_singular_values_and_spread_of_digits(rows, monkeypatch):
     assert feature_std == pytest.approx(nn_feature_std.feature_std(features).item(), rel=1e-5)
 
 
-def test_alignment_and_uniformity_are_their_formulas(monkeypatch):
+def test_alignment_and_uniformity_equal_their_formulas(monkeypatch):
     monkeypatch.setattr("sslrun.evaluation.spectrum.PIECE", 300)
     first, second = digits()[:61], digits()[61:122]
     a, b = (F.normalize(x.double(), dim=1) for x in (first, second))
@@ -67,7 +67,7 @@ def test_alignment_and_uniformity_are_their_formulas(monkeypatch):
 
 
 class Pixels(nn.Module):
-    """The image itself is its features."""
+    """The pixels are the features."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1)
@@ -90,7 +90,7 @@ def encoder(images, *groups: ViewGroup) -> FrozenEncoder:
         ([("crops", 1)], [("crops", 2)]),
     ],
 )
-def test_the_two_views_are_those_of_training(groups, made, images, monkeypatch):
+def test_the_two_views_equal_those_of_training(groups, made, images, monkeypatch):
     monkeypatch.setattr("sslrun.evaluation.spectrum.BATCH", 3)
     transforms = {"flips": [CenterCrop(8), RandomHorizontalFlip(0.5)], "crops": [RandomResizedCrop(8)]}
 
@@ -123,7 +123,7 @@ def test_eval_spectrum(trained, tmp_path, capsys):
     assert "alignment" not in capsys.readouterr().out
 
 
-def test_what_is_wrong_is_said(images):
+def test_wrong_arguments_are_errors(images):
     for name, value in (("num_samples", 1), ("num_pairs", -1)):
         with pytest.raises(UsageError, match=rf"eval\.spectrum\.{name} must be at least"):
             Spectrum(**{name: value})

@@ -41,7 +41,7 @@ def arguments_of(groups: list[ViewGroup], positions: np.ndarray | None = None) -
     return view_arguments(groups, 0, 0, positions, sizes()[positions])
 
 
-def made(groups: list[ViewGroup], **options: object) -> list[torch.Tensor]:
+def exact_floats(groups: list[ViewGroup], **options: object) -> list[torch.Tensor]:
     return stage(groups, images(), arguments_of(groups), **options)
 
 
@@ -77,18 +77,18 @@ def test_without_jitter_in_drawn_order_the_bound_is_missed() -> None:
 
 def test_output_is_float_normalized_channels_last_and_view_major() -> None:
     groups = [ViewGroup(2, [Resize(40), CenterCrop([32, 24]), Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))])]
-    view = made(groups)[0]
+    view = exact_floats(groups)[0]
     assert view.shape == (16, 3, 32, 24) and view.dtype == torch.float32
     assert view.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(view[:8], view[8:])
-    plain = made([ViewGroup(1, [Resize(40), CenterCrop([32, 24])])])[0]
+    plain = exact_floats([ViewGroup(1, [Resize(40), CenterCrop([32, 24])])])[0]
     expected = (plain - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
     assert torch.allclose(view[:8], expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("options", [{"num_threads": 3}, {"compiled": False}, {"compiled": False, "num_threads": 3}])
 def test_threads_and_compiler_decide_no_bit(options: dict) -> None:
-    for one, other in zip(made(GROUPS), made(GROUPS, **options), strict=True):
+    for one, other in zip(exact_floats(GROUPS), exact_floats(GROUPS, **options), strict=True):
         assert torch.equal(one, other)
 
 
@@ -96,9 +96,9 @@ def test_threads_and_compiler_decide_no_bit(options: dict) -> None:
 @pytest.mark.parametrize("block", [1, 2**30])
 def test_block_size_decides_no_bit(monkeypatch: pytest.MonkeyPatch, compiled: bool, block: int) -> None:
     """A block of all images is what a GPU makes, one image what a large CPU recipe makes."""
-    expected = made(GROUPS)
+    expected = exact_floats(GROUPS)
     monkeypatch.setattr(exact, "_BLOCK_PIXELS", block)
-    for one, other in zip(expected, made(GROUPS, compiled=compiled), strict=True):
+    for one, other in zip(expected, exact_floats(GROUPS, compiled=compiled), strict=True):
         assert torch.equal(one, other)
 
 
@@ -107,7 +107,7 @@ def test_block_size_decides_no_bit(monkeypatch: pytest.MonkeyPatch, compiled: bo
 def test_neighbors_and_place_in_the_batch_decide_no_bit(positions: np.ndarray, compiled: bool) -> None:
     own = [images()[i] for i in positions]
     part = stage(GROUPS, own, arguments_of(GROUPS, positions), compiled=compiled)
-    for group, one, other in zip(GROUPS, made(GROUPS), part, strict=True):
+    for group, one, other in zip(GROUPS, exact_floats(GROUPS), part, strict=True):
         rows = np.concatenate([positions + 8 * view for view in range(group.num_views)])
         assert torch.equal(one[rows], other)
 
@@ -126,7 +126,7 @@ def test_another_number_is_another_image(step: int, name: str) -> None:
     else:
         values[row] += (0, 0, -1, -1) if name == "box" else 0.05
     other = stage(GROUPS, images(), changed(arguments, 0, step, **{name: values}))[0]
-    same = (made(GROUPS)[0] == other).flatten(1).all(dim=1)
+    same = (exact_floats(GROUPS)[0] == other).flatten(1).all(dim=1)
     assert (~same).nonzero().flatten().tolist() == [row]
 
 
@@ -134,7 +134,7 @@ def test_another_number_is_another_image(step: int, name: str) -> None:
 def test_a_flip_in_any_place_is_the_same_image(place: int) -> None:
     colors = [ColorJitter(0.4, 0.4, 0.4, 0.1), GaussianBlur(p=1.0), RandomGrayscale(0.3), Normalize()]
     steps: list[Transform] = [CenterCrop(64), *colors]
-    unflipped = made([ViewGroup(1, steps)])[0]
+    unflipped = exact_floats([ViewGroup(1, steps)])[0]
     steps.insert(place + 1, RandomHorizontalFlip(1.0))
     # Draws are counted through the list: a flip in front of a color would shift them.
     (numbers,) = arguments_of([ViewGroup(1, [CenterCrop(64), *colors])])
@@ -147,7 +147,8 @@ def test_a_flip_in_any_place_is_the_same_image(place: int) -> None:
 
 def test_two_flips_are_none() -> None:
     steps = [CenterCrop(64), RandomHorizontalFlip(1.0), Solarization(p=1.0), RandomHorizontalFlip(1.0)]
-    assert torch.equal(made([ViewGroup(1, steps)])[0], made([ViewGroup(1, [CenterCrop(64), Solarization(p=1.0)])])[0])
+    without = [ViewGroup(1, [CenterCrop(64), Solarization(p=1.0)])]
+    assert torch.equal(exact_floats([ViewGroup(1, steps)])[0], exact_floats(without)[0])
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -156,9 +157,9 @@ def test_turns_of_whole_images_between_other_steps_are_pils(compiled: bool) -> N
     steps: list[Transform] = [RandomRotation(180), CenterCrop([96, 64]), RandomHorizontalFlip(), Solarization(p=0.5)]
     groups = [ViewGroup(2, [*steps, RandomRotation([80, 100], p=0.5), RandomGrayscale(0.5)])]
     arguments = arguments_of(groups)
-    found = exact_views(groups, arguments, compiled=compiled)[0]
-    assert np.array_equal(found, pil_twins.views(decoded(), groups, arguments)[0])
-    assert (found == 0).all(axis=3).any(), "no corner came in"
+    views = exact_views(groups, arguments, compiled=compiled)[0]
+    assert np.array_equal(views, pil_twins.views(decoded(), groups, arguments)[0])
+    assert (views == 0).all(axis=3).any(), "no corner came in"
 
 
 def test_order_of_the_list_is_order_of_application() -> None:
@@ -182,7 +183,7 @@ def test_the_rest_after_the_graph_is_the_rest_of_the_whole(done: int) -> None:
     crops = torch.from_numpy(exact_views([ViewGroup(2, steps[:done])], [arguments[0][:done]])[0])
     for compiled in (True, False):
         rest = ExactStage(groups, CPU, compiled=compiled, dali_steps=[done])
-        assert torch.equal(rest([crops.split(8)], arguments)[0], made(groups)[0])
+        assert torch.equal(rest([crops.split(8)], arguments)[0], exact_floats(groups)[0])
 
 
 def test_every_color_keeps_its_hue_arithmetic() -> None:
@@ -209,12 +210,12 @@ def test_blur_weights_are_whole_and_sum_to_a_power_of_two() -> None:
 def test_small_views_fill_the_same_block_as_large_ones() -> None:
     """Views whose size is no multiple of anything: the vector loops' tails."""
     groups = [ViewGroup(1, [RandomResizedCrop([37, 91]), *recipe(64)[1:]]), ViewGroup(1, [RandomResizedCrop([9, 10])])]
-    for one, other in zip(made(groups), made(groups, compiled=False), strict=True):
+    for one, other in zip(exact_floats(groups), exact_floats(groups, compiled=False), strict=True):
         assert torch.equal(one, other)
 
 
 def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    expected = made(GROUPS)
+    expected = exact_floats(GROUPS)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(native, "c_functions", native.c_functions.__wrapped__)
     without = ExactStage(GROUPS, CPU)

@@ -35,7 +35,7 @@ class ToyMethod(Method):
             )  # fmt: skip
             self.sometimes = nn.Linear(5, 5)
         self.scale = nn.Parameter(torch.ones(5))  # of no submodule
-        self.shift = nn.Parameter(torch.zeros(1))  # too small for every rank to have a part of it
+        self.shift = nn.Parameter(torch.zeros(1))  # too small for each of two ranks to hold a part of it
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.register_buffer("center", torch.full((5,), 0.5))
         self.register_buffer("count", torch.tensor(3))
@@ -62,7 +62,7 @@ class ToyMethod(Method):
 def build(
     optimizer: str = "sgd", zero_stage: int | None = None, device: torch.device = CPU, **options: Any
 ) -> Executor:
-    """An executor over a new ToyMethod: LocalExecutor, or DeepSpeedExecutor where a stage is given."""
+    """An executor over a new ToyMethod: a LocalExecutor, or with `zero_stage` a DeepSpeedExecutor."""
     method = ToyMethod()
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     groups = [
@@ -84,19 +84,19 @@ def progress_at(step: int) -> Progress:
 
 
 def micro_batches(step: int, accumulation: int) -> list[Batch]:
-    """This rank's pieces of the global batch of a step."""
+    """This rank's micro-batches of the global batch of a step."""
     pixels = torch.randn(GLOBAL_BATCH, 3, 6, 6, generator=torch.Generator().manual_seed(step))
     mine = pixels.chunk(distributed.world_size())[distributed.rank()]
     return [Batch([part], torch.arange(len(part)), None) for part in mine.chunk(accumulation)]
 
 
 def rates_at(step: int, rate: float) -> list[float]:
-    """Of the two groups; a rate for LARS is too much for what LARS does not scale."""
+    """Learning rates of the two groups; a rate for LARS is too large for parameters that LARS does not scale."""
     return [rate * (1 + step / 10), min(rate, 0.2)]
 
 
 def train(executor: Executor, steps: range, rate: float, spoil: dict[int, str] | None = None) -> list[dict[str, Any]]:
-    """Steps as the training loop does them; returns loss (mean over ranks), gradient norm and outcome of each.
+    """Train as the training loop does; returns loss (mean over ranks), gradient norm and outcome of each step.
 
     `spoil` names the steps whose loss ("loss") or gradient ("gradient") is to be non-finite, in the last micro-batch of
     the last rank alone.
@@ -127,7 +127,7 @@ def state_of(executor: Executor) -> dict[str, Tensor]:
 
 
 def load(executor: Executor, state: dict[str, Tensor]) -> None:
-    """What `state_of` gave."""
+    """Load what `state_of` returned."""
     executor.load_state({name: value for name, value in state.items() if not name.startswith("optimizer.")})
     executor.load_optimizer_state(
         {name.removeprefix("optimizer."): value for name, value in state.items() if name.startswith("optimizer.")}
@@ -135,12 +135,12 @@ def load(executor: Executor, state: dict[str, Tensor]) -> None:
 
 
 def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """Over all entries; infinite where names differ."""
+    """Largest difference over all entries; infinite if the names differ."""
     if one.keys() != other.keys():
         return float("inf")
     return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
 
 
 def is_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Bit for bit."""
+    """Whether both have the same names and the same bits."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -5,13 +5,14 @@ run draws what an uninterrupted one does.
 
     what is drawn                              function                             key
     first weights of all networks              `seed_weights`                       seed
+    first rows of NPID's bank                  `fixed_generator`                    a number of `seed_weights`' stream
     transforms of a view                       `uniforms`, the view's number        seed, epoch, position, view
     order of the samples of an epoch           `words`, ORDER_VIEW                  seed, epoch
     order of the samples within a cluster      `words`, CLUSTER_VIEW                seed, epoch, sample
     substitute of an image that is damaged     `words`, SUBSTITUTE_VIEW             seed, epoch, position
     which samples data.holdout takes           `uniforms`, HOLDOUT_VIEW             0, sample: the same for every seed
     which samples a fraction keeps             `words`, FRACTION_VIEW               seed of the fraction, sample
-    drawn images of `Shapes`                   `draw` in data/drawing.py            seed of the source, stream, image
+    drawn images of `Shapes`                   `draw` in data/sources/shapes_drawing   seed of the source, stream, image
     a method's own draws, equal on all ranks   `step_generator`, `step_rng`         seed, step
     dropout masks of the methods shipped       `mixed_` (`sslrun.nn.dropout`)       seed, step, place in global batch
     negatives of NPID                          `mixed_` of a key per sample         seed, step, place in global batch

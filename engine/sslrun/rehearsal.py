@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
+import sslkernels
 from sslrun.config.component import Component
 from sslrun.contract import Backbone, Batch, Method, Progress
 from sslrun.errors import UsageError
@@ -56,7 +57,7 @@ def _bytes_kept(recipe: Recipe) -> int:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 method(batch, START, target)
         except Exception as error:
-            if isinstance(error, RuntimeError | ValueError) or _is_ours(error):
+            if isinstance(error, RuntimeError | ValueError) or _users_line(error) is None:
                 raise UsageError(trail.explain(error)) from error
             raise
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
@@ -84,19 +85,20 @@ class _Trail:
         """What does not fit, in one line that begins with the key of a component."""
         components = [(module, inputs) for module, inputs in self.entered if isinstance(module, Component)]
         component, inputs = components[-1] if components else (self.method, [])
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, UsageError) and said.startswith("model."):
-            return said
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, UsageError) and message.startswith("model."):
+            return message
+        message += f" ({line})" if (line := _users_line(error)) else ""
         name = f"{self.keys[component]}: {type(component).__name__}"
         if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
-            return f"{name} needs a value of a tensor on the host, for which a step would wait for the device: {said}"
+            return f"{name} needs a value of a tensor on the host, and a step would wait for the device: {message}"
         layer, given = self.entered[-1] if self.entered else (self.method, [])
         wanted, channels = _wanted_channels(layer), [_channels(tensor) for tensor in inputs]
         if wanted is not None and given and channels and _channels(given[0]) == channels[0] != wanted:
             shape = f"(B, {', '.join(map(str, inputs[0].shape[1:]))})"
             return f"{name} takes {wanted} channels (in_channels), but is given {channels[0]}: {shape}{self._maps()}"
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs) or "these views"
-        return f"{name} cannot take {shapes}{self._maps()}: {said}"
+        return f"{name} cannot take {shapes}{self._maps()}: {message}"
 
     def _maps(self) -> str:
         many = self.num_maps > 1
@@ -137,8 +139,10 @@ def _channels(tensor: Tensor) -> int | None:
     return tensor.shape[1] if tensor.dim() > 1 else None
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether an error arose in this package, whose components were put together wrongly, and not in a user's code."""
-    frames = [Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__)]
-    innermost = next(file for file in reversed(frames) if Path(torch.__file__).parent not in file.parents)
-    return Path(__file__).parent in innermost.parents
+def _users_line(error: Exception) -> str | None:
+    """`file:line` where an error arose in a user's own code; None if it arose in this package, whose components do not
+    fit together."""
+    library, own = Path(torch.__file__).parent, {Path(each).parent for each in (__file__, sslkernels.__file__)}
+    lines = [(Path(frame.f_code.co_filename), number) for frame, number in walk_tb(error.__traceback__)]
+    file, number = next(line for line in reversed(lines) if library not in line[0].parents)
+    return None if own & {*file.parents} else f"{file.name}:{number}"

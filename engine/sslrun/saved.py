@@ -68,15 +68,16 @@ def open_saved(
         return Saved(config, _built(config, path, checkpoint.load_weights(path)), config.name, path)
     if recipe is not None:
         raise UsageError(f"{path} is a run, which has a recipe of its own: --recipe is for files of weights")
-    found = checkpoint.find(path).resolve()
-    folder = found.parent.parent
-    if found.parent.name != "checkpoints" or not (folder / "config.toml").is_file():
-        raise UsageError(f"{found} is not in a run folder, where config.toml says what the weights are of")
+    weights = checkpoint.find(path).resolve()
+    folder = weights.parent.parent
+    if weights.parent.name != "checkpoints" or not (folder / "config.toml").is_file():
+        raise UsageError(f"{weights} is not in a run folder, where config.toml says what the weights are of")
     config = load(folder / "config.toml", overrides, overlays=overlays)
-    tensors, state = checkpoint.load(found)
-    built = _built(config, found, tensors["model"])
+    tensors, state = checkpoint.load(weights)
+    built = _built(config, weights, tensors["model"])
     step = state["step"]
-    return Saved(config, built, folder.name, found, folder, step, step / steps_per_epoch(built, state["num_samples"]))
+    epoch = step / steps_per_epoch(built, state["num_samples"])
+    return Saved(config, built, folder.name, weights, folder, step, epoch)
 
 
 def _built(config: Config, weights: Path, tensors: Mapping[str, Tensor]) -> Recipe:

@@ -67,14 +67,8 @@ def build(config: Config) -> Recipe:
             f"{place}: data.views: {views} of each image (num_views, all groups together), but "
             f"{type(recipe.model).__name__} takes {recipe.model.num_views}"
         )
-    if recipe.monitor.accuracy_interval and recipe.model.predictor() is None:
-        name = type(recipe.model).__name__
-        raise UsageError(f"monitor.accuracy_interval is set, but {name} learns no classes of labels; set it to 0")
-    if recipe.monitor.loss_interval and recipe.model.remembers_samples:
-        raise UsageError(
-            f"monitor.loss_interval is set, but {type(recipe.model).__name__} has no loss on images that it does not "
-            "train on: it remembers something of each that it does; set it to 0"
-        )
+    for key, monitor in recipe.monitor.monitors().items():
+        monitor.check(recipe.model, f"monitor.{key}")
     return recipe
 
 

@@ -1,5 +1,8 @@
-"""Functions on tensors for the hot operations of self-supervised training. Knows nothing of sslrun; imports torch and
-triton only. One file per operation; a kernel stays only with a benchmark row that pays for its lines."""
+"""Functions on tensors for the hot operations of self-supervised training, one file per operation.
+
+The package does not depend on sslrun and imports only torch and triton. Each kernel has a benchmark row that justifies
+it.
+"""
 
 from sslkernels.bank_nce import bank_nce
 from sslkernels.batch_nce import batch_nce

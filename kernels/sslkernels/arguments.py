@@ -1,4 +1,4 @@
-"""Checks of what callers pass: one line that names the argument and what was expected, never a Triton trace."""
+"""Checks of arguments. Each failure is one line that names the argument and what was expected."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def check_matrix(name: str, x: Tensor, *, rows: int | None = None, columns: int | None = None) -> None:
-    """A non-empty floating (rows, columns) tensor."""
+    """Raise ValueError unless `x` is a non-empty floating (rows, columns) tensor."""
     if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
         raise ValueError(f"{name}: expected a 2-d floating tensor, got {describe(x)}")
     if 0 in x.shape:
@@ -19,10 +19,10 @@ def check_matrix(name: str, x: Tensor, *, rows: int | None = None, columns: int 
 
 
 def check_index(name: str, x: Tensor, shape: tuple[int | None, ...], bound: int) -> None:
-    """An int64 tensor of that shape (None: any size above 0) with entries of 0 to bound - 1.
+    """Raise ValueError unless `x` is an int64 tensor of `shape` (None: any size above 0) with entries 0 to bound - 1.
 
-    The entries themselves are looked at on the CPU only: on a GPU that would wait for the device. A fake tensor, with
-    which a network is tried out without computing, has none.
+    Entries are checked on the CPU only, because reading them on a GPU would wait for the device. Fake tensors, used to
+    estimate memory without computing, have no entries.
     """
     expected = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
     if not isinstance(x, Tensor) or x.dtype != torch.int64 or x.ndim != len(shape):
@@ -36,7 +36,7 @@ def check_index(name: str, x: Tensor, shape: tuple[int | None, ...], bound: int)
 
 
 def check_one_device(**tensors: Tensor) -> None:
-    """All on the device of the first."""
+    """Raise ValueError unless all tensors are on the device of the first."""
     (first, leader), *others = tensors.items()
     for name, x in others:
         if x.device != leader.device:
@@ -44,18 +44,18 @@ def check_one_device(**tensors: Tensor) -> None:
 
 
 def check_no_gradient(reason: str, **tensors: Tensor) -> None:
-    """None of them asks for a gradient that would not come."""
+    """Raise ValueError if a tensor requires a gradient that would not be computed."""
     for name, x in tensors.items():
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name}: expected a tensor that requires no gradient ({reason})")
 
 
 def check_positive(name: str, value: float) -> None:
-    """A finite number above 0."""
+    """Raise ValueError unless `value` is a finite number above 0."""
     if not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a finite number above 0, got {value!r}")
 
 
 def describe(x: object) -> str:
-    """A value in a message: shape and dtype of a tensor."""
+    """`x` as error messages show it: shape and dtype of a tensor, else its repr."""
     return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" if isinstance(x, Tensor) else repr(x)

@@ -1,10 +1,10 @@
-"""InfoNCE with negatives drawn from a memory bank, for each query its own (Wu et al. 2018, arXiv 1805.01978, in the
-form of eq. 1 of arXiv 1911.05722, as later implementations of NPID have it).
+"""InfoNCE with negatives drawn from a memory bank for each query (NPID: Wu et al. 2018, arXiv 1805.01978, in the form
+of eq. 1 of arXiv 1911.05722, as later implementations write it).
 
     loss_i = -log( exp(q_i.b_pos(i) / T) / (exp(q_i.b_pos(i) / T) + sum_j exp(q_i.b_neg(i,j) / T)) )
 
-The rows of the bank are gathered and multiplied in one pass, a tile at a time: no B x K x D and no B x K tensor exists,
-and each negative is read once, B K D numbers, for loss and gradient together.
+One pass gathers and multiplies the rows of the bank tile by tile. No B x K x D and no B x K tensor exists, and each
+negative is read once (B K D numbers) for loss and gradient together.
 """
 
 import math
@@ -34,19 +34,19 @@ from sslkernels.gradient import with_gradient
 def bank_nce(
     queries: Tensor, bank: Tensor, positive_index: Tensor, negative_index: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Tell a query's own row of the bank from drawn ones.
+    """InfoNCE loss of each query with its own row of the bank as positive and drawn rows as negatives.
 
-    Computed in float32 whatever the dtypes. A zero query has the similarity 0 to everything and gets no gradient.
+    Everything is computed in float32. A zero query has similarity 0 to all rows and gets no gradient.
 
     Args:
-        queries: (B, D), not yet normalized; they get the gradient.
+        queries: (B, D), normalized inside; they get the gradient.
         bank: (N, D), normalized rows. No gradient.
-        positive_index: (B,) int64, the row of the bank that belongs to each query.
-        negative_index: (B, K) int64, the rows it is told from; they may repeat, and may contain the positive.
+        positive_index: (B,) int64, row of the bank that is the positive of each query.
+        negative_index: (B, K) int64, rows of the bank that are its negatives; may repeat and may contain the positive.
         temperature: T, above 0.
 
     Returns:
-        The mean loss, and the share of queries closer to their positive than to any of their negatives; both 0-d,
+        The mean loss, and the share of queries that are closer to their positive than to every negative; both 0-d,
         float32 (float64 for float64 queries).
 
     Raises:
@@ -71,7 +71,7 @@ def bank_nce(
 def reference(
     queries: Tensor, bank: Tensor, positive_index: Tensor, negative_index: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """The same in plain PyTorch, with all B x K x D gathered rows."""
+    """`bank_nce` in plain PyTorch, with all B x K x D gathered rows."""
     rows = bank[torch.cat([positive_index.unsqueeze(1), negative_index], dim=1)]
     logits = torch.bmm(rows, F.normalize(queries, dim=1).unsqueeze(2)).squeeze(2)
     hits = logits[:, 0] > logits[:, 1:].amax(dim=1)
@@ -114,7 +114,7 @@ def _gather_in_chunks(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """log_total, shift, best and mean_key, as `sslkernels.contrast.sweep_in_chunks` returns them.
 
-    A query at a time: its rows are gathered into the cache once, for the similarities and for their sum.
+    One query at a time: its rows are gathered into the cache once, for the similarities and for the sum of keys.
     """
     chunk = min(negative_index.shape[1], max(1, CHUNK_ELEMENTS // unit.shape[1]))
     rows = bank.new_empty((chunk, unit.shape[1]))
@@ -136,7 +136,7 @@ def _gather_in_chunks(
 def bank_nce_triton(
     queries: Tensor, bank: Tensor, positives: Tensor, negative_index: Tensor, temperature: float, needs_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (B,), gradients (B, D) or empty, and hits (B,), by the kernels."""
+    """Losses (B,), gradients (B, D) or empty, and hits (B,), computed by the kernels."""
     queries, bank, negative_index = contiguous_rows(queries), contiguous_rows(bank), contiguous_rows(negative_index)
     (num_queries, dim), num_negatives = queries.shape, negative_index.shape[1]
     block_dim = triton.next_power_of_2(dim)
@@ -165,7 +165,7 @@ def _gather(
     D: tl.constexpr, FIXED_SHIFT: tl.constexpr, SUM_KEYS: tl.constexpr, EPSILON: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, s): query i against split s of its negatives. `scale` is log2(e) / T."""
+    """Program (i, s): query i and split s of its negatives. `scale` is log2(e) / T."""
     row = tl.program_id(0).to(tl.int64)
     dims = tl.arange(0, BLOCK_D)
     query = tl.load(queries + row * query_stride + dims, mask=dims < D, other=0.0).to(tl.float32)

@@ -2,7 +2,8 @@
 
     loss_i = -log( exp(q_i.k_i+ / T) / sum_j exp(q_i.k_j / T) ),   q_i = queries_i / |queries_i|
 
-over the keys of all ranks, the query's own, k_i+, among them. One pass over the keys, as `sslkernels.info_nce`.
+The sum runs over the keys of all ranks, including the query's own key k_i+. One pass over the keys, as in
+`sslkernels.info_nce`.
 """
 
 import torch
@@ -26,21 +27,21 @@ def batch_nce(
     *,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Tell the own key from all others.
+    """InfoNCE loss of each query with its own key as positive and all other keys as negatives.
 
-    Products are taken in the dtype of the queries (or of the keys, if they alone are a half), everything else in
-    float32. A zero query has the similarity 0 to everything and gets no gradient. MoCo v3's factor 2T is the caller's.
+    Products use the dtype of the queries (of the keys if only those are a 16-bit type); everything else is float32. A
+    zero query has similarity 0 to all keys and gets no gradient. The caller applies MoCo v3's factor 2T.
 
     Args:
-        queries: (B, D), not yet normalized; they get the gradient.
+        queries: (B, D), normalized inside; they get the gradient.
         keys: (K, D), normalized rows. No gradient: they come from a momentum encoder.
-        positive_index: (B,) int64, the row of a query's own key, counted over the keys of all ranks in rank order.
+        positive_index: (B,) int64, row of each query's own key among the keys of all ranks in rank order.
         temperature: T, above 0.
-        group: gather the keys of its ranks, each with equally many; None: this process alone.
+        group: process group whose keys are gathered, equally many per rank; None: this process alone.
 
     Returns:
-        The mean over this rank's queries, 0-d, float32 (float64 for float64). Gradients that are averaged over ranks
-        are those of the mean over all queries.
+        The mean over this rank's queries, 0-d, float32 (float64 for float64 queries). Averaging its gradients over
+        ranks gives the gradient of the mean over all queries.
 
     Raises:
         ValueError: an argument of the wrong shape, dtype or device.
@@ -58,7 +59,7 @@ def batch_nce(
 
 
 def reference(queries: Tensor, keys: Tensor, positive_index: Tensor, temperature: float) -> Tensor:
-    """The same for one process in plain PyTorch, with all B x K logits."""
+    """`batch_nce` for one process in plain PyTorch, with all B x K logits."""
     return F.cross_entropy(F.normalize(queries, dim=1) @ keys.T / temperature, positive_index)
 
 

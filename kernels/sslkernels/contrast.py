@@ -1,16 +1,16 @@
-"""Query rows against key rows, in one pass over the keys: what the contrastive losses share.
+"""Similarities of query rows to key rows in one pass over the keys; shared by the contrastive losses.
 
 For queries q_i (normalized here), keys k_j (normalized by the caller) and similarities s_ij = q_i.k_j, one pass gives
 
     total_i = sum_j exp(s_ij / T - shift_i),   best_i = max_j s_ij,   key_sum_i = sum_j exp(s_ij / T - shift_i) k_j
 
-and from these three follow InfoNCE, its gradient with respect to the queries, and whether the positive came first:
-flash attention (Dao et al. 2022, arXiv 2205.14135) with the keys as values. No B x K tensor exists, and nothing is left
-to the backward pass. 4 B K D operations; the keys are read once for each block of queries.
+These three give InfoNCE, its gradient with respect to the queries, and whether the positive is the closest. This is
+flash attention (Dao et al. 2022, arXiv 2205.14135) with the keys as values. No B x K tensor exists, and the forward
+pass already computes the gradient. 4 B K D operations; the keys are read once for each block of queries.
 
-Rows are normalized and 1/T is at least 1, so no logit is above 1/T: `shift = 1/T` needs no running maximum while
-exp(-2/T) is a normal float32. Below T = 0.025, and in float16, whose exponents are short, the shift is 1/T times the
-largest similarity so far.
+Rows are normalized, so no logit is above 1/T. While exp(-2/T) is a normal float32, `shift = 1/T` makes a running
+maximum unnecessary. Below T = 0.025, and in float16 with its short exponent, the shift is the largest similarity so
+far, divided by T.
 """
 
 import math
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from sslkernels.device import INTERPRETED, architecture, operand_dtype, processors, runs_triton
 
-LARGE = 1e30  # below minus this there is no similarity: a key that does not count
-EPSILON = 1e-12  # a row that is no longer than this is taken for zero, and gets no gradient
-CHUNK_ELEMENTS = 2**19  # of a B x chunk tile on the CPU: 2 MiB, so that it stays in a core's cache
+LARGE = 1e30  # similarities below minus this mark keys that do not count
+EPSILON = 1e-12  # rows of at most this length count as zero and get no gradient
+CHUNK_ELEMENTS = 2**19  # of a B x chunk tile on the CPU: 2 MiB, which fits a core's cache
 
 
 def contrast(
@@ -37,13 +37,13 @@ def contrast(
         queries: (B, D), not yet normalized.
         positives: (B, D), normalized.
         keys: (K, D), normalized.
-        skipped: (B, 1) or (B, 2) int64, the keys that query i does not count; or None.
+        skipped: (B, 1) or (B, 2) int64, row i holds the keys that query i ignores; or None.
         temperature: T.
-        needs_gradient: whether the gradient is wanted.
+        needs_gradient: whether to compute the gradient.
 
     Returns:
-        losses (B,); gradients (B, D) of loss i with respect to row i of `queries`, empty if not wanted; hits (B,), 1
-        where the positive is closer than every key, else 0. All float32 (float64 for float64).
+        losses (B,); gradients (B, D), row i of loss i with respect to row i of `queries`, or empty; hits (B,), 1 where
+        the positive is closer than every key, else 0. All float32 (float64 for float64 queries).
     """
     if is_for_kernels(queries, keys):
         return _contrast_triton(queries, positives, keys, skipped, temperature, needs_gradient)
@@ -54,9 +54,9 @@ def contrast(
 
 
 def is_for_kernels(queries: Tensor, keys: Tensor) -> bool:
-    """Whether the kernels take these tensors; the others go through the chunked path, on a GPU too.
+    """Whether the kernels support these tensors. Others take the chunked path, on a GPU too.
 
-    Rows must fit a tile, and float32 is taken where TF32 products are allowed (torch.set_float32_matmul_precision).
+    Rows must fit a tile. float32 is supported if TF32 products are allowed (torch.set_float32_matmul_precision).
     """
     if not runs_triton(queries, keys):
         return False
@@ -73,13 +73,13 @@ def normalize(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def through_normalization(gradient: Tensor, unit: Tensor, length: Tensor) -> Tensor:
-    """The gradient with respect to rows, from that with respect to unit rows; 0 for rows that are zero."""
+    """Gradient with respect to rows, given that with respect to their unit rows; 0 for zero rows."""
     tangent = gradient.addcmul_(unit, (gradient * unit).sum(dim=1, keepdim=True), value=-1)
     return tangent.div_(length.clamp_min(EPSILON)).masked_fill_(length <= EPSILON, 0.0)
 
 
 def log_sums(unit: Tensor, keys: Tensor, skipped: Tensor | None, temperature: float) -> Tensor:
-    """(B,): log sum_j exp(u_i.k_j / T), for rows u (B, D) that are normalized already; arguments as in `contrast`."""
+    """(B,): log sum_j exp(u_i.k_j / T) for unit rows u (B, D). The other arguments are those of `contrast`."""
     if not is_for_kernels(unit, keys):
         log_total, shift, _, _ = sweep_in_chunks(unit, keys, skipped, temperature, needs_keys=False, needs_best=False)
         return log_total + shift / temperature
@@ -90,7 +90,7 @@ def log_sums(unit: Tensor, keys: Tensor, skipped: Tensor | None, temperature: fl
 
 
 def is_shift_fixed(temperature: float, dtype: torch.dtype) -> bool:
-    """Whether 1/T will do in place of the running maximum."""
+    """Whether the shift is 1/T, so that no running maximum is needed."""
     return temperature >= 0.025 and dtype != torch.float16
 
 
@@ -102,11 +102,12 @@ def sweep_in_chunks(
     needs_keys: bool,
     needs_best: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The pass in plain PyTorch, on a B x chunk tile that is used again and again.
+    """The pass in plain PyTorch, on one B x chunk tile that is reused.
 
     Returns:
-        log_total (B,): log sum_j exp((s_ij - shift_i) / T); shift (B,); best (B,): max_j s_ij, undefined unless needed;
-        mean_key (B, D): sum_j softmax_j(s_ij / T) k_j, or None if it is not needed.
+        log_total (B,): log sum_j exp((s_ij - shift_i) / T); shift (B,); best (B,): max_j s_ij, undefined unless
+            `needs_best`;
+        mean_key (B, D): sum_j softmax_j(s_ij / T) k_j, or None unless `needs_keys`.
     """
     num_queries, num_keys = len(unit), len(keys)
     chunk = min(num_keys, max(64, CHUNK_ELEMENTS // num_queries))
@@ -139,7 +140,7 @@ def sweep_in_chunks(
 
 
 def fill_columns_(tile: Tensor, columns: Tensor, value: float) -> None:
-    """Set tile[i, columns[i]], where those are inside the tile."""
+    """Set tile[i, columns[i]] for all columns that are inside the tile."""
     for column in columns.split(1, dim=1):
         place = column.clamp(0, tile.shape[1] - 1)
         tile.scatter_(1, place, tile.gather(1, place).masked_fill_(column == place, value))
@@ -161,7 +162,7 @@ def finish(
     losses, hits = F.softplus(margin, threshold=50), (similarity > best).to(unit.dtype)
     if mean_key is None:
         return losses, unit.new_empty(0), hits
-    # The softmax gives sigmoid(margin) to all negatives together, and takes as much from the positive.
+    # The negatives together have probability sigmoid(margin), and the positive lacks as much.
     gradient = (mean_key - positives).mul_(margin.sigmoid().unsqueeze(1) / temperature)
     return losses, through_normalization(gradient, unit, length), hits
 
@@ -171,7 +172,7 @@ def finish(
 
 
 def tiles(dim: int, dtype: torch.dtype, device: torch.device, needs_keys: bool) -> dict[str, int]:
-    """Block sizes, stages and warps of a pass over keys: the largest that spill no register."""
+    """Block sizes, stages and warps of a pass over keys: the largest without register spills."""
     block_dim = max(16, triton.next_power_of_2(dim))
     is_hopper, is_wide = architecture(device) >= 90, block_dim > 128
     if dtype == torch.float32:
@@ -186,7 +187,7 @@ def tiles(dim: int, dtype: torch.dtype, device: torch.device, needs_keys: bool) 
 
 
 def split_keys(num_queries: int, num_keys: int, block: dict[str, int], device: torch.device) -> tuple[int, int]:
-    """(splits, keys per split): as many splits as give every processor one program."""
+    """(splits, keys per split): as many splits as give each processor one program."""
     row_blocks = triton.cdiv(num_queries, block["BLOCK_B"])
     key_blocks = triton.cdiv(num_keys, block["BLOCK_K"])
     blocks_per_split = triton.cdiv(key_blocks, max(1, min(key_blocks, processors(device) // row_blocks)))
@@ -194,12 +195,12 @@ def split_keys(num_queries: int, num_keys: int, block: dict[str, int], device: t
 
 
 def contiguous_rows(x: Tensor) -> Tensor:
-    """`x` with neighbors within a row side by side, as the kernels read it."""
+    """`x` with contiguous rows, as the kernels require."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 def product_dtype(queries: Tensor, keys: Tensor) -> torch.dtype:
-    """What is multiplied: the dtype of the queries, or that of the keys if it is the shorter one."""
+    """The dtype of the products: that of the queries, or of the keys if the queries are float32."""
     return queries.dtype if queries.dtype != torch.float32 else keys.dtype
 
 
@@ -211,7 +212,7 @@ def sweep_triton(
     needs_keys: bool,
     is_unit: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The pass, with the keys in splits that are yet to be merged. `is_unit`: the queries are normalized already.
+    """The pass by the kernel, over splits of the keys that remain to be merged. `is_unit`: queries are unit rows.
 
     Returns:
         totals (splits, B), bests (splits, B), key_sums (splits, B, D) or empty; all float32.
@@ -268,7 +269,7 @@ def merge_triton(
 
 @triton.jit
 def load_rows(start, row, valid, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(rows, BLOCK_D) of a matrix, in its own dtype; zeros outside."""
+    """A (rows, BLOCK_D) tile of a matrix in its own dtype; zeros outside."""
     dims = tl.arange(0, BLOCK_D)
     place = start + row.to(tl.int64)[:, None] * stride + dims[None, :]
     if D == BLOCK_D:
@@ -296,7 +297,7 @@ def _tile(
         weight = tl.exp2(similarity * scale - scale)
     else:
         weight = tl.exp2((similarity - new_best[:, None]) * scale)
-        if SKIP or TAIL:  # while all keys so far are left out, the shift is theirs
+        if SKIP or TAIL:  # if all keys so far are skipped, the shift is -1e30
             weight = tl.where(similarity > -1e29, weight, 0.0)
         rescale = tl.exp2((best - new_best) * scale)
         total *= rescale
@@ -358,7 +359,7 @@ def _merge(
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, EPSILON: tl.constexpr, FIXED_SHIFT: tl.constexpr,
     HAS_GRADIENT: tl.constexpr,
 ):  # fmt: skip
-    """Program i: row i, its splits in their order. The formulas are those of `finish`."""
+    """Program i merges the splits of row i, in their order. The formulas are those of `finish`."""
     row = tl.program_id(0).to(tl.int64)
     split, dims = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
     parts = split * num_queries + row

@@ -1,4 +1,4 @@
-"""What a kernel has to know of the device that it runs on."""
+"""Properties of the device that kernels run on."""
 
 import functools
 import os
@@ -9,9 +9,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-# Triton's interpreter runs the kernels on CPU tensors; it has to be switched on before any kernel is defined.
+# Triton's interpreter runs the kernels on CPU tensors. It must be switched on before any kernel is defined.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ASSUMED_ARCHITECTURE = 90  # where there is no GPU: what is compiled ahead of time
+ASSUMED_ARCHITECTURE = 90  # without a GPU: the architecture to compile for ahead of time
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,7 +20,7 @@ KERNEL_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.f
 
 
 def outside_autocast(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
-    """`function`, which chooses its dtypes by itself, as if its caller had no autocast on."""
+    """Decorator that switches autocast off within `function`, which chooses its dtypes itself."""
 
     @functools.wraps(function)
     def call(first: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -32,27 +32,27 @@ def outside_autocast(function: Callable[Concatenate[Tensor, P], R]) -> Callable[
 
 
 def runs_triton(*tensors: Tensor) -> bool:
-    """Whether Triton can take these tensors: on a GPU, or interpreted, and no dtype that the kernels do not know."""
+    """Whether the kernels support these tensors: on a GPU or interpreted, with dtypes that the kernels know."""
     is_reachable = INTERPRETED or all(x.is_cuda for x in tensors)
     return is_reachable and all(x.dtype in KERNEL_DTYPES or not x.is_floating_point() for x in tensors)
 
 
 def operand_dtype(dtype: torch.dtype) -> tl.dtype:
-    """What matrix products of a kernel multiply for tensors of `dtype`; they add up in float32 always."""
+    """The dtype of the operands of a kernel's matrix products for tensors of `dtype`. Sums are always in float32."""
     if INTERPRETED and dtype == torch.bfloat16:
         return tl.float32  # the interpreter multiplies bfloat16 as integers
     return KERNEL_DTYPES[dtype]
 
 
 def processors(device: torch.device) -> int:
-    """Streaming multiprocessors, to size grids by; an H100's where there is no GPU, few where it is only played."""
+    """Number of streaming multiprocessors, for grid sizes: of an H100 without a GPU, a few in the interpreter."""
     if device.type == "cuda":
         return _properties(device).multi_processor_count
     return 4 if INTERPRETED else 132
 
 
 def architecture(device: torch.device) -> int:
-    """80 for Ampere, 90 for Hopper and so on."""
+    """Compute capability times 10: 80 for Ampere, 90 for Hopper."""
     return 10 * _properties(device).major if device.type == "cuda" else ASSUMED_ARCHITECTURE
 
 

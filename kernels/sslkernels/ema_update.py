@@ -1,10 +1,11 @@
-"""Momentum update of a teacher, over whole lists of tensors (MoCo, He et al. 2019, arXiv 1911.05722, eq. 2).
+"""Momentum update of a teacher, over lists of tensors (MoCo: He et al. 2019, arXiv 1911.05722, eq. 2).
 
     teacher = m teacher + (1 - m) student = teacher + (1 - m) (student - teacher), in place
 
-Traffic: the teacher read and written, the student read, 12 bytes a parameter in float32, and no temporaries. On a GPU
-one launch for each pair of dtypes, whose programs find their block of elements in a table (a second launch where blocks
-are not aligned to 16 bytes). On the CPU torch's foreach; `torch.compile` of `reference` takes 0.85 of its time there.
+Memory traffic: the teacher is read and written and the student read, 12 bytes per float32 parameter, without
+temporaries. On a GPU there is one launch per pair of dtypes, whose programs look up their block of elements in a table,
+and a second one for blocks that are not aligned to 16 bytes. On the CPU torch's foreach functions are used;
+`torch.compile` of `reference` takes 0.85 of their time there.
 """
 
 import functools
@@ -18,9 +19,9 @@ from torch import Tensor
 from sslkernels.arguments import describe
 from sslkernels.device import INTERPRETED, KERNEL_DTYPES, runs_triton
 
-BLOCK, WARPS = 4096, 8  # elements of a program; a multiple of 16 bytes in every dtype: a tensor's blocks begin alike
-ALIGNMENT = 16  # bytes, of the widest access to memory
-CHUNK = 1 << 18  # elements converted at once where the CPU has to: 1 MiB, which stays in the cache
+BLOCK, WARPS = 4096, 8  # elements per program: a multiple of 16 bytes, so all blocks of a tensor are aligned alike
+ALIGNMENT = 16  # bytes of the widest memory access
+CHUNK = 1 << 18  # elements that the CPU converts at once: 1 MiB, which fits the cache
 
 Pairs = list[tuple[Tensor, Tensor]]  # (teacher, student)
 
@@ -29,19 +30,19 @@ Pairs = list[tuple[Tensor, Tensor]]  # (teacher, student)
 def ema_update_(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: float | Tensor) -> None:
     """teacher[i] = momentum teacher[i] + (1 - momentum) student[i] for all i, in place.
 
-    Floating tensors of any dtypes are averaged, in float32 (float64 where either is); integer and bool tensors
-    (counters among buffers) are copied. Any strides: on a GPU those tensors take part in the one launch that are
-    contiguous, or dense with equal strides (channels-last); torch does the others one by one, and float64.
-    A CUDA graph can capture it once it has been called with the same tensors.
+    Floating tensors of any dtype are averaged in float32 (in float64 if teacher or student is); integer and bool
+    tensors, such as counters among buffers, are copied. Strides may differ. On a GPU the kernel takes tensors that are
+    contiguous, or dense with equal strides (channels-last); torch updates other layouts and float64 one by one. A CUDA
+    graph can capture the call after it was made once with the same tensors.
 
     Args:
-        teacher: what changes, whether or not it requires a gradient. No two tensors share memory.
-        student: as many tensors, of the same shapes, all on one device with the teacher's.
-        momentum: 0 to 1; a number, or a 0-d float32 or float64 tensor on the host or on the device of the others. There
-            the kernel reads it: nothing waits for it, and nobody checks its range.
+        teacher: tensors to update, with or without requires_grad. No two may share memory.
+        student: as many tensors of the same shapes, on the same device.
+        momentum: 0 to 1; a number, or a 0-d float32 or float64 tensor on the host or on the device of the tensors. A
+            tensor on the device is read by the kernel, without a wait and without a check of its range.
 
     Raises:
-        ValueError: an argument is not as said.
+        ValueError: an argument has the wrong type, shape, dtype, device or range.
     """
     _check_momentum(momentum)
     if not torch.compiler.is_compiling():
@@ -54,7 +55,7 @@ def ema_update_(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: 
 
 @torch.no_grad()
 def reference(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: float | Tensor) -> None:
-    """`ema_update_`, tensor by tensor."""
+    """`ema_update_` in plain PyTorch, tensor by tensor."""
     for t, s in zip(teacher, student, strict=True):
         t.copy_(momentum * t + (1 - momentum) * s if t.is_floating_point() else s)
 
@@ -90,7 +91,7 @@ def _check_momentum(momentum: float | Tensor) -> None:
 
 
 def _groups(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> dict[tuple[torch.dtype, torch.dtype, bool], Pairs]:
-    """The pairs that are not empty, by dtypes and by whether both are laid out alike. Raises what is wrong."""
+    """Non-empty pairs, by dtypes and by whether both have the same layout. Raises ValueError for wrong arguments."""
     for name, tensors in (("teacher", teacher), ("student", student)):
         wrong = [x for x in tensors if not isinstance(x, Tensor)] if isinstance(tensors, (list, tuple)) else [tensors]
         if wrong:
@@ -117,14 +118,14 @@ def _groups(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> dict[tuple[
 
 
 def _are_laid_out_alike(t: Tensor, s: Tensor) -> bool:
-    """Whether walking both through memory side by side meets each element with its own, and nothing else."""
+    """Whether equal offsets in memory hold equal elements of both tensors, without gaps."""
     if t.is_contiguous() and s.is_contiguous():
         return True
     return t.stride() == s.stride() and torch.ops.aten.is_non_overlapping_and_dense(t)
 
 
 def _average(pairs: Pairs, momentum: float | Tensor) -> None:
-    """By torch: any dtypes, strides and devices; `pairs` have the same two dtypes."""
+    """Update by torch, for any dtypes, strides and devices. All `pairs` have the same two dtypes."""
     t, s = pairs[0]
     wide = torch.float64 if torch.float64 in (t.dtype, s.dtype) else torch.float32
     if isinstance(momentum, Tensor):
@@ -132,7 +133,7 @@ def _average(pairs: Pairs, momentum: float | Tensor) -> None:
     else:
         weight = torch.full((), 1 - momentum, dtype=wide, device=t.device)
     if t.dtype == s.dtype == wide:
-        # A list of weights: on the CPU a tenth faster than one number.
+        # A list of weights is a tenth faster on the CPU than one number.
         torch._foreach_lerp_([t for t, _ in pairs], [s for _, s in pairs], [weight] * len(pairs))
         return
     for pair in pairs:
@@ -143,7 +144,7 @@ def _average(pairs: Pairs, momentum: float | Tensor) -> None:
 
 
 def _launch(pairs: Pairs, momentum: float | Tensor) -> None:
-    """By Triton; `pairs` have the same two dtypes, and each is laid out alike."""
+    """Update by Triton. All `pairs` have the same two dtypes, and both tensors of a pair the same layout."""
     t, s = pairs[0]
     rows = [(t.data_ptr(), s.data_ptr(), t.numel()) for t, s in pairs]
     tables = _tables(t.device, t.element_size(), s.element_size(), tuple(rows))
@@ -161,27 +162,27 @@ def _launch(pairs: Pairs, momentum: float | Tensor) -> None:
                 num_warps=WARPS,
             )
             if table.is_cuda:
-                table.record_stream(torch.cuda.current_stream())  # it may be dropped while another stream reads it
+                table.record_stream(torch.cuda.current_stream())  # the table may be freed while another stream reads it
                 if torch.cuda.is_current_stream_capturing():
                     _captured.append(table)
     torch.autograd.graph.increment_version([t for t, _ in pairs])
 
 
-_captured: list[Tensor] = []  # what CUDA graphs will read again
+_captured: list[Tensor] = []  # tables that CUDA graphs read again
 
 
 @functools.lru_cache(16)
 def _tables(
     device: torch.device, teacher_bytes: int, student_bytes: int, tensors: tuple[tuple[int, int, int], ...]
 ) -> list[tuple[int, Tensor]]:
-    """(alignment, (blocks, 3) int64 on `device`): where a block begins in teacher and student, and its length.
+    """[(alignment, (blocks, 3) int64 on `device`)]: per block its address in teacher and student, and its length.
 
     Args:
-        tensors: address of the teacher, address of the student, number of elements.
+        tensors: (address of the teacher, address of the student, number of elements) for each pair.
 
-    A pure function of numbers: whichever tensors lie there now, a remembered table is what would be made anew. And a
-    table that one stream fills is never read too early by another: both would write the same teacher, so their callers
-    put one after the other.
+    This is a pure function of numbers, so a cached table is right for whichever tensors are at these addresses now. A
+    table that one stream fills cannot be read too early by another: both would write the same teacher, so their callers
+    must order them anyway.
     """
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("ema_update_: call it with these tensors once before a CUDA graph captures it")
@@ -199,7 +200,7 @@ def _tables(
 @triton.jit
 def _ema_kernel(
     table,
-    weight,  # 1 - momentum, where there is no pointer to the momentum
+    weight,  # 1 - momentum, unless `momentum` is a pointer
     momentum,
     TEACHER: tl.constexpr,
     STUDENT: tl.constexpr,
@@ -207,7 +208,7 @@ def _ema_kernel(
     BLOCK: tl.constexpr,
 ):
     row = table + 3 * tl.program_id(0).to(tl.int64)
-    # Known to be aligned, 16 bytes are moved at once.
+    # The hint lets the compiler move 16 bytes at once.
     teacher = tl.multiple_of(tl.load(row).to(tl.pointer_type(TEACHER)), ALIGNMENT)
     student = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(STUDENT)), ALIGNMENT)
     size = tl.multiple_of(tl.load(row + 2), ALIGNMENT)
@@ -216,6 +217,6 @@ def _ema_kernel(
     at = tl.arange(0, BLOCK)
     t = tl.load(teacher + at, mask=at < size).to(tl.float32)
     s = tl.load(student + at, mask=at < size).to(tl.float32)
-    # From the nearer end, as torch.lerp: momentum 0 gives the student to the bit.
+    # Interpolate from the nearer end, as torch.lerp does: momentum 0 gives exactly the student.
     moved = tl.where(weight < 0.5, t + weight * (s - t), s - (1 - weight) * (s - t))
     tl.store(teacher + at, moved.to(TEACHER), mask=at < size)

@@ -1,4 +1,4 @@
-"""A loss whose gradient came out of its forward pass, handed to autograd."""
+"""Hands autograd a gradient that the forward pass of a loss already computed."""
 
 import torch
 from torch import Tensor
@@ -6,15 +6,15 @@ from torch import Tensor
 
 @torch.library.custom_op("sslkernels::with_gradient", mutates_args=())
 def with_gradient(losses: Tensor, inputs: Tensor, gradients: Tensor) -> Tensor:
-    """`losses`, known to autograd as a function of `inputs`.
+    """Return `losses` as a differentiable function of `inputs`.
 
     Args:
         losses: 0-d, or (B,).
-        inputs: (B, D), what the losses were computed from.
-        gradients: (B, D), of the one loss, or of loss i with respect to row i. Multiplied by what comes from above in
-            their own dtype, then cast to that of `inputs`.
+        inputs: (B, D), the tensor that the losses were computed from.
+        gradients: (B, D), gradient of the 0-d loss, or row i: gradient of loss i with respect to row i of `inputs`. The
+            backward pass multiplies them by the upstream gradient in their own dtype, then casts to that of `inputs`.
 
-    A second derivative is an error, not zero: the gradient itself is no function that autograd knows.
+    A second derivative is an error, not zero, because autograd does not know how the gradient was computed.
     """
     return losses.clone()
 

@@ -2,7 +2,7 @@
 
     loss_i = -log( exp(q_i.p_i / T) / (exp(q_i.p_i / T) + sum_j exp(q_i.u_j / T)) ),   q_i = queries_i / |queries_i|
 
-Loss, gradient and accuracy come out of one pass over the queue (`sslkernels.contrast`): no B x K tensor is made.
+One pass over the queue gives loss, gradient and accuracy (`sslkernels.contrast`); no B x K tensor is created.
 """
 
 from typing import Literal
@@ -26,21 +26,21 @@ def info_nce(
     *,
     reduction: Literal["mean", "none"] = "mean",
 ) -> tuple[Tensor, Tensor]:
-    """Tell the positive from the rows of a queue.
+    """InfoNCE loss of each query with one positive and the rows of a queue as negatives.
 
-    Products are taken in the dtype of the queries (or of the queue, if it alone is a half), everything else in float32.
-    A zero query has the similarity 0 to everything and gets no gradient.
+    Products use the dtype of the queries (of the queue if only that is a 16-bit type); everything else is float32. A
+    zero query has similarity 0 to all rows and gets no gradient.
 
     Args:
-        queries: (B, D), not yet normalized; they get the gradient.
+        queries: (B, D), normalized inside; they get the gradient.
         positives: (B, D), normalized rows; row i belongs to query i. No gradient.
         queue: (K, D), normalized rows, shared by all queries. No gradient.
         temperature: T, above 0.
         reduction: "mean" over the rows, or "none".
 
     Returns:
-        The loss, 0-d or (B,); and the share of queries closer to their positive than to any row of the queue, 0-d. Both
-        float32 (float64 for float64 queries).
+        The loss, 0-d or (B,); and the share of queries that are closer to their positive than to every row of the
+        queue, 0-d. Both are float32 (float64 for float64 queries).
 
     Raises:
         ValueError: an argument of the wrong shape, dtype or device.
@@ -63,7 +63,7 @@ def info_nce(
 def reference(
     queries: Tensor, positives: Tensor, queue: Tensor, temperature: float, *, reduction: str = "mean"
 ) -> tuple[Tensor, Tensor]:
-    """The same in plain PyTorch, with all B x (1 + K) logits."""
+    """`info_nce` in plain PyTorch, with all B x (1 + K) logits."""
     queries = F.normalize(queries, dim=1)
     logits = torch.cat([(queries * positives).sum(dim=1, keepdim=True), queries @ queue.T], dim=1)
     hits = logits[:, 0] > logits[:, 1:].amax(dim=1)

@@ -1,16 +1,16 @@
-"""NT-Xent, the loss of SimCLR (Chen et al. 2020, arXiv 2002.05709, eq. 1 and algorithm 1), over all ranks' rows.
+"""NT-Xent, the loss of SimCLR (Chen et al. 2020, arXiv 2002.05709, eq. 1 and algorithm 1), over the rows of all ranks.
 
     loss_i = -x_i,pos(i) + log sum_{j != i} exp(x_ij),   x_ij = z_i.z_j / T,   z_i = embeddings_i / |embeddings_i|
 
-Every row is a query and a key of all others. Since x is symmetric, the gradient of the mean over all M rows with
-respect to a row needs no gradient from other ranks, only their log-sums:
+Each row is a query, and a key of all other rows. Since x is symmetric, the gradient of the mean over all M rows with
+respect to one row needs the log-sums of other ranks but no gradients:
 
     d/dz_i = 1/(M T) ( sum_{j != i} (exp(x_ij - lse_i) + exp(x_ij - lse_j)) z_j - 2 z_pos(i) )
 
-So: gather the rows, one pass for the log-sums of the own rows, gather those, one pass for the gradient. Nothing of size
-M x M exists; 6 M^2 D operations, and backward only multiplies by what comes from above. Both passes leave the positive
-out and it is added by hand: lse_i - x_i,pos(i), and 1 minus the positive's probability, would be rounding errors where
-the network has learned its task.
+So the steps are: gather the rows, compute the log-sums of this rank's rows in one pass, gather those, compute the
+gradient in a second pass. No M x M tensor exists; 6 M^2 D operations; the backward pass only multiplies by the upstream
+gradient. Both passes skip the positive, whose terms are added separately, because lse_i - x_i,pos(i), and 1 minus the
+positive's probability, would be rounding errors once the network has learned the task.
 """
 
 import math
@@ -42,21 +42,20 @@ from sslkernels.gradient import with_gradient
 
 @outside_autocast
 def nt_xent(embeddings: Tensor, temperature: float, *, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Tell the other view of an image from all other rows.
+    """NT-Xent loss: each row's positive is the other view of its image, all other rows are negatives.
 
-    Products are taken in the dtype of the embeddings, everything else in float32. A zero row has the similarity 0 to
-    everything and gets no gradient. On the CPU plain PyTorch is a fifth faster, 0.3 ms, for 512 rows, and slower for
-    2,048.
+    Products use the dtype of the embeddings; everything else is float32. A zero row has similarity 0 to all rows and
+    gets no gradient. On the CPU plain PyTorch is a fifth faster (0.3 ms) for 512 rows, and slower for 2,048.
 
     Args:
-        embeddings: (2N, D), not yet normalized; rows i and i + N are one image.
+        embeddings: (2N, D), normalized inside; rows i and i + N are views of one image.
         temperature: T, above 0.
-        group: count the rows of its ranks, each with equally many; None: this process alone. All ranks of the group
-            call alike, and weigh the loss alike.
+        group: process group whose rows are included, equally many per rank; None: this process alone. All its ranks
+            must call this function and weight the loss equally.
 
     Returns:
-        The mean over this rank's rows, 0-d, float32 (float64 for float64). Gradients that are averaged over ranks are
-        those of one process with the whole batch.
+        The mean over this rank's rows, 0-d, float32 (float64 for float64 embeddings). Averaging its gradients over
+        ranks gives the gradient of one process with the whole batch.
 
     Raises:
         ValueError: an argument of the wrong shape or dtype.
@@ -66,7 +65,7 @@ def nt_xent(embeddings: Tensor, temperature: float, *, group: dist.ProcessGroup 
         raise ValueError(f"embeddings: expected an even number of rows, got {describe(embeddings)}")
     check_positive("temperature", temperature)
     unit, length = normalize(embeddings.detach())
-    # Both sides of every product are the same rounded rows, or x would not be symmetric.
+    # Both operands of every product are the same rounded rows; otherwise x would not be symmetric.
     rows = (unit.to(embeddings.dtype) if is_for_kernels(embeddings, embeddings) else unit).contiguous()
     columns, half = gather_rows(rows, group), len(rows) // 2
     own = torch.arange(len(rows), device=rows.device) + first_row(rows, group)
@@ -79,14 +78,14 @@ def nt_xent(embeddings: Tensor, temperature: float, *, group: dist.ProcessGroup 
         return losses.mean()
     log_sum = similarity + losses
     gradient = _attraction(rows, columns, pair, log_sum, gather_rows(log_sum, group), temperature)
-    negatives_share = margin.sigmoid()  # of row i's probability; the pull toward the positive is i's and its partner's
+    negatives_share = margin.sigmoid()  # of row i's probability; both i and its partner pull toward the positive
     gradient = gradient.addcmul_((negatives_share + negatives_share.roll(half)).unsqueeze(1), other, value=-1)
     gradient = through_normalization(gradient.mul_(1 / (temperature * len(rows))), unit, length)
     return with_gradient(losses.mean(), embeddings, gradient)
 
 
 def reference(embeddings: Tensor, temperature: float) -> Tensor:
-    """The same for one process in plain PyTorch, with all 2N x 2N logits."""
+    """`nt_xent` for one process in plain PyTorch, with all 2N x 2N logits."""
     unit, half = F.normalize(embeddings, dim=1), len(embeddings) // 2
     logits = (unit @ unit.T / temperature).fill_diagonal_(-torch.inf)
     return F.cross_entropy(logits, torch.arange(len(unit), device=unit.device).roll(half))
@@ -106,7 +105,7 @@ def _(rows: Tensor, columns: Tensor, pair: Tensor, temperature: float) -> Tensor
 def _attraction(
     rows: Tensor, columns: Tensor, pair: Tensor, log_sum: Tensor, column_log_sum: Tensor, temperature: float
 ) -> Tensor:
-    """(B, D): sum over all columns j but the pair's of (exp(x_ij - lse_i) + exp(x_ij - lse_j)) z_j."""
+    """(B, D): sum over all columns j outside `pair` of (exp(x_ij - lse_i) + exp(x_ij - lse_j)) z_j."""
     if is_for_kernels(rows, columns):
         return attraction_triton(rows, columns, pair, log_sum, column_log_sum, temperature)
     result, is_fixed = torch.zeros_like(rows), is_shift_fixed(temperature, rows.dtype)
@@ -136,7 +135,7 @@ def _(
 def attraction_triton(
     rows: Tensor, columns: Tensor, pair: Tensor, log_sum: Tensor, column_log_sum: Tensor, temperature: float
 ) -> Tensor:
-    """As `_attraction`, by the kernel."""
+    """`_attraction`, computed by the kernel."""
     (num_rows, dim), num_columns = rows.shape, len(columns)
     block = tiles(dim, rows.dtype, rows.device, needs_keys=True)
     splits, columns_per_split = split_keys(num_rows, num_columns, block, rows.device)
@@ -156,9 +155,9 @@ def _attract(
     D: tl.constexpr, OPERAND: tl.constexpr, FIXED_SHIFT: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program (b, s): block b of the rows against split s of the columns. `scale` is log2(e) / T."""
+    """Program (b, s): block b of the rows and split s of the columns. `scale` is log2(e) / T."""
     LOG2_E: tl.constexpr = 1.4426950408889634
-    GAIN: tl.constexpr = 10.0  # weights times 2^10, so that small ones are normal numbers in float16
+    GAIN: tl.constexpr = 10.0  # weights are scaled by 2^10, so that small ones are normal numbers in float16
     row = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     valid = row < num_rows
     block = load_rows(rows, row, valid, row_stride, D, BLOCK_D).to(OPERAND)

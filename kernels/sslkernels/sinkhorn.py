@@ -6,13 +6,14 @@ In the log domain, with x = scores / epsilon, B rows on all ranks and beta = 0:
                               beta_b  = -log sum_k exp(x_bk + alpha_k)   (all rows get the same mass)
     q_bk = exp(x_bk + alpha_k + beta_b)
 
-which is what SwAV's code computes by dividing exp(x) by its column and row sums; its factors 1/K and 1/B cancel. As the
-rows come last, q_b = softmax((scores_b - center) / epsilon) with center = -epsilon alpha: a Sinkhorn target is that of
-a softmax with a center, and `soft_cross_entropy` takes it as one, so that the B x K assignments need not exist.
+SwAV's code computes the same by dividing exp(x) by its column and row sums; its factors 1/K and 1/B cancel. Since the
+rows are normalized last, q_b = softmax((scores_b - center) / epsilon) with center = -epsilon alpha. A Sinkhorn target
+is thus a softmax with a center, which `soft_cross_entropy` accepts, so the B x K assignments need not exist.
 
-On a GPU the first iteration reads the scores once, each further one twice; the assignments take two more reads and one
-write. On the CPU, where a chunk of rows is normalized and added to the columns while it is in the cache, each iteration
-and the assignments read once; there `torch.compile` of `reference` takes 0.8 to 1.1 of the time (docs/kernels.md).
+On a GPU the first iteration reads the scores once and each further one twice; the assignments take two reads and one
+write. On the CPU a chunk of rows is normalized and added to the columns while it is in the cache, so each iteration and
+the assignments read the scores once; `torch.compile` of `reference` takes 0.8 to 1.1 of the time there
+(docs/kernels.md).
 """
 
 import math
@@ -43,18 +44,18 @@ from sslkernels.running_softmax import (
 def sinkhorn(scores: Tensor, epsilon: float, num_iters: int, *, group: dist.ProcessGroup | None = None) -> Tensor:
     """Assignments of rows to prototypes that use all prototypes equally.
 
-    A score of -inf is an impossible assignment. A row of nothing else gets the assignments 0, a column of nothing else
-    takes nothing; the others are as if it did not exist.
+    A score of -inf is an impossible assignment. A row or column that is -inf throughout gets assignments of 0 and does
+    not affect the others.
 
     Args:
         scores: (B, K), this rank's rows.
-        epsilon: temperature, above 0; the lower, the sharper.
-        num_iters: at least 1. (None would be a plain softmax.)
-        group: the ranks that share the columns, this process alone by default. Each may have another number of rows, at
-            least one. One all-gather of K floats per iteration; all ranks get bit-equal columns.
+        epsilon: temperature, above 0; a lower one gives sharper assignments.
+        num_iters: number of iterations, at least 1.
+        group: process group over which columns are summed; None: this process alone. Ranks may have different numbers
+            of rows, at least one. One all-gather of K floats per iteration; all ranks get bit-equal column sums.
 
     Returns:
-        (B, K) in the dtype of the scores, rows summing to 1, without gradient.
+        (B, K) in the dtype of the scores, without gradient; rows sum to 1.
 
     Raises:
         ValueError: an argument of the wrong shape, dtype or range.
@@ -67,7 +68,7 @@ def sinkhorn(scores: Tensor, epsilon: float, num_iters: int, *, group: dist.Proc
 def sinkhorn_center(
     scores: Tensor, epsilon: float, num_iters: int, *, group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """The center for which softmax((scores - center) / epsilon) are the assignments of `sinkhorn`.
+    """The center with which softmax((scores - center) / epsilon) equals the assignments of `sinkhorn`.
 
     Arguments and errors are those of `sinkhorn`.
 
@@ -107,8 +108,8 @@ def _finite(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("sslkernels::column_levels", mutates_args=())
 def _column_levels(scores: Tensor, center: Tensor | None, epsilon: float) -> Tensor:
-    """epsilon log sum_b exp((scores_bk - level_b) / epsilon), (K,), with the row levels that go with the center:
-    level_b = epsilon log sum_k exp((scores_bk - center_k) / epsilon), or 0 without a center."""
+    """(K,): epsilon log sum_b exp((scores_bk - level_b) / epsilon), where level_b is the row level under the center,
+    epsilon log sum_k exp((scores_bk - center_k) / epsilon), or 0 without a center."""
     if not runs_triton(scores):
         return _column_levels_in_chunks(scores, center, epsilon)
     row_levels = None if center is None else _row_levels_triton(scores, center, epsilon)
@@ -136,11 +137,12 @@ def _(scores: Tensor, center: Tensor, epsilon: float) -> Tensor:
 
 
 def _column_levels_in_chunks(scores: Tensor, center: Tensor | None, epsilon: float) -> Tensor:
-    """The columns' masses under the old center are added up, and move it.
+    """Add up each column's mass under the old center; the result is the new center.
 
-    Without a center, each column's maximum stands in for one, so that its greatest term is 1. A center that comes from
-    an iteration gives every column at least the mass 1/K once the rows are normalized, over all ranks, so nothing that
-    underflows matters and there is no running maximum: the columns had mass 1 before, and no row had more than K.
+    Without a center, the maximum of each column takes its place, so that the largest term is 1. Under the center of an
+    earlier iteration, each column has a mass of at least 1/K over all ranks once the rows are normalized (columns had
+    mass 1 before, and no row more than K). Terms that underflow therefore do not matter, and no running maximum is
+    needed.
     """
     is_first = center is None
     if center is None:
@@ -165,7 +167,7 @@ def _assignments_in_chunks(scores: Tensor, center: Tensor, epsilon: float) -> Te
 
 
 def _normalize_(x: Tensor, epsilon: float) -> Tensor:
-    """exp(x / epsilon) in place, times a number for each row; returns the factors that make the rows' sums 1, or 0."""
+    """exp(x / epsilon) in place, up to a factor per row. Returns the factors that make each row sum to 1, or 0."""
     total = exponentiate_(x.sub_(finite_max(x, dim=1)), epsilon).sum(dim=1)
     return torch.where(total == 0, 0.0, 1 / total)
 
@@ -175,7 +177,7 @@ def _normalize_(x: Tensor, epsilon: float) -> Tensor:
 
 
 def _row_levels_triton(scores: Tensor, center: Tensor, epsilon: float) -> Tensor:
-    """epsilon log sum_k exp((scores_bk - center_k) / epsilon), (B,)."""
+    """(B,): epsilon log sum_k exp((scores_bk - center_k) / epsilon)."""
     scores = contiguous_rows(scores)
     (rows, columns), block_rows, block_columns = scores.shape, 4, 512  # a warp for each row
     row_blocks = triton.cdiv(rows, block_rows)
@@ -220,7 +222,7 @@ def _sweep_rows(
 ):
     """Program (b, s): block b of rows, split s of the columns. `scale` is log2(e) / epsilon.
 
-    Every place in the tile has a sum of its own until the end: no exchange between threads in the loop.
+    Each position of the tile has its own sum until the end, so threads exchange nothing within the loop.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     high = tl.full([ROWS, COLUMNS], LOWEST, tl.float32)
@@ -233,7 +235,7 @@ def _sweep_rows(
         high, old, new = weigh(high, x, scale)
         total = total * old + new
     top, weight = weigh_all(high, scale, 1)
-    level = top + tl.log2(tl.sum(total * weight, axis=1)) / scale  # of a row of -inf: -inf
+    level = top + tl.log2(tl.sum(total * weight, axis=1)) / scale  # -inf for a row that is -inf throughout
     tl.store(parts + tl.program_id(1).to(tl.int64) * rows + row, level, mask=row < rows)
 
 
@@ -273,6 +275,6 @@ def _assign(
 
 @triton.jit
 def _finite_levels(row_levels, row, rows):
-    """0 for a row of -inf, which then stays one."""
+    """Row levels, 0 in place of -inf, so that a row that is -inf throughout stays -inf."""
     level = tl.load(row_levels + row, mask=row < rows, other=0.0)
     return tl.where(level == -float("inf"), 0.0, level)

@@ -5,11 +5,11 @@ center of section 3.1; SwAV: Caron et al. 2020, arXiv 2006.09882, eq. 2, with th
            = log sum_k exp(student_bk / tau_s) - sum_k q_bk student_bk / tau_s
     d loss_b / d student_bk = (softmax(student_b / tau_s)_k - q_bk) / tau_s
 
-One pass over student and teacher carries both sums of exponentials and the sum of their cross terms; backward takes the
-exponentials anew. Besides the gradient, in the dtype of the student, no B x K tensor is made: four numbers a row are
-kept. Bytes for each of the B x K scores, of s bytes each: 2 s forward, 3 s backward (the center is 4 K, mostly cached).
-On the CPU, where a chunk takes several passes through the cache, `torch.compile` of `reference` takes 0.6 to 0.9 of the
-time (docs/kernels.md).
+One pass over student and teacher computes both sums of exponentials and the sum of the cross terms; the backward pass
+computes the exponentials again. The gradient, in the dtype of the student, is the only B x K tensor; four numbers per
+row are kept for the backward pass. Memory traffic per score of s bytes: 2 s forward, 3 s backward (the center, 4 K
+bytes, is mostly cached). On the CPU a chunk needs several passes through the cache, and `torch.compile` of `reference`
+takes 0.6 to 0.9 of the time (docs/kernels.md).
 """
 
 import math
@@ -45,23 +45,23 @@ def soft_cross_entropy(
     *,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """Cross-entropy of the softmax of a student's scores against that of a teacher's, each at its own temperature.
+    """Cross-entropy between the softmax of a teacher's and of a student's scores, each with its own temperature.
 
-    A teacher's score of -inf has probability 0, and costs nothing even where the student's is -inf. A row of nothing
-    else has no target: its loss and its gradient are 0.
+    A teacher's score of -inf is probability 0 and adds nothing to the loss, even where the student's score is -inf. A
+    row whose teacher is -inf throughout has no target: its loss and gradient are 0.
 
     Args:
         student: (B, K) scores; they get the gradient.
         teacher: (B, K) scores, or probabilities. No gradient.
         student_temperature: tau_s, above 0.
-        teacher_temperature: tau_t, above 0; None if the rows of `teacher` are probabilities already. These need not sum
-            to 1: the loss is the sum over k as it stands.
-        center: (K,), taken off the teacher's scores: DINO's running mean, or `sinkhorn_center` with its epsilon as
-            tau_t. No gradient.
+        teacher_temperature: tau_t, above 0; None if the rows of `teacher` are probabilities. These need not sum to 1:
+            the loss is the sum over k in any case.
+        center: (K,), subtracted from the teacher's scores: DINO's running mean, or the result of `sinkhorn_center` with
+            its epsilon as tau_t. No gradient.
         reduction: "mean" over the rows, or "none".
 
     Returns:
-        0-d or (B,), float32 (float64 if student or teacher is).
+        The loss, 0-d or (B,), float32 (float64 if student or teacher is).
 
     Raises:
         ValueError: an argument of the wrong shape, dtype, device or range.
@@ -97,7 +97,7 @@ def reference(
     *,
     reduction: str = "mean",
 ) -> Tensor:
-    """The same in plain PyTorch."""
+    """`soft_cross_entropy` in plain PyTorch."""
     if teacher_temperature is not None:
         scores = teacher if center is None else teacher - center
         teacher = torch.softmax(scores / teacher_temperature, dim=1).masked_fill(scores == -math.inf, 0.0)
@@ -110,7 +110,7 @@ def reference(
 def _forward(
     student: Tensor, teacher: Tensor, center: Tensor | None, tau_s: float, tau_t: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Losses (B,), and what backward needs of each row, (4, B): see `_finish`."""
+    """Losses (B,), and the statistics of each row that the backward pass needs, (4, B): see `_finish`."""
     forward = _forward_triton if _takes_triton(student, teacher, center) else _forward_in_chunks
     return forward(student, teacher, center, tau_s, tau_t)
 
@@ -133,7 +133,7 @@ def _gradient(
     tau_s: float,
     tau_t: float | None,
 ) -> Tensor:
-    """(B, K), with respect to the student, in its dtype. It has no derivative: a second one is an error, not zero."""
+    """(B, K) gradient with respect to the student, in its dtype. A second derivative is an error, not zero."""
     backward = _backward_triton if _takes_triton(student, teacher, center) else _backward_in_chunks
     return backward(upstream, student, teacher, center, statistics, tau_s, tau_t)
 
@@ -185,7 +185,7 @@ def _forward_in_chunks(
         s = s - high_s
         e = t if tau_t is None else exponentiate_(t - high_t, tau_t)
         cross = (e * s).sum(dim=1)
-        if s.is_cuda or not cross.isfinite().all():  # s may be -inf where e is 0; a GPU is not waited for
+        if s.is_cuda or not cross.isfinite().all():  # s may be -inf where e is 0; on a GPU always, to avoid a wait
             cross = (e * s).masked_fill_(e == 0, 0.0).sum(dim=1)
         sums[0, rows], sums[1, rows] = high_s.squeeze(1), exponentiate_(s, tau_s).sum(dim=1)
         sums[2, rows], sums[3, rows], sums[4, rows] = high_t.squeeze(1), e.sum(dim=1), cross
@@ -193,7 +193,7 @@ def _forward_in_chunks(
 
 
 def _finish(sums: Tensor, tau_s: float, tau_t: float | None) -> tuple[Tensor, Tensor]:
-    """Losses (B,), and for backward (4, B): high_s, factor_s, high_t, factor_t.
+    """Losses (B,), and for the backward pass (4, B): high_s, factor_s, high_t, factor_t.
 
     Args:
         sums: (5, B): high_s, total_s, high_t, total_t, cross, where for each row
@@ -242,7 +242,7 @@ def _forward_triton(
     student: Tensor, teacher: Tensor, center: Tensor | None, tau_s: float, tau_t: float | None
 ) -> tuple[Tensor, Tensor]:
     student, teacher, center = contiguous_rows(student), contiguous_rows(teacher), _contiguous(center)
-    (rows, columns), block_rows, block_columns = student.shape, 4, 256  # a warp for each row
+    (rows, columns), block_rows, block_columns = student.shape, 4, 256  # one warp per row
     row_blocks = triton.cdiv(rows, block_rows)
     splits, per_split = split(columns, block_columns, 4, row_blocks, student.device)
     parts = student.new_empty((splits, 5, rows), dtype=torch.float32)
@@ -294,7 +294,7 @@ def _sweep(
 ):  # fmt: skip
     """Program (b, s): block b of rows, split s of the columns.
 
-    Every place in the tile has sums of its own until the end: no exchange between threads in the loop.
+    Each position of the tile has its own sums until the end, so threads exchange nothing within the loop.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     high_s = tl.full([ROWS, COLUMNS], LOWEST, tl.float32)
@@ -311,7 +311,7 @@ def _sweep(
         total_s = total_s * old + new
         cross += (high_s - higher_s) * total_t
         high_s = higher_s
-        s -= high_s  # may be -inf, and then so may cross
+        s -= high_s  # may be -inf, and then cross may be too
         if ARE_PROBABILITIES:
             total_t += t
             cross += tl.where(t == 0, 0.0, t * s)
@@ -336,7 +336,7 @@ def _merge(
     parts, losses, statistics, rows, splits, scale_s, scale_t,
     ARE_PROBABILITIES: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Program b: block b of rows, all their splits. The formulas are those of `_finish`."""
+    """Program b merges all splits of block b of the rows. The formulas are those of `_finish`."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     split = tl.arange(0, SPLITS)
     valid = (split < splits)[:, None] & (row < rows)[None, :]
@@ -388,7 +388,7 @@ def _differentiate(
 
 @triton.jit
 def _load_teacher(teacher, center, row, column, rows, columns, stride, ARE_PROBABILITIES: tl.constexpr):
-    """float32 scores without the center, or probabilities."""
+    """A float32 tile of scores minus the center, or of probabilities."""
     if ARE_PROBABILITIES:
         return load_tile(teacher, row, column, rows, columns, stride, 0.0)
     t = load_tile(teacher, row, column, rows, columns, stride, -float("inf"))

@@ -1,4 +1,4 @@
-"""Compiles what a call would launch, for GPUs that are not there, and reads what the assembler says of it.
+"""Compiles the kernels that a call would launch, without a GPU, and reads the assembler's report.
 
 `launched(call, arch)` runs `call` with tensors on the meta device; every `kernel[grid](...)` in it is compiled for that
 architecture with exactly the constants, types, alignments and options of the launch, and nothing runs.
@@ -30,7 +30,7 @@ POINTERS = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What one thread, or one program, of a kernel takes: registers a thread, spilled and shared bytes."""
+    """Resources of a kernel: registers and spilled bytes per thread, shared bytes and warps per program."""
 
     kernel: str
     registers: int
@@ -42,21 +42,21 @@ class Resources:
 
 def launched(call: Callable[[], Any], arch: int) -> list[Resources]:
     """The kernels that `call` launches, compiled for `arch` (80, 90), each once, in order of first launch."""
-    found: dict[tuple[Any, ...], Resources] = {}
+    compiled: dict[tuple[Any, ...], Resources] = {}
 
     def compile_instead(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         assert all(isinstance(size, int) for size in grid), "grids are tuples of whole numbers"
         source, options = _source(self, args, options)
         key = (self.__name__, str(source.signature), str(source.constants), str(source.attrs), str(options))
-        if key not in found:
-            found[key] = _compiled(source, options, arch)
+        if key not in compiled:
+            compiled[key] = _compiled(source, options, arch)
 
     with (
         mock.patch.object(JITFunction, "run", compile_instead),
         mock.patch.object(device, "ASSUMED_ARCHITECTURE", arch),
     ):
         call()
-    return list(found.values())
+    return list(compiled.values())
 
 
 def _source(kernel: JITFunction, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[ASTSource, dict[str, Any]]:
@@ -87,11 +87,11 @@ def _compiled(source: ASTSource, options: dict[str, Any], arch: int) -> Resource
         Path(folder, "kernel.ptx").write_text(ptx)
         target = re.search(r"^\.target (\S+)", ptx, re.MULTILINE)[1].rstrip(",")
         command = [str(ASSEMBLER), "-v", f"--gpu-name={target}", "kernel.ptx", "-o", "kernel.cubin"]
-        said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
+        report = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
     return Resources(
         kernel=compiled.metadata.name,
-        registers=int(re.search(r"Used (\d+) registers", said)[1]),
-        spilled_bytes=sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)),
+        registers=int(re.search(r"Used (\d+) registers", report)[1]),
+        spilled_bytes=sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", report)),
         shared_bytes=compiled.metadata.shared,
         warps=compiled.metadata.num_warps,
         ptx=ptx,

@@ -1,4 +1,4 @@
-"""The contrastive operations side by side: what each is called with, and what it must equal."""
+"""The contrastive operations with their references and random arguments."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from sslkernels.nt_xent import reference as nt_xent_reference
 
 @dataclass(frozen=True)
 class Operation:
-    """`function` and `reference` take queries (B, D), then what `others(queries, num_keys, random)` makes, then T."""
+    """`function` and `reference` take queries (B, D), the tensors of `others(queries, num_keys, random)`, and T."""
 
     function: Callable[..., Tensor]
     reference: Callable[..., Tensor]
@@ -33,7 +33,7 @@ def unit_rows(rows: int, dim: int, like: Tensor, random: torch.Generator) -> Ten
 
 
 def near(queries: Tensor, random: torch.Generator) -> Tensor:
-    """Positives: unit rows that lie around the queries as those of a half-trained network do."""
+    """Positives: unit rows near the queries, as a half-trained network gives them."""
     noise = torch.randn(queries.shape, generator=random) * 0.5
     return F.normalize(F.normalize(queries.float().cpu(), dim=1) * queries.shape[1] ** 0.5 + noise, dim=1).to(queries)
 
@@ -74,7 +74,7 @@ PER_ROW = Operation(
 
 
 def nt_xent_over_ranks(num_ranks: int) -> tuple[float, Tensor]:
-    """Loss and gradient of a linear map's weight, averaged over ranks, each with its share of 24 images."""
+    """Loss, and gradient of a linear map's weight, averaged over ranks that each have a share of 24 images."""
     dist.init_process_group("gloo")
     first, second, weight = _images()
     mine = slice(dist.get_rank(), None, num_ranks)
@@ -92,7 +92,7 @@ def batch_nce_over_ranks(num_ranks: int) -> tuple[float, Tensor]:
 
 
 def one_process(name: str) -> tuple[float, Tensor]:
-    """What the ranks must come to, in float64."""
+    """Loss and gradient of one process in float64, which the ranks must reproduce."""
     first, second, weight = (x.detach().double() for x in _images())
     weight.requires_grad_()
     if name == "nt_xent":

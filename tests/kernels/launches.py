@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: calls on meta tensors that launch each kernel as real shapes launch it."""
+"""Launches to compile ahead of time: calls on meta tensors that launch each kernel as real shapes do."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,7 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-# "operation: what distinguishes this launch" -> the call
+# "operation: arguments of this launch" -> the call
 LAUNCHES: dict[str, Callable[[], Any]] = {}
 
 
@@ -58,7 +58,7 @@ def _bank_nce(dtype: torch.dtype, dim: int, temperature: float) -> None:
     bank_nce_triton(rows, _meta(1281167, dim), rows, drawn, temperature, True)
 
 
-# float16 and small temperatures take the running maximum, the others the fixed shift.
+# float16 and small temperatures use the running maximum, the others the fixed shift.
 LAUNCHES |= {
     f"{name}: {str(dtype).removeprefix('torch.')}, D {dim}, T {temperature}": partial(call, dtype, dim, temperature)
     for name, call in {"info_nce": _info_nce, "batch_nce": _batch_nce, "nt_xent": _nt_xent}.items()

@@ -1,4 +1,4 @@
-"""How much memory a call takes at once, counted in tensors."""
+"""Peak memory of a call, counted from its tensors."""
 
 import weakref
 
@@ -7,13 +7,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Peak(TorchDispatchMode):
-    """Within it, `bytes` is the most that tensors made since it began held at once.
+    """A context in which `bytes` is the peak memory of all tensors created since it was entered.
 
-    What operators allocate within themselves is not seen, nor what is inside a custom operator: call its `_init_fn`.
+    Memory that an operator allocates internally is not counted. To look into a custom operator, call its `_init_fn`.
     """
 
     def __init__(self, *known: Tensor) -> None:
-        """`known`: tensors from before, whose views do not count."""
+        """`known`: existing tensors, whose views are not counted."""
         super().__init__()
         self.bytes = 0
         self._known = {x.untyped_storage().data_ptr() for x in known}

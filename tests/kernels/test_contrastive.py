@@ -76,6 +76,12 @@ def test_peaked_and_flat(name, temperature, dtype, device):
     check(OPERATIONS[name], queries, others, temperature, dtype)
 
 
+def test_float16_needs_the_running_maximum(device):
+    """At the lowest temperature of the fixed shift, weights relative to 1/T would be subnormal in float16."""
+    queries, others = arguments("batch_nce", 34, 24, 150, torch.float16, device, seed=1)
+    check(OPERATIONS["batch_nce"], queries, others, 0.026, torch.float16)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_loss_per_row(dtype, device):
     queries, others = arguments("info_nce", 14, 16, 31, dtype, device)
@@ -108,9 +114,26 @@ def test_zero_rows_have_a_loss_and_no_gradient(name, dtype, device):
     expected[2] = 0
     assert_as_accurate(value, truth.to(dtype), truth, dtype)
     assert not gradient[2].any()
-    assert error(gradient, expected) < 0.03 * float(expected.abs().max())  # the others have theirs
+    assert error(gradient, expected) < 0.03 * float(expected.abs().max())  # of the other rows
     value, gradient = value_and_gradient(OPERATIONS[name], torch.zeros_like(queries), *others, 0.1)
     assert value.isfinite().all() and not gradient.any()
+
+
+def test_keys_far_from_every_query_count_at_a_low_temperature(device):
+    """exp((s - 1) / T) underflows for them, so the shift must follow the largest similarity."""
+    random = torch.Generator().manual_seed(6)
+    center = torch.zeros(16).index_fill_(0, torch.tensor(3), 1.0)
+    queries = (center + 0.05 * torch.randn(34, 16, generator=random)).to(device)
+    keys = F.normalize(0.05 * torch.randn(150, 16, generator=random) - center, dim=1).to(device)
+    check(OPERATIONS["info_nce"], queries, [F.normalize(-queries, dim=1), keys], 0.01, torch.float32)
+
+
+def test_the_views_of_one_image_have_no_negatives(device):
+    """At a low temperature the log-sum of opposite rows is far below 0; columns outside the matrix must not count."""
+    rows = torch.zeros(2, 16, device=device)
+    rows[0, 3], rows[1, 3] = 1.0, -1.0
+    value, gradient = value_and_gradient(nt_xent, rows, 0.01)
+    assert float(value) == 0.0 and not gradient.any()
 
 
 @OPS
@@ -253,7 +276,7 @@ def test_operators_are_what_they_declare(needs_gradient, dtype, device):
 
 
 class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that was made."""
+    """A context that records the number of elements of the largest tensor created in it."""
 
     elements = 0
 
@@ -265,7 +288,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of the chunked path")
+@pytest.mark.skipif(INTERPRETED, reason="tests the chunked path")
 def test_the_chunked_path_never_holds_all_logits():
     queries, (positives, queue) = arguments("info_nce", 256, 16, 20_000, torch.float32, "cpu")
     with Largest() as largest:
@@ -325,10 +348,10 @@ def test_bad_input_is_one_line(call, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of what comes before any kernel")
+@pytest.mark.skipif(INTERPRETED, reason="tests code that runs before any kernel")
 @OPS
-def test_a_network_can_be_tried_out_with_fake_tensors(name):
-    """Indices then have a shape but no entries to check; this is how the memory of a step is foreseen."""
+def test_fake_tensors_are_accepted(name):
+    """The engine estimates the memory of a step with fake tensors, whose indices have no entries to check."""
     queries, others = arguments(name, 6, 4, 9, torch.float32, "cpu")
     with FakeTensorMode() as fake:
         queries = fake.from_tensor(queries).requires_grad_()
@@ -337,7 +360,7 @@ def test_a_network_can_be_tried_out_with_fake_tensors(name):
     assert loss.shape == () and queries.grad.shape == (6, 4)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of the dispatcher on a real GPU")
+@pytest.mark.skipif(INTERPRETED, reason="tests the dispatcher on a GPU")
 @pytest.mark.gpu
 @OPS
 def test_a_gpu_runs_the_kernels(name):

@@ -143,7 +143,7 @@ def test_momentum_as_a_tensor(device, dtype, teacher_dtype):
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="without the interpreter the host reads the momentum of CPU tensors")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_the_kernel_reads_the_momentum(dtype):
     teacher, student = both([(100,)], torch.device("cpu"), torch.float32, torch.float32)
     expected = copies(teacher)

@@ -87,7 +87,7 @@ def test_all_prototypes_are_used_equally(device):
     torch.testing.assert_close(assignments.sum(dim=0), torch.full((10,), 4.0, device=device), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES[::-1])
 def test_rows_and_columns_without_mass_are_as_if_they_did_not_exist(dtype, device):
     x = scores(40, 300, dtype, device, seed=5)
     x[[0, 17]] = -torch.inf
@@ -168,7 +168,7 @@ def test_ranks_together_equal_one_process(world_size, monkeypatch):
     assert error(torch.cat(alone), truth) > 0.1
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of the chunked path")
+@pytest.mark.skipif(INTERPRETED, reason="tests the chunked path")
 @pytest.mark.parametrize("shape", [(640, 3000), (40, 70_000)])
 def test_memory_is_a_few_chunks_and_the_assignments(shape, monkeypatch):
     monkeypatch.setattr(running_softmax, "CHUNK_ELEMENTS", 2**16 // torch.get_num_threads())

@@ -76,7 +76,7 @@ def test_the_mean_over_rows(kind, dtype, device):
     check(kind, *arguments(kind, 33, 70, dtype, device, seed=2), 0.1, dtype, reduction="mean")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_teacher_of_another_dtype(dtype, device):
     student, teacher, tau_t, center = arguments("centered", 13, 300, torch.float32, device)
     expected = value_and_gradient(call(soft_cross_entropy), student.to(dtype).float(), teacher, tau_t, center)
@@ -86,7 +86,7 @@ def test_a_teacher_of_another_dtype(dtype, device):
     assert error(gradient, expected[1]) <= 1.01 * torch.finfo(dtype).eps * float(expected[1].abs().max())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])  # by day the first: float32 sums of bfloat16 scores
 def test_with_the_center_of_sinkhorn_it_is_that_against_the_assignments(dtype, device):
     student, teacher, epsilon, _ = arguments("scores", 12, 300, dtype, device, tau_t=0.05, seed=3)
     assignments = sinkhorn(teacher.double(), epsilon, 3)
@@ -219,7 +219,7 @@ def test_gradcheck(kind, tau, reduction):
         assert torch.autograd.gradcheck(lambda s, f=operation: f(s, *others), student.requires_grad_())
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of the chunked path")
+@pytest.mark.skipif(INTERPRETED, reason="tests the chunked path")
 @pytest.mark.parametrize(("shape", "dtype"), [((1280, 3000), torch.bfloat16), ((60, 70_000), torch.float32)])
 def test_memory_is_a_few_chunks_and_the_gradient(shape, dtype, monkeypatch):
     monkeypatch.setattr(running_softmax, "CHUNK_ELEMENTS", 2**16 // torch.get_num_threads())

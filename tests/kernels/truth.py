@@ -1,4 +1,4 @@
-"""How far a result is from the truth, and how far it may be: twice as far as plain PyTorch in the same dtype."""
+"""Bounds on errors: a result may be twice as far from float64 as plain PyTorch in the same dtype."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def error(result: Tensor, truth: Tensor) -> float:
-    """Largest absolute difference; infinite where one is finite and the other not."""
+    """Largest absolute difference; infinite if one value is finite and the other is not."""
     difference = (result.double().cpu() - truth.double().cpu()).abs()
     return float(difference.nan_to_num(nan=torch.inf).max()) if difference.numel() else 0.0
 
@@ -22,9 +22,9 @@ def assert_as_accurate(result: Tensor, plain: Tensor, truth: Tensor, dtype: torc
     """`result` is at most twice as far from `truth` as `plain`, plus one unit in the last place of `dtype`.
 
     Args:
-        result: what the operation gave for inputs of `dtype`.
-        plain: what the few-line PyTorch reference gave for the same inputs in the same dtype.
-        truth: what the reference gave for the same inputs in float64.
+        result: result of the operation for inputs of `dtype`.
+        plain: result of the PyTorch reference for the same inputs in the same dtype.
+        truth: result of the reference for the same inputs in float64.
     """
     assert result.shape == truth.shape, f"shape {tuple(result.shape)}, expected {tuple(truth.shape)}"
     unit = torch.finfo(dtype).eps * float(truth.abs().max()) if truth.numel() else 0.0
@@ -33,7 +33,7 @@ def assert_as_accurate(result: Tensor, plain: Tensor, truth: Tensor, dtype: torc
 
 
 def value_and_gradient(function: Callable[..., Tensor], x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
-    """The 0-d or (B,) `function(x, *others)`, and the gradient of its sum with respect to `x`."""
+    """(`function(x, *others)`, 0-d or (B,); gradient of its sum with respect to `x`)."""
     x = x.detach().clone().requires_grad_()
     value = function(x, *others)
     value.sum().backward()

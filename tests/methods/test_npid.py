@@ -12,8 +12,8 @@ from sslrun.config import load
 from sslrun.contract import Backbone, Batch, Progress
 from sslrun.methods.npid import NPID, uniform_indices
 from sslrun.nn.heads import ContrastiveHead
-from sslrun.nn.memory import Bank, last_occurrence
 from sslrun.nn.necks import LinearNeck
+from sslrun.nn.queue_and_bank import Bank, last_occurrence
 from sslrun.runtime import distributed
 from sslrun.train import joined
 

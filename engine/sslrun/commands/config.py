@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from sslrun.commands.arguments import DIFFERENT, DONE, FINDINGS, USAGE, add_config, add_overrides, fail, width
+from sslrun.commands.arguments import DIFFERENT, DONE, FAILED, FINDINGS, USAGE, add_config, add_overrides, fail, width
 from sslrun.errors import UsageError
 
 
@@ -140,7 +140,7 @@ def _config_lint(args: argparse.Namespace) -> int:
 def _config_import(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from sslrun.config.importer import import_config
+    from sslrun.importer import import_config
     from sslrun.runtime.durable import replace_file
 
     new = Path(args.new)
@@ -158,6 +158,8 @@ def _config_import(args: argparse.Namespace) -> int:
     for line in imported.report.lines():
         print(line, file=sys.stderr)
     print(f"{new}: {imported.report.count()}")
+    if imported.missing:
+        return fail(UsageError(f"{new} cannot be run: {imported.missing}"), FAILED)
     return DONE
 
 

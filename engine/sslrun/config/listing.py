@@ -28,7 +28,7 @@ def list_component(schema: Schema, kind: str, name: str, width: int = 100) -> st
     """The docs of a class, then its keys with defaults, types and descriptions. Raises UsageError."""
     table = _component(schema, kind, name)
     paragraphs = [table["description"], *filter(None, table.get("x-docs", "").split("\n\n"))]
-    lines = _wrapped(f"{name}, of the {kind} ({table['x-module']})", width, "")
+    lines = [f"{name}, of the {kind}", f"({table['x-module']})"]
     for paragraph in paragraphs:
         is_laid_out = paragraph.startswith(" ")
         lines += ["", *(paragraph.splitlines() if is_laid_out else _wrapped(" ".join(paragraph.split()), width, ""))]

@@ -111,8 +111,8 @@ def _keys(definitions: Schema, table: Schema, tables: dict[str, Key]) -> str:
 
 
 def _source(table: Schema) -> str:
-    path = f"{table['x-module'].replace('.', '/')}.py"
-    return f"Code: [{path}](../engine/{path})"
+    path = f"engine/{table['x-module'].replace('.', '/')}.py"
+    return f"Code: [{path.removeprefix('engine/sslrun/')}](../{path})"
 
 
 def _filled(text: str, indent: str = "") -> str:

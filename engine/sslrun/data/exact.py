@@ -1,4 +1,4 @@
-"""The exact stage: what DALI has left to do of the views, with PIL's arithmetic.
+"""The exact stage: the steps of the views that DALI does not do, with PIL's arithmetic.
 
 Steps that may change an image's shape are done image by image, in torch; the steps after the last of them by blocks of
 images of one size. A block goes through runs of steps: in C (`native.py`) where all steps of the run have a C form and
@@ -60,7 +60,7 @@ class ExactStage:
         self._pool = ThreadPoolExecutor(num_threads, "sslrun-exact", initializer=torch.set_num_threads, initargs=(1,))
 
     def __call__(self, images: Sequence[Sequence[torch.Tensor]], arguments: Arguments) -> list[torch.Tensor]:
-        """All steps that are left.
+        """Does the remaining steps and normalizes.
 
         Args:
             images: for each view group B images, or num_views * B view-major where the views differ already: tensors
@@ -76,7 +76,7 @@ class ExactStage:
             given = [image.view(-1, *image.shape[-3:]).permute(0, 3, 1, 2) for image in own]
             remaining = _RemainingSteps(group, numbers, done, self.compiled)
             out = self._memory.views(group, remaining.count)
-            if remaining.single:
+            if remaining.by_image:
                 singles = [image for batch in given for image in batch.split(1)]
                 if remaining.common:
                     singles = list(self._each(remaining.common_part, singles, range(len(singles))))
@@ -118,7 +118,7 @@ class ExactStage:
 
 
 class _RemainingSteps:
-    """The steps of one view group that are left, with the numbers of one batch.
+    """The remaining steps of one view group, with the numbers of one batch.
 
     Args:
         group: the view group.
@@ -129,7 +129,7 @@ class _RemainingSteps:
     Attributes:
         count: views of the group in the batch.
         common: steps that all views of an image have in common, done once for each image.
-        single: whether steps are done image by image.
+        by_image: whether some of the steps are done image by image.
     """
 
     def __init__(self, group: ViewGroup, numbers: Sequence[Numbers], done: int, compiled: bool) -> None:
@@ -137,7 +137,7 @@ class _RemainingSteps:
         steps = list(zip(group.steps, numbers, strict=True))[done:]
         split = num_image_steps([transform for transform, _ in steps])
         common = min(max(0, group.num_common - done), split)
-        self.single = split > 0
+        self.by_image = split > 0
         self.size = group.size
         self.common, self._own = steps[:common], steps[common:split]
         mean, std = (torch.tensor(v, dtype=torch.float64) for v in (group.normalize.mean, group.normalize.std))

@@ -14,19 +14,27 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, Any, Protocol
 
 import numpy as np
 from PIL import Image
-
-if TYPE_CHECKING:
-    from sslrun.data.sources.base import Source
 
 logger = logging.getLogger("sslrun")
 
 _CHUNK = 512
 _THREADS = 16
 _VERSION = b"1"
+
+
+class Indexed(Protocol):
+    """What the index needs of a source; see `Source` for each of them."""
+
+    is_decoded: bool
+
+    def __len__(self) -> int: ...
+    def fingerprint(self, ids: np.ndarray) -> bytes | None: ...
+    def open_encoded(self, sample: int) -> IO[bytes]: ...
+    def decoded(self, ids: np.ndarray, device: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslrun"
 
 
-def build_index(source: "Source") -> Index:
+def build_index(source: Indexed) -> Index:
     """The index of a source's samples, from the cache if the source's fingerprint is the same as then."""
     start = time.monotonic()
     parts = [np.arange(first, min(first + _CHUNK, len(source))) for first in range(0, len(source), _CHUNK)]
@@ -76,7 +84,7 @@ def _cache_file(prints: Sequence[bytes]) -> Path:
     return cache_dir() / "index" / f"{digest.hexdigest()}.npz"
 
 
-def _visit_all(source: "Source", ids: np.ndarray) -> np.ndarray:
+def _visit_all(source: Indexed, ids: np.ndarray) -> np.ndarray:
     """(n, 3) int32: height, width and whether the sample looks damaged."""
     if source.is_decoded:
         import torch
@@ -85,7 +93,7 @@ def _visit_all(source: "Source", ids: np.ndarray) -> np.ndarray:
     return np.array([visit(source, sample) for sample in ids.tolist()], np.int32)
 
 
-def visit(source: "Source", sample: int) -> tuple[int, int, bool]:
+def visit(source: Indexed, sample: int) -> tuple[int, int, bool]:
     """Height, width and whether a sample looks damaged; (0, 0, True) if nothing can be read."""
     try:
         with source.open_encoded(sample) as file:

@@ -40,15 +40,15 @@ def views(
         if None in twins:
             result.append(None)
             continue
-        made = []
+        images = []
         for row in range(group.num_views * len(decoded)):
             image = Image.fromarray(decoded[row % len(decoded)])
             for twin, own in zip(twins, numbers, strict=True):
                 if own.apply[row]:
                     assert twin is not None
                     image = twin(image, own.rows(row))
-            made.append(np.asarray(image))
-        result.append(np.stack(made))
+            images.append(np.asarray(image))
+        result.append(np.stack(images))
     return result
 
 

@@ -132,7 +132,7 @@ class Pipeline:
                     if excused == delivered:
                         message = brief(str(error))
                         raise RunFailed(f"DALI fails on images that decode one by one: {message}") from error
-                    excused = delivered  # once
+                    excused = delivered  # once: memory may have been short for a moment
                 changed = True
             if changed:
                 feed.repeat()

@@ -17,8 +17,8 @@ def format_called(word: str) -> ExportFormat:
         raise UsageError(
             f"there is no export format called {word!r}; there are {', '.join(known)}; custom_imports adds one's own"
         )
-    made: ExportFormat = known[word.lower()]()
-    return made
+    format: ExportFormat = known[word.lower()]()
+    return format
 
 
 def export(encoder: Encoder, to: str, path: Path, force: bool = False) -> str | None:

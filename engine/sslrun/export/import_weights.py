@@ -116,12 +116,12 @@ def import_weights(path: Path, prefix: str | None = None) -> Imported:
     """
     content, unread = read(path)
     tensors = _flat(content)
-    found = networks(tensors)
-    if not found:
+    candidates = networks(tensors)
+    if not candidates:
         raise UsageError(f"{path} holds no ResNet and no vision transformer whose names are known here{_seen(tensors)}")
-    place, origin = _choice(path, found, prefix)
-    origin = origin or _whose(content, found[place])
-    theirs = {own: place + name for name, own in found[place].items()}
+    place, origin = _choice(path, candidates, prefix)
+    origin = origin or _whose(content, candidates[place])
+    theirs = {own: place + name for name, own in candidates[place].items()}
     ours = {own: tensors[name] for own, name in theirs.items()}
     try:
         architecture = _architecture(ours, place, origin)
@@ -217,7 +217,7 @@ def _unpickled(path: Path, unknown: list[str]) -> Any:
     with contextlib.suppress(ValueError, RuntimeError):  # newer files list them
         unknown += sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     while True:
-        names = [name for found in unknown for name in (found, f"builtins.{found}")]
+        names = [name for cls in unknown for name in (cls, f"builtins.{cls}")]
         try:
             with torch.serialization.safe_globals([(_Inert, name) for name in names]):
                 return torch.load(path, map_location="cpu", weights_only=True)
@@ -230,36 +230,36 @@ def _unpickled(path: Path, unknown: list[str]) -> Any:
 
 def _flat(content: Any) -> dict[str, Tensor]:
     """Every tensor by its path, keys joined by dots; a dict that is reached by several paths counts by the first."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    visited: set[int] = set()
 
-    def look(content: Any, place: str) -> None:
+    def visit(content: Any, place: str) -> None:
         if isinstance(content, Tensor):
-            found[place] = content
-        elif isinstance(content, Mapping) and id(content) not in seen and place.count(".") < 100:
-            seen.add(id(content))
+            tensors[place] = content
+        elif isinstance(content, Mapping) and id(content) not in visited and place.count(".") < 100:
+            visited.add(id(content))
             for key, value in content.items():
-                look(value, f"{place}.{key}" if place else str(key))
+                visit(value, f"{place}.{key}" if place else str(key))
 
-    look(content, "")
-    return found
+    visit(content, "")
+    return tensors
 
 
-def _choice(path: Path, found: Mapping[str, Names], wanted: str | None) -> tuple[str, str]:
+def _choice(path: Path, candidates: Mapping[str, Names], wanted: str | None) -> tuple[str, str]:
     """The prefix of the network to import, and whose checkpoint it is ("" if `_whose` must decide)."""
     if wanted is not None:
-        ends = [place for place in found if place.removesuffix(".").endswith(wanted.removesuffix("."))]
+        ends = [place for place in candidates if place.removesuffix(".").endswith(wanted.removesuffix("."))]
         exact = [place for place in ends if place.removesuffix(".") == wanted.removesuffix(".")]
         if len(exact or ends) != 1:
-            raise UsageError(f"{path} has no one network {wanted!r}: {_listed(found)}")
+            raise UsageError(f"{path} has no one network {wanted!r}: {_listed(candidates)}")
         return (exact or ends)[0], "chosen by --prefix"
     for pattern, origin in _PLACES:
-        for place in found:
+        for place in candidates:
             if re.fullmatch(pattern, place):
                 return place, origin
-    if len(found) > 1:
-        raise UsageError(f"{path} holds several networks, --prefix says which: {_listed(found)}")
-    return next(iter(found)), "of unknown origin"
+    if len(candidates) > 1:
+        raise UsageError(f"{path} holds several networks, --prefix says which: {_listed(candidates)}")
+    return next(iter(candidates)), "of unknown origin"
 
 
 def _whose(content: Mapping[str, Any], names: Names) -> str:
@@ -316,8 +316,8 @@ def _ends(name: str) -> list[int]:
     return [*(dot.start() for dot in re.finditer(r"\.", name)), len(name)]
 
 
-def _listed(found: Mapping[str, Names]) -> str:
-    return _some(sorted(place.removesuffix(".") or "(no prefix)" for place in found))
+def _listed(candidates: Mapping[str, Names]) -> str:
+    return _some(sorted(place.removesuffix(".") or "(no prefix)" for place in candidates))
 
 
 def _some(names: list[str], most: int = 20) -> str:

@@ -15,7 +15,7 @@ from sslrun.export.architecture import ResNetArchitecture, Shapes, shapes_of
 from sslrun.export.encoder import ELSEWHERE, Encoder
 from sslrun.export.export_format import ExportFormat
 from sslrun.export.verify import NotTheSame, difference, require_names, require_same
-from sslrun.runtime.safetensors_file import write_tensors
+from sslrun.runtime.safetensors_file import read_tensors, write_tensors
 
 KEY = "sslrun"  # of our metadata, among the metadata of a file
 
@@ -107,7 +107,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
     """Tensors by name, and our metadata."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(KEY, "")  # noqa: SIM118
+            metadata = (file.metadata() or {}).get(KEY, "")
+        return read_tensors(path), metadata
     except SafetensorError as error:
         raise NotTheSame(f"it cannot be read back ({error})") from error
 

@@ -80,14 +80,14 @@ def networks(names: Iterable[str]) -> dict[str, Names]:
     Other tensors under a prefix (a classifier, a decoder) are among its names too.
     """
     names = list(names)
-    found: dict[str, Names] = {}
+    by_prefix: dict[str, Names] = {}
     for anchor, layout in _LAYOUTS:
         for prefix in {match[1] for name in names if (match := re.fullmatch(rf"((?:.+\.)?){anchor}", name))}:
             below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
             translated = layout(below)
             if {"conv1.weight", "patch_embed.proj.weight"} & set(translated.values()):
-                found[prefix] = translated
-    return found
+                by_prefix[prefix] = translated
+    return by_prefix
 
 
 def _resnet_to_transformers(name: str) -> str:

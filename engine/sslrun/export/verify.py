@@ -42,7 +42,8 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether dtype, shape and every bit are equal; a NaN equals itself. Of any dtype."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (one, other)))
+    flat = (tensor.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(*flat)
 
 
 def require_same(backbone: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Barlow Twins: two views agree in every dimension, and no two dimensions say the same.
+"""Barlow Twins: two views agree in every dimension, and no two dimensions are correlated.
 
 Zbontar et al. 2021 (arXiv 2103.03230), algorithm 1; the loss is eq. 1 there, a plain sum over the D x D
 cross-correlations. As in the paper each view goes through the network by itself and has BatchNorm statistics of its
@@ -19,14 +19,14 @@ from sslrun.nn.necks import Neck
 
 
 class BarlowTwins(Method):
-    """Redundancy reduction: two views agree in each dimension, and no two dimensions say the same (arXiv 2103.03230).
+    """Redundancy reduction: two views agree in each dimension, and dimensions are uncorrelated (arXiv 2103.03230).
 
-    Recipes have two views of each image.
+    A recipe gives two views of each image.
 
     Args:
-        backbone: the network to train.
-        neck: projector on top of it; its out_channels D are the dimensions that are correlated.
-        head: the loss.
+        backbone: the encoder to train.
+        neck: projector on top of the backbone; its out_channels D is the number of dimensions that are correlated.
+        head: loss of the cross-correlation of the two views.
     """
 
     num_views = 2

@@ -1,4 +1,4 @@
-"""BYOL: predict what a slow copy of the network makes of another view; there are no negatives.
+"""BYOL: predict the embedding that a momentum teacher gives another view; there are no negatives.
 
 Grill et al. 2020 (arXiv 2006.07733), section 3. The loss is 2 (-cos(q(z1), t2) - cos(q(z2), t1)), from -4 to 4, as
 MMSelfSup writes it; the paper's, eq. 2 and its mirror image, is that plus 4. The gradients are equal, and curves can be
@@ -21,16 +21,16 @@ from sslrun.nn.necks import Neck
 
 
 class BYOL(Method):
-    """Bootstrap your own latent: predicts what a slow copy of the network makes of another view (arXiv 2006.07733).
+    """Bootstrap your own latent: predicts a momentum teacher's embedding of another view (arXiv 2006.07733).
 
-    Recipes have two views of each image.
+    A recipe gives two views of each image.
 
     Args:
-        backbone: the network to train.
-        neck: projector on top of it.
-        head: predictor on top of that, and the loss. The teacher has none.
-        base_momentum: of the teacher, at the start.
-        end_momentum: of the teacher, at the end of the run.
+        backbone: the encoder to train.
+        neck: projector on top of the backbone.
+        head: predictor on top of the neck, and the loss. The teacher has no predictor.
+        base_momentum: EMA decay of the teacher at the start of the run, 0 to 1.
+        end_momentum: EMA decay of the teacher at the end of the run, 0 to 1.
     """
 
     num_views = 2

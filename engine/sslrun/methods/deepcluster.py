@@ -1,4 +1,4 @@
-"""DeepCluster: cluster what the network makes of the images, then let it learn to predict the clusters, and again.
+"""DeepCluster: cluster the features of all images, train the network to predict the clusters, and repeat.
 
 Caron et al. 2018 (arXiv 1807.05520), section 3. Before every epoch the features of the whole training set are taken
 with center crops, reduced by PCA to whitened dimensions, normalized and clustered by k-means (section 3.4); the
@@ -26,19 +26,19 @@ from sslrun.nn.necks import Embedder, Neck
 
 
 class DeepCluster(Method):
-    """Predicts clusters that are made anew before every epoch (arXiv 1807.05520).
+    """Predicts clusters of the features, which are computed again before every epoch (arXiv 1807.05520).
 
-    Its loss begins at that of guessing in every epoch, so there is no `chance_loss` that a healthy run stays below.
+    In every epoch the loss begins at the value of guessing, so a healthy run need not stay below a `chance_loss`.
 
     Args:
-        backbone: the network to train.
-        neck: between the feature map and what is clustered and classified: AvgPool2dNeck.
-        head: classifier, with num_classes clusters.
-        pca_dim: dimensions that are clustered; at most the neck's out_channels.
-        iterations: of k-means.
+        backbone: the encoder to train.
+        neck: makes the features that are clustered and classified; AvgPool2dNeck in the published recipe.
+        head: classifier; its num_classes is the number of clusters.
+        pca_dim: number of PCA dimensions that are clustered; at most the neck's out_channels.
+        iterations: number of k-means iterations.
         uniform_sampling: draw every cluster equally often; if false, draw every sample once.
-        reweight: weigh samples by the size of their cluster.
-        reweight_power: size ** -reweight_power is the weight.
+        reweight: whether the loss weighs samples by the size of their cluster.
+        reweight_power: exponent p of that weight, cluster size ** -p.
     """
 
     num_views = 1

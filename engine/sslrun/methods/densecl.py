@@ -21,18 +21,18 @@ from torch import Tensor, nn
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
-from sslrun.nn.memory import Queue
 from sslrun.nn.momentum import encode_shuffled, teacher_of
 from sslrun.nn.necks import DenseCLNeck
+from sslrun.nn.queue_and_bank import Queue
 
 
 class Keys(NamedTuple):
-    """What the key encoder makes of the second views; every vector normalized, float32.
+    """The key encoder's outputs for the second views; every vector is normalized, float32.
 
     Attributes:
-        whole: (B, D), of the global branch.
-        dense: (B, D, S^2), of the dense branch.
-        pooled: (B, D), the dense branch averaged over its cells before it was normalized.
+        whole: (B, D), keys of the global branch.
+        dense: (B, D, S^2), keys of the dense branch.
+        pooled: (B, D), the dense keys averaged over their cells before normalization.
         cells: (B, C, S^2), the backbone's feature map.
     """
 
@@ -46,14 +46,14 @@ class DenseCL(Method):
     """MoCo v2 on whole images and, at the same time, on every cell of the feature map (arXiv 2011.09157).
 
     Args:
-        backbone: the network to train.
-        neck: global and dense projector on top of it.
-        head: contrastive loss, of both branches.
-        queue_len: number K of negative keys, of each branch.
-        feat_dim: dimension D of the embeddings; equal to the neck's out_channels.
-        momentum: of the key encoder.
-        loss_lambda: weight of the dense loss; the global one has the rest.
-        loss_lambda_start_iters: optimizer steps at the start of the run with the global loss alone; 0 for none.
+        backbone: the encoder to train.
+        neck: global and dense projector on top of the backbone.
+        head: contrastive loss of both branches.
+        queue_len: number K of negative keys of each branch.
+        feat_dim: dimension D of the embeddings; must equal the neck's out_channels.
+        momentum: EMA decay of the key encoder, 0 to 1.
+        loss_lambda: weight of the dense loss, 0 to 1; the global loss has the weight 1 - loss_lambda.
+        loss_lambda_start_iters: number of optimizer steps at the start of the run that use the global loss alone.
     """
 
     num_views = 2

@@ -1,7 +1,7 @@
-"""MoCo and MoCo v2: contrast with a queue of keys from a momentum encoder.
+"""MoCo and MoCo v2: contrastive learning with a queue of keys from a momentum encoder.
 
 He et al. 2020 (arXiv 1911.05722), algorithm 1; Chen et al. 2020 (arXiv 2003.04297) add the MLP projector, the blur and
-the cosine schedule, which are the recipe's business. The loss is eq. 1 of the first paper.
+the cosine schedule, which the recipe states. The loss is eq. 1 of the first paper.
 
 The key encoder sees the images of the whole global batch shuffled over the BatchNorm groups (section 3.3 there:
 "shuffling BN", `sslrun.nn.momentum.encode_shuffled`). Deviation: the momentum update runs after the step instead of
@@ -16,21 +16,21 @@ from torch import Tensor, nn
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
-from sslrun.nn.memory import Queue
 from sslrun.nn.momentum import encode_shuffled, teacher_of
 from sslrun.nn.necks import Neck
+from sslrun.nn.queue_and_bank import Queue
 
 
 class MoCo(Method):
-    """Momentum contrast: finds its key among a queue of others, from a slow copy of the network (arXiv 1911.05722).
+    """Momentum contrast: a query finds its key, made by a momentum encoder, among a queue of others (arXiv 1911.05722).
 
     Args:
-        backbone: the network to train.
-        neck: projector on top of it.
+        backbone: the encoder to train.
+        neck: projector on top of the backbone.
         head: contrastive loss.
         queue_len: number K of negative keys.
-        feat_dim: dimension D of the embeddings; equal to the neck's out_channels.
-        momentum: of the key encoder.
+        feat_dim: dimension D of the embeddings; must equal the neck's out_channels.
+        momentum: EMA decay of the key encoder, 0 to 1.
     """
 
     num_views = 2

@@ -5,7 +5,8 @@ f(x))) and keys k = projector'(f'(x)) of a momentum encoder, all normalized; wit
 keys of the whole global batch, the loss is 2T (L(q1, k2) + L(q2, k1)).
 
 The keys of all micro-batches and ranks are computed before any query, so every query meets all of them: the loss is
-that of the whole global batch however it is cut up. What SyncBN sees at once is another matter (`sslrun.nn.norm`).
+that of the whole global batch however it is cut up. SyncBN still takes its statistics over what is on the devices at
+once (`sslrun.nn.norm`).
 
 The momentum grows to 1 along half a cosine. Views pass the networks one after the other, so that each has its own
 BatchNorm statistics, as in the paper's code. Deviations: the momentum update runs after the step instead of before the
@@ -28,11 +29,11 @@ from sslrun.runtime.distributed import all_gather_rows, rank, world_size
 
 
 class Keys(NamedTuple):
-    """What the queries of one micro-batch are compared with.
+    """The keys that the queries of one micro-batch are compared with.
 
     Attributes:
         first: (N, D), normalized keys of the first views of the global batch, in its order.
-        second: (N, D), of the second views.
+        second: (N, D), normalized keys of the second views.
         own: (B,) int64, the rows of the micro-batch's own samples.
     """
 
@@ -45,10 +46,10 @@ class MoCoV3(Method):
     """Momentum contrast within the batch, for ResNets and vision transformers (arXiv 2104.02057).
 
     Args:
-        backbone: the network to train.
-        neck: projector on top of it.
-        head: predictor and contrastive loss.
-        base_momentum: of the key encoder at the start of the run; 1 at its end.
+        backbone: the encoder to train.
+        neck: projector on top of the backbone.
+        head: predictor on top of the neck, and contrastive loss.
+        base_momentum: EMA decay of the key encoder at the start of the run, 0 to 1; it rises to 1 at the end.
     """
 
     num_views = 2

@@ -1,4 +1,4 @@
-"""NPID, non-parametric instance discrimination: tell each image from others by a memory of how all of them look.
+"""NPID, non-parametric instance discrimination: tell each image from others, by a bank of the embeddings of all.
 
 Wu, Xiong, Yu & Lin 2018 (arXiv 1805.01978). A bank keeps one embedding per image of the training set (section 3.1);
 the loss is that of MMSelfSup and of He et al. 2020 (arXiv 1911.05722, eq. 1): a softmax over an image's own row and
@@ -20,23 +20,23 @@ from sslkernels import bank_nce
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import ContrastiveHead
-from sslrun.nn.memory import Bank
 from sslrun.nn.necks import Neck
+from sslrun.nn.queue_and_bank import Bank
 from sslrun.randomness import INCREMENT, fixed_generator, mixed_
 from sslrun.runtime.distributed import rank, world_size
 
 
 class NPID(Method):
-    """Tells each image from others by a memory of how all of them look (arXiv 1805.01978).
+    """Tells each image from others, by a bank of the embeddings of all images (arXiv 1805.01978).
 
     Args:
-        backbone: the network to train.
-        neck: projector on top of it.
-        head: its temperature is that of the softmax.
-        neg_num: negatives K drawn from the bank for each image, with replacement.
-        feat_dim: dimension D of the embeddings; equal to the neck's out_channels.
-        momentum: weight of a new embedding in its row of the bank.
-        ensure_neg: never draw the image's own row as a negative.
+        backbone: the encoder to train.
+        neck: projector on top of the backbone.
+        head: contrastive loss; gives the temperature of the softmax.
+        neg_num: number K of negatives drawn from the bank for each image, with replacement.
+        feat_dim: dimension D of the embeddings; must equal the neck's out_channels.
+        momentum: weight of a new embedding in its row of the bank, 0 to 1; 1 replaces the row.
+        ensure_neg: whether the image's own row is never drawn as a negative.
     """
 
     num_views = 1
@@ -71,7 +71,7 @@ class NPID(Method):
         self.bank = Bank(num_samples, self.feat_dim, self.momentum, generator)
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Tensor]:
-        """For each micro-batch the keys (B,) from which the negatives are drawn; they go by position in the global
+        """The keys (B,) from which each micro-batch's negatives are drawn; a key belongs to a position in the global
         batch."""
         index = [batch.index for batch in batches]
         own = sum(map(len, index))

@@ -3,7 +3,8 @@
 Zhan et al. 2020 (arXiv 2006.10645), section 3.2 and 3.3. A bank holds a feature and a label for every sample. After a
 step the batch's rows of the bank move toward its new features (eq. 2) and get new labels; every few steps centroids
 are computed from the bank, and clusters that have become small are dissolved and refilled. The loss weighs samples by
-the size of their cluster (section 3.3). k-means of the untrained network's features makes the first clusters.
+the size of their cluster (section 3.3). The first clusters are found by k-means of the
+untrained network's features.
 
 As in the authors' code and MMSelfSup, rows of the bank are normalized again after they moved. Deviations from both: a
 sample's new label is the nearest centroid, as the paper and k-means have it (theirs is the one with the largest inner
@@ -12,8 +13,8 @@ every epoch sees every sample once (theirs draws with replacement, for which the
 k-means clusters the normalized features that the bank holds; all of it is in buffers, so that a resume goes on where it
 was.
 
-Small clusters are looked for every `deal_with_small_clusters_interval` steps. That the host then waits for the device
-is the price: what is to be done depends on the answer.
+Every `deal_with_small_clusters_interval` steps the engine looks for small clusters. The host then waits for the device,
+because it has to know which clusters to dissolve.
 """
 
 import math
@@ -36,14 +37,14 @@ class ODC(Method):
     """Predicts clusters that change a little with every batch (arXiv 2006.10645).
 
     Args:
-        backbone: the network to train.
+        backbone: the encoder to train.
         neck: makes the features that are clustered and classified.
-        head: classifier, with num_classes clusters.
-        momentum: weight of a new feature in its row of the bank.
-        min_cluster: clusters of fewer samples are dissolved.
-        centroids_update_interval: steps between two computations of the centroids.
-        deal_with_small_clusters_interval: steps between two looks at the smallest clusters.
-        reweight_power: size ** -reweight_power is the weight of a cluster's samples in the loss.
+        head: classifier; its num_classes is the number of clusters.
+        momentum: weight of a new feature in its row of the bank, 0 to 1.
+        min_cluster: smallest number of samples in a cluster; smaller clusters are dissolved.
+        centroids_update_interval: optimizer steps between two updates of the centroids.
+        deal_with_small_clusters_interval: optimizer steps between two searches for clusters that are too small.
+        reweight_power: exponent p of the weight of a sample in the loss, cluster size ** -p.
     """
 
     num_views = 1
@@ -76,7 +77,7 @@ class ODC(Method):
         self.momentum, self.min_cluster, self.reweight_power = momentum, min_cluster, reweight_power
         self.centroids_update_interval = centroids_update_interval
         self.deal_with_small_clusters_interval = deal_with_small_clusters_interval
-        self.register_buffer("changed", torch.zeros(()))  # part of the last batch that got another label
+        self.register_buffer("changed", torch.zeros(()))  # share of the last batch that got another label
 
     def prepare(self, num_samples: int) -> None:
         num_clusters = self.head.num_classes

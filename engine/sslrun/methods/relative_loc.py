@@ -1,4 +1,4 @@
-"""Relative patch location: where, around the center, does this patch belong? Doersch, Gupta, Efros 2015 (arXiv
+"""Relative patch location: predict where a patch lies relative to the center. Doersch, Gupta, Efros 2015 (arXiv
 1505.05192), in MMSelfSup's form.
 
 Of nine patches in a 3 x 3 grid each of the eight outer ones is paired with the center; the pair's features, outer patch
@@ -32,9 +32,9 @@ class RelativeLoc(Method):
     """Predicts where a patch lies relative to another (arXiv 1505.05192).
 
     Args:
-        backbone: the network to train, which sees one patch at a time.
+        backbone: the encoder to train; its input is one patch.
         neck: fuses the features of two patches.
-        head: classifier with 8 classes.
+        head: classifier with 8 classes, one for each place beside the center.
     """
 
     num_views = PATCHES

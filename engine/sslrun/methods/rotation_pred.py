@@ -1,7 +1,8 @@
-"""Rotation prediction: which of four ways up is this image? Gidaris, Singh, Komodakis 2018 (arXiv 1803.07728).
+"""Rotation prediction: predict by how many quarter turns an image is rotated. Gidaris, Singh, Komodakis 2018 (arXiv
+1803.07728).
 
 The loss is eq. 2 and 3 there: cross-entropy over the four quarter turns, every image in all four of them in the same
-batch. Turns are made where the images are, by exchanging and reversing axes, so no pixel is interpolated. BatchNorm
+batch. Images are turned on the device by exchanging and reversing axes, so no pixel is interpolated. BatchNorm
 groups hold all four turns of their samples. Without deviation.
 """
 
@@ -17,11 +18,11 @@ TURNS = 4
 
 
 class RotationPred(Method):
-    """Predicts which of four ways up an image is (arXiv 1803.07728).
+    """Predicts by which of four quarter turns an image is rotated (arXiv 1803.07728).
 
     Args:
-        backbone: the network to train.
-        head: classifier of its feature map, with 4 classes: counter-clockwise turns by 0, 90, 180, 270 degrees.
+        backbone: the encoder to train.
+        head: classifier of the feature map with 4 classes: counter-clockwise turns by 0, 90, 180 and 270 degrees.
     """
 
     num_views = 1

@@ -21,12 +21,12 @@ from sslrun.nn.necks import Neck
 class SimCLR(Method):
     """Finds the other view of an image among all views of the batch (arXiv 2002.05709).
 
-    Recipes have two views of each image, in one view group or two.
+    A recipe gives two views of each image, in one view group or two.
 
     Args:
-        backbone: the network to train.
-        neck: projector on top of it.
-        head: contrastive loss.
+        backbone: the encoder to train.
+        neck: projector on top of the backbone.
+        head: contrastive loss between the views.
     """
 
     num_views = 2

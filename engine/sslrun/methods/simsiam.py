@@ -2,7 +2,7 @@
 
 Chen & He 2021 (arXiv 2011.10566), algorithm 1 and eq. 4: the loss is -(cos(p1, z2) + cos(p2, z1)) / 2, from -1 to 1. As
 there, each view goes through the network by itself and has BatchNorm statistics of its own; the predictor keeps its
-learning rate (`fix_lr`) and the projector's last norm has no scale and shift: recipe's business.
+learning rate (`fix_lr`) and the projector's last norm has no scale and shift; the recipe states both.
 
 Accumulating a global batch from micro-batches changes nothing but what SyncBN averages over: what is on the devices at
 once.
@@ -17,14 +17,14 @@ from sslrun.nn.necks import Neck
 
 
 class SimSiam(Method):
-    """Predicts the other view's embedding, with neither negatives nor a slow copy (arXiv 2011.10566).
+    """Predicts the other view's embedding, with neither negatives nor a teacher (arXiv 2011.10566).
 
-    Recipes have two views of each image.
+    A recipe gives two views of each image.
 
     Args:
-        backbone: the network to train.
-        neck: projector on top of it.
-        head: predictor on top of that, and the loss, which stops the gradient of its second argument.
+        backbone: the encoder to train.
+        neck: projector on top of the backbone.
+        head: predictor on top of the neck, and the loss; the other view's embedding gets no gradient.
     """
 
     num_views = 2

@@ -1,12 +1,12 @@
-"""Classification by the labels of the images: what fine-tuning trains, and the yardstick of all that does without.
+"""Classification by the labels of the images: for fine-tuning, and as a baseline for methods without labels.
 
 Cross-entropy with what the fine-tuning recipes of the field add: label smoothing (Szegedy et al. 2016, arXiv
 1512.00567), mixup (Zhang et al. 2018, arXiv 1710.09412), CutMix (Yun et al. 2019, arXiv 1905.04899) and stochastic
 depth (Huang et al. 2016, arXiv 1603.09382) with rates that rise evenly from the first branch to the last.
 
 Deviation: neighbors of the global batch are mixed with one another (first with second, third with fourth, ...), each
-pair with a share of its own, and all that is drawn is a function of seed, step and place: however the batch is cut up,
-the same is computed.
+pair with a share of its own, and every random number is a function of seed, step and position in the global batch, so
+that the result does not depend on how the batch is cut up.
 """
 
 import functools
@@ -26,8 +26,14 @@ from sslrun.runtime import distributed
 
 
 class Mixing(NamedTuple):
-    """How the pairs of a micro-batch of B samples are mixed, each (B / 2,): the share that a sample keeps of itself,
-    and for CutMix the middle of the box in parts of height and width; whether it is CutMix."""
+    """How the pairs of a micro-batch of B samples are mixed; each entry is (B / 2,).
+
+    Attributes:
+        share: share that a sample keeps of itself.
+        row: middle of CutMix's box as a fraction of the height.
+        column: middle of CutMix's box as a fraction of the width.
+        is_cut: whether the pair is mixed by CutMix.
+    """
 
     share: Tensor
     row: Tensor
@@ -39,13 +45,15 @@ class Supervised(Method):
     """Classifies images by their labels.
 
     Args:
-        backbone: the network to train. Everything in it is trained, what its arguments freeze too.
-        num_classes: K.
-        init_std: standard deviation of the classifier's first weights.
-        label_smoothing: share of the target that is spread over all classes.
-        mixup: alpha of the shares' Beta distribution; 0 for no mixup.
-        cutmix: the same of CutMix; where both are set, each pair of images gets one or the other.
-        drop_path: how often the last residual branch is left out for a sample; the first never is.
+        backbone: the encoder to train. All of it is trained, also what its arguments freeze.
+        num_classes: number K of classes.
+        init_std: standard deviation of the classifier's random first weights.
+        label_smoothing: share of the target that is spread evenly over all classes, 0 to below 1.
+        mixup: alpha of the Beta distribution from which mixup draws its shares; 0 for no mixup.
+        cutmix: alpha of the Beta distribution from which CutMix draws its shares; 0 for no CutMix. If mixup is set too,
+            each pair of images gets one of the two.
+        drop_path: probability that stochastic depth drops the last residual branch of a sample. It rises evenly from 0
+            at the first branch.
     """
 
     num_views = 1
@@ -108,7 +116,7 @@ class Supervised(Method):
         return _Scores(self.backbone, self.classifier)
 
     def _mixing(self, count: int, pairs: int, progress: Progress, device: torch.device) -> list[Mixing]:
-        """Of this rank's micro-batches: a part of what is drawn for the whole global batch."""
+        """The mixing of this rank's micro-batches: a part of the numbers drawn for the whole global batch."""
         random = step_rng(progress.seed, progress.step)
         first, total = distributed.rank() * count * pairs, distributed.world_size() * count * pairs
         is_cut = random.random(total) < (self.cutmix > 0) * (0.5 if self.mixup > 0 else 1.0)
@@ -119,7 +127,7 @@ class Supervised(Method):
         return [Mixing(*parts) for parts in zip(*split, strict=True)]
 
     def _dropped(self, number: int, branch: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        """A branch's output, for some samples nothing of it and for the others more."""
+        """A branch's output, scaled by 0 for dropped samples and by 1 / (1 - rate) for the others."""
         if self._kept is None:
             return output
         return output * self._kept[:, number].view(-1, *[1] * (output.dim() - 1)).to(output.dtype)

@@ -1,4 +1,4 @@
-"""SwAV: predict from one crop of an image to which prototypes another crop of it was assigned.
+"""SwAV: predict from one crop of an image the prototypes that another crop of it was assigned to.
 
 Caron et al. 2020 (arXiv 2006.09882). Scores of a crop are the dot products of its normalized embedding with K
 normalized prototypes. Each of the crops in `crops_for_assign` (the two large ones) gets a target q by Sinkhorn's
@@ -28,8 +28,8 @@ from sslkernels import sinkhorn_center, soft_cross_entropy
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress, Rewrite
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
-from sslrun.nn.memory import Queue
 from sslrun.nn.necks import Neck, pooled
+from sslrun.nn.queue_and_bank import Queue
 from sslrun.runtime import distributed
 
 
@@ -55,10 +55,10 @@ class SwAVHead(Head):
     Args:
         feat_dim: dimension D of the embeddings.
         num_prototypes: number K of prototypes.
-        temperature: T of the predictions.
-        epsilon: temperature of the assignments; the lower, the closer to one prototype for each crop.
-        sinkhorn_iterations: how often columns and rows are normalized in turn.
-        crops_for_assign: which crops get an assignment, counted through the groups of views from 0.
+        temperature: temperature T of the predictions.
+        epsilon: temperature of the assignments; the lower, the closer each crop comes to a single prototype.
+        sinkhorn_iterations: number of times that columns and rows are normalized in turn.
+        crops_for_assign: numbers of the crops that get an assignment, counted from 0 through all view groups.
     """
 
     def __init__(
@@ -121,16 +121,16 @@ class SwAVHead(Head):
 
 
 class SwAV(Method):
-    """Predicts from one view to which prototypes another was assigned (arXiv 2006.09882).
+    """Predicts from one view the prototypes that another view was assigned to (arXiv 2006.09882).
 
     Args:
-        backbone: the network to train.
-        neck: projector on top of it.
-        head: prototypes and loss; its feat_dim equals the neck's out_channels.
-        queue_length: earlier samples whose embeddings join a batch for its assignments; 0 for none.
-        epoch_queue_starts: from which epoch on, counted from 0, embeddings are kept; used as soon as the queue is full.
-        freeze_prototypes_iters: for so many steps from the start the prototypes get no gradient. The recipe's rule with
-            `freeze_iters` keeps weight decay away from them for as long.
+        backbone: the encoder to train.
+        neck: projector on top of the backbone.
+        head: prototypes and loss; its feat_dim must equal the neck's out_channels.
+        queue_length: number of earlier samples whose embeddings join a batch for its assignments; 0 for no queue.
+        epoch_queue_starts: first epoch, counted from 0, whose embeddings are kept; the queue is used once it is full.
+        freeze_prototypes_iters: number of optimizer steps at the start of the run in which the prototypes get no
+            gradient. A paramwise rule with freeze_iters keeps weight decay away from them for as long.
     """
 
     compares_samples = True

@@ -1,5 +1,5 @@
-"""Clusters of a whole set of features: PCA with whitening and k-means over ranks, and clusters that are kept up step by
-step.
+"""Clustering of the features of a whole data set: PCA with whitening, k-means over ranks, and clusters that are updated
+in each step.
 
 Every rank works on its share of the rows, and sums are all-reduced. Rows that are clustered have a length of 1 at most,
 so that sums of them can be taken in fixed point: integers add up alike in any order, on any number of ranks, on a GPU
@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.nn.memory import Bank, last_occurrence
+from sslrun.nn.queue_and_bank import Bank, last_occurrence
 from sslrun.runtime import distributed
 
 FIXED_POINT = 2.0**36  # of a sum: steps of 1.5e-11, and room for 67 million rows
-PIECE = 2**24  # numbers in a piece of a matrix of distances
+PIECE = 2**24  # numbers in a piece of the matrix of distances
 
 
 @torch.no_grad()

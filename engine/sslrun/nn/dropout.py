@@ -1,4 +1,4 @@
-"""Dropout whose mask does not depend on how a global batch is cut up, nor on any hidden random state."""
+"""Dropout whose masks do not depend on how a global batch is cut up, nor on hidden random state."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from sslrun.runtime import distributed
 def dropout_masks(
     num_micro_batches: int, shape: tuple[int, int], p: float | Sequence[float], seed: int, device: torch.device
 ) -> list[Tensor]:
-    """What this rank's micro-batches are multiplied with: 0 with probability p, else 1 / (1 - p) (Srivastava et al.
-    2014, with the scaling in training rather than in use).
+    """Factors for this rank's micro-batches: 0 with probability p, else 1 / (1 - p) (Srivastava et al. 2014, with the
+    scaling in training instead of in evaluation).
 
     Each number is a hash (SplitMix64) of the seed and of its place in the global batch: the same on every device and
-    for every cut, and nobody draws what another rank needs.
+    for every cut, and no rank draws the numbers of another.
 
     Args:
-        num_micro_batches: of this rank.
+        num_micro_batches: number of micro-batches of this rank.
         shape: (B, C) of a micro-batch.
-        p: 0 to below 1; one for all, or (C,).
-        seed: equal on every rank, another at every step.
-        device: where the masks are made.
+        p: dropout rate, 0 to below 1; one for all columns, or (C,).
+        seed: equal on every rank, different at every step.
+        device: device of the masks.
 
     Returns:
         (B, C) fp32 for each micro-batch.

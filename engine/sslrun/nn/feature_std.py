@@ -1,4 +1,4 @@
-"""Whether embeddings still fill their space."""
+"""A measure of collapse: the standard deviation of embeddings."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Losses with their hyper-parameters: what turns embeddings into a number to minimize."""
+"""Heads: losses of embeddings, with their hyper-parameters."""
 
 import math
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from sslrun.runtime.distributed import all_reduce_mean_with_gradient, group
 
 
 class Head(nn.Module, Component, kind="heads"):
-    """A loss. What goes into `forward` depends on the method."""
+    """A loss. The arguments of `forward` depend on the method."""
 
 
 class ContrastiveHead(Head):
     """InfoNCE: pick the one positive among a set of negatives (van den Oord et al. 2018, arXiv 1807.03748, eq. 4).
 
     Args:
-        temperature: divides the cosine similarities.
+        temperature: divisor of the cosine similarities.
     """
 
     def __init__(self, temperature: float = 0.1) -> None:
@@ -60,9 +60,9 @@ class ClsHead(Head):
     """Linear classifier with cross-entropy, on features averaged over their positions.
 
     Args:
-        in_channels: of the features.
-        num_classes: K.
-        init_std: standard deviation of the first weights; biases start at 0.
+        in_channels: channels of the features.
+        num_classes: number K of classes.
+        init_std: standard deviation of the random first weights; biases start at 0.
     """
 
     def __init__(self, in_channels: int, num_classes: int, init_std: float = 0.01) -> None:
@@ -95,7 +95,7 @@ class ClsHead(Head):
         return loss, (scores.argmax(dim=1) == labels).float().mean()
 
     def redrawn(self, generator: torch.Generator) -> list[tuple[nn.Parameter, Callable[[Tensor], Tensor]]]:
-        """What sets the head back to new first weights, as `Method.rewrites` has it; drawn now."""
+        """Rewrites (see `Method.rewrites`) that give the head new random weights; the weights are drawn now."""
         weight = torch.randn(self.fc.out_features, self.fc.in_features, generator=generator) * self.init_std
         return [
             (self.fc.get_parameter("weight"), lambda old: weight.to(old)),
@@ -108,8 +108,8 @@ class MoCoV3Head(Head):
     algorithm 1).
 
     Args:
-        predictor: network between a projection and what is compared with the keys.
-        temperature: T; divides the cosine similarities.
+        predictor: network from a projection to the query that is compared with the keys.
+        temperature: divisor T of the cosine similarities.
     """
 
     def __init__(self, predictor: Neck, temperature: float = 1.0) -> None:
@@ -134,12 +134,12 @@ class MoCoV3Head(Head):
 
 
 class LatentPredictHead(Head):
-    """Negative cosine between what a predictor makes of one view's embedding and the embedding of another view, which
-    gets no gradient (Grill et al. 2020, arXiv 2006.07733, eq. 2, without its constant; Chen & He 2021, arXiv
+    """Negative cosine similarity of a prediction from one view's embedding and another view's embedding, which gets no
+    gradient (Grill et al. 2020, arXiv 2006.07733, eq. 2, without its constant; Chen & He 2021, arXiv
     2011.10566, eq. 1 and 3).
 
     Args:
-        predictor: from an embedding to an embedding of the same dimension.
+        predictor: network from an embedding to a prediction of the same dimension.
     """
 
     def __init__(self, predictor: Neck) -> None:
@@ -147,7 +147,7 @@ class LatentPredictHead(Head):
         self.predictor = predictor
 
     def check_fits(self, neck: Neck) -> None:
-        """Raise ValueError where predictions are not of the dimension of what they predict."""
+        """Raise ValueError if predictions and embeddings have different dimensions."""
         if self.predictor.out_channels != neck.out_channels:
             raise ValueError(
                 f"the head's predictor gives {self.predictor.out_channels} channels (out_channels), "
@@ -175,7 +175,7 @@ class LatentCrossCorrelationHead(Head):
     over ranks too, so ranks compute what one process does with all rows; each holds the whole C, D x D.
 
     Args:
-        lambd: weight of what is off the diagonal.
+        lambd: weight of the off-diagonal terms.
     """
 
     def __init__(self, lambd: float = 0.0051) -> None:
@@ -207,5 +207,5 @@ def _standardized(x: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """At least float32, whatever autocast made of it."""
+    """In float32 at least, also under autocast."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

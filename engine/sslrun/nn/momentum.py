@@ -1,4 +1,4 @@
-"""The momentum teacher: a copy of a student that follows it slowly and gets no gradient."""
+"""The momentum teacher: a copy of a student whose weights are a moving average of the student's."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def teacher_of(student: ModuleT) -> ModuleT:
-    """An equal copy without gradients. The executor moves its parameters; its buffers are its own."""
+    """A copy without gradients. The executor updates its parameters; its buffers are independent of the student's."""
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
     return teacher

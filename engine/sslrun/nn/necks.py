@@ -10,7 +10,11 @@ from sslrun.nn.sizes import require_positive
 
 
 class Neck(nn.Module, Component, kind="necks"):
-    """A feature map (B, C, H, W), or features (B, C), in; embeddings (B, D) out, not normalized."""
+    """A projector from a feature map (B, C, H, W), or features (B, C), to embeddings (B, D), not normalized.
+
+    Attributes:
+        out_channels: dimension D of the embeddings.
+    """
 
     out_channels: int
 
@@ -24,7 +28,7 @@ def pooled(features: Tensor) -> Tensor:
 
 
 class AvgPool2dNeck(Neck):
-    """Global average pool and nothing else.
+    """Global average pool without a projection.
 
     Args:
         in_channels: channels of the feature map.
@@ -111,20 +115,20 @@ class DenseCLNeck(Neck):
 
 
 class NonLinearNeck(Neck):
-    """Global average pool and an MLP with batch normalization: linear, norm, ReLU, as often as wanted, and a last
+    """Global average pool and an MLP with batch normalization: hidden layers of linear, norm and ReLU, then a last
     linear layer, with or without norm. The projector of SimCLR, BYOL, SimSiam, SwAV, Barlow Twins and MoCo v3, and the
     predictor of those that have one.
 
     Args:
-        in_channels: channels of the feature map, or of the embedding where it predicts.
+        in_channels: channels of the feature map, or of the embedding for a predictor.
         hid_channels: width of the hidden layers.
         out_channels: dimension D of the embedding.
-        num_layers: linear layers, 2 or more.
-        with_bias: whether the hidden layers have a bias; their norm has one too.
-        with_last_bn: whether a norm follows the last layer.
-        with_last_bn_affine: whether that norm learns a scale and a shift.
-        with_last_bias: whether the last layer has a bias.
-        norm_cfg: normalization layer; SyncBN where it is not given.
+        num_layers: number of linear layers, 2 or more.
+        with_bias: whether the hidden linear layers have a bias, besides the one of their norm.
+        with_last_bn: whether a norm follows the last linear layer.
+        with_last_bn_affine: whether the last norm learns a scale and a shift.
+        with_last_bias: whether the last linear layer has a bias.
+        norm_cfg: normalization layer; SyncBN by default.
     """
 
     def __init__(
@@ -167,8 +171,8 @@ class ODCNeck(Neck):
         in_channels: channels of the feature map.
         hid_channels: width of the hidden layer.
         out_channels: dimension D of the embedding.
-        dropout: part of the hidden layer that is left out in training; from 0 to below 1.
-        norm_cfg: normalization layer; where it is not given, SyncBN with a momentum of 0.001, without scale and shift.
+        dropout: dropout rate of the hidden layer in training, 0 to below 1.
+        norm_cfg: normalization layer; by default SyncBN with a momentum of 0.001, without scale and shift.
     """
 
     def __init__(
@@ -184,11 +188,11 @@ class ODCNeck(Neck):
         self.fc1 = nn.Linear(hid_channels, out_channels)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Embeddings (B, D), none negative.
+        """Embeddings (B, D), no entry negative.
 
         Args:
             features: (B, C, H, W) or (B, C).
-            mask: (B, hid_channels), of `sslrun.nn.dropout`, where there is dropout in training.
+            mask: (B, hid_channels), from `sslrun.nn.dropout`; needed in training with dropout.
         """
         assert self.dropout == 0 or (mask is None) != self.training, "dropout is for training, and needs a mask there"
         hidden = F.relu(self.bn0(self.fc0(pooled(features))), inplace=True)
@@ -200,10 +204,10 @@ class RelativeLocNeck(Neck):
     Relative-Loc (Doersch et al. 2015, arXiv 1505.05192, figure 3), as wide as MMSelfSup has it.
 
     Args:
-        in_channels: C of one patch's features.
+        in_channels: channels C of one patch's features.
         out_channels: width D of the layer.
-        dropout: part of it that is left out in training; from 0 to below 1.
-        norm_cfg: normalization layer; where it is not given, BN with a momentum of 0.003.
+        dropout: dropout rate of the layer in training, 0 to below 1.
+        norm_cfg: normalization layer; by default BN with a momentum of 0.003.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.5, norm_cfg: Norm | None = None) -> None:
@@ -218,11 +222,11 @@ class RelativeLocNeck(Neck):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, D), none negative.
+        """(B, D), no entry negative.
 
         Args:
             features: (B, 2C), averaged over positions.
-            mask: (B, D), of `sslrun.nn.dropout`, where there is dropout in training.
+            mask: (B, D), from `sslrun.nn.dropout`; needed in training with dropout.
         """
         assert self.dropout == 0 or (mask is None) != self.training, "dropout is for training, and needs a mask there"
         hidden = F.relu(self.bn(self.fc(features)), inplace=True)
@@ -230,7 +234,7 @@ class RelativeLocNeck(Neck):
 
 
 class Embedder(nn.Module):
-    """A backbone and its neck as one module, (B, 3, H, W) to (B, D); made where it is needed, it holds nothing else."""
+    """A backbone and its neck as one module, (B, 3, H, W) to (B, D), for `features` of `Method.before_epoch`."""
 
     def __init__(self, backbone: Backbone, neck: Neck) -> None:
         super().__init__()

@@ -33,10 +33,10 @@ CALLED_AFTER = {"timm.layers.norm_act.BatchNormAct2d": ("drop", "act")}
 
 
 class Norm(Component, kind="norms"):
-    """Which normalization layer a network is built with."""
+    """The normalization layer that a network is built with."""
 
     def layer(self, num_features: int, affine: bool = True) -> nn.Module:
-        """A new layer for `num_features` channels; without `affine` it has no scale and shift, whatever the config."""
+        """A new layer for `num_features` channels; if `affine` is false, without scale and shift in any case."""
         raise NotImplementedError
 
 
@@ -44,9 +44,9 @@ class BN(Norm):
     """Batch normalization over the groups of `data.samples_per_gpu` (Ioffe & Szegedy 2015).
 
     Args:
-        eps: added to the variance.
+        eps: number added to the variance.
         momentum: weight of a new step in the running statistics.
-        affine: learn a scale and a shift per channel.
+        affine: whether each channel learns a scale and a shift.
     """
 
     def __init__(self, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
@@ -59,7 +59,7 @@ class BN(Norm):
 class SyncBN(BN):
     """Batch normalization with one group: all samples that are on the devices at once, over all ranks.
 
-    That is the global batch, unless it is accumulated from several micro-batches: then it is what enters at once.
+    That is the global batch, unless it is accumulated from micro-batches: then it is one micro-batch of all ranks.
     """
 
     def layer(self, num_features: int, affine: bool = True) -> nn.Module:

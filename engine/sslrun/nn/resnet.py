@@ -62,19 +62,21 @@ class ResNet(Backbone):
     Args:
         depth: number of layers: 18, 34, 50, 101 or 152.
         in_channels: channels of the input images.
-        out_indices: which feature maps to return: 0 for the stem's, 1 to 4 for a stage's. Later stages are not made.
-        norm_cfg: normalization layer; BN where it is not given.
-        stem: "imagenet" is a 7x7 convolution of stride 2 and a max-pool; "small" a 3x3 convolution of stride 1, for
+        out_indices: feature maps to return: 0 is the stem's, 1 to 4 are those of the stages. Methods use the last one
+            in the list. Stages above the highest are not built. [4] by default.
+        norm_cfg: normalization layer; BN by default.
+        stem: "imagenet" is a 7x7 convolution of stride 2 and a max-pool; "small" is a 3x3 convolution of stride 1, for
             images of 32 to 64 pixels.
         base_width: channels of the stem and of the first stage; 64 in the paper.
-        zero_init_residual: start every residual branch at zero (Goyal et al. 2017, arXiv 1706.02677).
-        groups: of the 3x3 convolutions: 32 with a width_per_group of 4 is ResNeXt's 32x4d. Depth 50 and more.
-        width_per_group: channels of a group in the first stage where base_width is 64; 128 with one group is twice as
-            wide. Depth 50 and more.
-        frozen_stages: the stem and so many stages are not trained, and their BatchNorm uses its running statistics; 0
-            is the stem alone, -1 nothing.
-        norm_eval: every BatchNorm uses its running statistics, which stay as they are, while training too; its scale
-            and shift are trained.
+        zero_init_residual: whether every residual branch starts at zero (Goyal et al. 2017, arXiv 1706.02677).
+        groups: number of groups of the 3x3 convolutions; 32 with a width_per_group of 4 is ResNeXt's 32x4d. For depth
+            50 and more.
+        width_per_group: channels of a group in the first stage if base_width is 64; 128 with one group is twice as
+            wide. For depth 50 and more.
+        frozen_stages: number of stages that, with the stem, are not trained and whose BatchNorm uses its running
+            statistics; 0 freezes the stem alone, -1 nothing.
+        norm_eval: whether every BatchNorm uses its running statistics in training too and leaves them unchanged; its
+            scale and shift are trained.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class ResNet(Backbone):
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         for module in self._frozen():
             module.requires_grad_(False)
-        self.train()  # what is frozen, is from the first step on
+        self.train()  # frozen parts are in evaluation mode from the first step on
 
     def train(self, mode: bool = True) -> "ResNet":
         super().train(mode)
@@ -149,7 +151,7 @@ class ResNet(Backbone):
         return [block.bn2 if isinstance(block, BasicBlock) else block.bn3 for block in blocks]
 
     def _frozen(self) -> list[nn.Module]:
-        stages = {f"layer{stage}": stage for stage in range(1, 5)}  # what else there is, is the stem
+        stages = {f"layer{stage}": stage for stage in range(1, 5)}  # all other children belong to the stem
         return [child for name, child in self.named_children() if stages.get(name, 0) <= self.frozen_stages]
 
     def _initialize(self, zero_init_residual: bool) -> None:

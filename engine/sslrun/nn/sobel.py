@@ -1,4 +1,4 @@
-"""Edges instead of colors: what DeepCluster's networks see in the paper."""
+"""A Sobel filter before the backbone, as DeepCluster has it in the paper: edges instead of colors."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ class Sobel(Backbone):
     vertical gradient (Caron et al. 2018, arXiv 1807.05520, section 4.1). Every evaluation sees the same filter.
 
     Args:
-        backbone: the network, with in_channels = 2.
+        backbone: the network behind the filter, with in_channels = 2.
     """
 
     kernels: Tensor

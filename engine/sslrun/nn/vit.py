@@ -1,6 +1,6 @@
 """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), parameter names as in timm, without the classifier.
 
-Initialized and, by default, restrained as in MoCo v3 (Chen, Xie & He 2021, arXiv 2104.02057, section 4): fixed 2-D
+Initialized as in MoCo v3 (Chen, Xie & He 2021, arXiv 2104.02057, section 4): fixed 2-D
 sine-cosine positions, and a patch projection that stays as it was drawn, which keeps training stable.
 """
 
@@ -47,7 +47,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalized before and added to what came in."""
+    """Attention and MLP, each with a norm before it and a residual connection around it."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -76,15 +76,15 @@ class VisionTransformer(Backbone):
     """Transformer over patches and a class token, whose output (B, D) is the image's feature.
 
     Args:
-        arch: size: "tiny", "small", "base" or "large".
-        img_size: height and width of the images, in pixels.
-        patch_size: of a patch, in pixels; divides img_size.
+        arch: size of the network: "tiny", "small", "base" or "large".
+        img_size: height and width of the images in pixels.
+        patch_size: height and width of a patch in pixels; must divide img_size.
         in_channels: channels of the input images.
-        embed_dim: width D, in place of the size's own.
-        depth: number of blocks, in place of the size's own.
-        num_heads: attention heads, in place of the size's own.
-        mlp_ratio: hidden width of the MLPs over D.
-        frozen_patch_embed: never train the patch projection.
+        embed_dim: width D; given by arch by default.
+        depth: number of blocks; given by arch by default.
+        num_heads: number of attention heads; given by arch by default.
+        mlp_ratio: hidden width of the MLPs divided by D.
+        frozen_patch_embed: whether the patch projection keeps its random weights, which makes training more stable.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What `[optimizer]` can name: torch's optimizers and LARS, with their hyper-parameters and parameter groups."""
+"""The optimizers of `[optimizer]`: torch's and LARS, with their hyper-parameters and parameter groups."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -19,8 +19,8 @@ class GradClip:
     before it reaches the weights.
 
     Attributes:
-        max_norm: gradients are scaled down so that the norm of all of them together is at most this; above 0.
-        norm_type: which norm: 2 is the Euclidean one, "inf" the largest absolute value; above 0.
+        max_norm: largest norm of all gradients together; larger gradients are scaled down to it. Above 0.
+        norm_type: order of the norm: 2 is the Euclidean norm, "inf" the largest absolute value. Above 0.
     """
 
     max_norm: float
@@ -37,9 +37,9 @@ class Optimizer(Component, kind="optimizers"):
     """An update rule with its hyper-parameters.
 
     Args:
-        lr: learning rate, before the schedule.
-        weight_decay: weight decay.
-        paramwise: exceptions for some parameters, by name.
+        lr: learning rate that the schedule starts from.
+        weight_decay: factor of the weight decay.
+        paramwise: rules that give some parameters other options, by name.
         grad_clip: limit on the norm of the gradient; none by default.
     """
 
@@ -87,8 +87,8 @@ class SGD(Optimizer):
     """Stochastic gradient descent with momentum, torch's.
 
     Args:
-        momentum: of the running sum of gradients.
-        nesterov: Nesterov's form of the momentum.
+        momentum: decay of the running sum of gradients, 0 to 1.
+        nesterov: whether the momentum has Nesterov's form.
     """
 
     momentum: float = 0.0
@@ -103,8 +103,8 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019), torch's.
 
     Args:
-        betas: decay of the running means of the gradient and of its square.
-        eps: added to the denominator.
+        betas: decays of the running means of the gradient and of its square.
+        eps: number added to the denominator.
     """
 
     weight_decay: float = 0.01
@@ -120,9 +120,9 @@ class LARS(Optimizer):
     """SGD with momentum and a learning rate scaled per parameter (You et al. 2017), for large batches.
 
     Args:
-        momentum: of the running sum of updates.
-        eta: trust coefficient: the update's norm as a part of the parameter's.
-        eps: added to the denominator of the trust ratio.
+        momentum: decay of the running sum of updates, 0 to 1.
+        eta: trust coefficient: norm of the update divided by norm of the parameter.
+        eps: number added to the denominator of the trust ratio.
     """
 
     momentum: float = 0.0

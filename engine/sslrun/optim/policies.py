@@ -1,4 +1,4 @@
-"""What `policy` of `[lr]` can name: mmcv's learning-rate policies, with its arithmetic.
+"""The learning-rate policies of `[lr]`: mmcv's, with its arithmetic.
 
 Each is a function of the step alone. `at` is in optimizer steps; with by = "epoch" it is the first step of its epoch.
 """
@@ -15,7 +15,7 @@ Anneal = Literal["cos", "linear"]
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
-    """The stated learning rate, all along."""
+    """The stated learning rate throughout the run."""
 
     def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
         return base
@@ -23,13 +23,13 @@ class Constant(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Schedule):
-    """The learning rate is multiplied by `gamma` at each of some points of the run, or again and again.
+    """The learning rate is multiplied by `gamma` at certain points of the run, or at equal intervals.
 
     Args:
-        step: where, in the unit of `by` (epochs or iterations): a list of points, of which a number below 1 is a
-            fraction of the run, or one number, the distance between two.
-        gamma: the factor.
-        min_lr: the rate is never below it.
+        step: points at which the rate changes, in the unit of `by` (epochs or iterations): a list of points, in which a
+            number below 1 is a fraction of the run, or one number, the interval.
+        gamma: factor of the learning rate at each point.
+        min_lr: lowest learning rate.
     """
 
     step: int | list[float]
@@ -59,7 +59,7 @@ class Exp(Schedule):
     """The learning rate is multiplied by `gamma` after every epoch or iteration.
 
     Args:
-        gamma: the factor.
+        gamma: factor of the learning rate.
     """
 
     gamma: float
@@ -77,8 +77,8 @@ class Inv(Schedule):
     """The stated learning rate times (1 + gamma t) ** -power, t in epochs or iterations.
 
     Args:
-        gamma: how soon it falls.
-        power: how steeply.
+        gamma: factor of t; the larger, the sooner the rate falls.
+        power: exponent; the larger, the more steeply the rate falls.
     """
 
     gamma: float
@@ -94,11 +94,11 @@ class Inv(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Annealing(Schedule, listed=False):
-    """A policy that leads from the stated learning rate down to an end.
+    """A policy from the stated learning rate down to a last one.
 
     Args:
-        min_lr: where it ends. A group whose rate is below it is raised to it, as in mmcv.
-        min_lr_ratio: where it ends as a part of the stated learning rate, instead of `min_lr`.
+        min_lr: last learning rate. A group whose rate is below it is raised to it, as in mmcv.
+        min_lr_ratio: last learning rate divided by the stated one, instead of `min_lr`.
     """
 
     min_lr: float = 0.0
@@ -120,7 +120,7 @@ class Poly(Annealing):
     """From the stated learning rate to the end as (1 - t / T) ** power; the power 1 is a straight line.
 
     Args:
-        power: above 1 it falls faster at first, below 1 at last.
+        power: exponent; above 1 the rate falls faster at first, below 1 at last.
     """
 
     power: float = 1.0
@@ -148,8 +148,8 @@ class FlatCosineAnnealing(Annealing):
     """The stated learning rate for the first part of the run, then half a cosine to the end.
 
     Args:
-        start_percent: where the cosine begins, as a part of the run (0.75: after three quarters), rounded to the unit
-            of `by`; from 0 to below 1.
+        start_percent: start of the cosine as a fraction of the run (0.75: after three quarters), rounded to the unit of
+            `by`; 0 to below 1.
     """
 
     start_percent: float = 0.75
@@ -170,9 +170,9 @@ class CosineRestart(Annealing):
     """One half cosine after another, each down to the end (Loshchilov and Hutter 2017, arXiv 1608.03983).
 
     Args:
-        periods: length of each of them in the unit of `by`; together at least as long as the run.
-        restart_weights: where each begins, between the end (0) and the stated learning rate (1); 1 for each where they
-            are not given.
+        periods: length of each cosine in the unit of `by`; together at least as long as the run.
+        restart_weights: start of each cosine, between the last learning rate (0) and the stated one (1); 1 for each by
+            default.
     """
 
     periods: list[int]
@@ -204,17 +204,17 @@ class CosineRestart(Annealing):
 
 @dataclass(frozen=True, kw_only=True)
 class Cyclic(Schedule):
-    """Up to a peak and down again, some times over the run (Smith 2017, arXiv 1506.01186).
+    """Cycles that rise to a peak and fall again (Smith 2017, arXiv 1506.01186).
 
     Args:
         by: "iter" changes the rate at every step, "epoch" holds it within an epoch.
         target_ratio: the peak and the end of a cycle, as multiples of the stated learning rate; one number is the peak,
             and the end is 1e-5 of it.
         cyclic_times: number of cycles in the run.
-        step_ratio_up: the rising part of a cycle; from 0 to below 1.
-        anneal_strategy: the way up and down: half cosines ("cos") or straight lines ("linear").
-        gamma: by how much a cycle's peak comes nearer to the stated learning rate: their distance is multiplied by it
-            for each cycle; above 0, at most 1.
+        step_ratio_up: fraction of a cycle in which the rate rises, 0 to below 1.
+        anneal_strategy: shape of rise and fall: half cosines ("cos") or straight lines ("linear").
+        gamma: factor, for each cycle, of the distance between its peak and the stated learning rate; above 0, at most
+            1.
     """
 
     by: Literal["epoch", "iter"] = "iter"
@@ -247,17 +247,18 @@ class Cyclic(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class OneCycle(Schedule):
-    """From a small learning rate up to the stated one and down to almost nothing (Smith and Topin 2018, arXiv
-    1708.07120), as torch and mmcv do it. What they call max_lr is the optimizer's `lr`.
+    """From a small learning rate up to the stated one and down to almost 0 (Smith and Topin 2018, arXiv 1708.07120), as
+    in torch and mmcv. Their max_lr is the optimizer's `lr`.
 
     Args:
         by: "iter" changes the rate at every step, "epoch" holds it within an epoch.
-        total_steps: optimizer steps of the cycle, at least those of the run; the run's where it is not given.
-        pct_start: the rising part of the cycle, 0 to 1.
-        anneal_strategy: the way up and down: half cosines ("cos") or straight lines ("linear").
-        div_factor: the first rate is the stated one divided by this.
-        final_div_factor: the last rate is the first one divided by this.
-        three_phase: go down to the first rate as fast as it went up, and to the last one in what is left.
+        total_steps: optimizer steps of the cycle, at least those of the run; by default those of the run.
+        pct_start: fraction of the cycle in which the rate rises, 0 to 1.
+        anneal_strategy: shape of rise and fall: half cosines ("cos") or straight lines ("linear").
+        div_factor: stated learning rate divided by the first one.
+        final_div_factor: first learning rate divided by the last one.
+        three_phase: whether the rate falls to the first one as fast as it rose, and to the last one in the remaining
+            steps.
     """
 
     by: Literal["epoch", "iter"] = "iter"
@@ -302,7 +303,7 @@ def _anneal(strategy: Anneal, start: float, end: float, fraction: float) -> floa
 
 
 def _part(at: float, begin: float, end: float) -> float:
-    """Where `at` lies between two points, 0 to 1; where they are one, at its end."""
+    """Position of `at` between two points, 0 to 1; 1 if the points are equal."""
     return (at - begin) / (end - begin) if end > begin else 1.0
 
 

@@ -17,15 +17,15 @@ class Schedule(Component, kind="schedules", tag="policy"):
     """A learning-rate policy with an optional warm-up.
 
     Args:
-        by: "epoch" holds the value within an epoch, as mmcv does by default; "iter" changes it at every step. Warm-up
-            goes by iteration in either case.
-        warmup: how the first steps lead up to the policy's value, from `warmup_ratio` times it: "constant" stays there,
-            "linear" rises evenly, "exp" by equal factors.
+        by: unit of the policy: "epoch" changes the learning rate once per epoch, as mmcv does by default; "iter" at
+            every step. Warm-up changes it at every step in either case.
+        warmup: shape of the first steps, from `warmup_ratio` times the policy's value to the policy's value: "constant"
+            stays below until the warm-up ends, "linear" rises evenly, "exp" by equal factors.
         warmup_iters: length of the warm-up in optimizer steps.
         warmup_epochs: length of the warm-up in epochs, instead of `warmup_iters`.
-        warmup_ratio: where the warm-up begins, as a part of the policy's value; above 0, at most 1.
-        after_warmup: the policy begins where the warm-up ends, as in MMSelfSup 1.x and in the papers of MAE and MoCo
-            v3, and is the length of the warm-up shorter; else it begins with the run, as in mmcv.
+        warmup_ratio: first learning rate of the warm-up divided by the policy's value; above 0, at most 1.
+        after_warmup: whether the policy begins where the warm-up ends, as in MMSelfSup 1.x and in the papers of MAE and
+            MoCo v3, and is shorter by the warm-up; if false it begins with the run, as in mmcv.
     """
 
     by: Literal["epoch", "iter"] = "epoch"
@@ -64,11 +64,11 @@ class Schedule(Component, kind="schedules", tag="policy"):
         raise NotImplementedError
 
     def reach(self, steps_per_epoch: int) -> int | None:
-        """After how many steps the policy has nothing more to say; None: it goes on for as long as the run."""
+        """Number of steps that the policy is defined for; None if it has no end."""
         return None
 
     def check(self, steps_per_epoch: int, total_steps: int) -> None:
-        """UsageError where the policy does not reach to the end of a run of so many steps."""
+        """Raise UsageError if the policy ends before the run does."""
         _, skipped = self._warmup_steps(steps_per_epoch)
         reach, length = self.reach(steps_per_epoch), total_steps - skipped
         if reach is not None and reach < length:
@@ -83,7 +83,7 @@ class Schedule(Component, kind="schedules", tag="policy"):
         return steps, steps if self.after_warmup else 0
 
     def _warmup_factor(self, fraction: float) -> float:
-        """What the policy's value is multiplied with after this part of the warm-up."""
+        """Factor of the policy's value after this fraction of the warm-up."""
         match self.warmup:
             case "constant":
                 return self.warmup_ratio

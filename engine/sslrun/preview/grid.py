@@ -1,4 +1,4 @@
-"""Samples as an image: a row for each, the original and its views beside it, and PIL's below where that is asked."""
+"""Samples as one image: a row for each, the original beside its views, and PIL's versions below on request."""
 
 import functools
 import io
@@ -25,14 +25,14 @@ COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#e3
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything is, in pixels.
+    """The positions of all parts of the image, in pixels.
 
     Attributes:
         size: width and height of the image.
         originals: width and height in which each original is shown.
-        zooms: how often each pixel of each view is repeated, down and across.
-        lefts: of the originals' column and those of the views.
-        tops: for each sample, those of its line of text and of its lines of tiles.
+        zooms: for each view, how often each of its pixels is repeated, down and across.
+        lefts: left edges of the column of originals and of the columns of views.
+        tops: for each sample, the top edges of its line of text and of its lines of tiles.
     """
 
     size: tuple[int, int]
@@ -43,12 +43,12 @@ class Layout:
 
 
 def lay_out(originals: Sequence[tuple[int, int]], views: Sequence[tuple[int, int]], with_pil: bool = False) -> Layout:
-    """Views as large as the width allows, their pixels enlarged by whole numbers.
+    """Makes views as large as the width allows, their pixels enlarged by whole numbers.
 
     Args:
         originals: height and width of each original.
         views: height and width of each view, the same for all samples.
-        with_pil: whether a sample has three lines of tiles, with words beside and below them.
+        with_pil: whether a sample has three lines of tiles (ours, PIL's, difference), with text beside and below them.
     """
     fitted = [_fitted_size(size) for size in originals]
     for side in SIDES:
@@ -72,10 +72,10 @@ def lay_out(originals: Sequence[tuple[int, int]], views: Sequence[tuple[int, int
 
 
 def draw(samples: Samples, twins: tuple[list[np.ndarray], list[np.ndarray | None]] | None = None) -> Image.Image:
-    """The image.
+    """Draws the samples.
 
     Args:
-        samples: the samples.
+        samples: what to show.
         twins: the same samples made by PIL (`pil_versions`): shown below ours, and below them the difference.
     """
     sizes = [(len(image), len(image[0])) for image in samples.originals]
@@ -136,7 +136,7 @@ def _draw_headings(pen: ImageDraw.ImageDraw, samples: Samples, layout: Layout) -
 def _pair(
     samples: Samples, twins: tuple[list[np.ndarray], list[np.ndarray | None]] | None, column: int, row: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Ours and PIL's of the original (column 0) or of a view."""
+    """Our version and PIL's of the original (column 0) or of a view."""
     if column == 0:
         return samples.originals[row], None if twins is None else twins[0][row]
     g, view = samples.columns[column - 1]
@@ -146,7 +146,7 @@ def _pair(
 
 
 def _stack(ours: np.ndarray, theirs: np.ndarray | None) -> list[np.ndarray]:
-    """What stands below each other: ours, and with a twin the twin and the difference."""
+    """The tiles of one column from top to bottom: ours and, with a twin, the twin and the difference."""
     if theirs is None:
         return [ours]
     return [ours, theirs, (difference(ours, theirs) * AMPLIFIED).clip(0, 255).astype(np.uint8)]
@@ -163,7 +163,7 @@ def _error(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 
 def _enlarged(pixels: np.ndarray, zoom: int) -> Image.Image:
-    """Every pixel zoom x zoom times."""
+    """The image with each pixel repeated zoom x zoom times."""
     return Image.fromarray(pixels.repeat(zoom, axis=0).repeat(zoom, axis=1))
 
 
@@ -180,7 +180,7 @@ def _fitted(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
 
 
 def _outline(tile: Image.Image, boxes: Sequence[Sequence[float] | None], size: tuple[int, ...]) -> None:
-    """Show on an original, (height, width) `size`, what part of it each view sees."""
+    """Draw a frame on an original, (height, width) `size`, around the part that each view shows."""
     pen, scale = ImageDraw.Draw(tile), tile.width / size[1]
     for number, box in enumerate(boxes):
         if box is not None:

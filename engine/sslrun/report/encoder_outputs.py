@@ -36,11 +36,11 @@ class EncoderOutputs:
     """An encoder's outputs for some images (the queries), compared with those for training images (the bank).
 
     Attributes:
-        saved: the encoder.
-        subject: its data, and how the images are read.
+        saved: the saved encoder and its recipe.
+        encoder: the encoder on its device, with its images.
         source: data source of the queries.
         queries: (M,) int64, sample ids of the queries.
-        bank: (N,) int64, sample ids of the bank in `subject.train`.
+        bank: (N,) int64, sample ids of the bank in `encoder.train`.
         features: (M, D) float32, features of the queries, of unit length.
         similarity: (M, k) cosine similarities of each query's nearest bank images, descending.
         neighbors: (M, k) int64, indices of these images in the bank.
@@ -52,7 +52,7 @@ class EncoderOutputs:
     """
 
     saved: Saved
-    subject: FrozenEncoder
+    encoder: FrozenEncoder
     source: Source
     queries: np.ndarray
     bank: np.ndarray
@@ -68,14 +68,14 @@ class EncoderOutputs:
     @property
     def is_held_out(self) -> bool:
         """Whether the queries are images that the encoder was not trained on."""
-        return self.source is not self.subject.train
+        return self.source is not self.encoder.train
 
     @property
     def class_names(self) -> list[str]:
         """Names of the classes that are shown; empty if there are no labels."""
         if self.classes is None:
             return []
-        names = self.subject.train.class_names or self.source.class_names
+        names = self.encoder.train.class_names or self.source.class_names
         return [names[label] if names and label < len(names) else f"class {label}" for label in self.classes]
 
 
@@ -89,8 +89,8 @@ def run_encoder(path: Path) -> EncoderOutputs:
         UsageError: there is no checkpoint, or there are no images.
     """
     saved = open_saved(path, overrides=[ANY_DEVICE])
-    subject = frozen_encoder(saved, device_of(saved.recipe, 0))
-    train, source = subject.train, subject.test or subject.train
+    encoder = frozen_encoder(saved, device_of(saved.recipe, 0))
+    train, source = encoder.train, encoder.test or encoder.train
     has_labels = train.labels is not None and source.labels is not None
     classes, num_classes = _shown_classes(train, source) if has_labels else (None, 0)
     if source is train:
@@ -103,8 +103,8 @@ def run_encoder(path: Path) -> EncoderOutputs:
     if min(len(queries), len(bank)) == 0:
         raise UsageError(f"{train!r} has too few images to compare")
     logger.info("%s: features of %d images", saved.name, len(queries) + len(bank))
-    features = subject.extractor(source).extract(subject.backbone, queries)
-    others = subject.extractor(train).extract(subject.backbone, bank)
+    features = encoder.extractor(source).extract(encoder.backbone, queries)
+    others = encoder.extractor(train).extract(encoder.backbone, bank)
     for each in (features, others):
         require_finite(each)
     neighbors, similarity = nearest(others, features, NEIGHBORS)
@@ -117,7 +117,7 @@ def run_encoder(path: Path) -> EncoderOutputs:
         predicted = knn_predict(others, torch.from_numpy(bank_labels), features, **vote).numpy()
     return EncoderOutputs(
         saved,
-        subject,
+        encoder,
         source,
         queries,
         bank,
@@ -165,21 +165,21 @@ def attention(outputs: EncoderOutputs, places: np.ndarray) -> tuple[np.ndarray, 
     """Attention of the last block's class token.
 
     Args:
-        outputs: of the encoder.
+        outputs: outputs of the encoder.
         places: (n,) indices of queries.
 
     Returns:
         (n, S, S, 3) uint8 images as the network gets them, and (n, heads, G, G) attention weights of the patches, which
         sum to 1 together with the class token's own; None if the encoder is not a vision transformer.
     """
-    backbone, subject = outputs.subject.backbone, outputs.subject
+    backbone, encoder = outputs.encoder.backbone, outputs.encoder
     if not isinstance(backbone, VisionTransformer):
         return None
-    group = ViewGroup(num_views=1, transforms=subject.transforms)
-    images = _prepared(outputs, outputs.source, outputs.queries[places], subject.transforms)
+    group = ViewGroup(num_views=1, transforms=encoder.transforms)
+    images = _prepared(outputs, outputs.source, outputs.queries[places], encoder.transforms)
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (group.normalize.mean, group.normalize.std))
     normalized = (images.permute(0, 3, 1, 2) / 255 - mean) / std
-    return images.numpy(), class_attention(backbone, normalized.to(subject.device)).cpu().numpy()
+    return images.numpy(), class_attention(backbone, normalized.to(encoder.device)).cpu().numpy()
 
 
 @torch.no_grad()
@@ -214,8 +214,8 @@ def _prepared(outputs: EncoderOutputs, source: Source, ids: np.ndarray, transfor
         sampler=Sequential(len(source)),
         seed=0,
         batch_size=max(1, len(ids)),
-        augment=outputs.subject.augment,
-        num_threads=outputs.subject.num_threads,
+        augment=outputs.encoder.augment,
+        num_threads=outputs.encoder.num_threads,
     )
     with contextlib.closing(loader.run([(0, ids)])) as stream:
         batch: Batch = next(stream)

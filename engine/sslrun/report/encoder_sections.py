@@ -52,7 +52,7 @@ def neighbors(outputs: EncoderOutputs, name: str) -> list[Child]:
     nearest = outputs.neighbors[places]
     count = nearest.shape[1]
     queries = pixels(outputs, outputs.source, outputs.queries[places], THUMBNAIL)
-    nearby = pixels(outputs, outputs.subject.train, outputs.bank[nearest].flatten(), THUMBNAIL)
+    nearby = pixels(outputs, outputs.encoder.train, outputs.bank[nearest].flatten(), THUMBNAIL)
     rows = []
     for row, place in enumerate(places):
         own = None if outputs.labels is None else outputs.class_names[outputs.labels[place]]
@@ -160,7 +160,7 @@ def attention_maps(outputs: EncoderOutputs, name: str) -> list[Child]:
     places = examples(outputs, ATTENDED)
     weights = attention(outputs, places)
     if weights is None:
-        kind = type(outputs.subject.backbone).__name__
+        kind = type(outputs.encoder.backbone).__name__
         return [element("p", f"Left out: the encoder is a {kind}, not a vision transformer.", class_="note")]
     images, shares = weights
     heads = shares.shape[1]

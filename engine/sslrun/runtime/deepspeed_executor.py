@@ -1,9 +1,10 @@
 """The executor for several processes: DeepSpeed, ZeRO stages 0 to 3. The only file that imports DeepSpeed.
 
-DeepSpeed averages gradients, shards and gathers. What is ours stays ours: the boundary of accumulation, autocast (its
-`torch_autocast` would also average the gradients of convolutions in bfloat16), the guard and clipping (before its step,
-on the averaged gradients that each rank holds), and state, which goes in and out whole. What this file must know of
-DeepSpeed's insides is where a flat partition keeps which part of which parameter; `_partitions` reads that.
+DeepSpeed averages gradients, shards and gathers. The engine itself handles the boundary of accumulation, autocast
+(DeepSpeed's `torch_autocast` would also average the gradients of convolutions in bfloat16), the finite check and
+clipping (before DeepSpeed's step, on the averaged gradients that each rank holds), and state, which is saved and loaded
+unsharded. Of DeepSpeed's internals this file knows which part of which parameter a flat partition holds, and where
+(`_read_partitions`).
 """
 
 import logging
@@ -30,7 +31,7 @@ from sslrun.runtime.executor import (
     unsharded_state,
 )
 
-LARGEST_BUCKET = 50_000_000  # elements that are averaged at once; DeepSpeed allocates a buffer of that size
+LARGEST_BUCKET = 50_000_000  # largest number of elements averaged at once; DeepSpeed allocates a buffer of that size
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class Partition:
     """A flat tensor that the optimizer updates in place of a group of parameters.
 
     Attributes:
-        flat: this rank's.
+        flat: this rank's flat tensor.
         group: the optimizer's parameter group.
-        names: all parameters of it.
-        segments: what lies where: for each rank, the segment of each parameter that it has anything of.
+        names: names of all parameters of the group.
+        segments: for each rank, the segment of each parameter of which it holds anything.
     """
 
     flat: Tensor
@@ -63,7 +64,7 @@ class Partition:
         return self.segments[distributed.rank()]
 
     def fill(self, flat: Tensor, name: str, value: Tensor) -> None:
-        """Set what this rank's `flat` (weights or state) holds of a parameter from its whole value."""
+        """Set this rank's part of a parameter in `flat` (weights or state) from the whole value."""
         segment = self.own.get(name)
         if segment is not None:
             part = value.flatten()[segment.start : segment.start + segment.length]
@@ -175,7 +176,8 @@ class DeepSpeedExecutor(Executor):
             self.engine.optimizer.grad_partitions_flat_buffer.zero_()
 
     def _hold_back_steps(self) -> None:
-        """DeepSpeed steps the optimizer group by group, and tidies up after it whether or not anything moved."""
+        """Let the optimizer's step do nothing for a skipped step: DeepSpeed calls it group by group and tidies up after
+        it, which has to happen in any case."""
         step = self.optimizer.step
 
         def guarded_step(*arguments: Any) -> Any:
@@ -272,7 +274,7 @@ class DeepSpeedExecutor(Executor):
 
 
 class _WholeStep(nn.Module):
-    """The method as DeepSpeed wants a model: tensors come out, and nothing it might not look into."""
+    """The method in the form that DeepSpeed wants: a module whose output is a tensor."""
 
     def __init__(self, method: Method, autocast: Callable[[], AbstractContextManager[None]]) -> None:
         super().__init__()
@@ -282,8 +284,8 @@ class _WholeStep(nn.Module):
 
     def forward(self, batch: Batch, progress: Progress, targets: Any) -> Tensor:
         with self.autocast():
-            # Not __call__: stage 3 would hook into the method, see no tensor come out, and release what parameters
-            # are directly the method's before backward. So they count as this module's, whose output it does see.
+            # Not __call__: stage 3 would hook into the method, find no tensor in its output, and release the parameters
+            # that belong directly to the method before backward. So they belong to this module, which returns a tensor.
             self.loss = self.method.forward(batch, progress, targets)
         return self.loss.value
 
@@ -308,14 +310,14 @@ def _initialize(
 
 
 def _part(parameter: Any, rank: int) -> tuple[int, int]:
-    """(start, length) of what `rank` has of a parameter under stage 3."""
+    """(start, length) of `rank`'s part of a parameter under stage 3."""
     size = parameter.partition_numel()
     start = min(rank * size, parameter.ds_numel)
     return start, min(size, parameter.ds_numel - start)
 
 
 def _own_lengths(partition: Partition) -> list[tuple[int, int]]:
-    """(offset, length) for every parameter of the partition, (0, 0) where this rank has nothing of it."""
+    """(offset, length) for every parameter of the partition, (0, 0) for one of which this rank holds nothing."""
     nothing = Segment(0, 0, 0)
     own = (partition.own.get(name, nothing) for name in partition.names)
     return [(segment.offset, segment.length) for segment in own]

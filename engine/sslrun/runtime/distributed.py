@@ -1,8 +1,7 @@
 """Ranks, and the few collectives that the engine and the methods need.
 
-A launcher (`deepspeed`, `torchrun`, `srun`) tells each process through the environment who it is. In a run of one
-process nothing is initialized and every function answers for itself. All ranks call a collective alike, with equal
-shapes.
+A launcher (`deepspeed`, `torchrun`, `srun`) tells each process its rank in the environment. A run of one process
+initializes nothing, and every function works without communication. All ranks call a collective with equal shapes.
 """
 
 import os
@@ -28,12 +27,12 @@ TIMEOUT = timedelta(minutes=30)  # rank 0 may be busy with a checkpoint or an ev
 
 
 def rank() -> int:
-    """This process among all, 0 the first."""
+    """Number of this process among all, from 0."""
     return 0 if _is_alone else _from_launcher("RANK", "SLURM_PROCID", 0)
 
 
 def local_rank() -> int:
-    """This process among those of its machine: the index of its GPU."""
+    """Number of this process among those of its machine, from 0: the index of its GPU."""
     return _from_launcher("LOCAL_RANK", "SLURM_LOCALID", 0)
 
 
@@ -44,7 +43,7 @@ def world_size() -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within it this process counts as a run of one: for what one rank works out by itself, without the others."""
+    """A context in which this process counts as a run of one, for what one rank computes without the others."""
     global _is_alone
     _is_alone = True
     try:
@@ -54,7 +53,7 @@ def alone() -> Iterator[None]:
 
 
 def group() -> dist.ProcessGroup | None:
-    """All ranks, as the functions of sslkernels want them; None in a run of one."""
+    """The group of all ranks, for the functions of sslkernels; None in a run of one process."""
     return dist.group.WORLD if world_size() > 1 else None
 
 
@@ -70,7 +69,7 @@ def ranks_on_node() -> int:
 
 
 def init(device: torch.device) -> None:
-    """Join the other processes: NCCL where `device` is a CUDA device, gloo on the CPU. Nothing in a run of one."""
+    """Join the other processes, by NCCL on a CUDA device and by gloo on the CPU; does nothing in a run of one."""
     if world_size() == 1:
         return
     if _is_slurm_step():
@@ -83,12 +82,12 @@ def init(device: torch.device) -> None:
 
 
 def shutdown() -> None:
-    """Leave; the last thing a process does."""
+    """Leave the other processes; the last call of a run."""
     if world_size() > 1 and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def broadcast_object(value: Any) -> Any:
+def broadcast_object(value: T) -> T:
     """Rank 0's `value`, on every rank."""
     if world_size() == 1:
         return value
@@ -98,12 +97,13 @@ def broadcast_object(value: Any) -> Any:
 
 
 def from_rank_0(work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, on every rank; a mistake of the user's found there is one on every rank.
+    """The result of `work` on rank 0, on every rank; an error of the user's that rank 0 finds is raised on every rank.
 
     Raises:
         UsageError, RunFailed: as `work` did on rank 0.
     """
-    value, error = None, None
+    value: Any = None
+    error: Exception | None = None
     if rank() == 0:
         try:
             value = work()
@@ -115,19 +115,19 @@ def from_rank_0(work: Callable[[], T]) -> T:
     return value
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(value: T) -> list[T]:
     """Every rank's `value`, in rank order, on every rank."""
-    values: list[Any] = [value] * world_size()
+    values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
     return values
 
 
 class Vote:
-    """How ranks agree on when to stop, so that none waits in a collective for one that left.
+    """A vote of all ranks on whether to stop, so that none waits in a collective for one that has left.
 
     Args:
-        device: what the run computes on. On CUDA the outcome is read one step late, so that the host waits for nothing.
+        device: device of the run. On CUDA the result is read one step late, so that the host does not wait.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -135,7 +135,7 @@ class Vote:
         self._pending: tuple[Tensor, torch.cuda.Event] | None = None
 
     def cast(self, value: int) -> int:
-        """The largest value that any rank gave: now, or on CUDA at the call before."""
+        """The largest value of all ranks: of this call, or on CUDA of the call before."""
         if world_size() == 1:
             return value
         vote = torch.tensor(value, dtype=torch.int32, device=self._device)
@@ -194,13 +194,13 @@ def all_gather_rows(x: Tensor) -> Tensor:
 
 
 def share(num_rows: int) -> slice:
-    """Which of so many rows are this rank's, where they are dealt out evenly."""
+    """The rows of this rank if `num_rows` rows are dealt out evenly."""
     return slice(*_share(num_rows, rank(), world_size()))
 
 
 @torch.no_grad()
 def all_gather_shares(x: Tensor, num_rows: int) -> Tensor:
-    """Each rank's `share` of so many rows, (n, ...) -> all of them, (num_rows, ...), without gradient."""
+    """Each rank's `share` of the rows, (n, ...) -> all rows, (num_rows, ...), without gradient."""
     ranks = world_size()
     if ranks == 1:
         return x.detach()
@@ -212,17 +212,17 @@ def all_gather_shares(x: Tensor, num_rows: int) -> Tensor:
 
 
 def all_gather_rows_with_gradient(x: Tensor) -> Tensor:
-    """As `all_gather_rows`; backward hands each rank the sum, over all ranks, of the gradients of its own rows.
+    """As `all_gather_rows`; backward gives each rank the sum, over all ranks, of the gradients of its own rows.
 
-    With a loss that is averaged over ranks (as the executor averages gradients) this is the exact gradient of it.
+    For a loss that is averaged over ranks, as the executor averages gradients, this is the exact gradient.
     """
     return x if world_size() == 1 else _GatherRows.apply(x)
 
 
 def all_reduce_mean_with_gradient(x: Tensor) -> Tensor:
-    """The mean over ranks; backward hands each rank the mean, over all ranks, of the gradients with respect to it.
+    """The mean over ranks; backward gives each rank the mean, over all ranks, of the gradients with respect to it.
 
-    With a loss that is averaged over ranks (as the executor averages gradients) this is the exact gradient of it.
+    For a loss that is averaged over ranks, as the executor averages gradients, this is the exact gradient.
     """
     return x if world_size() == 1 else _RankMean.apply(x)
 
@@ -231,12 +231,12 @@ def all_reduce_mean_with_gradient(x: Tensor) -> Tensor:
 def exchange_rows(x: Tensor, permutation: Tensor) -> Tensor:
     """Row p of the global batch becomes row `permutation[p]` of the concatenation over ranks.
 
-    Each rank receives its own contiguous block of the result and nothing else. Without gradient; a channels-last layout
+    Each rank receives only its own contiguous block of the result. Without gradient; a channels-last layout
     is kept.
 
     Args:
         x: (B, ...), this rank's rows.
-        permutation: (ranks x B,), int64, equal on all ranks; best on the CPU, where it is read.
+        permutation: (ranks x B,), int64, equal on all ranks; preferably on the CPU, where it is read.
     """
     if world_size() == 1:
         return x.detach()[permutation.to(x.device, non_blocking=True)]  # unlike index_select it keeps the layout
@@ -315,7 +315,7 @@ def _is_slurm_step() -> bool:
 
 
 def _export_slurm() -> None:
-    """Say in torchrun's words what Slurm says in its own, for libraries that know only those."""
+    """Set torchrun's environment variables from Slurm's, for libraries that know only those."""
     nodes, job, step = (os.environ.get(f"SLURM_{key}", "0") for key in ("STEP_NODELIST", "JOB_ID", "STEP_ID"))
     os.environ.setdefault("MASTER_ADDR", _first_host(nodes))
     os.environ.setdefault("MASTER_PORT", str(20000 + (int(job) * 7 + int(step)) % 20000))

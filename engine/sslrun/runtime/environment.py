@@ -1,4 +1,4 @@
-"""What a run or a measurement was made with: versions, machine, commit, command line."""
+"""The environment of a run or a measurement: versions, machine, commit, command line."""
 
 import functools
 import os
@@ -22,7 +22,7 @@ PACKAGES = {
 
 
 def environment() -> dict[str, Any]:
-    """Plain values for env.json and benchmark rows; None where a thing is not there. Imports torch."""
+    """Plain values for env.json and benchmark rows; None for what this machine does not have. Imports torch."""
     return {
         "command": sys.argv,
         "python": platform.python_version(),
@@ -73,7 +73,7 @@ def _cpu_model() -> str | None:
 
 @functools.cache
 def _commit() -> dict[str, Any]:
-    """The commit of the source tree that is running, and whether it was changed since."""
+    """The commit of the source tree that is running, and whether tracked files were changed since."""
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     commit = _output([*git, "rev-parse", "HEAD"]) if shutil.which("git") else None
     changed = _output([*git, "status", "--porcelain", "--untracked-files=no"]) if commit else None

@@ -24,7 +24,8 @@ from sslrun.runtime.run_files import CONFIG, MACHINE, METRICS, STATE, RunFiles, 
 logger = logging.getLogger(__name__)
 
 # What a resume may change: the run's length, the hardware, how often it saves and measures; not what a step computes.
-# A value under `vars` counts where it is referred to, and is compared there.
+# A value under `vars` counts where it is referred to, and is compared there; a module of `custom_imports` where a table
+# names one of its classes.
 MAY_CHANGE = (
     "epochs",
     "max_iters",
@@ -32,6 +33,8 @@ MAY_CHANGE = (
     "resume_from",
     "load_from",
     "load_strict",
+    "custom_imports",
+    "custom_imports.*",
     "engine.*",
     "data.workers_per_gpu",
     "data.prefetch",

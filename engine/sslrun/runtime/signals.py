@@ -1,4 +1,4 @@
-"""Being told to stop: handlers set a flag; the loop looks at it after each step, saves, and leaves with its code."""
+"""Signals that stop a run: handlers set an exit code; the loop reads it after each step, saves, and exits with it."""
 
 import signal
 import threading
@@ -11,10 +11,10 @@ DEBOUNCE_S = 1.0  # one Ctrl-C may arrive twice: from the terminal and from the 
 
 
 class Stopped(Exception):
-    """Told to stop, and what was done is saved.
+    """The run was told to stop, and its work is saved.
 
     Attributes:
-        exit_code: what the process should exit with.
+        exit_code: exit code of the process.
     """
 
     def __init__(self, exit_code: int) -> None:
@@ -25,11 +25,11 @@ class Stopped(Exception):
 class StopSignals:
     """While it is entered, SIGTERM and SIGUSR1 (exit code 75) and SIGINT (130) only set `exit_code`.
 
-    The first signal decides the code. A second Ctrl-C raises KeyboardInterrupt, to leave without saving, and one after
-    that kills the process as if Python were not there. The old handlers come back on leaving.
+    The first signal decides the code. A second Ctrl-C raises KeyboardInterrupt, to leave without saving, and a third
+    kills the process at once. The old handlers come back on leaving.
 
     Attributes:
-        exit_code: what the process should exit with after saving; 0 while nobody has asked it to stop.
+        exit_code: exit code of the process after saving; 0 as long as no signal has come.
     """
 
     exit_code: int

@@ -1,20 +1,24 @@
+import copy
+
 _base_ = ['_base_/byol_views.py', '_base_/lars_200e.py', '_base_/runtime.py']
 
-pair = []
-for blur, solarize in ((1., 0.), (0.1, 0.2)):
-    pair.append([
-        dict(type='RandomResizedCrop', size=224, scale=(0.2, 1.)),
-        dict(
-            type='RandomAppliedTrans',
-            transforms=[dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)],
-            p=0.8),
-        dict(type='RandomGrayscale', p=0.2),
-        dict(type='GaussianBlur', sigma_min=0.1, sigma_max=2.0, p=blur),
-        dict(type='Solarization', p=solarize),
-        dict(type='RandomHorizontalFlip'),
-        dict(type='ToTensor'),
-        dict(type='Normalize', **{{_base_.img_norm_cfg}}),
-    ])
+first = [
+    dict(type='RandomResizedCrop', size=224, scale=(0.2, 1.)),
+    dict(
+        type='RandomAppliedTrans',
+        transforms=[dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)],
+        p=0.8),
+    dict(type='RandomGrayscale', p=0.2),
+    dict(type='GaussianBlur', sigma_min=0.1, sigma_max=2.0, p=1.),
+    dict(type='Solarization', p=0.),
+    dict(type='RandomHorizontalFlip'),
+    dict(type='ToTensor'),
+    dict(type='Normalize', **{{_base_.img_norm_cfg}}),
+]
+second = copy.deepcopy(first)
+second[3]['p'] = 0.1
+second[4]['p'] = 0.2
+pair = [first, second]
 data = dict(samples_per_gpu=512, train=dict(pipelines=pair))
 projector = dict(
     type='NonLinearNeck', hid_channels=4096, out_channels=256, num_layers=2, with_bias=False, with_last_bn=True,

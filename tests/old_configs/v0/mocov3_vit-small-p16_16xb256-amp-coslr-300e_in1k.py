@@ -1,8 +1,8 @@
 _base_ = 'mocov3_resnet50_8xb512-amp-coslr-100e_in1k.py'
 
 pair = {{_base_.pair}}
-for view in pair:
-    view[0]['scale'] = (0.08, 1.)
+pair[0][0]['scale'] = (0.08, 1.)
+pair[1][0]['scale'] = (0.08, 1.)
 data = dict(samples_per_gpu=256, train=dict(pipelines=pair))
 model = dict(
     backbone=dict(

@@ -1,6 +1,6 @@
 _base_ = ['_base_/source.py', '_base_/sgd_200e.py', '_base_/runtime.py']
 
-img_norm_cfg = dict(mean=[x / 255 for x in (124, 117, 104)], std=[x / 255 for x in (59, 58, 58)])
+img_norm_cfg = dict(mean=[124 / 255, 117 / 255, 104 / 255], std=[59 / 255, 58 / 255, 58 / 255])
 data = dict(
     samples_per_gpu=64,
     workers_per_gpu=8,

@@ -2,13 +2,13 @@ _base_ = ['_base_/mocov2_views.py', '_base_/lars_200e.py', '_base_/runtime.py']
 
 strength = 1.0
 flip = {'type': 'RandomHorizontalFlip'}
-colours = {name: 0.8 * strength for name in ('brightness', 'contrast', 'saturation')}
+colors = dict(brightness=0.8 * strength, contrast=0.8 * strength, saturation=0.8 * strength)
 train_pipeline = [
     dict(type='RandomResizedCrop', size=224),
     flip,
     dict(
         type='RandomAppliedTrans',
-        transforms=[dict(type='ColorJitter', hue=0.2 * strength, **colours)],
+        transforms=[dict(type='ColorJitter', hue=0.2 * strength, **colors)],
         p=0.8),
     dict(type='RandomGrayscale', p=0.2),
     dict(type='GaussianBlur', sigma_min=0.1, sigma_max=2.0, p=0.5),

@@ -1,7 +1,6 @@
 _base_ = ['_base_/mocov2_views.py', '_base_/lars_200e.py', '_base_/runtime.py']
 
 num_crops = [2, 6]
-sizes = [(224, (0.14, 1.)), (96, (0.05, 0.14))]
 after = [
     dict(
         type='RandomAppliedTrans',
@@ -16,7 +15,10 @@ after = [
 data = dict(
     train=dict(
         num_views=num_crops,
-        pipelines=[[dict(type='RandomResizedCrop', size=size, scale=scale)] + after for size, scale in sizes]))
+        pipelines=[
+            [dict(type='RandomResizedCrop', size=224, scale=(0.14, 1.))] + after,
+            [dict(type='RandomResizedCrop', size=96, scale=(0.05, 0.14))] + after,
+        ]))
 model = dict(
     type='SwAV',
     backbone=dict(

@@ -1,4 +1,4 @@
-_base_ = ['_base_/pictures.py', '_base_/lars_200e.py', '_base_/runtime.py']
+_base_ = ['_base_/views.py', '_base_/lars_200e.py', '_base_/runtime.py']
 
 first = [
     dict(type='RandomResizedCrop', size=224, interpolation='bicubic', backend='pillow'),
@@ -7,11 +7,11 @@ first = [
         type='RandomApply',
         transforms=[dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)],
         prob=0.8),
-    _base_.grey,
+    _base_.gray,
     dict(_base_.blur, prob=1.),
     dict(type='RandomSolarize', prob=0.),
 ]
-second = first[:4] + [dict(_base_.blur, prob=0.1), dict(type='RandomSolarize', prob=0.2)]
+second = [first[0], first[1], first[2], first[3], dict(_base_.blur, prob=0.1), dict(type='RandomSolarize', prob=0.2)]
 train_pipeline = [
     _base_.load,
     dict(type='MultiView', num_views=[1, 1], transforms=[first, second]),

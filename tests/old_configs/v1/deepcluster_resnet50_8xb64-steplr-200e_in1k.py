@@ -1,4 +1,4 @@
-_base_ = ['_base_/pictures.py', '_base_/steps_200e.py', '_base_/runtime.py']
+_base_ = ['_base_/views.py', '_base_/steps_200e.py', '_base_/runtime.py']
 
 dataset_type = 'DeepClusterImageNet'
 num_classes = 10000
@@ -8,7 +8,7 @@ train_pipeline = [
     _base_.flip,
     dict(type='RandomRotation', degrees=2),
     dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=1.0, hue=0.5),
-    _base_.grey,
+    _base_.gray,
     dict(type='PackSelfSupInputs', pseudo_label_keys=['clustering_label'], meta_keys=['img_path']),
 ]
 extract_pipeline = [

@@ -2,7 +2,7 @@ _base_ = 'mocov2_resnet50_8xb32-coslr-200e_in1k.py'
 
 view_pipeline = [
     dict(type='RandomResizedCrop', size=224, scale=(0.2, 1.), backend='pillow'),
-    _base_.grey,
+    _base_.gray,
     dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4),
     _base_.flip,
 ]

@@ -1,4 +1,4 @@
-_base_ = ['_base_/pictures.py', '_base_/lars_200e.py', '_base_/runtime.py']
+_base_ = ['_base_/views.py', '_base_/lars_200e.py', '_base_/runtime.py']
 
 temperature = 1.0
 crop = dict(type='RandomResizedCrop', size=224, scale=(0.2, 1.), backend='pillow')
@@ -6,11 +6,10 @@ jitter = dict(
     type='RandomApply',
     transforms=[dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)],
     prob=0.8)
-views = [[
-    crop, jitter, _base_.grey,
-    dict(_base_.blur, prob=blurred),
-    dict(type='RandomSolarize', prob=solarized), _base_.flip
-] for blurred, solarized in [(1., 0.), (0.1, 0.2)]]
+views = [
+    [crop, jitter, _base_.gray, dict(_base_.blur, prob=1.), dict(type='RandomSolarize', prob=0.), _base_.flip],
+    [crop, jitter, _base_.gray, dict(_base_.blur, prob=0.1), dict(type='RandomSolarize', prob=0.2), _base_.flip],
+]
 train_pipeline = [_base_.load, dict(type='MultiView', num_views=[1, 1], transforms=views), _base_.pack]
 train_dataloader = dict(batch_size=512, num_workers=4, pin_memory=True, dataset=dict(pipeline=train_pipeline))
 mlp = dict(

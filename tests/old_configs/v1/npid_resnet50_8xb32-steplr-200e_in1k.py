@@ -1,9 +1,9 @@
-_base_ = ['_base_/pictures.py', '_base_/steps_200e.py', '_base_/runtime.py']
+_base_ = ['_base_/views.py', '_base_/steps_200e.py', '_base_/runtime.py']
 
 train_pipeline = [
     {{_base_.load}},
     dict(type='RandomResizedCrop', size=224, scale=(0.2, 1.), backend='pillow'),
-    {{_base_.grey}},
+    {{_base_.gray}},
     dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4),
     {{_base_.flip}},
     dict(type='PackSelfSupInputs', algorithm_keys=['sample_idx'], meta_keys=['img_path']),

@@ -1,10 +1,10 @@
-_base_ = ['_base_/pictures.py', '_base_/steps_200e.py', '_base_/runtime.py']
+_base_ = ['_base_/views.py', '_base_/steps_200e.py', '_base_/runtime.py']
 
 train_pipeline = [
     _base_.load,
     dict(type='Resize', scale=292, backend='pillow'),
     dict(type='RandomCrop', size=255),
-    dict(_base_.grey, prob=0.66),
+    dict(_base_.gray, prob=0.66),
     dict(type='RandomPatchWithLabels'),
     dict(
         type='PackSelfSupInputs',

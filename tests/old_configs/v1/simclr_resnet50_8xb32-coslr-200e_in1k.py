@@ -1,4 +1,4 @@
-_base_ = ['_base_/pictures.py', '_base_/lars_200e.py', '_base_/runtime.py']
+_base_ = ['_base_/views.py', '_base_/lars_200e.py', '_base_/runtime.py']
 
 view_pipeline = [
     dict(type='RandomResizedCrop', size=224, backend='pillow'),
@@ -7,7 +7,7 @@ view_pipeline = [
         type='RandomApply',
         transforms=[dict(type='ColorJitter', brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)],
         prob=0.8),
-    _base_.grey,
+    _base_.gray,
     _base_.blur,
 ]
 _base_.train_pipeline[1].transforms = [view_pipeline]  # a live object: the loader's dataset has it too

@@ -1,4 +1,4 @@
-_base_ = ['_base_/pictures.py', '_base_/sgd_200e.py', '_base_/runtime.py']
+_base_ = ['_base_/views.py', '_base_/sgd_200e.py', '_base_/runtime.py']
 
 lr = 0.05
 model = dict(

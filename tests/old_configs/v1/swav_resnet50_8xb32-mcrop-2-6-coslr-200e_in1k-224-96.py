@@ -1,17 +1,17 @@
-_base_ = ['_base_/pictures.py', '_base_/runtime.py']
+_base_ = ['_base_/views.py', '_base_/runtime.py']
 
 num_crops = [2, 6]
-colours = [
+colors = [
     dict(
         type='RandomApply',
         transforms=[dict(type='ColorJitter', brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)],
         prob=0.8),
-    _base_.grey,
+    _base_.gray,
     _base_.blur,
     _base_.flip,
 ]
-large = [dict(type='RandomResizedCrop', size=224, scale=(0.14, 1.), backend='pillow'), *colours]
-small = [dict(type='RandomResizedCrop', size=96, scale=(0.05, 0.14), backend='pillow'), *colours]
+large = [dict(type='RandomResizedCrop', size=224, scale=(0.14, 1.), backend='pillow')] + colors
+small = [dict(type='RandomResizedCrop', size=96, scale=(0.05, 0.14), backend='pillow')] + colors
 train_dataloader = dict(
     dataset=dict(
         pipeline=[_base_.load, dict(type='MultiView', num_views=num_crops, transforms=[large, small]), _base_.pack]))

@@ -40,6 +40,7 @@ class Source(Component, kind="sources"):
     names: Sequence[str]
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
+    _is_open: bool = False
     _index: Index | None = None
 
     def open(self, key: str = "data.source") -> None:
@@ -51,7 +52,7 @@ class Source(Component, kind="sources"):
         Raises:
             UsageError: there are no samples, or they cannot be listed; one line that names the key to change.
         """
-        if hasattr(self, "names"):
+        if self._is_open:
             return
         try:
             names = self.list_samples(key)
@@ -59,7 +60,7 @@ class Source(Component, kind="sources"):
             raise UsageError(f"{error.filename}: {error.strerror}: {key} cannot be read") from None
         if len(names) == 0:
             raise UsageError(f"{self!r} has no samples: point {key} to some")
-        self.names = names
+        self.names, self._is_open = names, True
 
     def list_samples(self, key: str) -> Sequence[str]:
         """The names of all samples, in the order of their ids; sets `labels` and `class_names` if there are classes.

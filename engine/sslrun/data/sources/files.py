@@ -193,7 +193,7 @@ def read_annotations(ann_file: str, root: str, key: str) -> tuple[Paths, np.ndar
 
     def images() -> Iterator[str]:
         nonlocal unlabeled
-        with open(ann_file, encoding="utf-8", errors="surrogateescape") as lines:
+        with open(ann_file, encoding="utf-8-sig", errors="surrogateescape") as lines:  # Notepad writes a BOM
             for line in lines:
                 line = line.rstrip("\r\n")
                 if not line.strip():

@@ -28,7 +28,7 @@ class Subset(Source, listed=False):
         self.labels = None if source.labels is None else source.labels[self.ids]
         self.class_names = source.class_names
         self.is_decoded = source.is_decoded
-        self.names = _Picked(source.names, self.ids)
+        self.names, self._is_open = _Picked(source.names, self.ids), True
 
     def __repr__(self) -> str:
         return f"{len(self)} of {self.source!r}"

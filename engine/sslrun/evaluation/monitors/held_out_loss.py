@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 
 from sslrun.contract import Method
+from sslrun.errors import UsageError
 from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
 from sslrun.runtime import distributed
 
@@ -20,6 +21,13 @@ class HeldOutLoss(Monitor):
     """The method's loss on the held-out images, `val/loss`, and its other metrics on them."""
 
     needs_held_out = True
+
+    def check(self, method: Method, key: str) -> None:
+        if method.remembers_samples:
+            raise UsageError(
+                f"{key} is set, but {type(method).__name__} has no loss on images that it does not train on: it keeps "
+                "something of each training image; set it to 0"
+            )
 
     def measure(self, snapshot: Snapshot) -> dict[str, float]:
         """Means over the batches and ranks."""

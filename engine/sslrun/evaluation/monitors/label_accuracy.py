@@ -1,5 +1,7 @@
 """Accuracy of a method that learns classes of labels, on the held-out images."""
 
+from sslrun.contract import Method
+from sslrun.errors import UsageError
 from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
 
 
@@ -12,9 +14,13 @@ class LabelAccuracy(Monitor):
     needs_held_out = True
     needs_labels = True
 
+    def check(self, method: Method, key: str) -> None:
+        if method.predictor() is None:
+            raise UsageError(f"{key} is set, but {type(method).__name__} learns no classes of labels; set it to 0")
+
     def measure(self, snapshot: Snapshot) -> dict[str, float]:
         predictor = snapshot.method.predictor()
-        assert predictor is not None, "checked when the run is built"
+        assert predictor is not None, "see `check`"
         scores = snapshot.held_out.outputs(predictor)
         best = scores.topk(min(5, scores.shape[1]), dim=1).indices
         hits = best == snapshot.held_out.labels.unsqueeze(1)

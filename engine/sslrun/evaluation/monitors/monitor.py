@@ -117,6 +117,17 @@ class Monitor(Component, kind="monitors"):
             raise UsageError(f"interval must be at least 0, not {interval}")
         self.interval = interval
 
+    def check(self, method: Method, key: str) -> None:
+        """Check, when the run is built, that the method has what the monitor measures.
+
+        Args:
+            method: the method of the run.
+            key: the key in the recipe that sets the interval, for the message.
+
+        Raises:
+            UsageError: the method does not have it.
+        """
+
     def measure(self, snapshot: Snapshot) -> dict[str, float]:
         """The measured numbers by their names, `group/name` with the unit at the end, such as "knn/top1_pct"."""
         raise NotImplementedError

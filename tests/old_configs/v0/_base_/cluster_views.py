@@ -8,8 +8,7 @@ train_pipeline = [
     dict(type='RandomRotation', degrees=2),
     dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=1.0, hue=0.5),
     dict(type='RandomGrayscale', p=0.2),
-    *to_tensor,
-]
+] + to_tensor
 extract_pipeline = [dict(type='Resize', size=256), dict(type='CenterCrop', size=224)] + to_tensor
 data = dict(
     samples_per_gpu=64,

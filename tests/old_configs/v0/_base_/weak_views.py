@@ -1,6 +1,6 @@
 # One view, jittered always and never blurred: NPID, and twice for MoCo v1.
 _base_ = 'source.py'
-prefetch = True  # the old loader normalises what it prefetches, by this:
+prefetch = True  # the old loader normalizes what it prefetches, by this:
 img_norm_cfg = dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 train_pipeline = [
     dict(type='RandomResizedCrop', size=224, scale=(0.2, 1.)),

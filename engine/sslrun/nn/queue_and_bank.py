@@ -1,4 +1,4 @@
-"""Stores of embeddings that outlive a step: buffers, so that a checkpoint holds them."""
+"""Stores of embeddings from earlier steps. They are buffers, so that a checkpoint holds them."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ class Queue(nn.Module):
     Args:
         length: number K of rows.
         dim: numbers in a row.
-        starts_empty: begin with zeros instead; then `is_full` says when none of them is left.
+        starts_empty: whether the rows start as zeros instead; `is_full` tells when all have been written.
     """
 
     rows: Tensor
@@ -28,12 +28,12 @@ class Queue(nn.Module):
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))  # a tensor: no host synchronization
 
     def is_full(self) -> Tensor:
-        """Whether all rows have been written, 0-d bool. They are written in order, so the last one tells."""
+        """Whether all rows have been written, 0-d bool. They are written in order, so the last one decides."""
         return self.rows[-1].any()
 
     @torch.no_grad()
     def push(self, rows: Tensor) -> None:
-        """Overwrite the oldest len(rows) entries; where there are more rows than places, the last ones stay."""
+        """Overwrite the oldest len(rows) entries; of more rows than the queue has entries the last ones stay."""
         length = len(self.rows)
         pushed = len(rows)
         kept = rows[-length:]
@@ -51,8 +51,8 @@ class Bank(nn.Module):
     Args:
         length: number N of samples.
         dim: dimension D of the embeddings.
-        momentum: weight of the new embedding in the row: 1 replaces it.
-        generator: draws the first rows; torch's own where it is not given.
+        momentum: weight of the new embedding in the row; 1 replaces the row.
+        generator: generator of the first rows; torch's global one by default.
     """
 
     rows: Tensor

@@ -2,7 +2,7 @@
 dataset_type = 'mmcls.ImageNet'
 data_root = 'data/imagenet/'
 file_client_args = dict(backend='disk')
-grey = dict(type='RandomGrayscale', prob=0.2, keep_channels=True, channel_weights=(0.114, 0.587, 0.2989))
+gray = dict(type='RandomGrayscale', prob=0.2, keep_channels=True, channel_weights=(0.114, 0.587, 0.2989))
 blur = dict(type='RandomGaussianBlur', sigma_min=0.1, sigma_max=2.0, prob=0.5)
 flip = dict(type='RandomFlip', prob=0.5)
 load = dict(type='LoadImageFromFile', file_client_args=file_client_args)
@@ -13,7 +13,7 @@ view_pipeline = [
         type='RandomApply',
         transforms=[dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)],
         prob=0.8),
-    grey,
+    gray,
     blur,
     flip,
 ]

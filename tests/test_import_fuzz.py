@@ -1,4 +1,4 @@
-"""No input makes an import of old configurations end in a traceback, or go on for long: a recipe, or one line.
+"""No input makes an import of old configs end in a traceback, or go on for long: a recipe, or one line.
 
 A few cases in the suite, 10,000 and more in `make test-nightly`.
 """
@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sslrun.config import load
-from sslrun.config.importer import import_config
-from sslrun.config.importer.report import Effect
 from sslrun.errors import UsageError
+from sslrun.importer import import_config
+from sslrun.importer.old import Effect
 
 OLD = Path(__file__).with_name("old_configs")
 FILES = sorted(path for form in ("v0", "v1") for path in (OLD / form).rglob("*.py"))
@@ -48,57 +48,32 @@ def survives(path):
 # Pieces of the language, also in places where they make no sense.
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=8),
-    st.sampled_from(["ResNet", "type", "_delete_", "${a}", "{{_base_.x}}", "\n", "%d", "{}", "16", "1e3", "cosine"]),
+    st.sampled_from(["ResNet", "type", "_delete_", "${a}", "{{_base_.x}}", "\n", "16", "1e3", "cosine"]),
 ).map(repr)  # fmt: skip
-names = st.sampled_from(["x", "y", "model", "data", "_base_", "dict", "lr", "print", "os", "copy", "__class__"])
+names = st.sampled_from(["x", "y", "model", "data", "_base_", "dict", "lr", "print", "copy", "__class__"])
+FORMS = [
+    "[{0}, {1}]", "({0}, {1})", "dict(a={0}, b={1})", "dict({0}, **{1})", "{{'type': {0}, {2!r}: {1}}}", 
+    "({0} {3} {1})",
+    "(-{0})", "(not {0})", "{0}.{2}", "{0}[{1}]", "{0}[{1}:]", "range({0})", "list({0})", "float({0})", "int({0})",
+    "copy.deepcopy({0})", "{0}.append({1})", "{0}.extend({1})", "{0}.update({1})", "{0}.pop({1})", "{0}.copy()",
+    "[{0} for x in {1}]", "(lambda: {0})()", "{{{{{0}}}}}", "*{0}",
+]  # fmt: skip
 
 
 def larger(inner):
     """Expressions made of expressions."""
-    pairs = st.lists(st.tuples(names, inner), max_size=3)
-    operators = ["+", "-", "*", "/", "//", "%", "**", "<<", "|", "<", "==", "in", "is", "and", "or", "if x else"]
-    return st.one_of(
-        st.lists(inner, max_size=4).map(lambda e: f"[{', '.join(e)}]"),
-        st.lists(inner, max_size=3).map(lambda e: f"({', '.join(e)},)" if e else "()"),
-        pairs.map(lambda p: "dict(" + ", ".join(f"{k}={v}" for k, v in dict(p).items()) + ")"),
-        pairs.map(lambda p: "{" + ", ".join(f"{k!r}: {v}" for k, v in p) + "}"),
-        st.tuples(inner, st.sampled_from(operators), inner).map(lambda t: f"({t[0]} {t[1]} {t[2]})"),
-        st.tuples(st.sampled_from(["-", "not ", "~", "+"]), inner).map("({0[0]}{0[1]})".format),
-        st.tuples(inner, names).map("{0[0]}.{0[1]}".format),
-        st.tuples(inner, inner).map("{0[0]}[{0[1]}]".format),
-        st.tuples(inner, inner, inner).map("{0[0]}[{0[1]}:{0[2]}]".format),
-        st.tuples(
-            st.sampled_from(
-                ["range", "len", "int", "str", "sum", "list", "open", "round", "min", "copy.deepcopy", "zip"]
-            ),
-            inner,
-        ).map("{0[0]}({0[1]})".format),
-        st.tuples(
-            inner,
-            st.sampled_from(
-                ["append", "extend", "update", "get", "format", "join", "replace", "pop", "split", "items"]
-            ),
-            inner,
-        ).map("{0[0]}.{0[1]}({0[2]})".format),
-        st.tuples(inner, inner).map("[{0[0]} for x in {0[1]}]".format),
-        st.tuples(inner, inner).map("dict(*{0[0]}, **{0[1]})".format),
-        inner.map(lambda e: "f'{" + e.replace("'", '"').replace("\\", "") + ":>3}'"),
-        inner.map("(lambda: {})()".format),
-    )
+    operators = st.sampled_from(["+", "-", "*", "/", "//", "%", "**", "<<", "<", "in", "and", "if x else"])
+    parts = st.tuples(st.sampled_from(FORMS), inner, inner, names, operators)
+    return parts.map(lambda part: part[0].format(*part[1:]))
 
 
 expressions = st.recursive(scalars | names, larger, max_leaves=12)
-statements = st.one_of(
-    st.tuples(names, expressions).map("{0[0]} = {0[1]}".format),
-    st.tuples(names, st.sampled_from(["+=", "*=", "-="]), expressions).map(" ".join),
-    st.tuples(names, names, expressions).map("{0[0]}.{0[1]} = {0[2]}".format),
-    st.tuples(names, expressions, expressions).map("{0[0]}[{0[1]}] = {0[2]}".format),
-    expressions,
-    st.tuples(expressions, names, expressions).map("if {0[0]}:\n    {0[1]} = {0[2]}".format),
-    st.tuples(expressions, expressions).map("for x in {0[0]}:\n    {0[1]}".format),
-    st.sampled_from(["import os, copy", "del x", "del x['a']", "pass", "def x(): pass", "while x: pass", "x, y = x"]),
-)
-programs = st.lists(statements, max_size=8).map("\n".join)
+STATEMENTS = [
+    "{2} = {0}", "{2} += {0}", "{2} *= {0}", "{2}.{3} = {0}", "{2}[{0}] = {1}", "{0}", "if {0}:\n    {2} = {1}",
+    "for x in {0}:\n    {1}", "import copy", "import os", "del x", "pass", "def x(): pass", "x, y = x",
+]  # fmt: skip
+statements = st.tuples(st.sampled_from(STATEMENTS), expressions, expressions, names, names)
+programs = st.lists(statements.map(lambda part: part[0].format(*part[1:])), max_size=8).map("\n".join)
 
 # What may stand in place of a value of a configuration that is otherwise in order.
 REPLACEMENTS = [
@@ -140,7 +115,7 @@ def mutated(text, seed):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A copy of all old configurations."""
+    """A copy of all old configs."""
     root = tmp_path_factory.mktemp("fuzz")
     for path, text in TEXTS.items():
         copied = root / path.relative_to(OLD)
@@ -163,48 +138,37 @@ def try_mutated(folder, path, seed):
         copied.write_text(TEXTS[path], encoding="utf-8")
 
 
-@few
-@given(programs)
-def test_programs(tmp_path_factory, text):
-    path = tmp_path_factory.getbasetemp() / "program_8xb32.py"
-    path.write_text(text, encoding="utf-8", errors="replace")
+def try_program(folder, content):
+    path = folder / "program_8xb32.py"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(errors="replace"))
     survives(path)
 
 
-@few
-@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="surrogatepass")))
-def test_bytes(tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "bytes.py"
-    path.write_bytes(content)
-    survives(path)
+ANYTHING = st.binary(max_size=2000) | st.text(max_size=2000).map(lambda text: text.encode(errors="surrogatepass"))
+MUTATIONS = (st.sampled_from(FILES), st.integers(0, 2**32))
 
 
 @few
-@given(st.sampled_from(FILES), st.integers(0, 2**32))
+@given(programs | ANYTHING)
+def test_programs(tmp_path_factory, content):
+    try_program(tmp_path_factory.getbasetemp(), content)
+
+
+@few
+@given(*MUTATIONS)
 def test_mutations(folder, path, seed):
     try_mutated(folder, path, seed)
 
 
 @pytest.mark.nightly
 @many
-@given(programs)
-def test_many_programs(tmp_path_factory, text):
-    path = tmp_path_factory.getbasetemp() / "program_8xb32.py"
-    path.write_text(text, encoding="utf-8", errors="replace")
-    survives(path)
+@given(programs | ANYTHING)
+def test_many_programs(tmp_path_factory, content):
+    try_program(tmp_path_factory.getbasetemp(), content)
 
 
 @pytest.mark.nightly
 @many
-@given(st.binary(max_size=2000) | st.text(max_size=2000).map(lambda text: text.encode(errors="surrogatepass")))
-def test_many_bytes(tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "bytes.py"
-    path.write_bytes(content)
-    survives(path)
-
-
-@pytest.mark.nightly
-@many
-@given(st.sampled_from(FILES), st.integers(0, 2**32))
+@given(*MUTATIONS)
 def test_many_mutations(folder, path, seed):
     try_mutated(folder, path, seed)

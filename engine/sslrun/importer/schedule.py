@@ -1,8 +1,8 @@
-"""Learning rates of mmcv (`lr_config`) and of mmengine (`param_scheduler`) in our words."""
+"""Converts learning-rate schedules of mmcv (`lr_config`) and of mmengine (`param_scheduler`)."""
 
-from sslrun.config.importer.parts import Part, component, node, steps, value_at
-from sslrun.config.importer.table import OldTable
 from sslrun.config.node import Node, plain
+from sslrun.importer.old import OldTable, node
+from sslrun.importer.ours import Part, component, list_of_steps, steps, value_at
 
 # mmcv's policy, without capitals -> ours.
 _POLICIES = {
@@ -34,35 +34,24 @@ _WARMUPS = {"LinearLR": "linear", "ConstantLR": "constant"}
 
 
 def lr_config(old: OldTable, accumulation: int) -> Node | None:
-    """`[lr]` of an mmcv `lr_config`; None where there is no such policy here."""
+    """Converts an mmcv `lr_config`; None where there is no such policy here."""
     policy = old.get("policy", "a string", "")
     ours = _POLICIES.get(policy.removesuffix("LrUpdaterHook").lower())
     if ours is None:
-        old.report.lost(old.where, old.key, f"there is no policy {policy or 'without a name'} here")
+        old.lost(f"there is no policy {policy or 'without a name'} here")
         return None
     made: Part = {}
     by_epoch = old.take("by_epoch", "true or false")
     is_by_epoch = by_epoch.value if by_epoch is not None else ours not in _BY_ITER
     if ours == "Step" and not is_by_epoch and accumulation > 1:
-        made |= _in_steps(old, "step", accumulation)
+        made |= list_of_steps(old, "step", accumulation)
     if ours == "CosineRestart" and not is_by_epoch and accumulation > 1:
-        made |= _in_steps(old, "periods", accumulation)
+        made |= list_of_steps(old, "periods", accumulation)
     made |= _warmup(old, accumulation)
     if policy.lower().startswith("stepfix") and "warmup" in made:
         made["after_warmup"] = node(True, old.where)
     made["by"] = node("epoch" if is_by_epoch else "iter", (by_epoch or old.node).where)
     return component(old, "schedules", ours, made, tag="policy")
-
-
-def _in_steps(old: OldTable, name: str, accumulation: int) -> Part:
-    """A list of iterations as one of optimizer steps, at its key; nothing where there is none."""
-    listed = old.take(name)
-    if listed is None or not isinstance(listed.value, list):
-        return {} if listed is None else {name: listed}
-    counts = {str(index): count for index, count in enumerate(listed.value)}
-    table = OldTable(Node(counts, listed.origins), (*old.key, name), old.report)
-    made = [steps(table, key, accumulation) for key in counts]
-    return {name: Node([count for count in made if count is not None], listed.origins)}
 
 
 def _warmup(old: OldTable, accumulation: int) -> Part:
@@ -75,7 +64,7 @@ def _warmup(old: OldTable, accumulation: int) -> Part:
     ratio = old.take("warmup_ratio") or node(0.1, kind.where)
     length = old.take("warmup_iters") if by_epoch else steps(old, "warmup_iters", accumulation)
     if length is None:
-        old.report.lost(kind.where, (*old.key, "warmup"), "a warm-up has a length")
+        old.lost("a warm-up has a length", "warmup", at=kind)
         return {}
     name = "warmup_epochs" if by_epoch else "warmup_iters"
     return {"warmup": kind, name: length, "warmup_ratio": ratio}
@@ -84,7 +73,7 @@ def _warmup(old: OldTable, accumulation: int) -> Part:
 def param_scheduler(
     tables: list[OldTable], epochs: int | None, iterations: int | None, accumulation: int
 ) -> Node | None:
-    """`[lr]` of mmengine's schedulers: a warm-up, if any, and one policy after it or over it.
+    """Converts mmengine's schedulers: a warm-up, if any, and one policy after it or over it.
 
     Args:
         tables: the schedulers.
@@ -110,20 +99,20 @@ def param_scheduler(
             if value_at(made.value, "policy") in _FROM_THE_START:
                 if begin not in (0, warmed_up[0]):
                     text = f"it counts from the start of the run here, not from {begin}"
-                    old.report.changed(old.where, old.key, text)
+                    old.changed(text)
                 continue
             last = plain(end) if end is not None else None
             length = epochs if by_epoch else iterations
             if (begin, by_epoch) != (warmed_up if warmup else (0, by_epoch)):
-                old.report.changed(old.where, old.key, "it begins where the warm-up ends, or with the run")
+                old.changed("it begins where the warm-up ends, or with the run")
             if last not in (None, length):
-                old.report.changed(old.where, old.key, f"it lasts to the end of the run here, not to {last}")
+                old.changed(f"it lasts to the end of the run here, not to {last}")
             if period is not None and plain(period) != _difference(last or length, begin):
                 text = f"half a cosine lasts from the begin to the end here, not for {plain(period)}"
-                old.report.changed(period.where, (*old.key, "T_max"), text)
+                old.changed(text, "T_max", at=period)
         else:
             text = "only a warm-up from the start and one policy after it can be said here"
-            old.report.lost(old.where, old.key, f"{name or 'a scheduler without a type'}: {text}")
+            old.give_up(f"{name or 'a scheduler without a type'}: {text}")
     if made is None and warmup:
         made = Node({"policy": node("Constant", tables[0].where), **warmup}, tables[0].node.origins)
     return made
@@ -137,16 +126,15 @@ def _scheduler_warmup(
     old: OldTable, kind: str, end: Node | None, by_epoch: bool, is_by_iter: bool, accumulation: int
 ) -> Part:
     ratio = old.take("start_factor") or old.take("factor") or node(1 / 3, old.where)
-    old.expect("end_factor", 1, "a warm-up ends at the rate itself")
-    old.finish("a warm-up has nothing like it here")
+    old.expect("a warm-up ends at the rate itself", end_factor=1)
     if end is None:
-        old.report.lost(old.where, old.key, "a warm-up has an end")
+        old.lost("a warm-up has an end")
         return {}
     if by_epoch and not is_by_iter:
-        old.report.changed(old.where, old.key, "a warm-up goes by iteration here, not by epoch")
+        old.changed("a warm-up goes by iteration here, not by epoch")
     if not by_epoch:
-        table = OldTable(Node({"end": end}, end.origins), old.key, old.report)
-        length = steps(table, "end", accumulation) or end
+        old.rest["end"] = end
+        length = steps(old, "end", accumulation) or end
         return {"warmup": node(kind, old.where), "warmup_iters": length, "warmup_ratio": ratio}
     return {"warmup": node(kind, old.where), "warmup_epochs": end, "warmup_ratio": ratio}
 
@@ -155,8 +143,8 @@ def _scheduler(old: OldTable, name: str, by_epoch: bool, is_by_iter: bool, warmu
     policy, names = _SCHEDULERS[name]
     if not by_epoch and accumulation > 1:
         for key in ("milestones", "periods"):
-            old.rest |= _in_steps(old, key, accumulation)
-    made = {ours: old.rest.pop(key) for key, ours in names.items() if key in old}
+            old.rest |= list_of_steps(old, key, accumulation)
+    made = old.renamed(**{ours: key for key, ours in names.items()})
     if warmup and policy not in _FROM_THE_START:
         made["after_warmup"] = node(True, old.where)
     made |= warmup

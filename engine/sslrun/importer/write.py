@@ -1,12 +1,12 @@
-"""A recipe as text: in the order and the form of those that ship, so that it can be read and edited."""
+"""Writes a recipe as TOML, in the order and the form of the recipes that ship."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from sslrun.config.dump import inline
-from sslrun.config.importer.parts import Part
-from sslrun.config.importer.report import Effect, Report, one_line
 from sslrun.config.node import plain, show
+from sslrun.importer.old import Effect, Report, one_line
+from sslrun.importer.ours import Part
 
 _ORDER = ("epochs", "max_iters", "global_batch", "seed", "work_dir", "load_from", "load_strict", "resume_from", "vars")
 _SECTIONS = ("backbone", "neck", "head", "source")  # tables that have a header however short they are
@@ -20,7 +20,7 @@ _HEADINGS = {
 
 
 def text(recipe: Part, report: Report, made_of: str) -> str:
-    """The whole file.
+    """The text of the whole file.
 
     Args:
         recipe: by top-level keys.

@@ -1,0 +1,72 @@
+"""Builds tables of the recipe: dicts of nodes, with the keys that the schema has for a component."""
+
+from typing import Any
+
+from sslrun.config.node import Node, plain
+from sslrun.config.schema_reader import classes, committed_schema, follow, keys, kinds
+from sslrun.importer.old import OldTable, node
+
+Part = dict[str, Node]
+
+
+def known(kind: str, name: str) -> dict[str, Any]:
+    """The keys of a component, by kind and class; empty where there is no such class."""
+    schema = committed_schema()
+    found = classes(kinds(schema)[kind]).get(name)
+    return keys(follow(schema["$defs"], found)) if found else {}
+
+
+def is_class(kind: str, name: str) -> bool:
+    """Whether the schema has a component of this kind and name."""
+    return name in classes(kinds(committed_schema())[kind])
+
+
+def component(old: OldTable, kind: str, name: str, part: Part | None = None, tag: str = "type") -> Node:
+    """A component: the keys that were converted so far, and those that the old table has under the same name.
+
+    Keys that the component does not have are reported.
+    """
+    made = {tag: node(name, old.where), **(part or {})}
+    own = known(kind, name)
+    for key in own:
+        if key in old and key not in made:
+            made[key] = old.rest.pop(key)
+    old.why = f"{name} has nothing like it here"
+    for key in [key for key in made if key not in (tag, *own)]:
+        old.lost(old.why, key, at=made.pop(key))
+    order = [tag, *own]
+    return Node({key: made[key] for key in sorted(made, key=order.index)}, (old.where,))
+
+
+def steps(old: OldTable, name: str, accumulation: int, is_exact: bool = True) -> Node | None:
+    """Converts a number of iterations, which are backward passes, to optimizer steps; `is_exact` reports rounding."""
+    count = old.take(name, "a whole number")
+    return None if count is None else _in_steps(old, count, name, accumulation=accumulation, is_exact=is_exact)
+
+
+def list_of_steps(old: OldTable, name: str, accumulation: int) -> Part:
+    """Converts a list of iterations to optimizer steps; returned at its key, nothing where there is none."""
+    listed = old.take(name)
+    if listed is None or not isinstance(listed.value, list):
+        return {} if listed is None else {name: listed}
+    counts = enumerate(listed.value)
+    made = [_in_steps(old, count, name, index, accumulation=accumulation) for index, count in counts]
+    return {name: Node(made, listed.origins)}
+
+
+def _in_steps(old: OldTable, count: Node, *key: str | int, accumulation: int, is_exact: bool = True) -> Node:
+    if accumulation == 1 or not isinstance(count.value, int):
+        return count
+    if is_exact and count.value % accumulation:
+        text = f"{count.value} iterations are {count.value / accumulation:g} steps of {accumulation}; rounded up"
+        old.changed(text, *key, at=count)
+    return node(-(-count.value // accumulation), count.where)
+
+
+def value_at(part: Part | Node | None, *path: str) -> Any:
+    """The plain value at a path in a new table; None where nothing is."""
+    here: Any = part
+    for name in path:
+        here = here.value if isinstance(here, Node) else here
+        here = here.get(name) if isinstance(here, dict) else None
+    return plain(here) if isinstance(here, Node) else None

@@ -1,0 +1,201 @@
+"""Converts length, batch, seed, checkpoints and logs."""
+
+import re
+
+from sslrun.importer.images import Images
+from sslrun.importer.old import Effect, OldTable, node
+from sslrun.importer.ours import Part, steps
+
+_GPUS_BY_SAMPLES = re.compile(r"(?:^|[_-])(\d{1,5})xb(\d{1,6})(?:[_-]|$)")
+_OF_A_PASS = re.compile(r"(?:^|_)bs(\d{1,6})(?:_|$)")  # in names of OpenSelfSup: samples on all GPUs
+_PLACES = {
+    "TensorboardLoggerHook": "tensorboard",
+    "TensorboardVisBackend": "tensorboard",
+    "WandbLoggerHook": "wandb",
+    "WandbVisBackend": "wandb",
+}
+_OWN_LOG = ("TextLoggerHook", "LocalVisBackend")
+_USUAL_HOOKS = (
+    "RuntimeInfoHook",
+    "IterTimerHook",
+    "ParamSchedulerHook",
+    "DistSamplerSeedHook",
+    "SelfSupVisualizationHook",
+)
+
+
+def length(top: OldTable, accumulation: int) -> Part:
+    """Converts `runner`, `train_cfg` or `total_epochs` to `epochs` or `max_iters`."""
+    if not top.peek("train_cfg"):
+        top.take("train_cfg")  # of OpenSelfSup, where it is empty
+    old = top.table("train_cfg" if "train_cfg" in top else "runner")
+    total = top.take("total_epochs", "a whole number")  # of OpenSelfSup
+    if old is None:
+        return {} if total is None else {"epochs": total}
+    old.leave("a run trains, and [monitor] measures beside it", "val_interval", "val_begin", "dynamic_intervals")
+    title = old.type()
+    by_epoch = old.get("by_epoch", "true or false", True)
+    if title and title.removesuffix("TrainLoop").removesuffix("Runner") not in ("EpochBased", "IterBased"):
+        old.lost(f"{title}: a run goes by epochs or iterations here")
+    epochs, iterations = old.take("max_epochs", "a whole number"), steps(old, "max_iters", accumulation)
+    if iterations is not None and (title.startswith("Iter") or not by_epoch or epochs is None):
+        return {"max_iters": iterations}
+    return {} if epochs is None else {"epochs": epochs}
+
+
+def batch(top: OldTable, name: str, gpus: int | None, accumulation: int, images: Images) -> Part:
+    """Computes `global_batch`, and `engine` where an optimizer step has several backward passes.
+
+    Args:
+        top: the old config.
+        name: of the old file, without `.py`.
+        gpus: number of GPUs, where the user says so.
+        accumulation: backward passes for one optimizer step.
+        images: the converted data.
+    """
+    named, of_a_pass = _GPUS_BY_SAMPLES.search(name), _OF_A_PASS.search(name)
+    ids, scaling = top.take("gpu_ids", "a list"), top.table("auto_scale_lr")
+    total = scaling.get("base_batch_size", "a whole number") if scaling is not None else None
+    if scaling is not None:
+        scaling.expect("a learning rate belongs to a batch here: nothing scales it", enable=False)
+    samples = images.samples_per_gpu
+    if not samples or samples < 1:
+        return {}
+    where = images.part["samples_per_gpu"].where
+
+    def changed(text: str) -> None:
+        top.report.add(Effect.CHANGED, where, ("data", "samples_per_gpu"), text)
+
+    if named is not None and int(named[2]) != samples:
+        changed(f"the name says {named[0].strip('_-')}, the batch on a GPU is {samples}")
+    stated = [  # in this order
+        gpus,
+        int(named[1]) if named is not None else None,
+        len(ids.value) if ids is not None else None,
+        total // (samples * accumulation) if total is not None else None,
+        int(of_a_pass[1]) // samples if of_a_pass is not None else None,
+    ]
+    found = next((count for count in stated if count), None)
+    if found is None:
+        changed("nothing says for how many GPUs this batch is: global_batch is that of one; --gpus N says it")
+    made = {"global_batch": node((found or 1) * samples * accumulation, where)}
+    if accumulation > 1:  # statistics and losses of one pass are over what is on the devices at once
+        made["engine"] = node({"micro_batch": samples}, where)
+    return made
+
+
+def start(top: OldTable) -> Part:
+    """Converts seed, folder, and the weights to start from."""
+    made: Part = {}
+    randomness = top.table("randomness")
+    seed = top.take("seed", "a whole number")
+    if randomness is not None:
+        seed = randomness.take("seed", "a whole number") or seed
+        randomness.leave("a run follows from its seed alone, on any number of ranks", "deterministic", "diff_rank_seed")
+    if seed is not None:
+        made["seed"] = seed
+    folder = top.take("work_dir", "a string")
+    if folder is not None:
+        made["work_dir"] = folder
+        top.changed("a folder is made in it for every run, with the recipe's name", "work_dir", at=folder)
+    weights, checkpoint, resume = (
+        top.take("load_from", "a string"),
+        top.take("resume_from", "a string"),
+        top.take("resume"),
+    )
+    if resume is not None and isinstance(resume.value, str):
+        checkpoint = resume
+    elif resume is not None and resume.value and weights is not None:
+        weights, checkpoint = None, weights
+    elif resume is not None and resume.value:
+        text = "--resume goes on from a run's newest checkpoint"
+        top.report.add(Effect.LEFT, resume.where, ("resume",), text)
+    if weights is not None:
+        made |= {"load_from": weights, "load_strict": node(False, weights.where)}
+        text = "what does not fit is left out, as there; but the old parameters have other names"
+        top.changed(text, "load_from", at=weights)
+    if checkpoint is not None:
+        made["resume_from"] = checkpoint
+        text = "a run is continued from a checkpoint of sslrun, not from one of the old framework"
+        top.changed(text, "resume_from", at=checkpoint)
+    return made
+
+
+def saving(top: OldTable, accumulation: int) -> Part:
+    """Converts hooks and options of saving and logging to `[checkpoint]` and `[log]`."""
+    made: Part = {}
+    log: Part = {}
+    defaults = top.table("default_hooks")
+    config = defaults.table("checkpoint") if defaults is not None else top.table("checkpoint_config")
+    if config is not None:
+        made["checkpoint"] = node(_checkpoints(config, accumulation), config.where)
+    logs = defaults.table("logger") if defaults is not None else top.table("log_config")
+    if logs is not None:
+        log |= _log(logs, accumulation)
+    for name in list(defaults.rest) if defaults is not None else []:
+        hook = defaults.table(name) if defaults is not None else None
+        if hook is not None and not is_off(hook):
+            title = hook.type()
+            if title not in _USUAL_HOOKS:
+                hook.give_up(f"there is no hook {title or 'without a type'} here")
+    visualizer = top.table("visualizer")
+    if visualizer is not None:
+        visualizer.type()
+        visualizer.take("name")
+        log |= _places(visualizer.tables("vis_backends"), visualizer)
+    level = top.take("log_level", "a string")
+    if level is not None:
+        log["level"] = level
+    return made | ({"log": node(log, top.where)} if log else {})
+
+
+def is_off(hook: OldTable) -> bool:
+    """Whether a hook is switched off; it is then reported as left out."""
+    title = str(hook.peek("type")).rpartition(".")[2]
+    is_on = hook.peek("enable") if title == "VisualizationHook" else hook.peek("enable") is not False
+    if not is_on:
+        hook.rest.clear()
+        hook.report.add(Effect.LEFT, hook.where, hook.key, "it is switched off")
+    return not is_on
+
+
+def _checkpoints(old: OldTable, accumulation: int) -> Part:
+    """Converts `checkpoint_config`, or the `checkpoint` of `default_hooks`."""
+    old.expect_type("there is no such hook here", "CheckpointHook")
+    made: Part = {}
+    by_epoch = old.get("by_epoch", "true or false", True)
+    interval = old.take("interval", "a whole number") if by_epoch else steps(old, "interval", accumulation)
+    if interval is not None and interval.value < 1:
+        old.lost("every so many epochs or iterations, at least 1", "interval", at=interval)
+    elif interval is not None:
+        made |= {"interval": interval, "by": node("epoch" if by_epoch else "iter", interval.where)}
+    kept = old.take("max_keep_ckpts", "a whole number")
+    made["max_keep_ckpts"] = node(-1, old.where) if kept is None or kept.value < 1 else kept
+    saved = ("save_optimizer", "save_param_scheduler", "create_symlink", "save_last", "sync_buffer")
+    old.leave("a checkpoint holds all that a run needs to go on", *saved)
+    old.leave("checkpoints stand in the run folder", "out_dir", "filename_tmpl", "file_client_args", "backend_args")
+    return made
+
+
+def _log(old: OldTable, accumulation: int) -> Part:
+    """Converts `log_config`, or the `logger` of `default_hooks`."""
+    old.expect_type("there is no such hook here", "LoggerHook")
+    interval = steps(old, "interval", accumulation, is_exact=False)
+    old.leave("every row is a mean over its interval", "ignore_last", "interval_exp_name")
+    old.leave("logs stand in the run folder", "out_dir", "keep_local", "log_metric_by_epoch", "file_client_args")
+    return ({} if interval is None else {"interval": interval}) | _places(old.tables("hooks"), old)
+
+
+def _places(hooks: list[OldTable], old: OldTable) -> Part:
+    """Converts further places for metrics to `log.hooks`, each once."""
+    found: dict[str, None] = {}
+    for hook in hooks:
+        title = hook.type()
+        if title in _PLACES:
+            found[_PLACES[title]] = None
+            hook.why = "log.hooks names places, without arguments"
+        elif title in _OWN_LOG:
+            hook.leave_all("the log is written anyway")
+        else:
+            hook.give_up(f'{title or "a place"}: there are "tensorboard" and "wandb" here')
+    return {"hooks": node(list(found), old.where)} if found else {}
