@@ -80,6 +80,16 @@ def test_config_verbs_import_no_torch(words):
     assert done.returncode == 0, done.stderr
 
 
+def test_help_reads_no_schema():
+    """The formats and evaluations that the help of `export` and `eval` lists are read when that help is printed."""
+    code = "import sys; from sslrun.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "print('sslrun.config.schema_reader' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": f"{small_run.ROOT}/engine"}
+    for words, expected in ([["--help"], "False"], [["export", "--help"], "True"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == expected, done.stderr
+
+
 def test_the_argument_that_launchers_put_first_is_ignored(capsys):
     assert main(["--local_rank=0", "config", "print", MOCOV2]) == 0
     assert main(["--local-rank=0", MOCOV2, "--dry-run"]) == 0

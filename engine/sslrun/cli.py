@@ -81,7 +81,16 @@ def _is_pair(word: str) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints an error in the command as one line, like all other errors."""
+    """Prints an error in the command as one line, like all other errors.
+
+    An `epilog` may be a function: what it reads is read only if the help of its verb is printed.
+    """
+
+    def format_help(self) -> str:
+        epilog: object = self.epilog
+        if callable(epilog):
+            self.epilog = epilog()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         self.exit(fail(f"{message}; see {self.prog} --help", USAGE))

@@ -5,7 +5,6 @@ import sys
 from typing import Any
 
 from sslrun.commands.arguments import DONE, add_overrides
-from sslrun.config.schema_reader import classes, committed_schema, first_sentence, follow, kinds
 
 
 def add(verbs: Any) -> None:
@@ -15,7 +14,7 @@ def add(verbs: Any) -> None:
         help="measure what an encoder has learned",
         description="Measure what an encoder has learned. The result, with all that is needed to repeat it, goes into "
         "eval/ of the run folder.",
-        epilog=f"KIND is one of:\n{_built_in()}\nor a name in [eval.extra] of the recipe.",
+        epilog=_kinds,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluation.add_argument("kind", metavar="KIND", help="which measurement: knn, linear, finetune, spectrum, ...")
@@ -34,11 +33,14 @@ def add(verbs: Any) -> None:
     evaluation.set_defaults(call=_eval)
 
 
-def _built_in() -> str:
-    """The evaluations that ship, a line each."""
+def _kinds() -> str:
+    """The end of the help of `eval`: the evaluations that ship, a line each."""
+    from sslrun.config.schema_reader import classes, committed_schema, first_sentence, follow, kinds
+
     schema = committed_schema()
     known = {name.lower(): follow(schema["$defs"], at) for name, at in classes(kinds(schema)["evaluations"]).items()}
-    return "\n".join(f"  {name:<10}  {first_sentence(table['description'])}" for name, table in known.items())
+    lines = "\n".join(f"  {name:<10}  {first_sentence(table['description'])}" for name, table in known.items())
+    return f"KIND is one of:\n{lines}\nor a name in [eval.extra] of the recipe."
 
 
 def _eval(args: argparse.Namespace) -> int:

@@ -5,8 +5,6 @@ import sys
 from typing import Any
 
 from sslrun.commands.arguments import DONE, add_overrides
-from sslrun.config.load import committed_schema
-from sslrun.config.schema_reader import classes, kinds
 
 
 def add(verbs: Any) -> None:
@@ -26,8 +24,7 @@ def add(verbs: Any) -> None:
         help="write a run's encoder for torchvision, timm, transformers, safetensors or ONNX",
         description="Write a trained backbone as other programs load it, with the preparation of images in the "
         "metadata. Before the file gets its name it is read back: names and shapes as published, outputs equal.",
-        epilog=f"FORMAT is {', '.join(_formats())}, or a class of one's own in the recipe's custom_imports. "
-        "docs/weights.md has the lines of code that load each of them.",
+        epilog=_formats,
     )
     export.add_argument("run", metavar="RUN", help="a run folder, a checkpoint in one, or a file of weights")
     export.add_argument("--to", metavar="FORMAT", required=True, help="what other programs read: timm, onnx, ...")
@@ -53,9 +50,15 @@ def add(verbs: Any) -> None:
     importing.set_defaults(call=_import)
 
 
-def _formats() -> list[str]:
-    """The names of the formats that ship."""
-    return [name.lower() for name in classes(kinds(committed_schema())["formats"])]
+def _formats() -> str:
+    """The end of the help of `export`: the formats that ship."""
+    from sslrun.config.schema_reader import classes, committed_schema, kinds
+
+    names = ", ".join(name.lower() for name in classes(kinds(committed_schema())["formats"]))
+    return (
+        f"FORMAT is {names}, or a class of one's own in the recipe's custom_imports. docs/weights.md has the lines of "
+        "code that load each of them."
+    )
 
 
 def _publish(args: argparse.Namespace) -> int:
