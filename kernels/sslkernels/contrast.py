@@ -9,8 +9,8 @@ flash attention (Dao et al. 2022, arXiv 2205.14135) with the keys as values. No 
 pass already computes the gradient. 4 B K D operations; the keys are read once for each block of queries.
 
 Rows are normalized, so no logit is above 1/T. While exp(-2/T) is a normal float32, `shift = 1/T` makes a running
-maximum unnecessary. Below T = 0.025, and in float16 with its short exponent, the shift is the largest similarity so far,
-divided by T.
+maximum unnecessary. Below T = 0.025, and in float16 with its short exponent, the shift is the largest similarity so
+far, divided by T.
 """
 
 import math
