@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sslrun.config.node import Key, Node, child
+from sslrun.config.node import Key, Node, child, lookup
 
 Schema = dict[str, Any]
 
@@ -130,6 +130,21 @@ def named(definitions: Schema, schema: Schema, node: Node) -> Schema:
         tag = node.value.get(own["x-tag"])
         own = follow(definitions, classes(own).get(tag.value, {})) if tag else own
     return own
+
+
+class Setting(NamedTuple):
+    """A key of a config, its value (None: not set) and its schema."""
+
+    key: Key
+    node: Node | None
+    schema: Schema
+
+
+def parts(definitions: Schema, setting: Setting) -> dict[str | int, Setting]:
+    """The parts of a table or list: first those that it has, then the keys that it could have."""
+    assert setting.node is not None
+    known = inside(named(definitions, setting.schema, setting.node), setting.node)
+    return {part: Setting((*setting.key, part), lookup(setting.node, (part,)), known[part]) for part in known}
 
 
 def at(schema: Schema, root: Node, key: Key) -> Schema:
