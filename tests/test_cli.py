@@ -68,6 +68,8 @@ def test_config_explain_lists_the_places_that_set_a_key(capsys):
         ["config", "explain", MOCOV2, "--all"],
         ["config", "diff", MOCOV2, "--set", "epochs=800"],
         ["config", "schema", "--editor"],
+        ["config", "lint", str(small_run.ROOT / "configs")],
+        ["config", "lint", "convention"],
         ["list", "transforms", "ColorJitter"],
         ["list", "--json"],
     ],
@@ -169,17 +171,6 @@ def test_an_existing_file_after_set_is_not_taken_for_a_pair(capsys, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b").write_text("seed = 3")
     assert "model is missing" in refused(capsys, "config", "print", "--set", "seed=3", "a=b")
-
-
-def test_broken_extends_is_one_line(capsys, tmp_path):
-    a, b = tmp_path / "a.toml", tmp_path / "b.toml"
-    a.write_text('extends = "b.toml"\n')
-    b.write_text('extends = "a.toml"\n')
-    line = refused(capsys, a)
-    assert "a.toml" in line and "b.toml" in line
-    a.write_text('extends = "gone.toml"\n')
-    assert "gone.toml" in refused(capsys, a)
-    assert "nothing.toml" in refused(capsys, tmp_path / "nothing.toml")
 
 
 def test_an_empty_folder_is_one_line(capsys, tmp_path):

@@ -105,20 +105,9 @@ def test_invalid_names(name, reason):
 
 
 def test_names_of_benchmarks():
-    assert parse("linear-vit_8xb128-amp-accum2-coslr-90e_in1k-10pct-160px", BENCHMARK) == Name(
-        algorithm="linear-vit",
-        module="",
-        gpus=8,
-        samples_per_gpu=128,
-        accumulation=2,
-        crops=(),
-        is_mixed_precision=True,
-        schedule="coslr",
-        epochs=90,
-        max_iters=None,
-        dataset="in1k",
-        sizes=(160,),
-    )
+    training_and_data = "8xb128-amp-accum2-coslr-90e_in1k-10pct-160px"
+    recipe = parse(f"linear-vit_resnet50_{training_and_data}")
+    assert parse(f"linear-vit_{training_and_data}", BENCHMARK) == recipe._replace(module="")
     for name, reason in (
         ("mocov2_resnet50_8xb32-coslr-200e_in1k", "4 parts joined by '_', not the three of {evaluation}_{training}"),
         ("linear_8x32-coslr-9e_in1k", "does not begin with GPUs x batch per GPU"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sslrun.config import dump, load
 from sslrun.config.naming import SCHEDULES
 from sslrun.config.node import show
-from sslrun.config.old_names import RENAMED
+from sslrun.config.old_names import RENAMED, RENAMED_CLASSES
 from sslrun.config.schema_reader import committed_schema
 from sslrun.errors import UsageError
 
@@ -36,61 +36,6 @@ def python(*arguments):
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
-
-
-def test_mocov2_is_the_tutorials():
-    normalize = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    jitter = {"type": "ColorJitter", "p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
-    values = load(MOCOV2).values
-    assert values["model"] == {
-        "type": "MoCo",
-        "queue_len": 65536,
-        "feat_dim": 128,
-        "momentum": 0.999,
-        "backbone": {
-            "type": "ResNet",
-            "depth": 50,
-            "in_channels": 3,
-            "out_indices": [4],
-            "norm_cfg": {"type": "BN"},
-        },
-        "neck": {
-            "type": "MoCoV2Neck",
-            "in_channels": 2048,
-            "hid_channels": 2048,
-            "out_channels": 128,
-            "with_avg_pool": True,
-        },
-        "head": {"type": "ContrastiveHead", "temperature": 0.2},
-    }
-    assert values["data"] == {
-        "samples_per_gpu": 32,
-        "workers_per_gpu": 4,
-        "drop_last": True,
-        "source": {
-            "type": "ImageNet",
-            "data_prefix": "data/imagenet/train",
-            "ann_file": "data/imagenet/meta/train.txt",
-        },
-        "views": [
-            {
-                "num_views": 2,
-                "transforms": [
-                    {"type": "RandomResizedCrop", "size": 224, "scale": [0.2, 1.0]},
-                    jitter,
-                    {"type": "RandomGrayscale", "p": 0.2},
-                    {"type": "GaussianBlur", "p": 0.5, "sigma_min": 0.1, "sigma_max": 2.0},
-                    {"type": "RandomHorizontalFlip", "p": 0.5},
-                    normalize,
-                ],
-            }
-        ],
-    }
-    assert values["optimizer"] == {"type": "SGD", "lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4}
-    assert values["lr"] == {"policy": "CosineAnnealing", "min_lr": 0.0, "by": "epoch"}
-    assert values["epochs"] == 200 and values["global_batch"] == 8 * 32
-    assert values["checkpoint"] == {"interval": 10, "by": "epoch", "max_keep_ckpts": 3}
-    assert values["log"]["interval"] == 50
 
 
 def test_the_800_epoch_sibling_changes_only_the_epochs():
@@ -196,6 +141,10 @@ def test_old_names_are_answered():
         place, _, answer = str(caught.value).partition(": unknown key: ")
         assert answer == f"{show(old)} {hint}"
         assert place.startswith(f"--set {show(old)}=1: ") and show(old).startswith(place.rpartition(": ")[2])
+    for old_class, ours in RENAMED_CLASSES["schedules"].items():
+        with pytest.raises(UsageError) as caught:
+            load("configs/mocov2.toml", [f"lr.policy={old_class.upper()}"])
+        assert str(caught.value).endswith(f"among the schedules; {old_class.upper()} is {ours} here")
 
 
 @pytest.mark.parametrize(
@@ -208,15 +157,8 @@ def test_old_names_are_answered():
             "model.neck.type=MoCov2Neck",
             "model.neck.type: there is no 'MoCov2Neck' among the necks; did you mean MoCoV2Neck or ODCNeck?",
         ),
-        ("lr.policy=Cosine", "lr.policy: there is no 'Cosine' among the schedules; Cosine is CosineAnnealing here"),
         ("lr.policy=step", "lr.policy: there is no 'step' among the schedules; did you mean Step?"),
         ("lr.policy=poly", "lr.policy: there is no 'poly' among the schedules; did you mean Poly?"),
-        ("lr.policy=fixed", "lr.policy: there is no 'fixed' among the schedules; fixed is Constant here"),
-        (
-            "lr.policy=StepFixCosineAnnealing",
-            "lr.policy: there is no 'StepFixCosineAnnealing' among the schedules; StepFixCosineAnnealing is "
-            "CosineAnnealing with after_warmup = true here",
-        ),
         ("max_iters=5", "epochs and max_iters are both set"),
     ],
 )

@@ -508,7 +508,7 @@ class TestExplain:
         )
         assert explain(config, "log.interval", SCHEMA).startswith("log.interval = 50\n")
         assert explain(config, "epochs", SCHEMA) == "epochs\n  not set"
-        hints = {"net.bais": "did you mean bias?", "nett": "did you mean net?", "zz.y": None}
+        hints = {"net.bais": "did you mean bias?", "nett": "did you mean net?", "zz.y": None, "net.in_channels.x": None}
         for key, hint in hints.items():
             with pytest.raises(UsageError) as caught:
                 explain(config, key, SCHEMA)

@@ -2,13 +2,14 @@
 
 import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 
 from sslrun.config.dump import inline, is_section, laid_out
 from sslrun.config.interpolate import references
 from sslrun.config.load import Config
 from sslrun.config.merge import nearest
 from sslrun.config.node import Key, Node, as_key, lookup, parse_key, plain, show
-from sslrun.config.schema_reader import Schema, Setting, at, committed_schema, inside, named, parts
+from sslrun.config.schema_reader import Schema, Setting, at, committed_schema, named, parts
 from sslrun.errors import UsageError
 
 DEFAULT, UNSET = "default of the code", "not set"
@@ -41,7 +42,7 @@ def explain_all(config: Config, key: str = "", schema: Schema | None = None, wid
 
 
 def _setting(config: Config, key: Key, schema: Schema) -> Setting:
-    setting = Setting(key, lookup(config.root, key), at(schema, config.root, key))
+    setting = at(schema, config.root, key)
     if setting.node is None and not setting.schema:
         raise UsageError(f"{show(key)}: there is no such key{_hint(config.root, schema, key)}")
     return setting
@@ -117,11 +118,8 @@ def _chain(root: Node, node: Node, indent: str) -> list[str]:
 
 def _hint(root: Node, schema: Schema, key: Key) -> str:
     """A hint for the first unknown part of a key: the nearest name, or the length of a list."""
-    for end, part in enumerate(key):
-        above = lookup(root, key[:end]) or Node({}, ())
-        known = inside(named(schema.get("$defs", {}), at(schema, root, key[:end]), above), above)
-        if part not in known and lookup(root, key[: end + 1]) is None:
-            if isinstance(above.value, list):
-                return f"; {show(key[:end])} has {len(above.value)} element{'s' * (len(above.value) != 1)}"
-            return nearest(str(part), list(map(str, known)))
-    return ""
+    ways = [at(schema, root, key[:end]) for end in range(len(key) + 1)]
+    above, unknown = next((a, b) for a, b in pairwise(ways) if b.node is None and not b.schema)
+    if above.node is not None and isinstance(above.node.value, list):
+        return f"; {show(above.key)} has {len(above.node.value)} element{'s' * (len(above.node.value) != 1)}"
+    return nearest(str(unknown.key[-1]), list(map(str, parts(schema.get("$defs", {}), above))))

@@ -318,9 +318,8 @@ def _flat(transforms: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _setting(config: Config, key: str) -> Any:
     """The value of a key, or the code's default, or None."""
-    parts = as_key(key)
-    node = lookup(config.root, parts)
-    return at(committed_schema(), config.root, parts).get("default") if node is None else plain(node)
+    setting = at(committed_schema(), config.root, as_key(key))
+    return setting.schema.get("default") if setting.node is None else plain(setting.node)
 
 
 def _mcrop(counts: Sequence[int]) -> str:
