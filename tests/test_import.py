@@ -21,7 +21,7 @@ from sslrun.cli import main
 from sslrun.config import load
 from sslrun.config.dump import inline
 from sslrun.config.node import Node
-from sslrun.config.schema_reader import committed_schema, inside, named
+from sslrun.config.schema_reader import Setting, committed_schema, parts
 from sslrun.contract import Method
 from sslrun.errors import UsageError
 from sslrun.importer import import_config
@@ -92,22 +92,22 @@ def with_defaults(values):
     """A recipe with every default of the code filled in."""
     schema = committed_schema()
 
-    def filled(node, asked):
-        table = named(schema["$defs"], asked, node)
-        if isinstance(node.value, list):
-            return [filled(element, table.get("items", {})) for element in node.value]
-        if not isinstance(node.value, dict):
-            return node.value
+    def filled(setting):
+        below = parts(schema["$defs"], setting)
+        if isinstance(setting.node.value, list):
+            return [filled(element) for element in below.values()]
+        if not isinstance(setting.node.value, dict):
+            return setting.node.value
         made = {}
-        for part, below in inside(table, node).items():
-            value = node.value.get(part)
-            if value is not None or isinstance(below.get("default"), dict):
-                made[part] = filled(value or as_node(below["default"]), below)
-            elif "default" in below:
-                made[part] = below["default"]
+        for part, inner in below.items():
+            default = inner.schema.get("default")
+            if inner.node is not None or isinstance(default, dict):
+                made[part] = filled(inner._replace(node=inner.node or as_node(default)))
+            elif "default" in inner.schema:
+                made[part] = default
         return made
 
-    return filled(as_node(values), schema)
+    return filled(Setting((), as_node(values), schema))
 
 
 def as_node(value):

@@ -24,6 +24,8 @@ from sslrun.nn.queue_and_bank import Queue
 class MoCo(Method):
     """Momentum contrast: a query finds its key, made by a momentum encoder, among a queue of others (arXiv 1911.05722).
 
+    Version 2 (arXiv 2003.04297) has another projector, blur and a cosine schedule, which its recipe states.
+
     Args:
         backbone: the encoder to train.
         neck: projector on top of the backbone.

@@ -44,6 +44,9 @@ class Mixing(NamedTuple):
 class Supervised(Method):
     """Classifies images by their labels.
 
+    Label smoothing is that of arXiv 1512.00567, mixup of arXiv 1710.09412, CutMix of arXiv 1905.04899 and stochastic
+    depth of arXiv 1603.09382.
+
     Args:
         backbone: the encoder to train. All of it is trained, also what its arguments freeze.
         num_classes: number K of classes.
