@@ -66,5 +66,5 @@ def test_what_is_no_run_is_said_in_a_line(trained, tmp_path):
     ):
         with pytest.raises(UsageError, match=words):
             open_saved(path)
-    with pytest.raises(UsageError, match="has a recipe of its own"):
+    with pytest.raises(UsageError, match="has its own recipe"):
         open_saved(trained, recipe=trained / "config.toml")

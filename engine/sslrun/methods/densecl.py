@@ -5,10 +5,10 @@ the S^2 cells of a query's map, whose positive is the key's cell with the most s
 whose negatives are a queue of pooled dense keys of other images. The total is (1 - lambda) global + lambda dense
 (eq. 4).
 
-The paper holds lambda at 0 for the first 1000 iterations; the published recipe does not, nor does this class unless
-`loss_lambda_start_iters` says so. As in MoCo, the key encoder sees the images of the whole global batch shuffled over
-the BatchNorm groups. Deviation: the momentum update runs after the step instead of before the next forward pass, which
-is the same sequence of weights.
+The paper keeps lambda at 0 for the first 1000 iterations; the published recipe does not, nor does this class by default
+(`loss_lambda_start_iters`). As in MoCo, the key encoder gets the images of the whole global batch shuffled over the
+BatchNorm groups. Deviation: the momentum update runs after the step instead of before the next forward pass, which
+gives the same sequence of weights.
 """
 
 import math
@@ -44,6 +44,8 @@ class Keys(NamedTuple):
 
 class DenseCL(Method):
     """MoCo v2 on whole images and, at the same time, on every cell of the feature map (arXiv 2011.09157).
+
+    It takes two views of each image.
 
     Args:
         backbone: the encoder to train.
