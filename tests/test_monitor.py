@@ -319,7 +319,7 @@ def test_a_method_that_remembers_samples_has_no_held_out_loss(name, capsys):
 @pytest.mark.parametrize(
     ("monitor", "method", "message"),
     [
-        ("LabelAccuracy", "mocov2", "monitor.extra.0.interval is set, but MoCo learns no classes of labels"),
+        ("LabelAccuracy", "mocov2", "monitor.extra.0.interval is set, but MoCo does not learn from labels"),
         ("HeldOutLoss", "npid", "monitor.extra.0.interval is set, but NPID has no loss on images"),
     ],
 )

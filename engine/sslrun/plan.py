@@ -182,10 +182,10 @@ def norms_notes(recipe: Recipe) -> list[str]:
     followed, plain = converted_norms(recipe.model), plain_norms(recipe.model)
     notes = []
     if followed:
-        notes.append(f"{len(followed)} BatchNorm layers of torch ({followed[0]}, ...) are made to follow {groups}")
+        notes.append(f"{len(followed)} BatchNorm layers of torch ({followed[0]}, ...) are converted to follow {groups}")
     if plain:
         notes.append(
-            f"{len(plain)} BatchNorm layers do not follow {groups}, since their class has a forward of its own: "
+            f"{len(plain)} BatchNorm layers do not follow {groups}, since their class has its own forward: "
             f"{plain[0]}, ..."
         )
     return notes
@@ -200,7 +200,7 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
     views = " + ".join(f"{group.num_views} of {'x'.join(map(str, group.size))} px" for group in recipe.data.views)
     lines = [
         ("method", type(recipe.model).__name__),
-        ("parameters", f"{trained / 1e6:.2f} M trained, {followed / 1e6:.2f} M following or frozen"),
+        ("parameters", f"{trained / 1e6:.2f} M trained, {followed / 1e6:.2f} M in momentum encoders or frozen"),
         ("views", views),
         *augmentation_lines(recipe, torch.device(plan.machine.device)),
         ("samples", f"{plan.num_samples:,} ({data_note})"),
@@ -273,7 +273,7 @@ def _check_batch(batch: int, group: int, world_size: int) -> None:
             f"global_batch {batch} is not a multiple of data.samples_per_gpu {group}; the nearest that is: {near}"
         )
     raise UsageError(
-        f"global_batch {batch} in groups of data.samples_per_gpu {group} cannot be dealt to {world_size} processes; "
+        f"global_batch {batch} in groups of data.samples_per_gpu {group} cannot be split among {world_size} processes; "
         f"possible numbers of processes: {', '.join(map(str, possible))}"
     )
 

@@ -1,8 +1,8 @@
 """Linear classification of frozen features.
 
-The encoder is not changed, and is in evaluation mode. Features are those of the whole image: a ResNet's last stage
-averaged over positions, a ViT's class token. A grid of settings is trained in one pass, see `linear_heads`. The setting
-that counts is chosen on training images that are kept out of the training, never on test images.
+The encoder is frozen and in evaluation mode. Features are those of the whole image: a ResNet's last stage averaged over
+positions, a ViT's class token. A grid of settings is trained in one pass, see `linear_heads`. The reported setting is
+chosen on training images that are held out for validation, never on test images.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from sslrun.runtime.signals import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
-# For standardized features: the best learning rate falls with their number and with their correlation.
+# For standardized features; the best learning rate falls with the number of features and with their correlation.
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
 
@@ -46,11 +46,11 @@ Examples = Generator[tuple[Tensor, Tensor], None, None]
 
 @dataclass(frozen=True, kw_only=True)
 class LinearGrid:
-    """Settings that are trained together: every learning rate with every weight decay.
+    """The settings that are trained together: every learning rate with every weight decay.
 
     Attributes:
-        lr: learning rates to try; the optimizer's if not given.
-        weight_decay: weight decays to try; the optimizer's if not given.
+        lr: learning rates to try; by default that of the optimizer.
+        weight_decay: weight decays to try; by default that of the optimizer.
     """
 
     lr: list[float] | None = None
@@ -65,25 +65,29 @@ class LinearGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Evaluation):
-    """Linear classification of frozen features, by a grid of settings or a published protocol.
+    """Trains a linear classifier on frozen features, with a grid of settings or a published protocol.
+
+    A grid is trained in one pass. The best setting is chosen on training images that are held out for validation, never
+    on test images.
 
     Attributes:
-        transforms: how images are prepared for training; features are then extracted again in every epoch. If not
-            given, images are prepared as for testing and features are extracted once.
-        optimizer: SGD or LARS, without paramwise and grad_clip; biases do not decay. If not given, SGD with momentum
-            0.9 and a grid of 10 learning rates and 4 weight decays.
-        grid: settings to try together, instead of the one setting of the optimizer.
+        transforms: transforms of the training images; features are then extracted again in every epoch. By default
+            training images are prepared like test images, and features are extracted once.
+        optimizer: SGD or LARS, without paramwise and grad_clip; biases do not decay. By default SGD with momentum 0.9
+            and a grid of 10 learning rates and 4 weight decays.
+        grid: settings to try together, instead of the single setting of the optimizer.
         lr: learning-rate schedule of all settings.
         epochs: passes over the training images.
         global_batch: images per optimizer step over all ranks; the last batch is filled up with the epoch's first
             images.
-        norm: normalization of the features before the classifier. "standardize" uses mean and standard deviation of all
-            training features, "batch" is BatchNorm without scale and shift, "none" is no normalization; "auto" is
-            "standardize" if features are extracted once, else "none".
-        validation: share of the training images that is kept back to choose between the settings of a grid.
-        cache_gib: memory per process, in GiB, for features that are extracted once; larger ones are kept as fp16, and
-            if these are too large as well, in a file.
-        cache_dir: folder of that file; the system's folder for temporary files if not given.
+        norm: normalization of the features: "standardize" uses mean and standard deviation of all training features,
+            "batch" is BatchNorm without scale and shift, "none" is no normalization; "auto" is "standardize" if
+            features are extracted once, else "none".
+        validation: share of the training images that is held out to choose between the settings of a grid.
+        cache_gib: memory per process, in GiB, for features that are extracted once. Features that do not fit are stored
+            as fp16, and if these do not fit either, in a file.
+        cache_dir: folder of the file for features that do not fit in memory; by default the system's folder for
+            temporary files.
     """
 
     transforms: list[Transform] | None = None
@@ -129,13 +133,13 @@ class Linear(Evaluation):
     def run(self, encoder: FrozenEncoder, partial_result: PartialResult | None = None) -> dict[str, Any]:
         """Trains and tests linear classifiers.
 
-        If there are several settings, training images kept back for validation decide between them (`_best`). Where
-        features are extracted once, the chosen classifier is then trained again on all training images.
+        Validation images decide between several settings (`_best`). If features are extracted once, the chosen
+        classifier is then trained again on all training images.
 
         Args:
-            encoder: the encoder, which is left as it is, and its images.
-            partial_result: where a training that extracts features in every epoch saves its state and continues from;
-                it then stops in order when the process receives a stop signal.
+            encoder: the encoder, which is not changed, and its images.
+            partial_result: the saved state of a training that extracts features in every epoch. Such a training saves
+                its state when the process receives a stop signal, and continues from it.
 
         Raises:
             UsageError: there are too few images, or they have no labels.
@@ -145,7 +149,7 @@ class Linear(Evaluation):
         ranks = distributed.world_size()
         for key, source in zip(("eval.train", "eval.test"), encoder.labeled(), strict=True):
             if len(source) < max(2, ranks):
-                raise UsageError(f"{source!r} has {len(source)} images, too few: set {key} to more")
+                raise UsageError(f"{source!r} has {len(source)} images, too few: set {key} to a source with more")
         if self.transforms is not None:
             learning, testing = (ViewGroup(transforms=each).normalize for each in (self.transforms, encoder.transforms))
             if (learning.mean, learning.std) != (testing.mean, testing.std):
@@ -157,7 +161,7 @@ class Linear(Evaluation):
 
 
 class _Training:
-    """One call of `Linear.run`; arguments as there."""
+    """One call of `Linear.run`, with the same arguments."""
 
     def __init__(self, config: Linear, encoder: FrozenEncoder, partial_result: PartialResult | None) -> None:
         self.config, self.encoder, self.partial_result = config, encoder, partial_result
@@ -222,7 +226,7 @@ class _Training:
         }
 
     def _choose(self, heads: Heads, norm: Normalization, cache: FeatureCache, grid: list[dict[str, Any]]) -> int:
-        """The index of the setting that the validation images choose; adds their accuracy and loss to the grid."""
+        """The index of the best setting on the validation images; adds their accuracy and loss to the grid."""
         validated = self._score(heads, norm, cache, self.validation_ids)
         for place, row in enumerate(grid):
             row |= {"validation_top1_pct": validated.top1_pct[place].item()}
@@ -255,7 +259,7 @@ class _Training:
         state = {**heads.state, **norm.state, "loss": last_epoch}
         first = 0
         if self.partial_result is not None and (first := self.partial_result.load(state)):
-            logger.info("linear: going on after %d of %d steps, from %s", first, total, self.partial_result.path)
+            logger.info("linear: continuing after %d of %d steps, from %s", first, total, self.partial_result.path)
         reported_s = time.monotonic()
         vote = distributed.Vote(device)
         with contextlib.ExitStack() as stack:
@@ -275,7 +279,7 @@ class _Training:
                     logger.info("linear: epoch %d of %d, loss %.4f", epoch + 1, config.epochs, least)
                 if (
                     self.partial_result is not None and signals is not None and step + 1 < total
-                ):  # after the last step little is left to do
+                ):  # not after the last step: the rest takes little time
                     code = vote.cast(signals.exit_code)
                     self.partial_result.save(state, step + 1, now=code > 0)
                     if code:
@@ -337,7 +341,7 @@ def _rates(settings: Sequence[Setting], schedule: Schedule, steps: range, steps_
 def _best(validated: Scores, num_samples: int) -> int:
     """The index of the lowest loss among the settings whose top-1 is within one standard error of the best top-1.
 
-    With many images the top-1 decides. A hundred images do not separate settings by top-1, but by loss.
+    With many images top-1 decides. A hundred images hardly separate settings by top-1, but the loss does.
     """
     top1, loss = validated.top1_pct / 100, validated.loss.nan_to_num(nan=math.inf)
     best = top1.max()

@@ -33,8 +33,8 @@ class Scores(NamedTuple):
 
     Attributes:
         loss: (H,) mean cross-entropy.
-        top1_pct: (H,) per cent of the images whose class has the largest logit.
-        top5_pct: (H,) per cent of the images whose class has one of the five largest logits.
+        top1_pct: (H,) percentage of images whose class has the largest logit.
+        top5_pct: (H,) percentage of images whose class has one of the five largest logits.
         per_class_pct: (H, C) top-1 accuracy of each class in per cent; NaN for a class without images.
     """
 
@@ -122,7 +122,7 @@ class Heads:
         return self._loss.clone()
 
     def _update(self, rates: Tensor) -> None:
-        """The step of torch.optim.SGD, or of sslrun.optim.lars.LARS, for each classifier. Overwrites the gradients."""
+        """Steps each classifier as torch.optim.SGD or sslrun.optim.lars.LARS would, and overwrites the gradients."""
         rule, parameters = self.rule, (self.weight, self.bias)
         for parameter, change, momentum, decay in zip(
             parameters, self._gradients, self.momenta, self.decays, strict=True
