@@ -150,7 +150,7 @@ def test_a_resume_with_other_monitors_ends_with_the_same_bits(tmp_path, images):
     rows = small_run.metrics(tmp_path / "resumed/small")
     assert training(rows) == small_run.timeless(straight)
     assert [row["step"] for row in rows if "probe/loss" in row] == [0, 3, 8, 9]
-    assert [row["step"] for row in rows if "drawing/value" in row] == [8, 9], "a monitor of one's own, from then on"
+    assert [row["step"] for row in rows if "drawing/value" in row] == [8, 9], "a user's monitor, from then on"
 
 
 def test_when_a_monitor_is_due():

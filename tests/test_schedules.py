@@ -312,7 +312,7 @@ def test_the_update_after_the_last_step_may_ask():
         (lambda: Poly(power=0.0), "power must be above 0"),
         (lambda: CosineAnnealing(min_lr=-1.0), "min_lr cannot be -1.0"),
         (lambda: CosineAnnealing(min_lr=0.1, min_lr_ratio=0.1), "min_lr and min_lr_ratio"),
-        (lambda: FlatCosineAnnealing(start_percent=75), "start_percent is a part of the run"),
+        (lambda: FlatCosineAnnealing(start_percent=75), "start_percent is a fraction of the run"),
         (lambda: CosineRestart(periods=[]), "periods must list"),
         (lambda: CosineRestart(periods=[3, 0]), "periods must list"),
         (lambda: CosineRestart(periods=[3, 4], restart_weights=[1.0]), "2 entries and restart_weights 1"),

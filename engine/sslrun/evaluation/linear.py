@@ -106,7 +106,7 @@ class Linear(Evaluation):
             if not getattr(self, name) >= least:
                 raise UsageError(f"eval.linear.{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 < self.validation < 1:
-            raise UsageError(f"eval.linear.validation is a share, above 0 and below 1, not {self.validation}")
+            raise UsageError(f"eval.linear.validation must be above 0 and below 1, not {self.validation}")
         if not isinstance(self.rule, SGD | LARS) or self.rule.paramwise or self.rule.grad_clip:
             raise UsageError("eval.linear.optimizer must be SGD or LARS, without paramwise and grad_clip")
         if self.norm == "standardize" and self.is_fresh:
@@ -155,7 +155,9 @@ class Linear(Evaluation):
             if (learning.mean, learning.std) != (testing.mean, testing.std):
                 raise UsageError("eval.transforms and eval.linear.transforms normalize differently (Normalize)")
         if self.global_batch < ranks:
-            raise UsageError(f"eval.linear.global_batch is {self.global_batch}, less than an image for each process")
+            raise UsageError(
+                f"eval.linear.global_batch is {self.global_batch}, expected {ranks}, one per process, or more"
+            )
         with evaluating(encoder.backbone):
             return _Training(self, encoder, partial_result if self.is_fresh else None).run()
 

@@ -98,7 +98,10 @@ class SwAVHead(Head):
             0-d, float32 (float64 for float64 crops).
         """
         if len(crops) <= max(1, *self.crops_for_assign):
-            raise ValueError(f"data.views give {len(crops)} crop(s); SwAV needs two or more, and crops_for_assign")
+            raise ValueError(
+                f"data.views give {len(crops)} crop(s), expected two or more, and all of crops_for_assign, "
+                f"{self.crops_for_assign}"
+            )
         scores = self.prototypes(crops, is_frozen).unbind()
         losses = []
         for place, assigned in enumerate(self.crops_for_assign):

@@ -263,7 +263,7 @@ def convert_batch_norms(model: nn.Module) -> None:
         if not isinstance(layer, _BatchNorm) or isinstance(layer, GroupBatchNorm) or _has_own_forward(layer):
             continue
         if isinstance(layer, LazyModuleMixin):
-            raise UsageError(f"model.{name}: {type(layer).__name__} has no num_features yet; use one that has")
+            raise UsageError(f"model.{name}: {type(layer).__name__} has no num_features yet; use a layer that has")
         reference = next((t for t in (layer.weight, layer.running_mean) if t is not None), torch.zeros(0))
         pending = torch.zeros(2 * layer.num_features + 1, dtype=reference.dtype, device=reference.device)
         is_sync = isinstance(layer, nn.SyncBatchNorm)

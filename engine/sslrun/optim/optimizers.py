@@ -68,7 +68,7 @@ class Optimizer(Component, kind="optimizers"):
         """
         groups = parameter_groups(named_parameters, self.options(), self.paramwise, type(self).__name__)
         if not groups:
-            raise UsageError("no parameter of the model is to be trained")
+            raise UsageError("no parameter of the model requires a gradient: there is nothing to train")
         devices = {parameter.device.type for group in groups for _, parameter in group["params"]}
         fused = {"fused": True} if self.fusible and devices <= {"cpu", "cuda"} else {}
         try:

@@ -157,7 +157,7 @@ class FlatCosineAnnealing(Annealing):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.start_percent < 1:
-            raise UsageError(f"start_percent is a part of the run, from 0 to below 1, not {self.start_percent}")
+            raise UsageError(f"start_percent is a fraction of the run, from 0 to below 1, not {self.start_percent}")
 
     def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
         unit = self.unit(steps_per_epoch)
@@ -271,9 +271,11 @@ class OneCycle(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.pct_start <= 1:
-            raise UsageError(f"pct_start is a part of the cycle, 0 to 1, not {self.pct_start}")
+            raise UsageError(f"pct_start is a fraction of the cycle, from 0 to 1, not {self.pct_start}")
         if not min(self.div_factor, self.final_div_factor) > 0:
-            raise UsageError(f"div_factor is {self.div_factor} and final_div_factor {self.final_div_factor}; above 0")
+            raise UsageError(
+                f"div_factor is {self.div_factor} and final_div_factor {self.final_div_factor}, expected both above 0"
+            )
 
     def reach(self, steps_per_epoch: int) -> int | None:
         return self.total_steps
