@@ -35,7 +35,7 @@ class Batch:
     label: torch.Tensor | None
 
     def crops(self) -> list[torch.Tensor]:
-        """Each view as a tensor of its own, (B, 3, H, W), in the order of the recipe, all groups together."""
+        """Each view as a separate tensor (B, 3, H, W), in the order of the recipe, over all groups."""
         return [view for group in self.views for view in group.split(len(self.index))]
 
     def to(self, device: torch.device) -> "Batch":

@@ -1,7 +1,7 @@
 """Linear classifiers with many settings, trained together on the same features.
 
-H classifiers are one matrix of H x C rows, so that a batch costs one matrix product forward and one backward, whatever
-the number of settings. Each has its own learning rate, weight decay and, under LARS, trust ratios; a classifier that
+H classifiers are one matrix of H x C rows, so that a batch costs one matrix product forward and one backward for any
+number of settings. Each has its own learning rate, weight decay and, under LARS, trust ratios; a classifier that
 diverges does not affect the others.
 """
 

@@ -52,6 +52,8 @@ class Prototypes(nn.Linear):
 class SwAVHead(Head):
     """Prototypes, and the cross-entropy between some crops' assignments and the other crops' predictions.
 
+    Caron et al. 2020, arXiv 2006.09882, eq. 2 to 7. Assignments come from Sinkhorn's iteration over all ranks' samples.
+
     Args:
         feat_dim: dimension D of the embeddings.
         num_prototypes: number K of prototypes.

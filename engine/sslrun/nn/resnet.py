@@ -57,7 +57,9 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Backbone):
-    """Residual network of four stages.
+    """Residual network of four stages, with torchvision's parameter names (He et al. 2016, arXiv 1512.03385).
+
+    `groups` and `width_per_group` make it a wide ResNet (arXiv 1605.07146) or a ResNeXt (arXiv 1611.05431).
 
     Args:
         depth: number of layers: 18, 34, 50, 101 or 152.

@@ -75,6 +75,8 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(Backbone):
     """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929); its feature is the class token's output (B, D).
 
+    Parameter names are timm's. As in MoCo v3 (arXiv 2104.02057), positional embeddings are fixed sines and cosines.
+
     Args:
         arch: network size: "tiny" (width 192), "small" (384), "base" (768) or "large" (1024). As in MoCo v3, "tiny" and
             "small" have 12 attention heads.
