@@ -101,7 +101,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     features = FeatureExtractor(source, seen, bf16=bf16, **reading)
     monitors = _monitors(recipe, plan, features, holdout, reading)
     executor = _executor(recipe, plan, device)
-    statistics = RunningStatistics(recipe.model)  # after the executor has put the model where it stays
+    statistics = RunningStatistics(recipe.model)  # after the executor has moved the model to its device
     step_metrics = StepMetrics()
     run = Run(recipe, plan, executor, statistics, loader, features, monitors, folder, None, step_metrics, step=0)
     _restore(run, _checkpoint_to_continue(recipe, folder, resume))

@@ -175,7 +175,7 @@ class _Training:
         if is_grid:
             self.fit_source, validating = split_holdout(train, config.validation)
             self.fit_ids, self.validation_ids = self.fit_source.ids, validating.ids
-        for ids in (self.fit_ids, self.all_ids):  # before hours of extraction
+        for ids in (self.fit_ids, self.all_ids):  # checked before the extraction, which may take hours
             config.lr.check(self._steps(ids), self._steps(ids) * config.epochs)
         self.test_cache = self._cache(test)
         self.train_cache = None if config.is_fresh else self._cache(train)
@@ -321,7 +321,7 @@ class _Training:
             for piece in pieces
         )
         with contextlib.closing(loader.run(cursor)) as stream:
-            while rows := [  # images of one piece at a time
+            while rows := [  # images of one piece on the device at a time
                 (pooled(encoder.backbone, batch.views[0], encoder.bf16), batch.label)
                 for batch in itertools.islice(stream, len(pieces))
             ]:

@@ -18,7 +18,7 @@ from sslrun.optim.optimizers import LARS, SGD
 from sslrun.randomness import fixed_generator
 from sslrun.runtime import distributed
 
-INITIAL_STD = 0.01  # of the weights, as in MMSelfSup's and MAE's linear heads
+INITIAL_STD = 0.01  # standard deviation, as in MMSelfSup's and MAE's linear heads
 
 
 class Setting(NamedTuple):

@@ -30,8 +30,8 @@ from sslrun.evaluation.frozen_encoder import FrozenEncoder
 from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
 
-PIECE = 2**22  # numbers in a piece of a matrix, of 8 bytes each
-RESOLUTION = 2.0**-24  # of fp32 features: smaller singular values, relative to the largest, are rounding errors
+PIECE = 2**22  # entries in a piece of a matrix, 8 bytes each
+RESOLUTION = 2.0**-24  # smaller singular values of fp32 features, relative to the largest, are rounding errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,9 @@ def spectrum(features: Tensor, device: torch.device) -> tuple[Tensor, float]:
     """
     dim = features.shape[1]
     gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
-    sums = torch.zeros(3, dim, dtype=torch.float64, device=device)  # of unit rows, of their squares; the number of rows
+    sums = torch.zeros(
+        3, dim, dtype=torch.float64, device=device
+    )  # sums of unit rows and of their squares; number of rows
     for piece in features.split(max(1, PIECE // dim)):
         rows = piece.to(device).double()
         gram.addmm_(rows.T, rows)
@@ -120,7 +122,7 @@ def rankme(singular_values: Tensor) -> float:
 @torch.no_grad()
 def alignment(first: Tensor, second: Tensor, device: torch.device) -> float:
     """Mean squared distance of the features of two views of each image, (n, D) each, this rank's share."""
-    distances = torch.zeros(2, dtype=torch.float64, device=device)  # their sum and their number
+    distances = torch.zeros(2, dtype=torch.float64, device=device)  # sum and number of the distances
     size = max(1, PIECE // first.shape[1])
     for one, other in zip(first.split(size), second.split(size), strict=True):
         squares = (unit_rows(one, device) - unit_rows(other, device)).square().sum(1)
@@ -142,8 +144,8 @@ def uniformity(features: Tensor, device: torch.device) -> float:
     size = max(1, PIECE // num_rows)
     places = torch.arange(num_rows, device=device)[mine].split(size)
     for place, piece in zip(places, rows[mine].split(size), strict=True):
-        similarity = piece @ rows.T  # the squared distance is 2 - 2 of it
-        similarity.scatter_(1, place.unsqueeze(1), -math.inf)  # no pair with itself
+        similarity = piece @ rows.T  # squared distance = 2 - 2 similarity
+        similarity.scatter_(1, place.unsqueeze(1), -math.inf)  # no pairs of a row with itself
         total += (4 * similarity - 4).exp().sum(dtype=torch.float64)
     pairs = num_rows * (num_rows - 1)
     return float((distributed.all_reduce_sum_(total) / pairs).log())

@@ -126,7 +126,7 @@ class DenseCL(Method):
 def matched(features: Tensor, keys: Keys) -> Tensor:
     """(B, D, S^2): for each cell of the queries' feature maps (B, C, S, S), the dense key of the most similar cell."""
     with torch.autocast(features.device.type, enabled=False):  # rounded similarities would tie
-        # A query cell's length is the same for all key cells, so it need not be divided by.
+        # The length of a query cell is the same for all key cells and does not change the argmax.
         similarity = torch.einsum("bcq,bck->bqk", features.flatten(2).to(keys.cells.dtype), keys.cells)
     match = similarity.argmax(dim=2).unsqueeze(1)
     return keys.dense.gather(2, match.expand(-1, keys.dense.shape[1], -1))

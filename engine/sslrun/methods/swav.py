@@ -172,7 +172,7 @@ class SwAV(Method):
         dtype = self.head.prototypes.weight.dtype  # float32, also under autocast
         crops = F.normalize(self.neck(features).to(dtype), dim=1).unflatten(0, (-1, len(batch.index)))
         loss = self.head(crops, progress.step < self.freeze_prototypes_iters, self._stored(progress))
-        assigned = [crops[crop].detach() for crop in self.head.crops_for_assign]  # indexing with a list waits
+        assigned = [crops[crop].detach() for crop in self.head.crops_for_assign]  # crops[list] would wait
         carry = {"embeddings": torch.cat(assigned, dim=1)} if self._keeps(progress) else {}
         return Loss(loss, {"feature_std": feature_std(assigned[0])}, carry)
 
