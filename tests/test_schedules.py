@@ -317,7 +317,7 @@ def test_the_update_after_the_last_step_may_ask():
         (lambda: CosineRestart(periods=[3, 0]), "periods must list"),
         (lambda: CosineRestart(periods=[3, 4], restart_weights=[1.0]), "2 entries and restart_weights 1"),
         (lambda: Cyclic(gamma=0.0), "gamma must be above 0"),
-        (lambda: OneCycle(pct_start=30), "pct_start is a part"),
+        (lambda: OneCycle(pct_start=30), "pct_start is a fraction"),
         (lambda: OneCycle(div_factor=0.0), "div_factor is 0.0"),
         (lambda: Step(step=[0]), "step must list"),
         (lambda: Cyclic(cyclic_times=0), "cyclic_times"),
