@@ -436,14 +436,14 @@ def test_a_state_that_is_damaged_or_of_another_evaluation_is_ignored(tmp_path, c
         caplog.clear()
         steps, loaded = found(identity)
         assert steps == 0 and not any(tensor.any() for tensor in loaded.values())
-        assert "beginning anew" in caplog.text
+        assert "starting over" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("epochs=0", "epochs must be at least 1"),
-        ("validation=1.0", "validation is a share"),
+        ("validation=1.0", "validation must be above 0 and below 1"),
         ("optimizer={type='AdamW',lr=1.0}", "optimizer must be SGD or LARS"),
         ("optimizer={type='SGD',lr=1.0,grad_clip={max_norm=1.0}}", "without paramwise and grad_clip"),
         ("grid.lr=[]", "lr must list different numbers"),
