@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslrun.data import BadSamples, ImageFolder, Loader, Sequential, ViewGroup
+from sslrun.data.bad_samples import BadSamples
+from sslrun.data.loader import Loader
+from sslrun.data.order import Sequential
 from sslrun.data.pipeline import Pipeline
+from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.transforms import RandomResizedCrop, Resize
+from sslrun.data.views import ViewGroup
 from sslrun.errors import RunFailed
 
 NUM_IMAGES = 40

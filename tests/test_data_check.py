@@ -15,11 +15,17 @@ import pytest
 
 import small_run
 from sslrun.cli import main
-from sslrun.data import BadSamples, ImageFolder, ImageList, Loader, Sequential, ViewGroup, decoding
 from sslrun.data import check as check_module
+from sslrun.data import decoding
+from sslrun.data.bad_samples import BadSamples
 from sslrun.data.check import Survey, Verdict
+from sslrun.data.loader import Loader
+from sslrun.data.order import Sequential
 from sslrun.data.reading import Unreadable, read_all
+from sslrun.data.sources.image_folder import ImageFolder
+from sslrun.data.sources.image_list import ImageList
 from sslrun.data.transforms import Resize
+from sslrun.data.views import ViewGroup
 from test_bad_samples import smooth, write_formats
 from test_memory_sources import drawn, write_cifar10
 

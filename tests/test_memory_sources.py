@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from sslrun.data import CIFAR10, CIFAR100, STL10, Loader, Order, Sequential, Source, Subset, ViewGroup, split_holdout
 from sslrun.data import pipeline as pipeline_module
+from sslrun.data.loader import Loader
+from sslrun.data.order import Order, Sequential
+from sslrun.data.sources import Source
+from sslrun.data.sources.cifar import CIFAR10, CIFAR100
 from sslrun.data.sources.cifar_pickle import read
+from sslrun.data.sources.stl10 import STL10
+from sslrun.data.sources.subset import Subset, split_holdout
 from sslrun.data.transforms import CenterCrop, ColorJitter, RandomHorizontalFlip, RandomResizedCrop
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -252,7 +258,7 @@ def test_views_are_those_of_the_same_images_in_files(source, tmp_path):
     """Lossless files of the same pixels give the same views as decoded images."""
     from PIL import Image
 
-    from sslrun.data import ImageFolder
+    from sslrun.data.sources.image_folder import ImageFolder
 
     for i, pixels in enumerate(source.pixels):
         Image.fromarray(pixels).save(tmp_path / f"{i:02d}.png")

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslrun.data import ImageFolder, ImageList, ImageNet, Source, Subset, split_holdout
 from sslrun.data import index as index_module
 from sslrun.data.index import build_index
 from sslrun.data.reading import read_all
+from sslrun.data.sources import Source
 from sslrun.data.sources.files import Paths
+from sslrun.data.sources.image_folder import ImageFolder
+from sslrun.data.sources.image_list import ImageList
+from sslrun.data.sources.imagenet import ImageNet
+from sslrun.data.sources.subset import Subset, split_holdout
 from sslrun.errors import UsageError
 
 

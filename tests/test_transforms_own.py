@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 
 from fidelity_cases import changed, decoded, exact_views, graph_views, sizes
-from sslrun.data import ImageFolder, Loader, Sequential, native, pil_twins
+from sslrun.data import native, pil_twins
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import Arguments, view_arguments
+from sslrun.data.loader import Loader
+from sslrun.data.order import Sequential
+from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.split import fallbacks, num_dali_steps, paths
 from sslrun.data.transforms import (
     CenterCrop,

@@ -12,8 +12,8 @@ from sslrun.commands.arguments import DONE, FINDINGS, INTERRUPTED, add_config, a
 from sslrun.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from sslrun.data import Source
     from sslrun.data.check import Survey
+    from sslrun.data.sources import Source
 
 # Keys of sources, and whether a source is there to be measured on.
 KEYS = {"data.source": False, "data.holdout": True, "eval.train": False, "eval.test": True}
@@ -153,8 +153,9 @@ def _check(args: argparse.Namespace) -> int:
 def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
     """One survey per source of a recipe, or of a folder; two keys of one purpose and one source share it."""
     from sslrun.config import load
-    from sslrun.data import ImageFolder, Source
     from sslrun.data.check import Survey
+    from sslrun.data.sources import Source
+    from sslrun.data.sources.image_folder import ImageFolder
 
     if os.path.isdir(subject):
         if overrides:

@@ -14,8 +14,10 @@ import torch
 
 from sslrun.config import Config
 from sslrun.contract import Method
-from sslrun.data import Source, pil_twins, resolve_augment
+from sslrun.data import pil_twins
+from sslrun.data.loader import resolve_augment
 from sslrun.data.pipeline import BatchSpec
+from sslrun.data.sources import Source
 from sslrun.data.transforms import Numbers, Transform
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
