@@ -95,7 +95,7 @@ def test_cifar10(tmp_path, version, place):
     source.open()
     assert np.array_equal(source.pixels, pixels) and source.pixels.flags.c_contiguous
     assert source.labels.tolist() == labels and source.labels.dtype == np.int64 and source.class_names == NAMES
-    assert len(source) == 13 and source.sizes.tolist() == [[32, 32]] * 13 and not source.suspicious.any()
+    assert len(source) == 13 and source.sizes.tolist() == [[32, 32]] * 13
     assert os.path.basename(source.names[4]).startswith("data_batch_2") and source.names[4].endswith("#1")
     test = CIFAR10(str(tmp_path / "data"), split="test")
     test.open("data.holdout")

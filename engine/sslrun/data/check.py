@@ -256,7 +256,7 @@ def _inspect(file: IO[bytes], row: int, max_pixels: int, read: _Read) -> tuple[V
         if file.seek(0, os.SEEK_END) == 0:
             return Verdict.UNREADABLE, "the file is empty"
         file.seek(0)
-        height, width, _ = header(file)
+        height, width = header(file)
         read.sizes[row] = height, width
         if height * width > max_pixels:
             return Verdict.HUGE, ""

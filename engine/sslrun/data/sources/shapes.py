@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 
-from sslrun.data.index import Index
 from sslrun.data.sources import shapes_drawing as drawing
 from sslrun.data.sources.files import FileSource, Paths
 from sslrun.errors import UsageError
@@ -86,10 +85,8 @@ class Shapes(FileSource):
         return Paths(folder, map(drawing.relative_path, range(spec.num_images)))
 
     @property
-    def index(self) -> Index:
-        """All images have one size, which is known."""
-        count = self.spec.num_images
-        return Index(np.full((count, 2), self.spec.size, dtype=np.int32), np.zeros(count, dtype=bool))
+    def sizes(self) -> np.ndarray:
+        return np.broadcast_to(np.int32(self.spec.size), (self.spec.num_images, 2))
 
 
 def _draw_once(folder: str, spec: drawing.Spec) -> None:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, BinaryIO, overload
 
 import numpy as np
 
-from sslrun.data.index import Index
 from sslrun.data.sources.base import Encoded, Source
 from sslrun.errors import UsageError
 from sslrun.randomness import HOLDOUT_VIEW, uniforms
@@ -47,12 +46,10 @@ class Subset(Source, listed=False):
         return self.source.files_root
 
     @property
-    def index(self) -> Index:
-        """The source's index, restricted."""
-        if self._index is None:
-            index = self.source.index
-            self._index = Index(index.sizes[self.ids], index.suspicious[self.ids])
-        return self._index
+    def sizes(self) -> np.ndarray:
+        if self._sizes is None:
+            self._sizes = self.source.sizes[self.ids]
+        return self._sizes
 
 
 def split_holdout(source: Source, fraction: float) -> tuple[Subset, Subset]:
