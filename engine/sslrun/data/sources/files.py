@@ -4,18 +4,18 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO, overload
+from typing import BinaryIO
 
 import numpy as np
 
-from sslrun.data.sources.base import Encoded, Source
+from sslrun.data.sources.base import Encoded, Names, Source, need
 from sslrun.errors import UsageError
 
 # Without JPEG 2000: a damaged file of it may end the process that decodes it, and with it the run.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-class Paths(Sequence[str]):
+class Paths(Names):
     """File paths below one folder, kept as one string of bytes: a million take their bytes and eight more each.
 
     Args:
@@ -34,16 +34,7 @@ class Paths(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        if not -len(self) <= i < len(self):
-            raise IndexError(i)
-        i = int(i) % len(self)
+    def name_at(self, i: int) -> str:
         return os.path.join(self.root, os.fsdecode(self._blob[self._ends[i] : self._ends[i + 1]]))
 
 
@@ -72,6 +63,34 @@ class FileSource(Source, listed=False):
             except (OSError, ValueError):  # a null byte in the name
                 parts.append(f"{path}\0missing\0")
         return "".join(parts).encode(errors="surrogateescape")
+
+
+class AnnotatedImages(FileSource, listed=False):
+    """Base of sources whose images an annotation file lists, or otherwise class folders at any depth.
+
+    Args:
+        data_prefix: folder of the class folders, or of the images that `ann_file` names.
+        ann_file: text file of lines `path label`. If it is not given, each folder that holds images is a class.
+    """
+
+    def __init__(self, data_prefix: str, ann_file: str | None = None) -> None:
+        self.data_prefix = data_prefix
+        self.ann_file = ann_file
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.ann_file or self.data_prefix!r})"
+
+    def list_samples(self, key: str) -> Paths:
+        root = folder_of(self.data_prefix, key)
+        if self.ann_file is not None:
+            paths, self.labels = self.read_annotations(self.ann_file, root, key)
+        else:
+            paths, self.labels, self.class_names = in_leaf_folders(root)
+        return paths
+
+    def read_annotations(self, ann_file: str, root: str, key: str) -> tuple[Paths, np.ndarray | None]:
+        """Paths and labels of the images that the annotation file lists."""
+        return read_annotations(ann_file, root, key)
 
 
 def read_file(path: str) -> bytes:
@@ -206,11 +225,8 @@ def read_annotations(ann_file: str, root: str, key: str) -> tuple[Paths, np.ndar
                     unlabeled += 1
                     yield line
 
-    try:
+    with need(ann_file, f"set {key}.ann_file to the file that lists the images"):
         paths = Paths(root, images())
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(f"{ann_file}: {reason}: set {key}.ann_file to the file that lists the images") from None
     if len(paths) == 0:
         raise UsageError(f"{ann_file} lists no images: set {key}.ann_file to a file of lines `path` or `path label`")
     if labels and unlabeled:

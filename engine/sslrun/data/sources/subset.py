@@ -1,11 +1,11 @@
 """Some samples of another source, and the split into training and held-out samples."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, BinaryIO, overload
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from sslrun.data.sources.base import Encoded, Source
+from sslrun.data.sources.base import Encoded, Names, Source
 from sslrun.errors import UsageError
 from sslrun.randomness import HOLDOUT_VIEW, uniforms
 
@@ -71,7 +71,7 @@ def split_holdout(source: Source, fraction: float) -> tuple[Subset, Subset]:
     return Subset(source, np.flatnonzero(~kept_out)), Subset(source, np.flatnonzero(kept_out))
 
 
-class _Picked(Sequence[str]):
+class _Picked(Names):
     """Names of a subset, looked up in the source's."""
 
     def __init__(self, names: Sequence[str], ids: np.ndarray) -> None:
@@ -80,11 +80,5 @@ class _Picked(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ids)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self._names[k] for k in self._ids[i]]
+    def name_at(self, i: int) -> str:
         return self._names[self._ids[i]]
