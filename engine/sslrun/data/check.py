@@ -8,6 +8,7 @@ process keeps 40 bytes of each (hash, size, verdict) and no name. Another proces
 import hashlib
 import os
 import re
+import sys
 import threading
 import warnings
 from collections import deque
@@ -91,9 +92,7 @@ class Survey:
         self.digests = np.zeros((count, 16), dtype=np.uint8)
         self.originals = np.full(count, -1, dtype=np.int64)
         self.owners = np.full(count, -1, dtype=np.int8)
-        self._reasons = np.full(count, -1, dtype=np.int32)
-        self._numbers: dict[str, int] = {}  # each text once, however many images it is about
-        self._texts: list[str] = []
+        self._reasons: dict[int, str] = {}
 
     def ids(self, verdict: Verdict) -> np.ndarray:
         """Ids of the images with a verdict, ascending."""
@@ -103,14 +102,11 @@ class Survey:
         """Enter a verdict and its reason."""
         self.verdicts[i] = verdict
         if reason:
-            if reason not in self._numbers:
-                self._numbers[reason] = len(self._texts)
-                self._texts.append(reason)
-            self._reasons[i] = self._numbers[reason]
+            self._reasons[i] = sys.intern(reason)  # each text once, however many images it is about
 
     def reason(self, i: int) -> str:
         """Reason of an image's verdict; its height and width if there is none."""
-        return self._texts[self._reasons[i]] if self._reasons[i] >= 0 else "x".join(map(str, self.sizes[i]))
+        return self._reasons.get(int(i)) or "x".join(map(str, self.sizes[i]))
 
 
 def examine(surveys: Sequence[Survey], limits: Limits, workers: int, progress: Callable[[int], object]) -> bool:

@@ -169,9 +169,10 @@ class _RemainingSteps:
                 else:
                     crops = x.to(torch.uint8, memory_format=torch.channels_last)
             elif place == last:
-                native.run_to_floats(program, crops, rows, self._scale, self._offset, out[rows])
+                native.run(program, crops, rows, out[rows], (self._scale, self._offset))
             else:
-                crops = native.run_to_bytes(program, crops, rows)
+                before, crops = crops, torch.empty_like(crops, memory_format=torch.channels_last)
+                native.run(program, before, rows, crops)
 
 
 def _operations(steps: Sequence[Step]) -> list[native.Operation]:
