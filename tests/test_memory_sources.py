@@ -308,6 +308,31 @@ def test_decoded_images_may_differ_in_size(mode):
         assert np.array_equal(image, source.images[id][top : top + 16, left : left + 16])
 
 
+class Lent(Unequal, listed=False):
+    """The same images in memory that is not to be written to, or that runs backwards."""
+
+    def decoded(self, ids, device):
+        images = [self.images[i] if i % 2 else np.flip(np.flip(self.images[i], 1).copy(), 1) for i in ids]
+        for image in images:
+            image.flags.writeable = False
+        return images
+
+
+@pytest.mark.parametrize("mode", ["exact", "dali"])
+def test_decoded_images_may_be_read_only(mode):
+    given = []
+    for source in (Unequal(), Lent()):
+        source.open()
+        loader = Loader(
+            source, [ViewGroup(1, [CenterCrop(16)])], sampler=Sequential(6), seed=0, batch_size=6, augment=mode
+        )
+        (batch,) = loader.run([(0, np.arange(6))])
+        ((_, originals),) = loader.decoded([(0, np.arange(6))])
+        assert all(np.array_equal(one, other) for one, other in zip(originals, source.images, strict=True))
+        given.append(batch.views[0])
+    assert torch.equal(*given)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["exact", "dali"])
 def test_on_a_gpu_pixels_of_a_source_that_knows_no_device_are_copied(mode):

@@ -30,7 +30,7 @@ class TensorFile(ExportFormat, listed=False):
         self.suffix = path.suffix
         self.shapes = self.expected(encoder)
         self.metadata = encoder.metadata(**self.extra(encoder))
-        wrong = difference(shapes_of(encoder.backbone), self.shapes)
+        wrong = difference(shapes_of(encoder.tensors()), self.shapes)
         if wrong is not None:
             raise UsageError(f"these weights are not laid out as published: {wrong}")
 
@@ -63,7 +63,7 @@ class Safetensors(TensorFile):
     suffixes = (".safetensors",)
 
     def expected(self, encoder: Encoder) -> Shapes:
-        return shapes_of(encoder.backbone)
+        return shapes_of(encoder.tensors())
 
     def extra(self, encoder: Encoder) -> dict[str, Any]:
         return {"target": "safetensors"}
@@ -132,12 +132,22 @@ def _write_pth(path: Path, tensors: dict[str, Tensor], metadata: str) -> None:
     """As `torch.save(module.state_dict(), path)`, with our metadata beside that of a state dict."""
     state: Any = OrderedDict(tensors)
     state._metadata = OrderedDict({"": {"version": 1, KEY: metadata}})
+    save_pth(path, state)
+
+
+def save_pth(path: Path, state: Any) -> None:
+    """`torch.save`, and wait until the file is on the disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     with open(path, "wb") as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # torch's, about what became of its file when the disk was full
             cause = error.__context__
             raise cause if isinstance(cause, OSError) else OSError(str(error).partition("\n")[0]) from error
+        file.flush()
         os.fsync(file.fileno())
 
 

@@ -123,7 +123,8 @@ class Source(Component, kind="sources"):
             device: where the pixels will be used. A source that keeps them there may return a tensor on it.
 
         Returns:
-            n arrays (H, W, 3), uint8 RGB, or one array (n, H, W, 3). The caller may write to them.
+            n arrays (H, W, 3), uint8 RGB, or one array (n, H, W, 3). They are copied if they are read-only or not
+            contiguous.
         """
         raise NotImplementedError
 
