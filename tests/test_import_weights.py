@@ -178,7 +178,7 @@ def test_complex_tensors_of_our_own_files_are_complex_again(capsys, tmp_path):
     path = tmp_path / "x.safetensors"
     write_tensors(path, {**NET, "head.table": table})
     assert torch.equal(read(path)[0]["head.table"], table)
-    assert call(capsys, "import-weights", path, "-o", tmp_path / "new.safetensors")[0] == 0
+    assert call(capsys, "import-weights", path, "-o", tmp_path / "other.safetensors")[0] == 0
     write_tensors(path, {**NET, "bn1.bias": torch.zeros(NET["bn1.bias"].shape, dtype=torch.complex128)})
     assert "bn1.bias does not hold plain numbers" in refused(capsys, path)
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 import documents
 import small_run
+from fidelity_cases import torchvision_blur
 from sslrun import train
 from sslrun.cli import main
 from sslrun.config import load
@@ -28,7 +29,6 @@ from sslrun.data.transforms import (
     Resize,
     SharedTrans,
 )
-from sslrun.data.transforms.gaussian_blur import torchvision_blur
 from sslrun.data.views import ViewGroup
 from sslrun.preview import as_text, describe, draw, load_samples, pil_versions
 from sslrun.preview.description import part_of_original

@@ -313,8 +313,3 @@ class _Feed:
             spec = self._pipeline._spec(spec.epoch, spec.positions)
             reading = self._start(spec)
             assert reading is not None
-
-
-def import_dali() -> None:
-    """Import DALI now, so that exit handlers registered later run before its own."""
-    import nvidia.dali  # noqa: F401

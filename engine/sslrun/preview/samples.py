@@ -15,7 +15,6 @@ import torch
 from sslrun.config import Config
 from sslrun.contract import Method
 from sslrun.data import pil_twins
-from sslrun.data.loader import resolve_augment
 from sslrun.data.pipeline import BatchSpec
 from sslrun.data.sources import Source
 from sslrun.data.transforms import Numbers, Transform
@@ -105,7 +104,7 @@ def load_samples(config: Config, samples: int = 8, epoch: int = 0) -> Samples:
     return Samples(
         name=config.name,
         seed=recipe.seed,
-        augment=resolve_augment(recipe.data.augment, device),
+        augment=loader.augment,
         device=device.type,
         groups=recipe.data.views,
         source=source,
