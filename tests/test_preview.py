@@ -175,7 +175,7 @@ def test_draws_are_readable(capsys, recipe):
                 {"type": "GaussianBlur", "applied": False},
             ]}], "in_place_of": "/there/dog.jpg"}  # fmt: skip
     assert as_text({"samples": [described]}).splitlines() == [
-        "position 7: cat\ufffd.jpg (in place of dog.jpg, which is bad), label 3 (cat), 30 x 40 px",
+        "position 7: cat\\udcff.jpg (in place of dog.jpg, which is bad), label 3 (cat), 30 x 40 px",
         "  view 1, 8 x 9 px, of 20 x 30 px at row 1, column 2.5 of the original",
         "    RandomResizedCrop     top 1 px, to 8 x 9 px",
         "    ColorJitter           order hue > contrast, hue -12.35 degrees",

@@ -8,7 +8,6 @@ process keeps 40 bytes of each (hash, size, verdict) and no name. Another proces
 import hashlib
 import os
 import re
-import sys
 import threading
 import warnings
 from collections import deque
@@ -92,7 +91,8 @@ class Survey:
         self.digests = np.zeros((count, 16), dtype=np.uint8)
         self.originals = np.full(count, -1, dtype=np.int64)
         self.owners = np.full(count, -1, dtype=np.int8)
-        self._reasons: dict[int, str] = {}
+        self._reasons = np.full(count, -1, dtype=np.int32)
+        self._texts: dict[str, int] = {}  # each text once, with its number, however many images it is about
 
     def ids(self, verdict: Verdict) -> np.ndarray:
         """Ids of the images with a verdict, ascending."""
@@ -102,11 +102,11 @@ class Survey:
         """Enter a verdict and its reason."""
         self.verdicts[i] = verdict
         if reason:
-            self._reasons[i] = sys.intern(reason)  # each text once, however many images it is about
+            self._reasons[i] = self._texts.setdefault(reason, len(self._texts))
 
     def reason(self, i: int) -> str:
         """Reason of an image's verdict; its height and width if there is none."""
-        return self._reasons.get(int(i)) or "x".join(map(str, self.sizes[i]))
+        return list(self._texts)[self._reasons[i]] if self._reasons[i] >= 0 else "x".join(map(str, self.sizes[i]))
 
 
 def examine(surveys: Sequence[Survey], limits: Limits, workers: int, progress: Callable[[int], object]) -> bool:

@@ -34,9 +34,9 @@ class Fraction(Subset):
 
     def list_samples(self, key: str) -> Sequence[str]:
         self.source.open(f"{key}.source")
-        ids = self._drawn(self.share) if self.share is not None else self._named(self.names_file or "", key)
-        super().__init__(self.source, ids)
-        return self.names
+        return self._pick(
+            self._drawn(self.share) if self.share is not None else self._named(self.names_file or "", key)
+        )
 
     def _drawn(self, share: float) -> np.ndarray:
         """Of each class the samples with the smallest hashes."""

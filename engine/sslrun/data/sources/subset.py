@@ -23,11 +23,14 @@ class Subset(Source, listed=False):
 
     def __init__(self, source: Source, ids: np.ndarray) -> None:
         self.source = source
+        self.names, self._is_open = self._pick(ids), True
+
+    def _pick(self, ids: np.ndarray) -> Names:
+        """Take some samples of the source, which is open; their names."""
         self.ids = np.asarray(ids, dtype=np.int64)
-        self.labels = None if source.labels is None else source.labels[self.ids]
-        self.class_names = source.class_names
-        self.is_decoded = source.is_decoded
-        self.names, self._is_open = _Picked(source.names, self.ids), True
+        self.labels = None if self.source.labels is None else self.source.labels[self.ids]
+        self.class_names, self.is_decoded = self.source.class_names, self.source.is_decoded
+        return _Picked(self.source.names, self.ids)
 
     def __repr__(self) -> str:
         return f"{len(self)} of {self.source!r}"
