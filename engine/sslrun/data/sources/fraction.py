@@ -34,9 +34,8 @@ class Fraction(Subset):
 
     def list_samples(self, key: str) -> Sequence[str]:
         self.source.open(f"{key}.source")
-        return self._pick(
-            self._drawn(self.share) if self.share is not None else self._named(self.names_file or "", key)
-        )
+        ids = self._drawn(self.share) if self.share is not None else self._named(self.names_file or "", key)
+        return self._pick(ids)
 
     def _drawn(self, share: float) -> np.ndarray:
         """Of each class the samples with the smallest hashes."""
