@@ -3,6 +3,8 @@
 Random crops are drawn before an image is decoded, so sizes must be known: Pillow reads them from the headers.
 """
 
+from __future__ import annotations
+
 import hashlib
 import logging
 import os
@@ -11,27 +13,19 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from sslrun.data.sources.base import Source
 
 logger = logging.getLogger("sslrun")
 
 _CHUNK = 512
 _THREADS = 16
 _VERSION = b"2"
-
-
-class Indexed(Protocol):
-    """What the index needs of a source; see `Source` for each of them."""
-
-    is_decoded: bool
-
-    def __len__(self) -> int: ...
-    def fingerprint(self, ids: np.ndarray) -> bytes | None: ...
-    def open_encoded(self, sample: int) -> IO[bytes]: ...
-    def decoded(self, ids: np.ndarray, device: Any) -> Any: ...
 
 
 def cache_dir() -> Path:
@@ -42,7 +36,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslrun"
 
 
-def read_sizes(source: Indexed) -> np.ndarray:
+def read_sizes(source: Source) -> np.ndarray:
     """Sizes of a source's N images, from the cache if the source's fingerprint is the same as then.
 
     Returns:
@@ -71,7 +65,7 @@ def _cache_file(prints: Sequence[bytes]) -> Path:
     return cache_dir() / "index" / f"{digest.hexdigest()}.npy"
 
 
-def _sizes(source: Indexed, ids: np.ndarray) -> np.ndarray:
+def _sizes(source: Source, ids: np.ndarray) -> np.ndarray:
     if source.is_decoded:
         import torch
 
@@ -79,7 +73,7 @@ def _sizes(source: Indexed, ids: np.ndarray) -> np.ndarray:
     return np.array([size_of(source, sample) for sample in ids.tolist()], np.int32)
 
 
-def size_of(source: Indexed, sample: int) -> tuple[int, int]:
+def size_of(source: Source, sample: int) -> tuple[int, int]:
     """Height and width of an image; 0, 0 if they cannot be read."""
     try:
         with source.open_encoded(sample) as file:
