@@ -11,6 +11,7 @@ import numpy as np
 from sslrun.data.check import Limits, Survey, Verdict
 from sslrun.data.sources import Source
 from sslrun.errors import UsageError, printable
+from sslrun.runtime.durable import arriving
 
 _SHOWN = 10  # entries of each kind, and of a group of copies
 _QUANTILES = {"min": 0, "p5": 5, "median": 50, "p95": 95, "max": 100}
@@ -146,12 +147,11 @@ def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
         UsageError: the file cannot be written.
     """
     names, labels = survey.source.names, survey.source.labels
-    temporary = path.with_name(path.name + ".tmp")
     assert survey.source.files_root is not None, "check_list has refused it"
     below = os.path.join(survey.source.files_root, "")
     count, left_out = 0, []
     try:
-        with open(temporary, "wb") as file:
+        with arriving(path) as beside, open(beside, "wb") as file:
             for i in survey.ids(Verdict.GOOD).tolist():
                 name = names[i].removeprefix(below) if names[i].startswith(below) else os.path.abspath(names[i])
                 if not _fits(name, labels is not None):
@@ -160,9 +160,7 @@ def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
                 label = b"" if labels is None else b" %d" % labels[i]
                 file.write(os.fsencode(name) + label + b"\n")
                 count += 1
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UsageError(f"{path}: {error.strerror}") from None
     return count, left_out
 
