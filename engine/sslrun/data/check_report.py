@@ -123,18 +123,12 @@ def _sizes(survey: Survey) -> dict[str, dict[str, int]]:
     }
 
 
-def check_list(path: Path, source: Source, force: bool) -> None:
-    """Raise a UsageError, before the work, if `write_list` could not write."""
+def require_listable(source: Source) -> None:
+    """Raise a UsageError if no annotation file can hold the source's images."""
     if source.files_root is None:
         raise UsageError(f"the images of {source!r} are not files of their own: no annotation file can list them")
     if source.labels is not None and source.labels.min() < 0:
         raise UsageError(f"{source!r} has labels below 0, which an annotation file cannot hold")
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder, not a file")
-    if os.path.lexists(path) and not force:
-        raise UsageError(f"{path} exists; --force replaces it")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path}: {path.parent} is not a folder that can be written to")
 
 
 def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
@@ -147,7 +141,7 @@ def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
         UsageError: the file cannot be written.
     """
     names, labels = survey.source.names, survey.source.labels
-    assert survey.source.files_root is not None, "check_list has refused it"
+    assert survey.source.files_root is not None, "require_listable has refused it"
     below = os.path.join(survey.source.files_root, "")
     count, left_out = 0, []
     try:
