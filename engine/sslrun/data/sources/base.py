@@ -1,9 +1,8 @@
 """The contract of a source: samples by id, with encoded bytes or decoded pixels, names, labels and sizes."""
 
-import contextlib
 import io
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, BinaryIO, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -16,35 +15,6 @@ if TYPE_CHECKING:
 
 Encoded = bytes | np.ndarray
 """The content of one image file (JPEG, PNG, ...): bytes, or a one-dimensional uint8 array."""
-
-
-class Names(Sequence[str]):
-    """Names that are put together when they are asked for: a subclass implements `name_at`, for 0 to N - 1, and
-    `__len__`."""
-
-    def name_at(self, i: int) -> str:
-        """Name of sample i."""
-        raise NotImplementedError
-
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self.name_at(k) for k in range(*i.indices(len(self)))]
-        if not -len(self) <= i < len(self):
-            raise IndexError(i)
-        return self.name_at(int(i) % len(self))
-
-
-@contextlib.contextmanager
-def need(path: str, advice: str) -> Iterator[None]:
-    """Turn the OSError of a file or folder into a UsageError with advice such as `set data.source.root to a folder`."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}: {advice}") from None
 
 
 class Source(Component, kind="sources"):

@@ -1,18 +1,39 @@
 """What sources of image files share: a compact list of paths, reading, walking folders, annotation files."""
 
+import contextlib
 import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, overload
 
 import numpy as np
 
-from sslrun.data.sources.base import Encoded, Names, Source, need
+from sslrun.data.sources.base import Encoded, Source
 from sslrun.errors import UsageError
 
 # Without JPEG 2000: a damaged file of it may end the process that decodes it, and with it the run.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class Names(Sequence[str]):
+    """Names that are put together when they are asked for: a subclass implements `name_at`, for 0 to N - 1, and
+    `__len__`."""
+
+    def name_at(self, i: int) -> str:
+        """Name of sample i."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self.name_at(k) for k in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        return self.name_at(int(i) % len(self))
 
 
 class Paths(Names):
@@ -117,6 +138,15 @@ def _open_regular(path: str) -> tuple[int, int]:
         return descriptor, status.st_size
     os.close(descriptor)
     raise OSError(errno.EINVAL, "a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a file", path)
+
+
+@contextlib.contextmanager
+def need(path: str, advice: str) -> Iterator[None]:
+    """Turn the OSError of a file or folder into a UsageError with advice such as `set data.source.root to a folder`."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}: {advice}") from None
 
 
 def folder_of(data_prefix: str, key: str) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sslrun.data.sources.base import Source, need
+from sslrun.data.sources.base import Source
+from sslrun.data.sources.files import need
 from sslrun.data.sources.subset import Subset
 from sslrun.errors import UsageError
 from sslrun.randomness import FRACTION_VIEW, words

@@ -2,8 +2,7 @@
 
 import os
 
-from sslrun.data.sources.base import need
-from sslrun.data.sources.files import FileSource, Paths, folder_of, in_class_folders
+from sslrun.data.sources.files import FileSource, Paths, folder_of, in_class_folders, need
 from sslrun.errors import UsageError
 
 

@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 
-from sslrun.data.sources.base import need
-from sslrun.data.sources.files import AnnotatedImages, Paths
+from sslrun.data.sources.files import AnnotatedImages, Paths, need
 from sslrun.errors import UsageError
 
 

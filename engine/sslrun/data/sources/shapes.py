@@ -16,8 +16,7 @@ from typing import Literal
 import numpy as np
 
 from sslrun.data.sources import shapes_drawing as drawing
-from sslrun.data.sources.base import need
-from sslrun.data.sources.files import FileSource, Paths
+from sslrun.data.sources.files import FileSource, Paths, need
 from sslrun.errors import UsageError
 
 logger = logging.getLogger("sslrun")

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from sslrun.data.sources.base import Encoded, Names, Source
+from sslrun.data.sources.base import Encoded, Source
+from sslrun.data.sources.files import Names
 from sslrun.errors import UsageError
 from sslrun.randomness import HOLDOUT_VIEW, uniforms
 
