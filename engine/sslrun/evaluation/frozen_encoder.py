@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslrun.data import Source, ViewGroup
 from sslrun.data.loader import Augment
+from sslrun.data.sources import Source
 from sslrun.data.transforms import Transform
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.evaluation.features import FeatureExtractor
 

@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.contract import Batch
-from sslrun.data import Loader, Sequential, ViewGroup
+from sslrun.data.loader import Loader
+from sslrun.data.order import Sequential
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import BATCH, evenly, extract, require_finite, unit_rows
