@@ -76,8 +76,6 @@ def import_config(path: Path, gpus: int | None = None) -> Imported:
 def _leftovers(top: OldTable, old: Old) -> None:
     """Reports what nothing has taken: keys that have no counterpart, and variables that nothing reads."""
     report = top.report
-    for where, shown, message in old.notes:
-        report.add(Effect.CHANGED, where, (), f"{shown}: {message}")
     idle = {name: value for name, value in top.rest.items() if name in old.unread}
     used = {repr(plain(below)) for key, below in walk(old.root) if len(key) > 1} if idle else set()
     for name, value in idle.items():

@@ -5,9 +5,8 @@ from sslrun.importer import runtime
 from sslrun.importer.images import Images, images_0x, images_1x, validation_interval
 from sslrun.importer.methods import Around, model
 from sslrun.importer.old import Effect, OldTable, node
-from sslrun.importer.optimizer import clipping, fix_rates, optimizer, paramwise, rules_0x, rules_1x
+from sslrun.importer.optimizer import clipping, optimizer, paramwise
 from sslrun.importer.ours import Part, value_at
-from sslrun.importer.parameters import trained
 from sslrun.importer.schedule import lr_config, param_scheduler
 
 _ENGINE = "machines are [engine]'s business, ranks the launcher's"
@@ -116,12 +115,15 @@ def _optimizer(top: OldTable, options: OldTable | None, hooks: dict[str, OldTabl
     if old is None:
         return {}
     given = old.table("paramwise_options")
-    parameters = trained(plain(recipe["model"])) if "model" in recipe else None
-    rules = rules_0x(given, parameters) if given is not None else []
-    if cfg is not None:
-        rules += rules_1x(cfg, parameters)
-    fix_rates(rules, hook, old)
-    listed = paramwise(rules, parameters, old)
+    if given is None and cfg is not None:
+        given = cfg.table("custom_keys")
+        why = '[[optimizer.paramwise]] with kind = ["norm"] or ["bias"] says it here'
+        cfg.lose(why, "norm_decay_mult", "bias_decay_mult", "bias_lr_mult")
+        cfg.expect("every parameter has one name here", bypass_duplicate=False)
+    listed = paramwise(given, old, recipe.get("model"), hook)
+    if hook is not None:
+        for key in ("fix_pred_lr", "lr", "adjust_by_epoch"):
+            hook.take(key)
     if value_at(recipe, "model", "freeze_prototypes_iters") is not None:
         frozen = {"match": r"^head\.prototypes\.", "freeze_iters": "${model.freeze_prototypes_iters}"}
         listed.append(node(frozen, old.where))

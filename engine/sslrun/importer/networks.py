@@ -2,11 +2,11 @@
 
 from typing import Any, NamedTuple
 
+from sslrun.config.merge import kind
 from sslrun.config.node import Node
 from sslrun.importer.defaults import MMPRETRAIN, MMSELFSUP_1X
 from sslrun.importer.old import OldTable, node
 from sslrun.importer.ours import Part, component, is_class
-from sslrun.importer.values import kind_of
 
 _NORMS = {"BN": "BN", "BN1d": "BN", "BN2d": "BN", "BatchNorm2d": "BN", "SyncBN": "SyncBN", "MMSyncBN": "SyncBN"}
 _RESNETS = ("ResNet", "ResNeXt", "ResNetSobel", "ResNet_CIFAR")
@@ -134,7 +134,7 @@ def _vit(old: OldTable, name: str) -> Node:
     elif arch is not None:
         size = _ARCHS.get(arch.value) if isinstance(arch.value, str) else None
         if size is None:
-            old.lost(f"{kind_of(arch.value)} is no size of our ViT", "arch", at=arch)
+            old.lost(f"{kind(arch.value)} is no size of our ViT", "arch", at=arch)
         else:
             made = {key: node(value, arch.where) for key, value in _arch(size).items()}
     made["frozen_patch_embed"] = old.take("stop_grad_conv1", "true or false") or node(False, old.where)

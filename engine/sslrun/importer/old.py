@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from sslrun.config.merge import kind
 from sslrun.config.node import Key, Node, Origin, plain, show
 from sslrun.importer.defaults import defaults, framework_of
-from sslrun.importer.values import kind_of
 
 MAX_LINE = 1000  # characters of a finding
 
@@ -106,13 +106,13 @@ class OldTable:
         """The plain value at a key that stays untaken; None where there is none."""
         return plain(self.rest[name]) if name in self.rest else None
 
-    def take(self, name: str, kind: str = "") -> Node | None:
+    def take(self, name: str, expected: str = "") -> Node | None:
         """The value at a key, if there is one and it is of the kind (a word of KINDS); another kind is reported."""
         self.asked.add(name)
         node = self.rest.pop(name, None)
-        if node is None or not kind or KINDS[kind](node.value):
+        if node is None or not expected or KINDS[expected](node.value):
             return node
-        self.lost(f"expected {kind}, got {kind_of(node.value)}", name, at=node)
+        self.lost(f"expected {expected}, got {kind(node.value)}", name, at=node)
         return None
 
     def first(self, *names: str, kind: str = "") -> Node | None:
@@ -142,7 +142,7 @@ class OldTable:
             if isinstance(element.value, dict):
                 found.append(OldTable(element, (*self.key, *key, index), self.report, self.framework))
             elif element.value is not None:
-                self.lost(f"expected a table, got {kind_of(element.value)}", *key, index, at=element)
+                self.lost(f"expected a table, got {kind(element.value)}", *key, index, at=element)
         return found
 
     def type(self) -> str:
