@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from old_config import evaluated
+
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.config.dump import inline

@@ -51,10 +51,6 @@ def model(old: OldTable, around: Around) -> Node | None:
     if around.frozen is not None:
         made |= _frozen_prototypes(around.frozen, name, around.accumulation)
     first_weights(old)
-    for key in ("train_cfg", "test_cfg"):
-        if not old.peek(key):
-            old.take(key)
-    old.leave("nothing reads it there", "pre_conv")
     return component(old, "methods", name, made)
 
 
@@ -87,13 +83,8 @@ def _memory_bank(old: OldTable, name: str) -> Part:
     bank = old.table("memory_bank")
     if bank is None:
         return {}
-    bank.expect_type("there is no such bank here", "SimpleMemory", "ODCMemory")
-    bank.leave("the bank has a row for every sample of the data set", "length")
-    bank.expect("there is no such switch here", debug=False)
     kept = {"feat_dim", "momentum", "min_cluster"} & set(known("methods", name))
     made = bank.renamed(**{key: key for key in kept})
-    if name == "ODC":
-        bank.leave("features are those of the neck, clusters those of the head", "feat_dim", "num_classes")
     return made
 
 
@@ -137,8 +128,6 @@ def _momentum(hook: OldTable, name: str, accumulation: int) -> Part:
 
 
 def _swav(hook: OldTable, made: Part, accumulation: int) -> Part:
-    hook.take("batch_size")  # the loader says it
-    hook.leave("the queue is part of every checkpoint", "interval")
     found = hook.renamed(queue_length="queue_length", epoch_queue_starts="epoch_queue_starts")
     for key in ("crops_for_assign", "feat_dim"):
         if key in hook and "head" in made and key not in made["head"].value:
@@ -157,10 +146,6 @@ def _frozen_prototypes(frozen: OldTable, method: str, accumulation: int) -> Part
 
 def _clustering(hook: OldTable, clusters: object) -> Node | None:
     """Returns `pca_dim` of the clustering; the number of clusters is an argument of the head."""
-    hook.leave("features are those of center crops of the training images", "extractor", "extract_dataloader")
-    hook.leave("a clustering follows from the seed of the run", "seed")
-    hook.expect("the first clusters come before the first epoch", initial=True)
-    hook.expect("all ranks take part", dist_mode=True)
     clustering = hook.table("clustering")
     if clustering is None:
         return None
@@ -187,7 +172,8 @@ def _first_clusters(hook: OldTable, clusters: object) -> None:
         hook.lost("the first clusters are those of the features themselves", "clustering", "pca_dim", at=pca_dim)
     hook.expect("every epoch sees every sample once", unif_sampling=False)
     hook.expect("ODC's bank begins with these clusters", init_memory=True)
-    hook.leave("ODCHook says it again", "reweight", "reweight_pow")
+    for key in ("reweight", "reweight_pow"):
+        hook.leave("ODCHook says it again", key)
     interval = hook.take("interval", "a whole number")
     if interval is not None and interval.value < 1_000_000:
         hook.lost("ODC makes its clusters from scratch only once", "interval", at=interval)
@@ -196,8 +182,6 @@ def _first_clusters(hook: OldTable, clusters: object) -> None:
 def _odc(hook: OldTable, accumulation: int) -> Part:
     names = ("centroids_update_interval", "deal_with_small_clusters_interval")
     found = {key: value for key in names if (value := steps(hook, key, accumulation)) is not None}
-    hook.leave("the sizes of clusters are written with the other metrics", "evaluate_interval")
-    hook.expect("all ranks take part", dist_mode=True)
     power, reweight = hook.take("reweight_pow"), hook.take("reweight", "true or false")
     if reweight is not None and not reweight.value:
         power = node(0.0, reweight.where)  # every weight is 1

@@ -1,6 +1,5 @@
 """Converts the optimizer, its rules for some parameters, and gradient clipping."""
 
-import math
 import re
 
 from sslrun.config.dump import escape
@@ -30,10 +29,6 @@ def optimizer(old: OldTable, made: Part) -> Node | None:
     if not is_class("optimizers", name):
         old.give_up(f"there is no optimizer {name or 'without a type'} here")
         return None
-    old.expect(f"{name} has no such variant here", dampening=0, amsgrad=False, maximize=False, foreach=None)
-    if name == "LARS":
-        old.expect("LARS has no Nesterov momentum here", nesterov=False)
-    old.lose("layer-wise rates and the like are [[optimizer.paramwise]], rule by rule", "constructor")
     return component(old, "optimizers", name, made)
 
 
@@ -41,14 +36,12 @@ def clipping(grad_clip: OldTable | None) -> Part:
     """Converts the limit on the norm of all gradients together."""
     if grad_clip is None:
         return {}
-    grad_clip.expect("gradients are clipped by their norm here", type="norm")
-    grad_clip.expect("engine.max_skipped_steps says what non-finite gradients do", error_if_nonfinite=False)
     max_norm, norm_type = grad_clip.take("max_norm"), grad_clip.take("norm_type")
     if max_norm is None:
         return {}
     made = {"max_norm": max_norm}
     if norm_type is not None and norm_type.value != 2:
-        made["norm_type"] = node("inf", norm_type.where) if norm_type.value == math.inf else norm_type
+        made["norm_type"] = norm_type
     return {"grad_clip": Node(made, grad_clip.node.origins)}
 
 
@@ -65,9 +58,9 @@ def paramwise(tables: OldTable | None, old: OldTable, model: Node | None, hook: 
     if tables is None:
         return []
     is_1x = tables.key[-1] == "custom_keys"
-    tables.lose(f"the {MAX_RULES} rules before it are enough", *list(tables.rest)[MAX_RULES:])
+    tables.why = f"the {MAX_RULES} rules before it are enough"
     joined: list[tuple[list[str], OldTable, Part]] = []
-    for pattern in list(tables.rest):
+    for pattern in list(tables.rest)[:MAX_RULES]:
         rule = tables.table(pattern)
         options = _options(rule, is_1x, old, hook) if rule is not None else {}
         if rule is not None and options:

@@ -205,8 +205,6 @@ class _File:
                 numbers = self.computed(node, range, *(self.value(argument).value for argument in args))
                 self.work.charge(-(-abs(numbers.stop - numbers.start) // abs(numbers.step)), where[0])
                 return Node([Node(number, where) for number in numbers], where)
-            case ast.Call(ast.Name("float"), [ast.Constant("inf" | "-inf" | "nan" as name)], []):
-                return Node(float(name), where)
             case ast.Call(ast.Attribute(ast.Name("copy"), "deepcopy"), [what], []):
                 return self.copied(self.value(what))
             case ast.Set(elts=[ast.Set(elts=[inner])]):  # {{_base_.x}}

@@ -32,7 +32,6 @@ def length(top: OldTable, accumulation: int) -> Part:
     total = top.take("total_epochs", "a whole number")  # of OpenSelfSup
     if old is None:
         return {} if total is None else {"epochs": total}
-    old.leave("a run trains, and [monitor] measures beside it", "val_interval", "val_begin", "dynamic_intervals")
     title = old.type()
     by_epoch = old.get("by_epoch", "true or false", True)
     if title and title.removesuffix("TrainLoop").removesuffix("Runner") not in ("EpochBased", "IterBased"):
@@ -56,8 +55,6 @@ def batch(top: OldTable, name: str, gpus: int | None, accumulation: int, images:
     named, of_a_pass = _GPUS_BY_SAMPLES.search(name), _OF_A_PASS.search(name)
     ids, scaling = top.take("gpu_ids", "a list"), top.table("auto_scale_lr")
     total = scaling.get("base_batch_size", "a whole number") if scaling is not None else None
-    if scaling is not None:
-        scaling.expect("a learning rate belongs to a batch here: nothing scales it", enable=False)
     samples = images.samples_per_gpu
     if not samples or samples < 1:
         return {}
@@ -91,7 +88,6 @@ def start(top: OldTable) -> Part:
     seed = top.take("seed", "a whole number")
     if randomness is not None:
         seed = randomness.take("seed", "a whole number") or seed
-        randomness.leave("a run follows from its seed alone, on any number of ranks", "deterministic", "diff_rank_seed")
     if seed is not None:
         made["seed"] = seed
     folder = top.take("work_dir", "a string")
@@ -140,8 +136,6 @@ def saving(top: OldTable, accumulation: int) -> Part:
                 hook.give_up(f"there is no hook {title or 'without a type'} here")
     visualizer = top.table("visualizer")
     if visualizer is not None:
-        visualizer.type()
-        visualizer.take("name")
         log |= _places(visualizer.tables("vis_backends"), visualizer)
     level = top.take("log_level", "a string")
     if level is not None:
@@ -161,7 +155,6 @@ def is_off(hook: OldTable) -> bool:
 
 def _checkpoints(old: OldTable, accumulation: int) -> Part:
     """Converts `checkpoint_config`, or the `checkpoint` of `default_hooks`."""
-    old.expect_type("there is no such hook here", "CheckpointHook")
     made: Part = {}
     by_epoch = old.get("by_epoch", "true or false", True)
     interval = old.take("interval", "a whole number") if by_epoch else steps(old, "interval", accumulation)
@@ -171,18 +164,12 @@ def _checkpoints(old: OldTable, accumulation: int) -> Part:
         made |= {"interval": interval, "by": node("epoch" if by_epoch else "iter", interval.where)}
     kept = old.take("max_keep_ckpts", "a whole number")
     made["max_keep_ckpts"] = node(-1, old.where) if kept is None or kept.value < 1 else kept
-    saved = ("save_optimizer", "save_param_scheduler", "create_symlink", "save_last", "sync_buffer")
-    old.leave("a checkpoint holds all that a run needs to go on", *saved)
-    old.leave("checkpoints stand in the run folder", "out_dir", "filename_tmpl", "file_client_args", "backend_args")
     return made
 
 
 def _log(old: OldTable, accumulation: int) -> Part:
     """Converts `log_config`, or the `logger` of `default_hooks`."""
-    old.expect_type("there is no such hook here", "LoggerHook")
     interval = steps(old, "interval", accumulation, is_exact=False)
-    old.leave("every row is a mean over its interval", "ignore_last", "interval_exp_name")
-    old.leave("logs stand in the run folder", "out_dir", "keep_local", "log_metric_by_epoch", "file_client_args")
     return ({} if interval is None else {"interval": interval}) | _places(old.tables("hooks"), old)
 
 
@@ -195,7 +182,8 @@ def _places(hooks: list[OldTable], old: OldTable) -> Part:
             found[_PLACES[title]] = None
             hook.why = "log.hooks names places, without arguments"
         elif title in _OWN_LOG:
-            hook.leave_all("the log is written anyway")
+            for name in list(hook.rest):
+                hook.leave("the log is written anyway", name)
         else:
             hook.give_up(f'{title or "a place"}: there are "tensorboard" and "wandb" here')
     return {"hooks": node(list(found), old.where)} if found else {}
