@@ -6,7 +6,6 @@ The inputs in old_configs/ are written for these tests, in the forms that MMSelf
 import copy
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -16,17 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-
 from sslrun.cli import main
 from sslrun.config import load
-from sslrun.config.dump import inline
-from sslrun.config.node import Node
+from sslrun.config.node import Node, plain
 from sslrun.config.schema_reader import committed_schema, inside, named
-from sslrun.contract import Method
 from sslrun.errors import UsageError
 from sslrun.importer import import_config
 from sslrun.importer.old import Effect
-from sslrun.importer.parameters import is_simple, pattern_of, trained
+from sslrun.importer.reader import read
 from sslrun.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -234,76 +230,6 @@ def names(group):
     return group["param_names"]
 
 
-class TestNames:
-    """The lists of parameters that patterns are answered from are those of the models."""
-
-    @pytest.mark.parametrize("path", V0, ids=label)
-    def test_of_all_methods(self, converted, path):
-        config = load(converted(path))
-        model = built(config, Method, "model")
-        kinds = {name: type(module).__name__ for name, module in model.named_modules()}
-        assert {parameter.name: parameter.of_norm for parameter in trained(config.values["model"])} == {
-            name: kinds[name.rpartition(".")[0]] in ("GroupBatchNorm", "LayerNorm")
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-        }
-
-    @pytest.mark.parametrize(
-        "overrides",
-        [
-            {"backbone": {"depth": 18}},
-            {"backbone": {"depth": 101, "out_indices": [2, 3]}},
-            {"backbone": {"frozen_stages": 0}},
-            {"backbone": {"frozen_stages": 2, "depth": 34, "stem": "small"}},
-            {"backbone": {"norm_cfg": {"type": "BN", "momentum": 0.2}}},
-            {"neck": {"num_layers": 4, "with_last_bn": True, "with_bias": True, "with_last_bias": True}},
-            {"neck": {"norm_cfg": {"type": "BN", "affine": False}}},
-        ],
-    )
-    def test_of_variants(self, converted, overrides):
-        words = [f"model.{key}.{part}={inline(value)}" for key, t in overrides.items() for part, value in t.items()]
-        config = load(converted(OLD / "v0/byol_resnet50_16xb256-coslr-200e_in1k.py"), words)
-        model = built(config, Method, "model")
-        assert {p.name for p in trained(config.values["model"])} == {
-            name for name, parameter in model.named_parameters() if parameter.requires_grad
-        }
-
-    @pytest.mark.parametrize(
-        ("chosen", "pattern"),
-        [
-            ({"a.bn1.weight", "b.bn2.weight"}, r"bn\d\.weight$"),
-            ({"a.bn1.weight"}, r"bn1\.weight$"),
-            ({"a.bn1.bias", "b.bn2.bias", "b.mlp.0.bias"}, "bias$"),
-            ({"b.mlp.0.weight", "b.mlp.0.bias"}, r"mlp\.\d\.bias$|mlp\.\d\.weight$"),
-            ({"a.bn1.bias", "b.mlp.0.weight"}, r"bn1\.bias$|mlp\.\d\.weight$"),
-        ],
-    )
-    def test_patterns_choose_just_those(self, chosen, pattern):
-        known = ["a.bn1.weight", "a.bn1.bias", "b.bn2.weight", "b.bn2.bias", "b.mlp.0.weight", "b.mlp.0.bias"]
-        assert pattern_of(chosen, known, "nothing") == pattern
-        assert pattern_of(set(known), known, "written|.") == "written|.", "one that means the same is kept"
-
-    def test_patterns_stay_short(self):
-        """Thousands of names that have no ends in common are named one by one, not searched for."""
-        known = [f"block.{index}.part{index % 7}.{kind}" for index in range(1000) for kind in ("weight", "bias")]
-        chosen = set(random.Random(0).sample(known, 700))
-        pattern = pattern_of(chosen, known, "nothing")
-        assert {name for name in known if re.search(pattern, name)} == chosen
-
-    @pytest.mark.parametrize(
-        "pattern", ["(a+)+$", "(a*)*b", "(.*){9}", ".*.*.*x", "a?a?a?a?a?a?a?aaa", "(", "*", "a" * 999]
-    )
-    def test_patterns_that_are_not_searched_for(self, pattern):
-        """They are no patterns, or could take the age of the universe."""
-        assert not is_simple(pattern)
-
-    @pytest.mark.parametrize(
-        "pattern", [r"(bn|gn)(\d+)?.(weight|bias)", r"\Ahead\.", "downsample.1", r"^neck\..*bias$", ""]
-    )
-    def test_patterns_that_people_write(self, pattern):
-        assert is_simple(pattern)
-
-
 CONVERTED = {
     "v0": {
         "model", "data", "optimizer", "optimizer_config", "lr_config", "runner", "checkpoint_config", "log_config",
@@ -359,7 +285,7 @@ class TestNothingIsSilent:
         ids=label,
     )
     def test_change(self, tmp_path, path):
-        values = {key: value for key, value in evaluated(path).items() if key in CONVERTED[path.parent.name]}
+        values = {key: value for key, value in plain(read(path).root).items() if key in CONVERTED[path.parent.name]}
         old = tmp_path / path.name
 
         def result(table):

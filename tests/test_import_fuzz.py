@@ -21,11 +21,12 @@ STARTED = [path for path in TEXTS if path.parent.name != "_base_"]
 
 # What may stand in place of a value of a configuration that is otherwise in order.
 REPLACEMENTS = [
-    "None", "-1", "0", "2**70", "1e400", "''", "'x'", "'${'", "'\\ud800'", "True", "[]", "{}", "()", "[[1]]", "[dict()]",
-    "dict(type=1)", "dict(type='ResNet')", "dict(type='SyncBN')", "dict(_delete_=True)", "f()", "x", "_base_", "0.5",
-    "_base_.model", "{{_base_.data}}", "range(10**9)", "'a' * 10**9", "9**9**9", "[1, 'a', None]", "1.5", "16", "'a\\nb'",
-    "'bicubic'", "'epoch'", "'MoCo'", "'SwAV'", "'NonLinearNeck'", "dict(a=dict(b=dict(c=1)))", "'\\x00'", "1j", "-5",
-    "[dict(type='ColorJitter', hue=0.1)]", "'(a+)+$'", "'['", "[x for x in y]", "lambda: 0", "(not x) + 1", "'{{x}}'",
+    "None", "-1", "0", "2**70", "1e400", "''", "'x'", "'${'", "'\\ud800'", "True", "[]", "{}", "()", "[[1]]",
+    "[dict()]", "dict(type=1)", "dict(type='ResNet')", "dict(type='SyncBN')", "dict(_delete_=True)", "f()", "x",
+    "_base_", "0.5", "_base_.model", "{{_base_.data}}", "range(10**9)", "'a' * 10**9", "9**9**9", "[1, 'a', None]",
+    "1.5", "16", "'a\\nb'", "'bicubic'", "'epoch'", "'MoCo'", "'SwAV'", "'NonLinearNeck'",
+    "dict(a=dict(b=dict(c=1)))", "'\\x00'", "1j", "-5", "[dict(type='ColorJitter', hue=0.1)]", "'(a+)+$'", "'['",
+    "[x for x in y]", "lambda: 0", "(not x) + 1", "'{{x}}'",
 ]  # fmt: skip
 
 

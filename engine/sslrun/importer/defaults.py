@@ -42,6 +42,7 @@ _PARTICULAR: dict[str, dict[str, dict[str, Any]]] = {
         "GaussianBlur": {"p": 1.0},
         "NonLinearNeckSimCLR": {"sync_bn": True},
         "NonLinearNeckV0": {"sync_bn": False},
+        "ResNeXt": {"groups": 1, "width_per_group": 4},
         "Solarization": {"p": 1.0},
     },
     MMSELFSUP_0X: {},

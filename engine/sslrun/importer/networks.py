@@ -6,7 +6,7 @@ from sslrun.config.merge import kind
 from sslrun.config.node import Node
 from sslrun.importer.defaults import MMPRETRAIN, MMSELFSUP_1X
 from sslrun.importer.old import OldTable, node
-from sslrun.importer.ours import Part, component, is_class
+from sslrun.importer.ours import Part, component, is_class, value_at
 
 _NORMS = {"BN": "BN", "BN1d": "BN", "BN2d": "BN", "BatchNorm2d": "BN", "SyncBN": "SyncBN", "MMSyncBN": "SyncBN"}
 _RESNETS = ("ResNet", "ResNeXt", "ResNetSobel", "ResNet_CIFAR")
@@ -98,6 +98,11 @@ def _resnet(old: OldTable, name: str, behind_sobel: bool) -> Node:
         first = 1 if old.framework == MMPRETRAIN or name == "ResNet_CIFAR" else 0  # whose 0 is the first stage
         numbers = [node(i.value + first, i.where) if isinstance(i.value, int) else i for i in listed]
         made["out_indices"] = Node(numbers, indices.origins)
+    if name == "ResNeXt" and "base_width" in old:  # of OpenSelfSup
+        made["width_per_group"] = old.rest.pop("base_width")
+        old.take("width_per_group")
+    made |= old.renamed(base_width="base_channels")
+    old.expect("the stem is as wide as the first stage here", stem_channels=value_at(made, "base_width") or 64)
     if name == "ResNet_CIFAR":
         made["stem"] = node("small", old.where)
     first_weights(old)

@@ -99,7 +99,6 @@ _FLIP = _usual("images are only flipped left to right", direction="horizontal")
 _RESNET = (
     _usual("our ResNet has no such variant", deep_stem=False, avg_down=False)
     | _usual("the stages are those of the paper here", num_stages=4, strides=[1, 2, 2, 2], dilations=[1, 1, 1, 1])
-    | _usual("the width of the stages is base_width here", base_channels=64, stem_channels=64)
     | _usual("the stride is in the 3x3 convolution here", style="pytorch")
     | _usual("our ResNet drops no paths", drop_path_rate=0)
     | _left("it only trades memory for time; memory is engine.micro_batch here", "with_cp")

@@ -52,14 +52,19 @@ def steps(old: OldTable, name: str, accumulation: int, is_exact: bool = True) ->
     if count is None or accumulation == 1:
         return count
     found = []
-    for number in count.value if isinstance(count.value, list) else [count]:
+    is_list = isinstance(count.value, list)
+    for index, number in enumerate(count.value if is_list else [count]):
         found.append(number)
         if isinstance(number.value, int):
             found[-1] = node(-(-number.value // accumulation), number.where)
             if is_exact and number.value % accumulation:
                 exact = f"{number.value / accumulation:g} steps of {accumulation}"
-                old.changed(f"{number.value} iterations are {exact}; rounded up", name, at=number)
-    return Node(found, count.origins) if isinstance(count.value, list) else found[0]
+                old.changed(
+                    f"{number.value} iterations are {exact}; rounded up",
+                    *((name, index) if is_list else (name,)),
+                    at=number,
+                )
+    return Node(found, count.origins) if is_list else found[0]
 
 
 def value_at(part: Part | Node | None, *path: str) -> Any:
