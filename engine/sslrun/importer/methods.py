@@ -1,5 +1,6 @@
 """Converts the model, and the hooks that are arguments of the method here."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sslrun.config.node import Node
@@ -91,50 +92,40 @@ def _memory_bank(old: OldTable, name: str) -> Part:
 def _hooks(name: str, around: Around, made: Part) -> Part:
     """Converts the hooks of a method to its arguments."""
     found: Part = {}
-    hooks, accumulation = around.hooks, around.accumulation
-    clusters = value_at(made, "head", "num_classes")
-    for title, hook in list(hooks.items()):
-        hook.why = f"{name} has nothing like it here"
-        match title, name:
-            case (("MomentumUpdateHook" | "BYOLHook"), ("BYOL" | "MoCoV3")):
-                found |= _momentum(hook, name, accumulation)
-            case "SwAVHook", "SwAV":
-                found |= _swav(hook, made, accumulation)
-            case "DenseCLHook", "DenseCL":
-                count = steps(hook, "start_iters", accumulation)
-                found |= {"loss_lambda_start_iters": count} if count is not None else {}
-            case "DeepClusterHook", "DeepCluster":
-                found |= _deepcluster(hook, clusters)
-            case "DeepClusterHook", "ODC":
-                _first_clusters(hook, clusters)
-            case "ODCHook", "ODC":
-                found |= _odc(hook, accumulation)
-            case _:
-                continue
-        del hooks[title]
+    for title, hook in list(around.hooks.items()):
+        if (title, name) in _HOOKS:
+            hook.why = f"{name} has nothing like it here"
+            hook.notes.append(f"{title} of {name}")
+            names, numbers, convert = _HOOKS[title, name]
+            found |= hook.renamed(**names)
+            counts = {ours: steps(hook, key, around.accumulation) for ours, key in numbers.items()}
+            found |= {ours: count for ours, count in counts.items() if count is not None}
+            found |= convert(hook, around, made) if convert is not None else {}
+            del around.hooks[title]
     return found
 
 
-def _momentum(hook: OldTable, name: str, accumulation: int) -> Part:
+def _interval(hook: OldTable, around: Around, made: Part) -> Part:
+    """Checks how often the teacher moves, which is once in a step here."""
     interval = hook.take("update_interval", "a whole number")
-    if (interval.value if interval is not None else 1) != accumulation:
-        text = f"the teacher moves once in a step here: every {accumulation} backward passes"
+    if (interval.value if interval is not None else 1) != around.accumulation:
+        text = f"the teacher moves once in a step here: every {around.accumulation} backward passes"
         hook.changed(text, "update_interval", at=interval)
-    if name == "MoCoV3":
-        hook.expect("the momentum ends at 1 here", end_momentum=1)
-        return {}
-    end = hook.take("end_momentum")
-    return {} if end is None or end.value == 1 else {"end_momentum": end}
+    return {}
 
 
-def _swav(hook: OldTable, made: Part, accumulation: int) -> Part:
-    found = hook.renamed(queue_length="queue_length", epoch_queue_starts="epoch_queue_starts")
+def _momentum(hook: OldTable, around: Around, made: Part) -> Part:
+    _interval(hook, around, made)
+    return {} if hook.peek("end_momentum") == 1 else hook.renamed(end_momentum="end_momentum")
+
+
+def _swav(hook: OldTable, around: Around, made: Part) -> Part:
     for key in ("crops_for_assign", "feat_dim"):
         if key in hook and "head" in made and key not in made["head"].value:
             made["head"] = Node({**made["head"].value, key: hook.rest.pop(key)}, made["head"].origins)
         hook.expect("the head says something else", **{key: value_at(made, "head", key)})
     frozen = hook.table("frozen_layers_cfg")
-    return found | (_frozen_prototypes(frozen, "SwAV", accumulation) if frozen is not None else {})
+    return _frozen_prototypes(frozen, "SwAV", around.accumulation) if frozen is not None else {}
 
 
 def _frozen_prototypes(frozen: OldTable, method: str, accumulation: int) -> Part:
@@ -144,45 +135,47 @@ def _frozen_prototypes(frozen: OldTable, method: str, accumulation: int) -> Part
     return {} if count is None else {"freeze_prototypes_iters": count}
 
 
-def _clustering(hook: OldTable, clusters: object) -> Node | None:
+def _clustering(hook: OldTable, around: Around, made: Part) -> Part:
     """Returns `pca_dim` of the clustering; the number of clusters is an argument of the head."""
     clustering = hook.table("clustering")
     if clustering is None:
-        return None
+        return {}
     if (title := clustering.type()) != "Kmeans":
         clustering.lost(f"there is no clustering {title} here, only k-means")
+    clusters = value_at(made, "head", "num_classes")
     clustering.expect(f"the head has {clusters} classes, one for each cluster", k=clusters)
-    pca_dim = clustering.take("pca_dim")
-    return pca_dim
+    return clustering.renamed(pca_dim="pca_dim")
 
 
-def _deepcluster(hook: OldTable, clusters: object) -> Part:
-    pca_dim = _clustering(hook, clusters)
-    found: Part = {} if pca_dim is None else {"pca_dim": pca_dim}
-    found |= hook.renamed(uniform_sampling="unif_sampling", reweight="reweight", reweight_power="reweight_pow")
-    hook.expect("clusters are made anew before every epoch here", interval=1)
-    hook.expect("DeepCluster has no bank", init_memory=False)
-    return found
-
-
-def _first_clusters(hook: OldTable, clusters: object) -> None:
+def _first_clusters(hook: OldTable, around: Around, made: Part) -> Part:
     """Checks ODC's first clustering, which has no options here: k-means of the features themselves."""
-    pca_dim = _clustering(hook, clusters)
+    pca_dim = _clustering(hook, around, made).get("pca_dim")
     if pca_dim is not None and pca_dim.value not in (-1, 0):
         hook.lost("the first clusters are those of the features themselves", "clustering", "pca_dim", at=pca_dim)
-    hook.expect("every epoch sees every sample once", unif_sampling=False)
-    hook.expect("ODC's bank begins with these clusters", init_memory=True)
-    for key in ("reweight", "reweight_pow"):
-        hook.leave("ODCHook says it again", key)
     interval = hook.take("interval", "a whole number")
     if interval is not None and interval.value < 1_000_000:
         hook.lost("ODC makes its clusters from scratch only once", "interval", at=interval)
+    return {}
 
 
-def _odc(hook: OldTable, accumulation: int) -> Part:
-    names = ("centroids_update_interval", "deal_with_small_clusters_interval")
-    found = {key: value for key in names if (value := steps(hook, key, accumulation)) is not None}
+def _reweight(hook: OldTable, around: Around, made: Part) -> Part:
     power, reweight = hook.take("reweight_pow"), hook.take("reweight", "true or false")
     if reweight is not None and not reweight.value:
         power = node(0.0, reweight.where)  # every weight is 1
-    return found | ({} if power is None else {"reweight_power": power})
+    return {} if power is None else {"reweight_power": power}
+
+
+# Old hook and our method -> {argument here: there}, {argument in steps here: in iterations there}, all else.
+_Conversion = tuple[dict[str, str], dict[str, str], Callable[[OldTable, Around, Part], Part] | None]
+_CENTROIDS, _SMALL = "centroids_update_interval", "deal_with_small_clusters_interval"
+_WEIGHTS = {"uniform_sampling": "unif_sampling", "reweight": "reweight", "reweight_power": "reweight_pow"}
+_HOOKS: dict[tuple[str, str], _Conversion] = {
+    ("MomentumUpdateHook", "BYOL"): ({}, {}, _momentum),
+    ("BYOLHook", "BYOL"): ({}, {}, _momentum),
+    ("MomentumUpdateHook", "MoCoV3"): ({}, {}, _interval),
+    ("SwAVHook", "SwAV"): ({key: key for key in ("queue_length", "epoch_queue_starts")}, {}, _swav),
+    ("DenseCLHook", "DenseCL"): ({}, {"loss_lambda_start_iters": "start_iters"}, None),
+    ("DeepClusterHook", "DeepCluster"): (_WEIGHTS, {}, _clustering),
+    ("DeepClusterHook", "ODC"): ({}, {}, _first_clusters),
+    ("ODCHook", "ODC"): ({}, {_CENTROIDS: _CENTROIDS, _SMALL: _SMALL}, _reweight),
+}

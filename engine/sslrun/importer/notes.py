@@ -80,6 +80,7 @@ _LOG = (
     | _left("every row is a mean over its interval", "ignore_last interval_exp_name")
     | _left("logs stand in the run folder", "out_dir keep_local log_metric_by_epoch file_client_args")
 )
+_END = _usual("the momentum ends at 1 here", end_momentum=1)
 _DISK = _usual("images are files here", backend=("disk", "local"), type=("HardDiskBackend", "LocalBackend"))
 _NORMALIZED = (
     _usual("images are RGB here", bgr_to_rgb=True, to_rgb=True)
@@ -210,6 +211,13 @@ NOTES: dict[str, Notes] = {
     | _left("a clustering follows from the seed of the run", "seed")
     | _usual("the first clusters come before the first epoch", initial=True)
     | _usual("all ranks take part", dist_mode=True),
+    "DeepClusterHook of DeepCluster": _usual("clusters are made anew before every epoch here", interval=1)
+    | _usual("DeepCluster has no bank", init_memory=False),
+    "DeepClusterHook of ODC": _usual("every epoch sees every sample once", unif_sampling=False)
+    | _usual("ODC's bank begins with these clusters", init_memory=True)
+    | _left("ODCHook says it again", "reweight reweight_pow"),
+    "MomentumUpdateHook": _END,
+    "BYOLHook": _END,
     "ODCHook": _left("the sizes of clusters are written with the other metrics", "evaluate_interval")
     | _usual("all ranks take part", dist_mode=True),
     "SwAVHook": _left("the queue is part of every checkpoint", "interval") | _silent("batch_size"),

@@ -94,18 +94,13 @@ def start(top: OldTable) -> Part:
     if folder is not None:
         made["work_dir"] = folder
         top.changed("a folder is made in it for every run, with the recipe's name", "work_dir", at=folder)
-    weights, checkpoint, resume = (
-        top.take("load_from", "a string"),
-        top.take("resume_from", "a string"),
-        top.take("resume"),
-    )
+    weights, checkpoint = top.take("load_from", "a string"), top.take("resume_from", "a string")
+    resume = top.take("resume")
     if resume is not None and isinstance(resume.value, str):
         checkpoint = resume
-    elif resume is not None and resume.value and weights is not None:
-        weights, checkpoint = None, weights
     elif resume is not None and resume.value:
-        text = "--resume goes on from a run's newest checkpoint"
-        top.report.add(Effect.LEFT, resume.where, ("resume",), text)
+        top.report.add(Effect.LEFT, resume.where, ("resume",), "--resume goes on from a run's newest checkpoint")
+        weights, checkpoint = None, weights or checkpoint
     if weights is not None:
         made |= {"load_from": weights, "load_strict": node(False, weights.where)}
         text = "what does not fit is left out, as there; but the old parameters have other names"
