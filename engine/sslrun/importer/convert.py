@@ -5,7 +5,7 @@ from sslrun.importer.images import Images, images_0x, images_1x
 from sslrun.importer.methods import Around, model
 from sslrun.importer.old import Effect, OldTable, node
 from sslrun.importer.optimizer import clipping, optimizer, paramwise
-from sslrun.importer.ours import Part, value_at
+from sslrun.importer.ours import Part, present, value_at
 from sslrun.importer.schedule import lr_config, param_scheduler
 
 _PACKAGES = ("openselfsup", "mmselfsup", "mmpretrain", "mmcls", "mmcv", "mmengine")
@@ -21,24 +21,18 @@ def convert(top: OldTable, name: str, gpus: int | None) -> Part:
     """
     options = top.table("optim_wrapper" if "optim_wrapper" in top else "optimizer_config")
     names = ("update_interval", "cumulative_iters", "accumulative_counts", "accumulative_iters")
-    count = options.first(*names, kind="a whole number") if options is not None else None
+    count = options.first(*names, kind="a whole number")
     accumulation = count.value if count is not None and count.value > 0 else 1
-    frozen = options.table("frozen_layers_cfg") if options is not None else None
     images = _images(top)
     hooks = _hooks(top)
-    made = runtime.length(top, accumulation)
-    batch = runtime.batch(top, name, gpus, accumulation, images)
-    made |= {key: batch[key] for key in ("global_batch",) if key in batch}
-    made |= runtime.start(top)
-    old_model = top.table("model")
-    if old_model is not None:
-        converted = model(old_model, Around(hooks, frozen, accumulation, images.num_views))
-        made |= {"model": converted} if converted is not None else {}
+    made = runtime.length(top, accumulation) | runtime.batch(top, name, gpus, accumulation, images) | runtime.start(top)
+    if old := top.table("model"):
+        around = Around(hooks, options.table("frozen_layers_cfg"), accumulation, images.num_views)
+        made |= present(model=model(old, around))
     if images.part:
         made["data"] = node(images.part, top.where)
     made |= _optimizer(top, options, hooks, made)
     made |= _learning_rate(top, made, accumulation)
-    made |= {key: batch[key] for key in ("engine",) if key in batch}
     made |= runtime.saving(top, accumulation)
     _imports(top)
     for title, hook in hooks.items():
@@ -47,15 +41,14 @@ def convert(top: OldTable, name: str, gpus: int | None) -> Part:
 
 
 def _images(top: OldTable) -> Images:
-    loader = top.table("train_dataloader")
-    if loader is not None:
+    if loader := top.table("train_dataloader"):
         own = top.rest["model"].value.get("data_preprocessor") if isinstance(top.peek("model"), dict) else None
         if own is None or not isinstance(own.value, dict):
             return images_1x(loader, top.table("data_preprocessor"))
         top.leave("the model has one of its own", "data_preprocessor")
         return images_1x(loader, OldTable(own, ("model", "data_preprocessor"), top.report, top.framework))
     data = top.table("data")
-    return images_0x(data, top) if data is not None else Images({}, None, None)
+    return images_0x(data, top) if data else Images({}, None, None)
 
 
 def _hooks(top: OldTable) -> dict[str, OldTable]:
@@ -73,37 +66,29 @@ def _hooks(top: OldTable) -> dict[str, OldTable]:
     return hooks
 
 
-def _optimizer(top: OldTable, options: OldTable | None, hooks: dict[str, OldTable], recipe: Part) -> Part:
+def _optimizer(top: OldTable, options: OldTable, hooks: dict[str, OldTable], recipe: Part) -> Part:
     """Converts `[optimizer]`, which stands in the wrapper of 1.x, or beside the hook of 0.x."""
-    wrapper = options if options is not None and options.key == ("optim_wrapper",) else None
-    old = (wrapper or top).table("optimizer")
-    made: Part = {}
-    if options is not None:
-        made = clipping(options.table("clip_grad" if wrapper is not None else "grad_clip"))
-    cfg = wrapper.table("paramwise_cfg") if wrapper is not None else None
+    is_wrapper = options.key == ("optim_wrapper",)
+    old = (options if is_wrapper else top).table("optimizer")
+    made = clipping(options.table("clip_grad" if is_wrapper else "grad_clip"))
     hook = hooks.pop("SimSiamHook", None)
-    if old is None:
+    custom = options.table("paramwise_cfg").table("custom_keys")
+    if not old:
         return {}
-    given = old.table("paramwise_options")
-    if given is None and cfg is not None:
-        given = cfg.table("custom_keys")
-    listed = paramwise(given, old, recipe.get("model"), hook)
+    listed = paramwise(old.table("paramwise_options") or custom, old, recipe.get("model"), hook)
     if value_at(recipe, "model", "freeze_prototypes_iters") is not None:
         frozen = {"match": r"^head\.prototypes\.", "freeze_iters": "${model.freeze_prototypes_iters}"}
         listed.append(node(frozen, old.where))
-    converted = optimizer(old, made | ({"paramwise": node(listed, old.where)} if listed else {}))
-    return {} if converted is None else {"optimizer": converted}
+    return present(optimizer=optimizer(old, made | ({"paramwise": node(listed, old.where)} if listed else {})))
 
 
 def _learning_rate(top: OldTable, recipe: Part, accumulation: int) -> Part:
     schedulers = top.tables("param_scheduler")
     if schedulers:
         epochs, steps = value_at(recipe, "epochs"), value_at(recipe, "max_iters")
-        made = param_scheduler(schedulers, epochs, steps and steps * accumulation, accumulation)
-    else:
-        config = top.table("lr_config")
-        made = lr_config(config, accumulation) if config is not None else None
-    return {} if made is None else {"lr": made}
+        return present(lr=param_scheduler(schedulers, epochs, steps and steps * accumulation, accumulation))
+    config = top.table("lr_config")
+    return present(lr=lr_config(config, accumulation)) if config else {}
 
 
 def _imports(top: OldTable) -> None:

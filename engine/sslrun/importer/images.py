@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from sslrun.config.node import Node
 from sslrun.importer.old import OldTable, node
-from sslrun.importer.ours import Part, component, value_at
+from sslrun.importer.ours import Part, component, present, value_at
 from sslrun.importer.transforms import normalize, transform
 
 _SOURCES = {
@@ -54,42 +54,41 @@ def images_0x(old: OldTable, top: OldTable) -> Images:
     made: Part = {}
     batch = old.first("samples_per_gpu", "imgs_per_gpu", kind="a whole number")
     made |= _batches(old, batch, "workers_per_gpu")
-    train = old.table("train")
     num_views = None
-    if train is not None:
+    if train := old.table("train"):
         title = train.type()
         if title not in _DATASETS:
             train.lost(f"there is no data set {title or 'without a type'} here")
         is_prefetched = bool(train.get("prefetch", "true or false", False))
         found = train.table("data_source")
-        made |= _source(found) if found is not None else {}
+        made |= _source(found) if found else {}
         groups = _groups_0x(train, title)
-        prefetched = top.table("img_norm_cfg") if is_prefetched else None
-        mean_and_std = _mean_and_std(prefetched) if prefetched is not None else None
+        mean_and_std = _mean_and_std(top.table("img_norm_cfg")) if is_prefetched else None
         num_views = _views(made, groups, mean_and_std, title == "RelativeLocDataset", train)
     return Images(made, batch.value if batch is not None else None, num_views)
 
 
-def images_1x(old: OldTable, preprocessor: OldTable | None) -> Images:
+def images_1x(old: OldTable, preprocessor: OldTable) -> Images:
     """Converts `train_dataloader` of MMSelfSup 1.x and MMPretrain, and the `data_preprocessor`, which normalizes."""
     batch = old.take("batch_size", "a whole number")
     made = _batches(old, batch, "num_workers")
     num_views = None
-    dataset = old.table("dataset")
-    if dataset is not None:
+    if dataset := old.table("dataset"):
         pipeline = dataset.take("pipeline", "a list")
         made |= _source(dataset)
         if pipeline is not None:
             groups, is_grid = _groups_1x(dataset, pipeline)
-            mean_and_std = _mean_and_std(preprocessor) if preprocessor is not None else None
-            num_views = _views(made, groups, mean_and_std, is_grid, dataset)
+            num_views = _views(made, groups, _mean_and_std(preprocessor), is_grid, dataset)
     return Images(made, batch.value if batch is not None else None, num_views)
 
 
 def _batches(old: OldTable, batch: Node | None, workers: str) -> Part:
     """Converts the keys that all forms have. All keep an incomplete last batch by default."""
-    made: Part = {} if batch is None else {"samples_per_gpu": batch}
-    return made | old.renamed(workers_per_gpu=workers) | {"drop_last": old.take("drop_last") or node(False, old.where)}
+    return (
+        present(samples_per_gpu=batch)
+        | old.renamed(workers_per_gpu=workers)
+        | {"drop_last": old.take("drop_last") or node(False, old.where)}
+    )
 
 
 def _source(old: OldTable) -> Part:
@@ -122,9 +121,7 @@ def _source(old: OldTable) -> Part:
 def _prefix(old: OldTable) -> str:
     """The folder of the images, which is a path, or a path in a table of several."""
     if isinstance(old.peek("data_prefix"), dict):
-        table = old.table("data_prefix")
-        assert table is not None
-        folder = table.first("img_path", "img", "img_prefix", kind="a string")
+        folder = old.table("data_prefix").first("img_path", "img", "img_prefix", kind="a string")
     else:
         folder = old.first("data_prefix", "root", kind="a string")
     return folder.value if folder is not None else ""

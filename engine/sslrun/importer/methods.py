@@ -7,7 +7,7 @@ from sslrun.config.node import Node
 from sslrun.importer.defaults import MMPRETRAIN
 from sslrun.importer.networks import backbone, first_weights, head, neck
 from sslrun.importer.old import OldTable, node
-from sslrun.importer.ours import Part, component, is_class, known, steps, value_at
+from sslrun.importer.ours import Part, component, is_class, known, present, steps, value_at
 
 # Channels of the last stage of a ResNet by its depth.
 _STAGE = {18: 512, 34: 512, 50: 2048, 101: 2048, 152: 2048}
@@ -25,7 +25,7 @@ class Around(NamedTuple):
     """
 
     hooks: dict[str, OldTable]
-    frozen: OldTable | None
+    frozen: OldTable
     accumulation: int
     num_views: int | None
 
@@ -49,7 +49,7 @@ def model(old: OldTable, around: Around) -> Node | None:
             f"the teacher moves once in a step here, not {around.accumulation} times, once for each backward pass"
         )
     made |= _hooks(name, around, made)
-    if around.frozen is not None:
+    if around.frozen:
         made |= _frozen_prototypes(around.frozen, name, around.accumulation)
     first_weights(old)
     return component(old, "methods", name, made)
@@ -60,29 +60,27 @@ def _networks(old: OldTable, num_views: int | None) -> Part:
     old.take("data_preprocessor")  # its mean and std become Normalize, with the images
     tables = {key: old.table(key) for key in ("backbone", "neck", "head", "loss")}
     sees_map, channels = True, None
-    sees_edges = tables["backbone"] is not None and tables["backbone"].peek("in_channels") == 2
+    sees_edges = tables["backbone"].peek("in_channels") == 2
     with_sobel = bool(old.get("with_sobel", "true or false", sees_edges))  # 0.x's DeepCluster has it by default
-    found = backbone(tables["backbone"], with_sobel) if tables["backbone"] is not None else None
+    found = backbone(tables["backbone"], with_sobel) if tables["backbone"] else None
     if found is not None:
         made["backbone"] = found
         sees_map = value_at(found, "type") != "VisionTransformer"
         inner = ("backbone",) if value_at(found, "type") == "Sobel" else ()
         depth = value_at(found, *inner, "depth")
         channels = _STAGE.get(depth) if isinstance(depth, int) else None
-    if tables["neck"] is not None:
-        converted = neck(tables["neck"], sees_map, channels)
-        made |= {"neck": converted} if converted is not None else {}
-    if tables["head"] is not None:
-        after_map = sees_map and tables["neck"] is None
-        converted = head(tables["head"], tables["loss"], after_map, num_views, value_at(made, "neck", "out_channels"))
-        made |= {"head": converted} if converted is not None else {}
+    if tables["neck"]:
+        made |= present(neck=neck(tables["neck"], sees_map, channels))
+    if tables["head"]:
+        after_map, width = sees_map and not tables["neck"], value_at(made, "neck", "out_channels")
+        made |= present(head=head(tables["head"], tables["loss"], after_map, num_views, width))
     return made
 
 
 def _memory_bank(old: OldTable, name: str) -> Part:
     """Converts the bank of NPID or ODC, whose arguments are the method's own here; its size follows from the data."""
     bank = old.table("memory_bank")
-    if bank is None:
+    if not bank:
         return {}
     kept = {"feat_dim", "momentum", "min_cluster"} & set(known("methods", name))
     made = bank.renamed(**{key: key for key in kept})
@@ -98,8 +96,7 @@ def _hooks(name: str, around: Around, made: Part) -> Part:
             hook.notes.append(f"{title} of {name}")
             names, numbers, convert = _HOOKS[title, name]
             found |= hook.renamed(**names)
-            counts = {ours: steps(hook, key, around.accumulation) for ours, key in numbers.items()}
-            found |= {ours: count for ours, count in counts.items() if count is not None}
+            found |= present(**{ours: steps(hook, key, around.accumulation) for ours, key in numbers.items()})
             found |= convert(hook, around, made) if convert is not None else {}
             del around.hooks[title]
     return found
@@ -125,20 +122,20 @@ def _swav(hook: OldTable, around: Around, made: Part) -> Part:
             made["head"] = Node({**made["head"].value, key: hook.rest.pop(key)}, made["head"].origins)
         hook.expect("the head says something else", **{key: value_at(made, "head", key)})
     frozen = hook.table("frozen_layers_cfg")
-    return _frozen_prototypes(frozen, "SwAV", around.accumulation) if frozen is not None else {}
+    return _frozen_prototypes(frozen, "SwAV", around.accumulation)
 
 
 def _frozen_prototypes(frozen: OldTable, method: str, accumulation: int) -> Part:
     """Converts `frozen_layers_cfg`, which freezes SwAV's prototypes for some iterations."""
     frozen.why = "only SwAV's prototypes can be frozen for some time; [[optimizer.paramwise]] has freeze_iters"
     count = steps(frozen, "prototypes", accumulation) if method == "SwAV" else None
-    return {} if count is None else {"freeze_prototypes_iters": count}
+    return present(freeze_prototypes_iters=count)
 
 
 def _clustering(hook: OldTable, around: Around, made: Part) -> Part:
     """Returns `pca_dim` of the clustering; the number of clusters is an argument of the head."""
     clustering = hook.table("clustering")
-    if clustering is None:
+    if not clustering:
         return {}
     if (title := clustering.type()) != "Kmeans":
         clustering.lost(f"there is no clustering {title} here, only k-means")
@@ -162,7 +159,7 @@ def _reweight(hook: OldTable, around: Around, made: Part) -> Part:
     power, reweight = hook.take("reweight_pow"), hook.take("reweight", "true or false")
     if reweight is not None and not reweight.value:
         power = node(0.0, reweight.where)  # every weight is 1
-    return {} if power is None else {"reweight_power": power}
+    return present(reweight_power=power)
 
 
 # Old hook and our method -> {argument here: there}, {argument in steps here: in iterations there}, all else.

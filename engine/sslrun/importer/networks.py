@@ -6,7 +6,7 @@ from sslrun.config.merge import kind
 from sslrun.config.node import Node
 from sslrun.importer.defaults import MMPRETRAIN, MMSELFSUP_1X
 from sslrun.importer.old import OldTable, node
-from sslrun.importer.ours import Part, component, is_class, value_at
+from sslrun.importer.ours import Part, component, is_class, present, value_at
 
 _NORMS = {"BN": "BN", "BN1d": "BN", "BN2d": "BN", "BatchNorm2d": "BN", "SyncBN": "SyncBN", "MMSyncBN": "SyncBN"}
 _RESNETS = ("ResNet", "ResNeXt", "ResNetSobel", "ResNet_CIFAR")
@@ -63,9 +63,9 @@ _LOSSES = {
 }
 
 
-def norm(old: OldTable | None, **fixed: float | bool) -> Part:
+def norm(old: OldTable, **fixed: float | bool) -> Part:
     """Converts a `norm_cfg`; `fixed` are the arguments that the old code adds to it."""
-    if old is None:
+    if not old:
         return {}
     name = old.type()
     if name not in _NORMS:
@@ -159,7 +159,7 @@ def neck(old: OldTable, sees_map: bool, channels: int | None) -> Node | None:
     match name:
         case "AvgPool2dNeck":
             width = old.take("in_channels") or (node(channels, old.where) if channels else None)
-            made |= {"in_channels": width} if width is not None else {}
+            made |= present(in_channels=width)
         case "SwAVNeck":
             name = "NonLinearNeck"
             bias = old.take("with_bias") or node(True, old.where)
@@ -177,7 +177,7 @@ def neck(old: OldTable, sees_map: bool, channels: int | None) -> Node | None:
     return component(old, "necks", name, made)
 
 
-def head(old: OldTable, loss: OldTable | None, sees_map: bool, num_views: int | None, width: int | None) -> Node | None:
+def head(old: OldTable, loss: OldTable, sees_map: bool, num_views: int | None, width: int | None) -> Node | None:
     """Converts a head with its loss.
 
     Args:
@@ -203,20 +203,18 @@ def head(old: OldTable, loss: OldTable | None, sees_map: bool, num_views: int | 
             weight = 2 * temperature if isinstance(temperature, int | float) else None
         case "LatentCrossCorrelationHead":
             old.expect(f"the neck gives {width} channels", in_channels=width or old.peek("in_channels"))
-            made |= loss.renamed(lambd="lambd") if loss is not None else {}
+            made |= loss.renamed(lambd="lambd")
         case "SwAVHead":
-            made |= _swav([table for table in (old, loss) if table is not None], num_views)
-    predictor = old.table("predictor") if name in ("LatentPredictHead", "MoCoV3Head") else None
-    if predictor is not None:
-        converted = neck(predictor, sees_map=False, channels=None)
-        made |= {"predictor": converted} if converted is not None else {}
-    if loss is not None:
+            made |= _swav((old, loss), num_views)
+    if name in ("LatentPredictHead", "MoCoV3Head") and (predictor := old.table("predictor")):
+        made |= present(predictor=neck(predictor, sees_map=False, channels=None))
+    if loss:
         _finish_loss(loss, _LOSSES[name], weight)
     first_weights(old)
     return component(old, "heads", name, made)
 
 
-def _swav(tables: list[OldTable], num_views: int | None) -> Part:
+def _swav(tables: tuple[OldTable, ...], num_views: int | None) -> Part:
     """Converts the arguments of SwAV's head, which stand in it (0.x) or in its loss (1.x)."""
     names = ("feat_dim", "num_prototypes", "temperature", "epsilon", "sinkhorn_iterations", "crops_for_assign")
     made: Part = {}

@@ -125,9 +125,14 @@ class OldTable:
         node = self.take(name, kind)
         return default if node is None else plain(node)
 
-    def table(self, name: str) -> "OldTable | None":
+    def __bool__(self) -> bool:
+        """Whether the old config has the table, be it empty."""
+        return bool(self.node.origins)
+
+    def table(self, name: str) -> "OldTable":
+        """The table at a key; where there is none, an empty one that is false."""
         node = self.take(name, "a table")
-        return None if node is None else OldTable(node, (*self.key, name), self.report, self.framework)
+        return OldTable(node or Node({}, ()), (*self.key, name), self.report, self.framework)
 
     def tables(self, name: str) -> list["OldTable"]:
         """The tables in the list at a key; a table is a list of one."""

@@ -32,10 +32,8 @@ def optimizer(old: OldTable, made: Part) -> Node | None:
     return component(old, "optimizers", name, made)
 
 
-def clipping(grad_clip: OldTable | None) -> Part:
+def clipping(grad_clip: OldTable) -> Part:
     """Converts the limit on the norm of all gradients together."""
-    if grad_clip is None:
-        return {}
     max_norm, norm_type = grad_clip.take("max_norm"), grad_clip.take("norm_type")
     if max_norm is None:
         return {}
@@ -45,7 +43,7 @@ def clipping(grad_clip: OldTable | None) -> Part:
     return {"grad_clip": Node(made, grad_clip.node.origins)}
 
 
-def paramwise(tables: OldTable | None, old: OldTable, model: Node | None, hook: OldTable | None) -> list[Node]:
+def paramwise(tables: OldTable, old: OldTable, model: Node | None, hook: OldTable | None) -> list[Node]:
     """Converts rules for some parameters; neighbors with equal options become one rule.
 
     Args:
@@ -55,15 +53,13 @@ def paramwise(tables: OldTable | None, old: OldTable, model: Node | None, hook: 
         model: the converted `[model]`.
         hook: SimSiamHook, which resets the rates that are marked as fixed to its own `lr` in every epoch.
     """
-    if tables is None:
-        return []
     is_1x = tables.key[-1] == "custom_keys"
     tables.why = f"the {MAX_RULES} rules before it are enough"
     joined: list[tuple[list[str], OldTable, Part]] = []
     for pattern in list(tables.rest)[:MAX_RULES]:
         rule = tables.table(pattern)
-        options = _options(rule, is_1x, old, hook) if rule is not None else {}
-        if rule is not None and options:
+        options = _options(rule, is_1x, old, hook)
+        if options:
             if joined and plain(node(joined[-1][2], rule.where)) == plain(node(options, rule.where)):
                 joined[-1][0].append(pattern)
             else:

@@ -9,6 +9,11 @@ from sslrun.importer.old import OldTable, node
 Part = dict[str, Node]
 
 
+def present(**values: Node | None) -> Part:
+    """The values that there are, by their keys."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def known(kind: str, name: str) -> dict[str, Any]:
     """The keys of a component, by kind and class; empty where there is no such class."""
     schema = committed_schema()

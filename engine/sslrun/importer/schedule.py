@@ -2,7 +2,7 @@
 
 from sslrun.config.node import Node, plain
 from sslrun.importer.old import OldTable, node
-from sslrun.importer.ours import Part, component, steps, value_at
+from sslrun.importer.ours import Part, component, present, steps, value_at
 
 # mmcv's policy, without capitals -> ours.
 _POLICIES = {
@@ -44,8 +44,7 @@ def lr_config(old: OldTable, accumulation: int) -> Node | None:
     by_epoch = old.take("by_epoch", "true or false")
     is_by_epoch = by_epoch.value if by_epoch is not None else ours not in _BY_ITER
     for key in ("step", "periods") if not is_by_epoch else ():
-        count = steps(old, key, accumulation)
-        made |= {key: count} if count is not None else {}
+        made |= present(**{key: steps(old, key, accumulation)})
     made |= _warmup(old, accumulation)
     if policy.lower().startswith("stepfix") and "warmup" in made:
         made["after_warmup"] = node(True, old.where)
@@ -139,8 +138,7 @@ def _scheduler_warmup(
 def _scheduler(old: OldTable, name: str, by_epoch: bool, is_by_iter: bool, warmup: Part, accumulation: int) -> Node:
     policy, names = _SCHEDULERS[name]
     for key in ("milestones", "periods", "step_size") if not by_epoch else ():
-        count = steps(old, key, accumulation)
-        old.rest |= {key: count} if count is not None else {}
+        old.rest |= present(**{key: steps(old, key, accumulation)})
     made = old.renamed(**{ours: key for key, ours in names.items()})
     if warmup and policy not in _FROM_THE_START:
         made["after_warmup"] = node(True, old.where)

@@ -8,7 +8,10 @@ from sslrun.config.node import plain, show
 from sslrun.importer.old import Effect, Report, one_line
 from sslrun.importer.ours import Part
 
-_ORDER = ("epochs", "max_iters", "global_batch", "seed", "work_dir", "load_from", "load_strict", "resume_from", "vars")
+_ORDER = (
+    "epochs", "max_iters", "global_batch", "seed", "work_dir", "load_from", "load_strict", "resume_from", "vars",
+    "model", "data", "optimizer", "lr", "engine",
+)  # fmt: skip
 _SECTIONS = ("backbone", "neck", "head", "source")  # tables that have a header however short they are
 _WIDTH = 120
 MAX_FINDINGS = 300  # of a kind in the head of the file
