@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import assert_close, longhand_step, step
 from torch import Tensor, nn
 
 import small_run
-from ranks import run_ranks
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.contract import Batch, Progress
@@ -18,7 +18,6 @@ from sslrun.methods.deepcluster import DeepCluster
 from sslrun.nn.clustering import k_means, whitened
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import AvgPool2dNeck
-from sslrun.nn.norm import set_groups
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.sobel import Sobel
 from sslrun.runtime import checkpoint, distributed
@@ -56,21 +55,15 @@ def clustered(**options) -> DeepCluster:
     return method
 
 
+def weighted() -> DeepCluster:
+    """Clustered by all ranks together, with a loss in which clusters weigh differently."""
+    return clustered(reweight=True)
+
+
 def batch_of(first: int, last: int) -> Batch:
     generator = torch.Generator().manual_seed(first)
     index = torch.arange(first, last).flip(0)
     return Batch([torch.randn(last - first, 3, 16, 16, generator=generator)], index, None)
-
-
-def step(method: DeepCluster, batches: list[Batch]) -> float:
-    """Gradients of one step over micro-batches; returns its loss."""
-    method.zero_grad()
-    values = []
-    for batch, target in zip(batches, method.targets(batches, PROGRESS), strict=True):
-        loss = method(batch, PROGRESS, target).value / len(batches)
-        loss.backward()
-        values.append(loss.item())
-    return sum(values)
 
 
 def test_clusters_are_of_averaged_whitened_normalized_features():
@@ -108,53 +101,22 @@ def test_loss_is_cross_entropy_with_the_samples_own_labels(reweight):
     """Eq. 1 of the paper with loops; with weights, the weighted mean of the batch, however it is cut."""
     method = clustered(reweight=reweight).double()
     method.eval()  # BatchNorm by running statistics: a sample does not see the others
-    batches = [batch_of(0, 8), batch_of(20, 28)]
+    batches = [Batch([batch.views[0].double()], batch.index, None) for batch in (batch_of(0, 8), batch_of(20, 28))]
+    assert len(set(method.counts.tolist())) > 1, "all clusters weigh the same"
     total, weights = torch.zeros((), dtype=torch.float64), 0.0
     for batch in batches:
-        pooled = method.backbone(batch.views[0].double())[-1].mean(dim=(2, 3))
+        pooled = method.backbone(batch.views[0])[-1].mean(dim=(2, 3))
         for row, sample in zip(pooled, batch.index.tolist(), strict=True):
             label = int(method.labels[sample])
             scores = method.head.fc.weight @ row + method.head.fc.bias
             weight = int(method.counts[label]) ** -0.5 if reweight else 1.0
             total = total - weight * torch.log(scores[label].exp() / scores.exp().sum())
             weights += weight
-    expected = total / weights
-    method.zero_grad()
-    expected.backward()
-    wanted = {name: parameter.grad.clone() for name, parameter in method.named_parameters()}
-
-    doubles = [Batch([batch.views[0].double()], batch.index, None) for batch in batches]
-    assert step(method, doubles) == pytest.approx(expected.item(), rel=1e-6)
-    for name, parameter in method.named_parameters():
-        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-5, atol=1e-7)
-    assert all(gradient.any() for gradient in wanted.values())
-    whole = [Batch([torch.cat([b.views[0] for b in doubles])], torch.cat([b.index for b in doubles]), None)]
-    assert step(method, whole) == pytest.approx(expected.item(), rel=1e-6)
-
-
-def of_a_rank() -> list[Tensor]:
-    """Clusters, then loss and gradients of this rank's part of a step in BatchNorm groups of 4, averaged over ranks."""
-    distributed.init(torch.device("cpu"))
-    method = clustered(reweight=True)
-    own = 16 // distributed.world_size()
-    set_groups(method, 4, own // 4)
-    whole, first = batch_of(0, 16), own * distributed.rank()
-    loss = step(method, [Batch([whole.views[0][first : first + own]], whole.index[first : first + own], None)])
-    values = [torch.tensor(loss), *(parameter.grad for parameter in method.parameters())]
-    distributed.all_reduce_mean_(values)
-    distributed.shutdown()
-    return [method.labels, *values]
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_compute_what_one_process_does(world_size, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    labels, *values = of_a_rank()
-    assert len(set(labels.bincount().tolist())) > 1, "all clusters weigh the same"
-    for other_labels, *others in run_ranks(of_a_rank, world_size):
-        assert torch.equal(other_labels, labels)
-        for value, other in zip(values, others, strict=True):
-            torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-6)
+    expected = longhand_step(total / weights, method)
+    assert all(gradient.any() for gradient in expected.gradients.values())
+    assert_close(step(method, batches, PROGRESS), expected, rtol=1e-5, atol=1e-7)
+    whole = Batch([torch.cat([b.views[0] for b in batches])], torch.cat([b.index for b in batches]), None)
+    assert_close(step(method, [whole], PROGRESS), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_metrics_and_chance():
