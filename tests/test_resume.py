@@ -164,6 +164,7 @@ def test_a_run_on_two_ranks_goes_on_on_one(tmp_path, images):
     assert [row["step"] for row in small_run.metrics(tmp_path / "runs/small") if "train/loss" in row] == [3, 4, 6, 8]
 
 
+@pytest.mark.nightly  # by day ranks start from the launcher's environment alone
 def test_the_deepspeed_launcher_trains(tmp_path, images):
     recipe = small_run.write_recipe(tmp_path, images, steps=1)
     recipe.write_text(recipe.read_text().replace("knn_interval = 1", "knn_interval = 0"))
