@@ -3,7 +3,6 @@
 The recipes are those of `make learn` (configs/learn/), on a few images and at a small batch.
 """
 
-import shutil
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -37,8 +36,8 @@ SMALL = [
 ]  # fmt: skip
 SAMPLES, STEPS_PER_EPOCH = 80, 5
 
-# A bank with labels and a queue with prototypes. MoCo and DeepCluster resume daily in tests of their own.
-DAILY = ["odc", "swav"]
+# Labels, a bank with labels, a queue with prototypes. MoCo resumes daily in test_resume.py.
+DAILY = ["deepcluster", "odc", "swav"]
 
 EVERY_METHOD = pytest.mark.parametrize("name", RECIPES)
 
@@ -270,11 +269,8 @@ def test_a_resume_is_the_same_bits(name, tmp_path, images):
     assert main([*arguments, "--work-dir", str(tmp_path / "straight")]) == 0
     straight = tmp_path / "straight" / name
     for step in (1, 2, 3):
-        resumed = tmp_path / f"from_{step}" / name
-        shutil.copytree(straight, resumed)
-        for later in (resumed / "checkpoints").glob("step_*"):
-            if int(later.name.removeprefix("step_")) > step:
-                shutil.rmtree(later)
+        resumed = small_run.as_of(straight, step, tmp_path / f"from_{step}")
         assert main([*arguments, "--work-dir", str(resumed.parent), "--resume"]) == 0
-        ends = [run / "checkpoints/step_00000004" for run in (straight, resumed)]
+        ends = [small_run.saved(run, 4) for run in (straight, resumed)]
         assert small_run.differences(*ends) == [], f"from step {step}"
+        assert small_run.timeless(small_run.metrics(straight)) == small_run.timeless(small_run.metrics(resumed))

@@ -68,13 +68,6 @@ def own_backbone_run(recipe: Path, work_dir: Path, *settings: str, resume: bool 
     return work_dir / "small"
 
 
-def resumed_at_3(straight: Path, work_dir: Path) -> None:
-    """A copy of a run as it stood after three steps, in the middle of an epoch."""
-    shutil.copytree(straight, work_dir / "small")
-    for later in ("step_00000006", "step_00000009"):
-        shutil.rmtree(work_dir / "small/checkpoints" / later)
-
-
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_dropout_of_a_users_backbone_resumes_exactly(tmp_path, images, ranks):
     """Whatever draws from torch's generators is a function of the step, the rank and the micro-batch."""
@@ -82,7 +75,7 @@ def test_dropout_of_a_users_backbone_resumes_exactly(tmp_path, images, ranks):
     straight = own_backbone_run(recipe, tmp_path / "straight", *MONITORS, ranks=ranks)
     last = "checkpoints/step_00000009"
 
-    resumed_at_3(straight, tmp_path / "resumed")
+    small_run.as_of(straight, 3, tmp_path / "resumed")
     resumed = own_backbone_run(recipe, tmp_path / "resumed", *MONITORS, resume=True, ranks=ranks)
     assert small_run.differences(straight / last, resumed / last) == []
     assert small_run.timeless(small_run.metrics(straight)) == small_run.timeless(small_run.metrics(resumed))
@@ -96,7 +89,7 @@ def test_dropout_of_a_users_backbone_resumes_exactly(tmp_path, images, ranks):
 def test_dropout_resumes_exactly_when_compiled(tmp_path, images):
     recipe = small_run.write_recipe(tmp_path, images, steps=9)
     straight = own_backbone_run(recipe, tmp_path / "straight", "engine.compile=on")
-    resumed_at_3(straight, tmp_path / "resumed")
+    small_run.as_of(straight, 3, tmp_path / "resumed")
     resumed = own_backbone_run(recipe, tmp_path / "resumed", "engine.compile=on", resume=True)
     last = "checkpoints/step_00000009"
     assert small_run.differences(straight / last, resumed / last) == []
@@ -107,7 +100,7 @@ def test_without_seeded_steps_that_backbone_would_not_resume_exactly(tmp_path, i
     monkeypatch.setattr(executor, "seed_torch", lambda *_: None)
     recipe = small_run.write_recipe(tmp_path, images, steps=9)
     straight = own_backbone_run(recipe, tmp_path / "straight")
-    resumed_at_3(straight, tmp_path / "resumed")
+    small_run.as_of(straight, 3, tmp_path / "resumed")
     resumed = own_backbone_run(recipe, tmp_path / "resumed", resume=True)
     last = "checkpoints/step_00000009"
     assert "model/backbone.body.0.weight" in small_run.differences(straight / last, resumed / last)

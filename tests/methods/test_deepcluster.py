@@ -1,6 +1,5 @@
-"""DeepCluster: what it clusters, what it learns from, and that a resume around a clustering is the same bits."""
+"""DeepCluster: what it clusters and what it learns from, on one process and on two. (Resumes: test_methods.py.)"""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from steps import assert_close, longhand_step, step
 from torch import Tensor, nn
 
 import small_run
-from sslrun.cli import main
 from sslrun.config import load
 from sslrun.contract import Batch, Progress
 from sslrun.errors import UsageError
@@ -187,104 +185,27 @@ def test_the_recipes_are_the_published_ones():
     assert sobel == values | {"model": model | {"backbone": {"type": "Sobel", "backbone": inner}}}
 
 
-RECIPE = """
-global_batch = 16
-epochs = 2
-seed = 3
-
+MODEL = """
 [model]
 type = "DeepCluster"
 pca_dim = 8
-backbone = {{ type = "ResNet", depth = 18, base_width = 4, stem = "small" }}
-neck = {{ type = "AvgPool2dNeck", in_channels = 32 }}
-head = {{ type = "ClsHead", in_channels = 32, num_classes = 6 }}
-
-[data]
-samples_per_gpu = 8
-workers_per_gpu = 1
-source = {{ type = "ImageFolder", data_prefix = "{images}" }}
-holdout = 0.2
-views = [{{ transforms = [{{ type = "RandomResizedCrop", size = 24 }}, {{ type = "RandomHorizontalFlip" }}] }}]
-
-[optimizer]
-type = "SGD"
-lr = 0.05
-momentum = 0.9
-paramwise = [{{ match = "^head", momentum = 0.0 }}]
-
-[lr]
-policy = "CosineAnnealing"
-by = "iter"
-
-[checkpoint]
-interval = 1
-by = "iter"
-max_keep_ckpts = 100
-
-[log]
-interval = 1
-
-[monitor]
-knn_interval = 1
-knn_k = 5
-
-[engine]
-device = "cpu"
-threads = 1
+backbone = { type = "ResNet", depth = 18, base_width = 4, stem = "small" }
+neck = { type = "AvgPool2dNeck", in_channels = 32 }
+head = { type = "ClsHead", in_channels = 32, num_classes = 6 }
 """
-STEPS_PER_EPOCH = 4  # 64 training images
-
-
-def test_a_resume_around_a_clustering_is_the_same_bits(tmp_path: Path, images: Path):
-    """From the end of the first epoch, where the next clustering is to come, and from the step after it."""
-    recipe = tmp_path / "small.toml"
-    recipe.write_text(RECIPE.format(images=images))
-    assert main([str(recipe), "--work-dir", str(tmp_path / "straight")]) == 0
-    straight = tmp_path / "straight" / "small"
-
-    def saved(run: Path, at: int) -> Path:
-        return run / f"checkpoints/step_{at:08d}"
-
-    def resumed(name: str, at: int) -> Path:
-        run = tmp_path / name / "small"
-        shutil.copytree(straight, run)
-        for later in range(at + 1, 2 * STEPS_PER_EPOCH + 1):
-            shutil.rmtree(saved(run, later))
-        return run
-
-    def finish(run: Path) -> list[str]:
-        assert main([str(recipe), "--work-dir", str(run.parent), "--resume"]) == 0
-        return small_run.differences(*(saved(each, 2 * STEPS_PER_EPOCH) for each in (straight, run)))
-
-    end, next_one = (checkpoint.load(saved(straight, at))[0] for at in (STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1))
-    assert not torch.equal(end["model"]["labels"], next_one["model"]["labels"]), "nothing was clustered in between"
-    assert "head.fc.weight/momentum_buffer" not in end["optimizer"]
-
-    for at in (STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1):
-        run = resumed(f"from_{at}", at)
-        assert finish(run) == []
-        assert small_run.timeless(small_run.metrics(straight)) == small_run.timeless(small_run.metrics(run))
-
-    control = resumed("control", STEPS_PER_EPOCH + 1)  # the comparison can fail: two samples change their labels
-    tensors, state = checkpoint.load(saved(control, STEPS_PER_EPOCH + 1))
-    tensors["model"]["labels"] = tensors["model"]["labels"].roll(1)
-    shutil.rmtree(control / "checkpoints")
-    checkpoint.save(control / "checkpoints", state["step"], tensors, state)
-    assert "model/backbone.conv1.weight" in finish(control)
 
 
 def test_two_processes_cluster_and_compute_what_one_does(tmp_path: Path, images: Path):
     """Each extracts and clusters its share, and the head that starts anew is in shards (ZeRO 3): one step is equal."""
-    recipe = tmp_path / "small.toml"
-    recipe.write_text(RECIPE.format(images=images))
-    options = ["--set", "epochs=1", "--set", "checkpoint.interval=10", "--set", "monitor.knn_interval=0"]
+    recipe = small_run.write_recipe(tmp_path, images, steps=1, model=MODEL)
+    settings = ["data.views.0.num_views=1", "data.drop_last=true", "global_batch=64", "monitor.knn_interval=0"]
 
-    def weights(name: str, ranks: int, *more: str) -> dict[str, Tensor]:
-        small_run.train(recipe, "--work-dir", str(tmp_path / name), *options, *more, ranks=ranks)
-        return checkpoint.load(tmp_path / name / "small/checkpoints/step_00000001")[0]["model"]
+    def weights(ranks: int, *more: str) -> dict[str, Tensor]:
+        options = [f"--set={setting}" for setting in (*settings, *more)]
+        small_run.train(recipe, "--work-dir", str(tmp_path / str(ranks)), *options, ranks=ranks)
+        return checkpoint.load(small_run.saved(tmp_path / str(ranks) / "small", 1))[0]["model"]
 
-    once = ["--set", "data.drop_last=true", "--set", "global_batch=64"]
-    one, two = weights("one", 1, *once), weights("two", 2, *once, "--set", "engine.zero_stage=3")
+    one, two = weights(1), weights(2, "engine.zero_stage=3")
     assert torch.equal(one["labels"], two["labels"]) and len(one["labels"].unique()) > 1
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4, msg=name)
