@@ -223,9 +223,10 @@ class Together(ImageFolder):
     """Reads complete only when as many are under way as the barrier has parties."""
 
     barrier: threading.Barrier
+    patience_s = 20.0
 
     def encoded(self, ids):
-        self.barrier.wait(timeout=20)
+        self.barrier.wait(timeout=self.patience_s)
         return super().encoded(ids)
 
 
@@ -238,7 +239,7 @@ def test_a_slow_disk_has_many_reads_in_flight(source, parties, num_threads):
     loader = loader_of(slow, num_threads=num_threads, batch_size=24)
     batches = list(loader.run([(0, positions)] * 3))
     assert [batch.index.tolist() for batch in batches] == [positions.tolist()] * 3
-    slow.barrier = threading.Barrier(parties + 1)  # one more than there are threads: the comparison can fail
+    slow.barrier, slow.patience_s = threading.Barrier(parties + 1), 1.0  # one more than there are threads: it can fail
     with pytest.raises(threading.BrokenBarrierError):
         list(loader_of(slow, num_threads=num_threads, batch_size=24, prefetch=1).run([(0, positions)]))
     assert not data_threads()
