@@ -4,17 +4,16 @@ import gc
 import os
 import signal
 import subprocess
-import sys
 import textwrap
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import small_run
 from sslrun.data import ImageFolder, Loader, Order, Sequential, ViewGroup
 from sslrun.data.pipeline import Pipeline
 from sslrun.data.transforms import ColorJitter, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
@@ -296,15 +295,7 @@ def test_process_ends_with_an_open_stream(source, ending):
         while {ending == "interrupt"}:
             next(stream)
     """
-    engine = Path(__file__).resolve().parents[1] / "engine"
-    environment = {**os.environ, "PYTHONPATH": str(engine), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = small_run.python(textwrap.dedent(script), stderr=subprocess.PIPE)
     assert process.stdout.readline() == "started\n"
     if ending == "interrupt":
         process.send_signal(signal.SIGINT)

@@ -9,7 +9,6 @@ import pty
 import re
 import resource
 import struct
-import subprocess
 import sys
 import termios
 import time
@@ -177,9 +176,7 @@ log.close()
 def test_the_bar_moves_on_a_terminal(tmp_path, columns):
     main, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50 if columns else 0, columns, 0, 0))
-    engine = str(Path(__file__).parent.parent / "engine")
-    env = {**os.environ, "PYTHONPATH": engine}
-    process = subprocess.Popen([sys.executable, "-c", TERMINAL, str(tmp_path)], stderr=terminal, env=env)
+    process = small_run.python(TERMINAL, tmp_path, stderr=terminal)
     os.close(terminal)
     seen = b""
     with contextlib.suppress(OSError):  # the process has closed its side
