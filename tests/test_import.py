@@ -17,15 +17,8 @@ import torch
 
 from sslrun.cli import main
 from sslrun.config import load
-<<<<<<< HEAD
-from sslrun.config.dump import inline
-from sslrun.config.node import Node
-from sslrun.config.schema_reader import Setting, committed_schema, parts
-from sslrun.contract import Method
-=======
 from sslrun.config.diff import differences
 from sslrun.config.node import plain, show
->>>>>>> importer2
 from sslrun.errors import UsageError
 from sslrun.importer import import_config
 from sslrun.importer.old import Effect
@@ -89,50 +82,6 @@ REPORTED = {
 }
 
 
-<<<<<<< HEAD
-def with_defaults(values):
-    """A recipe with every default of the code filled in."""
-    schema = committed_schema()
-
-    def filled(setting):
-        below = parts(schema["$defs"], setting)
-        if isinstance(setting.node.value, list):
-            return [filled(element) for element in below.values()]
-        if not isinstance(setting.node.value, dict):
-            return setting.node.value
-        made = {}
-        for part, inner in below.items():
-            default = inner.schema.get("default")
-            if inner.node is not None or isinstance(default, dict):
-                made[part] = filled(inner._replace(node=inner.node or as_node(default)))
-            elif "default" in inner.schema:
-                made[part] = default
-        return made
-
-    return filled(Setting((), as_node(values), schema))
-
-
-def as_node(value):
-    if isinstance(value, dict):
-        return Node({key: as_node(below) for key, below in value.items()}, ())
-    return Node([as_node(below) for below in value], ()) if isinstance(value, list) else Node(value, ())
-
-
-def differences(new, old, key=""):
-    """(key, converted, shipped) of what differs; of tables of different classes the classes."""
-    if isinstance(new, dict) and isinstance(old, dict) and new.get("type") == old.get("type"):
-        for part in sorted({*new, *old}):
-            yield from differences(new.get(part), old.get(part), f"{key}.{part}" if key else part)
-    elif isinstance(new, list) and isinstance(old, list) and any(isinstance(part, dict) for part in [*new, *old]):
-        for index in range(max(len(new), len(old))):
-            pair = (values[index] if index < len(values) else None for values in (new, old))
-            yield from differences(*pair, f"{key}.{index}")
-    elif new != old and not key.endswith(".match"):
-        yield key, *(value.get("type") if isinstance(value, dict) else value for value in (new, old))
-
-
-=======
->>>>>>> importer2
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     """The recipes made of all old configs, by their labels."""
