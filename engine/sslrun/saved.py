@@ -12,6 +12,7 @@ from sslrun.errors import UsageError
 from sslrun.plan import steps_per_epoch
 from sslrun.recipe import Recipe
 from sslrun.runtime import checkpoint
+from sslrun.runtime.run_files import CHECKPOINTS, CONFIG
 from sslrun.session import build
 
 FILES = (".pth", ".safetensors")
@@ -70,9 +71,9 @@ def open_saved(
         raise UsageError(f"{path} is a run, which has a recipe of its own: --recipe is for files of weights")
     weights = checkpoint.find(path).resolve()
     folder = weights.parent.parent
-    if weights.parent.name != "checkpoints" or not (folder / "config.toml").is_file():
-        raise UsageError(f"{weights} is not in a run folder, where config.toml says what the weights are of")
-    config = load(folder / "config.toml", overrides, overlays=overlays)
+    if weights.parent.name != CHECKPOINTS or not (folder / CONFIG).is_file():
+        raise UsageError(f"{weights} is not in a run folder, where {CONFIG} says what the weights are of")
+    config = load(folder / CONFIG, overrides, overlays=overlays)
     tensors, state = checkpoint.load(weights)
     built = _built(config, weights, tensors["model"])
     step = state["step"]

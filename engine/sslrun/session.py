@@ -26,6 +26,7 @@ from sslrun.runtime import checkpoint, distributed
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
+from sslrun.runtime.run_files import ENVIRONMENT, MESSAGES
 from sslrun.runtime.run_folder import RunFolder
 from sslrun.runtime.safetensors_file import require_storable
 from sslrun.step_metrics import StepMetrics
@@ -149,8 +150,8 @@ def _open_folder(config: Config, recipe: Recipe, resume: str | None, stack: cont
     def open_it() -> None:
         path = Path(recipe.work_dir) / config.name
         folder = stack.enter_context(RunFolder(path, config.values, resume=resume is not None))
-        start_logging(0, folder.path / "log.txt", recipe.log.level)
-        folder.write_json("env.json", environment())
+        start_logging(0, folder.path / MESSAGES, recipe.log.level)
+        folder.write_json(ENVIRONMENT, environment())
         opened.append(folder)
 
     def record(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

@@ -26,7 +26,7 @@ from sslrun.randomness import Phase
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import LOSS, RATE, SpeedMeter
-from sslrun.runtime.run_files import rows
+from sslrun.runtime.run_files import CHECKPOINTS, MESSAGES, METRICS, rows
 from sslrun.runtime.signals import PREEMPTED, StopSignals
 from sslrun.session import Run, build, prepare, save
 
@@ -226,8 +226,8 @@ def _print_advice(folder: Path, config: Config, command: str, code: int) -> None
     if code:
         print(f"stopped and saved in {folder}; continue with: {command} --resume")
         return
-    print(f"done: {folder} (metrics.jsonl, log.txt, checkpoints/)")
-    accuracies = [row["knn/top1_pct"] for _, row in rows(folder / "metrics.jsonl") if "knn/top1_pct" in row]
+    print(f"done: {folder} ({METRICS}, {MESSAGES}, {CHECKPOINTS}/)")
+    accuracies = [row["knn/top1_pct"] for _, row in rows(folder / METRICS) if "knn/top1_pct" in row]
     if len(accuracies) > 1:
         print(f"k-NN on held-out images: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
     print(f"look at it:         bin/sslrun report {folder}")

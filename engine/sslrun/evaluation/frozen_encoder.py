@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sslrun.contract import Backbone
 from sslrun.data import Source, ViewGroup
 from sslrun.data.loader import Augment
 from sslrun.data.transforms import Transform
@@ -30,7 +31,7 @@ class FrozenEncoder:
         seed: seed of random draws.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     train: Source
     test: Source | None
     transforms: list[Transform]

@@ -13,6 +13,7 @@ from sslrun.errors import RunFailed, UsageError
 from sslrun.export.verify import same_bits
 from sslrun.runtime import checkpoint
 from sslrun.runtime.durable import sync_directory
+from sslrun.runtime.run_files import CHECKPOINTS
 
 
 def publish(run: Path, directory: Path | None = None) -> Path:
@@ -33,8 +34,8 @@ def publish(run: Path, directory: Path | None = None) -> Path:
     """
     source = checkpoint.find(run)
     parent = source.resolve().parent
-    if parent.name != "checkpoints":
-        raise UsageError(f"{source} is not in the checkpoints folder of a run, which has the name of its recipe")
+    if parent.name != CHECKPOINTS:
+        raise UsageError(f"{source} is not in the {CHECKPOINTS} folder of a run, which has the name of its recipe")
     weights = checkpoint.load_weights(source)
     directory = directory or parent.parent
     try:

@@ -14,6 +14,7 @@ from sslrun.report.encoder_outputs import ANY_DEVICE, EncoderOutputs, attention,
 from sslrun.report.html import Child, Html, element
 from sslrun.report.number_format import counted, percent
 from sslrun.report.reported_run import ReportedRun
+from sslrun.runtime.run_files import CONFIG
 
 THUMBNAIL = 96  # pixels
 EXAMPLES, ATTENDED, SAMPLES = 10, 4, 6
@@ -21,7 +22,7 @@ EXAMPLES, ATTENDED, SAMPLES = 10, 4, 6
 
 def augmentations(run: ReportedRun) -> list[Child]:
     """The first samples of the recipe's order, each with its views."""
-    config = load(run.path / "config.toml", [ANY_DEVICE])
+    config = load(run.path / CONFIG, [ANY_DEVICE])
     preview = load_samples(config, SAMPLES)
     rows, views = [], len(preview.columns)
     for row, original in enumerate(preview.originals):

@@ -23,7 +23,7 @@ import torch
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import distributed
 from sslrun.runtime.hooks import Hook
-from sslrun.runtime.run_files import rows
+from sslrun.runtime.run_files import METRICS, rows
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class RunLog:
         hooks: Sequence[Hook] = (),
     ) -> None:
         self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS
         earlier_s = max((row["wall_s"] for _, row in rows(self._path)), default=0.0) if self._path.exists() else 0.0
         self._began = time.monotonic() - earlier_s
         self._hooks = list(hooks)

@@ -20,7 +20,7 @@ import tomli
 from sslrun.runtime import folder_lock
 
 CONFIG, ENVIRONMENT, MACHINE, STATE = "config.toml", "env.json", "machine.json", "state.json"
-METRICS, CHECKPOINTS, EVAL = "metrics.jsonl", "checkpoints", "eval"
+METRICS, MESSAGES, CHECKPOINTS, EVAL = "metrics.jsonl", "log.txt", "checkpoints", "eval"
 
 BLOCK_BYTES = 2**16
 
