@@ -287,8 +287,9 @@ def _restore(run: Run, path: Path | None) -> None:
         weights = checkpoint.load_weights(Path(run.recipe.load_from))
         if not run.recipe.load_strict:
             weights |= _teachers_weights(run, weights)
-        mismatch = run.executor.load_state(weights, strict=run.recipe.load_strict)
-        logger.info("weights from %s; %s", run.recipe.load_from, mismatch or "all of them fit")
+        mismatch = run.executor.load_state(weights, strict=run.recipe.load_strict, converts=True)
+        converted = ", converted to the model's" if mismatch.recast else ""
+        logger.info("weights from %s; %s%s", run.recipe.load_from, str(mismatch) or "all of them fit", converted)
 
 
 def _teachers_weights(run: Run, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import LOSS, RATE, SpeedMeter
 from sslrun.runtime.run_files import CHECKPOINTS, MESSAGES, METRICS, rows
+from sslrun.runtime.safetensors_file import require_storable
 from sslrun.runtime.signals import PREEMPTED, StopSignals
 from sslrun.session import Run, build, prepare, save
 
@@ -69,6 +70,7 @@ def dry_run(config: Config) -> str:
             raise
         num_samples, note = recipe.data.source.nominal_size, f"as published; {error}"
     recipe.model.prepare(num_samples)
+    require_storable(recipe.model.state_dict())
     machine = choose_machine(recipe, device, distributed.world_size(), distributed.ranks_on_node())
     plan = make_plan(recipe, num_samples, machine, distributed.world_size())
     (epoch, positions), *_ = plan.positions(0, 0)

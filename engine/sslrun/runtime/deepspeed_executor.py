@@ -149,7 +149,7 @@ class DeepSpeedExecutor(Executor):
                         flat_state[key] = value.to(counter_device(partition.group, partition.flat), copy=True)
                         continue
                     if key not in flat_state:
-                        flat_state[key] = torch.zeros_like(partition.flat, requires_grad=False)
+                        flat_state[key] = torch.zeros_like(partition.flat, dtype=value.dtype, requires_grad=False)
                     partition.fill(flat_state[key], name, value)
             self.optimizer.state[partition.flat] = flat_state
 
@@ -265,7 +265,8 @@ class DeepSpeedExecutor(Executor):
     def _gather(self, partition: Partition, flat_state: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, whole tensor on the CPU) of all parameters of a partition, from every rank's part of it."""
         parts = distributed.all_gather_rows(flat_state.detach().view(1, -1)).cpu()
-        wholes = {name: torch.zeros(self._shapes[self._by_name[name]].numel()) for name in partition.names}
+        sizes = {name: self._shapes[self._by_name[name]].numel() for name in partition.names}
+        wholes = {name: torch.zeros(size, dtype=flat_state.dtype) for name, size in sizes.items()}
         for part, segments in zip(parts, partition.segments, strict=True):
             for name, s in segments.items():
                 wholes[name][s.start : s.start + s.length] = part[s.offset : s.offset + s.length]

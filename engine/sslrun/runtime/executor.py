@@ -39,24 +39,28 @@ class StepOutcome:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Names of tensors that a loaded state and a method do not share.
+    """Names of tensors in which a loaded state and a method differ.
 
     Attributes:
         missing: in the method only.
         unexpected: in the state only.
         reshaped: in both, with different shapes.
+        recast: in both, with equal shapes and different dtypes.
     """
 
     missing: list[str]
     unexpected: list[str]
     reshaped: list[str]
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.reshaped)
+    recast: list[str]
 
     def __str__(self) -> str:
-        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.reshaped))
-        return "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds if names)
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": self.reshaped,
+            "of another dtype": self.recast,
+        }
+        return "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names)
 
 
 class Executor(ABC):
@@ -216,19 +220,27 @@ class Executor(ABC):
         return state
 
     @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor], strict: bool = True) -> Mismatch:
+    def load_state(self, state: Mapping[str, Tensor], strict: bool = True, converts: bool = False) -> Mismatch:
         """Set parameters and buffers from what `full_state` returned; every rank passes all of it.
 
+        Args:
+            state: tensors by name.
+            strict: whether names and shapes must be the method's own; if not, those that are not are left out.
+            converts: whether tensors of another dtype are converted to the method's own.
+
         Raises:
-            UsageError: `strict`, and a name is missing or unexpected or a shape differs; nothing has been changed.
+            UsageError: names, shapes or dtypes are not what they must be; nothing has been changed.
         """
         own = self.method.state_dict(keep_vars=True)
+        reshaped = [name for name in own if name in state and state[name].shape != self._shape(own[name])]
         mismatch = Mismatch(
-            [name for name in own if name not in state],
-            [name for name in state if name not in own],
-            [name for name in own if name in state and state[name].shape != self._shape(own[name])],
+            missing=[name for name in own if name not in state],
+            unexpected=[name for name in state if name not in own],
+            reshaped=reshaped,
+            recast=[n for n in own if n in state and n not in reshaped and state[n].dtype != own[n].dtype],
         )
-        if strict and mismatch:
+        misfits = mismatch.missing or mismatch.unexpected or mismatch.reshaped
+        if (strict and misfits) or (mismatch.recast and not converts):
             raise UsageError(f"the state does not fit the model: {mismatch}")
         for name, tensor in own.items():
             if name in mismatch.missing or name in mismatch.reshaped:
@@ -376,7 +388,7 @@ def load_unsharded_state(
             optimizer.state[parameter] = {
                 key: value.to(counter_device(group, parameter), copy=True)
                 if key == COUNTER
-                else torch.zeros_like(parameter).copy_(value)
+                else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
                 for key, value in entries.items()
             }
 
