@@ -50,6 +50,11 @@ class Run:
     step_metrics: StepMetrics
     step: int
 
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands: before the step `step`."""
+        return Progress(self.step, self.plan.total_steps, self.plan.steps_per_epoch, self.recipe.seed)
+
 
 def build(config: Config) -> Recipe:
     """The recipe's objects. First weights depend on the seed alone; torch's BatchNorm layers are converted."""
@@ -297,7 +302,7 @@ def _teachers_weights(run: Run, weights: Mapping[str, Tensor]) -> dict[str, Tens
     method = run.recipe.model
     names = {module: name for name, module in method.named_modules()}
     taken: dict[str, Tensor] = {}
-    for teacher, student, _ in method.teachers(Progress(0, run.plan.total_steps, run.plan.steps_per_epoch, 0)):
+    for teacher, student, _ in method.teachers(run.progress):
         if not any(name.startswith(f"{names[teacher]}.") for name in weights):
             own = {f"{names[teacher]}.{name}": f"{names[student]}.{name}" for name in student.state_dict()}
             taken |= {name: weights[students] for name, students in own.items() if students in weights}

@@ -102,7 +102,7 @@ def train_step(
     applied = outcome.applied is not False
     if applied:
         following = replace(progress, step=progress.step + 1)  # the update after step t uses the schedule at t + 1
-        statistics.commit(distributed.all_reduce_mean_ if distributed.world_size() > 1 else None)
+        statistics.commit()
         executor.seed(progress, Phase.UPDATE)
         executor.rewrite(method.rewrites(following))
         executor.update_teachers(method.teachers(following))
@@ -132,7 +132,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             _monitor(run, meter)
         code = 0
         while run.step < plan.total_steps and not code:
-            progress = Progress(run.step, plan.total_steps, plan.steps_per_epoch, recipe.seed)
+            progress = run.progress
             if run.step % plan.steps_per_epoch == 0:
                 executor.seed(progress, Phase.EPOCH)
                 with meter.pausing():
@@ -192,8 +192,7 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
     loss, chance = means.pop("loss", math.nan), run.recipe.model.chance_loss()
     if run.log is not None:
         row = {LOSS: loss, RATE: rate, **{f"train/{name}": value for name, value in means.items()}}
-        progress = Progress(run.step, run.plan.total_steps, run.plan.steps_per_epoch, run.recipe.seed)
-        for _, _, momentum in run.recipe.model.teachers(progress)[:1]:  # all teachers of a method have the same
+        for _, _, momentum in run.recipe.model.teachers(run.progress)[:1]:  # all teachers of a method have the same
             row["train/momentum"] = momentum
         if chance is not None:
             row["train/loss_of_chance"] = loss / chance
@@ -211,9 +210,8 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
 
 def _monitor(run: Run, meter: SpeedMeter) -> None:
     """Write a row of the measurements that are due: before the first step, at the recipe's intervals, at the end."""
-    progress = Progress(run.step, run.plan.total_steps, run.plan.steps_per_epoch, run.recipe.seed)
     with meter.pausing():
-        measured = run.monitors.measure(run.executor, progress)
+        measured = run.monitors.measure(run.executor, run.progress)
     if measured and run.log is not None:
         run.log.write(run.step, measured)
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from sslrun.contract import Backbone
-from sslrun.data import Source, ViewGroup
+from sslrun.data import Loader, Sampler, Source, ViewGroup
 from sslrun.data.loader import Augment
 from sslrun.data.transforms import Transform
 from sslrun.errors import UsageError
-from sslrun.evaluation.features import FeatureExtractor
+from sslrun.evaluation.features import BATCH, FeatureExtractor
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,19 @@ class FrozenEncoder:
             augment=self.augment,
             num_threads=self.num_threads,
             has_bar=True,
+        )
+
+    def loader(self, source: Source, views: list[ViewGroup], sampler: Sampler) -> Loader:
+        """A loader of a source's images in views with random draws, at most BATCH samples at once."""
+        return Loader(
+            source,
+            views,
+            sampler=sampler,
+            seed=self.seed,
+            batch_size=BATCH,
+            device=self.device,
+            augment=self.augment,
+            num_threads=self.num_threads,
         )
 
     def features_share(self, source: Source, ids: np.ndarray | None = None) -> Tensor:

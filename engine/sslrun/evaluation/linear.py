@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslrun.data import Loader, Order, Source, ViewGroup, split_holdout
+from sslrun.data import Order, Source, ViewGroup, split_holdout
 from sslrun.data.transforms import Transform
 from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation.evaluation import Evaluation
@@ -296,16 +296,8 @@ class _Training:
     def _fresh(self, steps: int, first: int) -> Examples:
         assert self.config.transforms is not None
         encoder = self.encoder
-        loader = Loader(
-            self.fit_source,
-            [ViewGroup(num_views=1, transforms=self.config.transforms)],
-            sampler=Order(len(self.fit_source), encoder.seed),
-            seed=encoder.seed,
-            batch_size=BATCH,
-            device=encoder.device,
-            augment=encoder.augment,
-            num_threads=encoder.num_threads,
-        )
+        views = [ViewGroup(num_views=1, transforms=self.config.transforms)]
+        loader = encoder.loader(self.fit_source, views, Order(len(self.fit_source), encoder.seed))
         batch = self.config.global_batch
         share = distributed.share(batch)
         pieces = [np.arange(begin, min(begin + BATCH, share.stop)) for begin in range(share.start, share.stop, BATCH)]

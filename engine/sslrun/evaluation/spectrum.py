@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.contract import Batch
-from sslrun.data import Loader, Sequential, ViewGroup
+from sslrun.data import Sequential, ViewGroup
 from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import BATCH, evenly, extract, require_finite, unit_rows
@@ -132,7 +132,7 @@ def uniformity(features: Tensor, device: torch.device) -> float:
 
     Every rank gathers all N rows, fp32, and computes the distances from its own rows (n, D), in pieces.
     """
-    num_rows = int(distributed.all_reduce_sum_(torch.tensor(len(features), device=device)))
+    num_rows = distributed.total_rows(features, device)
     rows = distributed.all_gather_shares(unit_rows(features, device), num_rows)
     mine = distributed.share(num_rows)
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -156,16 +156,7 @@ def two_views(encoder: FrozenEncoder, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         views = [ViewGroup(num_views=2, transforms=group.transforms)]
     else:
         views = encoder.views[:1] if group.num_views > 1 else encoder.views[:2]
-    loader = Loader(
-        encoder.train,
-        views,
-        sampler=Sequential(len(encoder.train)),
-        seed=encoder.seed,
-        batch_size=BATCH,
-        device=encoder.device,
-        augment=encoder.augment,
-        num_threads=encoder.num_threads,
-    )
+    loader = encoder.loader(encoder.train, views, Sequential(len(encoder.train)))
     mine = ids[distributed.share(len(ids))]
     sizes = []
 
