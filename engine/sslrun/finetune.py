@@ -12,11 +12,11 @@ from sslrun.evaluation.finetune_recipe import Finetune, recipe
 from sslrun.evaluation.frozen_encoder import labeled, labels
 from sslrun.measure import Results, described, keep, name_of, test_source, train_source
 from sslrun.runtime import distributed
-from sslrun.runtime.run_files import METRICS, rows
+from sslrun.runtime.run_files import LOSS, METRICS, RATE, rows
 from sslrun.saved import Saved
 from sslrun.train import run
 
-CURVE = ("step", "epoch", "wall_s", "train/loss", "train/lr", "test/top1_pct", "test/top5_pct")
+CURVE = ("step", "epoch", "wall_s", LOSS, RATE, "test/top1_pct", "test/top5_pct")
 
 
 def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory: Path) -> tuple[int, Results, Path]:

@@ -24,6 +24,7 @@ from sslrun.evaluation.features import require_finite, unit_rows
 from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
 from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
+from sslrun.runtime.run_files import KNN
 
 AT_ONCE = 2**24  # 256 MiB
 BANK_PIECE = 4096  # rows; AT_ONCE then has room for as many queries, so that a bank on the host is copied rarely
@@ -76,7 +77,7 @@ class Knn(Evaluation):
             bank, bank_labels, queries, query_labels, ks=self.k, temperature=self.temperature, device=device
         )
         best = max(grid, key=lambda row: (row["top1_pct"], -row["k"]))
-        return {"knn/top1_pct": best["top1_pct"], "k": best["k"], "grid": grid}
+        return {KNN: best["top1_pct"], "k": best["k"], "grid": grid}
 
 
 @torch.no_grad()

@@ -23,13 +23,11 @@ import torch
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import distributed
 from sslrun.runtime.hooks import Hook
-from sslrun.runtime.run_files import METRICS, rows
+from sslrun.runtime.run_files import LOSS, MEMORY, METRICS, RATE, SPEED, WAIT, rows
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-LOSS, RATE, SPEED, WAIT, MEMORY = "train/loss", "train/lr", "speed/images_per_s", "data/wait_pct", "mem/peak_gib"
 
 
 def start_logging(rank: int = 0, file: Path | None = None, level: str = "INFO") -> None:
