@@ -64,7 +64,9 @@ class FeatureExtractor:
         """
         mine = ids[distributed.share(len(ids))]
         most = -(-len(ids) // distributed.world_size())
-        return self._rows(module, np.resize(mine, most))[: len(mine)]
+        filled_up = np.resize(mine, most)
+        batches = self._shown(self._run(filled_up), most)
+        return extract(module, batches, self.device, self.bf16)[: len(mine)]
 
     def extract(self, module: nn.Module, ids: np.ndarray) -> Tensor:
         """(N, D) fp32 on the CPU: features of the (N,) ids, the same on all ranks; all ranks call it."""
@@ -81,9 +83,6 @@ class FeatureExtractor:
         with contextlib.closing(self._run(mine)) as stream:
             for batch in self._shown(stream, len(mine)):
                 yield pooled(module, batch.to(self.device).views[0], self.bf16).cpu(), batch.index.cpu()
-
-    def _rows(self, module: nn.Module, ids: np.ndarray) -> Tensor:
-        return extract(module, self._shown(self._run(ids), len(ids)), self.device, self.bf16)
 
     def _shown(self, batches: Iterable[Batch], samples: int) -> Iterable[Batch]:
         return shown(batches, -(-samples // BATCH), repr(self.source)) if self.has_bar else batches

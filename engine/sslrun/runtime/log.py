@@ -184,7 +184,7 @@ class RunLog:
         steps_per_epoch: int,
         hooks: Sequence[Hook] = (),
     ) -> None:
-        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
+        self._steps_per_epoch = steps_per_epoch
         self._path = folder / METRICS
         earlier_s = max((row["wall_s"] for _, row in rows(self._path)), default=0.0) if self._path.exists() else 0.0
         self._began = time.monotonic() - earlier_s
