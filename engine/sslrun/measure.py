@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sslrun.data import Source
-from sslrun.errors import RunFailed, UsageError
+from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import center_crop_like
 from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
@@ -19,7 +19,7 @@ from sslrun.evaluation.partial_result import PartialResult, digest
 from sslrun.plan import cores_of_a_rank, device_of, precision_of
 from sslrun.recipe import Recipe
 from sslrun.runtime import distributed
-from sslrun.runtime.durable import replace_file
+from sslrun.runtime.durable import replace_or_fail
 from sslrun.runtime.environment import environment
 from sslrun.runtime.log import start_logging
 from sslrun.runtime.signals import Stopped
@@ -101,11 +101,7 @@ def keep(path: Path, kind: str, saved: Saved, command: str, details: Results, re
         "environment": environment(),
         "results": results,
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
-    except OSError as error:
-        raise RunFailed(f"{path} could not be written: {error.strerror}") from error
+    replace_or_fail(path, (json.dumps(record, indent=1, default=str) + "\n").encode(), makes_folder=True)
 
 
 def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
