@@ -71,11 +71,9 @@ class Optimizer(Component, kind="optimizers"):
         devices = {parameter.device.type for group in groups for _, parameter in group["params"]}
         fused = {"fused": True} if self.fusible and devices <= {"cpu", "cuda"} else {}
         try:
-            optimizer = self.build(groups, **fused)
+            return self.build(groups, **fused)
         except ValueError as error:
             raise UsageError(f"optimizer: {error}") from error
-        optimizer.register_load_state_dict_post_hook(_lay_out_like_parameters)
-        return optimizer
 
     def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
         """The torch optimizer over groups that state every option."""
@@ -136,15 +134,3 @@ class LARS(Optimizer):
 
     def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
         return lars.LARS(groups, **super().options(), **kwargs)
-
-
-def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give state the memory layout of its parameter again.
-
-    A checkpoint has contiguous tensors, a network may be channels-last, and torch's fused updates on the CPU walk
-    parameter, gradient and state side by side through memory without comparing strides: silently wrong otherwise.
-    """
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

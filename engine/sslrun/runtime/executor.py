@@ -268,7 +268,11 @@ class Executor(ABC):
 
     @torch.no_grad()
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Set what `optimizer_state` returned; every rank passes all of it. UsageError if it does not fit."""
+        """Set what `optimizer_state` returned; every rank passes all of it. UsageError if it does not fit.
+
+        The state gets the memory layout of its parameter: torch's fused updates on the CPU walk parameter, gradient and
+        state side by side through memory without comparing strides.
+        """
         by_name = self._by_parameter(state)
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
