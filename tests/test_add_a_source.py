@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def test_the_example_works_outside_the_tree(reader):
 def tar_images(folder: Path, archive: str = "train.tar"):
     spec = importlib.util.spec_from_file_location("tar_images", folder / "tar_images.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules["tar_images"] = module  # its class stays in the registry of sources
     spec.loader.exec_module(module)
     source = module.TarImages(str(folder / archive))
     source.open()

@@ -182,7 +182,7 @@ def _docs(cls: type) -> str:
     """The rest of the docstring; for the only class of its kind in a module, the module's docstring too."""
     own = _SECTION.sub("", inspect.cleandoc(cls.__doc__ or "") + "\n").partition("\n\n")[2].strip("\n")
     here = [other for other in getattr(cls, "registry", {}).values() if other.__module__ == cls.__module__]
-    module = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "") if here == [cls] else ""
+    module = inspect.cleandoc(getattr(sys.modules.get(cls.__module__), "__doc__", None) or "") if here == [cls] else ""
     return "\n\n".join(filter(None, [own, module]))
 
 
