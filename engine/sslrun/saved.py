@@ -12,7 +12,7 @@ from sslrun.errors import UsageError
 from sslrun.plan import steps_per_epoch
 from sslrun.recipe import Recipe
 from sslrun.runtime import checkpoint
-from sslrun.runtime.run_files import CHECKPOINTS, CONFIG
+from sslrun.runtime.run_files import CONFIG, run_folder_of
 from sslrun.session import build
 
 FILES = (".pth", ".safetensors")
@@ -70,8 +70,8 @@ def open_saved(
     if recipe is not None:
         raise UsageError(f"{path} is a run, which has a recipe of its own: --recipe is for files of weights")
     weights = checkpoint.find(path).resolve()
-    folder = weights.parent.parent
-    if weights.parent.name != CHECKPOINTS or not (folder / CONFIG).is_file():
+    folder = run_folder_of(weights)
+    if folder is None or not (folder / CONFIG).is_file():
         raise UsageError(f"{weights} is not in a run folder, where {CONFIG} says what the weights are of")
     config = load(folder / CONFIG, overrides, overlays=overlays)
     tensors, state = checkpoint.load(weights)

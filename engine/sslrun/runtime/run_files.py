@@ -140,6 +140,11 @@ class RunFiles:
         return table
 
 
+def run_folder_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint is in; None for a path that is not in one."""
+    return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else None
+
+
 def rows(metrics: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """(line, row) of a metrics.jsonl, oldest first. A last line that a kill cut short is left out.
 
