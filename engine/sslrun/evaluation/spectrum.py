@@ -12,7 +12,6 @@ as in training.
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslrun.contract import Batch
 from sslrun.data import Sequential, ViewGroup
 from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
-from sslrun.evaluation.features import BATCH, evenly, extract, require_finite, unit_rows
+from sslrun.evaluation.features import BATCH, evenly, pooled, require_finite, unit_rows
 from sslrun.evaluation.frozen_encoder import FrozenEncoder
 from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
@@ -158,14 +156,10 @@ def two_views(encoder: FrozenEncoder, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         views = encoder.views[:1] if group.num_views > 1 else encoder.views[:2]
     loader = encoder.loader(encoder.train, views, Sequential(len(encoder.train)))
     mine = ids[distributed.share(len(ids))]
-    sizes = []
-
-    def crops() -> Iterator[Batch]:
-        with contextlib.closing(loader.run([(0, mine[i : i + BATCH]) for i in range(0, len(mine), BATCH)])) as stream:
-            for batch in stream:
-                for crop in batch.crops()[:2]:
-                    sizes.append(len(crop))
-                    yield Batch([crop], batch.index, None)
-
-    parts = extract(encoder.backbone, crops(), encoder.device, encoder.bf16).split(sizes)
-    return torch.cat(parts[0::2]), torch.cat(parts[1::2])
+    first, second = [], []
+    with contextlib.closing(loader.run([(0, mine[i : i + BATCH]) for i in range(0, len(mine), BATCH)])) as stream:
+        for batch in stream:
+            one, other = (pooled(encoder.backbone, crop, encoder.bf16).cpu() for crop in batch.crops()[:2])
+            first.append(one)
+            second.append(other)
+    return torch.cat(first), torch.cat(second)
