@@ -38,5 +38,7 @@ class SimCLR(Method):
 
     def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
         images = batch.views[0] if len(batch.views) == 1 else torch.cat(batch.views)
+        if len(images) != 2 * len(batch.index):
+            raise ValueError(f"SimCLR compares 2 views of each image, not {len(images) // len(batch.index)}")
         embeddings: Tensor = self.neck(self.backbone(images)[-1])
         return Loss(self.head.between_views(embeddings), {"feature_std": feature_std(embeddings)})
