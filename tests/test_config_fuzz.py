@@ -177,7 +177,7 @@ def test_an_element_that_does_not_exist():
         ("model.backbone.out_indices=[2]", "model.neck: MoCoV2Neck takes 192 channels (in_channels), but is given 48"),
         (
             "data.views.0.num_views=1",
-            "data.views: 1 of each image (num_views, all groups together), but MoCo takes 2",
+            "data.views: 1 views of each image (num_views of all groups), but MoCo takes 2",
         ),
         ("global_batch=1000000000000000", "and a batch of at most 16,777,216"),
         ("model.neck.hid_channels=0", "hid_channels is 0, expected 1 or more"),

@@ -244,7 +244,7 @@ class TestDescribe:
 
     def test_a_modules_docstring_belongs_to_its_only_component(self):
         found = committed_schema()["$defs"]
-        assert found["methods.SwAV"]["x-docs"].startswith("SwAV: predict from one crop")
+        assert "SwAV: predict from one crop" in found["methods.SwAV"]["x-docs"]
         assert "x-docs" not in found["necks.LinearNeck"]
 
     def test_annotations_without_a_toml_form_accept_anything(self):

@@ -436,7 +436,7 @@ def test_a_state_that_is_damaged_or_of_another_evaluation_is_ignored(tmp_path, c
         caplog.clear()
         steps, loaded = found(identity)
         assert steps == 0 and not any(tensor.any() for tensor in loaded.values())
-        assert "beginning anew" in caplog.text
+        assert "starting over" in caplog.text
 
 
 @pytest.mark.parametrize(

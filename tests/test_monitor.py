@@ -161,7 +161,7 @@ def test_a_resume_with_other_monitors_ends_with_the_same_bits(tmp_path, images):
     rows = small_run.metrics(tmp_path / "resumed/small")
     assert training(rows) == small_run.timeless(straight)
     assert [row["step"] for row in rows if "probe/loss" in row] == [0, 3, 8, 9]
-    assert [row["step"] for row in rows if "drawing/value" in row] == [8, 9], "a monitor of one's own, from then on"
+    assert [row["step"] for row in rows if "drawing/value" in row] == [8, 9], "a user's monitor, from then on"
 
 
 def test_when_a_monitor_is_due():
@@ -292,7 +292,7 @@ def test_the_accuracy_of_the_probe():
 def test_fewer_held_out_images_than_a_batch_are_reported(tmp_path, images, capsys):
     recipe = small_run.write_recipe(tmp_path, images, steps=1)
     rows = run(recipe, tmp_path, "data.holdout=0.1", "monitor.loss_interval=1")
-    assert "the 8 held-out images fill a global batch of 16 only with some" in capsys.readouterr().err
+    assert "the 8 held-out images do not fill a global batch of 16" in capsys.readouterr().err
     assert math.isfinite(rows[0]["val/loss"])
 
 
@@ -330,7 +330,7 @@ def test_a_method_that_remembers_samples_has_no_held_out_loss(name, capsys):
 @pytest.mark.parametrize(
     ("monitor", "method", "message"),
     [
-        ("LabelAccuracy", "mocov2", "monitor.extra.0.interval is set, but MoCo learns no classes of labels"),
+        ("LabelAccuracy", "mocov2", "monitor.extra.0.interval is set, but MoCo does not learn from labels"),
         ("HeldOutLoss", "npid", "monitor.extra.0.interval is set, but NPID has no loss on images"),
     ],
 )

@@ -176,7 +176,7 @@ def test_rules_and_values_that_do_not_fit_are_refused_in_one_line(optimizer, wor
 
 
 def test_nothing_to_train_is_an_error():
-    with pytest.raises(UsageError, match="no parameter of the model is to be trained"):
+    with pytest.raises(UsageError, match="no parameter of the model requires a gradient"):
         SGD(lr=0.1).create(Network().requires_grad_(False).named_parameters())
 
 

@@ -78,7 +78,7 @@ def test_impossible_cuts_list_the_possible_ones():
     def choose(world_size: int = 1, **changes) -> Machine:
         return choose_machine(recipe(**changes), torch.device("cpu"), world_size, 1)
 
-    with pytest.raises(UsageError, match=r"cannot be dealt to 3 processes; possible numbers of processes: 1, 2, 4$"):
+    with pytest.raises(UsageError, match=r"cannot be split among 3 processes; possible numbers of processes: 1, 2, 4$"):
         choose(3)
     with pytest.raises(UsageError, match=r"global_batch 30 is not a multiple of data.samples_per_gpu 8; .*: 32$"):
         choose(batch=30)

@@ -71,7 +71,7 @@ def test_a_run_that_is_done_stays_so(recipe, tmp_path, capsys, total):
     rows = (run / "metrics.jsonl").read_bytes()
     capsys.readouterr()
     train(recipe, tmp_path, f"max_iters={total}", resume=True)
-    assert f"nothing is left to do: 6 steps are done, of {total}" in capsys.readouterr().err
+    assert f"nothing is left to do: 6 of {total} steps are done" in capsys.readouterr().err
     assert (run / "metrics.jsonl").read_bytes() == rows and saved(run)[-1] == 6
 
 

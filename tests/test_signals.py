@@ -13,7 +13,7 @@ from sslrun.runtime.signals import StopSignals
 
 ENGINE = Path(__file__).parent.parent / "engine"
 
-# A loop of short steps that saves, slowly, when it is told to stop.
+# A loop of short steps that saves, slowly, when a signal stops it.
 LOOP = """
 import sys, time
 from sslrun.runtime.signals import StopSignals

@@ -1,6 +1,6 @@
 """`sslrun eval finetune`: trains an encoder and a classifier together, and classifies the test images.
 
-The training is a run of its own in eval/ of the encoder's run folder; the same command continues it where it stopped.
+The training is a separate run in eval/ of the encoder's run folder; the same command continues it where it stopped.
 """
 
 import os
@@ -20,14 +20,14 @@ CURVE = ("step", "epoch", "wall_s", LOSS, RATE, "test/top1_pct", "test/top5_pct"
 
 
 def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory: Path) -> tuple[int, Results, Path]:
-    """Train, test, and write the result down.
+    """Trains, tests, and writes the result.
 
     Args:
         kind: name of the evaluation.
         config: how to fine-tune.
         saved: the encoder.
         command: the user's command line.
-        directory: where the run folder and the result go.
+        directory: folder of the run folder and of the result.
 
     Returns:
         The exit code; the results, empty unless the code is 0; and the file with the results, or the run folder.

@@ -1,4 +1,4 @@
-"""The training loop and the optimizer step. Set-up and saving are in `session.py`."""
+"""The training loop and the optimizer step. `session.py` sets up and saves runs."""
 
 import contextlib
 import functools
@@ -33,17 +33,17 @@ from sslrun.session import Run, build, prepare, save
 
 logger = logging.getLogger("sslrun")
 
-GC_INTERVAL = 500  # steps between two garbage collections; equal on all ranks, so that no rank waits for another's
+GC_INTERVAL = 500  # steps between two garbage collections, at the same steps on all ranks
 
 
 def run(config: Config, resume: str | None, command: str | None) -> int:
-    """Train by a recipe; returns the exit code.
+    """Trains a recipe; returns the exit code.
 
     Args:
         config: the recipe.
         resume: None refuses a run folder that holds a run, "" continues from the run's newest good checkpoint, a path
             continues from that checkpoint.
-        command: the user's command line without --resume, for the advice at the end; None for no advice.
+        command: the user's command line without --resume, for the advice printed at the end; None for no advice.
     """
     recipe = build(config)
     with StopSignals() as signals, contextlib.ExitStack() as stack:
@@ -59,7 +59,7 @@ def run(config: Config, resume: str | None, command: str | None) -> int:
 
 
 def dry_run(config: Config) -> str:
-    """The text of `--dry-run`: the plan of a run. It needs neither the data nor the run's hardware."""
+    """The text of `--dry-run`: the plan of a run. It needs neither the data nor the hardware of the run."""
     recipe = build(config)
     device = device_of(recipe, 0)
     try:
@@ -86,11 +86,11 @@ def train_step(
     progress: Progress,
     rates: list[float | None],
 ) -> tuple[dict[str, Tensor], bool]:
-    """One optimizer step from this rank's micro-batches.
+    """One optimizer step on this rank's micro-batches.
 
     Returns:
-        Metrics on the device, means over the micro-batches; and whether the step was applied (also True while the host
-        does not know yet, see `StepOutcome`).
+        Metrics on the device, means over the micro-batches; and whether the step was applied (True also while the host
+        does not know, see `StepOutcome`).
     """
     targets = executor.targets(batches, progress)
     losses = []
@@ -120,7 +120,7 @@ def joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _loop(run: Run, signals: StopSignals) -> int:
-    """Train from `run.step` to the end, or until a signal stops the run; returns the exit code."""
+    """Trains from `run.step` to the end, or until a signal stops the run; returns the exit code."""
     plan, recipe, executor, method = run.plan, run.recipe, run.executor, run.recipe.model
     meter = SpeedMeter(executor.device)
     vote = distributed.Vote(executor.device)
@@ -149,7 +149,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             if applied:
                 run.step_metrics.add(metrics)
             else:
-                logger.warning("step %d was left out: its loss or gradient was not finite", run.step)
+                logger.warning("step %d was skipped: its loss or gradient was not finite", run.step)
             meter.count(plan.global_batch)
             if run.log is not None:
                 run.log.tick(run.step)
@@ -170,7 +170,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
 
 
 def _stream(run: Run, previous: BatchStream | None) -> BatchStream:
-    """Batches from the run's step to the end of the run; to the end of the epoch if clusters decide what is drawn."""
+    """Batches from the run's step to the end of the run, or to the end of the epoch if the method draws clusters."""
     if previous is not None:
         previous.close()
     plan, last, method = run.plan, run.plan.total_steps, run.recipe.model
@@ -187,12 +187,12 @@ def _cursor(plan: Plan, first_step: int, last_step: int) -> Iterator[tuple[int, 
 
 
 def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
-    """Write one row of metrics, and check whether the run has collapsed."""
+    """Writes one row of metrics, and checks whether the run has collapsed."""
     means = run.step_metrics.read()
     loss, chance = means.pop("loss", math.nan), run.recipe.model.chance_loss()
     if run.log is not None:
         row = {LOSS: loss, RATE: rate, **{f"train/{name}": value for name, value in means.items()}}
-        for _, _, momentum in run.recipe.model.teachers(run.progress)[:1]:  # all teachers of a method have the same
+        for _, _, momentum in run.recipe.model.teachers(run.progress)[:1]:  # all teachers of a method have one momentum
             row["train/momentum"] = momentum
         if chance is not None:
             row["train/loss_of_chance"] = loss / chance
@@ -209,7 +209,7 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
 
 
 def _monitor(run: Run, meter: SpeedMeter) -> None:
-    """Write a row of the measurements that are due: before the first step, at the recipe's intervals, at the end."""
+    """Writes a row of the measurements that are due: before the first step, at their intervals, and at the end."""
     with meter.pausing():
         measured = run.monitors.measure(run.executor, run.progress)
     if measured and run.log is not None:
@@ -222,7 +222,7 @@ def _features(run: Run, module: torch.nn.Module) -> Tensor:
 
 
 def _print_advice(folder: Path, config: Config, command: str, code: int) -> None:
-    """Print where the results are and what to do next."""
+    """Prints where the results are and what to do next."""
     if code:
         print(f"stopped and saved in {folder}; continue with: {command} --resume")
         return

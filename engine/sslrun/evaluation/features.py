@@ -58,8 +58,8 @@ class FeatureExtractor:
     def extract_share(self, module: nn.Module, ids: np.ndarray) -> Tensor:
         """(n, D) fp32 on the CPU: features of this rank's share (`distributed.share`) of the (N,) ids.
 
-        All ranks call it, and it calls the module equally often on each: each call of a sharded module gathers its
-        parameters.
+        All ranks call it. It calls the module equally often on each rank, because each call of a sharded module is
+        collective.
         """
         mine = ids[distributed.share(len(ids))]
         most = -(-len(ids) // distributed.world_size())

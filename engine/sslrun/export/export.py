@@ -15,7 +15,7 @@ def format_called(word: str) -> ExportFormat:
     known = {name.lower(): cls for name, cls in sorted(ExportFormat.registry.items())}
     if word.lower() not in known:
         raise UsageError(
-            f"there is no export format called {word!r}; there are {', '.join(known)}; custom_imports adds one's own"
+            f"there is no export format called {word!r}; there are {', '.join(known)}; custom_imports adds your own"
         )
     format: ExportFormat = known[word.lower()]()
     return format

@@ -5,10 +5,10 @@ the S^2 cells of a query's map, whose positive is the key's cell with the most s
 whose negatives are a queue of pooled dense keys of other images. The total is (1 - lambda) global + lambda dense
 (eq. 4).
 
-The paper holds lambda at 0 for the first 1000 iterations; the published recipe does not, nor does this class unless
-`loss_lambda_start_iters` says so. As in MoCo, the key encoder sees the images of the whole global batch shuffled over
-the BatchNorm groups. Deviation: the momentum update runs after the step instead of before the next forward pass, which
-is the same sequence of weights.
+The paper keeps lambda at 0 for the first 1000 iterations; the published recipe does not, nor does this class by default
+(`loss_lambda_start_iters`). As in MoCo, the key encoder gets the images of the whole global batch shuffled over the
+BatchNorm groups. Deviation: the momentum update runs after the step instead of before the next forward pass, which
+gives the same sequence of weights.
 """
 
 import math
@@ -45,6 +45,8 @@ class Keys(NamedTuple):
 
 class DenseCL(Method):
     """MoCo v2 on whole images and, at the same time, on every cell of the feature map (arXiv 2011.09157).
+
+    It takes two views of each image.
 
     Args:
         backbone: the encoder to train.
@@ -121,7 +123,7 @@ class DenseCL(Method):
 def matched(features: Tensor, keys: Keys) -> Tensor:
     """(B, D, S^2): for each cell of the queries' feature maps (B, C, S, S), the dense key of the most similar cell."""
     with torch.autocast(features.device.type, enabled=False):  # rounded similarities would tie
-        # A query cell's length is the same for all key cells, so it need not be divided by.
+        # The length of a query cell is the same for all key cells and does not change the argmax.
         similarity = torch.einsum("bcq,bck->bqk", features.flatten(2).to(keys.cells.dtype), keys.cells)
     match = similarity.argmax(dim=2).unsqueeze(1)
     return keys.dense.gather(2, match.expand(-1, keys.dense.shape[1], -1))

@@ -1,11 +1,11 @@
 """MoCo and MoCo v2: contrastive learning with a queue of keys from a momentum encoder.
 
 He et al. 2020 (arXiv 1911.05722), algorithm 1; Chen et al. 2020 (arXiv 2003.04297) add the MLP projector, the blur and
-the cosine schedule, which the recipe states. The loss is eq. 1 of the first paper.
+the cosine schedule, which the recipe sets. The loss is eq. 1 of the first paper.
 
-The key encoder sees the images of the whole global batch shuffled over the BatchNorm groups (section 3.3 there:
+The key encoder gets the images of the whole global batch shuffled over the BatchNorm groups (section 3.3 there:
 "shuffling BN", `sslrun.nn.momentum.encode_shuffled`). Deviation: the momentum update runs after the step instead of
-before the next forward pass, which is the same sequence of weights.
+before the next forward pass, which gives the same sequence of weights.
 """
 
 import math
@@ -23,7 +23,9 @@ from sslrun.nn.queue_and_bank import Queue
 
 
 class MoCo(Method):
-    """Momentum contrast: a query finds its key, made by a momentum encoder, among a queue of others (arXiv 1911.05722).
+    """Momentum contrast: matches queries to keys of a momentum encoder, with a queue of negatives (arXiv 1911.05722).
+
+    It takes two views of each image. MoCo v2 (arXiv 2003.04297) is this class with the MoCoV2Neck.
 
     Args:
         backbone: the encoder to train.

@@ -1,4 +1,4 @@
-"""k-NN accuracy of the held-out images while training."""
+"""k-NN accuracy on the held-out images during training."""
 
 from sslrun.evaluation.knn import knn_top1
 from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
@@ -10,7 +10,7 @@ class KnnAccuracy(Monitor):
 
     Args:
         k: number of nearest training images that vote.
-        temperature: a vote weighs exp(cosine / temperature).
+        temperature: temperature of the votes; a vote weighs exp(cosine / temperature).
     """
 
     needs_held_out = True
