@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
 from photographs import jpeg, photographs
 from sslrun.data import pil_twins
@@ -36,7 +38,6 @@ from sslrun.data.transforms import (
     Solarization,
     Transform,
 )
-from sslrun.data.transforms.gaussian_blur import torchvision_blur
 from sslrun.data.views import ViewGroup
 
 
@@ -69,6 +70,18 @@ class Case:
         """The views of the photographs as torchvision makes them: on PIL images, blurs as its tensor version."""
         instead = {} if self.pils_blur else {GaussianBlur: blur_as_torchvision}
         return pil_twins.views(decoded(), groups, arguments, instead)
+
+
+def torchvision_blur(image: Image.Image, sigma: float) -> Image.Image:
+    """torchvision's tensor version: one two-dimensional kernel, reflected border, rounded once; 31 taps."""
+    reach = 15
+    distance = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    line = torch.exp(-0.5 * (distance / sigma) ** 2)
+    line = line / line.sum()
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[:, None].double()
+    x = F.pad(x, (reach,) * 4, mode="reflect")
+    x = F.conv2d(F.conv2d(x, line.view(1, 1, 1, -1)), line.view(1, 1, -1, 1))
+    return Image.fromarray(x[:, 0].round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def blur_as_torchvision(image: Any, numbers: Any) -> Any:

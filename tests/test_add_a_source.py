@@ -11,8 +11,13 @@ import pytest
 
 import small_run
 from documents import follow, write_files
-from sslrun.data import BadSamples, Fraction, Loader, Sequential, Subset, ViewGroup, split_holdout
+from sslrun.data.bad_samples import BadSamples
+from sslrun.data.loader import Loader
+from sslrun.data.order import Sequential
+from sslrun.data.sources.fraction import Fraction
+from sslrun.data.sources.subset import Subset, split_holdout
 from sslrun.data.transforms import Resize
+from sslrun.data.views import ViewGroup
 
 DOCUMENT = small_run.ROOT / "docs" / "add-a-source.md"
 

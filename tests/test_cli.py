@@ -80,6 +80,13 @@ def test_config_verbs_import_no_torch(words):
     assert done.returncode == 0, done.stderr
 
 
+def test_transforms_import_no_torch():
+    code = "import sys, sslrun.data.transforms; assert not {'torch', 'nvidia.dali'} & set(sys.modules), 'heavy imports'"
+    environment = {**os.environ, "PYTHONPATH": f"{small_run.ROOT}/engine"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_reads_no_schema():
     """The formats and evaluations that the help of `export` and `eval` lists are read when that help is printed."""
     code = "import sys; from sslrun.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"

@@ -23,7 +23,9 @@ from ranks import run_ranks
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.config.schema_reader import schema_of_parts
-from sslrun.data import ImageFolder, Source, Subset
+from sslrun.data.sources import Source
+from sslrun.data.sources.image_folder import ImageFolder
+from sslrun.data.sources.subset import Subset
 from sslrun.data.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Transform
 from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation import linear, partial_result

@@ -15,9 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sslrun.data import ImageFolder, Loader, Order, Sequential, ViewGroup
+from sslrun.data.loader import Loader
+from sslrun.data.order import Order, Sequential
 from sslrun.data.pipeline import Pipeline
+from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.transforms import ColorJitter, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
+from sslrun.data.views import ViewGroup
 
 NUM_IMAGES = 26
 
@@ -284,7 +287,10 @@ def test_process_ends_with_an_open_stream(source, ending):
         import itertools, signal, sys, time
         signal.signal(signal.SIGINT, signal.default_int_handler)
         import numpy as np
-        from sslrun.data import ImageFolder, Loader, Sequential, ViewGroup
+        from sslrun.data.loader import Loader
+        from sslrun.data.order import Sequential
+        from sslrun.data.sources.image_folder import ImageFolder
+        from sslrun.data.views import ViewGroup
         from sslrun.data.transforms import Resize
         source = ImageFolder({os.path.dirname(os.path.dirname(source.names[0]))!r})
         source.open()

@@ -10,9 +10,11 @@ import torch
 
 from sslrun.cli import main
 from sslrun.config import load
-from sslrun.data import Loader, Order, ViewGroup
-from sslrun.data.sources import ImageFolder
+from sslrun.data.loader import Loader
+from sslrun.data.order import Order
+from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.transforms import ColorJitter, Normalize, RandomResizedCrop
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.methods.moco import MoCo
 from sslrun.nn.heads import ContrastiveHead

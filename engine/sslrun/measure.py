@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sslrun.data import Source
+from sslrun.data.sources import Source
 from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import center_crop_like

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sslrun.data import resolve_augment
+from sslrun.data.loader import resolve_augment
 from sslrun.data.split import fallbacks, paths
 from sslrun.errors import UsageError
 from sslrun.nn.norm import converted_norms, group_norms, plain_norms

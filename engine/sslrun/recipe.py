@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sslrun.contract import Method
-from sslrun.data import DataConfig
+from sslrun.data.data_config import DataConfig
 from sslrun.errors import UsageError
 from sslrun.evaluation.eval_config import EvalConfig
 from sslrun.evaluation.monitors.config import MonitorConfig

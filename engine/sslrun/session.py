@@ -14,7 +14,10 @@ from torch import Tensor
 
 from sslrun.config import Config
 from sslrun.contract import Batch, Progress
-from sslrun.data import BadSamples, Loader, Order, Source
+from sslrun.data.bad_samples import BadSamples
+from sslrun.data.loader import Loader
+from sslrun.data.order import Order
+from sslrun.data.sources import Source
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, center_crop_like
 from sslrun.evaluation.monitors.monitors import Monitors

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sslrun.config import Config
 from sslrun.contract import Batch, Method, Progress
-from sslrun.data import Balanced, BatchStream, Order
+from sslrun.data.loader import BatchStream
+from sslrun.data.order import Balanced, Order
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.collapse import collapse_warning, guessing_warning
 from sslrun.nn.norm import RunningStatistics

@@ -92,8 +92,7 @@ class Survey:
         self.originals = np.full(count, -1, dtype=np.int64)
         self.owners = np.full(count, -1, dtype=np.int8)
         self._reasons = np.full(count, -1, dtype=np.int32)
-        self._numbers: dict[str, int] = {}  # each text once, however many images it is about
-        self._texts: list[str] = []
+        self._texts: dict[str, int] = {}  # each text once, with its number, however many images it is about
 
     def ids(self, verdict: Verdict) -> np.ndarray:
         """Ids of the images with a verdict, ascending."""
@@ -103,14 +102,11 @@ class Survey:
         """Enter a verdict and its reason."""
         self.verdicts[i] = verdict
         if reason:
-            if reason not in self._numbers:
-                self._numbers[reason] = len(self._texts)
-                self._texts.append(reason)
-            self._reasons[i] = self._numbers[reason]
+            self._reasons[i] = self._texts.setdefault(reason, len(self._texts))
 
     def reason(self, i: int) -> str:
         """Reason of an image's verdict; its height and width if there is none."""
-        return self._texts[self._reasons[i]] if self._reasons[i] >= 0 else "x".join(map(str, self.sizes[i]))
+        return list(self._texts)[self._reasons[i]] if self._reasons[i] >= 0 else "x".join(map(str, self.sizes[i]))
 
 
 def examine(surveys: Sequence[Survey], limits: Limits, workers: int, progress: Callable[[int], object]) -> bool:
@@ -256,7 +252,7 @@ def _inspect(file: IO[bytes], row: int, max_pixels: int, read: _Read) -> tuple[V
         if file.seek(0, os.SEEK_END) == 0:
             return Verdict.UNREADABLE, "the file is empty"
         file.seek(0)
-        height, width, _ = header(file)
+        height, width = header(file)
         read.sizes[row] = height, width
         if height * width > max_pixels:
             return Verdict.HUGE, ""

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from sslrun.data import Source
+from sslrun.data.sources import Source
 from sslrun.data.transforms import Transform
 from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation

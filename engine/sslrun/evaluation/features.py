@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.data import Loader, Sequential, Source, ViewGroup
-from sslrun.data.loader import Augment
+from sslrun.data.loader import Augment, Loader
+from sslrun.data.order import Sequential
+from sslrun.data.sources import Source
 from sslrun.data.transforms import CenterCrop, Resize, Transform
+from sslrun.data.views import ViewGroup
 from sslrun.errors import RunFailed
 from sslrun.runtime import distributed
 from sslrun.runtime.log import shown

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from sslrun.contract import Backbone
-from sslrun.data import Loader, Sampler, Source, ViewGroup
-from sslrun.data.loader import Augment
+from sslrun.data.loader import Augment, Loader
+from sslrun.data.order import Sampler
+from sslrun.data.sources import Source
 from sslrun.data.transforms import Transform
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.evaluation.features import BATCH, FeatureExtractor
 

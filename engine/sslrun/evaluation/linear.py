@@ -18,8 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslrun.data import Order, Source, ViewGroup, split_holdout
+from sslrun.data.order import Order
+from sslrun.data.sources import Source
+from sslrun.data.sources.subset import split_holdout
 from sslrun.data.transforms import Transform
+from sslrun.data.views import ViewGroup
 from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.feature_cache import FeatureCache, Normalization

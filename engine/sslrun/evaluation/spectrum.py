@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslrun.data import Sequential, ViewGroup
+from sslrun.data.order import Sequential
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import BATCH, evenly, pooled, require_finite, unit_rows

@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.contract import Batch
-from sslrun.data import Loader, Sequential, Source, ViewGroup
+from sslrun.data.loader import Loader
+from sslrun.data.order import Sequential
+from sslrun.data.sources import Source
 from sslrun.data.transforms import CenterCrop, Resize, Transform
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.evaluation.features import evenly, require_finite
 from sslrun.evaluation.frozen_encoder import FrozenEncoder

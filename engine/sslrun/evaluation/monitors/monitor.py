@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sslrun.config.component import Component
 from sslrun.contract import Backbone, Batch, Method, Progress
-from sslrun.data import Source
+from sslrun.data.sources import Source
 from sslrun.errors import UsageError
 from sslrun.evaluation.features import FeatureExtractor
 from sslrun.runtime import distributed
