@@ -10,7 +10,7 @@ from pathlib import Path
 from sslrun.config.load import composed
 from sslrun.evaluation.finetune_recipe import Finetune, recipe
 from sslrun.evaluation.frozen_encoder import labeled, labels
-from sslrun.measure import Results, described, keep, name_of, test_source, train_source
+from sslrun.measure import Results, described, keep, name_of, sources
 from sslrun.runtime import distributed
 from sslrun.runtime.run_files import LOSS, METRICS, RATE, rows
 from sslrun.saved import Saved
@@ -32,7 +32,7 @@ def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory:
     Returns:
         The exit code; the results, empty unless the code is 0; and the file with the results, or the run folder.
     """
-    train, test = labeled(train_source(saved.recipe), test_source(saved.recipe))
+    train, test = labeled(*sources(saved.recipe))
     name = name_of(kind, saved)
     tables = saved.config.values.get("eval", {})
     values = recipe(

@@ -110,10 +110,11 @@ def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
     config, ranks_on_node = recipe.eval, distributed.ranks_on_node()
     cores = cores_of_a_rank(ranks_on_node)
     torch.set_num_threads(recipe.engine.threads or cores)
+    train, test = sources(recipe)
     return FrozenEncoder(
         backbone=saved.backbone.to(device),
-        train=train_source(recipe),
-        test=test_source(recipe),
+        train=train,
+        test=test,
         transforms=config.transforms or recipe.monitor.transforms or center_crop_like(recipe.data.views[0]),
         views=recipe.data.views,
         device=device,
@@ -124,20 +125,17 @@ def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
     )
 
 
-def train_source(recipe: Recipe) -> Source:
-    """The opened source of the images that classifiers learn from."""
-    if recipe.eval.train is None:
-        return recipe.data.open()[0]
-    recipe.eval.train.open("eval.train")
-    return recipe.eval.train
-
-
-def test_source(recipe: Recipe) -> Source | None:
-    """The opened source of the images that are classified; None if there is none."""
-    if recipe.eval.test is None:
-        return recipe.data.open()[1]
-    recipe.eval.test.open("eval.test")
-    return recipe.eval.test
+def sources(recipe: Recipe) -> tuple[Source, Source | None]:
+    """The opened sources of the images that classifiers learn from, and of those that are classified (None if there are
+    none): eval.train and eval.test, else what the run trains on and what it holds out."""
+    train, test = recipe.eval.train, recipe.eval.test
+    for key, source in (("eval.train", train), ("eval.test", test)):
+        if source is not None:
+            source.open(key)
+    if train is None or test is None:
+        own_train, own_test = recipe.data.open()
+        train, test = own_train if train is None else train, own_test if test is None else test
+    return train, test
 
 
 def described(train: Source, test: Source | None) -> dict[str, Any]:
