@@ -1,38 +1,35 @@
-"""Checks of the numbers in a constructor's arguments."""
+"""Checks of the numbers in a constructor's arguments. Each raises ValueError for the first that is not as expected."""
 
 import math
+from collections.abc import Callable, Mapping
 
 
 def require_positive(**sizes: int) -> None:
-    """Raises ValueError for the first size below 1, since torch accepts layers of 0 channels."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}, expected 1 or more")
+    """Sizes of 1 or more: torch accepts layers of 0 channels."""
+    _require(sizes, lambda size: size >= 1, "1 or more")
 
 
 def require_not_negative(**values: float) -> None:
-    """Raises ValueError for the first value below 0."""
-    for name, value in values.items():
-        if value < 0:
-            raise ValueError(f"{name} is {value}, expected 0 or more")
+    """Numbers of 0 or more."""
+    _require(values, lambda value: value >= 0, "0 or more")
 
 
 def require_fraction(**values: float) -> None:
-    """Raises ValueError for the first value that is not 0 to 1."""
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}, expected 0 to 1")
+    """Numbers from 0 to 1."""
+    _require(values, lambda value: 0 <= value <= 1, "0 to 1")
 
 
 def require_rate(**rates: float) -> None:
-    """Raises ValueError for the first rate that is not 0 to below 1."""
-    for name, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ValueError(f"{name} is {rate}, expected 0 to below 1")
+    """Rates of dropout and the like, from 0 to below 1."""
+    _require(rates, lambda rate: 0 <= rate < 1, "0 to below 1")
 
 
 def require_temperature(**temperatures: float) -> None:
-    """Raises ValueError for the first temperature that is not a finite number above 0."""
-    for name, temperature in temperatures.items():
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"{name} is {temperature}, expected a finite number above 0")
+    """Finite numbers above 0."""
+    _require(temperatures, lambda temperature: 0 < temperature < math.inf, "a finite number above 0")
+
+
+def _require(values: Mapping[str, float], holds: Callable[[float], bool], expected: str) -> None:
+    for name, value in values.items():
+        if not holds(value):
+            raise ValueError(f"{name} is {value}, expected {expected}")
