@@ -452,6 +452,8 @@ def test_buffers_of_every_dtype_are_resumed_to_the_bit(capsys, tmp_path, images,
         assert straight == resumed, name
         assert straight != small_run.bits(buffer), f"{name} was never changed: the comparison says nothing"
 
-    code, _, err = small_run.call(capsys, recipe, "--work-dir", tmp_path / "bad", "--set", "model.bad_dtype=int4")
-    assert code == 2 and "model state 'table' has the dtype torch.int4: a checkpoint cannot store it" in err
+    for dry in ((), ("--dry-run",)):
+        words = (recipe, "--work-dir", tmp_path / "bad", "--set", "model.bad_dtype=int4", *dry)
+        code, _, err = small_run.call(capsys, *words)
+        assert code == 2 and "model state 'table' has the dtype torch.int4: a checkpoint cannot store it" in err
     assert not (tmp_path / "bad/small/metrics.jsonl").exists()

@@ -11,9 +11,8 @@ from torch import nn
 import small_run
 from ranks import run_ranks
 from sslrun.cli import main
-from sslrun.contract import Batch
 from sslrun.evaluation.collapse import collapse_warning, guessing_warning
-from sslrun.evaluation.features import FeatureExtractor, extract
+from sslrun.evaluation.features import FeatureExtractor, evaluating, pooled
 from sslrun.evaluation.knn import knn_grid, knn_predict, nearest
 from sslrun.evaluation.probe import linear_probe
 from sslrun.evaluation.spectrum import alignment, spectrum, uniformity
@@ -28,16 +27,16 @@ def test_features_are_pooled_and_the_network_is_in_training_mode_again():
 
     backbone = Doubler().train()
     images = torch.arange(2 * 3 * 2 * 2, dtype=torch.float32).view(2, 3, 2, 2)
-    batches = [Batch([images], torch.arange(2), None), Batch([images[:1]], torch.arange(1), None)]
-    features = extract(backbone, batches, torch.device("cpu"))
-    torch.testing.assert_close(features, torch.cat([images, images[:1]]).mean((2, 3)) * 2)
+    with evaluating(backbone):
+        torch.testing.assert_close(pooled(backbone, images), images.mean((2, 3)) * 2)
     assert backbone.training
 
 
 def test_each_submodule_gets_its_own_mode_back():
     backbone = nn.Sequential(nn.Identity().eval(), nn.Identity()).train()
     backbone[0].eval()
-    extract(backbone, [Batch([torch.ones(2, 3)], torch.arange(2), None)], torch.device("cpu"))
+    with evaluating(backbone):
+        assert not any(part.training for part in backbone.modules())
     assert [part.training for part in backbone.modules()] == [True, False, True]
 
 

@@ -95,6 +95,16 @@ def simsiam(tmp_path, images):
     return small_run.write_recipe(tmp_path, images, steps=5, model=SIMSIAM)
 
 
+def test_a_users_monitor_that_does_not_call_super_is_due_after_every_epoch():
+    class Alone(Monitor):
+        def __init__(self, margin: float = 1.0) -> None:
+            self.margin = margin
+
+    assert {key: each.interval for key, each in MonitorConfig(extra=[Alone()]).monitors().items()} == {
+        "extra.0.interval": 1
+    }
+
+
 def test_held_out_loss_equals_the_training_loss_on_the_same_images(tmp_path, images, simsiam):
     """The held-out images are the training images in the order of epoch 0, and the learning rate is 0.
 

@@ -130,7 +130,7 @@ def one_rank(compiled: bool) -> tuple[torch.Tensor, ...]:
     function = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
     y = function(mine)
     y.backward(upstream.chunk(distributed.world_size())[distributed.rank()])
-    RunningStatistics(layer).commit(distributed.all_reduce_mean_)
+    RunningStatistics(layer).commit()
     learned = [distributed.all_reduce_sum_(p.grad) for p in layer.parameters()]
     return y.detach(), mine.grad, *learned, layer.running_mean, layer.running_var
 

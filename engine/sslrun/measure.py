@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sslrun.data.sources import Source
-from sslrun.errors import RunFailed, UsageError
+from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import center_crop_like
 from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
@@ -19,7 +19,7 @@ from sslrun.evaluation.partial_result import PartialResult, digest
 from sslrun.plan import cores_of_a_rank, device_of, precision_of
 from sslrun.recipe import Recipe
 from sslrun.runtime import distributed
-from sslrun.runtime.durable import replace_file
+from sslrun.runtime.durable import replace_or_fail
 from sslrun.runtime.environment import environment
 from sslrun.runtime.log import start_logging
 from sslrun.runtime.signals import Stopped
@@ -101,11 +101,7 @@ def keep(path: Path, kind: str, saved: Saved, command: str, details: Results, re
         "environment": environment(),
         "results": results,
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
-    except OSError as error:
-        raise RunFailed(f"{path} could not be written: {error.strerror}") from error
+    replace_or_fail(path, (json.dumps(record, indent=1, default=str) + "\n").encode(), makes_folder=True)
 
 
 def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
@@ -114,10 +110,11 @@ def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
     config, ranks_on_node = recipe.eval, distributed.ranks_on_node()
     cores = cores_of_a_rank(ranks_on_node)
     torch.set_num_threads(recipe.engine.threads or cores)
+    train, test = sources(recipe)
     return FrozenEncoder(
         backbone=saved.backbone.to(device),
-        train=train_source(recipe),
-        test=test_source(recipe),
+        train=train,
+        test=test,
         transforms=config.transforms or recipe.monitor.transforms or center_crop_like(recipe.data.views[0]),
         views=recipe.data.views,
         device=device,
@@ -128,20 +125,17 @@ def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
     )
 
 
-def train_source(recipe: Recipe) -> Source:
-    """The opened source of the images that classifiers learn from."""
-    if recipe.eval.train is None:
-        return recipe.data.open()[0]
-    recipe.eval.train.open("eval.train")
-    return recipe.eval.train
-
-
-def test_source(recipe: Recipe) -> Source | None:
-    """The opened source of the images that are classified; None if there is none."""
-    if recipe.eval.test is None:
-        return recipe.data.open()[1]
-    recipe.eval.test.open("eval.test")
-    return recipe.eval.test
+def sources(recipe: Recipe) -> tuple[Source, Source | None]:
+    """The opened sources of the images that classifiers learn from, and of those that are classified (None if there are
+    none): eval.train and eval.test, else what the run trains on and what it holds out."""
+    train, test = recipe.eval.train, recipe.eval.test
+    for key, source in (("eval.train", train), ("eval.test", test)):
+        if source is not None:
+            source.open(key)
+    if train is None or test is None:
+        own_train, own_test = recipe.data.open()
+        train, test = own_train if train is None else train, own_test if test is None else test
+    return train, test
 
 
 def described(train: Source, test: Source | None) -> dict[str, Any]:

@@ -113,21 +113,26 @@ def choose_machine(
     Raises:
         UsageError: the parts of the model do not fit together, or the global batch cannot be divided in this way.
     """
-    engine = recipe.engine
-    _check_batch(recipe.global_batch, recipe.data.samples_per_gpu, world_size)
+    engine, group = recipe.engine, recipe.data.samples_per_gpu
+    _check_batch(recipe.global_batch, group, world_size)
     before = recorded or {}
     cores = cores_of_a_rank(ranks_on_node)
     cuda = device.type == "cuda"
     precision = before.get("precision") if engine.precision == "auto" else None
     precision = precision or precision_of(recipe, device)
     group_bytes = activation_bytes(recipe, precision)  # always called, since it checks that the model's parts fit
-    micro_batch = engine.micro_batch
-    if micro_batch == "auto":
-        per_rank = recipe.global_batch // world_size
-        micro_batch = before.get("micro_batch") or _largest_that_fits(
-            recipe, per_rank, device, group_bytes, ranks_on_node
+    per_rank = recipe.global_batch // world_size
+    groups = per_rank // group
+    possible = [group * n for n in range(1, groups + 1) if groups % n == 0]
+    micro_batch = before.get("micro_batch") if engine.micro_batch == "auto" else engine.micro_batch
+    if micro_batch is None:
+        fitting = group * max(1, int(_free_bytes(device, ranks_on_node) * MEMORY_SHARE // max(1, group_bytes)))
+        micro_batch = max(size for size in possible if size <= fitting)
+    if micro_batch not in possible:
+        raise UsageError(
+            f"engine.micro_batch is {micro_batch}, but {per_rank} samples per process in groups of "
+            f"data.samples_per_gpu {group} can be cut into: {', '.join(map(str, possible))}"
         )
-    _check_micro_batch(micro_batch, recipe.global_batch, recipe.data.samples_per_gpu, world_size)
     return Machine(
         device=device.type,
         precision=precision,
@@ -240,15 +245,11 @@ def augmentation_lines(recipe: Recipe, device: torch.device) -> list[tuple[str, 
     return lines
 
 
-def _largest_that_fits(
-    recipe: Recipe, per_rank: int, device: torch.device, group_bytes: int, ranks_on_node: int
-) -> int:
-    """The largest micro-batch whose activations fit into the free memory and that divides the rank's samples."""
-    group = recipe.data.samples_per_gpu
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes_of_host() // ranks_on_node
-    fitting = int(free * MEMORY_SHARE // max(1, group_bytes))
-    groups = per_rank // group
-    return group * max(n for n in range(1, groups + 1) if groups % n == 0 and n <= max(1, fitting))
+def _free_bytes(device: torch.device, ranks_on_node: int) -> int:
+    """Free memory for one process."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return _free_bytes_of_host() // ranks_on_node
 
 
 def _free_bytes_of_host() -> int:
@@ -276,13 +277,3 @@ def _check_batch(batch: int, group: int, world_size: int) -> None:
         f"global_batch {batch} in groups of data.samples_per_gpu {group} cannot be split among {world_size} processes; "
         f"possible numbers of processes: {', '.join(map(str, possible))}"
     )
-
-
-def _check_micro_batch(micro_batch: int, batch: int, group: int, world_size: int) -> None:
-    groups = batch // world_size // group
-    possible = [group * n for n in range(1, groups + 1) if groups % n == 0]
-    if micro_batch not in possible:
-        raise UsageError(
-            f"engine.micro_batch is {micro_batch}, but {batch // world_size} samples per process in groups of "
-            f"data.samples_per_gpu {group} can be cut into: {', '.join(map(str, possible))}"
-        )

@@ -32,11 +32,6 @@ def activation_bytes(recipe: Recipe, precision: str) -> int:
     Raises:
         UsageError: the parts of the model do not fit together.
     """
-    return _bytes_kept(recipe) // (2 if precision == "bf16" else 1)
-
-
-def _bytes_kept(recipe: Recipe) -> int:
-    """The same in float32."""
     group = recipe.data.samples_per_gpu
     kept: dict[int, Tensor] = {}  # by storage, so that views of one storage count once
     logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it also prints the errors that it raises
@@ -60,7 +55,8 @@ def _bytes_kept(recipe: Recipe) -> int:
             if isinstance(error, RuntimeError | ValueError) or _users_line(error) is None:
                 raise UsageError(trail.explain(error)) from error
             raise
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    in_float32 = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return in_float32 // (2 if precision == "bf16" else 1)
 
 
 class _Trail:

@@ -12,6 +12,7 @@ from sslrun.errors import UsageError
 from sslrun.plan import steps_per_epoch
 from sslrun.recipe import Recipe
 from sslrun.runtime import checkpoint
+from sslrun.runtime.run_files import CONFIG, run_folder_of
 from sslrun.session import build
 
 FILES = (".pth", ".safetensors")
@@ -69,10 +70,10 @@ def open_saved(
     if recipe is not None:
         raise UsageError(f"{path} is a run, which has its own recipe: --recipe is for files of weights")
     weights = checkpoint.find(path).resolve()
-    folder = weights.parent.parent
-    if weights.parent.name != "checkpoints" or not (folder / "config.toml").is_file():
-        raise UsageError(f"{weights} is not in a run folder, whose config.toml is the recipe of the weights")
-    config = load(folder / "config.toml", overrides, overlays=overlays)
+    folder = run_folder_of(weights)
+    if folder is None or not (folder / CONFIG).is_file():
+        raise UsageError(f"{weights} is not in a run folder, whose {CONFIG} is the recipe of the weights")
+    config = load(folder / CONFIG, overrides, overlays=overlays)
     tensors, state = checkpoint.load(weights)
     built = _built(config, weights, tensors["model"])
     step = state["step"]

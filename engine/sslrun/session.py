@@ -29,6 +29,7 @@ from sslrun.runtime import checkpoint, distributed
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
+from sslrun.runtime.run_files import ENVIRONMENT, MESSAGES
 from sslrun.runtime.run_folder import RunFolder
 from sslrun.runtime.safetensors_file import require_storable
 from sslrun.step_metrics import StepMetrics
@@ -51,6 +52,11 @@ class Run:
     log: RunLog | None
     step_metrics: StepMetrics
     step: int
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands: before the step `step`."""
+        return Progress(self.step, self.plan.total_steps, self.plan.steps_per_epoch, self.recipe.seed)
 
 
 def build(config: Config) -> Recipe:
@@ -152,8 +158,8 @@ def _open_folder(config: Config, recipe: Recipe, resume: str | None, stack: cont
     def open_it() -> None:
         path = Path(recipe.work_dir) / config.name
         folder = stack.enter_context(RunFolder(path, config.values, resume=resume is not None))
-        start_logging(0, folder.path / "log.txt", recipe.log.level)
-        folder.write_json("env.json", environment())
+        start_logging(0, folder.path / MESSAGES, recipe.log.level)
+        folder.write_json(ENVIRONMENT, environment())
         opened.append(folder)
 
     def record(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -289,8 +295,9 @@ def _restore(run: Run, path: Path | None) -> None:
         weights = checkpoint.load_weights(Path(run.recipe.load_from))
         if not run.recipe.load_strict:
             weights |= _teachers_weights(run, weights)
-        mismatch = run.executor.load_state(weights, strict=run.recipe.load_strict)
-        logger.info("weights from %s; %s", run.recipe.load_from, mismatch or "all of them fit")
+        mismatch = run.executor.load_state(weights, strict=run.recipe.load_strict, converts=True)
+        converted = ", converted to the model's" if mismatch.recast else ""
+        logger.info("weights from %s; %s%s", run.recipe.load_from, str(mismatch) or "all of them fit", converted)
 
 
 def _teachers_weights(run: Run, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -298,7 +305,7 @@ def _teachers_weights(run: Run, weights: Mapping[str, Tensor]) -> dict[str, Tens
     method = run.recipe.model
     names = {module: name for name, module in method.named_modules()}
     taken: dict[str, Tensor] = {}
-    for teacher, student, _ in method.teachers(Progress(0, run.plan.total_steps, run.plan.steps_per_epoch, 0)):
+    for teacher, student, _ in method.teachers(run.progress):
         if not any(name.startswith(f"{names[teacher]}.") for name in weights):
             own = {f"{names[teacher]}.{name}": f"{names[student]}.{name}" for name in student.state_dict()}
             taken |= {name: weights[students] for name, students in own.items() if students in weights}

@@ -26,8 +26,9 @@ from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
 from sslrun.randomness import Phase
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor
-from sslrun.runtime.log import LOSS, RATE, SpeedMeter
-from sslrun.runtime.run_files import rows
+from sslrun.runtime.log import SpeedMeter
+from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, rows
+from sslrun.runtime.safetensors_file import require_storable
 from sslrun.runtime.signals import PREEMPTED, StopSignals
 from sslrun.session import Run, build, prepare, save
 
@@ -70,6 +71,7 @@ def dry_run(config: Config) -> str:
             raise
         num_samples, note = recipe.data.source.nominal_size, f"as published; {error}"
     recipe.model.prepare(num_samples)
+    require_storable(recipe.model.state_dict())
     machine = choose_machine(recipe, device, distributed.world_size(), distributed.ranks_on_node())
     plan = make_plan(recipe, num_samples, machine, distributed.world_size())
     (epoch, positions), *_ = plan.positions(0, 0)
@@ -101,7 +103,7 @@ def train_step(
     applied = outcome.applied is not False
     if applied:
         following = replace(progress, step=progress.step + 1)  # the update after step t uses the schedule at t + 1
-        statistics.commit(distributed.all_reduce_mean_ if distributed.world_size() > 1 else None)
+        statistics.commit()
         executor.seed(progress, Phase.UPDATE)
         executor.rewrite(method.rewrites(following))
         executor.update_teachers(method.teachers(following))
@@ -131,7 +133,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             _monitor(run, meter)
         code = 0
         while run.step < plan.total_steps and not code:
-            progress = Progress(run.step, plan.total_steps, plan.steps_per_epoch, recipe.seed)
+            progress = run.progress
             if run.step % plan.steps_per_epoch == 0:
                 executor.seed(progress, Phase.EPOCH)
                 with meter.pausing():
@@ -191,8 +193,7 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
     loss, chance = means.pop("loss", math.nan), run.recipe.model.chance_loss()
     if run.log is not None:
         row = {LOSS: loss, RATE: rate, **{f"train/{name}": value for name, value in means.items()}}
-        progress = Progress(run.step, run.plan.total_steps, run.plan.steps_per_epoch, run.recipe.seed)
-        for _, _, momentum in run.recipe.model.teachers(progress)[:1]:  # all teachers of a method have one momentum
+        for _, _, momentum in run.recipe.model.teachers(run.progress)[:1]:  # all teachers of a method have one momentum
             row["train/momentum"] = momentum
         if chance is not None:
             row["train/loss_of_chance"] = loss / chance
@@ -210,9 +211,8 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
 
 def _monitor(run: Run, meter: SpeedMeter) -> None:
     """Writes a row of the measurements that are due: before the first step, at their intervals, and at the end."""
-    progress = Progress(run.step, run.plan.total_steps, run.plan.steps_per_epoch, run.recipe.seed)
     with meter.pausing():
-        measured = run.monitors.measure(run.executor, progress)
+        measured = run.monitors.measure(run.executor, run.progress)
     if measured and run.log is not None:
         run.log.write(run.step, measured)
 
@@ -227,8 +227,8 @@ def _print_advice(folder: Path, config: Config, command: str, code: int) -> None
     if code:
         print(f"stopped and saved in {folder}; continue with: {command} --resume")
         return
-    print(f"done: {folder} (metrics.jsonl, log.txt, checkpoints/)")
-    accuracies = [row["knn/top1_pct"] for _, row in rows(folder / "metrics.jsonl") if "knn/top1_pct" in row]
+    print(f"done: {folder} ({METRICS}, {MESSAGES}, {CHECKPOINTS}/)")
+    accuracies = [row[KNN] for _, row in rows(folder / METRICS) if KNN in row]
     if len(accuracies) > 1:
         print(f"k-NN on held-out images: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
     print(f"look at it:         bin/sslrun report {folder}")

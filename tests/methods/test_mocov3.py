@@ -103,7 +103,7 @@ def test_a_vision_transformer_keeps_its_patch_projection() -> None:
 
 def test_bad_arguments_are_named() -> None:
     backbone, neck = ResNet(18, base_width=4), NonLinearNeck(32, 12, 6)
-    with pytest.raises(ValueError, match="the predictor gives 5 channels, but the neck 6"):
+    with pytest.raises(ValueError, match=r"the head's predictor gives 5 channels .*, but the neck 6"):
         MoCoV3(backbone, neck, MoCoV3Head(NonLinearNeck(6, 12, 5)))
     with pytest.raises(ValueError, match=r"base_momentum is 1\.5, expected 0 to 1"):
         small(base_momentum=1.5)

@@ -294,7 +294,7 @@ def test_bad_arguments_are_named():
         assert message in str(caught.value)
     with pytest.raises(ValueError, match="feat_dim is 128, but the neck gives 4 channels"):
         SwAV(Mean(), NonLinearNeck(3, 5, 4), SwAVHead())
-    with pytest.raises(ValueError, match="cannot be negative"):
+    with pytest.raises(ValueError, match="queue_length is -1, expected 0 or more"):
         small(queue_length=-1)
     for crops, assigned in ((1, (0,)), (5, (0, 5))):
         with pytest.raises(ValueError, match=rf"data.views give {crops} crop"):

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sslrun.contract import Backbone
 from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation.features import FeatureExtractor, require_finite
 from sslrun.runtime import distributed
@@ -38,7 +39,7 @@ class FeatureCache:
     """
 
     def __init__(
-        self, extractor: FeatureExtractor, backbone: nn.Module, *, memory_gib: float, folder: str | None = None
+        self, extractor: FeatureExtractor, backbone: Backbone, *, memory_gib: float, folder: str | None = None
     ) -> None:
         source, self.device = extractor.source, extractor.device
         assert source.labels is not None

@@ -16,7 +16,7 @@ from sslrun.optim.optimizers import Optimizer
 from sslrun.optim.schedules import Schedule
 
 OPTIMIZER = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.05}
-NO_DECAY = {"match": r"(^|\.)(bn|norm|downsample\.1)|bias$|cls_token|pos_embed", "weight_decay": 0.0}
+NO_DECAY = {"kind": ["norm", "bias", "embedding"], "weight_decay": 0.0}
 SCHEDULE = {"policy": "CosineAnnealing", "by": "iter", "warmup": "linear", "warmup_iters": 100, "warmup_ratio": 1e-3}
 METHOD_KEYS = ("init_std", "label_smoothing", "mixup", "cutmix", "drop_path")
 

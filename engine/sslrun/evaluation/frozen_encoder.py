@@ -4,14 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sslrun.data.loader import Augment
+from sslrun.contract import Backbone
+from sslrun.data.loader import Augment, Loader
+from sslrun.data.order import Sampler
 from sslrun.data.sources import Source
 from sslrun.data.transforms import Transform
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
-from sslrun.evaluation.features import FeatureExtractor
+from sslrun.evaluation.features import BATCH, FeatureExtractor
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class FrozenEncoder:
         seed: the recipe's seed, for random draws.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     train: Source
     test: Source | None
     transforms: list[Transform]
@@ -52,6 +54,19 @@ class FrozenEncoder:
             augment=self.augment,
             num_threads=self.num_threads,
             has_bar=True,
+        )
+
+    def loader(self, source: Source, views: list[ViewGroup], sampler: Sampler) -> Loader:
+        """A loader of a source's images in views with random draws, at most BATCH samples at once."""
+        return Loader(
+            source,
+            views,
+            sampler=sampler,
+            seed=self.seed,
+            batch_size=BATCH,
+            device=self.device,
+            augment=self.augment,
+            num_threads=self.num_threads,
         )
 
     def features_share(self, source: Source, ids: np.ndarray | None = None) -> Tensor:

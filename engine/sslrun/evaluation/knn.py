@@ -23,6 +23,7 @@ from sslrun.evaluation.features import require_finite, unit_rows
 from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
 from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
+from sslrun.runtime.run_files import KNN
 
 AT_ONCE = 2**24  # 256 MiB
 BANK_PIECE = 4096  # rows; AT_ONCE then has room for as many queries, so that a bank on the host is copied rarely
@@ -75,7 +76,7 @@ class Knn(Evaluation):
             bank, bank_labels, queries, query_labels, ks=self.k, temperature=self.temperature, device=device
         )
         best = max(grid, key=lambda row: (row["top1_pct"], -row["k"]))
-        return {"knn/top1_pct": best["top1_pct"], "k": best["k"], "grid": grid}
+        return {KNN: best["top1_pct"], "k": best["k"], "grid": grid}
 
 
 @torch.no_grad()
@@ -139,24 +140,12 @@ def knn_top1(
 
 @torch.no_grad()
 def knn_predict(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    *,
-    k: int = 20,
-    temperature: float = 0.07,
-    device: torch.device | None = None,
-    at_once: int = AT_ONCE,
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, *, k: int = 20, temperature: float = 0.07
 ) -> Tensor:
     """(M,) int64 on the CPU: the predicted class of each query of all ranks; arguments are those of `knn_grid`."""
-    device = bank.device if device is None else device
-    bank_labels = bank_labels.to(device)
-    num_classes = int(bank_labels.max()) + 1
-    predicted = torch.zeros(len(queries), dtype=torch.long, device=device)
-    for rows, ids, cosines in _nearest(bank, queries, k, device, at_once, num_classes):
-        ((_, votes),) = _votes(bank_labels[ids], cosines, [k], temperature, num_classes)
-        predicted[rows] = votes.argmax(1)  # the first of equal votes
-    return distributed.all_gather_shares(predicted, _total(queries, device)).cpu()
+    ids, cosines = nearest(bank, queries, k)
+    ((_, votes),) = _votes(bank_labels.cpu()[ids], cosines, [k], temperature, int(bank_labels.max()) + 1)
+    return votes.argmax(1)  # the first of equal votes
 
 
 @torch.no_grad()
@@ -170,7 +159,7 @@ def nearest(
     """
     device = bank.device if device is None else device
     pieces = [(ids, cosines) for _, ids, cosines in _nearest(bank, queries, count, device, at_once)]
-    num_queries = _total(queries, device)
+    num_queries = distributed.total_rows(queries, device)
     ids, cosines = (distributed.all_gather_shares(torch.cat(part), num_queries).cpu() for part in zip(*pieces))  # noqa: B905
     return ids, cosines
 
@@ -192,7 +181,8 @@ def _nearest(
         at_once: as in `knn_grid`.
         width: number of values that the caller keeps per query.
     """
-    ranks, num_bank, num_queries = distributed.world_size(), _total(bank, device), _total(queries, device)
+    ranks = distributed.world_size()
+    num_bank, num_queries = (distributed.total_rows(each, device) for each in (bank, queries))
     first, most, count = distributed.share(num_bank).start, -(-num_queries // ranks), min(count, num_bank)
     step = min(BANK_PIECE, -(-num_bank // ranks), at_once)
     each = min(most, max(1, at_once // max(step, ranks * count, width) // ranks))  # queries of a rank in a piece
@@ -208,14 +198,6 @@ def _nearest(
             shares = distributed.all_gather_rows(best).view(ranks, ranks, each, count)[:, distributed.rank()]
             best = shares.transpose(0, 1).flatten(1).topk(count).values
         yield slice(start, start + len(mine)), *_read(best[: len(mine)])
-
-
-def _total(share: Tensor, device: torch.device) -> int:
-    """Number of rows in the shares of all ranks."""
-    total = int(distributed.all_reduce_sum_(torch.tensor(len(share), device=device)))
-    mine = distributed.share(total)
-    assert len(share) == mine.stop - mine.start, "not this rank's share of the rows"
-    return total
 
 
 def _keys(cosines: Tensor, first: int) -> Tensor:

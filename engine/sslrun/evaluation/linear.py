@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslrun.data.loader import Loader
 from sslrun.data.order import Order
 from sslrun.data.sources import Source
 from sslrun.data.sources.subset import split_holdout
@@ -263,13 +262,14 @@ class _Training:
         total = steps * config.epochs
         last_epoch = torch.zeros(len(settings), device=device)
         state = {**heads.state, **norm.state, "loss": last_epoch}
-        first = 0
-        if self.partial_result is not None and (first := self.partial_result.load(state)):
-            logger.info("linear: continuing after %d of %d steps, from %s", first, total, self.partial_result.path)
+        first, partial_result, signals = 0, self.partial_result, StopSignals()
+        if partial_result is not None and (first := partial_result.load(state)):
+            logger.info("linear: continuing after %d of %d steps, from %s", first, total, partial_result.path)
         reported_s = time.monotonic()
         vote = distributed.Vote(device)
         with contextlib.ExitStack() as stack:
-            signals = None if self.partial_result is None else stack.enter_context(StopSignals())
+            if partial_result is not None:
+                stack.enter_context(signals)
             batches = stack.enter_context(contextlib.closing(self._batches(ids, steps, first)))
             for step, (features, labels) in zip(range(first, total), batches, strict=False):
                 epoch, place = divmod(step, steps)
@@ -283,11 +283,9 @@ class _Training:
                     reported_s = time.monotonic()
                     least = last_epoch.nan_to_num(nan=math.inf).min().item() / steps
                     logger.info("linear: epoch %d of %d, loss %.4f", epoch + 1, config.epochs, least)
-                if (
-                    self.partial_result is not None and signals is not None and step + 1 < total
-                ):  # not after the last step: the rest takes little time
+                if partial_result is not None and step + 1 < total:  # after the last step little is left to do
                     code = vote.cast(signals.exit_code)
-                    self.partial_result.save(state, step + 1, now=code > 0)
+                    partial_result.save(state, step + 1, now=code > 0)
                     if code:
                         raise Stopped(code)
         return heads, norm, (last_epoch / steps).cpu()
@@ -306,16 +304,8 @@ class _Training:
     def _fresh(self, steps: int, first: int) -> Examples:
         assert self.config.transforms is not None
         encoder = self.encoder
-        loader = Loader(
-            self.fit_source,
-            [ViewGroup(num_views=1, transforms=self.config.transforms)],
-            sampler=Order(len(self.fit_source), encoder.seed),
-            seed=encoder.seed,
-            batch_size=BATCH,
-            device=encoder.device,
-            augment=encoder.augment,
-            num_threads=encoder.num_threads,
-        )
+        views = [ViewGroup(num_views=1, transforms=self.config.transforms)]
+        loader = encoder.loader(self.fit_source, views, Order(len(self.fit_source), encoder.seed))
         batch = self.config.global_batch
         share = distributed.share(batch)
         pieces = [np.arange(begin, min(begin + BATCH, share.stop)) for begin in range(share.start, share.stop, BATCH)]

@@ -12,9 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sslrun.errors import RunFailed
 from sslrun.runtime import distributed
-from sslrun.runtime.durable import replace_file
+from sslrun.runtime.durable import replace_or_fail
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +52,7 @@ class PartialResult:
             return
         host = {name: tensor.cpu() for name, tensor in tensors.items()}
         metadata = {"steps": str(steps), "digest": self._digest(host, steps)}
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path, save(host, metadata))
-        except OSError as error:
-            raise RunFailed(f"{self.path} could not be written: {error.strerror}") from error
+        replace_or_fail(self.path, save(host, metadata), makes_folder=True)
         self._saved_s = time.monotonic()
 
     def remove(self) -> None:

@@ -12,7 +12,6 @@ as in training.
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslrun.contract import Batch
-from sslrun.data.loader import Loader
 from sslrun.data.order import Sequential
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
-from sslrun.evaluation.features import BATCH, evenly, extract, require_finite, unit_rows
+from sslrun.evaluation.features import BATCH, evenly, pooled, require_finite, unit_rows
 from sslrun.evaluation.frozen_encoder import FrozenEncoder
 from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
@@ -139,7 +136,7 @@ def uniformity(features: Tensor, device: torch.device) -> float:
 
     Every rank gathers all N rows, fp32, and computes the distances from its own rows (n, D), in pieces.
     """
-    num_rows = int(distributed.all_reduce_sum_(torch.tensor(len(features), device=device)))
+    num_rows = distributed.total_rows(features, device)
     rows = distributed.all_gather_shares(unit_rows(features, device), num_rows)
     mine = distributed.share(num_rows)
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -163,25 +160,12 @@ def two_views(encoder: FrozenEncoder, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         views = [ViewGroup(num_views=2, transforms=group.transforms)]
     else:
         views = encoder.views[:1] if group.num_views > 1 else encoder.views[:2]
-    loader = Loader(
-        encoder.train,
-        views,
-        sampler=Sequential(len(encoder.train)),
-        seed=encoder.seed,
-        batch_size=BATCH,
-        device=encoder.device,
-        augment=encoder.augment,
-        num_threads=encoder.num_threads,
-    )
+    loader = encoder.loader(encoder.train, views, Sequential(len(encoder.train)))
     mine = ids[distributed.share(len(ids))]
-    sizes = []
-
-    def crops() -> Iterator[Batch]:
-        with contextlib.closing(loader.run([(0, mine[i : i + BATCH]) for i in range(0, len(mine), BATCH)])) as stream:
-            for batch in stream:
-                for crop in batch.crops()[:2]:
-                    sizes.append(len(crop))
-                    yield Batch([crop], batch.index, None)
-
-    parts = extract(encoder.backbone, crops(), encoder.device, encoder.bf16).split(sizes)
-    return torch.cat(parts[0::2]), torch.cat(parts[1::2])
+    first, second = [], []
+    with contextlib.closing(loader.run([(0, mine[i : i + BATCH]) for i in range(0, len(mine), BATCH)])) as stream:
+        for batch in stream:
+            one, other = (pooled(encoder.backbone, crop, encoder.bf16).cpu() for crop in batch.crops()[:2])
+            first.append(one)
+            second.append(other)
+    return torch.cat(first), torch.cat(second)

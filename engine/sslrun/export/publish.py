@@ -13,6 +13,7 @@ from sslrun.export.tensor_files import save_pth
 from sslrun.export.verify import same_bits
 from sslrun.runtime import checkpoint
 from sslrun.runtime.durable import sync_directory
+from sslrun.runtime.run_files import CHECKPOINTS, run_folder_of
 
 
 def publish(run: Path, directory: Path | None = None) -> Path:
@@ -32,17 +33,17 @@ def publish(run: Path, directory: Path | None = None) -> Path:
         RunFailed: the file could not be written, or did not read back as it was written; it was removed.
     """
     source = checkpoint.find(run)
-    parent = source.resolve().parent
-    if parent.name != "checkpoints":
-        raise UsageError(f"{source} is not in the checkpoints folder of a run, which has the name of its recipe")
+    folder = run_folder_of(source.resolve())
+    if folder is None:
+        raise UsageError(f"{source} is not in the {CHECKPOINTS} folder of a run, which has the name of its recipe")
     weights = checkpoint.load_weights(source)
-    directory = directory or parent.parent
+    directory = directory or folder
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{directory} cannot be written: {error.strerror}") from error
     day = time.strftime("%Y%m%d", time.gmtime(checkpoint.saved_at(source)))
-    path = _write(directory, f"{parent.parent.name}_{day}", weights)
+    path = _write(directory, f"{folder.name}_{day}", weights)
     difference = _difference(path, weights)
     if difference is not None:
         path.unlink()

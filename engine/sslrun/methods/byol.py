@@ -13,6 +13,7 @@ Accumulation restricts only SyncBN's statistics: they cover one micro-batch of a
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.argument_checks import require_fraction
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import LatentPredictHead
 from sslrun.nn.momentum import cosine_momentum, teacher_of
@@ -44,9 +45,7 @@ class BYOL(Method):
     ) -> None:
         super().__init__()
         head.check_fits(neck)
-        for name, momentum in (("base_momentum", base_momentum), ("end_momentum", end_momentum)):
-            if not 0 <= momentum <= 1:
-                raise ValueError(f"{name} is {momentum}, expected 0 to 1")
+        require_fraction(base_momentum=base_momentum, end_momentum=end_momentum)
         self.backbone, self.neck, self.head = backbone, neck, head
         self.target_backbone, self.target_neck = teacher_of(backbone), teacher_of(neck)
         self.base_momentum, self.end_momentum = base_momentum, end_momentum

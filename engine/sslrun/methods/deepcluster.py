@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress, Rewrite
 from sslrun.errors import UsageError
+from sslrun.nn.argument_checks import require_positive
 from sslrun.nn.clustering import balancing_weights, k_means, whitened
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import Embedder, Neck
@@ -60,8 +61,7 @@ class DeepCluster(Method):
         super().__init__()
         if not 1 <= pca_dim <= neck.out_channels:
             raise ValueError(f"pca_dim is {pca_dim}, expected 1 to {neck.out_channels}, the neck's out_channels")
-        if iterations < 1:
-            raise ValueError(f"iterations is {iterations}, expected 1 or more")
+        require_positive(iterations=iterations)
         self.backbone, self.neck, self.head = backbone, neck, head
         self.pca_dim, self.iterations, self.draws_clusters = pca_dim, iterations, uniform_sampling
         self.reweight, self.reweight_power = reweight, reweight_power

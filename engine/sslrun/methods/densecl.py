@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.argument_checks import require_fraction, require_not_negative
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
 from sslrun.nn.momentum import encode_shuffled, teacher_of
@@ -72,13 +73,9 @@ class DenseCL(Method):
         loss_lambda_start_iters: int = 0,
     ) -> None:
         super().__init__()
-        if feat_dim != neck.out_channels:
-            raise ValueError(f"feat_dim is {feat_dim}, but the neck gives {neck.out_channels} channels (out_channels)")
-        for name, value in (("momentum", momentum), ("loss_lambda", loss_lambda)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}, expected 0 to 1")
-        if loss_lambda_start_iters < 0:
-            raise ValueError(f"loss_lambda_start_iters is {loss_lambda_start_iters}, expected 0 or more")
+        neck.require_out_channels(feat_dim)
+        require_fraction(momentum=momentum, loss_lambda=loss_lambda)
+        require_not_negative(loss_lambda_start_iters=loss_lambda_start_iters)
         self.backbone, self.neck, self.head = backbone, neck, head
         self.key_backbone, self.key_neck = teacher_of(backbone), teacher_of(neck)
         self.queue, self.dense_queue = Queue(queue_len, feat_dim), Queue(queue_len, feat_dim)

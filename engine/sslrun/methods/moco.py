@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.argument_checks import require_fraction
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
 from sslrun.nn.momentum import encode_shuffled, teacher_of
@@ -49,10 +50,8 @@ class MoCo(Method):
         momentum: float = 0.999,
     ) -> None:
         super().__init__()
-        if feat_dim != neck.out_channels:
-            raise ValueError(f"feat_dim is {feat_dim}, but the neck gives {neck.out_channels} channels (out_channels)")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum}, expected 0 to 1")
+        neck.require_out_channels(feat_dim)
+        require_fraction(momentum=momentum)
         self.backbone, self.neck, self.head = backbone, neck, head
         self.key_backbone, self.key_neck = teacher_of(backbone), teacher_of(neck)
         self.queue = Queue(queue_len, feat_dim)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.argument_checks import require_fraction
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import MoCoV3Head
 from sslrun.nn.momentum import cosine_momentum, teacher_of
@@ -58,12 +59,8 @@ class MoCoV3(Method):
 
     def __init__(self, backbone: Backbone, neck: Neck, head: MoCoV3Head, base_momentum: float = 0.99) -> None:
         super().__init__()
-        if head.predictor.out_channels != neck.out_channels:
-            raise ValueError(
-                f"the predictor gives {head.predictor.out_channels} channels, but the neck {neck.out_channels}"
-            )
-        if not 0 <= base_momentum <= 1:
-            raise ValueError(f"base_momentum is {base_momentum}, expected 0 to 1")
+        head.check_fits(neck)
+        require_fraction(base_momentum=base_momentum)
         self.backbone, self.neck, self.head = backbone, neck, head
         self.key_backbone, self.key_neck = teacher_of(backbone), teacher_of(neck)
         self.base_momentum = base_momentum

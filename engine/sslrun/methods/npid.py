@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sslkernels import bank_nce
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.argument_checks import require_fraction, require_positive
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import Neck
@@ -57,12 +58,9 @@ class NPID(Method):
         ensure_neg: bool = False,
     ) -> None:
         super().__init__()
-        if feat_dim != neck.out_channels:
-            raise ValueError(f"feat_dim is {feat_dim}, but the neck gives {neck.out_channels} channels (out_channels)")
-        if neg_num < 1:
-            raise ValueError(f"neg_num is {neg_num}, expected at least 1")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum}, expected 0 to 1")
+        neck.require_out_channels(feat_dim)
+        require_positive(neg_num=neg_num)
+        require_fraction(momentum=momentum)
         self.backbone, self.neck, self.head = backbone, neck, head
         self.neg_num, self.feat_dim, self.momentum, self.ensure_neg = neg_num, feat_dim, momentum, ensure_neg
         self.bank_seed = int(torch.randint(2**62, ()))  # drawn here, where the run's seed has just been set

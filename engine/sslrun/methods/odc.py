@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress, Rewrite
 from sslrun.errors import UsageError
+from sslrun.nn.argument_checks import require_fraction, require_not_negative, require_positive
 from sslrun.nn.clustering import OnlineClusters, balancing_weights
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead
@@ -64,15 +65,12 @@ class ODC(Method):
         reweight_power: float = 0.5,
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum}, expected 0 to 1")
-        if min_cluster < 0:
-            raise ValueError(f"min_cluster is {min_cluster}, expected 0 or more")
-        if min(centroids_update_interval, deal_with_small_clusters_interval) < 1:
-            raise ValueError(
-                f"centroids_update_interval is {centroids_update_interval} and deal_with_small_clusters_interval "
-                f"{deal_with_small_clusters_interval}, expected 1 or more"
-            )
+        require_fraction(momentum=momentum)
+        require_not_negative(min_cluster=min_cluster)
+        require_positive(
+            centroids_update_interval=centroids_update_interval,
+            deal_with_small_clusters_interval=deal_with_small_clusters_interval,
+        )
         self.backbone, self.neck, self.head = backbone, neck, head
         self.momentum, self.min_cluster, self.reweight_power = momentum, min_cluster, reweight_power
         self.centroids_update_interval = centroids_update_interval

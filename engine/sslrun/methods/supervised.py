@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.argument_checks import require_not_negative, require_rate
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import pooled
@@ -75,11 +76,8 @@ class Supervised(Method):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value in (("label_smoothing", label_smoothing), ("drop_path", drop_path)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}, expected 0 to below 1")
-        if min(mixup, cutmix) < 0:
-            raise ValueError(f"mixup is {mixup} and cutmix {cutmix}, expected 0 (none) or more")
+        require_rate(label_smoothing=label_smoothing, drop_path=drop_path)
+        require_not_negative(mixup=mixup, cutmix=cutmix)
         self.backbone, self.classifier = backbone, ClsHead(backbone.num_features, num_classes, init_std)
         backbone.requires_grad_(True)
         self.num_classes = num_classes

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from sslkernels import sinkhorn_center, soft_cross_entropy
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress, Rewrite
+from sslrun.nn.argument_checks import require_not_negative, require_temperature
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
 from sslrun.nn.necks import Neck, pooled
@@ -73,9 +74,7 @@ class SwAVHead(Head):
         crops_for_assign: Sequence[int] = (0, 1),
     ) -> None:
         super().__init__()
-        for name, value in (("temperature", temperature), ("epsilon", epsilon)):
-            if not value > 0:
-                raise ValueError(f"{name} is {value}, expected a number above 0")
+        require_temperature(temperature=temperature, epsilon=epsilon)
         if num_prototypes < 2 or sinkhorn_iterations < 1:
             raise ValueError(
                 f"num_prototypes is {num_prototypes} and sinkhorn_iterations {sinkhorn_iterations}, "
@@ -153,12 +152,12 @@ class SwAV(Method):
         freeze_prototypes_iters: int = 0,
     ) -> None:
         super().__init__()
-        if head.feat_dim != neck.out_channels:
-            raise ValueError(
-                f"feat_dim is {head.feat_dim}, but the neck gives {neck.out_channels} channels (out_channels)"
-            )
-        if min(queue_length, epoch_queue_starts, freeze_prototypes_iters) < 0:
-            raise ValueError("queue_length, epoch_queue_starts and freeze_prototypes_iters cannot be negative")
+        neck.require_out_channels(head.feat_dim)
+        require_not_negative(
+            queue_length=queue_length,
+            epoch_queue_starts=epoch_queue_starts,
+            freeze_prototypes_iters=freeze_prototypes_iters,
+        )
         self.backbone, self.neck, self.head = backbone, neck, head
         self.epoch_queue_starts, self.freeze_prototypes_iters = epoch_queue_starts, freeze_prototypes_iters
         # A row holds the embeddings of all assigned crops of an image.

@@ -35,7 +35,7 @@ def whitened(features: Tensor, dim: int, device: torch.device) -> Tensor:
     channels = features.shape[1]
     if not 1 <= dim <= channels:
         raise ValueError(f"PCA to {dim} dimensions of features that have {channels}")
-    num_rows = _num_rows(features, device)
+    num_rows = distributed.total_rows(features, device)
     pieces = features.split(max(1, PIECE // channels))
     mean = torch.zeros(channels, dtype=torch.float64, device=device)
     for piece in pieces:
@@ -70,11 +70,10 @@ def k_means(rows: Tensor, num_clusters: int, generator: torch.Generator, iterati
     Returns:
         Centroids (K, D) and labels (N,) int64 of all rows, the same on every rank.
     """
-    num_rows = _num_rows(rows, rows.device)
+    num_rows = distributed.total_rows(rows, rows.device)
     if not 1 <= num_clusters <= num_rows:
         raise ValueError(f"cannot make {num_clusters} clusters of {num_rows} samples")
     mine = distributed.share(num_rows)
-    assert len(rows) == mine.stop - mine.start, "not this rank's share of the rows"
     chosen = torch.randperm(num_rows, generator=generator)[:num_clusters]
     here = ((chosen >= mine.start) & (chosen < mine.stop)).nonzero().flatten()
     centroids = rows.new_zeros(num_clusters, rows.shape[1])
@@ -130,11 +129,6 @@ def _split_for_empty(centroids: Tensor, counts: Tensor) -> None:
         sizes[largest] -= sizes[empty]
         centroids[empty] = centroids[largest] * apart
         centroids[largest] *= 2 - apart
-
-
-def _num_rows(share: Tensor, device: torch.device) -> int:
-    """The number of rows in the shares of all ranks."""
-    return int(distributed.all_reduce_sum_(torch.tensor(len(share), device=device)))
 
 
 class OnlineClusters(nn.Module):

@@ -1,6 +1,5 @@
 """Heads: losses with their hyper-parameters."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from sslkernels import batch_nce, info_nce, nt_xent
 from sslrun.config.component import Component
+from sslrun.nn.argument_checks import require_not_negative, require_temperature
 from sslrun.nn.necks import Neck, pooled
 from sslrun.runtime.distributed import all_reduce_mean_with_gradient, group
 
@@ -26,8 +26,7 @@ class ContrastiveHead(Head):
 
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature is {temperature}, expected a finite number above 0")
+        require_temperature(temperature=temperature)
         self.temperature = temperature
 
     def forward(self, queries: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +101,25 @@ class ClsHead(Head):
         ]
 
 
-class MoCoV3Head(Head):
+class PredictorHead(Head, listed=False):
+    """A predictor on top of the neck, and a loss of its output.
+
+    Attributes:
+        predictor: network from an embedding to a prediction of the same dimension.
+    """
+
+    predictor: Neck
+
+    def check_fits(self, neck: Neck) -> None:
+        """Raise ValueError if predictions and embeddings have different dimensions."""
+        if self.predictor.out_channels != neck.out_channels:
+            raise ValueError(
+                f"the head's predictor gives {self.predictor.out_channels} channels (out_channels), "
+                f"but the neck {neck.out_channels}"
+            )
+
+
+class MoCoV3Head(PredictorHead):
     """A predictor, and InfoNCE of its output against the keys of the batch (Chen, Xie & He 2021, arXiv 2104.02057,
     algorithm 1).
 
@@ -113,8 +130,7 @@ class MoCoV3Head(Head):
 
     def __init__(self, predictor: Neck, temperature: float = 1.0) -> None:
         super().__init__()
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature is {temperature}, expected a finite number above 0")
+        require_temperature(temperature=temperature)
         self.predictor, self.temperature = predictor, temperature
 
     def forward(self, projections: Tensor, keys: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +150,7 @@ class MoCoV3Head(Head):
         return 2 * self.temperature * batch_nce(queries, keys, own, self.temperature), queries
 
 
-class LatentPredictHead(Head):
+class LatentPredictHead(PredictorHead):
     """A predictor, and the negative cosine similarity between its output and the other view's embedding.
 
     The other view's embedding gets no gradient (Grill et al. 2020, arXiv 2006.07733, eq. 2, without its constant; Chen
@@ -147,14 +163,6 @@ class LatentPredictHead(Head):
     def __init__(self, predictor: Neck) -> None:
         super().__init__()
         self.predictor = predictor
-
-    def check_fits(self, neck: Neck) -> None:
-        """Raise ValueError if predictions and embeddings have different dimensions."""
-        if self.predictor.out_channels != neck.out_channels:
-            raise ValueError(
-                f"the head's predictor gives {self.predictor.out_channels} channels (out_channels), "
-                f"but the neck {neck.out_channels}"
-            )
 
     def forward(self, embeddings: Tensor, targets: Tensor) -> Tensor:
         """-cos(predictor(embeddings), targets), mean over the rows: -1 for equal directions, 0 for unrelated ones.
@@ -182,8 +190,7 @@ class LatentCrossCorrelationHead(Head):
 
     def __init__(self, lambd: float = 0.0051) -> None:
         super().__init__()
-        if lambd < 0:
-            raise ValueError(f"lambd is {lambd}, expected 0 or more")
+        require_not_negative(lambd=lambd)
         self.lambd = lambd
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:

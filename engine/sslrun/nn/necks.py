@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from sslrun.config.component import Component
 from sslrun.contract import Backbone
+from sslrun.nn.argument_checks import require_positive, require_rate
 from sslrun.nn.norm import BN, Norm, SyncBN
-from sslrun.nn.sizes import require_positive
 
 
 class Neck(nn.Module, Component, kind="necks"):
@@ -17,6 +17,11 @@ class Neck(nn.Module, Component, kind="necks"):
     """
 
     out_channels: int
+
+    def require_out_channels(self, feat_dim: int) -> None:
+        """Raise ValueError if the embeddings do not have `feat_dim` dimensions."""
+        if feat_dim != self.out_channels:
+            raise ValueError(f"feat_dim is {feat_dim}, but the neck gives {self.out_channels} channels (out_channels)")
 
     def forward(self, features: Tensor) -> Tensor:
         raise NotImplementedError
@@ -182,8 +187,7 @@ class ODCNeck(Neck):
     ) -> None:
         super().__init__()
         require_positive(in_channels=in_channels, hid_channels=hid_channels, out_channels=out_channels)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}, expected 0 to below 1")
+        require_rate(dropout=dropout)
         self.hid_channels, self.out_channels, self.dropout = hid_channels, out_channels, dropout
         self.fc0 = nn.Linear(in_channels, hid_channels)
         self.bn0 = (norm_cfg or SyncBN(momentum=0.001, affine=False)).layer(hid_channels)
@@ -215,8 +219,7 @@ class RelativeLocNeck(Neck):
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.5, norm_cfg: Norm | None = None) -> None:
         super().__init__()
         require_positive(in_channels=in_channels, out_channels=out_channels)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}, expected 0 to below 1")
+        require_rate(dropout=dropout)
         self.out_channels, self.dropout = out_channels, dropout
         self.fc = nn.Linear(2 * in_channels, out_channels)
         self.bn = (norm_cfg or BN(momentum=0.003)).layer(out_channels)

@@ -13,12 +13,9 @@ torch's own BatchNorm layers in a user's network become such layers when the mod
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.distributed._functional_collectives as functional_collectives
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,7 +23,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from sslrun.config.component import Component
 from sslrun.errors import UsageError
-from sslrun.runtime.distributed import world_size
+from sslrun.runtime.distributed import all_reduce_mean_, rank_mean, world_size
 
 # Subclasses of torch's layers whose forward normalizes and then calls these members in turn.
 CALLED_AFTER = {"timm.layers.norm_act.BatchNormAct2d": ("drop", "act")}
@@ -78,12 +75,7 @@ class GroupBatchNorm(nn.Module):
         one_pass: (2C + 1,) zeros, and a 1 for the number of passes.
     """
 
-    num_features: int
-    eps: float
     momentum: float | None
-    sync: bool
-    group_size: int
-    num_groups: int
     weight: Tensor | None
     bias: Tensor | None
     running_mean: Tensor | None
@@ -196,8 +188,8 @@ class _SyncBatchNorm(torch.autograd.Function):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         local_var, local_mean = torch.var_mean(wide, _axes(x), correction=0)
         # Means of deviations, not of squares, so nothing cancels. All ranks have the same number of rows.
-        mean = _rank_mean(local_mean)
-        var = _rank_mean(local_var + (local_mean - mean).square())
+        mean = rank_mean(local_mean)
+        var = rank_mean(local_var + (local_mean - mean).square())
         scale = torch.rsqrt(var + eps)
         ctx.save_for_backward(x, weight, mean, scale)
         ctx.has_bias = bias is not None
@@ -215,15 +207,10 @@ class _SyncBatchNorm(torch.autograd.Function):
         unit = (x.to(mean.dtype) - _per_channel(mean, x)) * _per_channel(scale, x)
         d_bias, d_weight = dy.sum(_axes(x)), (dy * unit).sum(_axes(x))
         count = x.numel() // x.shape[1]
-        mean_dy, mean_dy_unit = _rank_mean(torch.stack([d_bias, d_weight]) / count).unbind()
+        mean_dy, mean_dy_unit = rank_mean(torch.stack([d_bias, d_weight]) / count).unbind()
         dx = dy - _per_channel(mean_dy, x) - unit * _per_channel(mean_dy_unit, x)
         dx = dx * _per_channel(scale if weight is None else scale * weight, x)
         return dx.to(x.dtype), None if weight is None else d_weight, d_bias if ctx.has_bias else None, None
-
-
-def _rank_mean(x: Tensor) -> Tensor:
-    assert dist.group.WORLD is not None, "ranks have not met"
-    return functional_collectives.all_reduce(x, "sum", dist.group.WORLD) / world_size()
 
 
 def _axes(x: Tensor) -> list[int]:
@@ -349,19 +336,15 @@ class RunningStatistics:
         self._is_averaged = torch.tensor(averaged, device=first.device) if any(averaged) else None
 
     @torch.no_grad()
-    def commit(self, all_reduce_mean_: Callable[[list[Tensor]], None] | None = None) -> None:
+    def commit(self) -> None:
         """Updates the running statistics with the mean over groups, micro-batches and ranks of this step.
 
-        Layers without a forward pass since the last call do not change.
-
-        Args:
-            all_reduce_mean_: averages tensors over ranks in place.
+        All ranks call it. Layers without a forward pass since the last call do not change.
         """
         if not self.layers:
             return
         sums = torch.cat([layer.pending for layer in self.layers])
-        if all_reduce_mean_ is not None:
-            all_reduce_mean_([sums])
+        all_reduce_mean_([sums])
         passes = sums[self._passes_at]
         has_run = passes > 0
         means = sums / passes.clamp(min=1)[self._layer_at]

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslrun.nn.argument_checks import require_fraction
+
 
 class Queue(nn.Module):
     """First-in-first-out store of K normalized rows (He et al. 2020, arXiv 1911.05722, section 3.2).
@@ -61,8 +63,7 @@ class Bank(nn.Module):
         super().__init__()
         if length < 1 or dim < 1:
             raise ValueError(f"a bank of {length} x {dim} rows is empty")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum}, expected 0 to 1")
+        require_fraction(momentum=momentum)
         self.momentum = momentum
         self.register_buffer("rows", F.normalize(torch.randn(length, dim, generator=generator), dim=1))
 

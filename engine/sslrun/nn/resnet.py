@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone
+from sslrun.nn.argument_checks import require_positive
 from sslrun.nn.norm import BN, GroupBatchNorm, Norm, group_norms
-from sslrun.nn.sizes import require_positive
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 

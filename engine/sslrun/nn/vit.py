@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone
-from sslrun.nn.sizes import require_positive
+from sslrun.nn.argument_checks import require_positive
 
 # width D, blocks, heads; MoCo v3's small one has 12 heads, not 6.
 SIZES = {"tiny": (192, 12, 12), "small": (384, 12, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}

@@ -72,11 +72,9 @@ class Optimizer(Component, kind="optimizers"):
         devices = {parameter.device.type for group in groups for _, parameter in group["params"]}
         fused = {"fused": True} if self.fusible and devices <= {"cpu", "cuda"} else {}
         try:
-            optimizer = self.build(groups, **fused)
+            return self.build(groups, **fused)
         except ValueError as error:
             raise UsageError(f"optimizer: {error}") from error
-        optimizer.register_load_state_dict_post_hook(_lay_out_like_parameters)
-        return optimizer
 
     def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
         """The torch optimizer of groups in which every option is set."""
@@ -137,15 +135,3 @@ class LARS(Optimizer):
 
     def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
         return lars.LARS(groups, **super().options(), **kwargs)
-
-
-def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Gives optimizer state the memory layout of its parameter after a load.
-
-    Tensors in a checkpoint are contiguous, but a network may be channels-last. torch's fused updates on the CPU assume
-    equal strides of parameter, gradient and state, and are silently wrong otherwise.
-    """
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

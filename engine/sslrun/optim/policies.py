@@ -1,6 +1,6 @@
 """The learning-rate policies of the `[lr]` table: those of mmcv, with its arithmetic.
 
-Each is a function of the step alone. `at` is in optimizer steps; with by = "epoch" it is the first step of the epoch.
+Each is a function of the step alone; arguments are those of `Schedule.regular`.
 """
 
 import math
@@ -17,7 +17,7 @@ Anneal = Literal["cos", "linear"]
 class Constant(Schedule):
     """The base learning rate throughout the run."""
 
-    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+    def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
         return base
 
 
@@ -45,8 +45,7 @@ class Step(Schedule):
             raise UsageError("step must list epochs, iterations or fractions of the run, all above 0")
         _not_negative(gamma=self.gamma, min_lr=self.min_lr)
 
-    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
-        unit = self.unit(steps_per_epoch)
+    def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
         if isinstance(self.step, int):
             passed = at // (self.step * unit)
         else:
@@ -68,8 +67,8 @@ class Exp(Schedule):
         super().__post_init__()
         _not_negative(gamma=self.gamma)
 
-    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
-        return base * self.gamma ** (at / self.unit(steps_per_epoch))
+    def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
+        return base * self.gamma ** (at / unit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +87,8 @@ class Inv(Schedule):
         super().__post_init__()
         _not_negative(gamma=self.gamma, power=self.power)
 
-    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
-        return base * (1 + self.gamma * at / self.unit(steps_per_epoch)) ** -self.power
+    def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
+        return base * (1 + self.gamma * at / unit) ** -self.power
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +129,7 @@ class Poly(Annealing):
         if not self.power > 0:
             raise UsageError(f"power must be above 0, not {self.power}")
 
-    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+    def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
         end = self.end(base)
         return end + (base - end) * (1 - min(at / total_steps, 1.0)) ** self.power
 
@@ -139,7 +138,7 @@ class Poly(Annealing):
 class CosineAnnealing(Annealing):
     """Half a cosine from the base learning rate to the last one, over the whole run."""
 
-    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+    def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
         return _anneal("cos", base, self.end(base), at / total_steps)
 
 
@@ -159,8 +158,7 @@ class FlatCosineAnnealing(Annealing):
         if not 0 <= self.start_percent < 1:
             raise UsageError(f"start_percent is a fraction of the run, from 0 to below 1, not {self.start_percent}")
 
-    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
-        unit = self.unit(steps_per_epoch)
+    def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
         start = round(total_steps / unit * self.start_percent) * unit
         return base if at < start else _anneal("cos", base, self.end(base), _part(at, start, total_steps))
 
@@ -188,11 +186,10 @@ class CosineRestart(Annealing):
                 "each period needs one weight"
             )
 
-    def reach(self, steps_per_epoch: int) -> int:
-        return sum(self.periods) * self.unit(steps_per_epoch)
+    def reach(self, unit: int) -> int:
+        return sum(self.periods) * unit
 
-    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
-        unit = self.unit(steps_per_epoch)
+    def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
         weights = self.restart_weights or [1.0] * len(self.periods)
         begin, end = 0, self.end(base)
         for period, weight in zip(self.periods, weights, strict=True):
@@ -233,7 +230,7 @@ class Cyclic(Schedule):
         if not 0 < self.gamma <= 1:
             raise UsageError(f"gamma must be above 0 and at most 1, not {self.gamma}")
 
-    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+    def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
         ratios = self.target_ratio
         top, bottom = ratios if isinstance(ratios, tuple) else (ratios, ratios / 1e5)
         length = max(total_steps // self.cyclic_times, 1)  # steps left over begin one more cycle, as in mmcv
@@ -277,10 +274,10 @@ class OneCycle(Schedule):
                 f"div_factor is {self.div_factor} and final_div_factor {self.final_div_factor}, expected both above 0"
             )
 
-    def reach(self, steps_per_epoch: int) -> int | None:
+    def reach(self, unit: int) -> int | None:
         return self.total_steps
 
-    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
+    def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
         total = self.total_steps or total_steps
         first = base / self.div_factor
         last = first / self.final_div_factor

@@ -54,23 +54,31 @@ class Schedule(Component, kind="schedules", tag="policy"):
             steps_per_epoch: optimizer steps per epoch.
             total_steps: optimizer steps of the whole run.
         """
-        at = step if self.by == "iter" else step // steps_per_epoch * steps_per_epoch
+        unit = self._unit(steps_per_epoch)
+        at = step // unit * unit
         warmup_steps, skipped = self._warmup_steps(steps_per_epoch)
-        regular = self.regular(base, max(at - skipped, 0), steps_per_epoch, max(total_steps - skipped, 1))
+        regular = self.regular(base, max(at - skipped, 0), unit, max(total_steps - skipped, 1))
         return regular if step >= warmup_steps else regular * self._warmup_factor(step / warmup_steps)
 
-    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
-        """The policy without warm-up, at step `at` (with by = "epoch": the first step of the current epoch)."""
+    def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
+        """The policy without warm-up.
+
+        Args:
+            base: as for `value`.
+            at: optimizer steps done; with by = "epoch" those before the current epoch.
+            unit: optimizer steps in the unit of `by`.
+            total_steps: optimizer steps of the policy.
+        """
         raise NotImplementedError
 
-    def reach(self, steps_per_epoch: int) -> int | None:
-        """Number of steps that the policy is defined for; None if it has no end."""
+    def reach(self, unit: int) -> int | None:
+        """Number of steps that the policy is defined for; None if it has no end. `unit` as for `regular`."""
         return None
 
     def check(self, steps_per_epoch: int, total_steps: int) -> None:
         """Raise UsageError if the policy ends before the run does."""
         _, skipped = self._warmup_steps(steps_per_epoch)
-        reach, length = self.reach(steps_per_epoch), total_steps - skipped
+        reach, length = self.reach(self._unit(steps_per_epoch)), total_steps - skipped
         if reach is not None and reach < length:
             raise UsageError(
                 f"lr: {type(self).__name__} ends after {reach} steps ({reach / steps_per_epoch:g} epochs), but has to "
@@ -91,7 +99,7 @@ class Schedule(Component, kind="schedules", tag="policy"):
                 return self.warmup_ratio ** (1 - fraction)
         return 1 - (1 - fraction) * (1 - self.warmup_ratio)
 
-    def unit(self, steps_per_epoch: int) -> int:
+    def _unit(self, steps_per_epoch: int) -> int:
         """Steps in the unit of `by`."""
         return steps_per_epoch if self.by == "epoch" else 1
 

@@ -2,6 +2,7 @@
 
 from sslrun.evaluation.knn import knn_top1
 from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
+from sslrun.runtime.run_files import KNN
 
 
 class KnnAccuracy(Monitor):
@@ -30,4 +31,4 @@ class KnnAccuracy(Monitor):
             temperature=self.temperature,
             device=bank.device,
         )
-        return {"knn/top1_pct": top1_pct}
+        return {KNN: top1_pct}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sslrun.config.component import Component
-from sslrun.contract import Batch, Method, Progress
+from sslrun.contract import Backbone, Batch, Method, Progress
 from sslrun.data.sources import Source
 from sslrun.errors import UsageError
 from sslrun.evaluation.features import FeatureExtractor
@@ -32,7 +32,7 @@ class ImageSet:
         backbone: the network under training.
     """
 
-    def __init__(self, extractor: FeatureExtractor, ids: np.ndarray, backbone: nn.Module) -> None:
+    def __init__(self, extractor: FeatureExtractor, ids: np.ndarray, backbone: Backbone) -> None:
         self.extractor, self.ids, self.backbone = extractor, ids, backbone
 
     @property
@@ -111,6 +111,8 @@ class Monitor(Component, kind="monitors"):
 
     needs_labels: ClassVar[bool] = False
     """Whether it reads labels. A source without labels is then an error."""
+
+    interval: int = 1  # of a subclass whose __init__ does not set it
 
     def __init__(self, interval: int = 1) -> None:
         if interval < 0:
