@@ -21,7 +21,10 @@ RENAMED: dict[Key, str] = {
     ("log_level",): "is written log.level",
     ("optimizer_config",): "is gone: gradient clipping is optimizer.grad_clip",
     ("optimizer_config", "grad_clip"): "is written optimizer.grad_clip",
-    ("optimizer", "paramwise_options"): "is written [[optimizer.paramwise]], each with match (a regular expression)",
+    (
+        "optimizer",
+        "paramwise_options",
+    ): "is written [[optimizer.paramwise]], each with kind (norms, biases, embeddings) or match (a regular expression)",
     ("data", "train"): "is gone: its keys stand in [data] itself, as data.source and [[data.views]]",
     ("data", "train", "data_source"): "is written data.source",
     ("data", "train", "pipelines"): VIEWS,
