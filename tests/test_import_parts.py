@@ -400,7 +400,7 @@ class TestImages:
 
     def test_unknown_sources(self, convert):
         _, lines = convert(data=data_0x("dict(type='CenterCrop', size=32)", type="VOC"))
-        assert "data.train.data_source: there is no source VOC here; one's own is made known by custom_imports" in lines
+        assert "data.train.data_source: there is no source VOC here; custom_imports can add your own" in lines
         _, lines = convert(data="data = dict(samples_per_gpu=8, train=dict(type='RepeatDataset', dataset=dict()))")
         assert any("there is no data set RepeatDataset here" in line for line in lines)
 

@@ -127,7 +127,7 @@ def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
 
 def sources(recipe: Recipe) -> tuple[Source, Source | None]:
     """The opened sources of the images that classifiers learn from, and of those that are classified (None if there are
-    none): eval.train and eval.test, else what the run trains on and what it holds out."""
+    none): eval.train and eval.test, else the training and held-out images of the run."""
     train, test = recipe.eval.train, recipe.eval.test
     for key, source in (("eval.train", train), ("eval.test", test)):
         if source is not None:

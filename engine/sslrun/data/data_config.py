@@ -15,8 +15,8 @@ class DataConfig:
 
     Attributes:
         source: source of the training images.
-        views: groups of views of each image; each group has a size and transforms of its own.
-        samples_per_gpu: number of samples of one BatchNorm group (the paper's batch per GPU). How many samples are on
+        views: groups of views of each image; each group has its own size and transforms.
+        samples_per_gpu: number of samples of one BatchNorm group (the published batch per GPU). How many samples are on
             a device at once is set by engine.micro_batch.
         workers_per_gpu: number of threads that decode in each process, and of threads that run the exact stage. At
             least 8 other threads read files.
@@ -26,7 +26,7 @@ class DataConfig:
         augment: how transforms are computed: "exact" follows PIL's arithmetic, "dali" does everything in DALI; "auto"
             is exact on the CPU, where it is faster, and dali on CUDA.
         prefetch: number of batches prepared ahead at each stage: being read, in DALI's queue, and finished.
-        max_bad_pct: percentage of the images that may be unreadable before the run stops.
+        max_bad_pct: percentage of unreadable images above which the run stops.
     """
 
     source: Source

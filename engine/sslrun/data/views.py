@@ -15,8 +15,8 @@ class ViewGroup:
     """Views that are made the same way and have the same size.
 
     Attributes:
-        num_views: how many views of each image.
-        transforms: what makes a view of an image, in order.
+        num_views: number of views of each image in this group.
+        transforms: transforms that make a view of an image, in order.
     """
 
     num_views: int = 1

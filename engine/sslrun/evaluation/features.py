@@ -81,7 +81,7 @@ class FeatureExtractor:
         return self._stream(module, np.arange(len(self.source))[distributed.share(len(self.source))])
 
     def _rows(self, module: nn.Module, ids: np.ndarray) -> Tensor:
-        """(N, D) fp32 on the CPU: features of the (N,) ids, by a module that is in evaluation mode meanwhile."""
+        """(N, D) fp32 on the CPU: features of the (N,) ids; the module is in evaluation mode meanwhile."""
         with evaluating(module):
             return torch.cat([features for features, _ in self._stream(module, ids)])
 

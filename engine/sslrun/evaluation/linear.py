@@ -283,7 +283,7 @@ class _Training:
                     reported_s = time.monotonic()
                     least = last_epoch.nan_to_num(nan=math.inf).min().item() / steps
                     logger.info("linear: epoch %d of %d, loss %.4f", epoch + 1, config.epochs, least)
-                if partial_result is not None and step + 1 < total:  # after the last step little is left to do
+                if partial_result is not None and step + 1 < total:  # the rest takes little time after the last step
                     code = vote.cast(signals.exit_code)
                     partial_result.save(state, step + 1, now=code > 0)
                     if code:

@@ -101,7 +101,7 @@ def _source(old: OldTable) -> Part:
         old.take("split")
     old.notes.append("sources")
     if title not in _SOURCES:
-        old.give_up(f"there is no source {title or 'without a type'} here; one's own is made known by custom_imports")
+        old.give_up(f"there is no source {title or 'without a type'} here; custom_imports can add your own")
         return {}
     made: Part = {}
     path = posixpath.join(root, folder)

@@ -111,7 +111,7 @@ class PredictorHead(Head, listed=False):
     predictor: Neck
 
     def check_fits(self, neck: Neck) -> None:
-        """Raise ValueError if predictions and embeddings have different dimensions."""
+        """Raises ValueError if predictions and embeddings have different dimensions."""
         if self.predictor.out_channels != neck.out_channels:
             raise ValueError(
                 f"the head's predictor gives {self.predictor.out_channels} channels (out_channels), "

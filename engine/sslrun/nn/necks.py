@@ -19,7 +19,7 @@ class Neck(nn.Module, Component, kind="necks"):
     out_channels: int
 
     def require_out_channels(self, feat_dim: int) -> None:
-        """Raise ValueError if the embeddings do not have `feat_dim` dimensions."""
+        """Raises ValueError if the embeddings do not have `feat_dim` dimensions."""
         if feat_dim != self.out_channels:
             raise ValueError(f"feat_dim is {feat_dim}, but the neck gives {self.out_channels} channels (out_channels)")
 

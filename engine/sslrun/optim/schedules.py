@@ -64,7 +64,7 @@ class Schedule(Component, kind="schedules", tag="policy"):
         """The policy without warm-up.
 
         Args:
-            base: as for `value`.
+            base: the base learning rate of the parameter group.
             at: optimizer steps done; with by = "epoch" those before the current epoch.
             unit: optimizer steps in the unit of `by`.
             total_steps: optimizer steps of the policy.
@@ -72,7 +72,7 @@ class Schedule(Component, kind="schedules", tag="policy"):
         raise NotImplementedError
 
     def reach(self, unit: int) -> int | None:
-        """Number of steps that the policy is defined for; None if it has no end. `unit` as for `regular`."""
+        """Number of steps that the policy is defined for; None if it has no end. `unit` is that of `regular`."""
         return None
 
     def check(self, steps_per_epoch: int, total_steps: int) -> None:

@@ -4,11 +4,11 @@ from sslrun.data.transforms.cropping import Cropping
 
 
 class CenterCrop(Cropping):
-    """The middle of the image; where the image is smaller, black is added around it, as torchvision does.
+    """Crops the center of the image; a smaller image is padded with black first, as in torchvision.
 
     Args:
         size: height and width in pixels; one number for a square.
-        p: probability; an image that is not cropped keeps its size.
+        p: probability of cropping an image; other images keep their size.
     """
 
     def starts(self, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -22,17 +22,17 @@ _CUT = 0.499
 
 
 class ColorJitter(Transform):
-    """Brightness, contrast, saturation and hue changed by random factors, in an order drawn for each image.
+    """Changes brightness, contrast, saturation and hue by random factors, in an order drawn for each image.
 
-    A number x stands for the factors from max(0, 1 - x) to 1 + x (hue: turns from -x to x of the circle), as in
-    torchvision; a list gives both ends. An operation whose argument is 0 is left out.
+    As in torchvision, a number x means factors from max(0, 1 - x) to 1 + x (for hue, rotations from -x to x of the
+    color circle), and a list gives both ends. An operation whose argument is 0 is left out.
 
     Args:
-        brightness: strength, 0 or more.
-        contrast: strength, 0 or more.
-        saturation: strength, 0 or more.
-        hue: strength, 0 to 0.5.
-        p: probability.
+        brightness: strength of the change of brightness, 0 or more, or smallest and largest factor.
+        contrast: strength of the change of contrast, 0 or more, or smallest and largest factor.
+        saturation: strength of the change of saturation, 0 or more, or smallest and largest factor.
+        hue: largest rotation of hue, 0 to 0.5 of the color circle, or smallest and largest rotation.
+        p: probability of jittering an image.
     """
 
     num_draws = 1 + 4 + 4

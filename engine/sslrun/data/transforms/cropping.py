@@ -25,7 +25,7 @@ class Cropping(Transform, listed=False):
 
     Args:
         size: height and width in pixels; one number for a square.
-        p: probability; an image that is not cropped keeps its size.
+        p: probability of cropping an image; other images keep their size.
     """
 
     geometric = True

@@ -18,12 +18,12 @@ REACH = 4.0
 
 
 class GaussianBlur(Transform):
-    """A Gaussian whose width is drawn uniformly between two ends; the border is reflected.
+    """Blurs with a Gaussian whose standard deviation is drawn uniformly; the border is reflected.
 
     Args:
         sigma_min: smallest standard deviation in pixels.
         sigma_max: largest standard deviation in pixels.
-        p: probability.
+        p: probability of blurring an image.
     """
 
     num_draws = 2

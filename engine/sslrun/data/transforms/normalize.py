@@ -7,11 +7,13 @@ from sslrun.errors import UsageError
 
 
 class Normalize(Transform):
-    """(x / 255 - mean) / std for each channel. Last in its list, but for a flip; without it pixels are x / 255.
+    """Computes (x / 255 - mean) / std for each channel. It comes last in its list, except for a flip.
+
+    Without it, pixels are x / 255.
 
     Args:
-        mean: one number for each of R, G, B.
-        std: one number for each of R, G, B.
+        mean: means of R, G and B, for pixels from 0 to 1.
+        std: standard deviations of R, G and B, for pixels from 0 to 1.
     """
 
     num_draws = 0

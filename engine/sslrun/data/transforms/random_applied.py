@@ -7,11 +7,11 @@ _NEVER = 1.0
 
 
 class RandomAppliedTrans(Transform):
-    """All of a list of transforms, in order, or none of them. Groups nest; each member keeps its own p.
+    """Applies all of a list of transforms, in order, or none of them. Groups nest; each member keeps its own p.
 
     Args:
-        transforms: the members, in order.
-        p: probability of the whole group.
+        transforms: transforms of the group, in order.
+        p: probability of applying the whole group to an image.
     """
 
     def __init__(self, transforms: list[Transform], p: float = 0.5) -> None:

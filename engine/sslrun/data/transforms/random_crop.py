@@ -4,11 +4,11 @@ from sslrun.data.transforms.cropping import Cropping
 
 
 class RandomCrop(Cropping):
-    """A window anywhere in the image; where the image is smaller, black is added around it.
+    """Crops a window at a random position; a smaller image is padded with black first.
 
     Args:
         size: height and width in pixels; one number for a square.
-        p: probability; an image that is not cropped keeps its size.
+        p: probability of cropping an image; other images keep their size.
     """
 
     num_draws = 3

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class RandomGrayscale(Transform):
-    """Every channel becomes the gray of the image.
+    """Sets every channel to the gray value of the pixel.
 
     Args:
-        p: probability.
+        p: probability of turning an image gray.
     """
 
     ignores_flips = True

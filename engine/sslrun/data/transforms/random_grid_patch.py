@@ -5,7 +5,7 @@ from sslrun.errors import UsageError
 
 
 class RandomGridPatch(Cropping):
-    """A grid over the image, one cell for each view of the group, row by row; each view is a random window of its cell.
+    """Divides the image into a grid with one cell for each view, row by row; a view is a random window of its cell.
 
     The patches of Relative-Loc (Doersch et al. 2015, arXiv 1505.05192): 64 pixels of cells of 85, 3 x 3 of them in
     255 pixels; gap and jitter keep edges from telling where a neighbor is. Pixels beyond the last whole cell of a row

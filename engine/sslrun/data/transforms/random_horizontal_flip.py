@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class RandomHorizontalFlip(Transform):
-    """Left and right exchanged.
+    """Mirrors the image horizontally.
 
     Args:
-        p: probability.
+        p: probability of flipping an image.
     """
 
     geometric = True

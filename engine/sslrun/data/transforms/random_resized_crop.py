@@ -8,14 +8,16 @@ from sslrun.data.transforms.resampling import Interpolation, Resampling
 
 
 class RandomResizedCrop(Resampling):
-    """A box of random area and aspect ratio, resized; torchvision's rule, ten tries and then the largest central box.
+    """Crops a box of random area and aspect ratio and resizes it.
+
+    As in torchvision, ten boxes are tried, then the largest central box is taken.
 
     Args:
         size: height and width of the result in pixels; one number for a square.
-        scale: smallest and largest share of the image's area.
-        ratio: smallest and largest width / height.
-        interpolation: "bilinear" or "bicubic"; both filter before they shrink, as PIL does.
-        p: probability; an image that is not cropped keeps its size.
+        scale: smallest and largest area of the box, as a share of the image's area.
+        ratio: smallest and largest aspect ratio of the box, width / height.
+        interpolation: interpolation of the resize, "bilinear" or "bicubic"; both filter before shrinking, as in PIL.
+        p: probability of cropping an image; other images keep their size.
     """
 
     tries = 10

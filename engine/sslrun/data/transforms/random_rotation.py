@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class RandomRotation(Transform):
-    """The image turned about its center by a random angle, pixel for nearest pixel; corners that come in are black.
+    """Rotates the image about its center by a random angle, with the nearest pixel; empty corners are black.
 
     Args:
-        degrees: the largest turn to either side, or the smallest and largest counter-clockwise turn.
-        p: probability.
+        degrees: largest rotation in either direction, or smallest and largest counter-clockwise rotation, in degrees.
+        p: probability of rotating an image.
     """
 
     num_draws = 2

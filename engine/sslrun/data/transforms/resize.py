@@ -5,12 +5,12 @@ from sslrun.data.transforms.resampling import Interpolation, Resampling
 
 
 class Resize(Resampling):
-    """The whole image in a new size.
+    """Resizes the whole image.
 
     Args:
-        size: one number is the shorter side in pixels (the other follows, rounded down); a list is height and width.
-        interpolation: "bilinear" or "bicubic"; both filter before they shrink, as PIL does.
-        p: probability; an image that is not resized keeps its size.
+        size: the shorter side in pixels (the longer one keeps the aspect ratio, rounded down), or height and width.
+        interpolation: interpolation of the resize, "bilinear" or "bicubic"; both filter before shrinking, as in PIL.
+        p: probability of resizing an image; other images keep their size.
     """
 
     def __init__(self, size: int | list[int], interpolation: Interpolation = "bilinear", p: float = 1.0) -> None:

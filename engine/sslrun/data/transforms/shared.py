@@ -3,13 +3,13 @@ from sslrun.data.transforms.random_applied import RandomAppliedTrans
 
 
 class SharedTrans(RandomAppliedTrans):
-    """Transforms that do the same to all views of an image in their group of views: their draws are shared.
+    """Applies transforms with the same draws to all views of an image in their group of views.
 
     A SharedTrans at the head of a list is done once for each image.
 
     Args:
-        transforms: the members, in order.
-        p: probability of the whole group.
+        transforms: transforms of the group, in order.
+        p: probability of applying the whole group to an image.
     """
 
     shared = True

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Solarization(Transform):
-    """Values at or above a threshold are inverted.
+    """Inverts values at or above a threshold.
 
     Args:
-        threshold: 0 to 255.
-        p: probability.
+        threshold: smallest value that is inverted, 0 to 255.
+        p: probability of solarizing an image.
     """
 
     ignores_flips = True

@@ -112,7 +112,7 @@ class Monitor(Component, kind="monitors"):
     needs_labels: ClassVar[bool] = False
     """Whether it reads labels. A source without labels is then an error."""
 
-    interval: int = 1  # of a subclass whose __init__ does not set it
+    interval: int = 1  # default of subclasses whose __init__ does not set it
 
     def __init__(self, interval: int = 1) -> None:
         if interval < 0:
