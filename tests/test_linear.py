@@ -445,7 +445,7 @@ def test_a_state_that_is_damaged_or_of_another_evaluation_is_ignored(tmp_path, c
     ("override", "message"),
     [
         ("epochs=0", "epochs must be at least 1"),
-        ("validation=1.0", "validation is a share"),
+        ("validation=1.0", "validation must be above 0 and below 1"),
         ("optimizer={type='AdamW',lr=1.0}", "optimizer must be SGD or LARS"),
         ("optimizer={type='SGD',lr=1.0,grad_clip={max_norm=1.0}}", "without paramwise and grad_clip"),
         ("grid.lr=[]", "lr must list different numbers"),
