@@ -157,6 +157,13 @@ def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
     )
 
 
+def python(code: str, *words: object, **options: Any) -> subprocess.Popen[str]:
+    """A Python process that runs `code`, which may import the engine, with `words` as arguments; stdout is a pipe."""
+    command = [sys.executable, "-c", code, *map(str, words)]
+    variables = {**environment(), "PYTHONPATH": str(ROOT / "engine")}
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True, **options)
+
+
 def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str]:
     """Wait for a process; returns (exit code, output)."""
     try:

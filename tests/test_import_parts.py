@@ -75,19 +75,9 @@ class TestTraining:
             ("policy='fixed'", {"policy": "Constant"}),
             ("policy='Step', step=[3, 6], gamma=0.5, min_lr=0.1",
              {"policy": "Step", "step": [3, 6], "gamma": 0.5, "min_lr": 0.1}),
-            ("policy='exp', gamma=0.9", {"policy": "Exp", "gamma": 0.9}),
-            ("policy='inv', gamma=0.1, power=2.", {"policy": "Inv", "gamma": 0.1, "power": 2.0}),
-            ("policy='poly', power=0.9, min_lr=1e-4", {"policy": "Poly", "power": 0.9, "min_lr": 1e-4}),
             ("policy='CosineAnnealing', min_lr_ratio=0.01, by_epoch=False",
              {"policy": "CosineAnnealing", "min_lr_ratio": 0.01, "by": "iter"}),
-            ("policy='FlatCosineAnnealing', start_percent=0.5, min_lr=0.",
-             {"policy": "FlatCosineAnnealing", "start_percent": 0.5, "min_lr": 0.0}),
-            ("policy='CosineRestart', periods=[5, 5], restart_weights=[1, 0.5], min_lr=0.",
-             {"policy": "CosineRestart", "periods": [5, 5], "restart_weights": [1, 0.5], "min_lr": 0.0}),
             ("policy='cyclic', cyclic_times=2", {"policy": "Cyclic", "cyclic_times": 2, "by": "iter"}),
-            ("policy='OneCycle', pct_start=0.2", {"policy": "OneCycle", "pct_start": 0.2, "by": "iter"}),
-            ("policy='fixed', warmup='linear', warmup_iters=500",
-             {"policy": "Constant", "warmup": "linear", "warmup_iters": 500, "warmup_ratio": 0.1}),
             ("policy='StepFixCosineAnnealing', min_lr=0., warmup='exp', warmup_iters=4, warmup_by_epoch=True, "
              "warmup_ratio=0.2, by_epoch=False",
              {"policy": "CosineAnnealing", "min_lr": 0.0, "by": "iter", "warmup": "exp", "warmup_epochs": 4,
@@ -114,9 +104,6 @@ class TestTraining:
             ("dict(type='ConstantLR', factor=0.5, begin=0, end=1)",
              {"policy": "Constant", "warmup": "constant", "warmup_epochs": 1, "warmup_ratio": 0.5, "by": None},
              ["param_scheduler.0: a warm-up goes by iteration here, not by epoch"]),
-            ("dict(type='StepLR', step_size=3)", {"policy": "Step", "step": 3}, []),
-            ("dict(type='ExponentialLR', gamma=0.9)", {"policy": "Exp", "gamma": 0.9}, []),
-            ("dict(type='PolyLR', power=2.0, eta_min=0.1)", {"policy": "Poly", "power": 2.0, "min_lr": 0.1}, []),
             ("dict(type='CosineAnnealingLR', T_max=4, end=4), dict(type='ConstantLR', factor=1, begin=4, end=10)",
              {"policy": "CosineAnnealing"},
              ["param_scheduler.1: ConstantLR: only a warm-up from the start and one policy after it can be said here",
@@ -183,7 +170,6 @@ class TestTraining:
         [
             ("max_norm=5., norm_type=2", {"max_norm": 5.0}),
             ("max_norm=5., norm_type=1", {"max_norm": 5.0, "norm_type": 1}),
-            ("max_norm=5., norm_type=float('inf')", {"max_norm": 5.0, "norm_type": "inf"}),
         ],
     )
     def test_clipping(self, convert, old, new):
@@ -193,46 +179,43 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("old", "new", "lines"),
         [
-            ("'bn': dict(weight_decay=0.)", [{"kind": ["norm"], "weight_decay": 0.0}], []),
+            ("'bn': dict(weight_decay=0.), 'downsample.1': dict(weight_decay=0.)",
+             [{"kind": ["norm"], "weight_decay": 0.0}], []),
             ("'\\Aneck.': dict(lr_mult=10, momentum=0), 'neck': dict(weight_decay_mult=0.1)",
              [{"match": "\\Aneck.", "lr_mult": 10, "momentum": 0}, {"match": "neck", "weight_decay_mult": 0.1}], []),
             ("'bn1': dict(weight_decay=0.), 'bias': dict(weight_decay=0.)",
-             [{"match": "bn1|bias", "weight_decay": 0.0}], []),
-            ("'(bn|gn)(\\\\d+)?.(weight|bias)': dict(weight_decay=0.), 'bias|downsample.1': dict(weight_decay=0.)",
-             [{"kind": ["norm", "bias"], "weight_decay": 0.0}], []),
-            ("'unlike': dict(lr=1.)", None, ["unlike: it is found in the name of no trained parameter"]),
+             [{"match": "bn1|bias", "weight_decay": 0.0}], [f"bn1: {TAKEN}"]),
+            ("'(bn|gn)(\\\\d+)?.(weight|bias)': dict(weight_decay=0.), 'bias': dict(weight_decay=0.)",
+             [{"match": r"bn\d*\.|mlp\.[147]\.|bias", "weight_decay": 0.0}], []),
+            ("'bn': dict(lr=1.), 'bias': dict(lr=1.), 'downsample.1': dict(lr=1.)",
+             [{"kind": ["norm", "bias"], "lr": 1.0}], []),
             ("'neck': dict(lars_exclude=True, fix_lr=True, color=3, lr=1.)", [{"match": "neck", "lr": 1.0}],
              [f"neck.color: {NOTHING}", "neck.fix_lr: without SimSiamHook nothing there fixes the rate",
               "neck.lars_exclude: SGD has no lars_exclude"]),
             ("'(a+)+$': dict(lr=1.)", [{"match": "(a+)+$", "lr": 1.0}], [f'"(a+)+$": {TAKEN}']),
-            ("'(': dict(lr=1.)", [{"match": "(", "lr": 1.0}], [f'"(": {TAKEN}']),
         ],
     )  # fmt: skip
     def test_paramwise_options(self, convert, old, new, lines):
-        model = MOCO.replace("out_indices=[4]", "out_indices=[1]") if "'bn'" in old else MOCO  # without shortcuts
-        values, found = convert(model=model, training=TRAINING.replace("momentum=0.9", f"paramwise_options={{{old}}}"))
+        values, found = convert(training=TRAINING.replace("momentum=0.9", f"paramwise_options={{{old}}}"))
         assert values["optimizer"].get("paramwise") == new
         assert sorted(line.removeprefix("optimizer.paramwise_options.") for line in found) == sorted(lines)
 
     def test_paramwise_cfg(self, convert):
-        """The longest part of a name decides alone; kinds of parameters decide where no part does."""
-        more = """
+        """The longest part of a name decides alone there, which is reported where it matters."""
+        keys = "{'neck': dict(decay_mult=2.), 'bn1': dict(lr_mult=0.5, decay_mult=0.)}"
+        more = f"""
 optim_wrapper = dict(
     type='AmpOptimWrapper', loss_scale='dynamic', clip_grad=dict(max_norm=3.), accumulative_counts=2,
-    optimizer=dict(type='SGD', lr=0.1),
-    paramwise_cfg=dict(
-        norm_decay_mult=0., bias_lr_mult=2.,
-        custom_keys={'neck': dict(decay_mult=2.), 'backbone.bn1': dict(lr_mult=0.5), 'neck.mlp.2': dict(lr_mult=3.)}))
+    optimizer=dict(type='SGD', lr=0.1), paramwise_cfg=dict(norm_decay_mult=0., custom_keys={keys}))
 """
         values, lines = convert(data=CROP_1X, more=more)
         assert values["optimizer"]["paramwise"] == [
-            {"match": r"layer\d\.\d\.bn\d\.bias$|layer\d\.\d\.bn\d\.weight$|downsample\.\d\.bias$|"
-             r"downsample\.1\.weight$", "weight_decay": 0.0},
-            {"match": r"mlp\.0\.bias$|mlp\.0\.weight$", "weight_decay_mult": 2.0},
-            {"match": r"backbone\.bn1", "lr_mult": 0.5}, {"match": r"neck\.mlp\.2", "lr_mult": 3.0},
+            {"match": "neck", "weight_decay_mult": 2.0}, {"match": "bn1", "lr_mult": 0.5, "weight_decay": 0.0},
         ]  # fmt: skip
         assert values["optimizer"]["grad_clip"] == {"max_norm": 3.0} and values["global_batch"] == 256
-        assert lines[0].startswith("optim_wrapper.paramwise_cfg.bias_lr_mult: it is found in the name of no trained")
+        assert [line.removeprefix("optim_wrapper.paramwise_cfg.").split(": ")[0] for line in lines[:3]] == [
+            "norm_decay_mult", "custom_keys", "custom_keys.bn1",
+        ]  # fmt: skip
 
     def test_the_fixed_rate_of_a_predictor(self, convert):
         """SimSiamHook puts the rate back to a number of its own."""
@@ -271,13 +254,13 @@ optim_wrapper = dict(
             training=TRAINING.replace("momentum=0.9", f"paramwise_options={ {f'bn{i}': {} for i in range(3000)} }"),
             more="custom_hooks = [dict(type='" + "X" * 9999 + "')]",
         )
-        assert len(values["data"]["views"][0]["transforms"]) == 3000 and len(lines) == 3000 + 198 + 2800 + 1
+        assert len(values["data"]["views"][0]["transforms"]) == 3000 and len(lines) == 3000 + 2800 + 1
         assert max(map(len, lines)) < 1100 and time.process_time() - started < 20
 
     def test_variables(self, convert, write):
         """A variable whose value was used is left out; one that is not is reported, as a base's that is set anew."""
         _, lines = convert(more="used = 3\nidle = 4\nextended = []\nextended.append(used)\ncrop = dict(size=32)\n"
-                           "data['train']['pipelines'][0][0].update(dict(ratio=[1, 1]))\nratio = [1, 1]")  # fmt: skip
+                           "data['train']['pipelines'][0][0]['ratio'] = [1, 1]\nratio = [1, 1]")  # fmt: skip
         text = "nothing here reads it: a key that has no counterpart, or a variable"
         assert lines == [*(f"{name}: {text}" for name in ("idle", "extended", "crop")),
                          "ratio: a variable, whose value stands where it was used"]  # fmt: skip
@@ -285,17 +268,6 @@ optim_wrapper = dict(
         imported = import_config(write("new_8xb16.py", "_base_ = 'base_8xb16.py'\nroot = 'b'"))
         assert tomllib.loads(imported.text)["data"]["source"]["data_prefix"] == "a/images"
         assert imported.report.lines() == [f"new_8xb16.py:2: root: not converted: {text}"]
-
-    def test_validation(self, convert):
-        """Training and validation in turn is the loss on images that are held out."""
-        val = "\ndata['val'] = dict(type='X', data_source=dict(type='ImageNet', data_prefix='val'), pipeline=[])\n"
-        values, lines = convert(data=CROP + val, more="workflow = [('train', 5), ('val', 1)]")
-        assert values["monitor"] == {"loss_interval": 5}
-        assert values["data"]["holdout"] == {"type": "ImageNet", "data_prefix": "val"}
-        assert [line.split(": ")[0] for line in lines] == ["data.val.type", "data.val.pipeline"]
-        assert convert(data=CROP + val, more="workflow = [('train', 1)]")[1] == [
-            "data.val: [monitor] measures on data.holdout"
-        ]
 
     def test_saving_and_logging(self, convert):
         values, lines = convert(
@@ -334,69 +306,62 @@ class TestImages:
     """Sources, views and transforms."""
 
     @pytest.mark.parametrize(
-        ("old", "new", "lines"),
+        ("form", "old", "new", "lines"),
         [
-            ("RandomResizedCrop', size=96, scale=(0.05, 0.14), ratio=(1, 1), interpolation=3",
+            (data_0x, "RandomResizedCrop', size=96, scale=(0.05, 0.14), ratio=(1, 1), interpolation=3",
              {"type": "RandomResizedCrop", "size": 96, "scale": [0.05, 0.14], "ratio": [1, 1],
               "interpolation": "bicubic"}, []),
-            ("RandomResizedCrop', size=(96, 64), interpolation=1", {"type": "RandomResizedCrop", "size": [96, 64]},
+            (data_0x,
+             "RandomResizedCrop', size=(96, 64), interpolation=1", {"type": "RandomResizedCrop", "size": [96, 64]},
              ['interpolation: there are "bilinear" and "bicubic" here']),
-            ("Resize', size=[32, 48]", {"type": "Resize", "size": [32, 48]}, []),
-            ("RandomCrop', size=32, padding=4", {"type": "RandomCrop", "size": 32},
+            (data_0x, "Resize', size=[32, 48]", {"type": "Resize", "size": [32, 48]}, []),
+            (data_0x, "RandomCrop', size=32, padding=4", {"type": "RandomCrop", "size": 32},
              ["padding: images are not padded here"]),
-            ("RandomHorizontalFlip", {"type": "RandomHorizontalFlip", "p": 0.5}, []),
-            ("RandomGrayscale", {"type": "RandomGrayscale"}, []),
-            ("GaussianBlur', sigma_min=0.1, sigma_max=1.0",
+            (data_0x, "RandomHorizontalFlip", {"type": "RandomHorizontalFlip", "p": 0.5}, []),
+            (data_0x, "RandomGrayscale", {"type": "RandomGrayscale"}, []),
+            (data_0x, "GaussianBlur', sigma_min=0.1, sigma_max=1.0",
              {"type": "GaussianBlur", "sigma_min": 0.1, "sigma_max": 1.0, "p": 0.5}, []),
-            ("Solarization", {"type": "Solarization", "p": 0.5}, []),
-            ("RandomRotation', degrees=2, expand=True", {"type": "RandomRotation", "degrees": 2},
+            (data_0x, "Solarization", {"type": "Solarization", "p": 0.5}, []),
+            (data_0x, "RandomRotation', degrees=2, expand=True", {"type": "RandomRotation", "degrees": 2},
              ["expand: a turned image keeps its size, with black corners"]),
-            ("ColorJitter', brightness=0.4, color=1", {"type": "ColorJitter", "brightness": 0.4},
+            (data_0x, "ColorJitter', brightness=0.4, color=1", {"type": "ColorJitter", "brightness": 0.4},
              ["color: ColorJitter has nothing like it here"]),
-            ("RandomAppliedTrans', transforms=[dict(type='RandomGrayscale', p=0.5)]",
+            (data_0x, "RandomAppliedTrans', transforms=[dict(type='RandomGrayscale', p=0.5)]",
              {"type": "RandomGrayscale", "p": 0.25}, []),
-            ("RandomAppliedTrans', transforms=[dict(type='ColorJitter', hue=0.1), dict(type='RandomGrayscale', p=1.)]",
+            (data_0x,
+             "RandomAppliedTrans', transforms=[dict(type='ColorJitter', hue=0.1), dict(type='RandomGrayscale', p=1.)]",
              {"type": "RandomAppliedTrans", "p": 0.5, "transforms": [
                  {"type": "ColorJitter", "hue": 0.1}, {"type": "RandomGrayscale", "p": 1.0}]}, []),
-            ("RandomAppliedTrans', transforms=[dict(type='Lighting')]", None,
+            (data_0x, "RandomAppliedTrans', transforms=[dict(type='Lighting')]", None,
              ["transforms.0: there is no transform Lighting here"]),
-        ],
-    )  # fmt: skip
-    def test_transforms_of_0x(self, convert, old, new, lines):
-        values, found = convert(data=data_0x(f"dict(type='{old if chr(39) in old else old + chr(39)})"))
-        assert values["data"]["views"] == [{"num_views": 2, "transforms": [new] if new else []}]
-        assert [line.removeprefix("data.train.pipelines.0.0.") for line in found] == lines
-
-    @pytest.mark.parametrize(
-        ("old", "new", "lines"),
-        [
-            ("RandomResizedCrop', scale=96, crop_ratio_range=(0.2, 1.), aspect_ratio_range=(1, 1), backend='pillow'",
+            (data_1x,
+             "RandomResizedCrop', scale=96, crop_ratio_range=(0.2, 1.), aspect_ratio_range=(1, 1), backend='pillow'",
              {"type": "RandomResizedCrop", "size": 96, "scale": [0.2, 1.0], "ratio": [1, 1]}, []),
-            ("RandomResizedCrop', size=96, interpolation='bicubic'",
+            (data_1x, "RandomResizedCrop', size=96, interpolation='bicubic'",
              {"type": "RandomResizedCrop", "size": 96, "interpolation": "bicubic"}, [CV2]),
-            ("Resize', scale=(48, 32), backend='pillow'", {"type": "Resize", "size": [32, 48]}, []),
-            ("mmcls.ResizeEdge', scale=48, edge='short', backend='pillow'", {"type": "Resize", "size": 48}, []),
-            ("CenterCrop', crop_size=32", {"type": "CenterCrop", "size": 32}, []),
-            ("RandomFlip', direction='vertical'", {"type": "RandomHorizontalFlip", "p": 0.5},
+            (data_1x, "Resize', scale=(48, 32), backend='pillow'", {"type": "Resize", "size": [32, 48]}, []),
+            (data_1x,
+             "mmcls.ResizeEdge', scale=48, edge='short', backend='pillow'", {"type": "Resize", "size": 48}, []),
+            (data_1x, "CenterCrop', crop_size=32", {"type": "CenterCrop", "size": 32}, []),
+            (data_1x, "RandomFlip', direction='vertical'", {"type": "RandomHorizontalFlip", "p": 0.5},
              ["direction: images are only flipped left to right"]),
-            ("RandomGrayscale', prob=0.2, keep_channels=True, channel_weights=(0.114, 0.587, 0.2989)",
+            (data_1x, "RandomGrayscale', prob=0.2, keep_channels=True, channel_weights=(0.114, 0.587, 0.2989)",
              {"type": "RandomGrayscale", "p": 0.2}, []),
-            ("RandomGrayscale', keep_channels=True", {"type": "RandomGrayscale", "p": 0.5},
+            (data_1x, "RandomGrayscale', keep_channels=True", {"type": "RandomGrayscale", "p": 0.5},
              ["channel_weights: gray is weighed as PIL does: [0.114, 0.587, 0.2989] of blue, green and red"]),
-            ("mmcls.GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf', prob=0.7",
+            (data_1x, "mmcls.GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf', prob=0.7",
              {"type": "GaussianBlur", "sigma_min": 0.1, "sigma_max": 2.0, "p": 0.7}, []),
-            ("mmcls.Solarize', thr=100", {"type": "Solarization", "threshold": 100, "p": 0.5}, []),
-            ("torchvision/RandomSolarize', threshold=100, prob=0.3",
+            (data_1x, "mmcls.Solarize', thr=100", {"type": "Solarization", "threshold": 100, "p": 0.5}, []),
+            (data_1x, "torchvision/RandomSolarize', threshold=100, prob=0.3",
              {"type": "Solarization", "threshold": 100, "p": 0.3}, []),
-            ("BEiTMaskGenerator', input_size=14", None, [": there is no transform BEiTMaskGenerator here"]),
+            (data_1x, "BEiTMaskGenerator', input_size=14", None, [": there is no transform BEiTMaskGenerator here"]),
         ],
     )  # fmt: skip
-    def test_transforms_of_1x(self, convert, old, new, lines):
-        values, found = convert(data=data_1x(f"dict(type='{old})"))
-        assert values["data"]["views"] == [{"num_views": 1, "transforms": [new] if new else []}]
-        found = [line.removeprefix("train_dataloader.dataset.pipeline.1").removeprefix(".") for line in found]
-        found = [line for line in found if not line.startswith(("optimizer_", "lr_config"))]
-        assert found == lines
+    def test_transforms(self, convert, form, old, new, lines):
+        values, found = convert(data=form(f"dict(type='{old if chr(39) in old else old + chr(39)})"))
+        assert [step for view in values["data"]["views"] for step in view["transforms"]] == ([new] if new else [])
+        key = "data.train.pipelines.0.0" if form is data_0x else "train_dataloader.dataset.pipeline.1"
+        assert [line.removeprefix(key).removeprefix(".") for line in found if line.startswith(key)] == lines
 
     @pytest.mark.parametrize(
         ("form", "old", "new", "lines"),
@@ -455,12 +420,6 @@ class TestImages:
             }  # fmt: skip
             assert values["vars"] == {"mean": [0.5] * 3, "std": [0.2] * 3} and lines == []
 
-    def test_a_group_that_is_too_long_for_its_line(self, write):
-        steps = "dict(type='RandomAppliedTrans', p=0.8, transforms=[dict(type='ColorJitter', brightness=0.4, " \
-            "contrast=0.4, saturation=0.4, hue=0.1), dict(type='RandomGrayscale', p=0.2)])"  # fmt: skip
-        text = import_config(write("moco_8xb16.py", MOCO + data_0x(steps) + TRAINING), 1).text
-        assert "transforms = [\n    { type =" in text and max(map(len, text.splitlines())) <= 120
-
     def test_groups_of_views(self, convert):
         views = "dict(type='MultiView', num_views=[1, 3], transforms=[[dict(type='CenterCrop', crop_size=48)], " \
             "[dict(type='RandomResizedCrop', size=32, backend='pillow')]])"  # fmt: skip
@@ -479,7 +438,7 @@ class TestImages:
         values, lines = convert(data=CROP_1X.replace("drop_last=True", more))
         assert values["data"]["workers_per_gpu"] == 3 and values["data"]["drop_last"] is False
         assert [line.split(": ")[0].removeprefix("train_dataloader.") for line in lines] == [
-            "collate_fn.type", "sampler.type", "sampler.shuffle", "pin_memory",
+            "sampler.type", "sampler.shuffle", "collate_fn.type", "pin_memory",
         ]  # fmt: skip
 
 
@@ -510,7 +469,7 @@ class TestModels:
             ("backbone", "'ResNet', depth=18, norm_cfg=dict(type='GN', num_groups=32), style='caffe', deep_stem=True, "
              "norm_eval=True, strides=(1, 2, 2, 1), pretrained='x.pth'", {**RESNET, "norm_eval": True},
              ["deep_stem: our ResNet has no such variant", "norm_cfg: there is no norm GN here; the default stands",
-              f"pretrained: {WEIGHTS}", "strides: this is [1, 2, 2, 2] here",
+              f"pretrained: {WEIGHTS}", "strides: the stages are those of the paper here",
               "style: the stride is in the 3x3 convolution here"]),
             ("backbone", "'ResNet', depth=77", {"type": "ResNet"}, None),
             ("backbone", "'SwinTransformer'", None, None),
@@ -521,9 +480,6 @@ class TestModels:
              ["drop_path_rate: our VisionTransformer has nothing like it"]),
             ("backbone", "'mmcls.VisionTransformer', arch='small'",
              {**VIT, "embed_dim": 768, "depth": 8, "num_heads": 8, "mlp_ratio": 3.0}, [LEARNED]),
-            ("backbone", "'MoCoV3ViT', arch='huge'", {**VIT, "embed_dim": 1280, "depth": 32, "num_heads": 16}, []),
-            ("backbone", "'MoCoV3ViT', arch=dict(embed_dims=192, num_layers=4, num_heads=3, feedforward_channels=384)",
-             {**VIT, "embed_dim": 192, "depth": 4, "num_heads": 3, "mlp_ratio": 2.0}, []),
             ("backbone", "'VisionTransformer', arch='giant'", VIT, ['arch: the string "giant" is no size of our ViT']),
             ("neck", "'LinearNeck', in_channels=512, out_channels=128, with_avg_pool=True",
              {"type": "LinearNeck", "in_channels": 512, "out_channels": 128}, []),

@@ -1,4 +1,4 @@
-"""Barlow Twins against its paper written longhand. (Ranks: test_cuts.py.)"""
+"""Barlow Twins against its paper written longhand. (Cuts of the batch: test_cuts.py.)"""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""BYOL against its paper written longhand, and against itself on other cuts of the same global batch."""
+"""BYOL against its paper written longhand. (Cuts of the batch: test_cuts.py.)"""
 
 import math
 

@@ -1,4 +1,4 @@
-"""MoCo against longhand versions of its papers, and against itself with the global batch cut up differently."""
+"""MoCo against longhand versions of its papers. (Cuts of the batch: test_cuts.py.)"""
 
 import math
 
@@ -18,8 +18,8 @@ from sslrun.nn.queue_and_bank import Queue
 from sslrun.nn.resnet import ResNet
 
 
-def small(seed: int = 0, queue_len: int = 24, **options) -> MoCo:
-    torch.manual_seed(seed)
+def small(queue_len: int = 24, **options) -> MoCo:
+    torch.manual_seed(0)
     backbone = ResNet(18, stem="small", base_width=4)
     neck = MoCoV2Neck(in_channels=32, hid_channels=16, out_channels=8)
     return MoCo(backbone, neck, ContrastiveHead(temperature=0.2), queue_len=queue_len, feat_dim=8, **options).double()

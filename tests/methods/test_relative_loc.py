@@ -1,4 +1,4 @@
-"""Relative-Loc: its loss pair by pair, the center encoded once, dropout and BatchNorm whatever the batch's cut."""
+"""Relative-Loc: its loss pair by pair, the center encoded once, dropout by the step. (Cuts: test_cuts.py.)"""
 
 import math
 from pathlib import Path

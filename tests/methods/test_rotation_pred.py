@@ -1,4 +1,4 @@
-"""Rotation-Pred: the four turns pixel by pixel, the loss written longhand, and its indifference to the batch's cut."""
+"""Rotation-Pred: the four turns pixel by pixel, the loss written longhand. (Cuts of the batch: test_cuts.py.)"""
 
 import math
 from pathlib import Path

@@ -40,8 +40,8 @@ class Mean(Backbone, listed=False):
         return [images]
 
 
-def small(seed: int = 0, crops_for_assign=(0, 1), **options) -> SwAV:
-    torch.manual_seed(seed)
+def small(crops_for_assign=(0, 1), **options) -> SwAV:
+    torch.manual_seed(0)
     neck = NonLinearNeck(3, 5, DIM, with_bias=True, with_last_bn=False, with_last_bias=True)
     head = SwAVHead(DIM, PROTOTYPES, crops_for_assign=crops_for_assign)
     return SwAV(Mean(), neck, head, **{"epoch_queue_starts": 0} | options).double()

@@ -42,7 +42,7 @@ class EvalConfig:
         for name in self.extra:
             if name in self.built_in() or not re.fullmatch(r"[\w-]+", name):
                 taken = ", ".join(self.built_in())
-                raise UsageError(f"extra.{name}: expected a name of letters, digits, _ and - other than {taken}")
+                raise UsageError(f"extra.{name}: expected a name of letters, digits, _ and - that is none of {taken}")
 
     def evaluations(self) -> dict[str, Evaluation]:
         """Every evaluation by the KIND of `sslrun eval KIND`."""

@@ -16,6 +16,7 @@ from sslrun.config.schema_reader import committed_schema
 from sslrun.errors import UsageError
 from sslrun.importer.convert import convert
 from sslrun.importer.defaults import framework
+from sslrun.importer.notes import NOTES
 from sslrun.importer.old import Effect, OldTable, Report, node, one_line, walk_types
 from sslrun.importer.ours import Part
 from sslrun.importer.reader import Old, read
@@ -76,9 +77,8 @@ def import_config(path: Path, gpus: int | None = None) -> Imported:
 def _leftovers(top: OldTable, old: Old) -> None:
     """Reports what nothing has taken: keys that have no counterpart, and variables that nothing reads."""
     report = top.report
-    for where, shown, message in old.notes:
-        report.add(Effect.CHANGED, where, (), f"{shown}: {message}")
-    idle = {name: value for name, value in top.rest.items() if name in old.unread}
+    variables = {name: value for name, value in top.rest.items() if name not in NOTES[""]}
+    idle = {name: value for name, value in variables.items() if name in old.unread}
     used = {repr(plain(below)) for key, below in walk(old.root) if len(key) > 1} if idle else set()
     for name, value in idle.items():
         if name in _SUPERSEDED:
@@ -88,7 +88,7 @@ def _leftovers(top: OldTable, old: Old) -> None:
         else:
             text = "nothing here reads it: a key that has no counterpart, or a variable"
             report.add(Effect.LOST, value.where, (name,), text)
-    top.rest.clear()
+    top.rest = {name: value for name, value in top.rest.items() if name not in variables}
     report.finish()
 
 
@@ -110,14 +110,13 @@ def _with_vars(recipe: Part) -> Part:
 def _fitting(root: Node, report: Report) -> tuple[Part, list[str]]:
     """Removes and reports what the schema does not allow; also returns the required keys that are missing."""
     while True:
-        found = problems(resolve(root, ""), committed_schema())
+        found = list(problems(resolve(root, ""), committed_schema()))
         wrong = [problem for problem in found if not _MISSING.match(problem.message)]
         for problem in wrong or found:
             report.add(Effect.LOST, *problem)
         if not wrong:
             return root.value, [".".join(map(str, (*p.key, p.message.partition(" ")[0]))) for p in found]
-        for key in sorted({_at_fault(root, problem.key) for problem in wrong}, key=_order, reverse=True):
-            root = _without(root, key)  # the last of a list first, so that the places of the others stay
+        root = _without(root, {_at_fault(root, problem.key) for problem in wrong})
 
 
 def _why(missing: list[str], report: Report) -> str:
@@ -136,19 +135,12 @@ def _at_fault(root: Node, key: Key) -> Key:
     return key[:-1] if isinstance(key[-1], int) and not is_of_tables else key
 
 
-def _order(key: Key) -> list[tuple[int, str]]:
-    """Sorts keys in the order of the lists that they are in."""
-    return [(part, "") if isinstance(part, int) else (0, part) for part in key]
-
-
-def _without(table: Node, key: Key) -> Node:
-    """The tree without the value at a key."""
-    first, *rest = key
-    if isinstance(table.value, list):
-        index = int(first)
-        kept = [_without(table.value[index], tuple(rest))] if rest else []
-        return table._replace(value=[*table.value[:index], *kept, *table.value[index + 1 :]])
-    kept_table = {part: value for part, value in table.value.items() if part != first}
-    if rest:
-        kept_table = {**table.value, first: _without(table.value[first], tuple(rest))}
-    return table._replace(value=kept_table)
+def _without(node: Node, wrong: set[Key], key: Key = ()) -> Node:
+    """The tree without the values at some keys."""
+    if isinstance(node.value, dict):
+        kept = {part: below for part, below in node.value.items() if (*key, part) not in wrong}
+        return node._replace(value={part: _without(below, wrong, (*key, part)) for part, below in kept.items()})
+    if isinstance(node.value, list):
+        places = [index for index in range(len(node.value)) if (*key, index) not in wrong]
+        return node._replace(value=[_without(node.value[index], wrong, (*key, index)) for index in places])
+    return node

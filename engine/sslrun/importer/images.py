@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from sslrun.config.node import Node
 from sslrun.importer.old import OldTable, node
-from sslrun.importer.ours import Part, component, value_at
-from sslrun.importer.transforms import files_on_disk, normalize, transform
+from sslrun.importer.ours import Part, component, present, value_at
+from sslrun.importer.transforms import normalize, transform
 
 _SOURCES = {
     "ImageNet": "ImageNet",
@@ -26,8 +26,6 @@ _DATASETS = (
 _GEOMETRIC = ("RandomResizedCrop", "Resize", "CenterCrop", "RandomCrop", "RandomHorizontalFlip")
 _PATCHES = 3  # rows and columns of Relative-Loc's grid
 _JITTER = 21  # pixels by which a patch is smaller than its cell
-_LOADER = "the loader decides it: threads of its own that live as long as the run"
-_ONCE = "every epoch sees every sample once here, as in the paper"
 
 
 class Images(NamedTuple):
@@ -55,77 +53,42 @@ def images_0x(old: OldTable, top: OldTable) -> Images:
     """Converts `data` of 0.x and OpenSelfSup, whose loader normalizes prefetched batches by `img_norm_cfg`."""
     made: Part = {}
     batch = old.first("samples_per_gpu", "imgs_per_gpu", kind="a whole number")
-    if validation_interval(top) is not None:
-        made |= _holdout(old)
-    old.leave("[monitor] measures on data.holdout", "val", "test", "val_dataloader", "test_dataloader")
-    old.leave(_LOADER, "persistent_workers", "pin_memory", "prefetch_factor", "dist", "shuffle")
     made |= _batches(old, batch, "workers_per_gpu")
-    old.expect(_ONCE, replace=False, sampling_replace=False)
-    train = old.table("train")
     num_views = None
-    if train is not None:
+    if train := old.table("train"):
         title = train.type()
         if title not in _DATASETS:
             train.lost(f"there is no data set {title or 'without a type'} here")
         is_prefetched = bool(train.get("prefetch", "true or false", False))
         found = train.table("data_source")
-        made |= _source(found) if found is not None else {}
+        made |= _source(found) if found else {}
         groups = _groups_0x(train, title)
-        prefetched = top.table("img_norm_cfg") if is_prefetched else None
-        mean_and_std = _mean_and_std(prefetched) if prefetched is not None else None
+        mean_and_std = _mean_and_std(top.table("img_norm_cfg")) if is_prefetched else None
         num_views = _views(made, groups, mean_and_std, title == "RelativeLocDataset", train)
     return Images(made, batch.value if batch is not None else None, num_views)
 
 
-def images_1x(old: OldTable, preprocessor: OldTable | None) -> Images:
+def images_1x(old: OldTable, preprocessor: OldTable) -> Images:
     """Converts `train_dataloader` of MMSelfSup 1.x and MMPretrain, and the `data_preprocessor`, which normalizes."""
     batch = old.take("batch_size", "a whole number")
-    collate = old.table("collate_fn")
-    if collate is not None:
-        collate.expect_type("batches are made as always", "default_collate", "pseudo_collate")
-    old.leave(_LOADER, "persistent_workers", "pin_memory", "prefetch_factor")
     made = _batches(old, batch, "num_workers")
-    sampler = old.table("sampler")
-    if sampler is not None:
-        sampler.expect_type("there is no such order here", "DefaultSampler", "DeepClusterSampler", "InfiniteSampler")
-        sampler.expect("the order of an epoch is random", shuffle=True)
-        sampler.expect(_ONCE, replace=False)
-        sampler.leave("batches are filled by data.drop_last = false", "round_up")
     num_views = None
-    dataset = old.table("dataset")
-    if dataset is not None:
+    if dataset := old.table("dataset"):
         pipeline = dataset.take("pipeline", "a list")
         made |= _source(dataset)
         if pipeline is not None:
             groups, is_grid = _groups_1x(dataset, pipeline)
-            mean_and_std = _mean_and_std(preprocessor) if preprocessor is not None else None
-            num_views = _views(made, groups, mean_and_std, is_grid, dataset)
+            num_views = _views(made, groups, _mean_and_std(preprocessor), is_grid, dataset)
     return Images(made, batch.value if batch is not None else None, num_views)
-
-
-def validation_interval(top: OldTable) -> int | None:
-    """Epochs of training between two epochs of validation; None for a `workflow` without validation."""
-    match top.peek("workflow"):
-        case [["train", int(interval)], ["val", 1]] if interval > 0:
-            return interval
-    return None
-
-
-def _holdout(old: OldTable) -> Part:
-    """Converts the images that the old `workflow` validates on to `data.holdout`."""
-    val = old.peek("val")
-    table = old.table("val") if isinstance(val, dict) and isinstance(val.get("data_source"), dict) else None
-    found = table.table("data_source") if table is not None else None
-    if table is None or found is None:
-        return {}
-    table.leave_all("the loss is taken on the views of training")
-    return {"holdout": made["source"]} if (made := _source(found)) else {}
 
 
 def _batches(old: OldTable, batch: Node | None, workers: str) -> Part:
     """Converts the keys that all forms have. All keep an incomplete last batch by default."""
-    made: Part = {} if batch is None else {"samples_per_gpu": batch}
-    return made | old.renamed(workers_per_gpu=workers) | {"drop_last": old.take("drop_last") or node(False, old.where)}
+    return (
+        present(samples_per_gpu=batch)
+        | old.renamed(workers_per_gpu=workers)
+        | {"drop_last": old.take("drop_last") or node(False, old.where)}
+    )
 
 
 def _source(old: OldTable) -> Part:
@@ -136,12 +99,7 @@ def _source(old: OldTable) -> Part:
     if title == "ImageNet":  # whose splits are folders
         folder = folder or old.get("split", "a string", "")
         old.take("split")
-    files_on_disk(old)
-    old.expect("images are read in color", color_type="color")
-    old.expect("images are RGB here", channel_order="rgb")
-    old.expect("training takes the training images", test_mode=False)
-    old.leave("labels are not read for training", "metainfo", "classes", "with_label", "return_label")
-    old.leave("images are read from the disk", "memcached", "mclient_path")
+    old.notes.append("sources")
     if title not in _SOURCES:
         old.give_up(f"there is no source {title or 'without a type'} here; one's own is made known by custom_imports")
         return {}
@@ -150,7 +108,8 @@ def _source(old: OldTable) -> Part:
     if path:
         made["data_prefix"] = node(path.rstrip("/") or "/", old.where)
     if title in _IN_MEMORY:
-        old.leave("its files have fixed names, and it reads no list of images", "ann_file", "list_file")
+        for key in ("ann_file", "list_file"):
+            old.leave("its files have fixed names, and it reads no list of images", key)
     listed = old.first("ann_file", "list_file", kind="a string")
     if listed is not None and listed.value:
         made["ann_file"] = node(posixpath.join(root, listed.value), listed.where)
@@ -162,9 +121,7 @@ def _source(old: OldTable) -> Part:
 def _prefix(old: OldTable) -> str:
     """The folder of the images, which is a path, or a path in a table of several."""
     if isinstance(old.peek("data_prefix"), dict):
-        table = old.table("data_prefix")
-        assert table is not None
-        folder = table.first("img_path", "img", "img_prefix", kind="a string")
+        folder = old.table("data_prefix").first("img_path", "img", "img_prefix", kind="a string")
     else:
         folder = old.first("data_prefix", "root", kind="a string")
     return folder.value if folder is not None else ""
@@ -264,9 +221,5 @@ def _title(step: Node) -> str:
 
 def _mean_and_std(old: OldTable) -> Node | None:
     """Converts a `data_preprocessor` or an `img_norm_cfg` to Normalize."""
-    usual = ("SelfSupDataPreprocessor", "RelativeLocDataPreprocessor", "RotationPredDataPreprocessor")
-    old.expect_type("images are normalized here, and no more", *usual)
-    old.expect("images are RGB here", bgr_to_rgb=True, to_rgb=True)
-    old.leave("batches are made by the loader", "non_blocking", "pad_size_divisor", "pad_value")
     mean, std = old.get("mean", "a list"), old.get("std", "a list")
     return normalize(mean, std, old) if mean is not None or std is not None else None

@@ -2,11 +2,11 @@
 
 from typing import Any, NamedTuple
 
+from sslrun.config.merge import kind
 from sslrun.config.node import Node
 from sslrun.importer.defaults import MMPRETRAIN, MMSELFSUP_1X
 from sslrun.importer.old import OldTable, node
-from sslrun.importer.ours import Part, component, is_class
-from sslrun.importer.values import kind_of
+from sslrun.importer.ours import Part, component, is_class, present, value_at
 
 _NORMS = {"BN": "BN", "BN1d": "BN", "BN2d": "BN", "BatchNorm2d": "BN", "SyncBN": "SyncBN", "MMSyncBN": "SyncBN"}
 _RESNETS = ("ResNet", "ResNeXt", "ResNetSobel", "ResNet_CIFAR")
@@ -63,12 +63,11 @@ _LOSSES = {
 }
 
 
-def norm(old: OldTable | None, **fixed: float | bool) -> Part:
+def norm(old: OldTable, **fixed: float | bool) -> Part:
     """Converts a `norm_cfg`; `fixed` are the arguments that the old code adds to it."""
-    if old is None:
+    if not old:
         return {}
     name = old.type()
-    old.expect("norms are trained here", requires_grad=True)
     if name not in _NORMS:
         old.give_up(f"there is no norm {name or 'without a type'} here; the default stands")
         return {}
@@ -99,23 +98,13 @@ def _resnet(old: OldTable, name: str, behind_sobel: bool) -> Node:
         first = 1 if old.framework == MMPRETRAIN or name == "ResNet_CIFAR" else 0  # whose 0 is the first stage
         numbers = [node(i.value + first, i.where) if isinstance(i.value, int) else i for i in listed]
         made["out_indices"] = Node(numbers, indices.origins)
-    base, stem = old.take("base_channels"), old.take("stem_channels")
-    width = base or stem
-    if width is not None and width.value != 64:
-        made["base_width"] = width
-    if base is not None and stem is not None and base.value != stem.value:
-        old.lost("the stem is as wide as the first stage here", "stem_channels", at=stem)
     if name == "ResNeXt" and "base_width" in old:  # of OpenSelfSup
         made["width_per_group"] = old.rest.pop("base_width")
         old.take("width_per_group")
+    made |= old.renamed(base_width="base_channels")
+    old.expect("the stem is as wide as the first stage here", stem_channels=value_at(made, "base_width") or 64)
     if name == "ResNet_CIFAR":
         made["stem"] = node("small", old.where)
-    for key, usual in (("num_stages", 4), ("strides", [1, 2, 2, 2]), ("dilations", [1, 1, 1, 1])):
-        old.expect(f"this is {usual} here", **{key: usual})
-    old.expect("the stride is in the 3x3 convolution here", style="pytorch")
-    old.expect("our ResNet has no such variant", deep_stem=False, avg_down=False)
-    old.expect("our ResNet drops no paths", drop_path_rate=0)
-    old.leave("it only trades memory for time; memory is engine.micro_batch here", "with_cp")
     first_weights(old)
     return component(old, "backbones", "ResNet", made)
 
@@ -123,30 +112,17 @@ def _resnet(old: OldTable, name: str, behind_sobel: bool) -> Node:
 def _vit(old: OldTable, name: str) -> Node:
     arch = old.take("arch")
     made: Part = {}
-    if arch is not None and isinstance(arch.value, dict):
-        sizes = OldTable(arch, (*old.key, "arch"), old.report, old.framework)
-        names = ("embed_dims", "num_layers", "num_heads", "feedforward_channels")
-        numbers = [sizes.get(key, "a whole number") for key in names]
-        given = dict(zip(("embed_dim", "depth", "num_heads"), numbers, strict=False))
-        made = {key: node(value, arch.where) for key, value in given.items() if value is not None}
-        if numbers[0] and numbers[3] and numbers[3] != 4 * numbers[0]:
-            made["mlp_ratio"] = node(numbers[3] / numbers[0], arch.where)
-    elif arch is not None:
+    if arch is not None:
         size = _ARCHS.get(arch.value) if isinstance(arch.value, str) else None
         if size is None:
-            old.lost(f"{kind_of(arch.value)} is no size of our ViT", "arch", at=arch)
+            old.lost(f"{kind(arch.value)} is no size of our ViT", "arch", at=arch)
         else:
             made = {key: node(value, arch.where) for key, value in _arch(size).items()}
     made["frozen_patch_embed"] = old.take("stop_grad_conv1", "true or false") or node(False, old.where)
     if name == "VisionTransformer" and old.framework in (MMSELFSUP_1X, MMPRETRAIN):
         old.changed("positions are fixed sines and cosines here, as in MoCo v3; there they are learned")
-    usual = {"frozen_stages": -1, "norm_eval": False, "drop_rate": 0, "drop_path_rate": 0, "layer_scale_init_value": 0}
-    old.expect("our VisionTransformer has nothing like it", **usual, qkv_bias=True, final_norm=True, pre_norm=False)
-    last = "the class token after the last block is the feature here"
-    if old.peek("out_indices") != [-1]:
-        old.expect(last, out_indices=-1)
-    old.take("out_indices")
-    old.expect(last, out_type="cls_token", with_cls_token=True, output_cls_token=True)
+    if old.peek("out_indices") == [-1]:
+        old.take("out_indices")
     first_weights(old)
     return component(old, "backbones", "VisionTransformer", made)
 
@@ -182,17 +158,13 @@ def neck(old: OldTable, sees_map: bool, channels: int | None) -> Node | None:
     made |= norm(old.table("norm_cfg"), **_FIXED_NORMS.get(name, {}))
     match name:
         case "AvgPool2dNeck":
-            old.expect("the whole map is averaged here", output_size=1)
             width = old.take("in_channels") or (node(channels, old.where) if channels else None)
-            made |= {"in_channels": width} if width is not None else {}
+            made |= present(in_channels=width)
         case "SwAVNeck":
             name = "NonLinearNeck"
-            old.expect("embeddings are normalized here", with_l2norm=True)
             bias = old.take("with_bias") or node(True, old.where)
             made |= {"num_layers": node(2, old.where), "with_bias": bias, "with_last_bias": bias}
             made["with_last_bn"] = node(False, old.where)
-        case "DenseCLNeck":
-            old.lose("the dense branch keeps all cells of the map here", "num_grid")
         case "NonLinearNeck":
             if old.peek("with_last_bn") is False:
                 old.take("with_last_bn_affine")  # there is none that could have it
@@ -205,7 +177,7 @@ def neck(old: OldTable, sees_map: bool, channels: int | None) -> Node | None:
     return component(old, "necks", name, made)
 
 
-def head(old: OldTable, loss: OldTable | None, sees_map: bool, num_views: int | None, width: int | None) -> Node | None:
+def head(old: OldTable, loss: OldTable, sees_map: bool, num_views: int | None, width: int | None) -> Node | None:
     """Converts a head with its loss.
 
     Args:
@@ -226,27 +198,23 @@ def head(old: OldTable, loss: OldTable | None, sees_map: bool, num_views: int | 
         case "ClsHead":
             old.expect(_POOLED, with_avg_pool=sees_map, vit_backbone=False)
             made |= _normal(old)
-        case "LatentPredictHead":
-            old.expect("the loss is a mean over samples here", size_average=True)
         case "MoCoV3Head":
             temperature = old.peek("temperature") or 1.0
             weight = 2 * temperature if isinstance(temperature, int | float) else None
         case "LatentCrossCorrelationHead":
             old.expect(f"the neck gives {width} channels", in_channels=width or old.peek("in_channels"))
-            made |= loss.renamed(lambd="lambd") if loss is not None else {}
+            made |= loss.renamed(lambd="lambd")
         case "SwAVHead":
-            made |= _swav([table for table in (old, loss) if table is not None], num_views)
-    predictor = old.table("predictor") if name in ("LatentPredictHead", "MoCoV3Head") else None
-    if predictor is not None:
-        converted = neck(predictor, sees_map=False, channels=None)
-        made |= {"predictor": converted} if converted is not None else {}
-    if loss is not None:
+            made |= _swav((old, loss), num_views)
+    if name in ("LatentPredictHead", "MoCoV3Head") and (predictor := old.table("predictor")):
+        made |= present(predictor=neck(predictor, sees_map=False, channels=None))
+    if loss:
         _finish_loss(loss, _LOSSES[name], weight)
     first_weights(old)
     return component(old, "heads", name, made)
 
 
-def _swav(tables: list[OldTable], num_views: int | None) -> Part:
+def _swav(tables: tuple[OldTable, ...], num_views: int | None) -> Part:
     """Converts the arguments of SwAV's head, which stand in it (0.x) or in its loss (1.x)."""
     names = ("feat_dim", "num_prototypes", "temperature", "epsilon", "sinkhorn_iterations", "crops_for_assign")
     made: Part = {}
@@ -291,5 +259,4 @@ def first_weights(old: OldTable) -> None:
     entries = old.peek("init_cfg")
     if isinstance(entries, list | dict) and all(map(_is_usual, entries if isinstance(entries, list) else [entries])):
         old.take("init_cfg")
-    why = "first weights are those that our class draws; load_from takes those of a checkpoint"
-    old.lose(why, "init_cfg", "pretrained")
+    old.notes.append("first weights")

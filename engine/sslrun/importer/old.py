@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from sslrun.config.merge import kind
 from sslrun.config.node import Key, Node, Origin, plain, show
 from sslrun.importer.defaults import defaults, framework_of
-from sslrun.importer.values import kind_of
+from sslrun.importer.notes import NOTES, Note
 
 MAX_LINE = 1000  # characters of a finding
 
@@ -52,7 +53,7 @@ class Report:
     def finish(self) -> None:
         """Reports every key that no conversion has taken from its table."""
         for table in self.tables:
-            table.lose(table.why, *list(table.rest))
+            table.finish()
 
     def add(self, effect: Effect, where: Origin, key: Key, text: str) -> None:
         self._findings[Finding(where._replace(raw=None), key, effect, text)] = None
@@ -80,14 +81,14 @@ class OldTable:
         report: where findings go.
         framework: whose class the table names.
         rest: what has not been taken yet; None of Python counts as absent.
-        asked: names of all keys that were asked for, present or not.
-        why: what is reported of keys that nothing takes.
+        notes: under what names, beside that of its place, NOTES has notes for its keys.
+        why: what is reported of keys that nothing takes, where there is no note for them.
     """
 
     def __init__(self, node: Node, key: Key, report: Report, framework: str) -> None:
         self.node, self.key, self.report, self.framework = node, key, report, framework
         self.rest: dict[str, Node] = {part: value for part, value in node.value.items() if value.value is not None}
-        self.asked: set[str] = set()
+        self.notes: list[str] = []
         self.why = "there is nothing like it here"
         report.tables.append(self)
 
@@ -106,13 +107,12 @@ class OldTable:
         """The plain value at a key that stays untaken; None where there is none."""
         return plain(self.rest[name]) if name in self.rest else None
 
-    def take(self, name: str, kind: str = "") -> Node | None:
+    def take(self, name: str, expected: str = "") -> Node | None:
         """The value at a key, if there is one and it is of the kind (a word of KINDS); another kind is reported."""
-        self.asked.add(name)
         node = self.rest.pop(name, None)
-        if node is None or not kind or KINDS[kind](node.value):
+        if node is None or not expected or KINDS[expected](node.value):
             return node
-        self.lost(f"expected {kind}, got {kind_of(node.value)}", name, at=node)
+        self.lost(f"expected {expected}, got {kind(node.value)}", name, at=node)
         return None
 
     def first(self, *names: str, kind: str = "") -> Node | None:
@@ -125,9 +125,14 @@ class OldTable:
         node = self.take(name, kind)
         return default if node is None else plain(node)
 
-    def table(self, name: str) -> "OldTable | None":
+    def __bool__(self) -> bool:
+        """Whether the old config has the table, be it empty."""
+        return bool(self.node.origins)
+
+    def table(self, name: str) -> "OldTable":
+        """The table at a key; where there is none, an empty one that is false."""
         node = self.take(name, "a table")
-        return None if node is None else OldTable(node, (*self.key, name), self.report, self.framework)
+        return OldTable(node or Node({}, ()), (*self.key, name), self.report, self.framework)
 
     def tables(self, name: str) -> list["OldTable"]:
         """The tables in the list at a key; a table is a list of one."""
@@ -142,7 +147,7 @@ class OldTable:
             if isinstance(element.value, dict):
                 found.append(OldTable(element, (*self.key, *key, index), self.report, self.framework))
             elif element.value is not None:
-                self.lost(f"expected a table, got {kind_of(element.value)}", *key, index, at=element)
+                self.lost(f"expected a table, got {kind(element.value)}", *key, index, at=element)
         return found
 
     def type(self) -> str:
@@ -150,6 +155,7 @@ class OldTable:
         full = self.get("type", "a string", "")
         self.framework = framework_of(full, self.framework)
         name = full.rpartition(".")[2].rpartition("/")[2]
+        self.notes.append(name)
         for key, value in defaults(self.framework, name).items():
             if key not in self.node.value:
                 self.rest.setdefault(key, node(value, self.where))
@@ -163,13 +169,6 @@ class OldTable:
         """Reports this table, or a key in it, as converted to something else."""
         self.report.add(Effect.CHANGED, (at or self.node).where, (*self.key, *key), why)
 
-    def expect_type(self, why: str, *names: str) -> None:
-        """Reports a class that is none of these; a table may also name none."""
-        at = self.rest.get("type")
-        title = self.type()
-        if title and title not in names:
-            self.lost(f"{title}: {why}", "type", at=at)
-
     def expect(self, why: str, **usual: Any) -> None:
         """Takes keys and reports, with `why`, those whose value is not the one that holds here anyway."""
         for name, value in usual.items():
@@ -177,19 +176,33 @@ class OldTable:
             if node is not None and plain(node) != value:
                 self.lost(why, name, at=node)
 
-    def leave(self, why: str, *names: str) -> None:
-        """Reports keys that change nothing here."""
-        for name in names:
-            node = self.take(name)
-            if node is not None:
-                self.report.add(Effect.LEFT, node.where, (*self.key, name), why)
+    def leave(self, why: str, name: str) -> None:
+        """Reports a key that changes nothing here."""
+        node = self.take(name)
+        if node is not None:
+            self.report.add(Effect.LEFT, node.where, (*self.key, name), why)
 
-    def lose(self, why: str, *names: str) -> None:
-        """Reports keys as not converted."""
-        for name in names:
-            node = self.take(name)
-            if node is not None:
-                self.lost(why, name, at=node)
+    def finish(self) -> None:
+        """Reports what is left of the table, as NOTES says of each key."""
+        place = next((part for part in reversed(self.key) if isinstance(part, str)), "")
+        for name, value in self.rest.items():
+            found = [NOTES[owner][name] for owner in (*self.notes, place) if name in NOTES.get(owner, {})]
+            if found or name not in NOTES or not isinstance(value.value, dict):
+                self._report(name, value, found[0] if found else Note())
+            else:
+                OldTable(value, (*self.key, name), self.report, self.framework)  # which has its own turn
+        self.rest.clear()
+
+    def _report(self, name: str, value: Node, note: Note) -> None:
+        given = plain(value)
+        if note.is_left:
+            self.report.add(Effect.LEFT, value.where, (*self.key, name), note.why)
+        elif isinstance(note.usual, tuple):
+            title = str(given).rpartition(".")[2]
+            if title not in note.usual:
+                self.lost(f"{title}: {note.why}" if name == "type" else note.why, name, at=value)
+        elif not note.is_silent and (note.usual is None or given != note.usual):
+            self.lost(note.why or self.why, name, at=value)
 
     def renamed(self, **names: str) -> dict[str, Node]:
         """Takes the values at old names, and returns them by their names here (`ours="old"`)."""
@@ -199,9 +212,6 @@ class OldTable:
         """Reports this table as a whole as not converted."""
         self.lost(why)
         self.rest.clear()
-
-    def leave_all(self, why: str) -> None:
-        self.leave(why, *list(self.rest))
 
 
 def node(value: Any, where: Origin) -> Node:

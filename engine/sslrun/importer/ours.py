@@ -9,6 +9,11 @@ from sslrun.importer.old import OldTable, node
 Part = dict[str, Node]
 
 
+def present(**values: Node | None) -> Part:
+    """The values that there are, by their keys."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def known(kind: str, name: str) -> dict[str, Any]:
     """The keys of a component, by kind and class; empty where there is no such class."""
     schema = committed_schema()
@@ -32,6 +37,7 @@ def component(old: OldTable, kind: str, name: str, part: Part | None = None, tag
         if key in old and key not in made:
             made[key] = old.rest.pop(key)
     old.why = f"{name} has nothing like it here"
+    old.notes.append(kind)
     for key in [key for key in made if key not in (tag, *own)]:
         old.lost(old.why, key, at=made.pop(key))
     order = [tag, *own]
@@ -39,28 +45,31 @@ def component(old: OldTable, kind: str, name: str, part: Part | None = None, tag
 
 
 def steps(old: OldTable, name: str, accumulation: int, is_exact: bool = True) -> Node | None:
-    """Converts a number of iterations, which are backward passes, to optimizer steps; `is_exact` reports rounding."""
-    count = old.take(name, "a whole number")
-    return None if count is None else _in_steps(old, count, name, accumulation=accumulation, is_exact=is_exact)
+    """Converts iterations, which are backward passes, to optimizer steps; `is_exact` reports rounding.
 
-
-def list_of_steps(old: OldTable, name: str, accumulation: int) -> Part:
-    """Converts a list of iterations to optimizer steps; returned at its key, nothing where there is none."""
-    listed = old.take(name)
-    if listed is None or not isinstance(listed.value, list):
-        return {} if listed is None else {name: listed}
-    counts = enumerate(listed.value)
-    made = [_in_steps(old, count, name, index, accumulation=accumulation) for index, count in counts]
-    return {name: Node(made, listed.origins)}
-
-
-def _in_steps(old: OldTable, count: Node, *key: str | int, accumulation: int, is_exact: bool = True) -> Node:
-    if accumulation == 1 or not isinstance(count.value, int):
+    Args:
+        old: the table that has them.
+        name: the key of a number or of a list of numbers.
+        accumulation: backward passes for one optimizer step.
+        is_exact: whether a number that is rounded is reported.
+    """
+    count = old.take(name, "" if isinstance(old.peek(name), list) else "a whole number")
+    if count is None or accumulation == 1:
         return count
-    if is_exact and count.value % accumulation:
-        text = f"{count.value} iterations are {count.value / accumulation:g} steps of {accumulation}; rounded up"
-        old.changed(text, *key, at=count)
-    return node(-(-count.value // accumulation), count.where)
+    found = []
+    is_list = isinstance(count.value, list)
+    for index, number in enumerate(count.value if is_list else [count]):
+        found.append(number)
+        if isinstance(number.value, int):
+            found[-1] = node(-(-number.value // accumulation), number.where)
+            if is_exact and number.value % accumulation:
+                exact = f"{number.value / accumulation:g} steps of {accumulation}"
+                old.changed(
+                    f"{number.value} iterations are {exact}; rounded up",
+                    *((name, index) if is_list else (name,)),
+                    at=number,
+                )
+    return Node(found, count.origins) if is_list else found[0]
 
 
 def value_at(part: Part | Node | None, *path: str) -> Any:

@@ -4,7 +4,7 @@ import re
 
 from sslrun.importer.images import Images
 from sslrun.importer.old import Effect, OldTable, node
-from sslrun.importer.ours import Part, steps
+from sslrun.importer.ours import Part, present, steps
 
 _GPUS_BY_SAMPLES = re.compile(r"(?:^|[_-])(\d{1,5})xb(\d{1,6})(?:[_-]|$)")
 _OF_A_PASS = re.compile(r"(?:^|_)bs(\d{1,6})(?:_|$)")  # in names of OpenSelfSup: samples on all GPUs
@@ -30,9 +30,8 @@ def length(top: OldTable, accumulation: int) -> Part:
         top.take("train_cfg")  # of OpenSelfSup, where it is empty
     old = top.table("train_cfg" if "train_cfg" in top else "runner")
     total = top.take("total_epochs", "a whole number")  # of OpenSelfSup
-    if old is None:
-        return {} if total is None else {"epochs": total}
-    old.leave("a run trains, and [monitor] measures beside it", "val_interval", "val_begin", "dynamic_intervals")
+    if not old:
+        return present(epochs=total)
     title = old.type()
     by_epoch = old.get("by_epoch", "true or false", True)
     if title and title.removesuffix("TrainLoop").removesuffix("Runner") not in ("EpochBased", "IterBased"):
@@ -40,7 +39,7 @@ def length(top: OldTable, accumulation: int) -> Part:
     epochs, iterations = old.take("max_epochs", "a whole number"), steps(old, "max_iters", accumulation)
     if iterations is not None and (title.startswith("Iter") or not by_epoch or epochs is None):
         return {"max_iters": iterations}
-    return {} if epochs is None else {"epochs": epochs}
+    return present(epochs=epochs)
 
 
 def batch(top: OldTable, name: str, gpus: int | None, accumulation: int, images: Images) -> Part:
@@ -55,9 +54,7 @@ def batch(top: OldTable, name: str, gpus: int | None, accumulation: int, images:
     """
     named, of_a_pass = _GPUS_BY_SAMPLES.search(name), _OF_A_PASS.search(name)
     ids, scaling = top.take("gpu_ids", "a list"), top.table("auto_scale_lr")
-    total = scaling.get("base_batch_size", "a whole number") if scaling is not None else None
-    if scaling is not None:
-        scaling.expect("a learning rate belongs to a batch here: nothing scales it", enable=False)
+    total = scaling.get("base_batch_size", "a whole number")
     samples = images.samples_per_gpu
     if not samples or samples < 1:
         return {}
@@ -86,30 +83,19 @@ def batch(top: OldTable, name: str, gpus: int | None, accumulation: int, images:
 
 def start(top: OldTable) -> Part:
     """Converts seed, folder, and the weights to start from."""
-    made: Part = {}
-    randomness = top.table("randomness")
     seed = top.take("seed", "a whole number")
-    if randomness is not None:
-        seed = randomness.take("seed", "a whole number") or seed
-        randomness.leave("a run follows from its seed alone, on any number of ranks", "deterministic", "diff_rank_seed")
-    if seed is not None:
-        made["seed"] = seed
+    seed = top.table("randomness").take("seed", "a whole number") or seed
     folder = top.take("work_dir", "a string")
+    made = present(seed=seed, work_dir=folder)
     if folder is not None:
-        made["work_dir"] = folder
         top.changed("a folder is made in it for every run, with the recipe's name", "work_dir", at=folder)
-    weights, checkpoint, resume = (
-        top.take("load_from", "a string"),
-        top.take("resume_from", "a string"),
-        top.take("resume"),
-    )
+    weights, checkpoint = top.take("load_from", "a string"), top.take("resume_from", "a string")
+    resume = top.take("resume")
     if resume is not None and isinstance(resume.value, str):
         checkpoint = resume
-    elif resume is not None and resume.value and weights is not None:
-        weights, checkpoint = None, weights
     elif resume is not None and resume.value:
-        text = "--resume goes on from a run's newest checkpoint"
-        top.report.add(Effect.LEFT, resume.where, ("resume",), text)
+        top.report.add(Effect.LEFT, resume.where, ("resume",), "--resume goes on from a run's newest checkpoint")
+        weights, checkpoint = None, weights or checkpoint
     if weights is not None:
         made |= {"load_from": weights, "load_strict": node(False, weights.where)}
         text = "what does not fit is left out, as there; but the old parameters have other names"
@@ -124,28 +110,20 @@ def start(top: OldTable) -> Part:
 def saving(top: OldTable, accumulation: int) -> Part:
     """Converts hooks and options of saving and logging to `[checkpoint]` and `[log]`."""
     made: Part = {}
-    log: Part = {}
     defaults = top.table("default_hooks")
-    config = defaults.table("checkpoint") if defaults is not None else top.table("checkpoint_config")
-    if config is not None:
+    config = defaults.table("checkpoint") if defaults else top.table("checkpoint_config")
+    if config:
         made["checkpoint"] = node(_checkpoints(config, accumulation), config.where)
-    logs = defaults.table("logger") if defaults is not None else top.table("log_config")
-    if logs is not None:
-        log |= _log(logs, accumulation)
-    for name in list(defaults.rest) if defaults is not None else []:
-        hook = defaults.table(name) if defaults is not None else None
-        if hook is not None and not is_off(hook):
+    log = _log(defaults.table("logger") if defaults else top.table("log_config"), accumulation)
+    for name in list(defaults.rest):
+        hook = defaults.table(name)
+        if hook and not is_off(hook):
             title = hook.type()
             if title not in _USUAL_HOOKS:
                 hook.give_up(f"there is no hook {title or 'without a type'} here")
     visualizer = top.table("visualizer")
-    if visualizer is not None:
-        visualizer.type()
-        visualizer.take("name")
-        log |= _places(visualizer.tables("vis_backends"), visualizer)
-    level = top.take("log_level", "a string")
-    if level is not None:
-        log["level"] = level
+    log |= _places(visualizer.tables("vis_backends"), visualizer)
+    log |= present(level=top.take("log_level", "a string"))
     return made | ({"log": node(log, top.where)} if log else {})
 
 
@@ -161,7 +139,6 @@ def is_off(hook: OldTable) -> bool:
 
 def _checkpoints(old: OldTable, accumulation: int) -> Part:
     """Converts `checkpoint_config`, or the `checkpoint` of `default_hooks`."""
-    old.expect_type("there is no such hook here", "CheckpointHook")
     made: Part = {}
     by_epoch = old.get("by_epoch", "true or false", True)
     interval = old.take("interval", "a whole number") if by_epoch else steps(old, "interval", accumulation)
@@ -171,19 +148,13 @@ def _checkpoints(old: OldTable, accumulation: int) -> Part:
         made |= {"interval": interval, "by": node("epoch" if by_epoch else "iter", interval.where)}
     kept = old.take("max_keep_ckpts", "a whole number")
     made["max_keep_ckpts"] = node(-1, old.where) if kept is None or kept.value < 1 else kept
-    saved = ("save_optimizer", "save_param_scheduler", "create_symlink", "save_last", "sync_buffer")
-    old.leave("a checkpoint holds all that a run needs to go on", *saved)
-    old.leave("checkpoints stand in the run folder", "out_dir", "filename_tmpl", "file_client_args", "backend_args")
     return made
 
 
 def _log(old: OldTable, accumulation: int) -> Part:
     """Converts `log_config`, or the `logger` of `default_hooks`."""
-    old.expect_type("there is no such hook here", "LoggerHook")
     interval = steps(old, "interval", accumulation, is_exact=False)
-    old.leave("every row is a mean over its interval", "ignore_last", "interval_exp_name")
-    old.leave("logs stand in the run folder", "out_dir", "keep_local", "log_metric_by_epoch", "file_client_args")
-    return ({} if interval is None else {"interval": interval}) | _places(old.tables("hooks"), old)
+    return present(interval=interval) | _places(old.tables("hooks"), old)
 
 
 def _places(hooks: list[OldTable], old: OldTable) -> Part:
@@ -195,7 +166,8 @@ def _places(hooks: list[OldTable], old: OldTable) -> Part:
             found[_PLACES[title]] = None
             hook.why = "log.hooks names places, without arguments"
         elif title in _OWN_LOG:
-            hook.leave_all("the log is written anyway")
+            for name in list(hook.rest):
+                hook.leave("the log is written anyway", name)
         else:
             hook.give_up(f'{title or "a place"}: there are "tensorboard" and "wandb" here')
     return {"hooks": node(list(found), old.where)} if found else {}

@@ -2,7 +2,7 @@
 
 from sslrun.config.node import Node, plain
 from sslrun.importer.old import OldTable, node
-from sslrun.importer.ours import Part, component, list_of_steps, steps, value_at
+from sslrun.importer.ours import Part, component, present, steps, value_at
 
 # mmcv's policy, without capitals -> ours.
 _POLICIES = {
@@ -43,10 +43,8 @@ def lr_config(old: OldTable, accumulation: int) -> Node | None:
     made: Part = {}
     by_epoch = old.take("by_epoch", "true or false")
     is_by_epoch = by_epoch.value if by_epoch is not None else ours not in _BY_ITER
-    if ours == "Step" and not is_by_epoch and accumulation > 1:
-        made |= list_of_steps(old, "step", accumulation)
-    if ours == "CosineRestart" and not is_by_epoch and accumulation > 1:
-        made |= list_of_steps(old, "periods", accumulation)
+    for key in ("step", "periods") if not is_by_epoch else ():
+        made |= present(**{key: steps(old, key, accumulation)})
     made |= _warmup(old, accumulation)
     if policy.lower().startswith("stepfix") and "warmup" in made:
         made["after_warmup"] = node(True, old.where)
@@ -89,7 +87,6 @@ def param_scheduler(
         begin, end = old.get("begin", "a whole number", 0), old.take("end")
         by_epoch = old.get("by_epoch", "true or false", True)
         is_by_iter = bool(old.get("convert_to_iter_based", "true or false", False)) or not by_epoch
-        old.leave("it is only written to the log", "verbose")
         if name in _WARMUPS and made is None and not warmup and begin == 0:
             warmup = _scheduler_warmup(old, _WARMUPS[name], end, by_epoch, is_by_iter, accumulation)
             warmed_up = (plain(end), by_epoch) if end is not None and warmup else warmed_up
@@ -126,7 +123,6 @@ def _scheduler_warmup(
     old: OldTable, kind: str, end: Node | None, by_epoch: bool, is_by_iter: bool, accumulation: int
 ) -> Part:
     ratio = old.take("start_factor") or old.take("factor") or node(1 / 3, old.where)
-    old.expect("a warm-up ends at the rate itself", end_factor=1)
     if end is None:
         old.lost("a warm-up has an end")
         return {}
@@ -141,9 +137,8 @@ def _scheduler_warmup(
 
 def _scheduler(old: OldTable, name: str, by_epoch: bool, is_by_iter: bool, warmup: Part, accumulation: int) -> Node:
     policy, names = _SCHEDULERS[name]
-    if not by_epoch and accumulation > 1:
-        for key in ("milestones", "periods"):
-            old.rest |= list_of_steps(old, key, accumulation)
+    for key in ("milestones", "periods", "step_size") if not by_epoch else ():
+        old.rest |= present(**{key: steps(old, key, accumulation)})
     made = old.renamed(**{ours: key for key, ours in names.items()})
     if warmup and policy not in _FROM_THE_START:
         made["after_warmup"] = node(True, old.where)

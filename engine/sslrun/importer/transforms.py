@@ -24,15 +24,16 @@ def transform(old: OldTable) -> Node | None:
     """Converts a transform; None where it is implied here, or where there is none like it, which is reported."""
     name = old.type()
     if name in IMPLIED:
-        _implied(old)
+        old.notes.append("implied")
         return None
     if name in _GROUPS:
         return _group(old)
     if name not in _TRANSFORMS:
         old.give_up(f"there is no transform {name or 'without a type'} here")
         return None
-    ours, convert = _TRANSFORMS[name]
-    made = convert(old)
+    ours, names, convert = _TRANSFORMS[name]
+    made = convert(old) if convert is not None else {}
+    made |= old.renamed(**names)
     if "p" not in made and "prob" in old:
         made["p"] = old.rest.pop("prob")
     return component(old, "transforms", ours, made)
@@ -67,28 +68,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _implied(old: OldTable) -> None:
-    """Checks a step that is always done here, and has no options."""
-    old.expect("images are read in color", color_type="color")
-    files_on_disk(old)
-    old.leave("images are decoded by DALI", "imdecode_backend", "to_float32", "ignore_empty")
-    for key in ("keys", "meta_keys", "algorithm_keys", "pseudo_label_keys"):
-        old.take(key)  # what the old loader hands on beside the images
-
-
-def files_on_disk(old: OldTable) -> None:
-    """Checks `file_client_args` of a data source or a step: files come from the disk here."""
-    for name in ("file_client_args", "backend_args"):
-        args = old.table(name)
-        if args is not None:
-            args.why = "images are files here"
-            for key in ("backend", "type"):
-                if args.peek(key) in ("disk", "local", "HardDiskBackend", "LocalBackend"):
-                    args.take(key)
-
-
 def _resampling(old: OldTable) -> Part:
-    old.leave("images are always filtered before they shrink", "antialias")
     backend = old.take("backend")
     if backend is not None and backend.value != "pillow":
         old.changed("resized as PIL does, which filters before it shrinks; OpenCV does not", "backend", at=backend)
@@ -104,8 +84,6 @@ def _random_resized_crop(old: OldTable) -> Part:
     is_mmcls = old.framework == MMPRETRAIN or isinstance(old.peek("scale"), int) or "crop_ratio_range" in old
     if is_mmcls and "size" not in old:  # which has other names
         made |= old.renamed(size="scale", scale="crop_ratio_range", ratio="aspect_ratio_range")
-    old.expect("ten boxes are tried here", max_attempts=10)
-    old.expect("our RandomResizedCrop has no such variant", efficientnet_style=False)
     return made
 
 
@@ -123,80 +101,43 @@ def _resize(old: OldTable) -> Part:
     return made
 
 
-def _resize_edge(old: OldTable) -> Part:
-    old.expect("a single number is the shorter side here", edge="short")
-    return _resampling(old) | old.renamed(size="scale")
-
-
-def _crop(old: OldTable) -> Part:
-    old.expect("images are not padded here", padding=0)
-    old.expect("images that are too small get a black border", pad_if_needed=False)
-    old.take("backend")
-    return old.renamed(size="crop_size")
-
-
-def _flip(old: OldTable) -> Part:
-    old.expect("images are only flipped left to right", direction="horizontal")
-    return {}
-
-
 def _gray(old: OldTable) -> Part:
-    old.expect("a gray image keeps its three channels here", keep_channels=True)
     weights = old.take("channel_weights")
     if old.framework in (MMSELFSUP_1X, MMPRETRAIN) and (weights is None or plain(weights) != _GRAY):
         text = f"gray is weighed as PIL does: {_GRAY} of blue, green and red"
         old.changed(text, "channel_weights", at=weights)
-    old.leave("images are RGB here", "color_format")
     return {}
 
 
 def _blur(old: OldTable) -> Part:
     span = old.take("magnitude_range", "a list")  # mmcls: a radius drawn from the range
-    if span is None or len(span.value) != 2:
-        return {}
-    old.expect("the radius is drawn evenly here", magnitude_std="inf")
-    return {"sigma_min": span.value[0], "sigma_max": span.value[1]}
-
-
-def _solarize(old: OldTable) -> Part:
-    return old.renamed(threshold="thr")
-
-
-def _jitter(old: OldTable) -> Part:
-    old.leave("it follows PIL", "backend", "color_format")
-    return {}
-
-
-def _rotation(old: OldTable) -> Part:
-    for key in ("interpolation", "resample"):  # as words or as PIL's numbers
-        old.expect("pixels are the nearest ones here", **{key: "nearest" if isinstance(old.peek(key), str) else 0})
-    old.expect("a turned image keeps its size, with black corners", expand=False, fill=0)
-    return {}
+    is_pair = span is not None and len(span.value) == 2
+    return {"sigma_min": span.value[0], "sigma_max": span.value[1]} if span is not None and is_pair else {}
 
 
 def _normalize(old: OldTable) -> Part:
-    old.expect("images are RGB here", to_rgb=True)
-    old.leave("pixels are not written to", "inplace")
     found = normalize(old.get("mean", "a list"), old.get("std", "a list"), old)
     return {} if found is None else {key: found.value[key] for key in ("mean", "std")}
 
 
-# Old transform -> ours, and the conversion of the arguments that are not the same.
-_TRANSFORMS: dict[str, tuple[str, Callable[[OldTable], Part]]] = {
-    "RandomResizedCrop": ("RandomResizedCrop", _random_resized_crop),
-    "Resize": ("Resize", _resize),
-    "ResizeEdge": ("Resize", _resize_edge),
-    "CenterCrop": ("CenterCrop", _crop),
-    "RandomCrop": ("RandomCrop", _crop),
-    "RandomFlip": ("RandomHorizontalFlip", _flip),
-    "RandomHorizontalFlip": ("RandomHorizontalFlip", _flip),
-    "RandomRotation": ("RandomRotation", _rotation),
-    "ColorJitter": ("ColorJitter", _jitter),
-    "RandomGrayscale": ("RandomGrayscale", _gray),
-    "GaussianBlur": ("GaussianBlur", _blur),
-    "RandomGaussianBlur": ("GaussianBlur", _blur),
-    "Solarization": ("Solarization", _solarize),
-    "RandomSolarize": ("Solarization", _solarize),
-    "Solarize": ("Solarization", _solarize),
-    "Normalize": ("Normalize", _normalize),
+# Old transform -> ours, {our argument: the old one}, and the conversion of the arguments that mean something else.
+_Conversion = tuple[str, dict[str, str], Callable[[OldTable], Part] | None]
+_CROP: dict[str, str] = {"size": "crop_size"}
+_TRANSFORMS: dict[str, _Conversion] = {
+    "RandomResizedCrop": ("RandomResizedCrop", {}, _random_resized_crop),
+    "Resize": ("Resize", {}, _resize),
+    "ResizeEdge": ("Resize", {"size": "scale"}, _resampling),
+    "CenterCrop": ("CenterCrop", _CROP, None),
+    "RandomCrop": ("RandomCrop", _CROP, None),
+    "RandomFlip": ("RandomHorizontalFlip", {}, None),
+    "RandomHorizontalFlip": ("RandomHorizontalFlip", {}, None),
+    "RandomRotation": ("RandomRotation", {}, None),
+    "ColorJitter": ("ColorJitter", {}, None),
+    "RandomGrayscale": ("RandomGrayscale", {}, _gray),
+    "GaussianBlur": ("GaussianBlur", {}, _blur),
+    "RandomGaussianBlur": ("GaussianBlur", {}, _blur),
+    "Solarization": ("Solarization", {}, None),
+    "RandomSolarize": ("Solarization", {}, None),
+    "Solarize": ("Solarization", {"threshold": "thr"}, None),
+    "Normalize": ("Normalize", {}, _normalize),
 }

@@ -8,7 +8,10 @@ from sslrun.config.node import plain, show
 from sslrun.importer.old import Effect, Report, one_line
 from sslrun.importer.ours import Part
 
-_ORDER = ("epochs", "max_iters", "global_batch", "seed", "work_dir", "load_from", "load_strict", "resume_from", "vars")
+_ORDER = (
+    "epochs", "max_iters", "global_batch", "seed", "work_dir", "load_from", "load_strict", "resume_from", "vars",
+    "model", "data", "optimizer", "lr", "engine",
+)  # fmt: skip
 _SECTIONS = ("backbone", "neck", "head", "source")  # tables that have a header however short they are
 _WIDTH = 120
 MAX_FINDINGS = 300  # of a kind in the head of the file
@@ -79,14 +82,4 @@ def _value(value: Any, indent: int) -> str:
         return line
     if len(line) + indent <= _WIDTH and not isinstance(value[0], dict):
         return line
-    return "\n".join(["[", *(f"  {_element(element)}," for element in value), "]"])
-
-
-def _element(value: Any) -> str:
-    """An element of a list of transforms; a group of transforms has them on lines of their own."""
-    line = inline(value)
-    if len(line) <= _WIDTH - 3 or not isinstance(value, dict) or not isinstance(value.get("transforms"), list):
-        return line
-    others = {key: below for key, below in value.items() if key != "transforms"}
-    inner = [f"    {inline(element)}," for element in value["transforms"]]
-    return "\n".join([f"{inline(others)[:-2]}, transforms = [", *inner, "  ] }"])
+    return "\n".join(["[", *(f"  {inline(element)}," for element in value), "]"])

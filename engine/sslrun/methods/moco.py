@@ -27,6 +27,8 @@ class MoCo(Method):
 
     It takes two views of each image. MoCo v2 (arXiv 2003.04297) is this class with the MoCoV2Neck.
 
+    Version 2 (arXiv 2003.04297) has another projector, blur and a cosine schedule, which its recipe states.
+
     Args:
         backbone: the encoder to train.
         neck: projector on top of the backbone.

@@ -48,6 +48,9 @@ class Supervised(Method):
     Label smoothing (arXiv 1512.00567), mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899) and stochastic depth (arXiv
     1603.09382) are optional.
 
+    Label smoothing is that of arXiv 1512.00567, mixup of arXiv 1710.09412, CutMix of arXiv 1905.04899 and stochastic
+    depth of arXiv 1603.09382.
+
     Args:
         backbone: the encoder to train. All of it is trained, even parts that its arguments freeze.
         num_classes: number of classes K.

@@ -125,9 +125,7 @@ class SwAVHead(Head):
 
 
 class SwAV(Method):
-    """Predicts from one crop the prototypes to which another crop was assigned (arXiv 2006.09882).
-
-    It takes any number of crops, in one or more groups of views (multi-crop).
+    """Predicts from one crop the prototypes to which another crop was assigned; multi-crop (arXiv 2006.09882).
 
     Args:
         backbone: the encoder to train.

@@ -17,7 +17,7 @@ first = [
 first += [dict(type='ToTensor'), dict(type='Normalize', **img_norm_cfg)]
 second = copy.deepcopy(first)
 second[4]['p'] = 0.1
-second[5].update(p=0.2)
+second[5]['p'] = 0.2
 data = dict(
     samples_per_gpu=32,
     workers_per_gpu=4,
