@@ -115,8 +115,8 @@ def run_encoder(path: Path) -> EncoderOutputs:
     if classes is not None:
         monitor = saved.recipe.monitor
         vote: dict[str, Any] = {"k": monitor.knn_k, "temperature": monitor.knn_temperature}
-        labels = np.asarray(np.searchsorted(classes, labels_of(source)[queries]))
-        bank_labels = np.asarray(np.searchsorted(classes, labels_of(train)[bank]))
+        labels = np.asarray(np.searchsorted(classes, labels_of(source).numpy()[queries]))
+        bank_labels = np.asarray(np.searchsorted(classes, labels_of(train).numpy()[bank]))
         predicted = knn_predict(others, torch.from_numpy(bank_labels), features, **vote).numpy()
     return EncoderOutputs(
         saved,
