@@ -62,7 +62,7 @@ def report(args: argparse.Namespace, row: dict[str, str], rounds: Sequence[dict[
 
 
 def measure(images: Path, workers: int) -> dict[str, float]:
-    """One check in a process of its own."""
+    """One check in a separate process."""
     command = [sys.executable, str(ROOT / "bin" / "sslrun"), "data", "check", str(images), "--json"]
     before = processor_s()
     with tempfile.TemporaryFile() as out:

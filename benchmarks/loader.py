@@ -36,8 +36,8 @@ from sslrun.data.bad_samples import BadSamples
 from sslrun.data.loader import Loader
 from sslrun.data.order import Order
 from sslrun.data.pipeline import Pipeline
-from sslrun.data.sources import ImageFolder
 from sslrun.data.sources.base import Encoded
+from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.transforms import (
     ColorJitter,
     GaussianBlur,

@@ -43,6 +43,14 @@ def write_files(document: Path, folder: Path) -> None:
             _write(block, folder)
 
 
+def refusal(document: Path, folder: Path, *words: str) -> str:
+    """The only line that a command prints, which must be an error, in a folder with the files of a document."""
+    write_files(document, folder)
+    code, printed = small_run.answer(words, folder)
+    assert code == 2 and len(printed.splitlines()) == 1, printed
+    return printed
+
+
 def follow(document: Path, folder: Path, edited: Callable[[str], str] = str) -> str:
     """Write the files and run the commands of a document in its order; return everything that the commands printed.
 

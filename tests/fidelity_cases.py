@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
 from photographs import jpeg, photographs
 from sslrun.data import pil_twins
@@ -36,7 +38,6 @@ from sslrun.data.transforms import (
     Solarization,
     Transform,
 )
-from sslrun.data.transforms.gaussian_blur import torchvision_blur
 from sslrun.data.views import ViewGroup
 
 
@@ -69,6 +70,18 @@ class Case:
         """The views of the photographs as torchvision makes them: on PIL images, blurs as its tensor version."""
         instead = {} if self.pils_blur else {GaussianBlur: blur_as_torchvision}
         return pil_twins.views(decoded(), groups, arguments, instead)
+
+
+def torchvision_blur(image: Image.Image, sigma: float) -> Image.Image:
+    """torchvision's tensor version: one two-dimensional kernel, reflected border, rounded once; 31 taps."""
+    reach = 15
+    distance = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    line = torch.exp(-0.5 * (distance / sigma) ** 2)
+    line = line / line.sum()
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[:, None].double()
+    x = F.pad(x, (reach,) * 4, mode="reflect")
+    x = F.conv2d(F.conv2d(x, line.view(1, 1, 1, -1)), line.view(1, 1, -1, 1))
+    return Image.fromarray(x[:, 0].round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def blur_as_torchvision(image: Any, numbers: Any) -> Any:
@@ -147,44 +160,44 @@ def exact_views(groups: list[ViewGroup], arguments: Arguments, **options: Any) -
     return _bytes(ExactStage(groups, torch.device("cpu"), **options)([images] * len(groups), arguments))
 
 
-def all_steps(groups: list[ViewGroup]) -> list[int]:
-    return [len(group.steps) for group in groups]
-
-
 def geometric_steps(groups: list[ViewGroup]) -> list[int]:
     """What DALI does in exact mode on a GPU."""
     return [num_dali_steps(group, "exact", torch.device("cuda")) for group in groups]
 
 
+class Graph:
+    """A DALI graph that makes the first steps of each group's views (None: all), and the exact stage the others."""
+
+    def __init__(self, groups: list[ViewGroup], dali_steps: Sequence[int] | None = None, num_threads: int = 1) -> None:
+        from nvidia.dali import fn, pipeline_def
+
+        self.groups = groups
+        self.dali_steps = [len(group.steps) for group in groups] if dali_steps is None else dali_steps
+        names = argument_names(groups, self.dali_steps)
+        count = num_inputs(groups, names)
+        self.inputs: list[Any] = []  # of the next run
+
+        def views() -> Any:
+            file, *nodes = fn.external_source(source=lambda: self.inputs, num_outputs=1 + count, batch=True)
+            images = fn.decoders.image(file, adjust_orientation=False)
+            return tuple(dali_views(images, groups, nodes, names))
+
+        options = {"num_threads": num_threads, "device_id": None, "exec_dynamic": True, "prefetch_queue_depth": 1}
+        self.pipeline = pipeline_def(enable_conditionals=True)(views)(batch_size=len(encoded()), **options)
+        self.pipeline.build()
+
+    def views(self, arguments: Arguments, rows: slice = slice(None)) -> list[np.ndarray]:
+        """The views of the photographs in `rows` as bytes, (num_views * B, h, w, 3)."""
+        self.inputs = [encoded()[rows], *graph_arguments(self.groups, arguments, self.dali_steps)]
+        outputs = [[torch.from_dlpack(image) for image in output] for output in self.pipeline.run()]
+        images = [list(chain.from_iterable(own)) for own in outputs_by_group(self.groups, outputs, self.dali_steps)]
+        return _bytes(ExactStage(self.groups, torch.device("cpu"), dali_steps=self.dali_steps)(images, arguments))
+
+
 def graph_views(
-    groups: list[ViewGroup],
-    arguments: Arguments,
-    dali_steps: Sequence[int] | None = None,
-    rows: slice = slice(None),
-    num_threads: int = 1,
+    groups: list[ViewGroup], arguments: Arguments, dali_steps: Sequence[int] | None = None
 ) -> list[np.ndarray]:
-    """The views whose first steps (None: all) are made by DALI, and the others by the exact stage, as bytes."""
-    from nvidia.dali import fn, pipeline_def
-
-    dali_steps = all_steps(groups) if dali_steps is None else dali_steps
-    names = argument_names(groups, dali_steps)
-    values = graph_arguments(groups, arguments, dali_steps)
-    count = num_inputs(groups, names)
-    assert len(values) == count
-    files = encoded()[rows]
-
-    def views() -> Any:
-        file, *nodes = fn.external_source(source=lambda: [files, *values], num_outputs=1 + count, batch=True)
-        images = fn.decoders.image(file, adjust_orientation=False)
-        return tuple(dali_views(images, groups, nodes, names))
-
-    graph = pipeline_def(enable_conditionals=True)(views)
-    options = {"num_threads": num_threads, "device_id": None, "exec_dynamic": True, "prefetch_queue_depth": 1}
-    pipeline = graph(batch_size=len(files), **options)
-    pipeline.build()
-    outputs = [[torch.from_dlpack(image) for image in output] for output in pipeline.run()]
-    images = [list(chain.from_iterable(own)) for own in outputs_by_group(groups, outputs, dali_steps)]
-    return _bytes(ExactStage(groups, torch.device("cpu"), dali_steps=dali_steps)(images, arguments))
+    return Graph(groups, dali_steps).views(arguments)
 
 
 def changed(arguments: Arguments, group: int, step: int, **changes: Any) -> Arguments:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("engine", "kernels", "tests", "tests/methods")  # on the path of every rank
 # By ranks (the last of them by DeepSpeed). None starts a thread, prints, or draws a random number.
 IMPORTED = ("sslrun.train", "sslrun.data.graph", "nvidia.dali.fn", "pytest", "torch._inductor.compile_fx")
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -52,7 +53,7 @@ def run_ranks(
 def _environments(world_size: int) -> list[dict[str, str]]:
     """Environment of each rank: that of this process, and the variables of a launcher."""
     common = {key: value for key, value in os.environ.items() if key not in LAUNCHER}
-    path = [*(str(ROOT / folder) for folder in ("engine", "kernels", "tests")), common.get("PYTHONPATH", "")]
+    path = [*(str(ROOT / folder) for folder in SOURCES), common.get("PYTHONPATH", "")]
     common |= {"PYTHONPATH": os.pathsep.join(filter(None, path)), "OMP_NUM_THREADS": "1"}
     if world_size == 1:
         return [common]

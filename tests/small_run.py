@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,10 +84,13 @@ threads = 1
 """
 
 
-def write_recipe(folder: Path, images: Path, steps: int = 12, name: str = "small") -> Path:
-    """The recipe as a file; its run folder is `folder`/runs/`name`."""
+def write_recipe(folder: Path, images: Path, steps: int = 12, name: str = "small", model: str | None = None) -> Path:
+    """The recipe as a file; its run folder is `folder`/runs/`name`. `model`: the table [model] in place of MoCo's."""
     path = folder / f"{name}.toml"
-    path.write_text(RECIPE.format(steps=steps, work_dir=folder / "runs", images=images))
+    text = RECIPE.format(steps=steps, work_dir=folder / "runs", images=images)
+    if model is not None:
+        text = text[: text.index("[model]")] + model + "\n" + text[text.index("[data]") :]
+    path.write_text(text)
     return path
 
 
@@ -153,6 +157,13 @@ def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
     )
 
 
+def python(code: str, *words: object, **options: Any) -> subprocess.Popen[str]:
+    """A Python process that runs `code`, which may import the engine, with `words` as arguments; stdout is a pipe."""
+    command = [sys.executable, "-c", code, *map(str, words)]
+    variables = {**environment(), "PYTHONPATH": str(ROOT / "engine")}
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True, **options)
+
+
 def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str]:
     """Wait for a process; returns (exit code, output)."""
     try:
@@ -204,6 +215,20 @@ def differences(a: Path, b: Path) -> list[str]:
             if name not in left or name not in right or not torch.equal(left[name], right[name])
         ]
     return found
+
+
+def saved(run: Path, step: int) -> Path:
+    """The folder of the checkpoint of a step."""
+    return run / f"checkpoints/step_{step:08d}"
+
+
+def as_of(straight: Path, step: int, work_dir: Path) -> Path:
+    """A copy of a run in another work_dir, without the checkpoints after a step; returns its folder."""
+    run = Path(shutil.copytree(straight, work_dir / straight.name))
+    for at, path in checkpoint.steps(run / "checkpoints").items():
+        if at > step:
+            shutil.rmtree(path)
+    return run
 
 
 def buffers_of_every_dtype() -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import small_run
-from documents import follow, write_files
+from documents import follow, refusal
 
 DOCUMENT = small_run.ROOT / "docs" / "add-a-metric.md"
 FEW = " --set data.source.num_images=192 --set data.holdout.num_images=64"
@@ -61,6 +61,4 @@ def test_what_a_row_cannot_hold_is_one_line(tmp_path, images, returned, message)
     ],
 )
 def test_a_wrong_argument_is_one_line(tmp_path, words, message):
-    write_files(DOCUMENT, tmp_path)
-    code, printed = small_run.answer([*words, "--dry-run"], tmp_path)
-    assert code == 2 and len(printed.splitlines()) == 1 and message in printed, printed
+    assert message in refusal(DOCUMENT, tmp_path, *words, "--dry-run")

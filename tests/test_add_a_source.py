@@ -1,7 +1,6 @@
 """docs/add-a-source.md, followed by a user in an empty folder."""
 
 import importlib.util
-import json
 import re
 import sys
 from pathlib import Path
@@ -10,9 +9,14 @@ import numpy as np
 import pytest
 
 import small_run
-from documents import follow, write_files
-from sslrun.data import BadSamples, Fraction, Loader, Sequential, Subset, ViewGroup, split_holdout
+from documents import follow, refusal
+from sslrun.data.bad_samples import BadSamples
+from sslrun.data.loader import Loader
+from sslrun.data.order import Sequential
+from sslrun.data.sources.fraction import Fraction
+from sslrun.data.sources.subset import Subset, split_holdout
 from sslrun.data.transforms import Resize
+from sslrun.data.views import ViewGroup
 
 DOCUMENT = small_run.ROOT / "docs" / "add-a-source.md"
 
@@ -24,12 +28,17 @@ def reader(tmp_path_factory):
     return folder, follow(DOCUMENT, folder)
 
 
+def rows(folder: Path, name: str) -> list[dict]:
+    return small_run.metrics(folder / f"work_dirs/{name}")
+
+
 def test_the_example_works_outside_the_tree(reader):
     folder, printed = reader
     assert len(re.findall(r"^done: .*work_dirs/(?:tar|arrays)", printed, re.MULTILINE)) == 2, "the runs"
     for name in ("tar", "arrays"):
-        rows = [json.loads(line) for line in (folder / f"work_dirs/{name}/metrics.jsonl").read_text().splitlines()]
-        assert any("knn/top1_pct" in row for row in rows), "held-out samples of the user's source were measured"
+        assert any("knn/top1_pct" in row for row in rows(folder, name)), (
+            "held-out samples of the user's source were measured"
+        )
     assert (folder / "grid.png").exists()
 
 
@@ -45,11 +54,7 @@ def tar_images(folder: Path, archive: str = "train.tar"):
 
 def test_pixels_are_the_same_from_bytes_and_from_arrays(reader):
     """Both runs saw the same samples: what the method computed is the same, number by number."""
-    rows = [
-        [json.loads(line) for line in (reader[0] / f"work_dirs/{name}/metrics.jsonl").read_text().splitlines()]
-        for name in ("tar", "arrays")
-    ]
-    losses = [[row["train/loss"] for row in run if "train/loss" in row] for run in rows]
+    losses = [[row["train/loss"] for row in rows(reader[0], name) if "train/loss" in row] for name in ("tar", "arrays")]
     assert losses[0] == losses[1] and len(losses[0]) > 0
 
 
@@ -98,6 +103,4 @@ def test_a_damaged_member_is_named_and_replaced(reader, tmp_path):
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, setting, expected):
-    write_files(DOCUMENT, tmp_path)
-    code, printed = small_run.answer(["data", "check", "tar.toml", "--set", setting], tmp_path)
-    assert code == 2 and len(printed.splitlines()) == 1 and expected in printed, printed
+    assert expected in refusal(DOCUMENT, tmp_path, "data", "check", "tar.toml", "--set", setting)

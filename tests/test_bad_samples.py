@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslrun.data import BadSamples, ImageFolder, Loader, Sequential, ViewGroup
-from sslrun.data.pipeline import Pipeline
+from sslrun.data.bad_samples import BadSamples
+from sslrun.data.decoding import Trial
+from sslrun.data.loader import Loader
+from sslrun.data.order import Sequential
+from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.transforms import RandomResizedCrop, Resize
+from sslrun.data.views import ViewGroup
 from sslrun.errors import RunFailed
 
 NUM_IMAGES = 40
@@ -224,6 +228,6 @@ def test_formats_are_read_as_pil_reads_them(tmp_path):
 
 def test_a_failure_that_no_image_explains_ends_the_run(folder, monkeypatch):
     damage(folder)
-    monkeypatch.setattr(Pipeline, "_trouble", lambda self, encoded, size: None)
+    monkeypatch.setattr(Trial, "trouble", lambda self, encoded, size: None)
     with pytest.raises(RunFailed, match="decode one by one"):
         list(loader_of(opened(folder), BadSamples()).run([(0, np.arange(8)), (0, np.arange(32, 40))]))

@@ -435,12 +435,10 @@ class Buffered(Method):
 def test_buffers_of_every_dtype_are_resumed_to_the_bit(capsys, tmp_path, images, monkeypatch):
     (tmp_path / "buffered.py").write_text(METHOD)
     monkeypatch.syspath_prepend(tmp_path)
-    recipe = small_run.write_recipe(tmp_path, images, steps=3)
-    text = recipe.read_text()
-    begin, end = text.index("[model]"), text.index("[data]")
-    backbone = 'backbone = { type = "ResNet", depth = 18, base_width = 4, stem = "small" }'
-    text = f'custom_imports = ["buffered"]\n{text[:begin]}[model]\ntype = "Buffered"\n{backbone}\n{text[end:]}'
-    recipe.write_text(text)
+    backbone = '{ type = "ResNet", depth = 18, base_width = 4, stem = "small" }'
+    model = f'[model]\ntype = "Buffered"\nbackbone = {backbone}\n'
+    recipe = small_run.write_recipe(tmp_path, images, steps=3, model=model)
+    recipe.write_text(f'custom_imports = ["buffered"]\n{recipe.read_text()}')
     unmonitored = ("--set", "monitor.knn_interval=0")
     small_run.train(recipe, *unmonitored, "--work-dir", str(tmp_path / "straight"))
     small_run.train(recipe, *unmonitored, "--set", "max_iters=1")
@@ -454,6 +452,8 @@ def test_buffers_of_every_dtype_are_resumed_to_the_bit(capsys, tmp_path, images,
         assert straight == resumed, name
         assert straight != small_run.bits(buffer), f"{name} was never changed: the comparison says nothing"
 
-    code, _, err = small_run.call(capsys, recipe, "--work-dir", tmp_path / "bad", "--set", "model.bad_dtype=int4")
-    assert code == 2 and "model state 'table' has the dtype torch.int4: a checkpoint cannot store it" in err
+    for dry in ((), ("--dry-run",)):
+        words = (recipe, "--work-dir", tmp_path / "bad", "--set", "model.bad_dtype=int4", *dry)
+        code, _, err = small_run.call(capsys, *words)
+        assert code == 2 and "model state 'table' has the dtype torch.int4: a checkpoint cannot store it" in err
     assert not (tmp_path / "bad/small/metrics.jsonl").exists()

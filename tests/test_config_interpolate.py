@@ -95,6 +95,7 @@ def test_cycles_are_printed(refused, text, expected):
         ('l = [1]\nx = "${l.1}"', "x.toml:3: x: ${l.1}: there is no l.1"),
         ('l = 1\nx = "${l.y}"', "x.toml:3: x: ${l.y}: there is no l.y"),
         ('l = [1]\nx = "a${l}"', "x.toml:3: x: ${l} is a list and can only be a whole string, not part of one"),
+        ('t = {}\nx = "a${t}"', "x.toml:3: x: ${t} is a table and can only be a whole string, not part of one"),
         ('x = "a${b"', "x.toml:2: x: 'a${b' has a ${ without its }; a literal ${ is written $${"),
         ('x = "${a b}"', "x.toml:2: x: ${a b}: 'a b' is not a key; "
          "a key is names joined by dots, such as data.views.0.num_views"),

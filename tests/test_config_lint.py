@@ -1,9 +1,5 @@
 """config lint: shipped files have no findings, and every rule finds its violations and nothing else."""
 
-import os
-import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -71,99 +67,187 @@ def test_shipped_files_have_no_findings(capsys, monkeypatch):
     assert min(Counter(kinds.values()).values()) > 5
 
 
-# A name for the unchanged recipe of MoCo v2, and the findings.
-NAMES = {
-    "mocov2_resnet50_8xb32-coslr-200e_in1k": [],
-    "mocov2-mine_resnet50-mlp_8xb32-randaug-amp-coslr-200e_in1k-10pct-224px": [],
-    "mocov1_resnet50_8xb32-coslr-200e_in1k-224": [],
-    "mocov2-swav_resnet50_8xb32-coslr-200e_in1k": [],
-    "moco_resnet50w1_8xb32-accum1-coslr-200e_in1k": [],
-    "mocov3_resnet50_8xb32-coslr-200e_in1k": ["the name says mocov3, which stands for MoCoV3, and model.type is MoCo"],
-    "byol-moco_resnet50_8xb32-coslr-200e_in1k": [
-        "the name says byol-moco, which stands for BYOL, and model.type is MoCo"
-    ],
-    "mine_resnet50_8xb32-coslr-200e_in1k": [
-        "the name says mine, which is no method that ships, and model.type is MoCo"
-    ],
-    "mocov2-sobel_resnet50_8xb32-coslr-200e_in1k": ["the name says sobel, and nothing in the recipe is a Sobel"],
-    "mocov2_resnet18_8xb32-coslr-200e_in1k": ["the name says resnet18, model.backbone.depth is 50"],
-    "mocov2_vit-small-p16_8xb32-coslr-200e_in1k": [
-        "the name says vit-small-p16, model.backbone is a ResNet, whose names begin like resnet50"
-    ],
-    "mocov2_resnet50_4xb32-coslr-200e_in1k": ["the name says 4 GPUs x 32 samples = 128, global_batch is 256"],
-    "mocov2_resnet50_8xb32-accum16-coslr-200e_in1k": [
-        "the name says 8 GPUs x 32 samples x 16 accumulated = 4096, global_batch is 256"
-    ],
-    "mocov2_resnet50_4xb64-coslr-200e_in1k": ["the name says 4xb64, data.samples_per_gpu is 32"],
-    "mocov2_resnet50_8xb32-steplr-200e_in1k": ["the name says steplr, lr.policy is CosineAnnealing (coslr)"],
-    "mocov2_resnet50_8xb32-coslr-800e_in1k": ["the name says 800 epochs, epochs is 200"],
-    "mocov2_resnet50_8xb32-coslr-100k_in1k": ["the name says 100,000 steps, epochs is 200"],
-    "mocov2_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k": ["the name says mcrop-2-6, the views are mcrop-2"],
-    "mocov2_resnet50_8xb32-coslr-200e_imagenet": ["the name says imagenet, data.source is ImageNet (in1k)"],
-    "mocov2_resnet50_8xb32-coslr-200e_in1k-384px": ["the name says 384 px, the views have 224 px"],
-    "mocov2_resnet50_8xb32-coslr-200e_in1k-224-96": ["the name says 224 and 96 px, the views have 224 px"],
-    "mocov2_resnet50-nofrz_8xb32-coslr-200e_in1k": [],
-    "mocov2_resnext50-nofrz_8xb32-coslr-200e_in1k": ["the name says resnext, model.backbone.groups is 1"],
-    "mocov2_wide-resnet50_8xb32-coslr-200e_in1k": [
-        "the name says wide, model.backbone.width_per_group is 64 and model.backbone.base_width is 64"
-    ],
-    "mocov2_8xb32": ["the name does not follow the convention: 2 parts joined by '_', not the four of"],
+CROP = "{ type = 'RandomResizedCrop', size = 224 }"
+THREE_GROUPS = f"""
+[[data.views]]
+transforms = [{CROP}]
+[[data.views]]
+transforms = [{{ type = 'SharedTrans', transforms = [{CROP}] }}]
+[[data.views]]
+num_views = 6
+transforms = [{CROP.replace("224", "96")}]
+"""
+
+FOLDER = 'data.source = { _delete_ = true, type = "ImageFolder", data_prefix = "x" }\n'
+MINE = """custom_imports = ["my"]
+model = { type = "Mine", backbone.type = "MyNet" }
+lr.policy = "My"
+data.source.type = "Other"
+"""
+
+# What a file extends -> what it sets itself -> its name -> the findings, LINE: what the name says, what the file does.
+CASES: dict[Path, dict[str, dict[str, str]]] = {
+    MOCOV2: {
+        "": {
+            "mocov2_resnet50_8xb32-coslr-200e_in1k": "",
+            "mocov2-mine_resnet50-mlp_8xb32-randaug-amp-coslr-200e_in1k-10pct-224px": "",
+            "mocov1_resnet50_8xb32-coslr-200e_in1k-224": "",
+            "mocov2-swav_resnet50_8xb32-coslr-200e_in1k": "",
+            "moco_resnet50w1_8xb32-accum1-coslr-200e_in1k": "",
+            "mocov3_resnet50_8xb32-coslr-200e_in1k": "1: mocov3, which stands for MoCoV3, and model.type is MoCo",
+            "byol-moco_resnet50_8xb32-coslr-200e_in1k": "1: byol-moco, which stands for BYOL, and model.type is MoCo",
+            "mine_resnet50_8xb32-coslr-200e_in1k": "1: mine, which is no method that ships, and model.type is MoCo",
+            "mocov2-sobel_resnet50_8xb32-coslr-200e_in1k": "1: sobel, and nothing in the recipe is a Sobel",
+            "mocov2_resnet18_8xb32-coslr-200e_in1k": "1: resnet18, model.backbone.depth is 50",
+            "mocov2_vit-small-p16_8xb32-coslr-200e_in1k": (
+                "1: vit-small-p16, model.backbone is a ResNet, whose names begin like resnet50"
+            ),
+            "mocov2_resnet50_4xb32-coslr-200e_in1k": "1: 4 GPUs x 32 samples = 128, global_batch is 256",
+            "mocov2_resnet50_8xb32-accum16-coslr-200e_in1k": (
+                "1: 8 GPUs x 32 samples x 16 accumulated = 4096, global_batch is 256"
+            ),
+            "mocov2_resnet50_4xb64-coslr-200e_in1k": "1: 4xb64, data.samples_per_gpu is 32",
+            "mocov2_resnet50_8xb32-steplr-200e_in1k": "1: steplr, lr.policy is CosineAnnealing (coslr)",
+            "mocov2_resnet50_8xb32-coslr-800e_in1k": "1: 800 epochs, epochs is 200",
+            "mocov2_resnet50_8xb32-coslr-100k_in1k": "1: 100,000 steps, epochs is 200",
+            "mocov2_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k": "1: mcrop-2-6, the views are mcrop-2",
+            "mocov2_resnet50_8xb32-coslr-200e_imagenet": "1: imagenet, data.source is ImageNet (in1k)",
+            "mocov2_resnet50_8xb32-coslr-200e_in1k-384px": "1: 384 px, the views have 224 px",
+            "mocov2_resnet50_8xb32-coslr-200e_in1k-224-96": "1: 224 and 96 px, the views have 224 px",
+            "mocov2_resnet50-nofrz_8xb32-coslr-200e_in1k": "",
+            "mocov2_resnext50-nofrz_8xb32-coslr-200e_in1k": "1: resnext, model.backbone.groups is 1",
+            "mocov2_wide-resnet50_8xb32-coslr-200e_in1k": (
+                "1: wide, model.backbone.width_per_group is 64 and model.backbone.base_width is 64"
+            ),
+        },
+        'engine.precision = "fp32"': {"mocov2_resnet50_8xb32-coslr-200e_in1k": ""},
+        "model.backbone.frozen_stages = 0": {
+            "mocov2_resnet50-nofrz_8xb32-coslr-200e_in1k": "2: nofrz, model.backbone.frozen_stages is 0"
+        },
+        "model.backbone = { groups = 32, width_per_group = 4 }": {"mocov2_resnext50_8xb32-coslr-200e_in1k": ""},
+        "model.backbone.width_per_group = 128": {"mocov2_wide-resnet50_8xb32-coslr-200e_in1k": ""},
+        "model.backbone.base_width = 128": {"mocov2_wide-resnet50_8xb32-coslr-200e_in1k": ""},
+        '_delete_ = ["epochs"]\nmax_iters = 100000': {
+            "mocov2_resnet50_8xb32-coslr-100k_in1k": "",
+            "mocov2_resnet50_8xb32-coslr-200e_in1k": "3: 200 epochs, max_iters is 100000",
+        },
+        "\nglobal_batch = 512": {"mocov2_resnet50_8xb32-coslr-200e_in1k": "3: 8 GPUs x 32 samples = 256"},
+        FOLDER + "data.views.0.transforms.0.size = 160": {"mocov2_resnet50_8xb32-coslr-200e_cats": ""},
+        FOLDER: {"mocov2_resnet50_8xb32-coslr-200e_in1k": ""},
+        'data.source = { _delete_ = true, type = "Shapes" }': {
+            "mocov2_resnet50_8xb32-coslr-200e_in1k": "2: in1k, data.source draws Shapes"
+        },
+        'data.source = { _delete_ = true, type = "CIFAR10" }\n': {
+            "mocov2_resnet50_8xb32-coslr-200e_cifar10": (
+                "1: cifar10 without a size, which means 32 px, the views have 224 px"
+            )
+        },
+        MINE: {"mine_mynet_8xb32-mylr-200e_mine": ""},
+    },
+    LINEAR: {
+        "": {
+            "linear_8xb32-steplr-100e_in1k": "",
+            "linear-mine_4xb64-steplr-100e_in1k-10pct": "",
+            "linear_4xb32-steplr-100e_in1k": "1: 4 GPUs x 32 samples = 128, eval.linear.global_batch is 256",
+            "linear_8xb32-accum2-steplr-100e_in1k": (
+                "1: 8 GPUs x 32 samples x 2 accumulated = 512, eval.linear.global_batch is 256"
+            ),
+            "linear_8xb32-mcrop-2-steplr-100e_in1k": "1: mcrop-2, and evaluation takes one view of an image",
+            "linear_8xb32-steplr-100k_in1k": "1: 100,000 steps, eval.linear.epochs is 100",
+            "linear_8xb32-coslr-100e_in1k": "1: coslr, eval.linear.lr.policy is Step (steplr)",
+            "linear_8xb32-steplr-90e_in1k": "1: 90 epochs, eval.linear.epochs is 100",
+            "linear_8xb32-steplr-100e_places205": (
+                "1: places205, eval.test is ImageNet (in1k); 1: places205, eval.train is ImageNet (in1k)"
+            ),
+            "finetune_8xb32-steplr-100e_in1k": "1: finetune, and eval.finetune is not set",
+            "what_i_try": "",
+        },
+        "eval.linear.global_batch = 512": {"linear_8xb32-accum2-steplr-100e_in1k": ""},
+        "eval.linear.transforms = [{ type = 'RandomResizedCrop', size = 160 }]": {
+            "linear_8xb32-steplr-100e_in1k-160": "1: 160 px, the images of eval.transforms have 224 px"
+        },
+    },
+    SOBEL: {
+        "": {
+            "deepcluster-sobel_resnet50_8xb64-steplr-200e_in1k": "",
+            "deepcluster-sobel_resnet18_8xb64-steplr-200e_in1k": "1: resnet18, model.backbone.backbone.depth is 50",
+        },
+        "model.backbone.backbone.frozen_stages = 4": {
+            "deepcluster-sobel_resnet50-mine-nofrz_8xb64-steplr-200e_in1k": (
+                "2: nofrz, model.backbone.backbone.frozen_stages is 4"
+            )
+        },
+    },
+    SWAV: {
+        THREE_GROUPS: {
+            "swav_resnet50_8xb32-mcrop-1-1-6-coslr-200e_in1k-224-96": "",
+            "swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96": "",
+            "swav_resnet50_8xb32-mcrop-1-6-coslr-200e_in1k-224-96": "3: mcrop-1-6, the views",
+        },
+        "": {
+            "swav_resnet50_8xb32-coslr-200e_in1k-224-96": "1: no mcrop, the views are mcrop-2-6 of 224 and 96 px",
+            "swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k": "1: in1k without a size, which means 224",
+        },
+        "data.views.0.transforms.0.size = [96, 96]\n": {
+            "swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96": "2: 224 and 96 px, the views have 96 px"
+        },
+        "data.views.0.transforms.0.size = [96, 80]\n": {"swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96": ""},
+        "data.views.1.num_views = 8\n": {"swav_resnet50_8xb32-mcrop-2-8-coslr-200e_in1k-224-96": ""},
+    },
+    NPID: {
+        "": {
+            "npid-ensure-neg_resnet50_8xb32-steplr-200e_in1k": "1: ensure-neg, model.ensure_neg is",
+            "npid-mine-ensure-neg_resnet50_8xb32-steplr-200e_in1k": "1: ensure-neg, model.ensure_",
+        },
+        "model.ensure_neg = true": {"npid-ensure-neg_resnet50_8xb32-steplr-200e_in1k": ""},
+        'model._delete_ = ["ensure_neg"]': {"npid-ensure-neg_resnet50_8xb32-steplr-200e_in1k": "1: ens"},
+    },
+    VIT: {
+        "": {
+            "mocov3_vit-small-p16-nofrz_16xb256-amp-coslr-300e_in1k": (
+                "1: nofrz, model.backbone.frozen_patch_embed is true"
+            ),
+            "mocov3_vit-small-resnext_16xb256-amp-coslr-300e_in1k": "",
+            "mocov3_vit-base-p16_16xb256-amp-coslr-300e_in1k": "1: vit-base-p16, model.backbone.arch is small",
+            "mocov3_vit_16xb256-amp-coslr-300e_in1k": "",
+            "mocov3_deit-small_16xb256-amp-coslr-300e_in1k": "1: deit-small, model.backbone is a VisionTransformer",
+        },
+        "model.backbone.frozen_patch_embed = false": {"mocov3_vit-small-nofrz_16xb256-amp-coslr-300e_in1k": ""},
+        "model.backbone.patch_size = 8": {"mocov3_vit-small-p8_16xb256-amp-coslr-300e_in1k": ""},
+        'model.backbone._delete_ = ["patch_size"]': {
+            "mocov3_vit-small-p8_16xb256-amp-coslr-300e_in1k": "1: vit-small-p8, model.backbone.patch_size is 16"
+        },
+        'engine.precision = "fp32"': {"mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k": "2: mixed prec"},
+    },
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_compared_with_the_recipe(write, lint, name):
-    found = lint(write(f"{name}.toml", "log.interval = 10", MOCOV2))
-    assert len(found) == len(NAMES[name])
-    assert all(re.match(r"\d+: ", line) for line in found)
-    assert all(said in line for line, said in zip(found, NAMES[name], strict=True))
+@pytest.mark.parametrize(
+    ("base", "text", "name", "expected"),
+    [
+        (base, text, name, expected)
+        for base, texts in CASES.items()
+        for text, names in texts.items()
+        for name, expected in names.items()
+    ],
+)
+def test_a_file_does_what_its_name_says(write, lint, base, text, name, expected):
+    found = sorted(lint(write(f"{name}.toml", text or "vars.x = 1", base)))
+    expected = [line.replace(": ", ": the name says ", 1) for line in filter(None, expected.split("; "))]
+    assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
 
 
-# The name of a copy of a benchmark, what the copy changes, and the findings.
-BENCHMARKS = [
-    ("linear_8xb32-steplr-100e_in1k", "", []),
-    ("linear-mine_4xb64-steplr-100e_in1k-10pct", "", []),
-    ("linear_4xb32-steplr-100e_in1k", "", ["the name says 4 GPUs x 32 samples = 128, eval.linear.global_batch is 256"]),
-    (
-        "linear_8xb32-accum2-steplr-100e_in1k",
-        "",
-        ["the name says 8 GPUs x 32 samples x 2 accumulated = 512, eval.linear.global_batch is 256"],
-    ),
-    ("linear_8xb32-accum2-steplr-100e_in1k", "eval.linear.global_batch = 512", []),
-    (
-        "linear_8xb32-mcrop-2-steplr-100e_in1k",
-        "",
-        ["the name says mcrop-2, and evaluation takes one view of an image"],
-    ),
-    ("linear_8xb32-steplr-100k_in1k", "", ["the name says 100,000 steps, eval.linear.epochs is 100"]),
-    ("linear_8xb32-coslr-100e_in1k", "", ["the name says coslr, eval.linear.lr.policy is Step (steplr)"]),
-    ("linear_8xb32-steplr-90e_in1k", "", ["the name says 90 epochs, eval.linear.epochs is 100"]),
-    (
-        "linear_8xb32-steplr-100e_in1k-160",
-        "eval.linear.transforms = [{ type = 'RandomResizedCrop', size = 160 }]",
-        ["the name says 160 px, the images of eval.transforms have 224 px"],
-    ),
-    (
-        "linear_8xb32-steplr-100e_places205",
-        "",
-        [
-            "the name says places205, eval.test is ImageNet (in1k)",
-            "the name says places205, eval.train is ImageNet (in1k)",
-        ],
-    ),
-    ("finetune_8xb32-steplr-100e_in1k", "", ["the name says finetune, and eval.finetune is not set"]),
-    ("linear_8xb32_in1k", "", ["'8xb32' does not end with a length"]),
-    ("linear_resnet50_8xb32-steplr-100e_in1k", "", ["4 parts joined by '_', not the three of {evaluation}_"]),
-    ("what_i_try", "", []),
-]
-
-
-@pytest.mark.parametrize(("name", "text", "expected"), BENCHMARKS, ids=[name for name, *_ in BENCHMARKS])
-def test_a_benchmark_does_what_its_name_says(write, lint, name, text, expected):
-    found = sorted(lint(write(f"{name}.toml", text, LINEAR)), key=lambda line: line.split(": ", 1)[1])
-    assert len(found) == len(expected)
-    assert all(re.match(r"\d+: ", line) for line in found)
-    assert all(said in line for line, said in zip(found, expected, strict=True))
+@pytest.mark.parametrize(
+    ("base", "name", "reason"),
+    [
+        (MOCOV2, "mocov2_8xb32", "2 parts joined by '_', not the four of"),
+        (LINEAR, "linear_resnet50_8xb32-steplr-100e_in1k", "4 parts joined by '_', not the three of {evaluation}_"),
+        (LINEAR, "linear_8xb32_in1k", "the training part '8xb32' does not end with a length"),
+    ],
+)
+def test_a_name_outside_the_convention(write, lint, base, name, reason):
+    (found,) = lint(write(f"{name}.toml", "vars.x = 1", base))
+    assert found.startswith(f"1: the name does not follow the convention: {reason}")
 
 
 def test_a_benchmark_of_fine_tuning_states_its_batch_norm_group(write, lint):
@@ -177,177 +261,6 @@ def test_a_benchmark_is_about_evaluation_alone(write, lint):
     write("configs/_base_/default_runtime.toml")
     (found,) = lint(write("configs/benchmarks/linear_8xb32-steplr-100e_in1k.toml", "seed = 3\n", LINEAR))
     assert found == "2: seed does not belong in a benchmark, which sets [eval] alone"
-
-
-CROP = "{ type = 'RandomResizedCrop', size = 224 }"
-THREE_GROUPS = f"""
-[[data.views]]
-transforms = [{CROP}]
-[[data.views]]
-transforms = [{{ type = 'SharedTrans', transforms = [{CROP}] }}]
-[[data.views]]
-num_views = 6
-transforms = [{CROP.replace("224", "96")}]
-"""
-
-# A name, the base of the recipe, what the recipe changes, and the findings.
-CONTENTS = [
-    ("mocov2_resnet50_8xb32-coslr-200e_in1k", MOCOV2, 'engine.precision = "fp32"', []),
-    ("deepcluster-sobel_resnet50_8xb64-steplr-200e_in1k", SOBEL, "", []),
-    (
-        "deepcluster-sobel_resnet18_8xb64-steplr-200e_in1k",
-        SOBEL,
-        "",
-        ["1: the name says resnet18, model.backbone.backbone.depth is 50"],
-    ),
-    ("swav_resnet50_8xb32-mcrop-1-1-6-coslr-200e_in1k-224-96", SWAV, THREE_GROUPS, []),
-    ("swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96", SWAV, THREE_GROUPS, []),
-    (
-        "swav_resnet50_8xb32-mcrop-1-6-coslr-200e_in1k-224-96",
-        SWAV,
-        THREE_GROUPS,
-        ["3: the name says mcrop-1-6, the views"],
-    ),
-    ("npid-ensure-neg_resnet50_8xb32-steplr-200e_in1k", NPID, "", ["1: the name says ensure-neg, model.ensure_neg is"]),
-    ("npid-ensure-neg_resnet50_8xb32-steplr-200e_in1k", NPID, "model.ensure_neg = true", []),
-    ("npid-mine-ensure-neg_resnet50_8xb32-steplr-200e_in1k", NPID, "", ["1: the name says ensure-neg, model.ensure_"]),
-    (
-        "mocov2_resnet50-nofrz_8xb32-coslr-200e_in1k",
-        MOCOV2,
-        "model.backbone.frozen_stages = 0",
-        ["2: the name says nofrz, model.backbone.frozen_stages is 0"],
-    ),
-    (
-        "deepcluster-sobel_resnet50-mine-nofrz_8xb64-steplr-200e_in1k",
-        SOBEL,
-        "model.backbone.backbone.frozen_stages = 4",
-        ["2: the name says nofrz, model.backbone.backbone.frozen_stages is 4"],
-    ),
-    (
-        "mocov3_vit-small-p16-nofrz_16xb256-amp-coslr-300e_in1k",
-        VIT,
-        "",
-        ["1: the name says nofrz, model.backbone.frozen_patch_embed is true"],
-    ),
-    ("mocov3_vit-small-resnext_16xb256-amp-coslr-300e_in1k", VIT, "", []),
-    ("mocov3_vit-small-nofrz_16xb256-amp-coslr-300e_in1k", VIT, "model.backbone.frozen_patch_embed = false", []),
-    ("mocov2_resnext50_8xb32-coslr-200e_in1k", MOCOV2, "model.backbone = { groups = 32, width_per_group = 4 }", []),
-    ("mocov2_wide-resnet50_8xb32-coslr-200e_in1k", MOCOV2, "model.backbone.width_per_group = 128", []),
-    ("mocov2_wide-resnet50_8xb32-coslr-200e_in1k", MOCOV2, "model.backbone.base_width = 128", []),
-    (
-        "npid-ensure-neg_resnet50_8xb32-steplr-200e_in1k",
-        NPID,
-        'model._delete_ = ["ensure_neg"]',
-        ["1: the name says ens"],
-    ),
-    (
-        "swav_resnet50_8xb32-coslr-200e_in1k-224-96",
-        SWAV,
-        "",
-        ["1: the name says no mcrop, the views are mcrop-2-6 of 224 and 96 px"],
-    ),
-    (
-        "swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k",
-        SWAV,
-        "",
-        ["1: the name says in1k without a size, which means 224"],
-    ),
-    (
-        "swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96",
-        SWAV,
-        "data.views.0.transforms.0.size = [96, 96]\n",
-        [
-            "2: the name says 224 and 96 px, the views have 96 px",
-        ],
-    ),
-    ("swav_resnet50_8xb32-mcrop-2-6-coslr-200e_in1k-224-96", SWAV, "data.views.0.transforms.0.size = [96, 80]\n", []),
-    ("swav_resnet50_8xb32-mcrop-2-8-coslr-200e_in1k-224-96", SWAV, "data.views.1.num_views = 8\n", []),
-    (
-        "mocov3_vit-base-p16_16xb256-amp-coslr-300e_in1k",
-        VIT,
-        "",
-        ["1: the name says vit-base-p16, model.backbone.arch is small"],
-    ),
-    ("mocov3_vit-small-p8_16xb256-amp-coslr-300e_in1k", VIT, "model.backbone.patch_size = 8", []),
-    (
-        "mocov3_vit-small-p8_16xb256-amp-coslr-300e_in1k",
-        VIT,
-        'model.backbone._delete_ = ["patch_size"]',
-        [
-            "1: the name says vit-small-p8, model.backbone.patch_size is 16",
-        ],
-    ),
-    ("mocov3_vit_16xb256-amp-coslr-300e_in1k", VIT, "", []),
-    (
-        "mocov3_deit-small_16xb256-amp-coslr-300e_in1k",
-        VIT,
-        "",
-        ["1: the name says deit-small, model.backbone is a VisionTransformer"],
-    ),
-    (
-        "mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k",
-        VIT,
-        'engine.precision = "fp32"',
-        ["2: the name says mixed prec"],
-    ),
-    ("mocov2_resnet50_8xb32-coslr-100k_in1k", MOCOV2, '_delete_ = ["epochs"]\nmax_iters = 100000', []),
-    (
-        "mocov2_resnet50_8xb32-coslr-200e_in1k",
-        MOCOV2,
-        '_delete_ = ["epochs"]\nmax_iters = 100000',
-        [
-            "3: the name says 200 epochs, max_iters is 100000",
-        ],
-    ),
-    (
-        "mocov2_resnet50_8xb32-coslr-200e_in1k",
-        MOCOV2,
-        "\nglobal_batch = 512",
-        ["3: the name says 8 GPUs x 32 samples = 256"],
-    ),
-    (
-        "mocov2_resnet50_8xb32-coslr-200e_cats",
-        MOCOV2,
-        'data.source = { _delete_ = true, type = "ImageFolder", data_prefix = "x" }\n'
-        "data.views.0.transforms.0.size = 160",
-        [],
-    ),
-    (
-        "mocov2_resnet50_8xb32-coslr-200e_in1k",
-        MOCOV2,
-        'data.source = { _delete_ = true, type = "ImageFolder", data_prefix = "x" }',
-        [],
-    ),
-    (
-        "mocov2_resnet50_8xb32-coslr-200e_in1k",
-        MOCOV2,
-        'data.source = { _delete_ = true, type = "Shapes" }',
-        [
-            "2: the name says in1k, data.source draws Shapes",
-        ],
-    ),
-    (
-        "mocov2_resnet50_8xb32-coslr-200e_cifar10",
-        MOCOV2,
-        'data.source = { _delete_ = true, type = "CIFAR10" }\n',
-        [
-            "1: the name says cifar10 without a size, which means 32 px, the views have 224 px",
-        ],
-    ),
-    (
-        "mine_mynet_8xb32-mylr-200e_mine",
-        MOCOV2,
-        'custom_imports = ["my"]\nmodel = { type = "Mine", backbone.type = "MyNet" }\n'
-        'lr.policy = "My"\ndata.source.type = "Other"',
-        [],
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "base", "text", "expected"), CONTENTS)
-def test_a_recipe_is_compared_with_its_name(write, lint, name, base, text, expected):
-    found = lint(write(f"{name}.toml", text or "log.interval = 10", base))
-    assert [line[: len(said)] for line, said in zip(found, expected, strict=True)] == expected
 
 
 def test_a_value_from_another_file_is_reported_with_its_place(write, lint):
@@ -506,43 +419,6 @@ class TestKinds:
         expected = [f"1: {alias} says {missing}, and its recipe {target.stem} does not"] if missing else []
         assert lint(write(f"{alias}.toml", "", target)) == expected
 
-    def test_a_block_keeps_to_its_subject(self, write, lint):
-        assert (
-            lint(write("_base_/models/x.toml", '[model]\na = 1\n[[optimizer.paramwise]]\nmatch = "x"\n[vars]\nb = 1'))
-            == []
-        )
-        assert lint(write("_base_/models/x.toml", "model.a = 1\ndata.a = 1\noptimizer.lr = 1")) == [
-            "2: data.a does not belong in a building block of _base_/models",
-            "3: optimizer.lr does not belong in a building block of _base_/models",
-        ]
-        assert lint(write("_base_/datasets/x.toml", "[data]\na = 1\n[vars]\nb = 1\n[monitor]\nc = 1")) == []
-        assert lint(write("_base_/datasets/x.toml", "epochs = 1")) == [
-            "1: epochs does not belong in a building block of _base_/datasets"
-        ]
-        assert lint(write("_base_/schedules/x.toml", "epochs = 1\nlr.a = 1\noptimizer.a = 1\nglobal_batch = 1")) == []
-        assert len(lint(write("_base_/schedules/x.toml", "model.a = 1\ndata.a = 1\nlog.a = 1"))) == 3
-        assert lint(write("_base_/runtime.toml", "seed = 1\nlog.a = 1\nmonitor.a = 1\nengine.a = 1")) == []
-        assert lint(write("_base_/runtime.toml", "seed = 1\nlr.a = 1")) == [
-            "2: lr.a does not belong in runtime settings"
-        ]
-        assert lint(write("_base_/losses/x.toml", "model.a = 1\ndata.a = 1")) == [], "a folder of one's own"
-
-    def test_a_block_does_not_extend_recipes(self, write, lint):
-        write("recipe.toml", "seed = 1")
-        assert lint(write("_base_/x.toml", "work_dir = 'x'", "recipe.toml")) == [
-            "1: a building block extends only building blocks, and recipe.toml is none"
-        ]
-
-    def test_a_schedule_does_what_its_name_says(self, write, lint):
-        text = 'epochs = 100\noptimizer.type = "LARS"\nlr.policy = "Step"'
-        assert lint(write("_base_/schedules/sgd_coslr-200e_in1k.toml", text)) == [
-            "1: the name says 200, epochs is 100",
-            "2: the name says sgd, optimizer.type is LARS",
-            "3: the name says CosineAnnealing, lr.policy is Step",
-        ]
-        assert lint(write("_base_/schedules/lars_steplr-100e.toml", text)) == []
-        assert lint(write("_base_/schedules/mine.toml", text)) == []
-
     def test_a_file_is_not_called_like_another_method(self, write, lint):
         assert lint(write("mine.toml", "seed = 1", MOCOV2)) == []
         assert lint(write("moco.toml", "seed = 1", MOCOV2)) == []
@@ -559,27 +435,8 @@ class TestKinds:
         assert "convention" in lint(write("mine-8xb32.toml", "seed = 1", MOCOV2))[0]
         assert lint(write("mine_with-3xbits.toml", "seed = 1", MOCOV2)) == []
 
-    def test_one_primitive_recipe_in_a_folder(self, write, lint):
-        blocks = [
-            BLOCKS / "models/mocov2.toml",
-            BLOCKS / "datasets/imagenet_mocov2.toml",
-            BLOCKS / "default_runtime.toml",
-        ]
-        schedules = BLOCKS / "schedules"
-        text = "global_batch = 256"
-        one = write("mocov2_resnet50_8xb32-coslr-200e_in1k.toml", text, *blocks, schedules / "sgd_coslr-200e_in1k.toml")
-        assert lint(one) == []
-        write("broken.toml", "x = ", *blocks)
-        write("heir.toml", "seed = 1", one)
-        write("alias.toml", "", one)
-        write("other.toml", text, BLOCKS / "models/byol.toml", *blocks[1:], schedules / "sgd_coslr-200e_in1k.toml")
-        assert lint(one) == lint("heir.toml") == lint("alias.toml") == lint("other.toml") == []
-        two = write(
-            "mocov2_resnet50_8xb32-steplr-200e_in1k.toml", text, *blocks, schedules / "sgd_steplr-200e_in1k.toml"
-        )
-        advice = "let one config of a folder be primitive and the others extend it"
-        assert lint(one) == [f"1: is composed of building blocks, and so is {two}: {advice}"]
-        assert lint(two) == [f"1: is composed of building blocks, and so is {one}: {advice}"]
+    def test_a_building_block_may_have_any_name_and_content(self, write, lint):
+        assert lint(write("_base_/models/byol_resnet50_8xb32-coslr-1e_in1k.toml", "model.a = 1\nepochs = 3")) == []
 
 
 class TestCommand:
@@ -617,15 +474,6 @@ class TestCommand:
         with pytest.raises(SystemExit):
             main(["config", "lint", "--help"])
         assert "sslrun config lint convention" in capsys.readouterr().out
-
-    def test_no_torch(self):
-        code = "import sys; from sslrun.cli import main\nassert main(sys.argv[1:]) == 0\n"
-        code += "assert not {'torch', 'numpy', 'nvidia.dali'} & set(sys.modules)"
-        words = [sys.executable, "-c", code, "config", "lint"]
-        for what in ("configs", "convention"):
-            environment = {**os.environ, "PYTHONPATH": str(ROOT / "engine")}
-            done = subprocess.run([*words, what], cwd=ROOT, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
 
     def test_a_very_long_chain(self, write, capsys):
         write("0.toml", "")

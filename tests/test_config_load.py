@@ -401,11 +401,6 @@ class TestOverrides:
     def test_delete(self, write):
         assert values(write("x.toml", "[t]\na = 1\nb = 2"), "t._delete_=['a']") == {"t": {"b": 2}}
 
-    def test_errors_name_the_override(self, write):
-        text = message(write("x.toml", LIST), "views.3.sizes=[]")
-        expected = "--set views.3.sizes=[]: views.3: index 3 does not exist, the list set at x.toml:1 has 1 element"
-        assert text == expected
-
     def test_extends_cannot_be_set(self, write):
         assert message(write("x.toml", ""), "extends=y.toml") == "--set extends=y.toml: extends is read from files only"
 

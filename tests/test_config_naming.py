@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslrun.cli import main
-from sslrun.config.naming import BENCHMARK, DATASETS, SCHEDULES, Name, convention, method_of, parse
+from sslrun.config.naming import (
+    BENCHMARK,
+    CONVENTION_PATH,
+    DATASETS,
+    SCHEDULES,
+    SIZES,
+    USUAL_SIZE,
+    Name,
+    method_of,
+    parse,
+)
 from sslrun.config.schema_reader import classes, committed_schema, kinds
 
 METHODS = ["MoCo", "MoCoV3", "NPID", "DeepCluster", "RelativeLoc", "SimCLR", "MAE"]
@@ -95,20 +105,9 @@ def test_invalid_names(name, reason):
 
 
 def test_names_of_benchmarks():
-    assert parse("linear-vit_8xb128-amp-accum2-coslr-90e_in1k-10pct-160px", BENCHMARK) == Name(
-        algorithm="linear-vit",
-        module="",
-        gpus=8,
-        samples_per_gpu=128,
-        accumulation=2,
-        crops=(),
-        is_mixed_precision=True,
-        schedule="coslr",
-        epochs=90,
-        max_iters=None,
-        dataset="in1k",
-        sizes=(160,),
-    )
+    training_and_data = "8xb128-amp-accum2-coslr-90e_in1k-10pct-160px"
+    recipe = parse(f"linear-vit_resnet50_{training_and_data}")
+    assert parse(f"linear-vit_{training_and_data}", BENCHMARK) == recipe._replace(module="")
     for name, reason in (
         ("mocov2_resnet50_8xb32-coslr-200e_in1k", "4 parts joined by '_', not the three of {evaluation}_{training}"),
         ("linear_8x32-coslr-9e_in1k", "does not begin with GPUs x batch per GPU"),
@@ -192,15 +191,18 @@ def test_which_method_an_algorithm_names(algorithm, expected):
 def test_every_shipped_schedule_and_data_set_has_one_word():
     shipped = kinds(committed_schema())
     assert sorted(SCHEDULES.values()) == sorted(classes(shipped["schedules"]))
-    sources = [source for source, _ in DATASETS.values()]
+    sources = list(DATASETS.values())
     assert len(set(sources)) == len(sources) and set(sources) <= set(classes(shipped["sources"]))
 
 
-def test_the_convention_is_printed_and_its_examples_are_names(capsys):
+def test_the_printed_convention_has_every_word_and_its_examples_are_names(capsys):
     assert main(["config", "lint", "convention"]) == 0
     text = capsys.readouterr().out
-    assert text == convention()
+    assert text == CONVENTION_PATH.read_text()
     assert max(map(len, text.splitlines())) <= 120
     examples = re.findall(r"^    (\S+_\S+_\S+_\S+)$", text.partition("Examples")[2].partition("\n\n")[0], re.MULTILINE)
     assert len(examples) == 5 and all(parse(name) for name in examples)
-    assert all(word in text for word in [*SCHEDULES, *DATASETS])
+    rows = [line.split() for line in text.splitlines() if line.startswith(" " * 8)]
+    assert [row for row in rows if row[0] in SCHEDULES] == [[*pair] for pair in SCHEDULES.items()]
+    sizes = [[word, source, str(SIZES.get(word, USUAL_SIZE)), "px"] for word, source in DATASETS.items()]
+    assert [row for row in rows if row[0] in DATASETS and row[-1] == "px"] == sizes

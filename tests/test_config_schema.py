@@ -242,10 +242,12 @@ class TestDescribe:
         assert SCHEMA["$defs"]["nets.Stack"]["x-docs"] == "More about them.\n\n    even in columns"
         assert "x-docs" not in SCHEMA["$defs"]["nets.Linear"]
 
-    def test_a_modules_docstring_belongs_to_its_only_component(self):
+    def test_docstrings_of_modules_are_left_out_and_methods_name_their_papers(self):
         found = committed_schema()["$defs"]
-        assert found["methods.SwAV"]["x-docs"].startswith("SwAV: predict from one crop")
-        assert "x-docs" not in found["necks.LinearNeck"]
+        assert "x-docs" not in found["methods.SwAV"] and "x-docs" not in found["necks.LinearNeck"]
+        methods = {name: table["description"] for name, table in found.items() if name.startswith("methods.")}
+        assert len(methods) == 14
+        assert [name for name, text in methods.items() if "(arXiv " not in text] == ["methods.Supervised"]
 
     def test_annotations_without_a_toml_form_accept_anything(self):
         assert describe(Any) == {"$defs": {}} and describe(bytes) == {"$defs": {}}
@@ -506,7 +508,7 @@ class TestExplain:
         )
         assert explain(config, "log.interval", SCHEMA).startswith("log.interval = 50\n")
         assert explain(config, "epochs", SCHEMA) == "epochs\n  not set"
-        hints = {"net.bais": "did you mean bias?", "nett": "did you mean net?", "zz.y": None}
+        hints = {"net.bais": "did you mean bias?", "nett": "did you mean net?", "zz.y": None, "net.in_channels.x": None}
         for key, hint in hints.items():
             with pytest.raises(UsageError) as caught:
                 explain(config, key, SCHEMA)

@@ -72,7 +72,7 @@ def test_an_overlay_may_set_other_images(capsys, run, images, tmp_path):
         (["--set", "eval.kk=3"], 2, "unknown key of EvalConfig"),
         (["--set", "eval.test={type='ImageFolder',data_prefix='nowhere'}"], 2, "eval.test.data_prefix"),
         (["--with", "nowhere.toml"], 2, "No such file"),
-        (["--recipe", "a.toml"], 2, "has a recipe of its own"),
+        (["--recipe", "a.toml"], 2, "has its own recipe"),
         (["-o", "/dev/null/x"], 1, "could not be written"),
         (["--set", "eval.extra.knn.type=Knn"], 2, "is none of finetune, knn, linear, spectrum"),
         (["--set", "eval.extra.mine.k=[1]"], 2, "type is missing; it names one of the evaluations"),

@@ -11,9 +11,8 @@ from torch import nn
 import small_run
 from ranks import run_ranks
 from sslrun.cli import main
-from sslrun.contract import Batch
 from sslrun.evaluation.collapse import collapse_warning, guessing_warning
-from sslrun.evaluation.features import FeatureExtractor, extract
+from sslrun.evaluation.features import FeatureExtractor, evaluating, pooled
 from sslrun.evaluation.knn import knn_grid, knn_predict, nearest
 from sslrun.evaluation.probe import linear_probe
 from sslrun.evaluation.spectrum import alignment, spectrum, uniformity
@@ -28,16 +27,16 @@ def test_features_are_pooled_and_the_network_is_in_training_mode_again():
 
     backbone = Doubler().train()
     images = torch.arange(2 * 3 * 2 * 2, dtype=torch.float32).view(2, 3, 2, 2)
-    batches = [Batch([images], torch.arange(2), None), Batch([images[:1]], torch.arange(1), None)]
-    features = extract(backbone, batches, torch.device("cpu"))
-    torch.testing.assert_close(features, torch.cat([images, images[:1]]).mean((2, 3)) * 2)
+    with evaluating(backbone):
+        torch.testing.assert_close(pooled(backbone, images), images.mean((2, 3)) * 2)
     assert backbone.training
 
 
 def test_each_submodule_gets_its_own_mode_back():
     backbone = nn.Sequential(nn.Identity().eval(), nn.Identity()).train()
     backbone[0].eval()
-    extract(backbone, [Batch([torch.ones(2, 3)], torch.arange(2), None)], torch.device("cpu"))
+    with evaluating(backbone):
+        assert not any(part.training for part in backbone.modules())
     assert [part.training for part in backbone.modules()] == [True, False, True]
 
 
@@ -99,14 +98,15 @@ def test_warnings_of_collapse_and_guessing():
     assert guessing_warning(chance - 2, chance, 5) is None and guessing_warning(1.0, None, 5) is None
 
 
-@pytest.mark.parametrize(("warning", "code"), [("collapse_warning", 3), ("guessing_warning", 0)])
+@pytest.mark.parametrize(
+    ("warning", "action", "code"),
+    [("collapse_warning", "stop", 3), ("collapse_warning", "warn", 0), ("guessing_warning", "stop", 0)],
+)
 def test_a_collapse_ends_a_run_with_collapse_stop_and_a_high_loss_does_not(
-    warning, code, tmp_path, images, monkeypatch
+    warning, action, code, tmp_path, images, monkeypatch
 ):
     monkeypatch.setattr(f"sslrun.train.{warning}", lambda *_: "the sentence")
-    recipe = small_run.write_recipe(tmp_path, images, steps=6)
-    for action, expected in (("stop", code), ("warn", 0)):
-        run = tmp_path / action
-        assert main([str(recipe), "--set", f"monitor.collapse={action}", "--work-dir", str(run)]) == expected
-        file = "log.txt" if expected == 0 else "state.json"
-        assert "the sentence" in (run / "small" / file).read_text()
+    recipe = small_run.write_recipe(tmp_path, images, steps=3)
+    assert main([str(recipe), "--set", f"monitor.collapse={action}"]) == code
+    file = "log.txt" if code == 0 else "state.json"
+    assert "the sentence" in (tmp_path / "runs/small" / file).read_text()

@@ -165,6 +165,24 @@ def test_load_says_what_does_not_match() -> None:
         executor.load_optimizer_state({"stranger/exp_avg": torch.zeros(1)})
 
 
+def test_a_state_of_another_dtype_is_refused_unless_it_may_be_converted() -> None:
+    executor = build()
+    before = executor.full_state()
+    other = before | {"student.0.bias": torch.full((6,), 0.1, dtype=torch.float16)}
+    with pytest.raises(UsageError, match=r"the state does not fit the model: 1 of another dtype \(student.0.bias\)"):
+        executor.load_state(other)
+    assert is_equal(executor.full_state(), before)
+    assert executor.load_state(other, converts=True).recast == ["student.0.bias"]
+    assert torch.equal(executor.full_state()["student.0.bias"], other["student.0.bias"].float())
+
+
+def test_optimizer_state_of_another_dtype_than_its_parameter_keeps_it() -> None:
+    executor = build()
+    state = {"student.0.bias/moments": torch.arange(6, dtype=torch.int8)}
+    executor.load_optimizer_state(state)
+    assert is_equal(executor.optimizer_state(), state)
+
+
 def test_teachers_follow_in_float32() -> None:
     executor = build(precision="bf16")
     teacher, student = executor.method.teacher, executor.method.student

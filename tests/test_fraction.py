@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sslrun.data import Fraction, ImageFolder
+from sslrun.data.sources.fraction import Fraction
+from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.errors import UsageError
 
 

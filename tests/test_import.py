@@ -46,7 +46,7 @@ def findings(imported, effect):
 # Where a converted recipe differs from the one that ships: form and file -> key -> (converted, shipped), and why.
 # Not compared here: how rules of optimizer.paramwise select parameters (TestBuild compares what they select).
 DIFFERENCES = {
-    # The old frameworks keep an incomplete last batch unless they are told to drop it.
+    # The old frameworks keep an incomplete last batch by default.
     "v0-(barlow|byol|deepcluster|mocov3|odc)": {"data.drop_last": (False, True)},
     # Worker threads are a machine's business; what ships has one number for a data set.
     "deepcluster|odc|v1-relative": {"data.workers_per_gpu": (4, 8)},

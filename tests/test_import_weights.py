@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 import small_run
 from foreign_checkpoints import CHECKPOINTS, NET, OTHER, SMALL, TRANSFORMER, linear, under
 from small_run import call
+from sslrun.export.import_weights import read
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.vit import VisionTransformer
 from sslrun.runtime import checkpoint
+from sslrun.runtime.safetensors_file import write_tensors
 
 
 def refused(capsys, path, *words, code=2) -> str:
@@ -168,6 +170,17 @@ def test_nothing_in_a_file_is_executed(capsys, tmp_path, monkeypatch, hidden, is
         assert code in (0, 2) and "Traceback" not in err
         assert code == 2 or "not read, not executed: " in err
         assert hidden == "beside" or code == 2
+
+
+def test_complex_tensors_of_our_own_files_are_complex_again(capsys, tmp_path):
+    """safetensors has no complex128; such a tensor is a head's here, and one of the backbone's is refused."""
+    table = torch.randn(3, 2, dtype=torch.complex128)
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {**NET, "head.table": table})
+    assert torch.equal(read(path)[0]["head.table"], table)
+    assert call(capsys, "import-weights", path, "-o", tmp_path / "other.safetensors")[0] == 0
+    write_tensors(path, {**NET, "bn1.bias": torch.zeros(NET["bn1.bias"].shape, dtype=torch.complex128)})
+    assert "bn1.bias does not hold plain numbers" in refused(capsys, path)
 
 
 def test_a_damaged_file_is_an_error_of_one_line(capsys, tmp_path):

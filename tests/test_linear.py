@@ -23,7 +23,9 @@ from ranks import run_ranks
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.config.schema_reader import schema_of_parts
-from sslrun.data import ImageFolder, Source, Subset
+from sslrun.data.sources import Source
+from sslrun.data.sources.image_folder import ImageFolder
+from sslrun.data.sources.subset import Subset
 from sslrun.data.transforms import CenterCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop, Transform
 from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation import linear, partial_result
@@ -436,14 +438,14 @@ def test_a_state_that_is_damaged_or_of_another_evaluation_is_ignored(tmp_path, c
         caplog.clear()
         steps, loaded = found(identity)
         assert steps == 0 and not any(tensor.any() for tensor in loaded.values())
-        assert "beginning anew" in caplog.text
+        assert "starting over" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("epochs=0", "epochs must be at least 1"),
-        ("validation=1.0", "validation is a share"),
+        ("validation=1.0", "validation must be above 0 and below 1"),
         ("optimizer={type='AdamW',lr=1.0}", "optimizer must be SGD or LARS"),
         ("optimizer={type='SGD',lr=1.0,grad_clip={max_norm=1.0}}", "without paramwise and grad_clip"),
         ("grid.lr=[]", "lr must list different numbers"),

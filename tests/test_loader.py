@@ -4,20 +4,22 @@ import gc
 import os
 import signal
 import subprocess
-import sys
 import textwrap
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from sslrun.data import ImageFolder, Loader, Order, Sequential, ViewGroup
+import small_run
+from sslrun.data.loader import Loader
+from sslrun.data.order import Order, Sequential
 from sslrun.data.pipeline import Pipeline
+from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.transforms import ColorJitter, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize
+from sslrun.data.views import ViewGroup
 
 NUM_IMAGES = 26
 
@@ -223,9 +225,10 @@ class Together(ImageFolder):
     """Reads complete only when as many are under way as the barrier has parties."""
 
     barrier: threading.Barrier
+    patience_s = 20.0
 
     def encoded(self, ids):
-        self.barrier.wait(timeout=20)
+        self.barrier.wait(timeout=self.patience_s)
         return super().encoded(ids)
 
 
@@ -238,7 +241,7 @@ def test_a_slow_disk_has_many_reads_in_flight(source, parties, num_threads):
     loader = loader_of(slow, num_threads=num_threads, batch_size=24)
     batches = list(loader.run([(0, positions)] * 3))
     assert [batch.index.tolist() for batch in batches] == [positions.tolist()] * 3
-    slow.barrier = threading.Barrier(parties + 1)  # one more than there are threads: the comparison can fail
+    slow.barrier, slow.patience_s = threading.Barrier(parties + 1), 1.0  # one more than there are threads: it can fail
     with pytest.raises(threading.BrokenBarrierError):
         list(loader_of(slow, num_threads=num_threads, batch_size=24, prefetch=1).run([(0, positions)]))
     assert not data_threads()
@@ -284,7 +287,10 @@ def test_process_ends_with_an_open_stream(source, ending):
         import itertools, signal, sys, time
         signal.signal(signal.SIGINT, signal.default_int_handler)
         import numpy as np
-        from sslrun.data import ImageFolder, Loader, Sequential, ViewGroup
+        from sslrun.data.loader import Loader
+        from sslrun.data.order import Sequential
+        from sslrun.data.sources.image_folder import ImageFolder
+        from sslrun.data.views import ViewGroup
         from sslrun.data.transforms import Resize
         source = ImageFolder({os.path.dirname(os.path.dirname(source.names[0]))!r})
         source.open()
@@ -295,15 +301,7 @@ def test_process_ends_with_an_open_stream(source, ending):
         while {ending == "interrupt"}:
             next(stream)
     """
-    engine = Path(__file__).resolve().parents[1] / "engine"
-    environment = {**os.environ, "PYTHONPATH": str(engine), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = small_run.python(textwrap.dedent(script), stderr=subprocess.PIPE)
     assert process.stdout.readline() == "started\n"
     if ending == "interrupt":
         process.send_signal(signal.SIGINT)

@@ -9,7 +9,6 @@ import pty
 import re
 import resource
 import struct
-import subprocess
 import sys
 import termios
 import time
@@ -177,9 +176,7 @@ log.close()
 def test_the_bar_moves_on_a_terminal(tmp_path, columns):
     main, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50 if columns else 0, columns, 0, 0))
-    engine = str(Path(__file__).parent.parent / "engine")
-    env = {**os.environ, "PYTHONPATH": engine}
-    process = subprocess.Popen([sys.executable, "-c", TERMINAL, str(tmp_path)], stderr=terminal, env=env)
+    process = small_run.python(TERMINAL, tmp_path, stderr=terminal)
     os.close(terminal)
     seen = b""
     with contextlib.suppress(OSError):  # the process has closed its side
@@ -237,12 +234,13 @@ def test_tensorboard_drops_rows_after_the_step_of_a_resume(tmp_path):
         for step in steps:
             one.write(step, ROW)
         one.close()
-        time.sleep(1.1)  # event files are named and ordered by seconds
         events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
         return [event.step for event in events.Scalars("train/loss")]
 
     assert shown(0, 10, 20, 30) == [10, 20, 30]
+    time.sleep(1.1)  # event files are named and ordered by seconds
     assert shown(20, 30, 40) == [10, 20, 30, 40]
+    time.sleep(1.1)
     assert shown(0, 15) == [15], "started anew: there was no checkpoint"
 
 

@@ -87,9 +87,9 @@ def test_fine_tuning_of_a_vit_has_the_groups_that_a_pattern_gave():
         (lambda: ParamRule(lr=1.0), 'needs match or kind, such as kind = ["norm", "bias"]'),
         (lambda: ParamRule(kind=["norm"]), 'the rule with kind = ["norm"] sets nothing'),
         (lambda: ParamRule(kind=["norm"], match="x", lr=-1.0), """kind = ["norm"], match = 'x': lr cannot be -1.0"""),
-        (lambda: selected(kind=["norm"], match="^fc"), "is found in the name of no trained parameter of that kind"),
+        (lambda: selected(kind=["norm"], match="^fc"), "matches the name of no trained parameter of that kind"),
         (lambda: SGD(lr=1.0, paramwise=[ParamRule(kind=["norm"], lr=1.0)]).create(nn.Linear(2, 2).named_parameters()),
-         'optimizer.paramwise: kind = ["norm"] is the kind of no trained parameter'),
+         'optimizer.paramwise: kind = ["norm"] selects no trained parameter'),
     ],
 )  # fmt: skip
 def test_mistakes(make, message):

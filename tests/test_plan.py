@@ -10,9 +10,11 @@ import torch
 
 from sslrun.cli import main
 from sslrun.config import load
-from sslrun.data import Loader, Order, ViewGroup
-from sslrun.data.sources import ImageFolder
+from sslrun.data.loader import Loader
+from sslrun.data.order import Order
+from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.transforms import ColorJitter, Normalize, RandomResizedCrop
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.methods.moco import MoCo
 from sslrun.nn.heads import ContrastiveHead
@@ -78,7 +80,7 @@ def test_impossible_cuts_list_the_possible_ones():
     def choose(world_size: int = 1, **changes) -> Machine:
         return choose_machine(recipe(**changes), torch.device("cpu"), world_size, 1)
 
-    with pytest.raises(UsageError, match=r"cannot be dealt to 3 processes; possible numbers of processes: 1, 2, 4$"):
+    with pytest.raises(UsageError, match=r"cannot be split among 3 processes; possible numbers of processes: 1, 2, 4$"):
         choose(3)
     with pytest.raises(UsageError, match=r"global_batch 30 is not a multiple of data.samples_per_gpu 8; .*: 32$"):
         choose(batch=30)

@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 import documents
 import small_run
+from fidelity_cases import torchvision_blur
 from sslrun import train
 from sslrun.cli import main
 from sslrun.config import load
@@ -28,7 +29,6 @@ from sslrun.data.transforms import (
     Resize,
     SharedTrans,
 )
-from sslrun.data.transforms.gaussian_blur import torchvision_blur
 from sslrun.data.views import ViewGroup
 from sslrun.preview import as_text, describe, draw, load_samples, pil_versions
 from sslrun.preview.description import part_of_original
@@ -175,7 +175,7 @@ def test_draws_are_readable(capsys, recipe):
                 {"type": "GaussianBlur", "applied": False},
             ]}], "in_place_of": "/there/dog.jpg"}  # fmt: skip
     assert as_text({"samples": [described]}).splitlines() == [
-        "position 7: cat\ufffd.jpg (in place of dog.jpg, which is bad), label 3 (cat), 30 x 40 px",
+        "position 7: cat\\udcff.jpg (in place of dog.jpg, which is bad), label 3 (cat), 30 x 40 px",
         "  view 1, 8 x 9 px, of 20 x 30 px at row 1, column 2.5 of the original",
         "    RandomResizedCrop     top 1 px, to 8 x 9 px",
         "    ColorJitter           order hue > contrast, hue -12.35 degrees",

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from sslrun.config import load
-from sslrun.data import ImageNet100, INaturalist2018, Places205
+from sslrun.data.sources.imagenet100 import ImageNet100
+from sslrun.data.sources.inaturalist2018 import INaturalist2018
+from sslrun.data.sources.places205 import Places205
 from sslrun.errors import UsageError
 from sslrun.recipe import Recipe
 

@@ -81,7 +81,7 @@ def test_norm_eval_normalizes_by_running_statistics_and_leaves_them(depth, norm_
 
 
 def test_depths_without_groups_say_so():
-    with pytest.raises(ValueError, match="groups and width_per_group are of depth 50 and more, not of 18"):
+    with pytest.raises(ValueError, match="groups and width_per_group need depth 50 or more, not 18"):
         ResNet(18, groups=32, width_per_group=4)
 
 

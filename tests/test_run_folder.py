@@ -4,8 +4,6 @@ import copy
 import json
 import os
 import re
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import tomli
 import torch
 
+import small_run
 from sslrun.errors import UsageError
 from sslrun.runtime import checkpoint
 from sslrun.runtime.environment import environment
@@ -202,12 +201,9 @@ with RunFolder(Path(sys.argv[1]), {"seed": 1}, resume=False):
 
 
 def test_two_runs_at_once_are_refused_until_the_first_dies(tmp_path):
-    engine = str(Path(__file__).parent.parent / "engine")
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": engine}
-    )
+    holder = small_run.python(HOLDER, tmp_path)
     try:
-        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         for resume in (False, True):
             with pytest.raises(UsageError, match=rf"is in use by process {holder.pid} on \S+$"):
                 RunFolder(tmp_path, {"seed": 1}, resume=resume)
@@ -231,10 +227,7 @@ if os.fork() == 0:
 time.sleep(0.2)
 os._exit(0)
 """
-    engine = str(Path(__file__).parent.parent / "engine")
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": engine}
-    )
+    process = small_run.python(script)
     assert process.stdout is not None
     orphan = int(process.stdout.readline())
     try:

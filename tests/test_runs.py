@@ -92,9 +92,7 @@ sys.stdin.read()
 
 def hold(path: Path) -> subprocess.Popen[str]:
     """A process that holds a run folder's lock until it is killed."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    holder = small_run.python(HOLDER, path / ".lock", stdin=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     return holder
 
@@ -147,8 +145,8 @@ def test_a_start_is_not_refused_because_another_process_asks_for_the_lock(tmp_pa
     (tmp_path / ".lock").touch()
     for seconds, is_refused in ((0.05, False), (10, True)):
         code = asker.replace("SECONDS", str(seconds))
-        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / ".lock")], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        with small_run.python(code, tmp_path / ".lock") as process:
+            assert process.stdout is not None and process.stdout.readline() == "held\n"
             with pytest.raises(UsageError, match="in use by") if is_refused else contextlib.nullcontext():
                 RunFolder(tmp_path, RECIPE, resume=False).close()
             process.kill()
@@ -320,11 +318,9 @@ def test_no_runs_and_no_folder(capsys, tmp_path, monkeypatch):
 def test_no_torch_is_imported(trained):
     code = "import sys; from sslrun.cli import main; main(sys.argv[1:]); "
     code += "assert not {'torch', 'numpy'} & set(sys.modules), 'heavy imports'"
-    environment = {**os.environ, "PYTHONPATH": f"{small_run.ROOT}/engine"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, "runs", str(trained)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and "done" in done.stdout, done.stderr
+    process = small_run.python(code, "runs", trained, stderr=subprocess.PIPE)
+    out, err = process.communicate()
+    assert process.returncode == 0 and "done" in out, err
 
 
 def test_a_loss_of_nan_is_null_in_json():

@@ -41,7 +41,7 @@ def test_a_checkpoint_gives_itself(trained):
 
 def test_a_file_of_weights_needs_its_recipe(trained, tmp_path):
     file = publish(trained, tmp_path)
-    with pytest.raises(UsageError, match="--recipe names the TOML recipe"):
+    with pytest.raises(UsageError, match="set --recipe to their TOML recipe"):
         open_saved(file)
     saved = open_saved(file, recipe=trained / "config.toml")
     assert (saved.folder, saved.step) == (None, None)
@@ -66,5 +66,5 @@ def test_what_is_no_run_is_said_in_a_line(trained, tmp_path):
     ):
         with pytest.raises(UsageError, match=words):
             open_saved(path)
-    with pytest.raises(UsageError, match="has a recipe of its own"):
+    with pytest.raises(UsageError, match="has its own recipe"):
         open_saved(trained, recipe=trained / "config.toml")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ranks import ROOT, run_ranks
-from sslrun.data import Shapes
+from sslrun.data.sources.shapes import Shapes
 from sslrun.data.sources.shapes_drawing import CLASS_NAMES, Spec, draw
 from sslrun.errors import UsageError
 from sslrun.evaluation.knn import knn_top1

@@ -1,19 +1,15 @@
 """Signals to real processes: the flag, the exit codes, the second Ctrl-C, and handlers that come back."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
+import small_run
 from sslrun.runtime.signals import StopSignals
 
-ENGINE = Path(__file__).parent.parent / "engine"
-
-# A loop of short steps that saves, slowly, when it is told to stop.
+# A loop of short steps that saves, slowly, when a signal stops it.
 LOOP = """
 import sys, time
 from sslrun.runtime.signals import StopSignals
@@ -29,13 +25,7 @@ sys.exit(stop.exit_code)
 
 
 def started(save_s: float) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOOP, str(save_s)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ENGINE)},
-    )
+    process = small_run.python(LOOP, save_s, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
 

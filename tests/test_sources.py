@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslrun.data import ImageFolder, ImageList, ImageNet, Source, Subset, split_holdout
 from sslrun.data import index as index_module
-from sslrun.data.index import build_index
+from sslrun.data.index import read_sizes
 from sslrun.data.reading import read_all
+from sslrun.data.sources import Source
 from sslrun.data.sources.files import Paths
+from sslrun.data.sources.image_folder import ImageFolder
+from sslrun.data.sources.image_list import ImageList
+from sslrun.data.sources.imagenet import ImageNet
+from sslrun.data.sources.subset import Subset, split_holdout
 from sslrun.errors import UsageError
 
 
@@ -163,7 +167,7 @@ def test_paths_are_compact_and_keep_odd_names():
         paths[10_002]
 
 
-def test_sizes_and_marks(tmp_path):
+def test_sizes(tmp_path):
     good = image(tmp_path / "0.jpg", 20, 30)
     image(tmp_path / "1.png", 7, 5)
     (tmp_path / "2.jpg").write_bytes(good.read_bytes()[:-2])
@@ -175,26 +179,25 @@ def test_sizes_and_marks(tmp_path):
     source = ImageFolder(str(tmp_path))
     source.open()
     assert source.sizes.tolist() == [[20, 30], [7, 5], [20, 30], [20, 30], [0, 0], [0, 0], [10, 40]]
-    assert source.suspicious.tolist() == [False, False, True, True, True, True, False]
     assert source.sizes.dtype == np.int32
 
 
-def index_of(paths):
-    """The index of some files, as a new run builds it."""
+def sizes_of(paths):
+    """Sizes of some files, as a new run reads them."""
     source = ImageFolder("unused")
     source.names = Paths("", paths)
-    return build_index(source)
+    return read_sizes(source)
 
 
 def test_index_is_kept_until_a_file_changes(tmp_path, monkeypatch):
     paths = [str(image(tmp_path / f"{i}.jpg", 10 + i, 20)) for i in range(3)]
-    first = index_of(paths)
+    first = sizes_of(paths)
     with monkeypatch.context() as patch:
-        patch.setattr(index_module, "visit", lambda *_: pytest.fail("read again"))
-        assert np.array_equal(index_of(paths).sizes, first.sizes)
+        patch.setattr(index_module, "size_of", lambda *_: pytest.fail("read again"))
+        assert np.array_equal(sizes_of(paths), first)
     image(tmp_path / "1.jpg", 50, 60)
-    assert index_of(paths).sizes.tolist() == [[10, 20], [50, 60], [12, 20]]
-    assert index_of(paths[::-1]).sizes.tolist() == [[12, 20], [50, 60], [10, 20]]
+    assert sizes_of(paths).tolist() == [[10, 20], [50, 60], [12, 20]]
+    assert sizes_of(paths[::-1]).tolist() == [[12, 20], [50, 60], [10, 20]]
 
 
 class Encoded(Source, listed=False):
@@ -230,7 +233,7 @@ def test_a_source_may_have_an_argument_called_names():
 def test_a_source_without_a_fingerprint_is_not_cached(tmp_path):
     source = Encoded([png(3, 4), b"no image", np.frombuffer(png(5, 6), dtype=np.uint8)])
     source.open()
-    assert source.sizes.tolist() == [[3, 4], [0, 0], [5, 6]] and source.suspicious.tolist() == [False, True, False]
+    assert source.sizes.tolist() == [[3, 4], [0, 0], [5, 6]]
     assert not (tmp_path / "cache").exists()
     subset = Subset(source, np.array([2]))
     assert subset.sizes.tolist() == [[5, 6]] and subset.open_encoded(0).read() == png(5, 6)
@@ -253,14 +256,14 @@ def test_read_errors_belong_to_their_sample(tmp_path):
 
 def test_broken_or_unwritable_cache_is_no_error(tmp_path, monkeypatch, caplog):
     paths = [str(image(tmp_path / "0.jpg", 10, 20))]
-    index_of(paths)
+    sizes_of(paths)
     (cached,) = (tmp_path / "cache" / "index").iterdir()
     cached.write_bytes(cached.read_bytes()[:40])
-    assert index_of(paths).sizes.tolist() == [[10, 20]]
+    assert sizes_of(paths).tolist() == [[10, 20]]
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "file"))
     with caplog.at_level(logging.INFO, logger="sslrun"):
-        assert index_of(paths).sizes.tolist() == [[10, 20]]
+        assert sizes_of(paths).tolist() == [[10, 20]]
     assert "not kept" in caplog.text
 
 

@@ -11,9 +11,11 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from sslrun.cli import main
-from sslrun.data import Loader, Sequential, ViewGroup
-from sslrun.data.sources import ImageFolder
+from sslrun.data.loader import Loader
+from sslrun.data.order import Sequential
+from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.transforms import CenterCrop, RandomHorizontalFlip, RandomResizedCrop
+from sslrun.data.views import ViewGroup
 from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation.frozen_encoder import FrozenEncoder
 from sslrun.evaluation.spectrum import Spectrum, alignment, rankme, spectrum, two_views, uniformity

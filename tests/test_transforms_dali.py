@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from fidelity_cases import CASES, Case, changed, exact_views, geometric_steps, graph_views, measure, recipe, sizes
+from fidelity_cases import (
+    CASES,
+    Case,
+    Graph,
+    changed,
+    exact_views,
+    geometric_steps,
+    graph_views,
+    measure,
+    recipe,
+    sizes,
+)
 from sslrun.data.graph import Arguments, view_arguments
 from sslrun.data.transforms import CenterCrop, ColorJitter, RandomHorizontalFlip
 from sslrun.data.views import ViewGroup
@@ -22,23 +33,28 @@ def test_error_against_pil(case: Case) -> None:
     assert error.mean <= case.dali.mean and error.p99 <= case.dali.p99 and error.most <= case.dali.most, error
 
 
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return Graph(GROUPS)
+
+
 @pytest.mark.parametrize("rows", [slice(0, 3), slice(5, 6), slice(None, None, -1)], ids=str)
-def test_neighbors_and_place_in_the_batch_decide_no_bit(rows: slice) -> None:
+def test_neighbors_and_place_in_the_batch_decide_no_bit(graph: Graph, rows: slice) -> None:
     positions = np.arange(8)[rows]
-    part = graph_views(GROUPS, arguments_of(GROUPS, positions), rows=rows)
-    for group, one, other in zip(GROUPS, graph_views(GROUPS, arguments_of(GROUPS)), part, strict=True):
+    part = graph.views(arguments_of(GROUPS, positions), rows)
+    for group, one, other in zip(GROUPS, graph.views(arguments_of(GROUPS)), part, strict=True):
         assert np.array_equal(one[np.concatenate([positions + 8 * v for v in range(group.num_views)])], other)
 
 
-def test_threads_decide_no_bit_and_numbers_do() -> None:
+def test_threads_decide_no_bit_and_numbers_do(graph: Graph) -> None:
     arguments = arguments_of(GROUPS)
-    expected = graph_views(GROUPS, arguments)
-    for one, other in zip(expected, graph_views(GROUPS, arguments, num_threads=3), strict=True):
+    expected = graph.views(arguments)
+    for one, other in zip(expected, Graph(GROUPS, num_threads=3).views(arguments), strict=True):
         assert np.array_equal(one, other)
     row = int(np.flatnonzero(arguments[0][1].apply)[0])
     factors = arguments[0][1]["factors"].copy()
     factors[row] += (0.05, 0.05, 0.05, 3)
-    other = graph_views(GROUPS, changed(arguments, 0, 1, factors=factors))[0]
+    other = graph.views(changed(arguments, 0, 1, factors=factors))[0]
     assert np.flatnonzero((other != expected[0]).any(axis=(1, 2, 3))).tolist() == [row]
 
 

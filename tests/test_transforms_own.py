@@ -5,8 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 
 from fidelity_cases import changed, decoded, exact_views, graph_views, sizes
-from sslrun.data import ImageFolder, Loader, Sequential, native, pil_twins
+from sslrun.data import native, pil_twins
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import Arguments, view_arguments
+from sslrun.data.loader import Loader
+from sslrun.data.order import Sequential
+from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.split import fallbacks, num_dali_steps, paths
 from sslrun.data.transforms import (
     CenterCrop,
@@ -200,17 +203,18 @@ def test_a_step_that_claims_to_ignore_flips_is_believed(monkeypatch: pytest.Monk
 
 
 def test_c_does_all_other_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[tuple[str, int]] = []
+    ran: list[tuple[torch.dtype, int]] = []
+    run = native.run
 
-    def counted(name: str, run: Callable) -> Callable:
-        return lambda program, *rest: ran.append((name, program.codes.shape[1])) or run(program, *rest)
+    def counted(program: native.Program, pixels: torch.Tensor, rows: slice, out: torch.Tensor, *rest: Any) -> None:
+        ran.append((out.dtype, program.codes.shape[1]))
+        run(program, pixels, rows, out, *rest)
 
-    for name in ("run_to_bytes", "run_to_floats"):
-        monkeypatch.setattr(native, name, counted(name, getattr(native, name)))
+    monkeypatch.setattr(native, "run", counted)
     steps: list[Transform] = [ColorJitter(0.4, 0.4, 0.4, 0.1), BlockCutout(), GaussianBlur(), Solarization()]
     groups = [ViewGroup(1, [CenterCrop(224), *steps])]
     exact_views(groups, arguments_of(groups))
-    assert set(ran) == {("run_to_bytes", 4), ("run_to_floats", 2)}
+    assert set(ran) == {(torch.uint8, 4), (torch.float32, 2)}
 
 
 def test_a_cutouts_own_size_does_not_change_the_next_crop() -> None:

@@ -26,8 +26,8 @@ _EXPORTS = {
     "Progress": "sslrun.contract",
     "Schedule": "sslrun.optim",
     "Snapshot": "sslrun.evaluation.monitors.monitor",
-    "Source": "sslrun.data",
-    "Transform": "sslrun.data",
+    "Source": "sslrun.data.sources",
+    "Transform": "sslrun.data.transforms",
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from itertools import takewhile
 from typing import NoReturn
 
+from sslrun import __version__
 from sslrun.commands import config, data, evaluation, runs, weights
 from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_config, fail
 from sslrun.errors import Diverged, RunFailed, UsageError
@@ -104,7 +105,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         epilog="`sslrun CONFIG` is short for `sslrun train CONFIG`. For several processes use "
         "`torchrun --nproc_per_node N bin/sslrun CONFIG` or `deepspeed --hostfile hosts bin/sslrun CONFIG`.",
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"sslrun {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     train = verbs.add_parser("train", help="train an encoder", description="Train an encoder as a recipe says.")
@@ -125,10 +126,11 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
 
 def _train(args: argparse.Namespace) -> int:
     from sslrun.config import load
+    from sslrun.config.dump import inline
 
     overrides = list(args.overrides)
     if args.work_dir is not None:
-        overrides.append(f"work_dir={_toml_string(args.work_dir)}")
+        overrides.append(f"work_dir={inline(args.work_dir)}")
     config = load(args.config, overrides)
     for note in config.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -138,14 +140,3 @@ def _train(args: argparse.Namespace) -> int:
         print(dry_run(config))
         return DONE
     return run(config, args.resume, args.command)
-
-
-def _toml_string(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _version() -> str:
-    from sslrun import __version__
-
-    return f"sslrun {__version__}"

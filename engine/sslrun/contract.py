@@ -1,8 +1,8 @@
-"""The contract between the engine and a user's own classes: the data they exchange, and the classes to extend.
+"""The contract between the engine and your own classes: the data they exchange, and the classes to extend.
 
 A method is a subclass of `Method`, a network a subclass of `Backbone`. For each micro-batch a method gets a `Batch` and
-the `Progress` of the run, and returns a `Loss`. The executor, the monitors and the loader are typed by this file and
-know no particular method.
+the `Progress` of the run, and returns a `Loss`. The executor, the monitors and the loader use only these classes, never
+a particular method.
 
 Legend: B samples, C H W channels, height and width, D features, K classes, N samples of the data set.
 """
@@ -21,13 +21,13 @@ from sslrun.randomness import step_generator
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one rank. B samples.
+    """One micro-batch of one rank, of B samples.
 
     Attributes:
-        views: one tensor per view group, view-major, (num_views x B) 3 H W, float, normalized, channels-last: row i and
-            row i + B of a group are two views of one image.
-        index: B, int64, sample ids in the source.
-        label: B, int64, or None where the source has no labels. Only probes may read it.
+        views: one tensor per view group, (num_views x B, 3, H, W), float, normalized, channels-last, view-major: rows i
+            and i + B of a group are two views of one image.
+        index: (B,) int64, sample ids in the source.
+        label: (B,) int64, or None if the source has no labels. Only supervised methods may read it.
     """
 
     views: list[torch.Tensor]
@@ -35,7 +35,7 @@ class Batch:
     label: torch.Tensor | None
 
     def crops(self) -> list[torch.Tensor]:
-        """Each view as a tensor of its own, (B, 3, H, W), in the order of the recipe, all groups together."""
+        """Each view as a separate tensor (B, 3, H, W), in the order of the recipe, over all groups."""
         return [view for group in self.views for view in group.split(len(self.index))]
 
     def to(self, device: torch.device) -> "Batch":
@@ -49,13 +49,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run stands. Schedules and random draws of a method are pure functions of it.
+    """The position in the run. Schedules and random draws of a method are pure functions of it.
 
     Attributes:
-        step: optimizer steps before this one.
-        total_steps: optimizer steps of the run.
-        steps_per_epoch: optimizer steps per epoch.
-        seed: of the run.
+        step: number of optimizer steps before this one.
+        total_steps: number of optimizer steps of the run.
+        steps_per_epoch: number of optimizer steps per epoch.
+        seed: seed of the run.
     """
 
     step: int
@@ -82,9 +82,9 @@ class Loss:
     """The result of one micro-batch.
 
     Attributes:
-        value: 0-d, the loss to minimize, mean over the micro-batch's samples.
-        metrics: 0-d tensors for the log, on the device.
-        carry: tensors for `after_step`, without gradient, one row per sample.
+        value: 0-d, the loss to minimize, a mean over the micro-batch's samples.
+        metrics: 0-d tensors on the device, for the log.
+        carry: tensors for `after_step`, without gradient, with one row per sample.
     """
 
     value: Tensor
@@ -92,15 +92,15 @@ class Loss:
     carry: dict[str, Tensor] = field(default_factory=dict)
 
 
-# A parameter that the method sets, and the function from its old to its new value; both unsharded, on every rank.
+# A parameter, and the function from its old to its new value; both values are unsharded, on every rank.
 Rewrite = tuple[nn.Parameter, Callable[[Tensor], Tensor]]
 
 
 class PartitionedOptimizer(torch.optim.Optimizer):
-    """A torch optimizer whose update looks at whole parameters, at their norms for instance.
+    """A torch optimizer whose update depends on whole parameters, for example on their norms.
 
-    Under ZeRO it has to know which part of which parameter its flat tensors hold. Optimizers that treat every number
-    alike need nothing of the kind.
+    Under ZeRO it has to know which parts of which parameters its flat tensors hold. Optimizers that treat every element
+    alike are ordinary torch optimizers.
     """
 
     def set_segments(
@@ -108,11 +108,11 @@ class PartitionedOptimizer(torch.optim.Optimizer):
         segments: dict[Tensor, Sequence[tuple[int, int]]],
         reduce: Callable[[Tensor], Tensor],
     ) -> None:
-        """Say what each flat partition is made of; called once, before the first step.
+        """Sets which parts of parameters each flat partition holds; called once, before the first step.
 
         Args:
-            segments: for each flat tensor, (offset, length) of what it holds of each parameter of the partitioned
-                group, in the same order on all ranks; length 0 where another rank holds all of it.
+            segments: for each flat tensor, (offset, length) of its part of each parameter of the group, in the same
+                order on all ranks; length 0 if it has no part of a parameter.
             reduce: sums a tensor over the ranks that share the parameters.
         """
         raise NotImplementedError
@@ -122,7 +122,7 @@ class Backbone(nn.Module, Component, kind="backbones"):
     """A network from images to feature maps.
 
     `forward` takes images (B, C, H, W) and returns a list of feature maps (B, C', H', W') or features (B, C'). Necks
-    and evaluations use the last of the list.
+    and evaluations use the last element.
 
     Attributes:
         num_features: number of channels of the last feature map.
@@ -134,26 +134,26 @@ class Backbone(nn.Module, Component, kind="backbones"):
         raise NotImplementedError
 
     def layers(self) -> list[list[str]]:
-        """Names of submodules and parameters from the input to the output, those of one depth in one list.
+        """Names of submodules and parameters from the input to the output, one list for each depth.
 
         Layer-wise decay of the learning rate (`layer_decay`) counts these lists. Unnamed parameters, such as those of a
         last norm, get the classifier's rate.
         """
-        raise UsageError(f"{type(self).__name__} does not say how deep its layers lie: it has no layers()")
+        raise UsageError(f"layer_decay needs the depth of layers, but {type(self).__name__} has no layers()")
 
     def branches(self) -> list[nn.Module]:
-        """The residual branches, which stochastic depth (`drop_path`) leaves out, from the input to the output: modules
-        whose output is added to their input."""
-        raise UsageError(f"{type(self).__name__} does not say what its residual branches are: it has no branches()")
+        """The residual branches from the input to the output: modules whose output is added to their input. Stochastic
+        depth (`drop_path`) drops them."""
+        raise UsageError(f"drop_path needs the residual branches, but {type(self).__name__} has no branches()")
 
 
 class Method(nn.Module, Component, kind="methods"):
     """A self-supervised method: networks as submodules, all further state as buffers, and the loss.
 
-    A method calls no optimizer, writes no parameter (`rewrites` says what the engine is to write) and knows nothing of
-    ranks except through the gather functions of `sslrun.runtime.distributed`. Its class attributes tell the engine what
-    it needs. Random numbers come from `Progress.generator`, or from torch's global generators, which the engine seeds
-    for each part of a step (`Executor.seed`).
+    A method calls no optimizer, writes no parameter (the engine writes what `rewrites` returns) and communicates with
+    other ranks only through the gather functions of `sslrun.runtime.distributed`. Its class attributes state what it
+    needs. Random numbers come from `Progress.generator`, or from torch's global generators, which the engine seeds for
+    each part of a step (`Executor.seed`).
 
     Attributes:
         backbone: the encoder that the run trains.
@@ -162,34 +162,34 @@ class Method(nn.Module, Component, kind="methods"):
     backbone: Backbone
 
     num_views: int | None = None
-    """Number of views of each image, over all view groups, that a recipe must give; None if any number will do."""
+    """Number of views of each image, over all view groups, that the method takes; None for any number."""
 
     compares_samples: bool = False
-    """Whether `forward` compares the samples of a batch with one another. With accumulation it then sees only samples
-    that are on the devices at once, and the engine says so. (What `targets` gathers beforehand does not count.)"""
+    """Whether `forward` compares the samples of a batch with each other. Accumulation then restricts the comparison to
+    one micro-batch of all ranks, and the engine reports it. (Samples gathered by `targets` do not count.)"""
 
     num_classes: int | None = None
     """Number of classes of the labels that the method learns from; None if it reads no labels."""
 
     remembers_samples: bool = False
-    """Whether it keeps something of each training sample (in buffers that `prepare` makes). Such a method has no loss
-    on images that it does not train on, so `monitor.loss_interval` is refused."""
+    """Whether the method has state for each training sample, in buffers that `prepare` creates. It then has no loss on
+    other images, so `monitor.loss_interval` is refused."""
 
     draws_clusters: bool = False
     """Whether `sampling_labels` decides which samples an epoch draws."""
 
     uncompiled: tuple[str, ...] = ()
-    """Names of submodules that `engine.compile` leaves as they are."""
+    """Names of submodules that `engine.compile` does not compile."""
 
     def prepare(self, num_samples: int) -> None:
-        """Called once, before anything else, with the number of training samples: the place to make buffers that have a
-        row for each sample. See `remembers_samples`."""
+        """Creates the buffers that have a row for each training sample; called once, before anything else. See
+        `remembers_samples`."""
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
-        """What each micro-batch is compared with, computed without gradient before the first forward pass of a step.
+        """The targets of each micro-batch, computed without gradient before the first forward pass of a step.
 
-        It sees all micro-batches of this rank at once, for what must not depend on how a global batch is cut up: which
-        samples share BatchNorm statistics in the key encoder, for instance.
+        It gets all micro-batches of this rank at once, for targets that must not depend on accumulation: for example,
+        keys from an encoder whose BatchNorm groups are shuffled over the global batch.
 
         Returns:
             The third argument of `forward`, for each micro-batch.
@@ -201,31 +201,36 @@ class Method(nn.Module, Component, kind="methods"):
         raise NotImplementedError
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
-        """(teacher, student, momentum) of each pair; after each applied step the engine sets
-        teacher = momentum teacher + (1 - momentum) student."""
+        """(teacher, student, momentum) of each momentum encoder. After each applied step the engine sets teacher =
+        momentum * teacher + (1 - momentum) * student."""
         return []
 
     def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:
-        """Called once per applied optimizer step, with the carries of the whole global batch in its order."""
+        """Updates queues, banks and the like; called once per applied optimizer step.
+
+        Args:
+            progress: the position after the step.
+            carry: the carries of the whole global batch, in its order.
+        """
 
     def rewrites(self, progress: Progress) -> list[Rewrite]:
-        """Parameters to set, asked once per applied step, after the optimizer and before the teachers."""
+        """Parameters to set after an applied step, after the optimizer's update and before the teachers'."""
         return []
 
     def before_epoch(self, progress: Progress, features: Callable[[nn.Module], Tensor]) -> list[Rewrite]:
         """Called before the first step of an epoch; returns parameters to set.
 
         Args:
-            progress: of that step.
-            features: runs a module of the method over the whole training set (center crops), in evaluation mode and
-                without gradient. It returns the outputs for this rank's share of the samples (`distributed.share`), in
-                the order of sample ids: (n, D) float32 on the CPU. Of a list of outputs it takes the last, and averages
-                a feature map (B, C, H, W) over positions.
+            progress: the position before that step.
+            features: runs a module of the method over center crops of the whole training set, in evaluation mode and
+                without gradient. It returns the outputs of this rank's share of the samples (`distributed.share`), in
+                the order of sample ids, (n, D) float32 on the CPU. It uses the last of a list of outputs, and averages
+                feature maps (B, C, H, W) over positions.
         """
         return []
 
     def sampling_labels(self) -> Tensor:
-        """(N,) int64 pseudo-labels whose clusters the next epoch draws equally often; asked if `draws_clusters`."""
+        """(N,) int64 pseudo-labels whose clusters the next epoch draws equally often; called if `draws_clusters`."""
         raise NotImplementedError
 
     def predictor(self) -> nn.Module | None:
@@ -233,5 +238,5 @@ class Method(nn.Module, Component, kind="methods"):
         return None
 
     def chance_loss(self) -> float | None:
-        """The loss of a network that cannot tell images apart; None if the method has no such number."""
+        """The loss of a network that cannot tell images apart; None if it is unknown."""
         return None

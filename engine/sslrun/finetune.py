@@ -1,6 +1,6 @@
 """`sslrun eval finetune`: trains an encoder and a classifier together, and classifies the test images.
 
-The training is a run of its own in eval/ of the encoder's run folder; the same command continues it where it stopped.
+The training is a separate run in eval/ of the encoder's run folder; the same command continues it where it stopped.
 """
 
 import os
@@ -8,34 +8,31 @@ import time
 from pathlib import Path
 
 from sslrun.config.load import composed
-from sslrun.contract import Backbone
 from sslrun.evaluation.finetune_recipe import Finetune, recipe
 from sslrun.evaluation.frozen_encoder import labeled, labels
-from sslrun.measure import Results, described, keep, name_of, test_source, train_source
+from sslrun.measure import Results, described, keep, name_of, sources
 from sslrun.runtime import distributed
-from sslrun.runtime.run_files import rows
+from sslrun.runtime.run_files import LOSS, METRICS, RATE, rows
 from sslrun.saved import Saved
 from sslrun.train import run
 
-CURVE = ("step", "epoch", "wall_s", "train/loss", "train/lr", "test/top1_pct", "test/top5_pct")
+CURVE = ("step", "epoch", "wall_s", LOSS, RATE, "test/top1_pct", "test/top5_pct")
 
 
 def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory: Path) -> tuple[int, Results, Path]:
-    """Train, test, and write the result down.
+    """Trains, tests, and writes the result.
 
     Args:
         kind: name of the evaluation.
         config: how to fine-tune.
         saved: the encoder.
         command: the user's command line.
-        directory: where the run folder and the result go.
+        directory: folder of the run folder and of the result.
 
     Returns:
         The exit code; the results, empty unless the code is 0; and the file with the results, or the run folder.
     """
-    backbone = saved.backbone
-    train, test = labeled(train_source(saved.recipe), test_source(saved.recipe))
-    assert isinstance(backbone, Backbone)
+    train, test = labeled(*sources(saved.recipe))
     name = name_of(kind, saved)
     tables = saved.config.values.get("eval", {})
     values = recipe(
@@ -44,7 +41,7 @@ def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory:
         tables.get(kind) or tables.get("extra", {}).get(kind, {}),
         size=saved.recipe.data.views[0].size,
         num_classes=int(labels(train).max()) + 1,
-        layers=backbone.layers() if config.layer_decay < 1 else (),
+        layers=saved.backbone.layers() if config.layer_decay < 1 else (),
         weights=os.path.abspath(saved.weights),
         work_dir=str(directory),
     )
@@ -55,7 +52,7 @@ def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory:
     results: Results = {}
     path = directory / f"{name}.json"
     if distributed.rank() == 0:
-        curve = [{key: row[key] for key in CURVE if key in row} for _, row in rows(folder / "metrics.jsonl")]
+        curve = [{key: row[key] for key in CURVE if key in row} for _, row in rows(folder / METRICS)]
         last = [row for row in curve if "test/top1_pct" in row][-1]
         results = {f"finetune/{key[5:]}": last[key] for key in CURVE if key.startswith("test/") and key in last}
         results |= {"curve": curve}

@@ -1,4 +1,4 @@
-"""`sslrun eval`: measures a trained encoder, and keeps the results with all settings in the run folder."""
+"""`sslrun eval`: measures a trained encoder, and stores the results with all settings in the run folder."""
 
 import contextlib
 import hashlib
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from sslrun.data import Source
-from sslrun.errors import RunFailed, UsageError
+from sslrun.data.sources import Source
+from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import center_crop_like
 from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
@@ -19,7 +19,7 @@ from sslrun.evaluation.partial_result import PartialResult, digest
 from sslrun.plan import cores_of_a_rank, device_of, precision_of
 from sslrun.recipe import Recipe
 from sslrun.runtime import distributed
-from sslrun.runtime.durable import replace_file
+from sslrun.runtime.durable import replace_or_fail
 from sslrun.runtime.environment import environment
 from sslrun.runtime.log import start_logging
 from sslrun.runtime.signals import Stopped
@@ -31,7 +31,7 @@ Results = dict[str, Any]
 
 
 def evaluation_of(saved: Saved, kind: str) -> Evaluation:
-    """The evaluation of a recipe that `sslrun eval KIND` means. UsageError: there is none of this name."""
+    """The evaluation that `sslrun eval KIND` runs. Raises UsageError if the recipe has none of this name."""
     known = saved.recipe.eval.evaluations()
     if kind not in known:
         raise UsageError(
@@ -43,14 +43,14 @@ def evaluation_of(saved: Saved, kind: str) -> Evaluation:
 def evaluate(
     kind: str, evaluation: Evaluation, saved: Saved, command: str, directory: Path
 ) -> tuple[int, Results, Path]:
-    """Measure an encoder; all ranks of a launcher call it and share the work.
+    """Measures an encoder; all ranks of a launcher call it and share the work.
 
     Args:
         kind: name of the evaluation.
         evaluation: the evaluation to run.
         saved: the encoder.
         command: the user's command line.
-        directory: where the file goes.
+        directory: folder of the result's file.
 
     Returns:
         The exit code; the results, empty unless the code is 0; and the file with the results, the settings, the data
@@ -82,7 +82,7 @@ def evaluate(
 
 
 def keep(path: Path, kind: str, saved: Saved, command: str, details: Results, results: Results) -> None:
-    """Write the results of an evaluation, with the encoder, the settings and the environment.
+    """Writes the results of an evaluation, with the encoder, the settings and the environment.
 
     Raises:
         RunFailed: the file could not be written.
@@ -101,23 +101,20 @@ def keep(path: Path, kind: str, saved: Saved, command: str, details: Results, re
         "environment": environment(),
         "results": results,
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(record, indent=1, default=str) + "\n").encode())
-    except OSError as error:
-        raise RunFailed(f"{path} could not be written: {error.strerror}") from error
+    replace_or_fail(path, (json.dumps(record, indent=1, default=str) + "\n").encode(), makes_folder=True)
 
 
 def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
-    """Puts a saved encoder on the device, and opens the images to measure it on."""
+    """A saved encoder on the device, with the opened sources of the images to measure it on."""
     recipe: Recipe = saved.recipe
     config, ranks_on_node = recipe.eval, distributed.ranks_on_node()
     cores = cores_of_a_rank(ranks_on_node)
     torch.set_num_threads(recipe.engine.threads or cores)
+    train, test = sources(recipe)
     return FrozenEncoder(
         backbone=saved.backbone.to(device),
-        train=train_source(recipe),
-        test=test_source(recipe),
+        train=train,
+        test=test,
         transforms=config.transforms or recipe.monitor.transforms or center_crop_like(recipe.data.views[0]),
         views=recipe.data.views,
         device=device,
@@ -128,24 +125,21 @@ def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
     )
 
 
-def train_source(recipe: Recipe) -> Source:
-    """The images that classifiers learn from, opened."""
-    if recipe.eval.train is None:
-        return recipe.data.open()[0]
-    recipe.eval.train.open("eval.train")
-    return recipe.eval.train
-
-
-def test_source(recipe: Recipe) -> Source | None:
-    """The images that are classified, opened; None if there are none."""
-    if recipe.eval.test is None:
-        return recipe.data.open()[1]
-    recipe.eval.test.open("eval.test")
-    return recipe.eval.test
+def sources(recipe: Recipe) -> tuple[Source, Source | None]:
+    """The opened sources of the images that classifiers learn from, and of those that are classified (None if there are
+    none): eval.train and eval.test, else what the run trains on and what it holds out."""
+    train, test = recipe.eval.train, recipe.eval.test
+    for key, source in (("eval.train", train), ("eval.test", test)):
+        if source is not None:
+            source.open(key)
+    if train is None or test is None:
+        own_train, own_test = recipe.data.open()
+        train, test = own_train if train is None else train, own_test if test is None else test
+    return train, test
 
 
 def described(train: Source, test: Source | None) -> dict[str, Any]:
-    """The images of an evaluation, for the file of its results."""
+    """A description of an evaluation's images, for the file of its results."""
     data: dict[str, Any] = {}
     for key, source in (("train", train), ("test", test)):
         if source is not None:
@@ -156,14 +150,14 @@ def described(train: Source, test: Source | None) -> dict[str, Any]:
 
 
 def _identity(saved: Saved, encoder: FrozenEncoder) -> str:
-    """A digest of what must be equal to continue an evaluation: settings, the encoder's weights, the images' labels."""
+    """A digest of settings, encoder weights and labels, which must be equal to continue an evaluation."""
     train, test = encoder.labeled()
     tensors = {**encoder.backbone.state_dict(), "train": labels(train), "test": labels(test)}
     return digest(json.dumps([saved.config.values, encoder.bf16], default=str), tensors)
 
 
 def name_of(kind: str, saved: Saved) -> str:
-    """The name of a result's file: the same for the same settings, so that a repeated evaluation replaces it."""
+    """The name of a result's file. It depends on the settings, so that only a repeated evaluation replaces a file."""
     values = saved.config.values
     tables = [values.get(key) for key in ("eval", "data", "monitor")]
     settings = json.dumps([saved.weights.name, *tables, saved.recipe.engine.precision], default=str)

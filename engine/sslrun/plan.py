@@ -1,7 +1,7 @@
-"""The plan of a run: the numbers of its loop, from a recipe and the hardware; and what `--dry-run` prints.
+"""The plan of a run: the numbers of its loop, from a recipe and the hardware; and the text of `--dry-run`.
 
-The recipe fixes what is computed; the plan chooses only how each global batch is cut up. Rank r of W holds a contiguous
-block of it, and its micro-batches are contiguous pieces of that block.
+The recipe defines what is computed; the plan only divides each global batch among ranks and micro-batches. Each rank
+has a contiguous block of the batch, and its micro-batches are contiguous pieces of that block.
 """
 
 import os
@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from sslrun.data import resolve_augment
+from sslrun.data.loader import resolve_augment
 from sslrun.data.split import fallbacks, paths
 from sslrun.errors import UsageError
 from sslrun.nn.norm import converted_norms, group_norms, plain_norms
 from sslrun.recipe import Recipe
 from sslrun.rehearsal import activation_bytes
 
-MEMORY_SHARE = 0.7  # share of the free memory for activations; the rest is for weights, gradients and the data path
-MAX_BATCH = 2**24  # keeps small what is computed for a whole batch: its positions, the ways to cut it up
+MEMORY_SHARE = 0.7  # share of the free memory for activations; the rest is for weights, gradients and data
+MAX_BATCH = 2**24  # limits the cost of listing a batch's positions and possible micro-batches
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The choices made for a machine; recorded in the run folder and used again by a resume.
+    """The settings chosen for a machine, which are recorded in the run folder and reused by a resume.
 
     Attributes:
         device: "cpu" or "cuda".
@@ -49,7 +49,7 @@ class Plan:
     """The numbers of a training loop.
 
     Attributes:
-        machine: the choices for this machine.
+        machine: the settings for this machine.
         world_size: number of ranks.
         accumulation: micro-batches per rank and optimizer step.
         steps_per_epoch: optimizer steps per epoch.
@@ -69,8 +69,8 @@ class Plan:
     def positions(self, step: int, rank: int) -> list[tuple[int, np.ndarray]]:
         """(epoch, positions in the epoch) of each micro-batch of `rank` at an optimizer step.
 
-        Where the global batch does not divide the epoch (drop_last = false) its last positions lie past the end: the
-        order starts again there, with crops of their own.
+        With drop_last = false, the last positions may lie past the end of the epoch: they stand for its first samples,
+        in other crops.
         """
         epoch, within = divmod(step, self.steps_per_epoch)
         per_rank = self.global_batch // self.world_size
@@ -95,7 +95,7 @@ def cores_of_a_rank(ranks_on_node: int) -> int:
 
 
 def precision_of(recipe: Recipe, device: torch.device) -> str:
-    """ "fp32" or "bf16": the recipe's, else bf16 on a CUDA device that has it."""
+    """ "fp32" or "bf16": the recipe's, or with "auto" bf16 on CUDA devices that support it, else fp32."""
     if recipe.engine.precision != "auto":
         return recipe.engine.precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
@@ -108,26 +108,31 @@ def choose_machine(
     ranks_on_node: int,
     recorded: dict[str, Any] | None = None,
 ) -> Machine:
-    """The recipe's settings, else those that the run has recorded (`recorded`), else the best for this machine.
+    """The recipe's settings, else those recorded in the run folder (`recorded`), else the best for this machine.
 
     Raises:
-        UsageError: the parts of the model do not fit together, or the global batch cannot be cut up like this.
+        UsageError: the parts of the model do not fit together, or the global batch cannot be divided in this way.
     """
-    engine = recipe.engine
-    _check_batch(recipe.global_batch, recipe.data.samples_per_gpu, world_size)
+    engine, group = recipe.engine, recipe.data.samples_per_gpu
+    _check_batch(recipe.global_batch, group, world_size)
     before = recorded or {}
     cores = cores_of_a_rank(ranks_on_node)
     cuda = device.type == "cuda"
     precision = before.get("precision") if engine.precision == "auto" else None
     precision = precision or precision_of(recipe, device)
-    group_bytes = activation_bytes(recipe, precision)  # and in any case: does the model fit together?
-    micro_batch = engine.micro_batch
-    if micro_batch == "auto":
-        per_rank = recipe.global_batch // world_size
-        micro_batch = before.get("micro_batch") or _largest_that_fits(
-            recipe, per_rank, device, group_bytes, ranks_on_node
+    group_bytes = activation_bytes(recipe, precision)  # always called, since it checks that the model's parts fit
+    per_rank = recipe.global_batch // world_size
+    groups = per_rank // group
+    possible = [group * n for n in range(1, groups + 1) if groups % n == 0]
+    micro_batch = before.get("micro_batch") if engine.micro_batch == "auto" else engine.micro_batch
+    if micro_batch is None:
+        fitting = group * max(1, int(_free_bytes(device, ranks_on_node) * MEMORY_SHARE // max(1, group_bytes)))
+        micro_batch = max(size for size in possible if size <= fitting)
+    if micro_batch not in possible:
+        raise UsageError(
+            f"engine.micro_batch is {micro_batch}, but {per_rank} samples per process in groups of "
+            f"data.samples_per_gpu {group} can be cut into: {', '.join(map(str, possible))}"
         )
-    _check_micro_batch(micro_batch, recipe.global_batch, recipe.data.samples_per_gpu, world_size)
     return Machine(
         device=device.type,
         precision=precision,
@@ -139,7 +144,7 @@ def choose_machine(
 
 
 def make_plan(recipe: Recipe, num_samples: int, machine: Machine, world_size: int) -> Plan:
-    """The plan. UsageError if there are too few samples for one step, or if the schedule does not fit the run."""
+    """The plan. Raises UsageError if there are too few samples for one step or the schedule is shorter than the run."""
     batch = recipe.global_batch
     steps = steps_per_epoch(recipe, num_samples)
     if steps == 0:
@@ -177,15 +182,15 @@ def restricted_by_accumulation(recipe: Recipe, plan: Plan) -> str | None:
 
 
 def norms_notes(recipe: Recipe) -> list[str]:
-    """Which BatchNorm layers of a user's network follow the recipe, and which do not; nothing if it has only ours."""
+    """Lines on the BatchNorm layers of a user's network: which follow the recipe and which do not."""
     groups = "data.samples_per_gpu and skipped steps"
     followed, plain = converted_norms(recipe.model), plain_norms(recipe.model)
     notes = []
     if followed:
-        notes.append(f"{len(followed)} BatchNorm layers of torch ({followed[0]}, ...) are made to follow {groups}")
+        notes.append(f"{len(followed)} BatchNorm layers of torch ({followed[0]}, ...) are converted to follow {groups}")
     if plain:
         notes.append(
-            f"{len(plain)} BatchNorm layers do not follow {groups}, since their class has a forward of its own: "
+            f"{len(plain)} BatchNorm layers do not follow {groups}, since their class has its own forward: "
             f"{plain[0]}, ..."
         )
     return notes
@@ -200,7 +205,7 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
     views = " + ".join(f"{group.num_views} of {'x'.join(map(str, group.size))} px" for group in recipe.data.views)
     lines = [
         ("method", type(recipe.model).__name__),
-        ("parameters", f"{trained / 1e6:.2f} M trained, {followed / 1e6:.2f} M following or frozen"),
+        ("parameters", f"{trained / 1e6:.2f} M trained, {followed / 1e6:.2f} M in momentum encoders or frozen"),
         ("views", views),
         *augmentation_lines(recipe, torch.device(plan.machine.device)),
         ("samples", f"{plan.num_samples:,} ({data_note})"),
@@ -231,7 +236,7 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
 
 
 def augmentation_lines(recipe: Recipe, device: torch.device) -> list[tuple[str, str]]:
-    """For each view group a line that says whether DALI, C or torch does each step, and why where a form is missing."""
+    """A line for each view group: which of DALI, C and torch does each step, and which forms are missing."""
     augment = resolve_augment(recipe.data.augment, device)
     lines = []
     for place, group in enumerate(recipe.data.views):
@@ -240,15 +245,11 @@ def augmentation_lines(recipe: Recipe, device: torch.device) -> list[tuple[str, 
     return lines
 
 
-def _largest_that_fits(
-    recipe: Recipe, per_rank: int, device: torch.device, group_bytes: int, ranks_on_node: int
-) -> int:
-    """The largest micro-batch whose activations fit into the free memory and that divides the rank's samples."""
-    group = recipe.data.samples_per_gpu
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_bytes_of_host() // ranks_on_node
-    fitting = int(free * MEMORY_SHARE // max(1, group_bytes))
-    groups = per_rank // group
-    return group * max(n for n in range(1, groups + 1) if groups % n == 0 and n <= max(1, fitting))
+def _free_bytes(device: torch.device, ranks_on_node: int) -> int:
+    """Free memory for one process."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return _free_bytes_of_host() // ranks_on_node
 
 
 def _free_bytes_of_host() -> int:
@@ -273,16 +274,6 @@ def _check_batch(batch: int, group: int, world_size: int) -> None:
             f"global_batch {batch} is not a multiple of data.samples_per_gpu {group}; the nearest that is: {near}"
         )
     raise UsageError(
-        f"global_batch {batch} in groups of data.samples_per_gpu {group} cannot be dealt to {world_size} processes; "
+        f"global_batch {batch} in groups of data.samples_per_gpu {group} cannot be split among {world_size} processes; "
         f"possible numbers of processes: {', '.join(map(str, possible))}"
     )
-
-
-def _check_micro_batch(micro_batch: int, batch: int, group: int, world_size: int) -> None:
-    groups = batch // world_size // group
-    possible = [group * n for n in range(1, groups + 1) if groups % n == 0]
-    if micro_batch not in possible:
-        raise UsageError(
-            f"engine.micro_batch is {micro_batch}, but {batch // world_size} samples per process in groups of "
-            f"data.samples_per_gpu {group} can be cut into: {', '.join(map(str, possible))}"
-        )

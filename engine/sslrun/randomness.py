@@ -1,28 +1,28 @@
-"""Every source of randomness of a run, in one place: what is drawn, by which generator, keyed by what.
+"""Every source of randomness of a run: what is drawn, by which function, with which key.
 
-Nothing keeps random state between two steps. Each draw is a function of the seed and of what it is for, so a resumed
-run draws what an uninterrupted one does.
+No random state is kept between two steps. Each draw is a function of the seed and of its purpose, so a resumed run
+draws the same numbers as an uninterrupted one.
 
     what is drawn                              function                             key
-    first weights of all networks              `seed_weights`                       seed
-    first rows of NPID's bank                  `fixed_generator`                    a number of `seed_weights`' stream
+    initial weights of all networks            `seed_weights`                       seed
+    initial rows of NPID's bank                `fixed_generator`                    a number of `seed_weights`' stream
     transforms of a view                       `uniforms`, the view's number        seed, epoch, position, view
     order of the samples of an epoch           `words`, ORDER_VIEW                  seed, epoch
     order of the samples within a cluster      `words`, CLUSTER_VIEW                seed, epoch, sample
-    substitute of an image that is damaged     `words`, SUBSTITUTE_VIEW             seed, epoch, position
-    which samples data.holdout takes           `uniforms`, HOLDOUT_VIEW             0, sample: the same for every seed
-    which samples a fraction keeps             `words`, FRACTION_VIEW               seed of the fraction, sample
+    substitute of a bad image                  `words`, SUBSTITUTE_VIEW             seed, epoch, position
+    held-out samples (data.holdout)            `uniforms`, HOLDOUT_VIEW             0, sample: the same for every seed
+    samples that `Fraction` keeps              `words`, FRACTION_VIEW               seed of the fraction, sample
     drawn images of `Shapes`                   `draw` in data/sources/shapes_drawing   seed of the source, stream, image
     a method's own draws, equal on all ranks   `step_generator`, `step_rng`         seed, step
-    dropout masks of the methods shipped       `mixed_` (`sslrun.nn.dropout`)       seed, step, place in global batch
-    negatives of NPID                          `mixed_` of a key per sample         seed, step, place in global batch
-    whatever asks torch's global generators    `seed_torch`                         seed, step, phase, rank, micro-batch
-    first weights of linear probes             `fixed_generator`                    seed
-    noise that an exported file is tried with  `fixed_generator`                    number of images
+    dropout masks of our own methods           `mixed_` (`sslrun.nn.dropout`)       seed, step, position in global batch
+    negatives of NPID                          `mixed_` of a key per sample         seed, step, position in global batch
+    torch's global generators                  `seed_torch`                         seed, step, phase, rank, micro-batch
+    initial weights of linear classifiers      `fixed_generator`                    seed
+    images that test an exported file          `fixed_generator`                    number of images
 
-`torch.nn.Dropout`, and everything else that draws from torch's global generators, is repeated bit by bit for the same
-cut of the global batch: as many ranks and as large a micro-batch. On another cut the masks are others, because each
-micro-batch draws its own; `sslrun.nn.dropout.dropout_masks` gives masks that do not depend on the cut.
+`torch.nn.Dropout`, and everything else that draws from torch's global generators, is repeated to the bit with the same
+number of ranks and the same micro-batch. With others the masks differ, because each micro-batch draws its own;
+`sslrun.nn.dropout.dropout_masks` gives masks that do not depend on ranks or micro-batches.
 
 Sources: Philox4x32-10, Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (2011), checked
 against the known answers of its authors' Random123; SplitMix64, Steele, Lea & Flood (2014).
@@ -34,14 +34,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Views count from 0. Draws for other purposes use numbers that no recipe reaches.
+# Views count from 0. Draws for other purposes use view numbers that no recipe reaches.
 SUBSTITUTE_VIEW = 0xFFFF0001
 ORDER_VIEW = 0xFFFF0002
 HOLDOUT_VIEW = 0xFFFF0003
 CLUSTER_VIEW = 0xFFFF0004
 FRACTION_VIEW = 0xFFFF0005
 
-INCREMENT = 0x9E3779B97F4A7C15 - 2**64  # of SplitMix64's counter, as int64, like all its factors here
+INCREMENT = 0x9E3779B97F4A7C15 - 2**64  # increment of SplitMix64's counter, as int64
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -94,10 +94,10 @@ def uniforms(seed: int, epoch: int, positions: np.ndarray, view: int, count: int
     Args:
         seed: any integer; its low 64 bits are the key.
         epoch: 0 to 2**32 - 1.
-        positions: (B,) places in the epoch of the global order, below 2**32.
-        view: running number over all views of all view groups, or one of the constants above.
-        count: how many numbers each image gets.
-        offset: number of the first one, so that each transform of a view has a range of its own.
+        positions: (B,) positions in the order of the epoch, below 2**32.
+        view: number of the view, counted through all view groups, or one of the constants above.
+        count: how many numbers to draw for each image.
+        offset: index of the first number, so that each transform of a view has its own range.
 
     Returns:
         (B, count) float64, multiples of 2**-32.
@@ -106,7 +106,7 @@ def uniforms(seed: int, epoch: int, positions: np.ndarray, view: int, count: int
 
 
 def mixed_(x: Tensor) -> Tensor:
-    """SplitMix64's finalizer, in place: int64 to int64, one to one, all bits of a result depend on all of the input."""
+    """SplitMix64's finalizer, in place: a bijection of int64 in which every output bit depends on all input bits."""
     for shift, factor in _ROUNDS:
         x ^= shifted(x, shift)
         x *= factor
@@ -120,7 +120,7 @@ def shifted(x: Tensor, bits: int) -> Tensor:
 
 
 class Phase(IntEnum):
-    """The parts of a step (and of an epoch) that begin with random state of their own."""
+    """The parts of a step or epoch for which torch's generators are seeded separately."""
 
     EPOCH = 0  # Method.before_epoch
     TARGETS = 1  # Method.targets
@@ -129,15 +129,15 @@ class Phase(IntEnum):
 
 
 def seed_torch(device: torch.device, seed: int, step: int, phase: Phase, rank: int = 0, micro_batch: int = 0) -> None:
-    """Set torch's global generators, the CPU's and the device's; waits for no device.
+    """Seeds torch's global generators of the CPU and of the device, without waiting for the device.
 
     Args:
-        device: what the run computes on.
-        seed: of the run.
-        step: optimizer steps before this one.
-        phase: what follows.
-        rank: of this process where each rank is to draw numbers of its own, 0 where all are to draw the same.
-        micro_batch: number of the micro-batch in the step.
+        device: the device of the run.
+        seed: the run's seed.
+        step: number of optimizer steps before this one.
+        phase: the part of the step that follows.
+        rank: rank of this process; 0 on all ranks if they have to draw the same numbers.
+        micro_batch: index of the micro-batch in the step.
     """
     key = 0
     for part in (seed, step, phase, rank, micro_batch):
@@ -148,7 +148,7 @@ def seed_torch(device: torch.device, seed: int, step: int, phase: Phase, rank: i
 
 
 def seed_weights(seed: int) -> None:
-    """Set torch's global generators to what the first weights of all networks are drawn from."""
+    """Seeds torch's global generators, from which the initial weights of all networks are drawn."""
     torch.manual_seed(seed)
 
 
@@ -158,12 +158,12 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
-    """The same for NumPy, whose distributions are more."""
+    """The same as a NumPy generator, which has more distributions."""
     return np.random.default_rng([seed, step])
 
 
 def fixed_generator(seed: int) -> torch.Generator:
-    """A new CPU generator."""
+    """A new CPU generator with this seed."""
     return torch.Generator().manual_seed(seed)
 
 

@@ -1,11 +1,10 @@
-"""The schema of a recipe: every top-level key and table of a config. The other tables' schemas stand where they are
-used."""
+"""The schema of a recipe: its top-level keys, `[engine]` and `[log]`. Other tables are defined where they are used."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sslrun.contract import Method
-from sslrun.data import DataConfig
+from sslrun.data.data_config import DataConfig
 from sslrun.errors import UsageError
 from sslrun.evaluation.eval_config import EvalConfig
 from sslrun.evaluation.monitors.config import MonitorConfig
@@ -16,7 +15,7 @@ from sslrun.runtime.hooks import BY_WORD, Hook
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How the hardware is used. Apart from rounding, nothing here changes what a recipe computes.
+    """The `[engine]` table: how the hardware is used. Apart from rounding, it does not change what a recipe computes.
 
     Attributes:
         device: device to train on; "auto" is CUDA if there is a CUDA device, else the CPU.
@@ -24,10 +23,10 @@ class EngineConfig:
             support it, else fp32.
         compile: whether torch.compile compiles the networks; "auto" is on for CUDA.
         micro_batch: samples on a device at once, a multiple of data.samples_per_gpu; "auto" takes as many as fit.
-        zero_stage: DeepSpeed ZeRO stage, 0 to 3, of runs with several processes.
+        zero_stage: DeepSpeed ZeRO stage, 0 to 3, for runs with several processes.
         max_skipped_steps: number of successive steps with a non-finite loss or gradient that are skipped before the run
             stops. Above 0 the host waits for the device at every step.
-        threads: threads of the CPU computation of one process; 0 shares the cores of a machine among its processes.
+        threads: CPU threads of one process; 0 divides the cores of a machine among its processes.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -45,9 +44,9 @@ class LogConfig:
 
     Attributes:
         interval: optimizer steps between two rows of metrics.jsonl, and between two lines on the console.
-        hooks: further places for the rows: "tensorboard", "wandb", or tables with the `type` of a hook, also a user's
+        hooks: other receivers of the rows: "tensorboard", "wandb", or tables with the `type` of a hook, including your
             own.
-        level: least severe level of the messages that are shown.
+        level: least severe level of messages that are shown.
     """
 
     interval: int = 50
@@ -68,26 +67,26 @@ class Recipe:
     """A pre-training run.
 
     Attributes:
-        model: the method with its networks.
-        data: source of the images, views and batches.
-        optimizer: update rule and parameter groups.
+        model: the method and its networks.
+        data: images, views and batches.
+        optimizer: optimizer and parameter groups.
         lr: learning-rate schedule.
         global_batch: samples per optimizer step over all devices.
-        epochs: length of the run in epochs; give either this or max_iters.
-        max_iters: length of the run in optimizer steps.
-        seed: seed of everything random: first weights, order of the samples, crops, dropout.
-        work_dir: folder in which run folders are made.
-        load_from: checkpoint or file of weights that a new run begins with.
-        load_strict: whether load_from must have exactly the model's weights. If false, weights that it does not have
-            keep their random values, and a momentum teacher that it does not have begins as a copy of its student.
+        epochs: length of the run in epochs; set either this or max_iters.
+        max_iters: length of the run in optimizer steps; set either this or epochs.
+        seed: seed of all random numbers: initial weights, sample order, crops, dropout.
+        work_dir: folder in which run folders are created.
+        load_from: checkpoint or file with the initial weights of a new run.
+        load_strict: whether load_from must contain exactly the model's weights. If false, missing weights keep their
+            random values, and a missing momentum encoder starts as a copy of its student.
         resume_from: checkpoint to continue from if the run folder has none.
-        custom_imports: Python modules with a user's own components.
-        engine: use of the hardware.
+        custom_imports: Python modules with your own components, imported before anything is built.
+        engine: device, precision, compilation, micro-batches.
         checkpoint: when checkpoints are saved and how many are kept.
-        log: logging.
+        log: what is logged, and where.
         monitor: measurements during training.
-        eval: measurements of a trained encoder.
-        vars: intermediate variables of a config, for references.
+        eval: measurements of a trained encoder, for `sslrun eval`.
+        vars: your own variables, for references such as "${vars.name}".
     """
 
     model: Method

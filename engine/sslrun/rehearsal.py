@@ -1,4 +1,4 @@
-"""A forward pass of a recipe's model on tensors without values: what it keeps, and which of its parts do not fit."""
+"""A forward pass of a recipe's model on fake tensors: measures its activations and finds parts that do not fit."""
 
 import copy
 import logging
@@ -30,16 +30,11 @@ def activation_bytes(recipe: Recipe, precision: str) -> int:
     """Bytes that the forward pass of one BatchNorm group keeps for the backward pass, counted without computing.
 
     Raises:
-        UsageError: there is no forward pass, because the parts of the model do not fit together.
+        UsageError: the parts of the model do not fit together.
     """
-    return _bytes_kept(recipe) // (2 if precision == "bf16" else 1)
-
-
-def _bytes_kept(recipe: Recipe) -> int:
-    """In float32."""
     group = recipe.data.samples_per_gpu
-    kept: dict[int, Tensor] = {}  # by storage, so that views of one count once
-    logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it prints what it raises
+    kept: dict[int, Tensor] = {}  # by storage, so that views of one storage count once
+    logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it also prints the errors that it raises
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor
@@ -60,19 +55,20 @@ def _bytes_kept(recipe: Recipe) -> int:
             if isinstance(error, RuntimeError | ValueError) or _users_line(error) is None:
                 raise UsageError(trail.explain(error)) from error
             raise
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    in_float32 = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return in_float32 // (2 if precision == "bf16" else 1)
 
 
 class _Trail:
-    """Watches which module of a method the forward pass is in, for an error that names it.
+    """Records which modules of a method the forward pass has entered, so that an error names them.
 
     Args:
-        method: a copy that is used for one forward pass.
+        method: a copy of the method, for one forward pass.
     """
 
     def __init__(self, method: Method) -> None:
         self.method = method
-        self.entered: list[tuple[nn.Module, list[Tensor]]] = []  # from the outermost to the innermost, with its inputs
+        self.entered: list[tuple[nn.Module, list[Tensor]]] = []  # outermost first, each with its inputs
         self.num_maps = 1
         students = {teacher: student for teacher, student, _ in method.teachers(START)}
         names = {module: name for name, module in method.named_modules()}
@@ -82,7 +78,7 @@ class _Trail:
             module.register_forward_hook(self._leave)
 
     def explain(self, error: Exception) -> str:
-        """What does not fit, in one line that begins with the key of a component."""
+        """One line about what does not fit, which begins with the key of a component."""
         components = [(module, inputs) for module, inputs in self.entered if isinstance(module, Component)]
         component, inputs = components[-1] if components else (self.method, [])
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -113,7 +109,7 @@ class _Trail:
         self.entered.pop()
 
     def _check_maps(self, backbone: Backbone, output: Any) -> None:
-        """What `Backbone` promises."""
+        """Raises UsageError if the output is not what `Backbone` promises."""
         name = f"{self.keys[backbone]}: {type(backbone).__name__}"
         if not isinstance(output, list | tuple) or not output or not all(isinstance(each, Tensor) for each in output):
             kind = "one tensor" if isinstance(output, Tensor) else type(output).__name__
@@ -129,7 +125,7 @@ class _Trail:
 
 
 def _wanted_channels(layer: nn.Module) -> int | None:
-    """Channels of the input of a linear or convolutional layer."""
+    """Input channels of a linear or convolutional layer; None for other layers."""
     if isinstance(layer, nn.Linear):
         return layer.in_features
     return layer.in_channels if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) else None
@@ -140,8 +136,7 @@ def _channels(tensor: Tensor) -> int | None:
 
 
 def _users_line(error: Exception) -> str | None:
-    """`file:line` where an error arose in a user's own code; None if it arose in this package, whose components do not
-    fit together."""
+    """`file:line` of an error in a user's own code; None if it was raised in this package."""
     library, own = Path(torch.__file__).parent, {Path(each).parent for each in (__file__, sslkernels.__file__)}
     lines = [(Path(frame.f_code.co_filename), number) for frame, number in walk_tb(error.__traceback__)]
     file, number = next(line for line in reversed(lines) if library not in line[0].parents)

@@ -13,9 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from sslrun.errors import printable
-from sslrun.runtime.run_files import CHECKPOINTS, CONFIG, METRICS, STATE, RunFiles, newest_rows
+from sslrun.runtime.run_files import (
+    CHECKPOINTS,
+    CONFIG,
+    KNN,
+    LOSS,
+    METRICS,
+    SPEED,
+    STATE,
+    RunFiles,
+    is_number,
+    newest_rows,
+)
 
-LOSS, SPEED, KNN = "train/loss", "speed/images_per_s", "knn/top1_pct"  # keys in the rows of metrics.jsonl
 _SHORTEST_NAME = 16  # columns
 
 
@@ -148,11 +158,7 @@ def _best_accuracies(results: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _number(value: Any) -> float | None:
-    try:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return None
-    return float(value) if is_number else None
+    return float(value) if is_number(value) else None
 
 
 def _age_s(path: Path) -> float | None:

@@ -12,6 +12,7 @@ from sslrun.errors import UsageError
 from sslrun.plan import steps_per_epoch
 from sslrun.recipe import Recipe
 from sslrun.runtime import checkpoint
+from sslrun.runtime.run_files import CONFIG, run_folder_of
 from sslrun.session import build
 
 FILES = (".pth", ".safetensors")
@@ -49,30 +50,30 @@ class Saved:
 def open_saved(
     path: Path, overlays: Sequence[Path] = (), overrides: Sequence[str] = (), recipe: Path | None = None
 ) -> Saved:
-    """Read a trained encoder.
+    """Reads a trained encoder.
 
     Args:
-        path: a run folder, whose newest good checkpoint is taken; a checkpoint in a run folder; or a file of weights
+        path: a run folder, whose newest good checkpoint is used; a checkpoint in a run folder; or a file of weights
             (.pth, .safetensors) whose names begin with "backbone.".
         overlays: TOML files merged over the run's recipe, such as those of configs/benchmarks.
         overrides: `KEY=VALUE` texts merged last.
-        recipe: the recipe of a file of weights; a run has its own.
+        recipe: the recipe of a file of weights; None for a run, which has its own.
 
     Raises:
         UsageError: `path` does not exist or is damaged, or weights and recipe do not belong together.
     """
     if path.suffix in FILES:
         if recipe is None:
-            raise UsageError(f"{path} holds weights alone: --recipe names the TOML recipe that they are of")
+            raise UsageError(f"{path} holds only weights: set --recipe to their TOML recipe")
         config = load(recipe, overrides, overlays=overlays)
         return Saved(config, _built(config, path, checkpoint.load_weights(path)), config.name, path)
     if recipe is not None:
-        raise UsageError(f"{path} is a run, which has a recipe of its own: --recipe is for files of weights")
+        raise UsageError(f"{path} is a run, which has its own recipe: --recipe is for files of weights")
     weights = checkpoint.find(path).resolve()
-    folder = weights.parent.parent
-    if weights.parent.name != "checkpoints" or not (folder / "config.toml").is_file():
-        raise UsageError(f"{weights} is not in a run folder, where config.toml says what the weights are of")
-    config = load(folder / "config.toml", overrides, overlays=overlays)
+    folder = run_folder_of(weights)
+    if folder is None or not (folder / CONFIG).is_file():
+        raise UsageError(f"{weights} is not in a run folder, whose {CONFIG} is the recipe of the weights")
+    config = load(folder / CONFIG, overrides, overlays=overlays)
     tensors, state = checkpoint.load(weights)
     built = _built(config, weights, tensors["model"])
     step = state["step"]

@@ -1,4 +1,4 @@
-"""Builds a run from its recipe, sets it up at the step where it begins, and saves it."""
+"""Builds a run from its recipe, sets it up at its first step or at the step of a checkpoint, and saves it."""
 
 import contextlib
 import itertools
@@ -14,7 +14,10 @@ from torch import Tensor
 
 from sslrun.config import Config
 from sslrun.contract import Batch, Progress
-from sslrun.data import BadSamples, Loader, Order, Source
+from sslrun.data.bad_samples import BadSamples
+from sslrun.data.loader import Loader
+from sslrun.data.order import Order
+from sslrun.data.sources import Source
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, center_crop_like
 from sslrun.evaluation.monitors.monitors import Monitors
@@ -26,6 +29,7 @@ from sslrun.runtime import checkpoint, distributed
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
+from sslrun.runtime.run_files import ENVIRONMENT, MESSAGES
 from sslrun.runtime.run_folder import RunFolder
 from sslrun.runtime.safetensors_file import require_storable
 from sslrun.step_metrics import StepMetrics
@@ -35,7 +39,7 @@ logger = logging.getLogger("sslrun")
 
 @dataclass
 class Run:
-    """Everything that one process holds of a run. `folder` and `log` exist on rank 0 only."""
+    """The state of a run in one process. Only rank 0 has `folder` and `log`."""
 
     recipe: Recipe
     plan: Plan
@@ -49,9 +53,14 @@ class Run:
     step_metrics: StepMetrics
     step: int
 
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands: before the step `step`."""
+        return Progress(self.step, self.plan.total_steps, self.plan.steps_per_epoch, self.recipe.seed)
+
 
 def build(config: Config) -> Recipe:
-    """The recipe's objects. First weights depend on the seed alone; torch's BatchNorm layers are converted."""
+    """Builds the recipe's objects. Initial weights depend only on the seed; torch's BatchNorm layers are converted."""
     seed = config.values.get("seed", Recipe.seed)
     if not 0 <= seed < 2**32:
         raise UsageError(f"{config.path}: seed is {seed}, expected 0 to {2**32 - 1}")
@@ -64,7 +73,7 @@ def build(config: Config) -> Recipe:
     if recipe.model.num_views not in (None, views):
         place = config.origins("data.views")[-1]
         raise UsageError(
-            f"{place}: data.views: {views} of each image (num_views, all groups together), but "
+            f"{place}: data.views: {views} views of each image (num_views of all groups), but "
             f"{type(recipe.model).__name__} takes {recipe.model.num_views}"
         )
     for key, monitor in recipe.monitor.monitors().items():
@@ -73,7 +82,7 @@ def build(config: Config) -> Recipe:
 
 
 def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack) -> Run:
-    """A run at the step where its loop begins.
+    """Sets a run up, at the step where its loop starts.
 
     Args:
         config: the config that `recipe` was built from.
@@ -101,7 +110,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     features = FeatureExtractor(source, seen, bf16=bf16, **reading)
     monitors = _monitors(recipe, plan, features, holdout, reading)
     executor = _executor(recipe, plan, device)
-    statistics = RunningStatistics(recipe.model)  # after the executor has put the model where it stays
+    statistics = RunningStatistics(recipe.model)  # after the executor has moved the model to its device
     step_metrics = StepMetrics()
     run = Run(recipe, plan, executor, statistics, loader, features, monitors, folder, None, step_metrics, step=0)
     _restore(run, _checkpoint_to_continue(recipe, folder, resume))
@@ -112,7 +121,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint of the state after `run.step` steps; all ranks call it."""
+    """Writes a checkpoint of the state after `run.step` steps; all ranks call it."""
     run.executor.check()
     tensors = {"model": run.executor.full_state(), "optimizer": run.executor.optimizer_state()}
     bad: dict[str, str] = {}
@@ -131,7 +140,7 @@ def save(run: Run) -> None:
 
 
 def _check_labels(recipe: Recipe, source: Source) -> None:
-    """Raise UsageError if the method learns from labels, and the source has none or more classes than the method."""
+    """Raises UsageError if the method learns from labels, and the source has none or more classes than the method."""
     classes = recipe.model.num_classes
     if classes is None:
         return
@@ -143,14 +152,14 @@ def _check_labels(recipe: Recipe, source: Source) -> None:
 
 
 def _open_folder(config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack) -> RunFolder | None:
-    """Rank 0's run folder, locked; an error that ends the run is recorded in it."""
+    """Opens and locks rank 0's run folder; an error that ends the run will be recorded in it."""
     opened: list[RunFolder] = []
 
     def open_it() -> None:
         path = Path(recipe.work_dir) / config.name
         folder = stack.enter_context(RunFolder(path, config.values, resume=resume is not None))
-        start_logging(0, folder.path / "log.txt", recipe.log.level)
-        folder.write_json("env.json", environment())
+        start_logging(0, folder.path / MESSAGES, recipe.log.level)
+        folder.write_json(ENVIRONMENT, environment())
         opened.append(folder)
 
     def record(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -164,7 +173,7 @@ def _open_folder(config: Config, recipe: Recipe, resume: str | None, stack: cont
 
 
 def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> Machine:
-    """Rank 0's choices for all ranks; a resume on as many devices of the same kind repeats those of the run."""
+    """Rank 0's choices for all ranks; a resume on the same number and kind of devices reuses the run's choices."""
     ranks, on_node = distributed.world_size(), distributed.ranks_on_node()
 
     def choose() -> Machine:
@@ -181,9 +190,9 @@ def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[s
     """A loader of the recipe's views of a source's images.
 
     Args:
-        recipe: gives views, seed, prefetch and the limit of bad images.
+        recipe: the recipe, for views, seed, prefetch and the limit of bad images.
         source: an opened source.
-        batch_size: largest number of samples at once.
+        batch_size: largest number of samples in a batch.
         reading: `device`, `augment` and `num_threads` of the loader.
     """
     return Loader(
@@ -201,7 +210,7 @@ def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[s
 def _monitors(
     recipe: Recipe, plan: Plan, features: FeatureExtractor, holdout: Source | None, reading: dict[str, Any]
 ) -> Monitors:
-    """The monitors that `[monitor]` asks for, with the images that they measure."""
+    """The monitors of the `[monitor]` table, with the images that they measure."""
     if holdout is None:
         return Monitors(recipe.monitor, features)
     held_out = FeatureExtractor(holdout, features.transforms, bf16=features.bf16, **reading)
@@ -210,13 +219,13 @@ def _monitors(
 
 
 def _held_out_batches(recipe: Recipe, plan: Plan, loader: Loader) -> Callable[[], Iterator[list[Batch]]]:
-    """Iterates over as many whole global batches as the held-out images fill; if they do not fill one, over one that
-    has some images more than once."""
+    """Iterates over the whole global batches that the held-out images fill; if they do not fill one, over a single
+    batch in which some images are repeated."""
     num_samples = len(loader.source)
     steps = max(1, num_samples // plan.global_batch)
     if recipe.monitor.loss_interval and num_samples < plan.global_batch:
         logger.info(
-            "val/loss: the %d held-out images fill a global batch of %d only with some of them more than once",
+            "val/loss: the %d held-out images do not fill a global batch of %d, so some of them are repeated",
             num_samples,
             plan.global_batch,
         )
@@ -253,7 +262,7 @@ def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
 
 
 def _checkpoint_to_continue(recipe: Recipe, folder: RunFolder | None, resume: str | None) -> Path | None:
-    """The checkpoint named by --resume=, else the run's newest good one, else resume_from; None to start afresh."""
+    """The checkpoint of --resume=PATH, else the run's newest good one, else resume_from; None for a new start."""
 
     def choose() -> Path | None:
         assert folder is not None
@@ -268,13 +277,13 @@ def _checkpoint_to_continue(recipe: Recipe, folder: RunFolder | None, resume: st
 
 
 def _restore(run: Run, path: Path | None) -> None:
-    """Load a checkpoint, or else the weights of load_from, or else leave everything as it was built."""
+    """Loads a checkpoint, or else the weights of load_from, if there are any."""
     if path is not None:
         tensors, state = checkpoint.load(path)
         if state["num_samples"] != run.plan.num_samples:
             raise UsageError(
                 f"{path} was trained on {state['num_samples']} samples, but data.source has {run.plan.num_samples}: "
-                "the order of samples would be another; take its weights with load_from, in another --work-dir"
+                "the order of samples would differ; start a new run in another --work-dir with load_from"
             )
         run.executor.load_state(tensors["model"])
         run.executor.load_optimizer_state(tensors["optimizer"])
@@ -286,16 +295,17 @@ def _restore(run: Run, path: Path | None) -> None:
         weights = checkpoint.load_weights(Path(run.recipe.load_from))
         if not run.recipe.load_strict:
             weights |= _teachers_weights(run, weights)
-        mismatch = run.executor.load_state(weights, strict=run.recipe.load_strict)
-        logger.info("weights from %s; %s", run.recipe.load_from, mismatch or "all of them fit")
+        mismatch = run.executor.load_state(weights, strict=run.recipe.load_strict, converts=True)
+        converted = ", converted to the model's" if mismatch.recast else ""
+        logger.info("weights from %s; %s%s", run.recipe.load_from, str(mismatch) or "all of them fit", converted)
 
 
 def _teachers_weights(run: Run, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for the momentum teachers that a file does not have: those of their students, as in a new run."""
+    """Weights for the momentum teachers that a file does not contain: those of their students, as in a new run."""
     method = run.recipe.model
     names = {module: name for name, module in method.named_modules()}
     taken: dict[str, Tensor] = {}
-    for teacher, student, _ in method.teachers(Progress(0, run.plan.total_steps, run.plan.steps_per_epoch, 0)):
+    for teacher, student, _ in method.teachers(run.progress):
         if not any(name.startswith(f"{names[teacher]}.") for name in weights):
             own = {f"{names[teacher]}.{name}": f"{names[student]}.{name}" for name in student.state_dict()}
             taken |= {name: weights[students] for name, students in own.items() if students in weights}
@@ -315,7 +325,7 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
     )
     stack.callback(log.close)
     if run.step >= plan.total_steps:
-        logger.info("nothing is left to do: %d steps are done, of %d", run.step, plan.total_steps)
+        logger.info("nothing is left to do: %d of %d steps are done", run.step, plan.total_steps)
         return log
     logger.info(
         "%s: %s of %d steps on %d x %s (%s, %d samples at once), in %s",

@@ -1,4 +1,4 @@
-"""The training loop and the optimizer step. Set-up and saving are in `session.py`."""
+"""The training loop and the optimizer step. `session.py` sets up and saves runs."""
 
 import contextlib
 import functools
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sslrun.config import Config
 from sslrun.contract import Batch, Method, Progress
-from sslrun.data import Balanced, BatchStream, Order
+from sslrun.data.loader import BatchStream
+from sslrun.data.order import Balanced, Order
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.collapse import collapse_warning, guessing_warning
 from sslrun.nn.norm import RunningStatistics
@@ -25,24 +26,25 @@ from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
 from sslrun.randomness import Phase
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor
-from sslrun.runtime.log import LOSS, RATE, SpeedMeter
-from sslrun.runtime.run_files import rows
+from sslrun.runtime.log import SpeedMeter
+from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, rows
+from sslrun.runtime.safetensors_file import require_storable
 from sslrun.runtime.signals import PREEMPTED, StopSignals
 from sslrun.session import Run, build, prepare, save
 
 logger = logging.getLogger("sslrun")
 
-GC_INTERVAL = 500  # steps between two garbage collections; equal on all ranks, so that no rank waits for another's
+GC_INTERVAL = 500  # steps between two garbage collections, at the same steps on all ranks
 
 
 def run(config: Config, resume: str | None, command: str | None) -> int:
-    """Train by a recipe; returns the exit code.
+    """Trains a recipe; returns the exit code.
 
     Args:
         config: the recipe.
         resume: None refuses a run folder that holds a run, "" continues from the run's newest good checkpoint, a path
             continues from that checkpoint.
-        command: the user's command line without --resume, for the advice at the end; None for no advice.
+        command: the user's command line without --resume, for the advice printed at the end; None for no advice.
     """
     recipe = build(config)
     with StopSignals() as signals, contextlib.ExitStack() as stack:
@@ -58,7 +60,7 @@ def run(config: Config, resume: str | None, command: str | None) -> int:
 
 
 def dry_run(config: Config) -> str:
-    """The text of `--dry-run`: the plan of a run. It needs neither the data nor the run's hardware."""
+    """The text of `--dry-run`: the plan of a run. It needs neither the data nor the hardware of the run."""
     recipe = build(config)
     device = device_of(recipe, 0)
     try:
@@ -69,6 +71,7 @@ def dry_run(config: Config) -> str:
             raise
         num_samples, note = recipe.data.source.nominal_size, f"as published; {error}"
     recipe.model.prepare(num_samples)
+    require_storable(recipe.model.state_dict())
     machine = choose_machine(recipe, device, distributed.world_size(), distributed.ranks_on_node())
     plan = make_plan(recipe, num_samples, machine, distributed.world_size())
     (epoch, positions), *_ = plan.positions(0, 0)
@@ -84,11 +87,11 @@ def train_step(
     progress: Progress,
     rates: list[float | None],
 ) -> tuple[dict[str, Tensor], bool]:
-    """One optimizer step from this rank's micro-batches.
+    """One optimizer step on this rank's micro-batches.
 
     Returns:
-        Metrics on the device, means over the micro-batches; and whether the step was applied (also True while the host
-        does not know yet, see `StepOutcome`).
+        Metrics on the device, means over the micro-batches; and whether the step was applied (True also while the host
+        does not know, see `StepOutcome`).
     """
     targets = executor.targets(batches, progress)
     losses = []
@@ -100,7 +103,7 @@ def train_step(
     applied = outcome.applied is not False
     if applied:
         following = replace(progress, step=progress.step + 1)  # the update after step t uses the schedule at t + 1
-        statistics.commit(distributed.all_reduce_mean_ if distributed.world_size() > 1 else None)
+        statistics.commit()
         executor.seed(progress, Phase.UPDATE)
         executor.rewrite(method.rewrites(following))
         executor.update_teachers(method.teachers(following))
@@ -118,7 +121,7 @@ def joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _loop(run: Run, signals: StopSignals) -> int:
-    """Train from `run.step` to the end, or until a signal stops the run; returns the exit code."""
+    """Trains from `run.step` to the end, or until a signal stops the run; returns the exit code."""
     plan, recipe, executor, method = run.plan, run.recipe, run.executor, run.recipe.model
     meter = SpeedMeter(executor.device)
     vote = distributed.Vote(executor.device)
@@ -130,7 +133,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             _monitor(run, meter)
         code = 0
         while run.step < plan.total_steps and not code:
-            progress = Progress(run.step, plan.total_steps, plan.steps_per_epoch, recipe.seed)
+            progress = run.progress
             if run.step % plan.steps_per_epoch == 0:
                 executor.seed(progress, Phase.EPOCH)
                 with meter.pausing():
@@ -147,7 +150,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             if applied:
                 run.step_metrics.add(metrics)
             else:
-                logger.warning("step %d was left out: its loss or gradient was not finite", run.step)
+                logger.warning("step %d was skipped: its loss or gradient was not finite", run.step)
             meter.count(plan.global_batch)
             if run.log is not None:
                 run.log.tick(run.step)
@@ -168,7 +171,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
 
 
 def _stream(run: Run, previous: BatchStream | None) -> BatchStream:
-    """Batches from the run's step to the end of the run; to the end of the epoch if clusters decide what is drawn."""
+    """Batches from the run's step to the end of the run, or to the end of the epoch if the method draws clusters."""
     if previous is not None:
         previous.close()
     plan, last, method = run.plan, run.plan.total_steps, run.recipe.model
@@ -185,13 +188,12 @@ def _cursor(plan: Plan, first_step: int, last_step: int) -> Iterator[tuple[int, 
 
 
 def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
-    """Write one row of metrics, and check whether the run has collapsed."""
+    """Writes one row of metrics, and checks whether the run has collapsed."""
     means = run.step_metrics.read()
     loss, chance = means.pop("loss", math.nan), run.recipe.model.chance_loss()
     if run.log is not None:
         row = {LOSS: loss, RATE: rate, **{f"train/{name}": value for name, value in means.items()}}
-        progress = Progress(run.step, run.plan.total_steps, run.plan.steps_per_epoch, run.recipe.seed)
-        for _, _, momentum in run.recipe.model.teachers(progress)[:1]:  # all teachers of a method have the same
+        for _, _, momentum in run.recipe.model.teachers(run.progress)[:1]:  # all teachers of a method have one momentum
             row["train/momentum"] = momentum
         if chance is not None:
             row["train/loss_of_chance"] = loss / chance
@@ -208,10 +210,9 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
 
 
 def _monitor(run: Run, meter: SpeedMeter) -> None:
-    """Write a row of the measurements that are due: before the first step, at the recipe's intervals, at the end."""
-    progress = Progress(run.step, run.plan.total_steps, run.plan.steps_per_epoch, run.recipe.seed)
+    """Writes a row of the measurements that are due: before the first step, at their intervals, and at the end."""
     with meter.pausing():
-        measured = run.monitors.measure(run.executor, progress)
+        measured = run.monitors.measure(run.executor, run.progress)
     if measured and run.log is not None:
         run.log.write(run.step, measured)
 
@@ -222,12 +223,12 @@ def _features(run: Run, module: torch.nn.Module) -> Tensor:
 
 
 def _print_advice(folder: Path, config: Config, command: str, code: int) -> None:
-    """Print where the results are and what to do next."""
+    """Prints where the results are and what to do next."""
     if code:
         print(f"stopped and saved in {folder}; continue with: {command} --resume")
         return
-    print(f"done: {folder} (metrics.jsonl, log.txt, checkpoints/)")
-    accuracies = [row["knn/top1_pct"] for _, row in rows(folder / "metrics.jsonl") if "knn/top1_pct" in row]
+    print(f"done: {folder} ({METRICS}, {MESSAGES}, {CHECKPOINTS}/)")
+    accuracies = [row[KNN] for _, row in rows(folder / METRICS) if KNN in row]
     if len(accuracies) > 1:
         print(f"k-NN on held-out images: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
     print(f"look at it:         bin/sslrun report {folder}")

@@ -1,7 +1,6 @@
 """PCA, k-means, online clusters and weights against loops written from the papers, on one rank and on several."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,8 +151,7 @@ def clustered_here(num_rows: int) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_cluster_as_one_process_does(world_size, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+def test_ranks_cluster_as_one_process_does(world_size):
     ranks = run_ranks(clustered_here, world_size, 103)
     rows, centroids, labels, weights, masks, *online = clustered_here(103)
     torch.testing.assert_close(torch.cat([rank[0] for rank in ranks]).abs(), rows.abs(), atol=1e-6, rtol=1e-5)

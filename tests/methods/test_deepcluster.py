@@ -1,16 +1,14 @@
-"""DeepCluster: what it clusters, what it learns from, and that a resume around a clustering is the same bits."""
+"""DeepCluster: what it clusters and what it learns from, on one process and on two. (Resumes: test_methods.py.)"""
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import assert_close, longhand_step, step
 from torch import Tensor, nn
 
 import small_run
-from ranks import run_ranks
-from sslrun.cli import main
 from sslrun.config import load
 from sslrun.contract import Batch, Progress
 from sslrun.errors import UsageError
@@ -18,7 +16,6 @@ from sslrun.methods.deepcluster import DeepCluster
 from sslrun.nn.clustering import k_means, whitened
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import AvgPool2dNeck
-from sslrun.nn.norm import set_groups
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.sobel import Sobel
 from sslrun.runtime import checkpoint, distributed
@@ -56,21 +53,15 @@ def clustered(**options) -> DeepCluster:
     return method
 
 
+def weighted() -> DeepCluster:
+    """Clustered by all ranks together, with a loss in which clusters weigh differently."""
+    return clustered(reweight=True)
+
+
 def batch_of(first: int, last: int) -> Batch:
     generator = torch.Generator().manual_seed(first)
     index = torch.arange(first, last).flip(0)
     return Batch([torch.randn(last - first, 3, 16, 16, generator=generator)], index, None)
-
-
-def step(method: DeepCluster, batches: list[Batch]) -> float:
-    """Gradients of one step over micro-batches; returns its loss."""
-    method.zero_grad()
-    values = []
-    for batch, target in zip(batches, method.targets(batches, PROGRESS), strict=True):
-        loss = method(batch, PROGRESS, target).value / len(batches)
-        loss.backward()
-        values.append(loss.item())
-    return sum(values)
 
 
 def test_clusters_are_of_averaged_whitened_normalized_features():
@@ -108,53 +99,22 @@ def test_loss_is_cross_entropy_with_the_samples_own_labels(reweight):
     """Eq. 1 of the paper with loops; with weights, the weighted mean of the batch, however it is cut."""
     method = clustered(reweight=reweight).double()
     method.eval()  # BatchNorm by running statistics: a sample does not see the others
-    batches = [batch_of(0, 8), batch_of(20, 28)]
+    batches = [Batch([batch.views[0].double()], batch.index, None) for batch in (batch_of(0, 8), batch_of(20, 28))]
+    assert len(set(method.counts.tolist())) > 1, "all clusters weigh the same"
     total, weights = torch.zeros((), dtype=torch.float64), 0.0
     for batch in batches:
-        pooled = method.backbone(batch.views[0].double())[-1].mean(dim=(2, 3))
+        pooled = method.backbone(batch.views[0])[-1].mean(dim=(2, 3))
         for row, sample in zip(pooled, batch.index.tolist(), strict=True):
             label = int(method.labels[sample])
             scores = method.head.fc.weight @ row + method.head.fc.bias
             weight = int(method.counts[label]) ** -0.5 if reweight else 1.0
             total = total - weight * torch.log(scores[label].exp() / scores.exp().sum())
             weights += weight
-    expected = total / weights
-    method.zero_grad()
-    expected.backward()
-    wanted = {name: parameter.grad.clone() for name, parameter in method.named_parameters()}
-
-    doubles = [Batch([batch.views[0].double()], batch.index, None) for batch in batches]
-    assert step(method, doubles) == pytest.approx(expected.item(), rel=1e-6)
-    for name, parameter in method.named_parameters():
-        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-5, atol=1e-7)
-    assert all(gradient.any() for gradient in wanted.values())
-    whole = [Batch([torch.cat([b.views[0] for b in doubles])], torch.cat([b.index for b in doubles]), None)]
-    assert step(method, whole) == pytest.approx(expected.item(), rel=1e-6)
-
-
-def of_a_rank() -> list[Tensor]:
-    """Clusters, then loss and gradients of this rank's part of a step in BatchNorm groups of 4, averaged over ranks."""
-    distributed.init(torch.device("cpu"))
-    method = clustered(reweight=True)
-    own = 16 // distributed.world_size()
-    set_groups(method, 4, own // 4)
-    whole, first = batch_of(0, 16), own * distributed.rank()
-    loss = step(method, [Batch([whole.views[0][first : first + own]], whole.index[first : first + own], None)])
-    values = [torch.tensor(loss), *(parameter.grad for parameter in method.parameters())]
-    distributed.all_reduce_mean_(values)
-    distributed.shutdown()
-    return [method.labels, *values]
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_compute_what_one_process_does(world_size, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    labels, *values = of_a_rank()
-    assert len(set(labels.bincount().tolist())) > 1, "all clusters weigh the same"
-    for other_labels, *others in run_ranks(of_a_rank, world_size):
-        assert torch.equal(other_labels, labels)
-        for value, other in zip(values, others, strict=True):
-            torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-6)
+    expected = longhand_step(total / weights, method)
+    assert all(gradient.any() for gradient in expected.gradients.values())
+    assert_close(step(method, batches, PROGRESS), expected, rtol=1e-5, atol=1e-7)
+    whole = Batch([torch.cat([b.views[0] for b in batches])], torch.cat([b.index for b in batches]), None)
+    assert_close(step(method, [whole], PROGRESS), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_metrics_and_chance():
@@ -225,104 +185,27 @@ def test_the_recipes_are_the_published_ones():
     assert sobel == values | {"model": model | {"backbone": {"type": "Sobel", "backbone": inner}}}
 
 
-RECIPE = """
-global_batch = 16
-epochs = 2
-seed = 3
-
+MODEL = """
 [model]
 type = "DeepCluster"
 pca_dim = 8
-backbone = {{ type = "ResNet", depth = 18, base_width = 4, stem = "small" }}
-neck = {{ type = "AvgPool2dNeck", in_channels = 32 }}
-head = {{ type = "ClsHead", in_channels = 32, num_classes = 6 }}
-
-[data]
-samples_per_gpu = 8
-workers_per_gpu = 1
-source = {{ type = "ImageFolder", data_prefix = "{images}" }}
-holdout = 0.2
-views = [{{ transforms = [{{ type = "RandomResizedCrop", size = 24 }}, {{ type = "RandomHorizontalFlip" }}] }}]
-
-[optimizer]
-type = "SGD"
-lr = 0.05
-momentum = 0.9
-paramwise = [{{ match = "^head", momentum = 0.0 }}]
-
-[lr]
-policy = "CosineAnnealing"
-by = "iter"
-
-[checkpoint]
-interval = 1
-by = "iter"
-max_keep_ckpts = 100
-
-[log]
-interval = 1
-
-[monitor]
-knn_interval = 1
-knn_k = 5
-
-[engine]
-device = "cpu"
-threads = 1
+backbone = { type = "ResNet", depth = 18, base_width = 4, stem = "small" }
+neck = { type = "AvgPool2dNeck", in_channels = 32 }
+head = { type = "ClsHead", in_channels = 32, num_classes = 6 }
 """
-STEPS_PER_EPOCH = 4  # 64 training images
-
-
-def test_a_resume_around_a_clustering_is_the_same_bits(tmp_path: Path, images: Path):
-    """From the end of the first epoch, where the next clustering is to come, and from the step after it."""
-    recipe = tmp_path / "small.toml"
-    recipe.write_text(RECIPE.format(images=images))
-    assert main([str(recipe), "--work-dir", str(tmp_path / "straight")]) == 0
-    straight = tmp_path / "straight" / "small"
-
-    def saved(run: Path, at: int) -> Path:
-        return run / f"checkpoints/step_{at:08d}"
-
-    def resumed(name: str, at: int) -> Path:
-        run = tmp_path / name / "small"
-        shutil.copytree(straight, run)
-        for later in range(at + 1, 2 * STEPS_PER_EPOCH + 1):
-            shutil.rmtree(saved(run, later))
-        return run
-
-    def finish(run: Path) -> list[str]:
-        assert main([str(recipe), "--work-dir", str(run.parent), "--resume"]) == 0
-        return small_run.differences(*(saved(each, 2 * STEPS_PER_EPOCH) for each in (straight, run)))
-
-    end, next_one = (checkpoint.load(saved(straight, at))[0] for at in (STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1))
-    assert not torch.equal(end["model"]["labels"], next_one["model"]["labels"]), "nothing was clustered in between"
-    assert "head.fc.weight/momentum_buffer" not in end["optimizer"]
-
-    for at in (STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1):
-        run = resumed(f"from_{at}", at)
-        assert finish(run) == []
-        assert small_run.timeless(small_run.metrics(straight)) == small_run.timeless(small_run.metrics(run))
-
-    control = resumed("control", STEPS_PER_EPOCH + 1)  # the comparison can fail: two samples change their labels
-    tensors, state = checkpoint.load(saved(control, STEPS_PER_EPOCH + 1))
-    tensors["model"]["labels"] = tensors["model"]["labels"].roll(1)
-    shutil.rmtree(control / "checkpoints")
-    checkpoint.save(control / "checkpoints", state["step"], tensors, state)
-    assert "model/backbone.conv1.weight" in finish(control)
 
 
 def test_two_processes_cluster_and_compute_what_one_does(tmp_path: Path, images: Path):
     """Each extracts and clusters its share, and the head that starts anew is in shards (ZeRO 3): one step is equal."""
-    recipe = tmp_path / "small.toml"
-    recipe.write_text(RECIPE.format(images=images))
-    options = ["--set", "epochs=1", "--set", "checkpoint.interval=10", "--set", "monitor.knn_interval=0"]
+    recipe = small_run.write_recipe(tmp_path, images, steps=1, model=MODEL)
+    settings = ["data.views.0.num_views=1", "data.drop_last=true", "global_batch=64", "monitor.knn_interval=0"]
 
-    def weights(name: str, ranks: int, *more: str) -> dict[str, Tensor]:
-        small_run.train(recipe, "--work-dir", str(tmp_path / name), *options, *more, ranks=ranks)
-        return checkpoint.load(tmp_path / name / "small/checkpoints/step_00000001")[0]["model"]
+    def weights(ranks: int, *more: str) -> dict[str, Tensor]:
+        options = [f"--set={setting}" for setting in (*settings, *more)]
+        small_run.train(recipe, "--work-dir", str(tmp_path / str(ranks)), *options, ranks=ranks)
+        return checkpoint.load(small_run.saved(tmp_path / str(ranks) / "small", 1))[0]["model"]
 
-    once = ["--set", "data.drop_last=true", "--set", "global_batch=64"]
-    one, two = weights("one", 1, *once), weights("two", 2, *once, "--set", "engine.zero_stage=3")
+    one, two = weights(1), weights(2, "engine.zero_stage=3")
     assert torch.equal(one["labels"], two["labels"]) and len(one["labels"].unique()) > 1
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4, msg=name)

@@ -1,57 +1,30 @@
-"""DenseCL against its paper written longhand, and against itself on other cuts of the same global batch."""
+"""DenseCL against its paper written longhand. (Cuts of the batch: test_cuts.py.)"""
 
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from steps import PROGRESS, assert_close, longhand_step, step
+from two_views import random_batch
 
-from ranks import run_ranks
 from sslrun.config import load
-from sslrun.contract import Batch, Progress
+from sslrun.contract import Batch
 from sslrun.methods.densecl import DenseCL, Keys, matched
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import DenseCLNeck
-from sslrun.nn.norm import set_groups
 from sslrun.nn.resnet import ResNet
-from sslrun.runtime import distributed
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)
 TEMPERATURE, LAMBDA = 0.3, 0.25
 
 
-def small_densecl(**options: float) -> DenseCL:
+def small(**options: float) -> DenseCL:
     """Feature maps of 2 x 2 cells for images of 16 pixels."""
     torch.manual_seed(0)
     backbone, neck = ResNet(18, stem="small", base_width=4), DenseCLNeck(32, 12, 6)
     settings = {"queue_len": 7, "feat_dim": 6, "loss_lambda": LAMBDA, **options}
     return DenseCL(backbone, neck, ContrastiveHead(TEMPERATURE), **settings).double()
-
-
-def random_batch(num_samples: int) -> Batch:
-    generator = torch.Generator().manual_seed(5)
-    images = torch.randn(2 * num_samples, 3, 16, 16, dtype=torch.float64, generator=generator)
-    return Batch([images], torch.arange(num_samples), None)
-
-
-def piece(batch: Batch, first: int, size: int) -> Batch:
-    views = torch.cat([view[first : first + size] for view in batch.crops()])
-    return Batch([views], batch.index[first : first + size], None)
-
-
-def step(method: DenseCL, batches: list[Batch]) -> tuple[float, list[torch.Tensor], dict[str, torch.Tensor]]:
-    """Loss, gradients and carry of one optimizer step over micro-batches."""
-    method.zero_grad()
-    with torch.no_grad():
-        targets = method.targets(batches, PROGRESS)
-    losses = []
-    for batch, target in zip(batches, targets, strict=True):
-        losses.append(method(batch, PROGRESS, target))
-        (losses[-1].value / len(batches)).backward()
-    gradients = [p.grad.clone() for p in method.parameters() if p.requires_grad]
-    carry = {name: torch.cat([loss.carry[name] for loss in losses]) for name in losses[0].carry}
-    return sum(loss.value.item() for loss in losses) / len(losses), gradients, carry
 
 
 def unit(vector: torch.Tensor) -> torch.Tensor:
@@ -98,14 +71,11 @@ def longhand(method: DenseCL, batch: Batch) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def test_a_step_is_the_papers() -> None:
-    method, twin, batch = small_densecl(), small_densecl(), random_batch(5)
+    method, twin, batch = small(), small(), random_batch(5, 16)
     expected, global_keys, dense_keys = longhand(twin, batch)
-    expected.backward()
-    loss, gradients, carry = step(method, [batch])
-    assert loss == pytest.approx(expected.item(), rel=1e-6)  # keys are float32
-    for ours, theirs in zip(gradients, [p.grad for p in twin.parameters() if p.requires_grad], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    method.after_step(PROGRESS, carry)
+    done = step(method, [batch])
+    assert_close(done, longhand_step(expected, twin), rtol=1e-5, atol=1e-6)  # keys are float32
+    method.after_step(PROGRESS, done.carry)
     for queue, rows in ((method.queue, global_keys), (method.dense_queue, dense_keys)):
         torch.testing.assert_close(queue.rows[:5], rows, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(method.queue.rows[5:], twin.queue.rows[5:], rtol=0, atol=0)
@@ -126,10 +96,10 @@ def test_cells_are_matched_by_direction_not_length() -> None:
 
 def test_the_dense_loss_may_start_later() -> None:
     """Up to that step the loss is MoCo's, and the dense branch learns nothing."""
-    batch = random_batch(4)
-    (target,) = small_densecl().targets([batch], PROGRESS)
+    batch = random_batch(4, 16)
+    (target,) = small().targets([batch], PROGRESS)
     for start, weight in ((0, LAMBDA), (3, LAMBDA), (4, 0.0)):  # PROGRESS is at step 3
-        method = small_densecl(loss_lambda_start_iters=start)
+        method = small(loss_lambda_start_iters=start)
         loss = method(batch, PROGRESS, target)
         expected = (1 - weight) * loss.metrics["global_loss"] + weight * loss.metrics["dense_loss"]
         assert loss.value.item() == pytest.approx(expected.item())
@@ -137,72 +107,22 @@ def test_the_dense_loss_may_start_later() -> None:
         assert (method.neck.mlp2[0].weight.grad.abs().sum() > 0) == (weight > 0)
 
 
-def test_every_trained_parameter_gets_a_gradient_and_no_other() -> None:
-    method = small_densecl()
-    step(method, [random_batch(4)])
-    for name, parameter in method.named_parameters():
-        assert name.startswith("key_") == (parameter.grad is None), name
-        assert parameter.grad is None or parameter.grad.abs().sum() > 0, name
-
-
 def test_chance_is_what_equal_embeddings_get() -> None:
-    method = small_densecl()
+    method = small()
     rows = torch.ones(3, 6, dtype=torch.float64)
     loss, _ = method.head(rows, rows / math.sqrt(6), (rows[:1] / math.sqrt(6)).expand(7, -1))
     assert loss.item() == pytest.approx(method.chance_loss())
 
 
-@pytest.mark.parametrize("micro_batch", [4, 8])
-def test_the_cut_of_a_global_batch_does_not_show(micro_batch: int) -> None:
-    """16 samples with BatchNorm in groups of 4, at once and accumulated."""
-    whole, cut, batch = small_densecl(), small_densecl(), random_batch(16)
-    set_groups(whole, 4, 4)
-    set_groups(cut, 4, micro_batch // 4)
-    pieces = [piece(batch, start, micro_batch) for start in range(0, 16, micro_batch)]
-    same(step(cut, pieces), step(whole, [batch]))
-
-
-def same(ours: tuple, theirs: tuple) -> None:
-    """Loss, gradients and carry."""
-    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
-    for a, b in zip(ours[1], theirs[1], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(ours[2], theirs[2])
-
-
-def one_rank() -> tuple[float, list[torch.Tensor], dict[str, torch.Tensor]]:
-    """This rank's share of 16 samples, averaged and joined over ranks as the engine does."""
-    distributed.init(torch.device("cpu"))
-    share = 16 // distributed.world_size()
-    method = small_densecl()
-    set_groups(method, 4, share // 4)
-    loss, gradients, carry = step(method, [piece(random_batch(16), distributed.rank() * share, share)])
-    total = torch.tensor(loss, dtype=torch.float64)
-    distributed.all_reduce_mean_([total, *gradients])
-    carry = {name: distributed.all_gather_rows(rows) for name, rows in carry.items()}
-    distributed.shutdown()
-    return total.item(), gradients, carry
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_are_one_process(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    whole = small_densecl()
-    set_groups(whole, 4, 4)
-    expected = step(whole, [random_batch(16)])
-    for result in run_ranks(one_rank, world_size):
-        same(result, expected)
-
-
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="feat_dim is 9, but the neck gives 6"):
-        small_densecl(feat_dim=9)
+        small(feat_dim=9)
     with pytest.raises(ValueError, match=r"loss_lambda is 1\.5, expected 0 to 1"):
-        small_densecl(loss_lambda=1.5)
+        small(loss_lambda=1.5)
     with pytest.raises(ValueError, match="momentum is -1, expected 0 to 1"):
-        small_densecl(momentum=-1)
+        small(momentum=-1)
     with pytest.raises(ValueError, match="loss_lambda_start_iters is -1, expected 0 or more"):
-        small_densecl(loss_lambda_start_iters=-1)
+        small(loss_lambda_start_iters=-1)
 
 
 def test_the_recipe_is_the_published_one() -> None:

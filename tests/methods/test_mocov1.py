@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from steps import PROGRESS
+from two_views import random_batch
 
 from sslrun.config import load
-from sslrun.contract import Batch, Progress
 from sslrun.methods.moco import MoCo
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import LinearNeck
@@ -16,7 +17,6 @@ from sslrun.optim import Schedule
 from sslrun.runtime.executor import LocalExecutor
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)
 TEMPERATURE, QUEUE_LEN, MOMENTUM = 0.07, 7, 0.9
 
 
@@ -25,12 +25,6 @@ def small_mocov1() -> MoCo:
     backbone = ResNet(18, stem="small", base_width=4)
     head = ContrastiveHead(TEMPERATURE)
     return MoCo(backbone, LinearNeck(32, 6), head, QUEUE_LEN, feat_dim=6, momentum=MOMENTUM).double()
-
-
-def random_batch(num_samples: int) -> Batch:
-    generator = torch.Generator().manual_seed(5)
-    views = torch.randn(2 * num_samples, 3, 8, 8, dtype=torch.float64, generator=generator)
-    return Batch([views], torch.arange(num_samples), None)
 
 
 def unit(vector: torch.Tensor) -> torch.Tensor:

@@ -1,30 +1,28 @@
-"""MoCo v3 against its paper written longhand, and against itself on other cuts of the same global batch."""
+"""MoCo v3 against its paper written longhand. (Cuts of the batch: test_cuts.py.)"""
 
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from steps import assert_close, longhand_step, step
 
-from ranks import run_ranks
 from sslrun.config import load
 from sslrun.contract import Batch, Progress
 from sslrun.methods.mocov3 import MoCoV3
 from sslrun.nn.heads import MoCoV3Head
 from sslrun.nn.necks import NonLinearNeck
-from sslrun.nn.norm import BN, SyncBN, set_groups
+from sslrun.nn.norm import BN, Norm
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.vit import VisionTransformer
 from sslrun.optim import Optimizer
-from sslrun.runtime import distributed
 from sslrun.runtime.executor import LocalExecutor
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)
 TEMPERATURE = 0.3
 
 
-def small_mocov3(norm: BN | None = None, **options: float) -> MoCoV3:
+def small(norm: Norm | None = None, **options: float) -> MoCoV3:
     torch.manual_seed(0)
     norm = norm or BN()
     backbone = ResNet(18, stem="small", base_width=4, norm_cfg=norm)
@@ -33,36 +31,13 @@ def small_mocov3(norm: BN | None = None, **options: float) -> MoCoV3:
     return MoCoV3(backbone, neck, MoCoV3Head(predictor, TEMPERATURE), **options).double()
 
 
-def random_batch(num_samples: int, size: int = 8) -> Batch:
+def random_batch(num_samples: int) -> Batch:
     """Two views that resemble each other, as two groups of one."""
     generator = torch.Generator().manual_seed(5)
-    shape = (num_samples, 3, size, size)
+    shape = (num_samples, 3, 8, 8)
     first = torch.randn(shape, dtype=torch.float64, generator=generator)
     second = first + 0.5 * torch.randn(shape, dtype=torch.float64, generator=generator)
     return Batch([first, second], torch.arange(num_samples), None)
-
-
-def piece(batch: Batch, first: int, size: int) -> Batch:
-    return Batch([view[first : first + size] for view in batch.views], batch.index[first : first + size], None)
-
-
-def step(method: MoCoV3, batches: list[Batch]) -> tuple[float, list[torch.Tensor]]:
-    """Loss and gradients of one optimizer step over micro-batches."""
-    method.zero_grad()
-    with torch.no_grad():
-        targets = method.targets(batches, PROGRESS)
-    values = []
-    for batch, target in zip(batches, targets, strict=True):
-        loss = method(batch, PROGRESS, target)
-        (loss.value / len(batches)).backward()
-        values.append(loss.value.item())
-    return sum(values) / len(values), [p.grad.clone() for p in method.parameters() if p.requires_grad]
-
-
-def same(ours: tuple[float, list[torch.Tensor]], theirs: tuple[float, list[torch.Tensor]]) -> None:
-    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)  # keys are float32
-    for a, b in zip(ours[1], theirs[1], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def longhand(method: MoCoV3, batch: Batch) -> torch.Tensor:
@@ -88,67 +63,14 @@ def longhand(method: MoCoV3, batch: Batch) -> torch.Tensor:
 
 
 def test_loss_and_gradient_are_the_papers() -> None:
-    batch, twin = random_batch(5), small_mocov3()
-    expected = longhand(twin, batch)
-    expected.backward()
-    gradients = [p.grad for p in twin.parameters() if p.requires_grad]
-    same(step(small_mocov3(), [batch]), (expected.item(), gradients))
-
-
-def test_every_trained_parameter_gets_a_gradient_and_no_other() -> None:
-    method = small_mocov3()
-    step(method, [random_batch(6)])
-    for name, parameter in method.named_parameters():
-        assert name.startswith("key_") == (parameter.grad is None), name
-        assert parameter.grad is None or parameter.grad.abs().sum() > 0, name
-
-
-@pytest.mark.parametrize("micro_batch", [4, 8])
-def test_the_cut_of_a_global_batch_does_not_show(micro_batch: int) -> None:
-    """16 samples with BatchNorm in groups of 4, at once and accumulated: every query meets all 16 keys."""
-    whole, cut, batch = small_mocov3(), small_mocov3(), random_batch(16)
-    set_groups(whole, 4, 4)
-    set_groups(cut, 4, micro_batch // 4)
-    pieces = [piece(batch, start, micro_batch) for start in range(0, 16, micro_batch)]
-    assert [target.own.tolist() for target in cut.targets(pieces, PROGRESS)] == [p.index.tolist() for p in pieces]
-    same(step(cut, pieces), step(whole, [batch]))
-
-
-CUTS = [(BN(), 1), (BN(), 2), (SyncBN(), 1)]  # norm, and micro-batches per rank
-
-
-def one_rank(cuts: list[tuple[BN, int]]) -> list[tuple[float, list[torch.Tensor]]]:
-    """This rank's share of 16 samples, averaged over ranks as the executor does."""
-    distributed.init(torch.device("cpu"))
-    share, results = 16 // distributed.world_size(), []
-    for norm, accumulation in cuts:
-        size, start = share // accumulation, distributed.rank() * share
-        method, batch = small_mocov3(norm), random_batch(16)
-        set_groups(method, 4, size // 4)
-        loss, gradients = step(method, [piece(batch, start + part * size, size) for part in range(accumulation)])
-        total = torch.tensor(loss, dtype=torch.float64)
-        distributed.all_reduce_mean_([total, *gradients])
-        results.append((total.item(), gradients))
-    distributed.shutdown()
-    return results
-
-
-@pytest.mark.parametrize(("world_size", "cuts"), [(2, CUTS), (4, CUTS[:1])], ids=["2 ranks", "4 ranks"])
-def test_ranks_are_one_process(world_size: int, cuts: list[tuple[BN, int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    expected = []
-    for norm, _ in cuts:
-        whole = small_mocov3(norm)
-        set_groups(whole, 4, 4)
-        expected.append(step(whole, [random_batch(16)]))
-    for results in run_ranks(one_rank, world_size, cuts):
-        for ours, theirs in zip(results, expected, strict=True):
-            same(ours, theirs)
+    batch, twin = random_batch(5), small()
+    expected = longhand_step(longhand(twin, batch), twin)
+    assert_close(step(small(), [batch]), expected, rtol=1e-5, atol=1e-6)  # keys are float32
 
 
 def test_the_momentum_encoder_follows_as_in_the_paper() -> None:
     """Before the keys of iteration t: k = m_t k + (1 - m_t) q, with m_t = 1 - (1 - m_0) (1 + cos(pi t / T)) / 2."""
-    method, total_steps = small_mocov3(base_momentum=0.8), 4
+    method, total_steps = small(base_momentum=0.8), 4
     names = [name for name, _ in method.key_backbone.named_parameters()]
     teacher = {name: p.detach().clone() for name, p in method.key_backbone.named_parameters()}
     executor = LocalExecutor(
@@ -181,10 +103,10 @@ def test_a_vision_transformer_keeps_its_patch_projection() -> None:
 
 def test_bad_arguments_are_named() -> None:
     backbone, neck = ResNet(18, base_width=4), NonLinearNeck(32, 12, 6)
-    with pytest.raises(ValueError, match="the predictor gives 5 channels, but the neck 6"):
+    with pytest.raises(ValueError, match=r"the head's predictor gives 5 channels .*, but the neck 6"):
         MoCoV3(backbone, neck, MoCoV3Head(NonLinearNeck(6, 12, 5)))
     with pytest.raises(ValueError, match=r"base_momentum is 1\.5, expected 0 to 1"):
-        small_mocov3(base_momentum=1.5)
+        small(base_momentum=1.5)
     with pytest.raises(ValueError, match="temperature is 0, expected a finite number above 0"):
         MoCoV3Head(NonLinearNeck(6, 12, 6), 0)
 

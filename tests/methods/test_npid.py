@@ -1,4 +1,4 @@
-"""NPID against its paper written longhand, and against itself on other cuts of the same global batch."""
+"""NPID against its paper written longhand. (Cuts of the batch: test_cuts.py.)"""
 
 import math
 from pathlib import Path
@@ -6,18 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import PROGRESS, step
 
-from ranks import run_ranks
 from sslrun.config import load
 from sslrun.contract import Backbone, Batch, Progress
 from sslrun.methods.npid import NPID, uniform_indices
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import LinearNeck
 from sslrun.nn.queue_and_bank import Bank, last_occurrence
-from sslrun.runtime import distributed
-from sslrun.train import joined
 
-PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)
 ROOT = Path(__file__).parents[2]
 SAMPLES, PIXELS, DIM = 50, 4, 6
 
@@ -31,7 +28,7 @@ class Mean(Backbone, listed=False):
         return [images]
 
 
-def small_npid(seed: int = 0, samples: int = SAMPLES, **options) -> NPID:
+def small(seed: int = 0, samples: int = SAMPLES, **options) -> NPID:
     torch.manual_seed(seed)
     options = {"neg_num": 20, "feat_dim": DIM} | options
     method = NPID(Mean(), LinearNeck(3, DIM), ContrastiveHead(temperature=0.3), **options)
@@ -39,29 +36,12 @@ def small_npid(seed: int = 0, samples: int = SAMPLES, **options) -> NPID:
     return method.double()
 
 
-def random_batch(size: int = 8, seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
+def random_batch() -> Batch:
+    size, generator = 8, torch.Generator().manual_seed(0)
     images = torch.randn(size, 3, PIXELS, PIXELS, dtype=torch.float64, generator=generator)
-    return Batch([images], torch.randint(SAMPLES, (size,), generator=generator), None)
-
-
-def rows_of(batch: Batch, first: int, size: int) -> Batch:
-    return Batch([batch.views[0][first : first + size]], batch.index[first : first + size], None)
-
-
-def step(method: NPID, batches: list[Batch]):
-    """Loss and gradients, averaged over ranks, of one optimizer step; the bank after it."""
-    method.zero_grad()
-    losses = [
-        method(batch, PROGRESS, target)
-        for batch, target in zip(batches, method.targets(batches, PROGRESS), strict=True)
-    ]
-    value = torch.stack([loss.value for loss in losses]).mean()
-    value.backward()
-    values = [value.detach(), *(parameter.grad for parameter in method.parameters())]
-    distributed.all_reduce_mean_(values)
-    method.after_step(PROGRESS, joined([loss.carry for loss in losses]))
-    return [*values, method.bank.rows]
+    index = torch.randint(SAMPLES, (size,), generator=generator)
+    index[5] = index[2]  # the later one counts
+    return Batch([images], index, None)
 
 
 def unit(vector: list[float]) -> list[float]:
@@ -90,8 +70,7 @@ def drawn(batch: Batch, bound: int, count: int) -> list[list[int]]:
 @pytest.mark.parametrize("ensure_neg", [False, True])
 def test_loss_gradient_and_bank_are_the_papers(ensure_neg):
     """With loops; the gradient by finite differences of them."""
-    method, batch = small_npid(ensure_neg=ensure_neg), random_batch()
-    batch.index[5] = batch.index[2]  # the later one counts
+    method, batch = small(ensure_neg=ensure_neg), random_batch()
     bank = method.bank.rows.clone()
     negatives = drawn(batch, SAMPLES - ensure_neg, 20)
     if ensure_neg:  # a draw from the others is their rank among them
@@ -114,17 +93,19 @@ def test_loss_gradient_and_bank_are_the_papers(ensure_neg):
         return total / len(batch.index)
 
     weight, bias = method.neck.fc.weight.tolist(), method.neck.fc.bias.tolist()
-    value, d_weight, d_bias, after = step(method, [batch])
-    assert float(value) == pytest.approx(loss(weight, bias), rel=1e-12)
+    done = step(method, [batch])
+    assert done.loss == pytest.approx(loss(weight, bias), rel=1e-12)
     for row, column in ((0, 0), (3, 2), (5, 1)):
         slope = 0.0
         for sign in (1, -1):
             moved = [list(line) for line in weight]
             moved[row][column] += sign * 1e-6
             slope += sign * loss(moved, bias) / 2e-6
-        assert float(d_weight[row, column]) == pytest.approx(slope, rel=1e-6, abs=1e-9)
-    assert d_bias.abs().sum() > 0
+        assert float(done.gradients["neck.fc.weight"][row, column]) == pytest.approx(slope, rel=1e-6, abs=1e-9)
+    assert done.gradients["neck.fc.bias"].abs().sum() > 0
 
+    method.after_step(PROGRESS, done.carry)
+    after = method.bank.rows
     latest = dict(zip(batch.index.tolist(), embeddings(weight, bias), strict=True))  # a later entry replaces an earlier
     for i, z in latest.items():
         mixed = unit([0.5 * old + 0.5 * new for old, new in zip(bank[i].tolist(), z, strict=True)])
@@ -165,7 +146,7 @@ def test_the_own_row_is_left_out_and_the_others_stay_equally_likely():
 
 
 def test_draws_change_with_the_step_and_the_seed():
-    method, batch = small_npid(), random_batch()
+    method, batch = small(), random_batch()
     (keys,) = method.targets([batch], PROGRESS)
     assert torch.equal(keys, method.targets([batch], PROGRESS)[0]) and len(set(keys.tolist())) == 8
     for other in (Progress(4, 10, 5, 1), Progress(3, 10, 5, 2)):
@@ -193,7 +174,7 @@ def test_bank_takes_the_highest_position_of_a_sample(momentum):
 
 
 def test_the_bank_depends_on_the_seed_alone():
-    first, again, other = small_npid(4), small_npid(4), small_npid(5)
+    first, again, other = small(4), small(4), small(5)
     assert torch.equal(first.bank.rows, again.bank.rows)
     assert not torch.allclose(first.bank.rows, other.bank.rows)
     torch.manual_seed(4)
@@ -204,41 +185,15 @@ def test_the_bank_depends_on_the_seed_alone():
     assert "bank.rows" in first.state_dict()
 
 
-@pytest.mark.parametrize("micro_batch", [2, 4])
-def test_the_cut_of_a_global_batch_does_not_show(micro_batch):
-    batch = random_batch()
-    pieces = [rows_of(batch, first, micro_batch) for first in range(0, 8, micro_batch)]
-    for whole, cut in zip(step(small_npid(), [batch]), step(small_npid(), pieces), strict=True):
-        torch.testing.assert_close(whole, cut, rtol=1e-12, atol=1e-14)
-
-
-def on_ranks(cuts: int):
-    """Two micro-batches a rank; runs in a process of its own."""
-    distributed.init(torch.device("cpu"))
-    own, batch = 8 // distributed.world_size(), random_batch()
-    batch.index[5] = batch.index[2]
-    first = distributed.rank() * own
-    return step(small_npid(), [rows_of(batch, first + i * own // cuts, own // cuts) for i in range(cuts)])
-
-
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_equal_one_process(ranks, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    expected = on_ranks(1)
-    for values in run_ranks(on_ranks, ranks, 2):
-        for value, one in zip(values, expected, strict=True):
-            torch.testing.assert_close(value, one, rtol=1e-12, atol=1e-14)
-
-
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="feat_dim is 9, but the neck gives 6"):
-        small_npid(feat_dim=9)
+        small(feat_dim=9)
     with pytest.raises(ValueError, match="neg_num is 0"):
-        small_npid(neg_num=0)
+        small(neg_num=0)
     with pytest.raises(ValueError, match=r"momentum is 1\.5"):
-        small_npid(momentum=1.5)
+        small(momentum=1.5)
     with pytest.raises(ValueError, match="a bank of 0 x 6 rows is empty"):
-        small_npid(samples=0)
+        small(samples=0)
     with pytest.raises(ValueError, match="momentum is -1"):
         Bank(3, 2, -1)
 

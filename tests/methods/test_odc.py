@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import Step, assert_close, step
 from torch import Tensor, nn
 
 from ranks import run_ranks
@@ -20,7 +21,6 @@ from sslrun.nn.necks import ODCNeck
 from sslrun.nn.norm import BN, set_groups
 from sslrun.nn.resnet import ResNet
 from sslrun.runtime import distributed
-from sslrun.train import joined
 
 ROOT = Path(__file__).parents[2]
 START = Progress(step=0, total_steps=40, steps_per_epoch=4, seed=1)
@@ -64,24 +64,15 @@ def batches_at(step: int, num_parts: int) -> list[Batch]:
     return [Batch([part], own, None) for part, own in zip(images.chunk(num_parts), index.chunk(num_parts), strict=True)]
 
 
-def step(method: ODC, at: int, batches: list[Batch]) -> tuple[float, list[Tensor]]:
-    """Loss and gradients of a step of this rank; then what follows a step, with a plain update of the weights."""
-    progress = Progress(at, 40, 4, 1)
+def step_and_after(method: ODC, at: int, batches: list[Batch]) -> Step:
+    """A step of this rank, then a plain update of the weights and what follows a step."""
     set_groups(method, 4, len(batches[0].index) // 4)
-    method.zero_grad()
-    losses = []
-    for batch, target in zip(batches, method.targets(batches, progress), strict=True):
-        losses.append(method(batch, progress, target))
-        (losses[-1].value / len(batches)).backward()
-    gradients = [parameter.grad.clone() for parameter in method.parameters()]
-    distributed.all_reduce_mean_(gradients)
-    value = torch.stack([loss.value.detach() for loss in losses]).mean()
-    distributed.all_reduce_mean_([value])
+    done = step(method, batches, Progress(at, 40, 4, 1))
     with torch.no_grad():
-        for parameter, gradient in zip(method.parameters(), gradients, strict=True):
-            parameter -= 0.05 * gradient
-    method.after_step(Progress(at + 1, 40, 4, 1), joined([loss.carry for loss in losses]))
-    return value.item(), gradients
+        for name, gradient in done.gradients.items():
+            method.get_parameter(name).sub_(0.05 * gradient)
+    method.after_step(Progress(at + 1, 40, 4, 1), done.carry)
+    return done
 
 
 def train(num_steps: int, accumulation: int) -> tuple[list[float], dict[str, Tensor]]:
@@ -91,7 +82,7 @@ def train(num_steps: int, accumulation: int) -> tuple[list[float], dict[str, Ten
     values = []
     for at in range(num_steps):
         mine = batches_at(at, ranks * accumulation)[rank * accumulation : (rank + 1) * accumulation]
-        values.append(step(method, at, mine)[0])
+        values.append(step_and_after(method, at, mine).loss)
     distributed.shutdown()
     return values, method.state_dict()
 
@@ -175,17 +166,13 @@ def test_the_cut_of_a_global_batch_does_not_show():
     """Groups of 4 at once or one after the other, dropout and weights included."""
     whole, cut = started(), started()
     for at in range(3):
-        loss, gradients = step(whole, at, batches_at(at, 1))
-        loss_cut, gradients_cut = step(cut, at, batches_at(at, 4))
-        assert loss == pytest.approx(loss_cut, rel=1e-5)
-        for one, other in zip(gradients, gradients_cut, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+        expected = step_and_after(whole, at, batches_at(at, 1))
+        assert_close(step_and_after(cut, at, batches_at(at, 4)), expected, rtol=1e-3, atol=1e-5)
     assert torch.equal(whole.clusters.labels, cut.clusters.labels)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_compute_what_one_process_does(world_size, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+def test_ranks_compute_what_one_process_does(world_size):
     values, state = train(3, 2)
     ranks = run_ranks(train, world_size, 3, 1)
     for other_values, other_state in ranks:
@@ -198,21 +185,9 @@ def test_ranks_compute_what_one_process_does(world_size, monkeypatch):
             assert torch.equal(tensor, ranks[1][1][name]), name
 
 
-def test_state_is_whole():
-    """A copy made from the state dict goes on to the bit."""
-    method = started()
-    step(method, 0, batches_at(0, 1))
-    twin = small()
-    twin.load_state_dict(copy.deepcopy(method.state_dict()))
-    for at in (1, 2):
-        assert step(method, at, batches_at(at, 1))[0] == step(twin, at, batches_at(at, 1))[0]
-    for name, tensor in method.state_dict().items():
-        assert torch.equal(tensor, twin.state_dict()[name]), name
-
-
 def test_metrics_and_chance():
     method = started()
-    step(method, 0, batches_at(0, 1))
+    step_and_after(method, 0, batches_at(0, 1))
     (batch,) = batches_at(1, 1)
     (target,) = method.targets([batch], START)
     metrics = method(batch, START, target).metrics

@@ -1,30 +1,27 @@
-"""Relative-Loc: its loss pair by pair, the center encoded once, dropout and BatchNorm whatever the batch's cut."""
+"""Relative-Loc: its loss pair by pair, the center encoded once, dropout by the step. (Cuts: test_cuts.py.)"""
 
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from steps import PROGRESS, assert_close, longhand_step, step
 
-from ranks import run_ranks
 from sslrun.config import load
 from sslrun.contract import Batch, Progress
 from sslrun.methods.relative_loc import RelativeLoc
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import RelativeLocNeck
-from sslrun.nn.norm import SyncBN, group_norms, set_groups
+from sslrun.nn.norm import Norm, group_norms
 from sslrun.nn.resnet import ResNet
 from sslrun.recipe import Recipe
-from sslrun.runtime import distributed
 
-PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)
 WIDTH = 10
 
 
-def small(sync: bool = False, dropout: float = 0.5) -> RelativeLoc:
+def small(norm: Norm | None = None, dropout: float = 0.5) -> RelativeLoc:
     torch.manual_seed(0)
-    norm = SyncBN() if sync else None
     backbone = ResNet(18, stem="small", base_width=4, norm_cfg=norm)
     neck = RelativeLocNeck(in_channels=32, out_channels=WIDTH, dropout=dropout, norm_cfg=norm)
     return RelativeLoc(backbone, neck, ClsHead(in_channels=WIDTH, num_classes=8, init_std=0.3)).double()
@@ -34,22 +31,6 @@ def random_batch(num_samples: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(9 * num_samples, 3, 8, 8, dtype=torch.float64, generator=generator)
     return Batch([patches], torch.arange(num_samples), None)
-
-
-def piece(batch: Batch, first: int, size: int) -> Batch:
-    views = torch.cat([view[first : first + size] for view in batch.crops()])
-    return Batch([views], batch.index[first : first + size], None)
-
-
-def step(method: RelativeLoc, batches: list[Batch]) -> tuple[float, list[torch.Tensor]]:
-    """Loss and gradients of one optimizer step over micro-batches."""
-    method.zero_grad()
-    losses = []
-    for batch, target in zip(batches, method.targets(batches, PROGRESS), strict=True):
-        loss = method(batch, PROGRESS, target)
-        (loss.value / len(batches)).backward()
-        losses.append(loss.value.item())
-    return sum(losses) / len(losses), [p.grad.clone() for p in method.parameters()]
 
 
 class Pixels(torch.nn.Module):
@@ -71,13 +52,9 @@ def test_loss_and_gradient_are_the_papers(dropout):
     neck = RelativeLocNeck(in_channels=6, out_channels=WIDTH, dropout=dropout)
     method = RelativeLoc(Pixels(), neck, ClsHead(WIDTH, 8, init_std=1.0)).double()
     batch = random_batch(3)
-    (target,) = method.targets([batch], PROGRESS)
-    loss = method(batch, PROGRESS, target)
-    loss.value.backward()
-    found = {name: p.grad.clone() for name, p in method.named_parameters()}
+    found = step(method, [batch])
     assert method.backbone.seen == 9 * 3, "the center is encoded more than once"
 
-    method.zero_grad()
     patches = batch.views[0].view(9, 3, 3, 8, 8)
     masks = dropout_masks(1, (3, 8 * WIDTH), dropout, (1 << 31) + 3, torch.device("cpu"))[0].view(3, 8, WIDTH)
     hidden, kept, labels = [], [], []
@@ -95,13 +72,10 @@ def test_loss_and_gradient_are_the_papers(dropout):
     rows = rows.clamp(min=0) * torch.stack(kept)
     scores = rows @ method.head.fc.weight.T + method.head.fc.bias
     losses = [torch.logsumexp(row, 0) - row[label] for row, label in zip(scores, labels, strict=True)]
-    expected = sum(losses) / 24
-    expected.backward()
+    assert_close(found, longhand_step(sum(losses) / 24, method))
     hits = sum(int(row.argmax()) == label for row, label in zip(scores, labels, strict=True))
-    assert loss.value.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert float(loss.metrics["top1_pct"]) == pytest.approx(100 * hits / 24)
-    for name, parameter in method.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-8, atol=1e-12, msg=name)
+    (target,) = method.targets([batch], PROGRESS)
+    assert float(method(batch, PROGRESS, target).metrics["top1_pct"]) == pytest.approx(100 * hits / 24)
     assert not dropout or 0.3 < torch.stack(kept).eq(0).float().mean() < 0.7
 
 
@@ -117,43 +91,6 @@ def test_the_repeated_center_would_be_the_same():
     assert float(method(batch, PROGRESS, None).value) == pytest.approx(float(expected), rel=1e-10)
 
 
-@pytest.mark.parametrize("groups_at_once", [1, 2])
-def test_the_cut_of_a_global_batch_does_not_show(groups_at_once):
-    """BatchNorm groups of 3 samples with all their patches, and dropout: as one batch of 12, and in pieces."""
-    whole, cut = small(), small()
-    set_groups(whole, 3, 4)
-    set_groups(cut, 3, groups_at_once)
-    batch = random_batch(12)
-    loss, gradients = step(whole, [batch])
-    size = 3 * groups_at_once
-    loss_cut, gradients_cut = step(cut, [piece(batch, first, size) for first in range(0, 12, size)])
-    assert loss == pytest.approx(loss_cut, rel=1e-12)
-    torch.testing.assert_close(gradients, gradients_cut, rtol=1e-9, atol=1e-12)
-    set_groups(cut, 6, 2)
-    assert step(cut, [batch])[0] != pytest.approx(loss, rel=1e-6), "other groups compute the same"
-
-
-def of_a_rank() -> tuple[float, list[torch.Tensor]]:
-    """Loss and gradients of this rank's part of a batch with SyncBN, both averaged over the ranks."""
-    torch.set_num_threads(1)
-    distributed.init(torch.device("cpu"))
-    own = 8 // distributed.world_size()
-    loss, gradients = step(small(sync=True), [piece(random_batch(8), own * distributed.rank(), own)])
-    tensors = [torch.tensor(loss, dtype=torch.float64), *gradients]
-    distributed.all_reduce_mean_(tensors)
-    distributed.shutdown()
-    return tensors[0].item(), tensors[1:]
-
-
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_are_one_batch(ranks, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    loss, gradients = step(small(sync=True), [random_batch(8)])
-    for rank_loss, rank_gradients in run_ranks(of_a_rank, ranks):
-        assert rank_loss == pytest.approx(loss, rel=1e-12)
-        torch.testing.assert_close(rank_gradients, gradients, rtol=1e-9, atol=1e-12)
-
-
 def test_dropout_changes_with_the_step_alone():
     method, batch = small(), random_batch(4)
     (first,), (again,) = method.targets([batch], PROGRESS), method.targets([batch], PROGRESS)
@@ -161,13 +98,6 @@ def test_dropout_changes_with_the_step_alone():
     assert torch.equal(first, again) and not torch.equal(first, later)
     assert first.shape == (32, WIDTH) and set(first.unique().tolist()) == {0.0, 2.0}
     assert small(dropout=0.0).targets([batch], PROGRESS) == [None]
-
-
-def test_gradients_reach_everything():
-    method = small()
-    step(method, [random_batch(4)])
-    # A BatchNorm follows the layer, so its bias has no gradient but rounding.
-    assert all(p.grad.abs().sum() > 0 for name, p in method.named_parameters() if name != "neck.fc.bias")
 
 
 def test_layers_start_and_average_as_the_recipe_says():

@@ -1,25 +1,22 @@
-"""Rotation-Pred: the four turns pixel by pixel, the loss written longhand, and its indifference to the batch's cut."""
+"""Rotation-Pred: the four turns pixel by pixel, the loss written longhand. (Cuts of the batch: test_cuts.py.)"""
 
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from steps import PROGRESS, assert_close, longhand_step, step
 
-from ranks import run_ranks
 from sslrun.config import load
-from sslrun.contract import Batch, Progress
+from sslrun.contract import Batch
 from sslrun.methods.rotation_pred import RotationPred, turned
 from sslrun.nn.heads import ClsHead
-from sslrun.nn.norm import BN, SyncBN, group_norms, set_groups
+from sslrun.nn.norm import Norm, group_norms
 from sslrun.nn.resnet import ResNet
 from sslrun.recipe import Recipe
-from sslrun.runtime import distributed
-
-PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)
 
 
-def small(norm: BN | None = None) -> RotationPred:
+def small(norm: Norm | None = None) -> RotationPred:
     torch.manual_seed(0)
     backbone = ResNet(18, stem="small", base_width=4, norm_cfg=norm)
     return RotationPred(backbone, ClsHead(in_channels=32, num_classes=4, init_std=0.3)).double()
@@ -29,21 +26,6 @@ def random_batch(num_samples: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_samples, 3, 16, 16, dtype=torch.float64, generator=generator)
     return Batch([images], torch.arange(num_samples), None)
-
-
-def piece(batch: Batch, first: int, size: int) -> Batch:
-    return Batch([batch.views[0][first : first + size]], batch.index[first : first + size], None)
-
-
-def step(method: RotationPred, batches: list[Batch]) -> tuple[float, list[torch.Tensor]]:
-    """Loss and gradients of one optimizer step over micro-batches."""
-    method.zero_grad()
-    losses = []
-    for batch, target in zip(batches, method.targets(batches, PROGRESS), strict=True):
-        loss = method(batch, PROGRESS, target)
-        (loss.value / len(batches)).backward()
-        losses.append(loss.value.item())
-    return sum(losses) / len(losses), [p.grad.clone() for p in method.parameters()]
 
 
 def test_turns_move_every_pixel_where_it_belongs():
@@ -76,11 +58,6 @@ def test_loss_and_gradient_are_the_papers():
     torch.manual_seed(0)
     method = RotationPred(Pixels(), ClsHead(6, 4, init_std=1.0)).double()
     batch = random_batch(3)
-    loss = method(batch, PROGRESS, None)
-    loss.value.backward()
-    found = {name: p.grad.clone() for name, p in method.named_parameters()}
-
-    method.zero_grad()
     weight, bias = method.head.fc.weight, method.head.fc.bias
     total, hits = torch.zeros((), dtype=torch.float64), 0
     for image in batch.views[0]:
@@ -92,54 +69,8 @@ def test_loss_and_gradient_are_the_papers():
             scores = [sum(w * f for w, f in zip(weight[k], features, strict=True)) + bias[k] for k in range(4)]
             total = total - (scores[label] - torch.log(sum(torch.exp(score) for score in scores)))
             hits += torch.stack(scores).argmax().item() == label
-    (total / 12).backward()
-    assert float(loss.value) == pytest.approx(float(total) / 12, rel=1e-12)
-    assert float(loss.metrics["top1_pct"]) == pytest.approx(100 * hits / 12)
-    for name, parameter in method.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-12, msg=name)
-
-
-@pytest.mark.parametrize("groups_at_once", [1, 2])
-def test_the_cut_of_a_global_batch_does_not_show(groups_at_once):
-    """BatchNorm groups of 4 samples in all their turns: as one batch of 16, and one or two groups at a time."""
-    whole, cut = small(), small()
-    set_groups(whole, 4, 4)
-    set_groups(cut, 4, groups_at_once)
-    batch = random_batch(16)
-    loss, gradients = step(whole, [batch])
-    size = 4 * groups_at_once
-    loss_cut, gradients_cut = step(cut, [piece(batch, first, size) for first in range(0, 16, size)])
-    assert loss == pytest.approx(loss_cut, rel=1e-12)
-    torch.testing.assert_close(gradients, gradients_cut, rtol=1e-9, atol=1e-12)
-    set_groups(cut, 8, 2)
-    assert step(cut, [batch])[0] != pytest.approx(loss, rel=1e-6), "other groups compute the same"
-
-
-def of_a_rank() -> tuple[float, list[torch.Tensor]]:
-    """Loss and gradients of this rank's part of a batch with SyncBN, both averaged over the ranks."""
-    torch.set_num_threads(1)
-    distributed.init(torch.device("cpu"))
-    own = 8 // distributed.world_size()
-    loss, gradients = step(small(SyncBN()), [piece(random_batch(8), own * distributed.rank(), own)])
-    tensors = [torch.tensor(loss, dtype=torch.float64), *gradients]
-    distributed.all_reduce_mean_(tensors)
-    distributed.shutdown()
-    return tensors[0].item(), tensors[1:]
-
-
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_are_one_batch(ranks, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    loss, gradients = step(small(SyncBN()), [random_batch(8)])
-    for rank_loss, rank_gradients in run_ranks(of_a_rank, ranks):
-        assert rank_loss == pytest.approx(loss, rel=1e-12)
-        torch.testing.assert_close(rank_gradients, gradients, rtol=1e-9, atol=1e-12)
-
-
-def test_gradients_reach_everything():
-    method = small()
-    step(method, [random_batch(4)])
-    assert all(p.grad.abs().sum() > 0 for p in method.parameters())
+    assert_close(step(method, [batch]), longhand_step(total / 12, method))
+    assert float(method(batch, PROGRESS, None).metrics["top1_pct"]) == pytest.approx(100 * hits / 12)
 
 
 def test_classifier_starts_as_the_recipe_says():

@@ -1,21 +1,22 @@
-"""SimCLR against its paper written longhand, and against itself on other cuts of the same global batch."""
+"""SimCLR against its paper written longhand. (Cuts of the batch: test_cuts.py.)"""
 
 import pytest
 import torch
 import two_views
+from steps import PROGRESS, assert_close, longhand_step, pieces, step
 from torch import Tensor
-from two_views import FEATURES, PROGRESS, random_batch, step
+from two_views import FEATURES, random_batch
 
 from sslrun.methods.simclr import SimCLR
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import NonLinearNeck
+from sslrun.nn.norm import SyncBN
 
 
-def small(is_synchronized: bool = True) -> SimCLR:
+def small() -> SimCLR:
     torch.manual_seed(0)
-    norm = two_views.norm_of(is_synchronized)
-    neck = NonLinearNeck(FEATURES, 16, 8, norm_cfg=norm)
-    return SimCLR(two_views.backbone(norm), neck, ContrastiveHead(temperature=0.3)).double()
+    neck = NonLinearNeck(FEATURES, 16, 8, norm_cfg=SyncBN())
+    return SimCLR(two_views.backbone(), neck, ContrastiveHead(temperature=0.3)).double()
 
 
 def longhand(embeddings: Tensor, temperature: float) -> Tensor:
@@ -51,23 +52,17 @@ def test_a_step_is_the_papers():
     method, twin = small(), small()
     batch = random_batch(6)
     expected = longhand(twin.neck(twin.backbone(torch.cat(batch.crops()))[-1]), 0.3)
-    expected.backward()
-    two_views.assert_equal_steps(step(method, [batch]), (expected.item(), two_views.gradients(twin)))
+    assert_close(step(method, [batch]), longhand_step(expected, twin))
     assert all(parameter.grad.any() for parameter in method.parameters())
-
-
-def test_one_view_group_or_two():
-    batch = random_batch(6)
-    two_views.assert_equal_steps(step(small(), [batch]), step(small(), [two_views.in_two_groups(batch)]))
 
 
 def test_micro_batches_are_compared_within_themselves():
     batch = random_batch(8)
-    parts = [two_views.piece(batch, first, 4) for first in (0, 4)]
-    separate = [step(small(), [part])[0] for part in parts]
-    together = step(small(), parts)[0]
+    parts = pieces(batch, 4)
+    separate = [step(small(), [part]).loss for part in parts]
+    together = step(small(), parts).loss
     assert together == pytest.approx(sum(separate) / 2)
-    assert together != pytest.approx(step(small(), [batch])[0], rel=1e-2)
+    assert together != pytest.approx(step(small(), [batch]).loss, rel=1e-2)
 
 
 def test_bad_arguments_are_named():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import pieces
 
 from sslrun.contract import Batch, Progress
 from sslrun.methods.supervised import Mixing, Supervised, mixed
@@ -76,7 +77,7 @@ def test_what_is_drawn_does_not_depend_on_the_cut(options):
     backbone = VisionTransformer("tiny", img_size=8, patch_size=4, embed_dim=16, depth=3, num_heads=2)
     method = Supervised(backbone, 5, init_std=1.0, **options)
     whole = batch_of(8)
-    parts = [Batch([whole.views[0][i : i + 4]], whole.index[i : i + 4], whole.label[i : i + 4]) for i in (0, 4)]
+    parts = pieces(whole, 4)
     in_parts = [method(part, PROGRESS, t).value for part, t in zip(parts, method.targets(parts, PROGRESS), strict=True)]
     assert torch.stack(in_parts).mean().item() == pytest.approx(loss_of(method, whole).value.item(), abs=1e-5)
     plain = Supervised(method.backbone, 5)

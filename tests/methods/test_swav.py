@@ -2,16 +2,14 @@
 
 import copy
 import math
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import Step, assert_close, piece, step
 
-import small_run
 from ranks import run_ranks
-from sslrun.cli import main
 from sslrun.config import load
 from sslrun.contract import Backbone, Batch, Progress
 from sslrun.methods.swav import SwAV, SwAVHead
@@ -19,9 +17,9 @@ from sslrun.nn.necks import NonLinearNeck
 from sslrun.nn.norm import RunningStatistics
 from sslrun.optim.groups import ParamRule
 from sslrun.optim.optimizers import SGD
-from sslrun.runtime import checkpoint, distributed
+from sslrun.runtime import distributed
 from sslrun.runtime.executor import LocalExecutor
-from sslrun.train import joined, train_step
+from sslrun.train import train_step
 
 ROOT = Path(__file__).parents[2]
 DIM, PROTOTYPES = 4, 7
@@ -42,8 +40,8 @@ class Mean(Backbone, listed=False):
         return [images]
 
 
-def small_swav(seed: int = 0, crops_for_assign=(0, 1), **options) -> SwAV:
-    torch.manual_seed(seed)
+def small(crops_for_assign=(0, 1), **options) -> SwAV:
+    torch.manual_seed(0)
     neck = NonLinearNeck(3, 5, DIM, with_bias=True, with_last_bn=False, with_last_bias=True)
     head = SwAVHead(DIM, PROTOTYPES, crops_for_assign=crops_for_assign)
     return SwAV(Mean(), neck, head, **{"epoch_queue_starts": 0} | options).double()
@@ -57,11 +55,6 @@ def random_batch(size: int = 8, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     crops = [torch.randn(size, 3, px, px, dtype=torch.float64, generator=generator) for px in SIZES]
     return Batch([torch.cat(crops[:2]), torch.cat(crops[2:])], torch.arange(size), None)
-
-
-def rows_of(batch: Batch, first: int, size: int) -> Batch:
-    crops = [crop[first : first + size] for crop in batch.crops()]
-    return Batch([torch.cat(crops[:2]), torch.cat(crops[2:])], batch.index[first : first + size], None)
 
 
 def embedded(method: SwAV, batch: Batch) -> torch.Tensor:
@@ -119,7 +112,7 @@ def swapped(crops, prototypes, found) -> float:
 @pytest.mark.parametrize("num_stored", [0, 5])
 def test_loss_and_gradient_are_the_papers(assigned, num_stored):
     """The gradient by finite differences, the targets held: they get none."""
-    head = small_swav(crops_for_assign=assigned).head
+    head = small(crops_for_assign=assigned).head
     generator = torch.Generator().manual_seed(1)
     crops = F.normalize(torch.randn(5, 6, DIM, dtype=torch.float64, generator=generator), dim=2).requires_grad_()
     stored = F.normalize(torch.randn(num_stored, len(assigned), DIM, dtype=torch.float64, generator=generator), dim=2)
@@ -142,7 +135,7 @@ def test_loss_and_gradient_are_the_papers(assigned, num_stored):
 
 
 def test_crops_pass_by_groups_and_in_the_recipes_order():
-    method, batch = small_swav(), random_batch()
+    method, batch = small(), random_batch()
     loss = method(batch, at(0), None)
     assert method.backbone.seen == [(16, 3, 6, 6), (24, 3, 3, 3)]
     crops, prototypes = embedded(method, batch).detach(), method.head.prototypes.weight.detach()
@@ -151,22 +144,17 @@ def test_crops_pass_by_groups_and_in_the_recipes_order():
     assert loss.carry == {}
 
 
-def step(method: SwAV, batch: Batch, progress: Progress):
-    """Loss and gradients of one optimizer step, averaged over ranks. No parameter moves."""
-    method.zero_grad()
-    loss = method(batch, progress, None)
-    loss.value.backward()
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in method.parameters()]
-    values = [loss.value.detach(), *gradients]
-    distributed.all_reduce_mean_(values)
-    method.after_step(Progress(progress.step + 1, 100, 5, 1), joined([loss.carry]))
-    return values
+def step_and_after(method: SwAV, batch: Batch, number: int) -> Step:
+    """A step and what follows it: the queue takes its rows. No parameter moves."""
+    done = step(method, [batch], at(number))
+    method.after_step(at(number + 1), done.carry)
+    return done
 
 
 @pytest.mark.parametrize("length", [16, 20, 5])
 def test_queue_joins_once_it_is_full(length):
     """Steps of 8 samples, from epoch 1 of 5 steps on; a list of pushed rows is what the queue should hold."""
-    method = small_swav(queue_length=length, epoch_queue_starts=1)
+    method = small(queue_length=length, epoch_queue_starts=1)
     pushed: list[torch.Tensor] = []
     used = []
     for number in range(3, 10):
@@ -174,8 +162,7 @@ def test_queue_joins_once_it_is_full(length):
         crops, prototypes = embedded(method, batch).detach(), method.head.prototypes.weight.detach()
         stored = torch.stack(pushed[-length:]) if len(pushed) >= length else None
         expected = swapped(crops, prototypes, targets(crops, prototypes, stored))
-        value, *_ = step(method, batch, at(number))
-        assert float(value) == pytest.approx(expected, rel=1e-12), number
+        assert step_and_after(method, batch, number).loss == pytest.approx(expected, rel=1e-12), number
         used.append(stored is not None)
         if number >= 5:
             pushed += list(crops[:2].transpose(0, 1))
@@ -185,7 +172,7 @@ def test_queue_joins_once_it_is_full(length):
 
 
 def test_frozen_prototypes_get_no_gradient_and_stay():
-    method, batch = small_swav(freeze_prototypes_iters=3), random_batch()
+    method, batch = small(freeze_prototypes_iters=3), random_batch()
     weight = method.head.prototypes.weight
     values = []
     for number, is_frozen in ((0, True), (2, True), (3, False)):
@@ -200,7 +187,7 @@ def test_frozen_prototypes_get_no_gradient_and_stay():
 
 
 def test_prototypes_are_on_the_sphere_at_first_and_after_each_step():
-    method = small_swav()
+    method = small()
     ((parameter, normalized),) = method.rewrites(at(1))
     assert parameter is method.head.prototypes.weight
     torch.testing.assert_close(parameter.norm(dim=1), torch.ones(PROTOTYPES, dtype=torch.float64))
@@ -212,7 +199,7 @@ def test_prototypes_are_on_the_sphere_at_first_and_after_each_step():
 def test_steps_of_the_engine_are_the_listings():
     """Six steps of SGD, of which the prototypes miss three, against the loop of the paper's appendix: prototypes are
     normalized, then come the loss, its gradient, and the update with momentum and weight decay."""
-    method = small_swav(freeze_prototypes_iters=3)
+    method = small(freeze_prototypes_iters=3)
     prototypes = method.head.prototypes.weight
     prototypes.data = F.normalize(prototypes.data, dim=1)  # they were in float32
     twin = copy.deepcopy(method)
@@ -250,7 +237,7 @@ def test_steps_of_the_engine_are_the_listings():
             other = twin.get_parameter(name).data
             expected = F.normalize(other, dim=1) if "prototypes" in name else other
             torch.testing.assert_close(parameter.data, expected, rtol=1e-8, atol=1e-10, msg=f"{name}, step {number}")
-    assert not torch.allclose(prototypes, small_swav().head.prototypes.weight)
+    assert not torch.allclose(prototypes, small().head.prototypes.weight)
 
 
 def test_scores_are_float32_under_autocast():
@@ -262,73 +249,34 @@ def test_scores_are_float32_under_autocast():
     assert float(under) == float(head(crops, False))
 
 
-def on_ranks(length: int):
+def on_ranks(length: int) -> tuple[list[Step], dict[str, torch.Tensor]]:
     """Four steps, in which a queue of three of them fills up; runs in a process of its own."""
     distributed.init(torch.device("cpu"))
     own = 8 // distributed.world_size()
-    method = small_swav(queue_length=length)
-    values = []
-    for number in range(4):
-        values += step(method, rows_of(random_batch(seed=number), distributed.rank() * own, own), at(number))
-    return [*values, method.queue.rows, method.queue.oldest]
+    method = small(queue_length=length)
+    parts = [piece(random_batch(seed=number), distributed.rank() * own, own) for number in range(4)]
+    return [step_and_after(method, part, number) for number, part in enumerate(parts)], method.queue.state_dict()
 
 
 @pytest.mark.parametrize(("ranks", "length"), [(2, 24), (4, 21)])
-def test_ranks_equal_one_process(ranks, length, monkeypatch):
+def test_ranks_equal_one_process(ranks, length):
     """Sinkhorn, its queue (also one that ranks cannot share evenly) and SyncBN are those of the whole batch."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    expected = on_ranks(length)
-    for values in run_ranks(on_ranks, ranks, length):
-        for value, one in zip(values, expected, strict=True):
-            torch.testing.assert_close(value, one, rtol=1e-9, atol=1e-12)
+    expected, queue = on_ranks(length)
+    for steps, other_queue in run_ranks(on_ranks, ranks, length):
+        for one, other in zip(steps, expected, strict=True):
+            assert_close(one, other)
+        torch.testing.assert_close(other_queue, queue, rtol=1e-9, atol=1e-12)
 
 
 def test_targets_of_the_whole_batch_are_not_those_of_its_parts():
     """The control of the test above: the loss tells a global Sinkhorn from one for each rank."""
     batch = random_batch()
-    crops, prototypes = embedded(small_swav(), batch).detach(), small_swav().head.prototypes.weight.detach()
+    crops, prototypes = embedded(small(), batch).detach(), small().head.prototypes.weight.detach()
     assert SwAV.compares_samples  # so `--dry-run` says where a batch is assigned in parts
     whole = swapped(crops, prototypes, targets(crops, prototypes))
     parts = [part.contiguous() for part in crops.split(4, dim=1)]
     apart = [swapped(part, prototypes, targets(part, prototypes)) for part in parts]
     assert abs(whole - sum(apart) / 2) > 1e-3
-
-
-def test_state_is_whole():
-    """No state but parameters and buffers: a copy made from the state dict goes on alike, with the queue half full."""
-    method, twin = small_swav(queue_length=16), small_swav(seed=9, queue_length=16)
-    step(method, random_batch(seed=0), at(0))
-    twin.load_state_dict(copy.deepcopy(method.state_dict()))
-    for number in (1, 2, 3):
-        values = (step(one, random_batch(seed=number), at(number)) for one in (method, twin))
-        assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
-    assert torch.equal(method.queue.rows, twin.queue.rows)
-
-
-def test_a_resume_with_the_queue_half_full_is_the_same_bits(tmp_path, images):
-    """Steps of 16 samples and a queue of 48: saved after the second step, in use from the fourth on."""
-    source = f'{{ _delete_ = true, type = "ImageFolder", data_prefix = "{images}" }}'
-    recipe = tmp_path / "swav.toml"
-    recipe.write_text(f'extends = "{ROOT}/configs/learn/swav.toml"\n[data]\nsource = {source}\n')
-    options = [
-        "model.queue_length=48", "model.epoch_queue_starts=0", "model.freeze_prototypes_iters=3", "epochs=1",
-        "global_batch=16", "data.samples_per_gpu=4", "engine.device=cpu", "engine.threads=1", "monitor.knn_interval=0",
-        "checkpoint.interval=1", "checkpoint.by=iter", "checkpoint.max_keep_ckpts=100", "log.interval=1",
-    ]  # fmt: skip
-
-    def finished(name: str, *more: str) -> Path:
-        arguments = [f"--set={option}" for option in options]
-        assert main([str(recipe), *arguments, "--work-dir", str(tmp_path / name), *more]) == 0
-        return tmp_path / name / "swav/checkpoints/step_00000005"
-
-    straight = finished("straight")
-    rows = checkpoint.load(straight.with_name("step_00000002"))[0]["model"]["queue.rows"]
-    assert rows.any(dim=1).tolist() == [True] * 32 + [False] * 16
-    resumed = tmp_path / "resumed" / "swav"
-    shutil.copytree(straight.parents[1], resumed)
-    for step in (3, 4, 5):
-        shutil.rmtree(resumed / f"checkpoints/step_{step:08d}")
-    assert small_run.differences(straight, finished("resumed", "--resume")) == []
 
 
 def test_bad_arguments_are_named():
@@ -346,11 +294,11 @@ def test_bad_arguments_are_named():
         assert message in str(caught.value)
     with pytest.raises(ValueError, match="feat_dim is 128, but the neck gives 4 channels"):
         SwAV(Mean(), NonLinearNeck(3, 5, 4), SwAVHead())
-    with pytest.raises(ValueError, match="cannot be negative"):
-        small_swav(queue_length=-1)
+    with pytest.raises(ValueError, match="queue_length is -1, expected 0 or more"):
+        small(queue_length=-1)
     for crops, assigned in ((1, (0,)), (5, (0, 5))):
         with pytest.raises(ValueError, match=rf"data.views give {crops} crop"):
-            small_swav(crops_for_assign=assigned).head(torch.ones(crops, 2, DIM).double(), False)
+            small(crops_for_assign=assigned).head(torch.ones(crops, 2, DIM).double(), False)
 
 
 def test_the_recipe_is_the_published_one():

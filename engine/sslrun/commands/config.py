@@ -117,9 +117,9 @@ def _config_explain(args: argparse.Namespace) -> int:
 
 def _config_lint(args: argparse.Namespace) -> int:
     if args.files == ["convention"]:
-        from sslrun.config.naming import convention
+        from sslrun.config.naming import CONVENTION_PATH
 
-        print(convention(), end="")
+        print(CONVENTION_PATH.read_text(encoding="utf-8"), end="")
         return DONE
     from sslrun.config.lint import lint, toml_files
 

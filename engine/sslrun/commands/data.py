@@ -12,8 +12,8 @@ from sslrun.commands.arguments import DONE, FINDINGS, INTERRUPTED, add_config, a
 from sslrun.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from sslrun.data import Source
     from sslrun.data.check import Survey
+    from sslrun.data.sources import Source
 
 # Keys of sources, and whether a source is there to be measured on.
 KEYS = {"data.source": False, "data.holdout": True, "eval.train": False, "eval.test": True}
@@ -84,7 +84,9 @@ def _preview(args: argparse.Namespace) -> int:
 
     config = load(args.config, args.overrides)
     path = Path(args.image if args.image is not None else f"{config.name}_preview.png")
-    _check_image(path)
+    _check_output(path, force=True)
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"{path}: the image is a PNG file; -o names one that ends with .png")
     for note in config.notes:
         print(f"note: {note}", file=sys.stderr)
     from sslrun import preview  # torch from here on
@@ -102,17 +104,16 @@ def _preview(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _check_image(path: Path) -> None:
-    """Raise a UsageError, before any work is done, if no PNG file can be written there."""
-    folder = path.parent
+def _check_output(path: Path, force: bool) -> None:
+    """Raise a UsageError, before any work is done, if no file can be written there."""
     if path.is_dir():
         raise UsageError(f"{path}: is a folder, not a file")
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"{path}: the image is a PNG file; -o names one that ends with .png")
-    if not folder.is_dir():
-        raise UsageError(f"{path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{path}: {folder} cannot be written to")
+    if os.path.lexists(path) and not force:
+        raise UsageError(f"{path} exists; --force replaces it")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: {path.parent} cannot be written to")
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -121,13 +122,14 @@ def _check(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from sslrun.data.check import Limits, Verdict, examine, mark_copies
-    from sslrun.data.check_report import as_json, as_text, check_list, write_list
+    from sslrun.data.check_report import as_json, as_text, require_listable, write_list
 
     surveys = _surveys(args.subject, args.overrides)
     limits = Limits(args.min_side, args.max_pixels)
     good = None if args.good is None else Path(args.good)
     if good is not None:
-        check_list(good, surveys[0].source, args.force)
+        require_listable(surveys[0].source)
+        _check_output(good, args.force)
     workers = args.workers or len(os.sched_getaffinity(0))
     total = sum(len(survey.verdicts) for survey in surveys)
     begin = time.monotonic()
@@ -153,8 +155,9 @@ def _check(args: argparse.Namespace) -> int:
 def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
     """One survey per source of a recipe, or of a folder; two keys of one purpose and one source share it."""
     from sslrun.config import load
-    from sslrun.data import ImageFolder, Source
     from sslrun.data.check import Survey
+    from sslrun.data.sources import Source
+    from sslrun.data.sources.image_folder import ImageFolder
 
     if os.path.isdir(subject):
         if overrides:

@@ -50,11 +50,12 @@ def _eval(args: argparse.Namespace) -> int:
     from sslrun.finetune import finetune
     from sslrun.measure import evaluate, evaluation_of
     from sslrun.runtime import distributed
+    from sslrun.runtime.run_files import EVAL
     from sslrun.saved import open_saved
 
     overlays = [Path(overlay) for overlay in args.overlays]
     saved = open_saved(Path(args.run), overlays, args.overrides, args.recipe and Path(args.recipe))
-    directory = Path(args.directory) if args.directory else (saved.folder or saved.weights.parent) / "eval"
+    directory = Path(args.directory) if args.directory else (saved.folder or saved.weights.parent) / EVAL
     evaluation = evaluation_of(saved, args.kind)
     if isinstance(evaluation, Finetune):
         code, results, path = finetune(args.kind, evaluation, saved, args.command, directory)

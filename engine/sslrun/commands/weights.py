@@ -56,7 +56,7 @@ def _formats() -> str:
 
     names = ", ".join(name.lower() for name in classes(kinds(committed_schema())["formats"]))
     return (
-        f"FORMAT is {names}, or a class of one's own in the recipe's custom_imports. docs/weights.md has the lines of "
+        f"FORMAT is {names}, or your own class in the recipe's custom_imports. docs/weights.md has the lines of "
         "code that load each of them."
     )
 

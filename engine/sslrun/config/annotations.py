@@ -7,7 +7,6 @@ import dataclasses
 import inspect
 import math
 import re
-import sys
 import types
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -131,9 +130,10 @@ def _union(base: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
 def _define(name: str, cls: Any, definitions: dict[str, Schema], prefix: str, tag: str | None = None) -> Schema:
     """A class as a table with exactly its keys, and `tag`, the key that names the class, if there is one."""
     if name not in definitions:
-        table: Schema = {"title": cls.__name__, "description": _summary(cls), "type": "object"}
-        if docs := _docs(cls):
-            table["x-docs"] = docs
+        docs = _SECTION.sub("", inspect.cleandoc(cls.__doc__ or "") + "\n")
+        summary, _, rest = docs.partition("\n\n")
+        table: Schema = {"title": cls.__name__, "description": " ".join(summary.split()), "type": "object"}
+        table |= {"x-docs": rest.strip("\n")} if rest.strip() else {}
         definitions[name] = table
         known = {key: _property(p, definitions, prefix) for key, p in parameters(cls).items()}
         required = [key for key, p in parameters(cls).items() if p.default is REQUIRED]
@@ -171,19 +171,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(_is_plain, value.values()))
     return isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _summary(cls: type) -> str:
-    """The first paragraph of a class's own docstring."""
-    return " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
-
-
-def _docs(cls: type) -> str:
-    """The rest of the docstring; for the only class of its kind in a module, the module's docstring too."""
-    own = _SECTION.sub("", inspect.cleandoc(cls.__doc__ or "") + "\n").partition("\n\n")[2].strip("\n")
-    here = [other for other in getattr(cls, "registry", {}).values() if other.__module__ == cls.__module__]
-    module = inspect.cleandoc(getattr(sys.modules.get(cls.__module__), "__doc__", None) or "") if here == [cls] else ""
-    return "\n\n".join(filter(None, [own, module]))
 
 
 def _hints(owner: type, constructor: Any) -> dict[str, Any]:

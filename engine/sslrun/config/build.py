@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Union, get_args, get_origin
 
 from sslrun.config.annotations import describe, names_class, parameters
-from sslrun.config.check import TAGS, check_part, file_of, fits
+from sslrun.config.check import TAGS, check_part, file_of, problems
 from sslrun.config.node import Key, Node, find, lookup, plain, show, walk
 from sslrun.config.schema_reader import committed_schema
 from sslrun.errors import UsageError
@@ -41,7 +41,7 @@ def _object(annotation: Any, node: Node, key: Key) -> Any:
         return float(node.value)
     if origin in (Union, types.UnionType):
         options = [option for option in arguments if option is not types.NoneType]
-        return _object(next(option for option in options if fits(node, describe(option))), node, key)
+        return _object(next(option for option in options if not any(problems(node, describe(option)))), node, key)
     if origin in (list, tuple, Sequence) and arguments:
         inner = [arguments[0]] * len(node.value) if origin is not tuple or arguments[-1] is ... else arguments
         objects = [_object(a, n, (*key, i)) for i, (a, n) in enumerate(zip(inner, node.value, strict=True))]

@@ -47,19 +47,13 @@ def check(root: Node, schema: Schema) -> None:
 
 def check_part(node: Node, schema: Schema, key: Key, allows_custom: bool = False) -> None:
     """Raises UsageError for the first error of the value at a key, by a schema with its own `$defs`."""
-    scope = _Scope(schema.get("$defs", {}), allows_custom)
-    for problem in _problems(scope, node, schema, key):
+    for problem in problems(node, schema, key, allows_custom):
         raise UsageError(str(problem))
 
 
-def problems(root: Node, schema: Schema) -> list[Problem]:
-    """All errors of a whole config, key by key."""
-    return list(_problems(_Scope(schema.get("$defs", {}), False), root, schema, ()))
-
-
-def fits(node: Node, schema: Schema) -> bool:
-    """Whether a value satisfies a schema."""
-    return not any(_problems(_Scope(schema.get("$defs", {}), False), node, schema, ()))
+def problems(node: Node, schema: Schema, key: Key = (), allows_custom: bool = False) -> Iterator[Problem]:
+    """All errors of the value at a key, part by part."""
+    return _problems(_Scope(schema.get("$defs", {}), allows_custom), node, schema, key)
 
 
 def file_of(node: Node) -> Origin:

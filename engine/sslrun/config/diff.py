@@ -7,24 +7,17 @@ rules) are aligned first, so that an inserted element does not make all elements
 
 from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sslrun.config.check import TAGS
 from sslrun.config.dump import laid_out
 from sslrun.config.explain import DEFAULT
 from sslrun.config.load import Config
-from sslrun.config.node import Key, Node, child, plain, same, show
-from sslrun.config.schema_reader import Schema, committed_schema, inside, named
+from sslrun.config.node import Layer, Node, plain, same, show, wrap
+from sslrun.config.schema_reader import Schema, Setting, committed_schema, parts
 
+_CODE = Layer(0, DEFAULT, "", ())
 _RED, _GREEN, _BOLD, _END = "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[0m"
-
-
-class Side(NamedTuple):
-    """A key of one config, its value (None: not set) and the schema of the key."""
-
-    key: Key
-    node: Node | None
-    schema: Schema
 
 
 class Difference(NamedTuple):
@@ -33,15 +26,15 @@ class Difference(NamedTuple):
     The keys of the two sides differ in the indices of elements that stand at different places of their lists.
     """
 
-    old: Side
-    new: Side
+    old: Setting
+    new: Setting
     is_moved: bool = False
 
 
 def differences(old: Config, new: Config, schema: Schema | None = None) -> list[Difference]:
     """The differences, in the order of the old config."""
     schema = committed_schema() if schema is None else schema
-    compared = _compare(schema.get("$defs", {}), Side((), old.root, schema), Side((), new.root, schema))
+    compared = _compare(schema.get("$defs", {}), Setting((), old.root, schema), Setting((), new.root, schema))
     return [difference for difference in compared if difference.old.key[0] != "vars"]
 
 
@@ -63,7 +56,7 @@ def render(found: list[Difference], names: tuple[str, str], width: int = 100, is
 
 def _shown(node: Node, sign: str, width: int, is_moved: bool) -> list[tuple[str, str]]:
     """A value and the place that set it, at the right if there is room; for a moved element only the place."""
-    place = str(node.where) if node.origins else DEFAULT
+    place = str(node.where)
     if is_moved:
         return [(sign, place)]
     values = [sign + line for line in laid_out(plain(node), width - len(sign))]
@@ -73,35 +66,36 @@ def _shown(node: Node, sign: str, width: int, is_moved: bool) -> list[tuple[str,
     return [*((value, "") for value in values), ("", f"    {place}")]
 
 
-def _compare(definitions: Schema, old: Side, new: Side) -> Iterator[Difference]:
+def _compare(definitions: Schema, old: Setting, new: Setting) -> Iterator[Difference]:
     if old.node is None or new.node is None:
         if old.node or new.node:
             yield Difference(old, new)
     elif isinstance(old.node.value, dict) and isinstance(new.node.value, dict):
+        olds, news = _parts(definitions, old), _parts(definitions, new)
         for part in {**old.node.value, **new.node.value}:
-            yield from _compare(definitions, _below(definitions, old, part), _below(definitions, new, part))
+            absent = Setting((*old.key, part), None, {}), Setting((*new.key, part), None, {})
+            yield from _compare(definitions, olds.get(part, absent[0]), news.get(part, absent[1]))
     elif _is_list_of_tables(old.node) and _is_list_of_tables(new.node):
-        sides = [[_below(definitions, old, i) for i in range(len(old.node.value))]]
-        sides += [[_below(definitions, new, i) for i in range(len(new.node.value))]]
-        yield from _compare_elements(definitions, *sides)
+        yield from _compare_elements(definitions, *([*_parts(definitions, side).values()] for side in (old, new)))
     elif not same(plain(old.node), plain(new.node)):
         yield Difference(old, new)
 
 
-def _below(definitions: Schema, side: Side, part: str | int) -> Side:
-    """A part of a table or list; a key that is not set has the code's default."""
-    assert side.node is not None
-    schema = inside(named(definitions, side.schema, side.node), side.node).get(part, {})
-    step = child(side.node, part)
-    node = step[1] if step else _of_code(schema["default"]) if "default" in schema else None
-    return Side((*side.key, part), node, schema)
+def _parts(definitions: Schema, side: Setting) -> dict[str | int, Setting]:
+    """The parts of a table or list; a key that is not set has the code's default."""
+    return {
+        part: below._replace(node=wrap(below.schema["default"], _CODE))
+        if below.node is None and "default" in below.schema
+        else below
+        for part, below in parts(definitions, side).items()
+    }
 
 
-def _compare_elements(definitions: Schema, old: list[Side], new: list[Side]) -> Iterator[Difference]:
+def _compare_elements(definitions: Schema, old: list[Setting], new: list[Setting]) -> Iterator[Difference]:
     """Aligns equal elements and, between them, elements of the same class; the remaining ones of a class have moved."""
-    pairs: list[tuple[Side, Side]] = []
-    removed: list[Side] = []
-    added: list[Side] = []
+    pairs: list[tuple[Setting, Setting]] = []
+    removed: list[Setting] = []
+    added: list[Setting] = []
     for olds, news, _ in _runs(old, new, _value):
         for left, right, are_of_one_class in _runs(olds, news, _class):
             if are_of_one_class:
@@ -117,23 +111,25 @@ def _compare_elements(definitions: Schema, old: list[Side], new: list[Side]) -> 
             added.remove(twins[0])
             compared.append([Difference(side, twins[0], is_moved=True), *_compare(definitions, side, twins[0])])
         else:
-            compared.append([Difference(side, Side(side.key, None, {}))])
-    compared += [[Difference(Side(side.key, None, {}), side)] for side in added]
+            compared.append([Difference(side, Setting(side.key, None, {}))])
+    compared += [[Difference(Setting(side.key, None, {}), side)] for side in added]
     for element in sorted(filter(None, compared), key=lambda element: element[0].new.key):
         yield from element
 
 
-def _runs(old: list[Side], new: list[Side], mark: Callable[[Side], str]) -> list[tuple[list[Side], list[Side], bool]]:
+def _runs(
+    old: list[Setting], new: list[Setting], mark: Callable[[Setting], str]
+) -> list[tuple[list[Setting], list[Setting], bool]]:
     """Two lists cut into runs, in order: the elements of each side, and whether their marks are equal."""
     codes = SequenceMatcher(None, [*map(mark, old)], [*map(mark, new)], autojunk=False).get_opcodes()
     return [(old[a:b], new[c:d], code == "equal") for code, a, b, c, d in codes]
 
 
-def _value(side: Side) -> str:
+def _value(side: Setting) -> str:
     return repr(side.node and plain(side.node))
 
 
-def _class(side: Side) -> str:
+def _class(side: Setting) -> str:
     """The class that a table names; empty for a table that names none."""
     table = side.node.value if side.node else {}
     return next((str(table[tag].value) for tag in TAGS if tag in table), "")
@@ -141,12 +137,3 @@ def _class(side: Side) -> str:
 
 def _is_list_of_tables(node: Node) -> bool:
     return isinstance(node.value, list) and all(isinstance(element.value, dict) for element in node.value)
-
-
-def _of_code(value: Any) -> Node:
-    """A default as nodes without origins."""
-    if isinstance(value, dict):
-        return Node({key: _of_code(below) for key, below in value.items()}, ())
-    if isinstance(value, list):
-        return Node([_of_code(below) for below in value], ())
-    return Node(value, ())

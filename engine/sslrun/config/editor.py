@@ -19,7 +19,7 @@ _OWN_DEFINITIONS: Schema = {
     "_delete_": {
         "type": ["boolean", "array"],
         "items": {"type": "string"},
-        "description": "inherited keys to drop: true for all keys of this table, or a list of keys.",
+        "description": "inherited keys to drop: true for all of the table, or a list.",
     },
     "extends": {
         "type": ["string", "array"],

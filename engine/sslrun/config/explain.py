@@ -2,25 +2,17 @@
 
 import textwrap
 from collections.abc import Iterator
-from typing import NamedTuple
+from itertools import pairwise
 
 from sslrun.config.dump import inline, is_section, laid_out
 from sslrun.config.interpolate import references
 from sslrun.config.load import Config
 from sslrun.config.merge import nearest
-from sslrun.config.node import Key, Node, as_key, child, lookup, parse_key, plain, show
-from sslrun.config.schema_reader import Schema, at, committed_schema, inside, named
+from sslrun.config.node import Key, Node, as_key, lookup, parse_key, plain, show
+from sslrun.config.schema_reader import Schema, Setting, at, committed_schema, named, parts
 from sslrun.errors import UsageError
 
 DEFAULT, UNSET = "default of the code", "not set"
-
-
-class _Setting(NamedTuple):
-    """A key, its value (None: not set) and its schema."""
-
-    key: Key
-    node: Node | None
-    schema: Schema
 
 
 def explain(config: Config, key: str, schema: Schema | None = None, width: int = 100) -> str:
@@ -49,14 +41,14 @@ def explain_all(config: Config, key: str = "", schema: Schema | None = None, wid
     return "\n".join(lines).strip("\n")
 
 
-def _setting(config: Config, key: Key, schema: Schema) -> _Setting:
-    setting = _Setting(key, lookup(config.root, key), at(schema, config.root, key))
+def _setting(config: Config, key: Key, schema: Schema) -> Setting:
+    setting = at(schema, config.root, key)
     if setting.node is None and not setting.schema:
         raise UsageError(f"{show(key)}: there is no such key{_hint(config.root, schema, key)}")
     return setting
 
 
-def _below(root: Node, setting: _Setting, schema: Schema, width: int) -> Iterator[str]:
+def _below(root: Node, setting: Setting, schema: Schema, width: int) -> Iterator[str]:
     """The lines of one key and of everything in it."""
     table = _table_of(setting)
     if table is None:
@@ -68,25 +60,19 @@ def _below(root: Node, setting: _Setting, schema: Schema, width: int) -> Iterato
         yield from ("", f"[{show(setting.key)}]")
         yield from () if is_described_at_type else _meaning(setting, schema, width)
         yield from _places(root, setting) if isinstance(table.value, list) else ()
-    parts = inside(here, table)
-    inner = [_Setting((*setting.key, part), _node(table, part), key_schema) for part, key_schema in parts.items()]
+    inner = parts(schema.get("$defs", {}), setting._replace(node=table)).values()
     for part in sorted(inner, key=lambda part: _table_of(part) is not None):
         yield from _below(root, part, schema, width)
 
 
-def _table_of(setting: _Setting) -> Node | None:
+def _table_of(setting: Setting) -> Node | None:
     """The table or list of tables at a key, an empty one if that is the code's default; None for other values."""
     if setting.node is not None:
         return setting.node if is_section(plain(setting.node)) else None
     return Node({}, ()) if setting.schema.get("default") == {} and "$ref" in setting.schema else None
 
 
-def _node(table: Node, part: str | int) -> Node | None:
-    step = child(table, part)
-    return step[1] if step else None
-
-
-def _leaf(root: Node, setting: _Setting, schema: Schema, width: int) -> Iterator[str]:
+def _leaf(root: Node, setting: Setting, schema: Schema, width: int) -> Iterator[str]:
     first, *rest = _value(setting, show(setting.key[-1:]), width)
     places = _places(root, setting)
     if len(places) == 1 and not rest and len(first) + len(places[0]) <= width:
@@ -94,20 +80,20 @@ def _leaf(root: Node, setting: _Setting, schema: Schema, width: int) -> Iterator
     yield from (first, *rest, *_meaning(setting, schema, width), *places)
 
 
-def _value(setting: _Setting, name: str, width: int) -> list[str]:
+def _value(setting: Setting, name: str, width: int) -> list[str]:
     if setting.node is None:
         return [f"{name} = {inline(setting.schema['default'])}" if "default" in setting.schema else name]
     return laid_out(plain(setting.node), width, f"{name} = ")
 
 
-def _meaning(setting: _Setting, schema: Schema, width: int) -> list[str]:
+def _meaning(setting: Setting, schema: Schema, width: int) -> list[str]:
     """The description of a key; for an element of a list, the description of its class."""
     own = named(schema.get("$defs", {}), setting.schema, setting.node or Node(None, ()))
     text = setting.schema.get("description") or own.get("description", "")
     return textwrap.wrap(text, width, initial_indent="  # ", subsequent_indent="  # ", break_on_hyphens=False)
 
 
-def _places(root: Node, setting: _Setting) -> list[str]:
+def _places(root: Node, setting: Setting) -> list[str]:
     """The places that set a key, in merge order."""
     if setting.node is None:
         return [f"  {DEFAULT if 'default' in setting.schema else UNSET}"]
@@ -132,11 +118,8 @@ def _chain(root: Node, node: Node, indent: str) -> list[str]:
 
 def _hint(root: Node, schema: Schema, key: Key) -> str:
     """A hint for the first unknown part of a key: the nearest name, or the length of a list."""
-    for end, part in enumerate(key):
-        above = lookup(root, key[:end]) or Node({}, ())
-        known = inside(named(schema.get("$defs", {}), at(schema, root, key[:end]), above), above)
-        if part not in known and lookup(root, key[: end + 1]) is None:
-            if isinstance(above.value, list):
-                return f"; {show(key[:end])} has {len(above.value)} element{'s' * (len(above.value) != 1)}"
-            return nearest(str(part), list(map(str, known)))
-    return ""
+    ways = [at(schema, root, key[:end]) for end in range(len(key) + 1)]
+    above, unknown = next((a, b) for a, b in pairwise(ways) if b.node is None and not b.schema)
+    if above.node is not None and isinstance(above.node.value, list):
+        return f"; {show(above.key)} has {len(above.node.value)} element{'s' * (len(above.node.value) != 1)}"
+    return nearest(str(unknown.key[-1]), list(map(str, parts(schema.get("$defs", {}), above))))

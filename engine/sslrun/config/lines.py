@@ -9,10 +9,9 @@ import re
 from bisect import bisect_right
 from functools import lru_cache
 
-from sslrun.config.node import BARE, QUOTED, Key, unquote
+from sslrun.config.node import Key, dotted
 
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
-_KEY = re.compile(rf"[ \t]*({BARE}|{QUOTED})[ \t]*")
 _SCALAR = re.compile(
     r'''
       """(?:[^\\]|\\.)*?"""(?:"{0,2})         # the closing quotes may follow up to two of the text's own
@@ -63,7 +62,7 @@ def _header(scan: _Scan, position: int) -> tuple[Key, int]:
     """`[a.b]` or `[[a.b]]`: returns the table to which the following keys belong, and the position behind it."""
     start = position
     is_array = scan.text.startswith("[[", position)
-    parts, position = _dotted(scan, position + 1 + is_array)
+    parts, position = dotted(scan.text, position + 1 + is_array)
     key: Key = ()
     for place, part in enumerate(parts):
         key = (*key, part)
@@ -79,21 +78,10 @@ def _header(scan: _Scan, position: int) -> tuple[Key, int]:
 
 def _pair(scan: _Scan, position: int, table: Key) -> int:
     """`a.b = value` in a table or an inline table; returns the position behind it."""
-    parts, after = _dotted(scan, position)
+    parts, after = dotted(scan.text, position)
     for count in range(1, len(parts) + 1):
         scan.record((*table, *parts[:count]), position)
     return _value(scan, scan.skip(after + 1), (*table, *parts))
-
-
-def _dotted(scan: _Scan, position: int) -> tuple[list[str], int]:
-    parts = []
-    while match := _KEY.match(scan.text, position):
-        parts.append(unquote(match[1]))
-        position = match.end()
-        if scan.text[position] != ".":
-            break
-        position += 1
-    return parts, position
 
 
 def _value(scan: _Scan, position: int, key: Key) -> int:

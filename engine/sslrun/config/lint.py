@@ -1,9 +1,9 @@
 """Finds what is legal in a config but misleads its reader.
 
 Rules of inheritance hold for every file: it inherits over few steps, repeats no inherited value, and its bases agree.
-The other rules depend on the kind of file. A recipe does what its name says by the naming convention. An alias leads
-to a recipe. A building block in `_base_` keeps to its subject. A benchmark sets `[eval]` alone and does what its name
-says. A file with any other name (the quickstart, an experiment) is not called like another method.
+The other rules compare a file's name with its content. A recipe or a benchmark does what its name says by the naming
+convention, and a benchmark sets `[eval]` alone. An alias leads to a recipe. Neither it nor a file with any other name
+(the quickstart, an experiment) is called like another method.
 """
 
 import re
@@ -16,25 +16,16 @@ from sslrun.config.files import File, line_up, shorten
 from sslrun.config.lines import key_lines
 from sslrun.config.load import Config, load
 from sslrun.config.merge import DELETE, merge
-from sslrun.config.naming import BENCHMARK, RECIPE, SCHEDULES, method_of, methods, mismatches, parse
-from sslrun.config.node import Key, Node, Origin, as_key, lookup, plain, same, show
+from sslrun.config.naming import BENCHMARK, RECIPE, method_of, methods, mismatches
+from sslrun.config.node import Key, Node, Origin, as_key, lookup, plain, same, show, walk
 from sslrun.config.schema_reader import schema_of_parts
 from sslrun.errors import UsageError
 
 MAX_STEPS = 3  # of extends, from a recipe down to its last building block
 BLOCKS, RECIPES, BENCHMARKS = "_base_", "selfsup", "benchmarks"  # folders
-
-# What a building block may set, by its folder; one that lies beside these folders is a runtime, which sets the rest.
-SUBJECTS: dict[str, tuple[Key, ...]] = {
-    "models": (("model",), ("optimizer", "paramwise"), ("vars",)),
-    "datasets": (("data",), ("monitor",), ("eval",), ("vars",)),
-    "schedules": (("epochs",), ("max_iters",), ("global_batch",), ("optimizer",), ("lr",), ("vars",)),
-}
-NO_RUNTIME = ("model", "data", "optimizer", "lr", "epochs", "max_iters", "global_batch")
-OF_BENCHMARKS = ("eval", "vars")
+OF_BENCHMARKS = {"eval", "vars"}
 
 _HAS_BATCH = re.compile(r"(^|.*[_-])\d+xb\d+([_-].*|$)")
-_SCHEDULE_BLOCK = re.compile(r"(?P<optimizer>[a-z]+)_(?P<schedule>[a-z]+lr)-(?P<epochs>\d+)e(_.*)?")
 
 Kind = Literal["recipe", "alias", "building block", "benchmark", "other"]
 Findings = Iterator[tuple[int, str]]  # line and message
@@ -66,8 +57,7 @@ def lint(path: Path) -> list[Finding]:
     """The findings in one file, by line. Raises UsageError if it cannot be read as a config."""
     try:
         tree = line_up(path)
-        kind = kind_of(path, tree[-1])
-        findings = [*_depth(tree, kind), *_repetitions(tree), *_disagreeing_bases(tree), *RULES[kind](path, tree)]
+        findings = [*_depth(path, tree), *_repetitions(tree), *_disagreeing_bases(tree), *_name(path, tree)]
     except RecursionError:
         raise UsageError(f"{path}: inherits over too many files") from None
     return sorted(Finding(shorten(tree[-1].path), line, message) for line, message in findings)
@@ -77,7 +67,7 @@ def kind_of(path: Path, file: File) -> Kind:
     """The kind of a file, by its folder, its name (the path as given) and its content: an alias only extends."""
     if BLOCKS in file.path.parts:
         return "building block"
-    is_overlay = file.table.keys() <= set(OF_BENCHMARKS) and all(_is_below(base, BENCHMARKS) for base in file.bases)
+    is_overlay = file.table.keys() <= OF_BENCHMARKS and all(_is_below(base, BENCHMARKS) for base in file.bases)
     if _is_below(file.path, BENCHMARKS) or (is_overlay and (file.table or file.bases)):
         return "benchmark"
     if not file.table and len(file.bases) == 1:
@@ -93,12 +83,12 @@ def _is_below(path: Path, folder_name: str) -> bool:
 # Rules of inheritance
 
 
-def _depth(tree: list[File], kind: Kind) -> Findings:
+def _depth(path: Path, tree: list[File]) -> Findings:
     """Inheritance over too many steps. The step from an alias to its recipe does not count."""
     longest: dict[Path, list[str]] = {}
     for file in tree:  # bases come before the files that name them
         longest[file.path] = [file.path.name, *max((longest[base] for base in file.bases), key=len, default=[])]
-    chain = longest[tree[-1].path][1 if kind == "alias" else 0 :]
+    chain = longest[tree[-1].path][1 if kind_of(path, tree[-1]) == "alias" else 0 :]
     if len(chain) - 1 > MAX_STEPS:
         files = " -> ".join(chain)
         yield _extends(tree[-1]), f"inherits over {len(chain) - 1} steps, at most {MAX_STEPS} can be followed: {files}"
@@ -108,9 +98,9 @@ def _repetitions(tree: list[File]) -> Findings:
     """Values that would be the same if this file did not set them."""
     file, inherited = tree[-1], _merged(tree[:-1])
     lines = key_lines(file.text)
-    for key, value, is_fresh in _written(file.table):
+    for key, value in _written(file.table):
         before = lookup(inherited, key)
-        if before is not None and not is_fresh and same(plain(before), value):
+        if before is not None and same(plain(before), value):
             yield lines.get(key, 1), f"{show(key)}{_shown(value)} repeats what it inherits from {before.where}"
 
 
@@ -122,7 +112,9 @@ def _disagreeing_bases(tree: list[File]) -> Findings:
     known: dict[str, set[str]] = {}  # a file -> itself and all that it inherits from
     for one in tree:
         known[shorten(one.path)] = {shorten(one.path)}.union(*(known[shorten(base)] for base in one.bases))
-    for key, node in _leaves(_merged(tree)):
+    for key, node in walk(_merged(tree)):
+        if isinstance(node.value, dict) or any(isinstance(part, int) for part in key):
+            continue  # lists are compared as a whole
         for base in file.bases:
             origins = [origin for origin in node.origins if origin.layer.source in known[shorten(base)]]
             if origins and _disagree(origins[-1], node.where, known):
@@ -145,58 +137,47 @@ def _merged(tree: list[File]) -> Node:
     return merged
 
 
-def _written(table: dict[str, Any], key: Key = (), is_fresh: bool = False) -> Iterator[tuple[Key, Any, bool]]:
-    """Every value below the tables of a file; `is_fresh` if its `_delete_` dropped what was inherited."""
+def _written(table: dict[str, Any], key: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Every value below the tables of a file, except where its `_delete_` drops what was inherited."""
     dropped = table.get(DELETE, [])
     for part, value in table.items():
-        fresh = is_fresh or dropped is True or (isinstance(dropped, list) and part in dropped)
+        if dropped is True or part == DELETE or (isinstance(dropped, list) and part in dropped):
+            continue
         if isinstance(value, dict):
-            yield from _written(value, (*key, part), fresh)
-        elif part != DELETE:
-            yield (*key, part), value, fresh
+            yield from _written(value, (*key, part))
+        else:
+            yield (*key, part), value
 
 
-def _leaves(node: Node, key: Key = ()) -> Iterator[tuple[Key, Node]]:
-    """Every value below the tables of merged files."""
-    if isinstance(node.value, dict):
-        for part, below in node.value.items():
-            yield from _leaves(below, (*key, part))
-    else:
-        yield key, node
+# Rules of names
 
 
-# Rules of the kinds of file
-
-
-def _recipe(path: Path, tree: list[File]) -> Findings:
-    yield from _second_primitive(tree)
-    yield from _name(path, tree[-1], load(path), RECIPE)
-
-
-def _benchmark(path: Path, tree: list[File]) -> Findings:
-    config = load(path, schema=schema_of_parts())
-    for part in config.values:
-        if part not in OF_BENCHMARKS:
-            yield _placed(config, tree[-1], part, f"{part} does not belong in a benchmark, which sets [eval] alone")
-    if _is_below(tree[-1].path, BENCHMARKS) or _HAS_BATCH.fullmatch(path.stem):
-        yield from _name(path, tree[-1], config, BENCHMARK)
-
-
-def _name(path: Path, file: File, config: Config, form: str) -> Findings:
-    """Whether the name follows the convention, and the file does what it says."""
-    try:
-        name = parse(path.stem, form)
-    except ValueError as error:
-        yield 1, f"the name does not follow the convention: {error} (see `sslrun config lint convention`)"
+def _name(path: Path, tree: list[File]) -> Findings:
+    """What contradicts the name of the file; a building block may have any."""
+    file, kind = tree[-1], kind_of(path, tree[-1])
+    if kind == "building block":
         return
-    for mismatch in mismatches(name, config):
-        yield _placed(config, file, mismatch.key, mismatch.message)
+    config = load(path, schema=schema_of_parts() if kind == "benchmark" else None)
+    messages: list[tuple[str, str]] = []
+    if kind == "recipe":
+        messages += mismatches(path.stem, RECIPE, config)
+    elif kind == "benchmark":
+        for part in config.values.keys() - OF_BENCHMARKS:
+            messages.append((part, f"{part} does not belong in a benchmark, which sets [eval] alone"))
+        if _is_below(file.path, BENCHMARKS) or _HAS_BATCH.fullmatch(path.stem):
+            messages += mismatches(path.stem, BENCHMARK, config)
+    elif kind == "other":
+        named, method = method_of(path.stem.replace("_", "-"), methods()), config.values["model"].get("type")
+        is_claim = named and all(re.search(r"\d", word) for word in named[1])  # byol_accum8, not byol_or_not
+        if named and is_claim and method in methods() and method != named[0]:
+            messages.append(("model.type", f"the name says {named[0]}, model.type is {method}"))
+    else:
+        yield from _alias(path, file, next(one for one in tree if one.path == file.bases[0]))
+    for key, message in messages:
+        yield _placed(config, file, key, message)
 
 
-def _alias(path: Path, tree: list[File]) -> Findings:
-    load(path)
-    file = tree[-1]
-    target = next(one for one in tree if one.path == file.bases[0])
+def _alias(path: Path, file: File, target: File) -> Findings:
     kind = kind_of(target.path, target)
     if kind in ("alias", "building block"):
         article = "an" if kind == "alias" else "a"
@@ -211,68 +192,6 @@ def _alias(path: Path, tree: list[File]) -> Findings:
         yield _extends(file), f"{path.stem} is an alias of {target.path.stem}, which is another method"
     elif missing := [word for word in words[end:] if word not in target_words]:
         yield _extends(file), f"{path.stem} says {', '.join(missing)}, and its recipe {target.path.stem} does not"
-
-
-def _other(path: Path, tree: list[File]) -> Findings:
-    config = load(path)
-    yield from _second_primitive(tree)
-    named, method = method_of(path.stem.replace("_", "-"), methods()), config.values["model"].get("type")
-    is_claim = named and all(re.search(r"\d", word) for word in named[1])  # byol_accum8, not byol_or_not
-    if named and is_claim and method in methods() and method != named[0]:
-        yield _placed(config, tree[-1], "model.type", f"the name says {named[0]}, model.type is {method}")
-
-
-def _block(path: Path, tree: list[File]) -> Findings:
-    file = tree[-1]
-    folder, lines = file.path.parent.name, key_lines(file.text)
-    for base in file.bases:
-        if BLOCKS not in base.parts:
-            yield _extends(file), f"a building block extends only building blocks, and {shorten(base)} is none"
-    for key, _, _ in _written(file.table):
-        if folder in SUBJECTS and not any(key[: len(subject)] == subject for subject in SUBJECTS[folder]):
-            yield lines.get(key, 1), f"{show(key)} does not belong in a building block of {BLOCKS}/{folder}"
-        elif folder == BLOCKS and key[0] in NO_RUNTIME:
-            yield lines.get(key, 1), f"{show(key)} does not belong in runtime settings"
-    name = _SCHEDULE_BLOCK.fullmatch(path.stem)
-    if folder != "schedules" or name is None:
-        return
-    says: dict[Key, str] = {  # the data set says only what the schedule was made for
-        ("optimizer", "type"): name["optimizer"],
-        ("lr", "policy"): SCHEDULES.get(name["schedule"], name["schedule"]),
-        ("epochs",): name["epochs"],
-    }
-    for key, value in says.items():
-        node = lookup(_merged(tree), key)
-        if node is not None and str(node.value).lower() != value.lower():
-            yield lines.get(key, 1), f"the name says {value}, {show(key)} is {node.value}"
-
-
-def _second_primitive(tree: list[File]) -> Findings:
-    """Another config of the folder that is composed of building blocks and trains the same networks."""
-    file = tree[-1]
-    if not _is_primitive(file):
-        return
-    twins = []
-    for path in sorted(file.path.parent.glob("*.toml")):
-        try:
-            other = line_up(path)
-            if other[-1].path != file.path and _is_primitive(other[-1]) and _networks(other) == _networks(tree):
-                twins.append(path.name)
-        except UsageError:  # reported when that file is checked
-            continue
-    if twins:
-        advice = "let one config of a folder be primitive and the others extend it"
-        yield _extends(file), f"is composed of building blocks, and so is {', '.join(twins)}: {advice}"
-
-
-def _is_primitive(file: File) -> bool:
-    return BLOCKS not in file.path.parts and any(BLOCKS in base.parts for base in file.bases)
-
-
-def _networks(tree: list[File]) -> list[Any]:
-    """The classes of the method and of its backbone."""
-    nodes = [lookup(_merged(tree), ("model", *below)) for below in (("type",), ("backbone", "type"))]
-    return [None if node is None else node.value for node in nodes]
 
 
 def _placed(config: Config, file: File, key: str, message: str) -> tuple[int, str]:
@@ -293,6 +212,3 @@ def _shown(value: Any) -> str:
     """` = value`; empty for a long value."""
     text = inline(value)
     return f" = {text}" if len(text) <= 60 else ""
-
-
-RULES = {"recipe": _recipe, "alias": _alias, "building block": _block, "benchmark": _benchmark, "other": _other}

@@ -160,16 +160,22 @@ def walk(node: Node, key: Key = ()) -> Iterator[tuple[Key, Node]]:
 
 def parse_key(text: str) -> tuple[str, ...]:
     """`data.views.0."odd name"` -> its parts, quoted as in TOML. Raises ValueError."""
-    parts, position = [], 0
+    parts, end = dotted(text, 0)
+    if end == len(text) and not text.endswith("."):
+        return tuple(parts)
+    raise ValueError(f"{text!r} is not a key; a key is names joined by dots, such as data.views.0.num_views")
+
+
+def dotted(text: str, position: int) -> tuple[list[str], int]:
+    """The parts of the key that begins at a position of a text, and the position behind it."""
+    parts = []
     while match := _PART.match(text, position):
         parts.append(unquote(match[1]))
         position = match.end()
-        if position == len(text):
-            return tuple(parts)
-        if text[position] != ".":
+        if text[position : position + 1] != ".":
             break
         position += 1
-    raise ValueError(f"{text!r} is not a key; a key is names joined by dots, such as data.views.0.num_views")
+    return parts, position
 
 
 def unquote(part: str) -> str:

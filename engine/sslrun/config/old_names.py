@@ -1,6 +1,6 @@
 """Names of MMSelfSup that are unknown here, with hints at ours: keys, and classes of components."""
 
-from sslrun.config.node import Key, Node, child
+from sslrun.config.node import Key, Node, lookup
 
 VIEWS = "is written [[data.views]]: one table per group of equal views, with num_views and transforms"
 OWN_VARIABLE = "is not a key; a recipe's own variables go into [vars] and are referred to as ${vars.NAME}"
@@ -65,17 +65,8 @@ def renamed_class(kind: str, name: str) -> str:
 
 def renamed(key: Key, node: Node) -> str | None:
     """`OLD KEY is written ...` for an unknown key and the keys below it; None if it is no old key."""
-    fitting = [old for old in RENAMED if old[: len(key)] == key and _has(node, old[len(key) :])]
+    fitting = [old for old in RENAMED if old[: len(key)] == key and lookup(node, old[len(key) :]) is not None]
     if not fitting:
         return None
     old = max(fitting, key=len)
     return f"{'.'.join(map(str, old))} {RENAMED[old]}"
-
-
-def _has(node: Node, below: Key) -> bool:
-    for part in below:
-        step = child(node, part)
-        if step is None:
-            return False
-        node = step[1]
-    return True

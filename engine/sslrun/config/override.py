@@ -32,8 +32,9 @@ def parse_override(text: str, order: int, started: Layer) -> Node:
             f"{layer.source}: TOML has no None: leave the key out, or drop an inherited one with --set {deletion}"
         )
     try:
-        document = tomli.loads(f"{key} = 0")
-        _place(document, typed(value))
+        document = typed(value)
+        for part in reversed(parse_key(key)):
+            document = {part: document}
     except ValueError as error:
         raise UsageError(f"{layer.source}: {error}") from None
     if "extends" in document:
@@ -61,12 +62,3 @@ def typed(text: str) -> Any:
     if list(document) != ["value"]:
         raise ValueError(f"{text!r} is more than one value")
     return document["value"]
-
-
-def _place(document: dict[str, Any], value: Any) -> None:
-    """Sets the value at the end of the only key path of the document."""
-    (part,) = document
-    if isinstance(document[part], dict):
-        _place(document[part], value)
-    else:
-        document[part] = value

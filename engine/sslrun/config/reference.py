@@ -24,7 +24,7 @@ points to `configs/editor.schema.json`. For recipes outside this repository, wri
 """
 _OF_FILES = """\
 Two keys belong to files and never reach a run: `extends` at the top level, the file or files that this one inherits
-from; and `_delete_` in any table, the inherited keys to drop: `true` for all of them, or a list of keys.
+from; and `_delete_` in any table, the inherited keys to drop: `true` for all of the table, or a list.
 """
 
 

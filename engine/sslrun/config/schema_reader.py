@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sslrun.config.node import Key, Node, child
+from sslrun.config.node import Key, Node, is_index, lookup
 
 Schema = dict[str, Any]
 
@@ -108,17 +108,6 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=[.?!])\s+(?=[A-Z])", text, maxsplit=1)[0]
 
 
-def inside(table: Schema, node: Node) -> dict[str | int, Schema]:
-    """The schema of each part of a value: first the parts that it has, then the keys that it could have.
-
-    `table` is the schema that `named` gives for the value. A part that the schema does not know has the schema {}.
-    """
-    if isinstance(node.value, list):
-        return {index: table.get("items", {}) for index in range(len(node.value))}
-    known, others = table.get("properties", {}), table.get("additionalProperties") or {}
-    return {part: known.get(part, others) for part in {**node.value, **known}}
-
-
 def named(definitions: Schema, schema: Schema, node: Node) -> Schema:
     """The schema of one value: references are followed, and the alternative or class that fits the value is chosen."""
     own = follow(definitions, schema)
@@ -132,14 +121,34 @@ def named(definitions: Schema, schema: Schema, node: Node) -> Schema:
     return own
 
 
-def at(schema: Schema, root: Node, key: Key) -> Schema:
-    """The schema of a key, with description and default; classes on the way are those that the values name."""
-    definitions, node, here = schema.get("$defs", {}), root, schema
+class Setting(NamedTuple):
+    """A key of a config, its value (None: not set) and its schema ({}: unknown)."""
+
+    key: Key
+    node: Node | None
+    schema: Schema
+
+
+def parts(definitions: Schema, setting: Setting) -> dict[str | int, Setting]:
+    """The parts of a table or list: first those that it has, then the keys that it could have."""
+    node = setting.node or Node({}, ())
+    schema = named(definitions, setting.schema, node)
+    if isinstance(node.value, list):
+        known: dict[str | int, Schema] = {index: schema.get("items", {}) for index in range(len(node.value))}
+    else:
+        properties, others = schema.get("properties", {}), schema.get("additionalProperties") or {}
+        given = node.value if isinstance(node.value, dict) else {}  # a value has no parts
+        known = {part: properties.get(part, others) for part in {**given, **properties}}
+    return {part: Setting((*setting.key, part), lookup(node, (part,)), below) for part, below in known.items()}
+
+
+def at(schema: Schema, root: Node, key: Key) -> Setting:
+    """The setting at a key, with description and default; classes on the way are those that the values name."""
+    here = Setting((), root, schema)
     for part in key:
-        step = child(node, part)
-        parts = inside(named(definitions, here, node), node)
-        part, node = step or (part, Node({}, ()))
-        here = parts.get(part, {})
+        if here.node is not None and isinstance(here.node.value, list) and is_index(str(part)):
+            part = int(part)
+        here = parts(schema.get("$defs", {}), here).get(part, Setting((*here.key, part), None, {}))
     return here
 
 

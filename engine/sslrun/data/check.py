@@ -63,8 +63,8 @@ class Limits:
         max_pixels: largest accepted number of pixels, height x width.
     """
 
-    min_side: int = 32
-    max_pixels: int = 100_000_000
+    min_side: int
+    max_pixels: int
 
 
 class Survey:
@@ -92,8 +92,7 @@ class Survey:
         self.originals = np.full(count, -1, dtype=np.int64)
         self.owners = np.full(count, -1, dtype=np.int8)
         self._reasons = np.full(count, -1, dtype=np.int32)
-        self._numbers: dict[str, int] = {}  # each text once, however many images it is about
-        self._texts: list[str] = []
+        self._texts: dict[str, int] = {}  # each text once, with its number, however many images it is about
 
     def ids(self, verdict: Verdict) -> np.ndarray:
         """Ids of the images with a verdict, ascending."""
@@ -103,14 +102,11 @@ class Survey:
         """Enter a verdict and its reason."""
         self.verdicts[i] = verdict
         if reason:
-            if reason not in self._numbers:
-                self._numbers[reason] = len(self._texts)
-                self._texts.append(reason)
-            self._reasons[i] = self._numbers[reason]
+            self._reasons[i] = self._texts.setdefault(reason, len(self._texts))
 
     def reason(self, i: int) -> str:
         """Reason of an image's verdict; its height and width if there is none."""
-        return self._texts[self._reasons[i]] if self._reasons[i] >= 0 else "x".join(map(str, self.sizes[i]))
+        return list(self._texts)[self._reasons[i]] if self._reasons[i] >= 0 else "x".join(map(str, self.sizes[i]))
 
 
 def examine(surveys: Sequence[Survey], limits: Limits, workers: int, progress: Callable[[int], object]) -> bool:
@@ -195,27 +191,25 @@ def _examine_encoded(
     stop = threading.Event()
     pool = ThreadPoolExecutor(readers, "sslrun-check")
     chunks = iter(range(0, count, _CHUNK))
-    flying: deque[tuple[int, Future[_Read]]] = deque()
+    flying: deque[tuple[range, Future[_Troubles]]] = deque()
 
     def read_ahead() -> None:
         first = next(chunks, None)
         if first is not None:
-            ids = np.arange(first, min(first + _CHUNK, count))
-            flying.append((first, pool.submit(_read, survey.source, ids, limits.max_pixels, stop)))
+            ids = range(first, min(first + _CHUNK, count))
+            flying.append((ids, pool.submit(_read, survey, ids, limits.max_pixels, stop)))
 
     try:
         for _ in range(readers + 2):
             read_ahead()
         while flying:
-            first, future = flying.popleft()
-            read = future.result()
+            ids, future = flying.popleft()
+            troubles = future.result()
             read_ahead()
-            survey.sizes[first : first + _CHUNK] = read.sizes
-            survey.digests[first : first + _CHUNK] = read.digests
-            for row, (verdict, reason) in read.troubles.items():
-                survey.judge(first + row, verdict, reason)
-            progress(len(read.troubles))
-            readable = [first + row for row in range(len(read.sizes)) if row not in read.troubles]
+            for i, (verdict, reason) in troubles.items():
+                survey.judge(i, verdict, reason)
+            progress(len(troubles))
+            readable = [i for i in ids if i not in troubles]
             for batch in _batches(readable, survey.sizes, _PIXELS_PER_THREAD * workers):
                 _decode(survey, batch, trial)
                 progress(len(batch))
@@ -224,46 +218,41 @@ def _examine_encoded(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class _Read:
-    """Results of reading n images: (n, 2) sizes, (n, 16) hashes, and the rows that are not decoded, with the reason."""
-
-    sizes: np.ndarray
-    digests: np.ndarray
-    troubles: dict[int, tuple[Verdict, str]]
+_Troubles = dict[int, tuple[Verdict, str]]
 
 
-def _read(source: Source, ids: np.ndarray, max_pixels: int, stop: threading.Event) -> _Read:
-    read = _Read(np.zeros((len(ids), 2), np.int32), np.zeros((len(ids), 16), np.uint8), {})
-    for row, sample in enumerate(ids.tolist()):
+def _read(survey: Survey, ids: range, max_pixels: int, stop: threading.Event) -> _Troubles:
+    """Enter sizes and hashes of some images; returns verdict and reason of those that are not to be decoded."""
+    troubles: _Troubles = {}
+    for i in ids:
         if stop.is_set():
             break
         try:
-            file = source.open_encoded(sample)
+            file = survey.source.open_encoded(i)
         except (OSError, ValueError) as error:
-            read.troubles[row] = Verdict.UNREADABLE, reason_of(error)
+            troubles[i] = Verdict.UNREADABLE, reason_of(error)
             continue
         with file:
-            trouble = _inspect(file, row, max_pixels, read)
+            trouble = _inspect(survey, i, file, max_pixels)
         if trouble is not None:
-            read.troubles[row] = trouble
-    return read
+            troubles[i] = trouble
+    return troubles
 
 
-def _inspect(file: IO[bytes], row: int, max_pixels: int, read: _Read) -> tuple[Verdict, str] | None:
+def _inspect(survey: Survey, i: int, file: IO[bytes], max_pixels: int) -> tuple[Verdict, str] | None:
     """Enter an image's size and hash; the verdict and its reason if the image is not to be decoded."""
     try:
         if file.seek(0, os.SEEK_END) == 0:
             return Verdict.UNREADABLE, "the file is empty"
         file.seek(0)
-        height, width, _ = header(file)
-        read.sizes[row] = height, width
+        height, width = header(file)
+        survey.sizes[i] = height, width
         if height * width > max_pixels:
             return Verdict.HUGE, ""
         if height * width == 0:
             return Verdict.UNREADABLE, "its header says that it has no pixels"
         file.seek(0)
-        read.digests[row] = _as_bytes(hashlib.file_digest(file, _hash))  # type: ignore[arg-type]
+        survey.digests[i] = _as_bytes(hashlib.file_digest(file, _hash))  # type: ignore[arg-type]
         return None
     except Image.DecompressionBombError:  # a run does not take it either
         return Verdict.HUGE, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"

@@ -11,6 +11,7 @@ import numpy as np
 from sslrun.data.check import Limits, Survey, Verdict
 from sslrun.data.sources import Source
 from sslrun.errors import UsageError, printable
+from sslrun.runtime.durable import arriving
 
 _SHOWN = 10  # entries of each kind, and of a group of copies
 _QUANTILES = {"min": 0, "p5": 5, "median": 50, "p95": 95, "max": 100}
@@ -122,18 +123,12 @@ def _sizes(survey: Survey) -> dict[str, dict[str, int]]:
     }
 
 
-def check_list(path: Path, source: Source, force: bool) -> None:
-    """Raise a UsageError, before the work, if `write_list` could not write."""
+def require_listable(source: Source) -> None:
+    """Raise a UsageError if no annotation file can hold the source's images."""
     if source.files_root is None:
         raise UsageError(f"the images of {source!r} are not files of their own: no annotation file can list them")
     if source.labels is not None and source.labels.min() < 0:
         raise UsageError(f"{source!r} has labels below 0, which an annotation file cannot hold")
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder, not a file")
-    if os.path.lexists(path) and not force:
-        raise UsageError(f"{path} exists; --force replaces it")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path}: {path.parent} is not a folder that can be written to")
 
 
 def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
@@ -146,12 +141,11 @@ def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
         UsageError: the file cannot be written.
     """
     names, labels = survey.source.names, survey.source.labels
-    temporary = path.with_name(path.name + ".tmp")
-    assert survey.source.files_root is not None, "check_list has refused it"
+    assert survey.source.files_root is not None, "require_listable has refused it"
     below = os.path.join(survey.source.files_root, "")
     count, left_out = 0, []
     try:
-        with open(temporary, "wb") as file:
+        with arriving(path) as beside, open(beside, "wb") as file:
             for i in survey.ids(Verdict.GOOD).tolist():
                 name = names[i].removeprefix(below) if names[i].startswith(below) else os.path.abspath(names[i])
                 if not _fits(name, labels is not None):
@@ -160,9 +154,7 @@ def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
                 label = b"" if labels is None else b" %d" % labels[i]
                 file.write(os.fsencode(name) + label + b"\n")
                 count += 1
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UsageError(f"{path}: {error.strerror}") from None
     return count, left_out
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sslrun.data.sources import Source, split_holdout
+from sslrun.data.sources import Source
+from sslrun.data.sources.subset import split_holdout
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 

@@ -8,7 +8,7 @@ there is a compiler, in torch otherwise, with bytes between two runs. Both give 
 import itertools
 import math
 import weakref
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -56,8 +56,10 @@ class ExactStage:
         self.dali_steps = [0] * len(self.views) if dali_steps is None else list(dali_steps)
         self.compiled = compiled and compiles(device)
         self._memory = _Memory(device)
-        # Threads of its own: torch's number of threads belongs to a thread, and these tensors are too small for two.
-        self._pool = ThreadPoolExecutor(num_threads, "sslrun-exact", initializer=torch.set_num_threads, initargs=(1,))
+        # Threads of its own: torch's number of threads belongs to a thread, and these tensors are too small for two. On
+        # a GPU this thread does it all, whose CUDA stream it is.
+        pool = ThreadPoolExecutor(num_threads, "sslrun-exact", initializer=torch.set_num_threads, initargs=(1,))
+        self._map: Callable[..., Iterator[Any]] = map if self._is_gpu else pool.map
 
     def __call__(self, images: Sequence[Sequence[torch.Tensor]], arguments: Arguments) -> list[torch.Tensor]:
         """Does the remaining steps and normalizes.
@@ -71,7 +73,7 @@ class ExactStage:
             For each view group (num_views * B, 3, h, w) float32, normalized, channels-last, view-major.
         """
         views: list[torch.Tensor] = []
-        tasks: list[Any] = []
+        tasks: list[Iterator[None]] = []
         for group, own, numbers, done in zip(self.views, images, arguments, self.dali_steps, strict=True):
             given = [image.view(-1, *image.shape[-3:]).permute(0, 3, 1, 2) for image in own]
             remaining = _RemainingSteps(group, numbers, done, self.compiled)
@@ -79,32 +81,23 @@ class ExactStage:
             if remaining.by_image:
                 singles = [image for batch in given for image in batch.split(1)]
                 if remaining.common:
-                    singles = list(self._each(remaining.common_part, singles, range(len(singles))))
-                for rows in self._blocks(0, len(out), group.size):
-                    block = [singles[row % len(singles)] for row in range(rows.start, rows.stop)]
-                    self._do(tasks, remaining.from_images, block, rows, out)
+                    singles = list(self._map(remaining.common_part, singles, range(len(singles))))
+                parts = list(self._blocks(0, len(out), group.size))
+                blocks = [[singles[row % len(singles)] for row in range(rows.start, rows.stop)] for rows in parts]
+                tasks.append(self._map(remaining.from_images, blocks, parts, itertools.repeat(out)))
             else:
                 first = 0
                 for batch in itertools.cycle(given):
-                    for rows in self._blocks(first, len(batch), group.size):
-                        self._do(tasks, remaining.from_crops, batch[rows.start - first : rows.stop - first], rows, out)
+                    parts = list(self._blocks(first, len(batch), group.size))
+                    crops = [batch[rows.start - first : rows.stop - first] for rows in parts]
+                    tasks.append(self._map(remaining.from_crops, crops, parts, itertools.repeat(out)))
                     first += len(batch)
                     if first >= len(out):
                         break
             views.append(out)
         for task in tasks:
-            task.result()
+            deque(task, maxlen=0)  # waits, and raises what the task raised
         return views
-
-    def _each(self, function: Callable[..., Any], *items: Any) -> Iterator[Any]:
-        return map(function, *items) if self._is_gpu else self._pool.map(function, *items)
-
-    def _do(self, tasks: list[Any], function: Callable[..., None], *arguments: Any) -> None:
-        """In a thread of the pool; on a GPU in this one, whose CUDA stream it is."""
-        if self._is_gpu:
-            function(*arguments)
-        else:
-            tasks.append(self._pool.submit(function, *arguments))
 
     def _blocks(self, first: int, count: int, size: tuple[int, int]) -> Iterator[slice]:
         """Rows from `first` on in blocks; a GPU takes all at once."""
@@ -169,9 +162,10 @@ class _RemainingSteps:
                 else:
                     crops = x.to(torch.uint8, memory_format=torch.channels_last)
             elif place == last:
-                native.run_to_floats(program, crops, rows, self._scale, self._offset, out[rows])
+                native.run(program, crops, rows, out[rows], (self._scale, self._offset))
             else:
-                crops = native.run_to_bytes(program, crops, rows)
+                before, crops = crops, torch.empty_like(crops, memory_format=torch.channels_last)
+                native.run(program, before, rows, crops)
 
 
 def _operations(steps: Sequence[Step]) -> list[native.Operation]:

@@ -23,7 +23,7 @@ from sslrun.data.bad_samples import BadSamples
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import outputs_by_group
 from sslrun.data.order import Sampler
-from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline, import_dali
+from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline
 from sslrun.data.sources import Source
 from sslrun.data.split import fallbacks, num_dali_steps
 from sslrun.data.views import ViewGroup
@@ -181,8 +181,9 @@ _streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
 
 @functools.cache
 def _close_streams_at_exit() -> None:
-    """Exit handlers run in the reverse order of their registration: ours must run before DALI's."""
-    import_dali()
+    """Exit handlers run in the reverse order of their registration: ours must run before DALI's, which is imported."""
+    import nvidia.dali  # noqa: F401
+
     atexit.register(_close_streams)
 
 

@@ -148,41 +148,18 @@ def _table(columns: list[np.ndarray], count: int, dtype: Any) -> np.ndarray:
     return np.ascontiguousarray(np.stack(columns, axis=1) if columns else np.zeros((count, 0)), dtype=dtype)
 
 
-def run_to_bytes(program: Program, pixels: Tensor, rows: slice) -> Tensor:
+def run(
+    program: Program, pixels: Tensor, rows: slice, out: Tensor, normalization: tuple[Tensor, Tensor] | None = None
+) -> None:
     """Runs a program on a block of images.
 
     Args:
         program: of the whole group of views.
         pixels: (n, 3, h, w) uint8, contiguous as channels-last.
         rows: which of the program's images these are.
-
-    Returns:
-        (n, 3, h, w) uint8, contiguous as channels-last.
+        out: (n, 3, h, w), contiguous as channels-last, to be filled: float32 if it is normalized, otherwise uint8.
+        normalization: scale and offset, three float32 each.
     """
-    import torch
-
-    out = torch.empty_like(pixels, memory_format=torch.channels_last)
-    _call(program, pixels, rows, None, None, out)
-    return out
-
-
-def run_to_floats(program: Program, pixels: Tensor, rows: slice, scale: Tensor, offset: Tensor, out: Tensor) -> None:
-    """Runs a program on a block of images, and normalizes them.
-
-    Args:
-        program: of the whole group of views.
-        pixels: (n, 3, h, w) uint8, contiguous as channels-last.
-        rows: which of the program's images these are.
-        scale: three float32.
-        offset: three float32.
-        out: (n, 3, h, w) float32, contiguous as channels-last, to be filled.
-    """
-    _call(program, pixels, rows, scale, offset, out)
-
-
-def _call(
-    program: Program, pixels: Tensor, rows: slice, scale: Tensor | None, offset: Tensor | None, out: Tensor
-) -> None:
     count, _, height, width = pixels.shape
     taps = program.horizontal.shape[1]
     assert pixels.permute(0, 2, 3, 1).is_contiguous() and out.permute(0, 2, 3, 1).is_contiguous()
@@ -199,11 +176,12 @@ def _call(
         return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
     long = ctypes.c_long
-    floats = scale is not None
+    scale, offset = normalization or (None, None)
+    floats, as_bytes = (out, None) if normalization else (None, out)
     functions.sslrun_views(
         *(torch_(pixels), long(count), long(height), long(width)),
         *(numpy(program.codes[rows]), numpy(program.values[rows]), long(program.codes.shape[1])),
         *(numpy(program.horizontal), numpy(program.vertical), numpy(program.reaches), long(taps)),
         *(numpy(program.flips[rows]), torch_(scale), torch_(offset), numpy(planes), numpy(scratch)),
-        *(torch_(out if floats else None), torch_(None if floats else out)),
+        *(torch_(floats), torch_(as_bytes)),
     )

@@ -13,7 +13,7 @@ import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -51,10 +51,11 @@ class BatchSpec:
     arguments: Arguments
 
 
+@dataclass(eq=False)
 class Pipeline:
     """Batches of decoded images, or of the views that the graph makes of them.
 
-    Args:
+    Attributes:
         source: opened.
         views: view groups.
         sampler: gives the sample at each position.
@@ -67,31 +68,17 @@ class Pipeline:
         bad: the bad images that are known; grows.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        views: Sequence[ViewGroup],
-        *,
-        sampler: Sampler,
-        dali_steps: Sequence[int],
-        seed: int,
-        batch_size: int,
-        device: torch.device,
-        num_threads: int,
-        prefetch: int,
-        bad: BadSamples,
-    ) -> None:
-        self.source = source
-        self.views = list(views)
-        self.sampler = sampler
-        self.dali_steps = list(dali_steps)
-        self.seed = seed
-        self.batch_size = batch_size
-        self.device = device
-        self.num_threads = num_threads
-        self.prefetch = prefetch
-        self.bad = bad
-        self._trial: Trial | None = None
+    source: Source
+    views: Sequence[ViewGroup]
+    _: KW_ONLY
+    sampler: Sampler
+    dali_steps: Sequence[int]
+    seed: int
+    batch_size: int
+    device: torch.device
+    num_threads: int
+    prefetch: int
+    bad: BadSamples
 
     def run(self, cursor: Cursor, stream: Any = None) -> Iterator[tuple[BatchSpec, list[Any]]]:
         """One item per cursor item, in order: the batch and the graph's outputs as DALI tensor lists. Pixels that
@@ -108,7 +95,7 @@ class Pipeline:
         if self.source.is_decoded and not any(self.dali_steps):
             for epoch, positions in cursor:
                 spec = self._spec(epoch, positions)
-                yield spec, [self.source.decoded(spec.ids, self.device)]
+                yield spec, [self._pixels(spec.ids)]
             return
         feed = _Feed(self, iter(cursor))
         try:
@@ -197,13 +184,18 @@ class Pipeline:
         return self.device.type == "cuda"
 
     def _pixels(self, ids: np.ndarray) -> Any:
-        """Decoded images of the source, on the GPU if there is one."""
+        """Decoded images of the source, on the device: contiguous arrays and writable ones, as torch and DALI want
+        them, or tensors."""
         pixels = self.source.decoded(ids, self.device)
-        if not self._cuda:
-            return pixels
-        if isinstance(pixels, (np.ndarray, torch.Tensor)):
-            return torch.as_tensor(pixels).to(self.device)
-        return [torch.from_numpy(image).to(self.device) for image in pixels]
+        if isinstance(pixels, torch.Tensor):
+            return pixels.to(self.device)
+        if isinstance(pixels, np.ndarray):
+            return self._on_device(pixels)
+        return [self._on_device(image) for image in pixels]
+
+    def _on_device(self, pixels: np.ndarray) -> Any:
+        usable = np.require(pixels, requirements=["C", "W"])  # a copy only where it is neither
+        return torch.from_numpy(usable).to(self.device) if self._cuda else usable
 
     def _add_bad(self, sample: int, reason: str) -> None:
         self.bad.add(sample, self.source.names[sample], reason, len(self.source))
@@ -225,7 +217,7 @@ class Pipeline:
         count = len(batch.images)
         named = {int(row) for row in re.findall(r"sample #(\d+)", message)} & set(range(count))
         for suspects in (named, set(range(count)) - named):
-            troubles = {row: self._trouble(batch.images[row], batch.spec.sizes[row]) for row in sorted(suspects)}
+            troubles = {row: self._trial.trouble(batch.images[row], batch.spec.sizes[row]) for row in sorted(suspects)}
             damaged = {row: trouble for row, trouble in troubles.items() if trouble is not None}
             for row, trouble in damaged.items():
                 self._add_bad(int(batch.spec.ids[row]), trouble)
@@ -233,11 +225,10 @@ class Pipeline:
                 return True
         return False
 
-    def _trouble(self, encoded: np.ndarray, size: np.ndarray) -> str | None:
-        """Why an image does not decode to its size, or None if it does: tried alone, with the graph's operators."""
-        if self._trial is None:
-            self._trial = Trial(1, self._cuda, self._options)
-        return self._trial.trouble(encoded, size)
+    @cached_property
+    def _trial(self) -> Trial:
+        """Decodes single images with the graph's operators."""
+        return Trial(1, self._cuda, self._options)
 
 
 @dataclass(frozen=True)
@@ -322,8 +313,3 @@ class _Feed:
             spec = self._pipeline._spec(spec.epoch, spec.positions)
             reading = self._start(spec)
             assert reading is not None
-
-
-def import_dali() -> None:
-    """Import DALI now, so that exit handlers registered later run before its own."""
-    import nvidia.dali  # noqa: F401

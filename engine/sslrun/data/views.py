@@ -39,11 +39,15 @@ class ViewGroup:
         for step in self.steps:
             if step.num_views not in (None, self.num_views):
                 raise UsageError(f"num_views is {self.num_views}, but {type(step).__name__} has {step.num_views} cells")
-        if self._fixed_size() is None:
+        size: tuple[int, int] | None = None
+        for transform in self.transforms:
+            size = transform.output_size(size)
+        if size is None:
             raise UsageError(
                 "these transforms leave images of different sizes, which cannot form a batch: "
                 "give them a RandomResizedCrop, CenterCrop or Resize = [height, width] that always applies"
             )
+        self.size = size  # height and width of every view
 
     @cached_property
     def num_draws(self) -> int:
@@ -71,16 +75,3 @@ class ViewGroup:
         """How many of the first steps do the same to all views, where there are several: they are done once."""
         leading = itertools.takewhile(lambda transform: transform.shared, self.transforms)
         return sum(len(transform.steps()) for transform in leading) if self.num_views > 1 else 0
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of every view."""
-        size = self._fixed_size()
-        assert size is not None
-        return size
-
-    def _fixed_size(self) -> tuple[int, int] | None:
-        size: tuple[int, int] | None = None
-        for transform in self.transforms:
-            size = transform.output_size(size)
-        return size

@@ -1,13 +1,13 @@
 """Warnings about a collapsed network and about a loss that is no better than guessing."""
 
-SPREAD_FLOOR = 0.1  # 1 is an even spread over the sphere; healthy contrastive runs stay above 0.5
+SPREAD_FLOOR = 0.1  # standard deviation; 1 is an even spread over the sphere, healthy runs stay above 0.5
 
 
 def collapse_warning(feature_std: float | None, epoch: int) -> str | None:
     """A warning if the run has collapsed, else None.
 
     Args:
-        feature_std: spread of the normalized embeddings: 1 for an even spread, 0 when all are equal.
+        feature_std: standard deviation of the normalized embeddings (`nn.feature_std`); 0 if all are equal.
         epoch: epochs done. An untrained network looks collapsed, so there is no warning before the first epoch ends.
     """
     if epoch < 1 or feature_std is None or feature_std >= SPREAD_FLOOR:
@@ -21,12 +21,12 @@ def collapse_warning(feature_std: float | None, epoch: int) -> str | None:
 def guessing_warning(loss: float, chance_loss: float | None, epoch: int) -> str | None:
     """A warning if the loss is no better than guessing, else None.
 
-    It is no reason to stop: a network that is compared with old features (a bank of the last epoch) or new clusters
-    may stay at this loss for some epochs and learn nevertheless.
+    Such a run is not stopped: with old features (a memory bank) or new clusters as targets, a network may stay at this
+    loss for some epochs and still learn.
 
     Args:
         loss: mean training loss of the last interval.
-        chance_loss: loss of a network that cannot tell images apart (ln(K + 1) for a queue of K), if there is one.
+        chance_loss: loss of a network that cannot tell images apart (ln(K + 1) for a queue of K); None if unknown.
         epoch: epochs done. There is no warning before the first epoch ends.
     """
     if epoch < 1 or chance_loss is None or loss < chance_loss:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from sslrun.data import Source
+from sslrun.data.sources import Source
 from sslrun.data.transforms import Transform
 from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
@@ -18,16 +18,15 @@ class EvalConfig:
     """The `[eval]` table: on which labeled images a trained encoder is measured, and how.
 
     Attributes:
-        train: labeled images that classifiers learn from; if not given, data.source without what is held out.
-        test: labeled images that are classified; if not given, the images that data.holdout keeps out of training.
-        transforms: how images are prepared; if not given, monitor.transforms, or a center crop of the first view's
-            size.
-        knn: classification by the nearest training images, for `sslrun eval knn`.
-        spectrum: how well features fill their space, for `sslrun eval spectrum`.
-        finetune: encoder and classifier trained together, for `sslrun eval finetune`.
-        linear: linear classification of the frozen features, for `sslrun eval linear`.
-        extra: further evaluations, also a user's own, by the name that `sslrun eval NAME` calls them by; each a table
-            with a `type`.
+        train: labeled images that classifiers learn from; by default data.source without the held-out images.
+        test: labeled images to classify; by default the held-out images (data.holdout).
+        transforms: how images are prepared; by default monitor.transforms, or a center crop of the first view's size.
+        knn: settings of `sslrun eval knn`.
+        spectrum: settings of `sslrun eval spectrum`.
+        finetune: settings of `sslrun eval finetune`.
+        linear: settings of `sslrun eval linear`.
+        extra: further evaluations, including your own: a table `[eval.extra.NAME]` with a `type` for each, which
+            `sslrun eval NAME` runs.
     """
 
     train: Source | None = None
@@ -43,7 +42,7 @@ class EvalConfig:
         for name in self.extra:
             if name in self.built_in() or not re.fullmatch(r"[\w-]+", name):
                 taken = ", ".join(self.built_in())
-                raise UsageError(f"extra.{name}: a name has letters, digits, _ and -, and is none of {taken}")
+                raise UsageError(f"extra.{name}: expected a name of letters, digits, _ and - that is none of {taken}")
 
     def evaluations(self) -> dict[str, Evaluation]:
         """Every evaluation by the KIND of `sslrun eval KIND`."""

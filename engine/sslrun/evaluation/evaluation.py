@@ -16,13 +16,14 @@ class Evaluation(Component, kind="evaluations"):
     names_itself = False
 
     def run(self, encoder: FrozenEncoder, partial_result: PartialResult) -> dict[str, Any]:
-        """Measure; all ranks of a launcher call it, share the work and return the same.
+        """Measures the encoder. All ranks of a launcher call it, share the work and return the same results.
 
         Args:
-            encoder: the trained backbone and the images to measure it on. It must be left as it is.
-            partial_result: where an evaluation of hours may save its state, to continue after an interruption.
+            encoder: the trained backbone and the images to measure it on. The backbone must not be changed.
+            partial_result: where a long evaluation may save its state, to continue after an interruption.
 
         Returns:
-            What the file in eval/ has under "results"; JSON values. Numbers by `group/name` at its top are printed.
+            JSON values, which become "results" of the file in eval/. Numbers with names `group/name` at the top level
+            are printed.
         """
         raise NotImplementedError

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sslrun.contract import Backbone
 from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation.features import FeatureExtractor, require_finite
 from sslrun.runtime import distributed
@@ -29,8 +30,8 @@ class FeatureCache:
     Args:
         extractor: extracts the features of a source with labels.
         backbone: the encoder, in evaluation mode.
-        memory_gib: see above.
-        folder: where the file goes; None for the system's folder for temporary files.
+        memory_gib: memory per process for features, in GiB.
+        folder: folder of the file; None for the system's folder for temporary files.
 
     Raises:
         UsageError: there is no room for the file.
@@ -38,7 +39,7 @@ class FeatureCache:
     """
 
     def __init__(
-        self, extractor: FeatureExtractor, backbone: nn.Module, *, memory_gib: float, folder: str | None = None
+        self, extractor: FeatureExtractor, backbone: Backbone, *, memory_gib: float, folder: str | None = None
     ) -> None:
         source, self.device = extractor.source, extractor.device
         assert source.labels is not None
@@ -75,7 +76,7 @@ class FeatureCache:
         return rows.to(self.device).float(), self.labels[index.to(self.device)]
 
     def chunks(self, ids: np.ndarray | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same for many samples (None for all), CHUNK rows at a time."""
+        """Yields the result of `take` for many samples (None for all), CHUNK rows at a time."""
         ids = np.arange(self.num_samples) if ids is None else ids
         ids = ids[(ids >= self.first) & (ids < self.first + len(self.rows))]
         for at in range(0, len(ids), CHUNK):
@@ -97,14 +98,14 @@ class Normalization:
     """Normalizes features before a linear classifier, without learned scale or shift.
 
     Args:
-        kind: "batch" is BatchNorm: statistics of the batch over all ranks in training, running statistics otherwise.
-            "standardize" uses mean and standard deviation of all training features; features that do not vary become 0.
-            "none" changes nothing.
+        kind: "batch" is BatchNorm, with statistics of the batch over all ranks in training and running statistics
+            otherwise; "standardize" uses mean and standard deviation of all training features, and sets constant
+            features to 0; "none" is no normalization.
         num_features: number of features D of an image.
         device: device of the features.
     """
 
-    eps = 1e-6  # of BatchNorm, as in MAE
+    eps = 1e-6  # that of MAE's BatchNorm
     momentum = 0.1
 
     def __init__(self, kind: Literal["none", "batch", "standardize"], num_features: int, device: torch.device) -> None:
@@ -114,12 +115,12 @@ class Normalization:
         self.scale = torch.ones(num_features, device=device)
 
     def fit(self, chunks: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """Compute the statistics of "standardize" from training features; each rank passes its own."""
+        """Computes the statistics of "standardize" from training features; each rank passes its own."""
         if self.kind != "standardize":
             return
         mean, variance, _ = self._statistics(rows for rows, _ in chunks)
         spread = variance.sqrt()
-        varies = spread > 1e-5 * (variance + mean.square()).sqrt()  # more than the rounding of a constant
+        varies = spread > 1e-5 * (variance + mean.square()).sqrt()  # above the rounding error of a constant
         self.mean, self.scale = mean.float(), torch.where(varies, 1 / spread, 0.0).float()
 
     @property
@@ -128,7 +129,7 @@ class Normalization:
         return {"mean": self.mean, "variance": self.variance, "scale": self.scale}
 
     def train(self, rows: Tensor) -> Tensor:
-        """Normalized features (b, D) of a training batch, of which each rank passes its part."""
+        """Normalized features (b, D) of a training batch; each rank passes its part of the batch."""
         if self.kind != "batch":
             return self(rows)
         mean, variance, count = self._statistics([rows])
@@ -138,7 +139,7 @@ class Normalization:
         return ((rows - mean) * (variance + self.eps).rsqrt()).float()
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Normalized features (b, D), by the statistics so far."""
+        """Normalized features (b, D), by the current statistics."""
         return rows if self.kind == "none" else (rows - self.mean) * self.scale
 
     def _statistics(self, chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,17 +1,18 @@
 """Extracts features of images with a frozen encoder, for evaluations, monitors and clustering methods."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.contract import Batch
-from sslrun.data import BatchStream, Loader, Sequential, Source, ViewGroup
-from sslrun.data.loader import Augment
+from sslrun.data.loader import Augment, Loader
+from sslrun.data.order import Sequential
+from sslrun.data.sources import Source
 from sslrun.data.transforms import CenterCrop, Resize, Transform
+from sslrun.data.views import ViewGroup
 from sslrun.errors import RunFailed
 from sslrun.runtime import distributed
 from sslrun.runtime.log import shown
@@ -59,8 +60,8 @@ class FeatureExtractor:
     def extract_share(self, module: nn.Module, ids: np.ndarray) -> Tensor:
         """(n, D) fp32 on the CPU: features of this rank's share (`distributed.share`) of the (N,) ids.
 
-        All ranks call it, and it calls the module equally often on each: each call of a sharded module gathers its
-        parameters.
+        All ranks call it. It calls the module equally often on each rank, because each call of a sharded module is
+        collective.
         """
         mine = ids[distributed.share(len(ids))]
         most = -(-len(ids) // distributed.world_size())
@@ -77,19 +78,18 @@ class FeatureExtractor:
         The samples are this rank's share (`distributed.share`) of the source, in order; the id of a bad image is that
         of its substitute. The module must be in evaluation mode.
         """
-        mine = np.arange(len(self.source))[distributed.share(len(self.source))]
-        with contextlib.closing(self._run(mine)) as stream:
-            for batch in self._shown(stream, len(mine)):
-                yield pooled(module, batch.to(self.device).views[0], self.bf16).cpu(), batch.index.cpu()
+        return self._stream(module, np.arange(len(self.source))[distributed.share(len(self.source))])
 
     def _rows(self, module: nn.Module, ids: np.ndarray) -> Tensor:
-        return extract(module, self._shown(self._run(ids), len(ids)), self.device, self.bf16)
+        """(N, D) fp32 on the CPU: features of the (N,) ids, by a module that is in evaluation mode meanwhile."""
+        with evaluating(module):
+            return torch.cat([features for features, _ in self._stream(module, ids)])
 
-    def _shown(self, batches: Iterable[Batch], samples: int) -> Iterable[Batch]:
-        return shown(batches, -(-samples // BATCH), repr(self.source)) if self.has_bar else batches
-
-    def _run(self, ids: np.ndarray) -> BatchStream:
-        return self.loader.run([(0, ids[first : first + BATCH]) for first in range(0, len(ids), BATCH)])
+    def _stream(self, module: nn.Module, ids: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        cursor = [(0, ids[first : first + BATCH]) for first in range(0, len(ids), BATCH)]
+        with contextlib.closing(self.loader.run(cursor)) as stream:
+            for batch in shown(stream, len(cursor), repr(self.source)) if self.has_bar else stream:
+                yield pooled(module, batch.to(self.device).views[0], self.bf16).cpu(), batch.index.cpu()
 
 
 def evenly(num_samples: int, most: int) -> np.ndarray:
@@ -113,16 +113,6 @@ def center_crop_like(group: ViewGroup) -> list[Transform]:
     """Resize (short side 8/7 of the view's size), center crop, the view's normalization: 256 and 224 for ImageNet."""
     height, width = group.size
     return [Resize(round(min(height, width) * 8 / 7)), CenterCrop([height, width]), group.normalize]
-
-
-@torch.no_grad()
-def extract(module: nn.Module, batches: Iterable[Batch], device: torch.device, bf16: bool = False) -> Tensor:
-    """(N, D) fp32 on the CPU: the module's pooled outputs (`pooled`), one row per sample in the order of `batches`.
-
-    The module is put into evaluation mode and back.
-    """
-    with evaluating(module):
-        return torch.cat([pooled(module, batch.to(device).views[0], bf16).cpu() for batch in batches])
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""The recipe of a fine-tuning run, made of the encoder's recipe and of the `[eval.finetune]` table.
+"""The recipe of a fine-tuning run, composed of the encoder's recipe and the `[eval.finetune]` table.
 
-Fine-tuning is a training run like any other, of the method `Supervised`. So this file only makes its recipe; the engine
+Fine-tuning is an ordinary training run of the method `Supervised`. This file only composes its recipe; the engine
 provides everything else (several ranks, precision, exact resume, logs).
 """
 
@@ -16,32 +16,33 @@ from sslrun.optim.optimizers import Optimizer
 from sslrun.optim.schedules import Schedule
 
 OPTIMIZER = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.05}
-NO_DECAY = {"match": r"(^|\.)(bn|norm|downsample\.1)|bias$|cls_token|pos_embed", "weight_decay": 0.0}
+NO_DECAY = {"kind": ["norm", "bias", "embedding"], "weight_decay": 0.0}
 SCHEDULE = {"policy": "CosineAnnealing", "by": "iter", "warmup": "linear", "warmup_iters": 100, "warmup_ratio": 1e-3}
 METHOD_KEYS = ("init_std", "label_smoothing", "mixup", "cutmix", "drop_path")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Evaluation):
-    """Encoder and classifier trained together on eval.train and tested on eval.test: a training run of its own.
+    """Trains encoder and classifier together on eval.train and tests them on eval.test, in a separate training run.
 
     Attributes:
-        epochs: length of the training, in epochs.
+        epochs: length of the training in epochs.
         global_batch: samples per optimizer step over all devices.
         samples_per_gpu: samples of one BatchNorm group.
-        optimizer: update rule; if not given, AdamW with a learning rate of 1e-3 and a weight decay of 0.05, without
-            decay of norms and biases.
-        lr: learning-rate schedule; if not given, a cosine after 100 steps of linear warm-up.
-        layer_decay: ratio of the learning rates of a layer and the layer above it; 1 for equal rates.
+        optimizer: optimizer and parameter groups; by default AdamW with learning rate 1e-3 and weight decay 0.05, but
+            no decay of norms and biases.
+        lr: learning-rate schedule; by default a cosine after 100 steps of linear warm-up.
+        layer_decay: ratio of a layer's learning rate to that of the layer above it; 1 for equal rates.
         init_std: standard deviation of the classifier's initial weights.
-        label_smoothing: share of the target that is spread over all classes.
-        mixup: alpha of mixup's Beta distribution; 0 for no mixup.
-        cutmix: alpha of CutMix's Beta distribution; 0 for no CutMix. If mixup is set too, each pair of images gets one
-            of the two.
-        drop_path: probability of leaving out the last residual branch (stochastic depth); it grows linearly with depth.
-        transforms: transforms of a training view; if not given, a random resized crop of the first view's size and a
-            flip.
-        test_interval: epochs between two classifications of the test images; the last one, at the end, is the result.
+        label_smoothing: share of the target that is spread evenly over all classes, 0 to below 1.
+        mixup: alpha of the Beta distribution of mixup's shares; 0 for no mixup.
+        cutmix: alpha of the Beta distribution of CutMix's shares; 0 for no CutMix. If mixup is set too, each pair of
+            images gets one of the two.
+        drop_path: probability that stochastic depth drops the last residual branch; it rises linearly from 0 at the
+            first branch.
+        transforms: transforms of a training view; by default a random resized crop of the first view's size and a flip.
+        test_interval: epochs between two classifications of the test images; the one after the last epoch is the
+            result.
     """
 
     epochs: int = 50
@@ -84,9 +85,9 @@ def recipe(
         table: the table that `config` was built from.
         size: height and width of the training views if `config` has no transforms.
         num_classes: number of classes.
-        layers: the parts of the backbone as `Backbone.layers` names them; empty if there is no layer decay.
+        layers: names of the backbone's parts from `Backbone.layers`; empty without layer decay.
         weights: path of the encoder's weights.
-        work_dir: where the run folder is made.
+        work_dir: folder in which the run folder is created.
     """
     evaluation, data = values.get("eval", {}), values["data"]
     monitor = evaluation.get("transforms") or values.get("monitor", {}).get("transforms")
@@ -140,7 +141,7 @@ def _sources(evaluation: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]
     """data.source and data.holdout of the training: eval.train and eval.test, or those of the encoder's run."""
     train, test = evaluation.get("train"), evaluation.get("test")
     if test is not None and train is None and isinstance(data.get("holdout"), float):
-        raise UsageError("eval.test is set: set eval.train too, since data.holdout keeps a share of data.source apart")
+        raise UsageError("eval.test is set: set eval.train too, since data.holdout is a share of data.source")
     if train is not None and test is None and isinstance(data.get("holdout"), float):
         raise UsageError("eval.train is set: set eval.test too, since data.holdout is a share of data.source")
     return {"source": train or data["source"], "holdout": test or data["holdout"]}

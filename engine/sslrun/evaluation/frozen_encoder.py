@@ -1,16 +1,19 @@
-"""A frozen encoder and the images to measure it on: what an evaluation is given."""
+"""A frozen encoder and the images to measure it on, the input of an evaluation."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sslrun.data import Source, ViewGroup
-from sslrun.data.loader import Augment
+from sslrun.contract import Backbone
+from sslrun.data.loader import Augment, Loader
+from sslrun.data.order import Sampler
+from sslrun.data.sources import Source
 from sslrun.data.transforms import Transform
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
-from sslrun.evaluation.features import FeatureExtractor
+from sslrun.evaluation.features import BATCH, FeatureExtractor
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,10 @@ class FrozenEncoder:
         bf16: whether to compute under bfloat16 autocast.
         augment: "exact", "dali" or "auto", as for training.
         num_threads: threads that read and decode.
-        seed: seed of random draws.
+        seed: the recipe's seed, for random draws.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     train: Source
     test: Source | None
     transforms: list[Transform]
@@ -42,7 +45,7 @@ class FrozenEncoder:
     seed: int
 
     def extractor(self, source: Source) -> FeatureExtractor:
-        """An extractor of features of a source's images, prepared by `transforms`."""
+        """An extractor of the backbone's features of a source's images, prepared by `transforms`."""
         return FeatureExtractor(
             source,
             self.transforms,
@@ -53,18 +56,34 @@ class FrozenEncoder:
             has_bar=True,
         )
 
+    def loader(self, source: Source, views: list[ViewGroup], sampler: Sampler) -> Loader:
+        """A loader of a source's images in views with random draws, at most BATCH samples at once."""
+        return Loader(
+            source,
+            views,
+            sampler=sampler,
+            seed=self.seed,
+            batch_size=BATCH,
+            device=self.device,
+            augment=self.augment,
+            num_threads=self.num_threads,
+        )
+
     def features_share(self, source: Source, ids: np.ndarray | None = None) -> Tensor:
         """(n, D) fp32 on the CPU: features of this rank's share (`distributed.share`) of a source's images.
 
         Args:
-            source: opened.
+            source: an opened source.
             ids: (N,) sample ids; None for all images.
         """
         ids = np.arange(len(source)) if ids is None else ids
         return self.extractor(source).extract_share(self.backbone, ids)
 
     def features(self, source: Source, ids: np.ndarray | None = None) -> Tensor:
-        """(N, D) fp32 on the CPU: features of all those images, the same on every rank; arguments as above."""
+        """(N, D) fp32 on the CPU: features of all the images, the same on every rank.
+
+        Arguments are those of `features_share`.
+        """
         ids = np.arange(len(source)) if ids is None else ids
         return self.extractor(source).extract(self.backbone, ids)
 
@@ -81,7 +100,7 @@ def labeled(train: Source, test: Source | None) -> tuple[Source, Source]:
     """
     if test is None:
         raise UsageError(
-            "there are no images to classify: set eval.test to a source, or data.holdout to one or to a share of "
+            "there are no images to classify: set eval.test to a source, or data.holdout to a source or to a share of "
             "data.source"
         )
     for key, source in (("eval.train", train), ("eval.test", test)):

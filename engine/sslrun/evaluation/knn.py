@@ -1,13 +1,12 @@
 """k-nearest-neighbor classification of frozen features by a weighted vote (Wu et al. 2018, arXiv 1805.01978, 3.4).
 
-`bank` and `queries` are this rank's share (`distributed.share`) of the rows, in any memory. A rank receives no rows of
-other ranks except the queries of the current piece. Other memory is bounded, whatever the number of rows: at most
-`at_once` similarities exist at a time, of 16 bytes each, and the best of each piece of the bank are merged with the
-best so far.
+`bank` and `queries` are this rank's share (`distributed.share`) of the rows, on any device. Of other ranks' rows, a
+rank receives only the queries of the current piece. Other memory is bounded for any number of rows: at most `at_once`
+similarities exist at a time, of 16 bytes each, and the best of each piece of the bank are merged with the best so far.
 
 Similarities are cosines in fp32. Equally near neighbors are ordered by id, classes with equal votes by label, and votes
-are added in fp64 from the nearest neighbor on. So the result is the same on any device and any number of ranks, up to
-the rounding of the matrix product.
+are added in fp64, nearest neighbor first. So the result is the same on any device and any number of ranks, up to the
+rounding of the matrix product.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from sslrun.evaluation.features import require_finite, unit_rows
 from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
 from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
+from sslrun.runtime.run_files import KNN
 
 AT_ONCE = 2**24  # 256 MiB
 BANK_PIECE = 4096  # rows; AT_ONCE then has room for as many queries, so that a bank on the host is copied rarely
@@ -33,10 +33,10 @@ LAST_ID = 2**32 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Knn(Evaluation):
-    """k-nearest-neighbor classification by frozen features.
+    """Classifies test images by weighted votes of the k nearest training images (Wu et al. 2018, arXiv 1805.01978).
 
     Attributes:
-        k: numbers of nearest training images that vote; all of them are tried.
+        k: numbers k of nearest training images that vote; the result is that of the best k.
         temperature: temperature of the votes; a vote weighs exp(cosine / temperature).
     """
 
@@ -63,9 +63,9 @@ class Knn(Evaluation):
         query_labels: Tensor,
         device: torch.device | None = None,
     ) -> dict[str, Any]:
-        """`knn/top1_pct`, the `k` that gave it (of equals the smallest) and the `grid` of all k.
+        """`knn/top1_pct`, the `k` of this result (the smallest if several are equal) and the `grid` of all k.
 
-        Arguments as those of `knn_grid`.
+        Arguments are those of `knn_grid`.
 
         Raises:
             RunFailed: features are not finite.
@@ -76,7 +76,7 @@ class Knn(Evaluation):
             bank, bank_labels, queries, query_labels, ks=self.k, temperature=self.temperature, device=device
         )
         best = max(grid, key=lambda row: (row["top1_pct"], -row["k"]))
-        return {"knn/top1_pct": best["top1_pct"], "k": best["k"], "grid": grid}
+        return {KNN: best["top1_pct"], "k": best["k"], "grid": grid}
 
 
 @torch.no_grad()
@@ -134,44 +134,32 @@ def knn_grid(
 def knn_top1(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, k: int = 20, **options: Any
 ) -> float:
-    """Per cent of queries that are classified correctly with one k; arguments as `knn_grid`."""
+    """Percentage of queries that are classified correctly with one k; arguments are those of `knn_grid`."""
     return float(knn_grid(bank, bank_labels, queries, query_labels, ks=[k], **options)[0]["top1_pct"])
 
 
 @torch.no_grad()
 def knn_predict(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    *,
-    k: int = 20,
-    temperature: float = 0.07,
-    device: torch.device | None = None,
-    at_once: int = AT_ONCE,
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, *, k: int = 20, temperature: float = 0.07
 ) -> Tensor:
-    """(M,) int64 on the CPU: the predicted class of each query of all ranks; arguments as `knn_grid`."""
-    device = bank.device if device is None else device
-    bank_labels = bank_labels.to(device)
-    num_classes = int(bank_labels.max()) + 1
-    predicted = torch.zeros(len(queries), dtype=torch.long, device=device)
-    for rows, ids, cosines in _nearest(bank, queries, k, device, at_once, num_classes):
-        ((_, votes),) = _votes(bank_labels[ids], cosines, [k], temperature, num_classes)
-        predicted[rows] = votes.argmax(1)  # of equals the first
-    return distributed.all_gather_shares(predicted, _total(queries, device)).cpu()
+    """(M,) int64 on the CPU: the predicted class of each query of all ranks; arguments are those of `knn_grid`."""
+    ids, cosines = nearest(bank, queries, k)
+    ((_, votes),) = _votes(bank_labels.cpu()[ids], cosines, [k], temperature, int(bank_labels.max()) + 1)
+    return votes.argmax(1)  # the first of equal votes
 
 
 @torch.no_grad()
 def nearest(
     bank: Tensor, queries: Tensor, count: int, *, device: torch.device | None = None, at_once: int = AT_ONCE
 ) -> tuple[Tensor, Tensor]:
-    """The bank rows nearest to each query of all ranks, nearest first; arguments as `knn_grid`.
+    """The bank rows nearest to each query of all ranks, nearest first; arguments are those of `knn_grid`.
 
     Returns:
         Ids, int64, and cosines, fp32, both (M, min(count, N)) on the CPU.
     """
     device = bank.device if device is None else device
     pieces = [(ids, cosines) for _, ids, cosines in _nearest(bank, queries, count, device, at_once)]
-    num_queries = _total(queries, device)
+    num_queries = distributed.total_rows(queries, device)
     ids, cosines = (distributed.all_gather_shares(torch.cat(part), num_queries).cpu() for part in zip(*pieces))  # noqa: B905
     return ids, cosines
 
@@ -182,18 +170,19 @@ def _nearest(
     """Yields, for one piece of this rank's queries after another: their slice, and the ids (b, k) and cosines (b, k) of
     their nearest bank rows.
 
-    In each iteration every rank searches its own share of the bank for one piece of each rank's queries. So all ranks
-    make the same number of pieces, of which the last may be empty.
+    In each iteration every rank searches its own share of the bank for one piece of each rank's queries. All ranks make
+    the same number of pieces, of which the last may be empty.
 
     Args:
-        bank: as `knn_grid`.
-        queries: as `knn_grid`.
+        bank: as in `knn_grid`.
+        queries: as in `knn_grid`.
         count: number of neighbors.
         device: where to compute.
-        at_once: as `knn_grid`.
-        width: numbers that the caller keeps per query.
+        at_once: as in `knn_grid`.
+        width: number of values that the caller keeps per query.
     """
-    ranks, num_bank, num_queries = distributed.world_size(), _total(bank, device), _total(queries, device)
+    ranks = distributed.world_size()
+    num_bank, num_queries = (distributed.total_rows(each, device) for each in (bank, queries))
     first, most, count = distributed.share(num_bank).start, -(-num_queries // ranks), min(count, num_bank)
     step = min(BANK_PIECE, -(-num_bank // ranks), at_once)
     each = min(most, max(1, at_once // max(step, ranks * count, width) // ranks))  # queries of a rank in a piece
@@ -211,19 +200,11 @@ def _nearest(
         yield slice(start, start + len(mine)), *_read(best[: len(mine)])
 
 
-def _total(share: Tensor, device: torch.device) -> int:
-    """Number of rows in the shares of all ranks."""
-    total = int(distributed.all_reduce_sum_(torch.tensor(len(share), device=device)))
-    mine = distributed.share(total)
-    assert len(share) == mine.stop - mine.start, "not this rank's share of the rows"
-    return total
-
-
 def _keys(cosines: Tensor, first: int) -> Tensor:
     """int64 (b, n) keys that are larger for nearer rows and, of equally near rows, for the smaller id.
 
-    No two keys are equal, so that the largest do not depend on how the bank is split into pieces. Overwrites `cosines`,
-    fp32 (b, n).
+    No two keys are equal, so the largest keys do not depend on how the bank is split into pieces. It overwrites
+    `cosines`, fp32 (b, n).
     """
     bits = cosines.add_(0.0).view(torch.int32)  # adding 0 turns -0 into 0
     bits ^= (bits >> 31) & 0x7FFFFFFF  # now the integers have the order of the numbers
@@ -249,7 +230,7 @@ def _votes(
         temperature: temperature of the votes.
         num_classes: number of classes C.
     """
-    # Relative to the nearest neighbor's: the same winner, and no overflow at small temperatures.
+    # Relative to the nearest neighbor: the winner is the same, and small temperatures do not overflow.
     weights = ((cosines - cosines[:, :1]).double() / temperature).exp()
     votes = weights.new_zeros(len(weights), num_classes)
     counted = 0

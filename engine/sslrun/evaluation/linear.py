@@ -1,8 +1,8 @@
 """Linear classification of frozen features.
 
-The encoder is not changed, and is in evaluation mode. Features are those of the whole image: a ResNet's last stage
-averaged over positions, a ViT's class token. A grid of settings is trained in one pass, see `linear_heads`. The setting
-that counts is chosen on training images that are kept out of the training, never on test images.
+The encoder is frozen and in evaluation mode. Features are those of the whole image: a ResNet's last stage averaged over
+positions, a ViT's class token. A grid of settings is trained in one pass, see `linear_heads`. The reported setting is
+chosen on training images that are held out for validation, never on test images.
 """
 
 import contextlib
@@ -18,8 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslrun.data import Loader, Order, Source, ViewGroup, split_holdout
+from sslrun.data.order import Order
+from sslrun.data.sources import Source
+from sslrun.data.sources.subset import split_holdout
 from sslrun.data.transforms import Transform
+from sslrun.data.views import ViewGroup
 from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.feature_cache import FeatureCache, Normalization
@@ -35,7 +38,7 @@ from sslrun.runtime.signals import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
-# For standardized features: the best learning rate falls with their number and with their correlation.
+# For standardized features; the best learning rate falls with the number of features and with their correlation.
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
 
@@ -46,11 +49,11 @@ Examples = Generator[tuple[Tensor, Tensor], None, None]
 
 @dataclass(frozen=True, kw_only=True)
 class LinearGrid:
-    """Settings that are trained together: every learning rate with every weight decay.
+    """The settings that are trained together: every learning rate with every weight decay.
 
     Attributes:
-        lr: learning rates to try; the optimizer's if not given.
-        weight_decay: weight decays to try; the optimizer's if not given.
+        lr: learning rates to try; by default that of the optimizer.
+        weight_decay: weight decays to try; by default that of the optimizer.
     """
 
     lr: list[float] | None = None
@@ -65,25 +68,29 @@ class LinearGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Evaluation):
-    """Linear classification of frozen features, by a grid of settings or a published protocol.
+    """Trains a linear classifier on frozen features, with a grid of settings or a published protocol.
+
+    A grid is trained in one pass. The best setting is chosen on training images that are held out for validation, never
+    on test images.
 
     Attributes:
-        transforms: how images are prepared for training; features are then extracted again in every epoch. If not
-            given, images are prepared as for testing and features are extracted once.
-        optimizer: SGD or LARS, without paramwise and grad_clip; biases do not decay. If not given, SGD with momentum
-            0.9 and a grid of 10 learning rates and 4 weight decays.
-        grid: settings to try together, instead of the one setting of the optimizer.
+        transforms: transforms of the training images; features are then extracted again in every epoch. By default
+            training images are prepared like test images, and features are extracted once.
+        optimizer: SGD or LARS, without paramwise and grad_clip; biases do not decay. By default SGD with momentum 0.9
+            and a grid of 10 learning rates and 4 weight decays.
+        grid: settings to try together, instead of the single setting of the optimizer.
         lr: learning-rate schedule of all settings.
         epochs: passes over the training images.
         global_batch: images per optimizer step over all ranks; the last batch is filled up with the epoch's first
             images.
-        norm: normalization of the features before the classifier. "standardize" uses mean and standard deviation of all
-            training features, "batch" is BatchNorm without scale and shift, "none" is no normalization; "auto" is
-            "standardize" if features are extracted once, else "none".
-        validation: share of the training images that is kept back to choose between the settings of a grid.
-        cache_gib: memory per process, in GiB, for features that are extracted once; larger ones are kept as fp16, and
-            if these are too large as well, in a file.
-        cache_dir: folder of that file; the system's folder for temporary files if not given.
+        norm: normalization of the features: "standardize" uses mean and standard deviation of all training features,
+            "batch" is BatchNorm without scale and shift, "none" is no normalization; "auto" is "standardize" if
+            features are extracted once, else "none".
+        validation: share of the training images that is held out to choose between the settings of a grid.
+        cache_gib: memory per process, in GiB, for features that are extracted once. Features that do not fit are stored
+            as fp16, and if these do not fit either, in a file.
+        cache_dir: folder of the file for features that do not fit in memory; by default the system's folder for
+            temporary files.
     """
 
     transforms: list[Transform] | None = None
@@ -102,7 +109,7 @@ class Linear(Evaluation):
             if not getattr(self, name) >= least:
                 raise UsageError(f"eval.linear.{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 < self.validation < 1:
-            raise UsageError(f"eval.linear.validation is a share, above 0 and below 1, not {self.validation}")
+            raise UsageError(f"eval.linear.validation must be above 0 and below 1, not {self.validation}")
         if not isinstance(self.rule, SGD | LARS) or self.rule.paramwise or self.rule.grad_clip:
             raise UsageError("eval.linear.optimizer must be SGD or LARS, without paramwise and grad_clip")
         if self.norm == "standardize" and self.is_fresh:
@@ -129,13 +136,13 @@ class Linear(Evaluation):
     def run(self, encoder: FrozenEncoder, partial_result: PartialResult | None = None) -> dict[str, Any]:
         """Trains and tests linear classifiers.
 
-        If there are several settings, training images kept back for validation decide between them (`_best`). Where
-        features are extracted once, the chosen classifier is then trained again on all training images.
+        Validation images decide between several settings (`_best`). If features are extracted once, the chosen
+        classifier is then trained again on all training images.
 
         Args:
-            encoder: the encoder, which is left as it is, and its images.
-            partial_result: where a training that extracts features in every epoch saves its state and continues from;
-                it then stops in order when the process receives a stop signal.
+            encoder: the encoder, which is not changed, and its images.
+            partial_result: the saved state of a training that extracts features in every epoch. Such a training saves
+                its state when the process receives a stop signal, and continues from it.
 
         Raises:
             UsageError: there are too few images, or they have no labels.
@@ -145,19 +152,21 @@ class Linear(Evaluation):
         ranks = distributed.world_size()
         for key, source in zip(("eval.train", "eval.test"), encoder.labeled(), strict=True):
             if len(source) < max(2, ranks):
-                raise UsageError(f"{source!r} has {len(source)} images, too few: set {key} to more")
+                raise UsageError(f"{source!r} has {len(source)} images, too few: set {key} to a source with more")
         if self.transforms is not None:
             learning, testing = (ViewGroup(transforms=each).normalize for each in (self.transforms, encoder.transforms))
             if (learning.mean, learning.std) != (testing.mean, testing.std):
                 raise UsageError("eval.transforms and eval.linear.transforms normalize differently (Normalize)")
         if self.global_batch < ranks:
-            raise UsageError(f"eval.linear.global_batch is {self.global_batch}, less than an image for each process")
+            raise UsageError(
+                f"eval.linear.global_batch is {self.global_batch}, expected {ranks}, one per process, or more"
+            )
         with evaluating(encoder.backbone):
             return _Training(self, encoder, partial_result if self.is_fresh else None).run()
 
 
 class _Training:
-    """One call of `Linear.run`; arguments as there."""
+    """One call of `Linear.run`, with the same arguments."""
 
     def __init__(self, config: Linear, encoder: FrozenEncoder, partial_result: PartialResult | None) -> None:
         self.config, self.encoder, self.partial_result = config, encoder, partial_result
@@ -169,7 +178,7 @@ class _Training:
         if is_grid:
             self.fit_source, validating = split_holdout(train, config.validation)
             self.fit_ids, self.validation_ids = self.fit_source.ids, validating.ids
-        for ids in (self.fit_ids, self.all_ids):  # before hours of extraction
+        for ids in (self.fit_ids, self.all_ids):  # checked before the extraction, which may take hours
             config.lr.check(self._steps(ids), self._steps(ids) * config.epochs)
         self.test_cache = self._cache(test)
         self.train_cache = None if config.is_fresh else self._cache(train)
@@ -222,7 +231,7 @@ class _Training:
         }
 
     def _choose(self, heads: Heads, norm: Normalization, cache: FeatureCache, grid: list[dict[str, Any]]) -> int:
-        """The index of the setting that the validation images choose; adds their accuracy and loss to the grid."""
+        """The index of the best setting on the validation images; adds their accuracy and loss to the grid."""
         validated = self._score(heads, norm, cache, self.validation_ids)
         for place, row in enumerate(grid):
             row |= {"validation_top1_pct": validated.top1_pct[place].item()}
@@ -253,13 +262,14 @@ class _Training:
         total = steps * config.epochs
         last_epoch = torch.zeros(len(settings), device=device)
         state = {**heads.state, **norm.state, "loss": last_epoch}
-        first = 0
-        if self.partial_result is not None and (first := self.partial_result.load(state)):
-            logger.info("linear: going on after %d of %d steps, from %s", first, total, self.partial_result.path)
+        first, partial_result, signals = 0, self.partial_result, StopSignals()
+        if partial_result is not None and (first := partial_result.load(state)):
+            logger.info("linear: continuing after %d of %d steps, from %s", first, total, partial_result.path)
         reported_s = time.monotonic()
         vote = distributed.Vote(device)
         with contextlib.ExitStack() as stack:
-            signals = None if self.partial_result is None else stack.enter_context(StopSignals())
+            if partial_result is not None:
+                stack.enter_context(signals)
             batches = stack.enter_context(contextlib.closing(self._batches(ids, steps, first)))
             for step, (features, labels) in zip(range(first, total), batches, strict=False):
                 epoch, place = divmod(step, steps)
@@ -273,11 +283,9 @@ class _Training:
                     reported_s = time.monotonic()
                     least = last_epoch.nan_to_num(nan=math.inf).min().item() / steps
                     logger.info("linear: epoch %d of %d, loss %.4f", epoch + 1, config.epochs, least)
-                if (
-                    self.partial_result is not None and signals is not None and step + 1 < total
-                ):  # after the last step little is left to do
+                if partial_result is not None and step + 1 < total:  # after the last step little is left to do
                     code = vote.cast(signals.exit_code)
-                    self.partial_result.save(state, step + 1, now=code > 0)
+                    partial_result.save(state, step + 1, now=code > 0)
                     if code:
                         raise Stopped(code)
         return heads, norm, (last_epoch / steps).cpu()
@@ -296,16 +304,8 @@ class _Training:
     def _fresh(self, steps: int, first: int) -> Examples:
         assert self.config.transforms is not None
         encoder = self.encoder
-        loader = Loader(
-            self.fit_source,
-            [ViewGroup(num_views=1, transforms=self.config.transforms)],
-            sampler=Order(len(self.fit_source), encoder.seed),
-            seed=encoder.seed,
-            batch_size=BATCH,
-            device=encoder.device,
-            augment=encoder.augment,
-            num_threads=encoder.num_threads,
-        )
+        views = [ViewGroup(num_views=1, transforms=self.config.transforms)]
+        loader = encoder.loader(self.fit_source, views, Order(len(self.fit_source), encoder.seed))
         batch = self.config.global_batch
         share = distributed.share(batch)
         pieces = [np.arange(begin, min(begin + BATCH, share.stop)) for begin in range(share.start, share.stop, BATCH)]
@@ -315,7 +315,7 @@ class _Training:
             for piece in pieces
         )
         with contextlib.closing(loader.run(cursor)) as stream:
-            while rows := [  # images of one piece at a time
+            while rows := [  # images of one piece on the device at a time
                 (pooled(encoder.backbone, batch.views[0], encoder.bf16), batch.label)
                 for batch in itertools.islice(stream, len(pieces))
             ]:
@@ -337,7 +337,7 @@ def _rates(settings: Sequence[Setting], schedule: Schedule, steps: range, steps_
 def _best(validated: Scores, num_samples: int) -> int:
     """The index of the lowest loss among the settings whose top-1 is within one standard error of the best top-1.
 
-    With many images the top-1 decides. A hundred images do not separate settings by top-1, but by loss.
+    With many images top-1 decides. A hundred images hardly separate settings by top-1, but the loss does.
     """
     top1, loss = validated.top1_pct / 100, validated.loss.nan_to_num(nan=math.inf)
     best = top1.max()

@@ -1,7 +1,7 @@
 """Linear classifiers with many settings, trained together on the same features.
 
-H classifiers are one matrix of H x C rows, so that a batch costs one matrix product forward and one backward, whatever
-the number of settings. Each has its own learning rate, weight decay and, under LARS, trust ratios; a classifier that
+H classifiers are one matrix of H x C rows, so that a batch costs one matrix product forward and one backward for any
+number of settings. Each has its own learning rate, weight decay and, under LARS, trust ratios; a classifier that
 diverges does not affect the others.
 """
 
@@ -18,7 +18,7 @@ from sslrun.optim.optimizers import LARS, SGD
 from sslrun.randomness import fixed_generator
 from sslrun.runtime import distributed
 
-INITIAL_STD = 0.01  # of the weights, as in MMSelfSup's and MAE's linear heads
+INITIAL_STD = 0.01  # standard deviation, as in MMSelfSup's and MAE's linear heads
 
 
 class Setting(NamedTuple):
@@ -33,8 +33,8 @@ class Scores(NamedTuple):
 
     Attributes:
         loss: (H,) mean cross-entropy.
-        top1_pct: (H,) per cent of the images whose class has the largest logit.
-        top5_pct: (H,) per cent of the images whose class has one of the five largest logits.
+        top1_pct: (H,) percentage of images whose class has the largest logit.
+        top5_pct: (H,) percentage of images whose class has one of the five largest logits.
         per_class_pct: (H, C) top-1 accuracy of each class in per cent; NaN for a class without images.
     """
 
@@ -122,7 +122,7 @@ class Heads:
         return self._loss.clone()
 
     def _update(self, rates: Tensor) -> None:
-        """The step of torch.optim.SGD, or of sslrun.optim.lars.LARS, for each classifier. Overwrites the gradients."""
+        """Steps each classifier as torch.optim.SGD or sslrun.optim.lars.LARS would, and overwrites the gradients."""
         rule, parameters = self.rule, (self.weight, self.bias)
         for parameter, change, momentum, decay in zip(
             parameters, self._gradients, self.momenta, self.decays, strict=True

@@ -12,9 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sslrun.errors import RunFailed
 from sslrun.runtime import distributed
-from sslrun.runtime.durable import replace_file
+from sslrun.runtime.durable import replace_or_fail
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +33,9 @@ class PartialResult:
         self._saved_s = time.monotonic()
 
     def load(self, tensors: Mapping[str, Tensor]) -> int:
-        """Fill the tensors of all ranks from the file; returns the steps done, 0 if there is no state.
+        """Fills the tensors of all ranks from the file; returns the number of steps done, 0 without a saved state.
 
-        A file that is damaged or belongs to another evaluation is ignored, with a warning, until it is replaced.
+        A file that is damaged or belongs to another evaluation is ignored, with a warning.
         """
         steps = distributed.from_rank_0(lambda: self._read(tensors))
         if steps:
@@ -44,24 +43,20 @@ class PartialResult:
         return steps
 
     def save(self, tensors: Mapping[str, Tensor], steps: int, *, now: bool) -> None:
-        """Replace the file: now, or if the last save is more than SAVE_S ago.
+        """Replaces the file if `now`, or if the last save is more than SAVE_S ago.
 
         Raises:
-            RunFailed: it could not be written. The old file is untouched.
+            RunFailed: the file could not be written. The old file is untouched.
         """
         if distributed.rank() > 0 or not (now or time.monotonic() - self._saved_s > SAVE_S):
             return
         host = {name: tensor.cpu() for name, tensor in tensors.items()}
         metadata = {"steps": str(steps), "digest": self._digest(host, steps)}
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path, save(host, metadata))
-        except OSError as error:
-            raise RunFailed(f"{self.path} could not be written: {error.strerror}") from error
+        replace_or_fail(self.path, save(host, metadata), makes_folder=True)
         self._saved_s = time.monotonic()
 
     def remove(self) -> None:
-        """Remove the file, after the evaluation is done."""
+        """Removes the file, after the evaluation is done."""
         if distributed.rank() == 0:
             self.path.unlink(missing_ok=True)
 
@@ -76,7 +71,7 @@ class PartialResult:
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             is_good = False
         if not is_good:
-            logger.warning("%s is damaged, or of other weights, images or settings: beginning anew", self.path)
+            logger.warning("%s is damaged, or of other weights, images or settings: starting over", self.path)
             return 0
         for name, tensor in tensors.items():
             tensor.copy_(saved[name])

@@ -1,9 +1,9 @@
 """A linear probe of a network under training: logistic regression on its features, fitted from scratch each time.
 
 A probe could also be trained along with the network, one step on each batch. Fitted from scratch, it measures the
-current features, not an average over time; it has no state in checkpoints; and it needs no hook in the training step,
-where the network is compiled, sharded and called several times by each method in its own way. Its only cost is the fit,
-since k-NN uses the same features.
+current features and not an average over time, has no state in checkpoints, and does not touch the training step, where
+the network is compiled, sharded and called differently by each method. Its only cost is the fit, since k-NN uses the
+same features.
 """
 
 import torch

@@ -1,8 +1,8 @@
-"""How well features fill their space, without labels: spread, RankMe, singular values, alignment and uniformity.
+"""How well features fill their space: standard deviation, RankMe, singular values, alignment and uniformity.
 
 RankMe (Garrido et al. 2023, arXiv 2210.02885, equation 1) is the exponential of the entropy of the singular values of
 the (N, D) features, divided by their sum: how many of D directions the features use. Deviation: the paper adds 1e-7 to
-each share so that its logarithm exists; here shares of 0 count as 0.
+each share so that its logarithm exists; here shares of 0 add nothing.
 
 Alignment and uniformity (Wang & Isola 2020, arXiv 2005.10242, section 4) are computed from features of length 1.
 Alignment is the mean squared distance of two views of one image (alpha = 2); uniformity is the logarithm of the mean of
@@ -12,7 +12,6 @@ as in training.
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,26 +20,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslrun.contract import Batch
-from sslrun.data import Loader, Sequential, ViewGroup
+from sslrun.data.order import Sequential
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
-from sslrun.evaluation.features import BATCH, evenly, extract, require_finite, unit_rows
+from sslrun.evaluation.features import BATCH, evenly, pooled, require_finite, unit_rows
 from sslrun.evaluation.frozen_encoder import FrozenEncoder
 from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
 
-PIECE = 2**22  # numbers in a piece of a matrix, of 8 bytes each
-RESOLUTION = 2.0**-24  # of fp32 features: smaller singular values, relative to the largest, are rounding errors
+PIECE = 2**22  # entries in a piece of a matrix, 8 bytes each
+RESOLUTION = 2.0**-24  # smaller singular values of fp32 features, relative to the largest, are rounding errors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spectrum(Evaluation):
-    """How well features fill their space: RankMe, spread, alignment, uniformity.
+    """Measures how well features fill their space: RankMe, alignment, uniformity; without labels.
+
+    RankMe: Garrido et al. 2023, arXiv 2210.02885. Alignment and uniformity: Wang & Isola 2020, arXiv 2005.10242. It
+    measures training images, and also reports the standard deviation and the singular values of their features.
 
     Attributes:
         num_samples: largest number of training images to measure; the cost of uniformity grows with its square.
-        num_pairs: largest number of those images of which two views are compared; 0 leaves alignment out.
+        num_pairs: largest number of images whose two views are compared for alignment; 0 leaves alignment out.
     """
 
     num_samples: int = 20000
@@ -60,7 +62,7 @@ class Spectrum(Evaluation):
         """
         source = encoder.train
         if len(source) < 2:
-            raise UsageError(f"{source!r} has one image, which has nothing to be compared with")
+            raise UsageError(f"{source!r} has only one image: the spectrum needs two or more")
         ids = evenly(len(source), self.num_samples)
         features = encoder.features_share(source, ids)
         require_finite(features)
@@ -78,13 +80,13 @@ class Spectrum(Evaluation):
 
 @torch.no_grad()
 def spectrum(features: Tensor, device: torch.device) -> tuple[Tensor, float]:
-    """Singular values and spread of (N, D) features.
+    """Singular values and standard deviation of (N, D) features.
 
     They are computed from the D x D products in fp64, so that memory does not depend on N. Singular values that fp32
     cannot distinguish from 0 are 0.
 
     Args:
-        features: (n, D), this rank's share, in any memory.
+        features: (n, D), this rank's share, on any device.
         device: where to compute.
 
     Returns:
@@ -93,7 +95,9 @@ def spectrum(features: Tensor, device: torch.device) -> tuple[Tensor, float]:
     """
     dim = features.shape[1]
     gram = torch.zeros(dim, dim, dtype=torch.float64, device=device)
-    sums = torch.zeros(3, dim, dtype=torch.float64, device=device)  # of unit rows, of their squares; the number of rows
+    sums = torch.zeros(
+        3, dim, dtype=torch.float64, device=device
+    )  # sums of unit rows and of their squares; number of rows
     for piece in features.split(max(1, PIECE // dim)):
         rows = piece.to(device).double()
         gram.addmm_(rows.T, rows)
@@ -117,7 +121,7 @@ def rankme(singular_values: Tensor) -> float:
 @torch.no_grad()
 def alignment(first: Tensor, second: Tensor, device: torch.device) -> float:
     """Mean squared distance of the features of two views of each image, (n, D) each, this rank's share."""
-    distances = torch.zeros(2, dtype=torch.float64, device=device)  # their sum and their number
+    distances = torch.zeros(2, dtype=torch.float64, device=device)  # sum and number of the distances
     size = max(1, PIECE // first.shape[1])
     for one, other in zip(first.split(size), second.split(size), strict=True):
         squares = (unit_rows(one, device) - unit_rows(other, device)).square().sum(1)
@@ -132,15 +136,15 @@ def uniformity(features: Tensor, device: torch.device) -> float:
 
     Every rank gathers all N rows, fp32, and computes the distances from its own rows (n, D), in pieces.
     """
-    num_rows = int(distributed.all_reduce_sum_(torch.tensor(len(features), device=device)))
+    num_rows = distributed.total_rows(features, device)
     rows = distributed.all_gather_shares(unit_rows(features, device), num_rows)
     mine = distributed.share(num_rows)
     total = torch.zeros((), dtype=torch.float64, device=device)
     size = max(1, PIECE // num_rows)
     places = torch.arange(num_rows, device=device)[mine].split(size)
     for place, piece in zip(places, rows[mine].split(size), strict=True):
-        similarity = piece @ rows.T  # the squared distance is 2 - 2 of it
-        similarity.scatter_(1, place.unsqueeze(1), -math.inf)  # no pair with itself
+        similarity = piece @ rows.T  # squared distance = 2 - 2 similarity
+        similarity.scatter_(1, place.unsqueeze(1), -math.inf)  # no pairs of a row with itself
         total += (4 * similarity - 4).exp().sum(dtype=torch.float64)
     pairs = num_rows * (num_rows - 1)
     return float((distributed.all_reduce_sum_(total) / pairs).log())
@@ -156,25 +160,12 @@ def two_views(encoder: FrozenEncoder, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         views = [ViewGroup(num_views=2, transforms=group.transforms)]
     else:
         views = encoder.views[:1] if group.num_views > 1 else encoder.views[:2]
-    loader = Loader(
-        encoder.train,
-        views,
-        sampler=Sequential(len(encoder.train)),
-        seed=encoder.seed,
-        batch_size=BATCH,
-        device=encoder.device,
-        augment=encoder.augment,
-        num_threads=encoder.num_threads,
-    )
+    loader = encoder.loader(encoder.train, views, Sequential(len(encoder.train)))
     mine = ids[distributed.share(len(ids))]
-    sizes = []
-
-    def crops() -> Iterator[Batch]:
-        with contextlib.closing(loader.run([(0, mine[i : i + BATCH]) for i in range(0, len(mine), BATCH)])) as stream:
-            for batch in stream:
-                for crop in batch.crops()[:2]:
-                    sizes.append(len(crop))
-                    yield Batch([crop], batch.index, None)
-
-    parts = extract(encoder.backbone, crops(), encoder.device, encoder.bf16).split(sizes)
-    return torch.cat(parts[0::2]), torch.cat(parts[1::2])
+    first, second = [], []
+    with contextlib.closing(loader.run([(0, mine[i : i + BATCH]) for i in range(0, len(mine), BATCH)])) as stream:
+        for batch in stream:
+            one, other = (pooled(encoder.backbone, crop, encoder.bf16).cpu() for crop in batch.crops()[:2])
+            first.append(one)
+            second.append(other)
+    return torch.cat(first), torch.cat(second)

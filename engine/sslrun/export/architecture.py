@@ -1,10 +1,10 @@
 """The architecture of an encoder, read from the recipe's `[model.backbone]` table."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from sslrun.nn.vit import SIZES
 
@@ -30,10 +30,8 @@ class ResNetArchitecture:
 
     def arguments(self) -> dict[str, Any]:
         """The `[model.backbone]` table that builds it, without keys that have their defaults."""
-        last = {} if self.stages == 4 else {"out_indices": [self.stages]}
-        defaults = ResNetArchitecture(self.depth)
-        names = ("in_channels", "stem", "base_width", "groups", "width_per_group")
-        changed = {name: value for name in names if (value := getattr(self, name)) != getattr(defaults, name)}
+        changed = _changed(self)
+        last = {"out_indices": [changed.pop("stages")]} if "stages" in changed else {}
         return {"type": "ResNet", "depth": self.depth, **changed, **last}
 
 
@@ -59,9 +57,7 @@ class VitArchitecture:
 
     def arguments(self) -> dict[str, Any]:
         """The `[model.backbone]` table that builds it, without keys that have their defaults."""
-        arch, defaults = self.arch, VitArchitecture(0, 0, 0)
-        names = ("img_size", "patch_size", "in_channels", "mlp_ratio")
-        changed = {name: value for name in names if (value := getattr(self, name)) != getattr(defaults, name)}
+        arch, changed = self.arch, _changed(self)
         if arch is None:
             changed |= {"embed_dim": self.embed_dim, "depth": self.depth}
         if arch is None or SIZES[arch][2] != self.num_heads:
@@ -76,18 +72,20 @@ def architecture_of(table: Mapping[str, Any]) -> Architecture | None:
     """The network of a `[model.backbone]` table; None where it is neither a ResNet nor a VisionTransformer."""
     given = {key: value for key, value in table.items() if value is not None}
     if given.get("type") == "ResNet":
-        names = ("in_channels", "stem", "base_width", "groups", "width_per_group")
-        stages = max(given.get("out_indices", [4]))
-        return ResNetArchitecture(
-            given["depth"], **{name: given[name] for name in names if name in given}, stages=stages
-        )
+        given["stages"] = max(given.get("out_indices", [4]))
+        return ResNetArchitecture(**{f.name: given[f.name] for f in fields(ResNetArchitecture) if f.name in given})
     if given.get("type") == "VisionTransformer":
-        size = zip(("embed_dim", "depth", "num_heads"), SIZES[given.get("arch", "small")], strict=True)
-        changed = {field.name: given[field.name] for field in fields(VitArchitecture) if field.name in given}
-        return VitArchitecture(**{**dict(size), **changed})
+        given = dict(zip(("embed_dim", "depth", "num_heads"), SIZES[given.get("arch", "small")], strict=True)) | given
+        return VitArchitecture(**{f.name: given[f.name] for f in fields(VitArchitecture) if f.name in given})
     return None
 
 
-def shapes_of(module: nn.Module) -> Shapes:
-    """The names and shapes of a module's parameters and buffers."""
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    """The name and shape of each tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _changed(architecture: Architecture) -> dict[str, Any]:
+    """The fields that have a default and another value."""
+    values = {field.name: (getattr(architecture, field.name), field.default) for field in fields(architecture)}
+    return {name: value for name, (value, default) in values.items() if default not in (MISSING, value)}

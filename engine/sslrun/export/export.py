@@ -1,5 +1,7 @@
 """`sslrun export`: a trained encoder as a file, or a folder, that other programs load."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from sslrun.errors import RunFailed, UsageError
@@ -15,7 +17,7 @@ def format_called(word: str) -> ExportFormat:
     known = {name.lower(): cls for name, cls in sorted(ExportFormat.registry.items())}
     if word.lower() not in known:
         raise UsageError(
-            f"there is no export format called {word!r}; there are {', '.join(known)}; custom_imports adds one's own"
+            f"there is no export format called {word!r}; there are {', '.join(known)}; custom_imports adds your own"
         )
     format: ExportFormat = known[word.lower()]()
     return format
@@ -42,15 +44,26 @@ def export(encoder: Encoder, to: str, path: Path, force: bool = False) -> str | 
         raise UsageError(f"{path} must end in {' or '.join(format.suffixes)}")
     format.prepare(encoder, path)
     make_way(path, force, format.folder_names)
+    with verified(path) as beside:
+        format.write(encoder, beside)
+        format.verify(encoder, beside)
+    return format.note
+
+
+@contextlib.contextmanager
+def verified(path: Path) -> Iterator[Path]:
+    """A temporary path, at which the block writes something and reads it back; only then it gets its name.
+
+    Raises:
+        RunFailed: it could not be written, or the block raised NotTheSame; nothing is left of it.
+    """
     try:
         with arriving(path) as beside:
-            format.write(encoder, beside)
-            format.verify(encoder, beside)
+            yield beside
     except NotTheSame as error:
         raise RunFailed(f"{path} was not kept: {error}") from error
     except OSError as error:
         raise RunFailed(f"{path} could not be written: {error.strerror or error}") from error
-    return format.note
 
 
 def make_way(path: Path, force: bool, folder_names: frozenset[str] = frozenset()) -> None:

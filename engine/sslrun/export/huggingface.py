@@ -6,12 +6,12 @@ from typing import Any
 
 from sslrun.errors import UsageError
 from sslrun.export import library_shapes
-from sslrun.export.architecture import ResNetArchitecture, Shapes
+from sslrun.export.architecture import ResNetArchitecture, Shapes, shapes_of
 from sslrun.export.encoder import ELSEWHERE, Encoder
 from sslrun.export.export_format import ExportFormat
 from sslrun.export.tensor_files import KEY, read_safetensors
 from sslrun.export.tensor_names import from_transformers, to_transformers
-from sslrun.export.verify import NotTheSame, difference, require_names, require_same, shapes
+from sslrun.export.verify import NotTheSame, difference, require_names, require_same
 from sslrun.runtime.durable import write_file
 from sslrun.runtime.safetensors_file import write_tensors
 
@@ -30,7 +30,7 @@ class HuggingFace(ExportFormat):
         self.config = _config(encoder)
         self.tensors = {name: tensor.contiguous() for name, tensor in to_transformers(encoder.tensors()).items()}
         self.metadata = encoder.metadata(target="huggingface", architecture=self.config["architectures"][0])
-        wrong = difference(shapes(self.tensors), _expected(self.config))
+        wrong = difference(shapes_of(self.tensors), _expected(self.config))
         if wrong is not None:
             raise UsageError(f"these weights are not laid out as published: {wrong}")
 

@@ -18,18 +18,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from sslrun.errors import RunFailed, UsageError, printable
+from sslrun.errors import UsageError, printable
 from sslrun.export.architecture import Architecture, VitArchitecture, shapes_of
-from sslrun.export.export import make_way
+from sslrun.export.export import make_way, verified
 from sslrun.export.foreign_network import built, deduce
 from sslrun.export.tensor_files import KEY, read_safetensors
 from sslrun.export.tensor_names import Names, networks
 from sslrun.export.verify import NotTheSame
-from sslrun.runtime.durable import arriving
-from sslrun.runtime.safetensors_file import write_tensors
+from sslrun.runtime.safetensors_file import read_tensors, write_tensors
 
 OURS = "backbone."
 
@@ -125,7 +123,7 @@ def import_weights(path: Path, prefix: str | None = None) -> Imported:
     ours = {own: tensors[name] for own, name in theirs.items()}
     try:
         architecture = _architecture(ours, place, origin)
-        expected = shapes_of(built(architecture))
+        expected = shapes_of(built(architecture).state_dict())
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     for own, tensor in ours.items():
@@ -166,16 +164,11 @@ def write(imported: Imported, path: Path, force: bool = False) -> None:
     tensors = {OURS + name: tensor for name, tensor in imported.tensors.items()}
     about = {"origin": imported.origin, "place": imported.place, "missing": imported.missing}
     metadata = json.dumps({"target": "load_from", **about, "backbone": imported.architecture.arguments()})
-    try:
-        with arriving(path) as beside:
-            write_tensors(beside, tensors, {"format": "pt", KEY: metadata})
-            back, _ = read_safetensors(beside)
-            if back.keys() != tensors.keys() or not all(back[name].equal(tensors[name]) for name in back):
-                raise NotTheSame("it did not read back as it was written")
-    except NotTheSame as error:
-        raise RunFailed(f"{path} was not kept: {error}") from error
-    except OSError as error:
-        raise RunFailed(f"{path} could not be written: {error.strerror or error}") from error
+    with verified(path) as beside:
+        write_tensors(beside, tensors, {"format": "pt", KEY: metadata})
+        back, _ = read_safetensors(beside)
+        if back.keys() != tensors.keys() or not all(back[name].equal(tensors[name]) for name in back):
+            raise NotTheSame("it did not read back as it was written")
 
 
 class _Inert:
@@ -200,7 +193,7 @@ def read(path: Path) -> tuple[Any, list[str]]:
     unknown: list[str] = []
     try:
         if path.suffix == ".safetensors":
-            return load_file(path), unknown
+            return read_tensors(path), unknown
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about pickles of other versions
             return _unpickled(path, unknown), unknown
@@ -276,7 +269,7 @@ def _whose(content: Mapping[str, Any], names: Names) -> str:
 
 
 def _architecture(tensors: Mapping[str, Tensor], place: str, origin: str) -> Architecture:
-    architecture = deduce({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    architecture = deduce(shapes_of(tensors))
     of_mocov3 = "base_encoder" in place or origin.startswith("MMSelfSup")
     if isinstance(architecture, VitArchitecture) and architecture.embed_dim == 384 and of_mocov3:
         return replace(architecture, num_heads=12)

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sslrun.data import ViewGroup
 from sslrun.data.transforms import CenterCrop, Normalize, Resize
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.evaluation.features import center_crop_like
 from sslrun.recipe import Recipe

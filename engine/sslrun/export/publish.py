@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from sslrun.errors import RunFailed, UsageError
+from sslrun.export.tensor_files import save_pth
 from sslrun.export.verify import same_bits
 from sslrun.runtime import checkpoint
 from sslrun.runtime.durable import sync_directory
+from sslrun.runtime.run_files import CHECKPOINTS, run_folder_of
 
 
 def publish(run: Path, directory: Path | None = None) -> Path:
@@ -32,17 +33,17 @@ def publish(run: Path, directory: Path | None = None) -> Path:
         RunFailed: the file could not be written, or did not read back as it was written; it was removed.
     """
     source = checkpoint.find(run)
-    parent = source.resolve().parent
-    if parent.name != "checkpoints":
-        raise UsageError(f"{source} is not in the checkpoints folder of a run, which has the name of its recipe")
+    folder = run_folder_of(source.resolve())
+    if folder is None:
+        raise UsageError(f"{source} is not in the {CHECKPOINTS} folder of a run, which has the name of its recipe")
     weights = checkpoint.load_weights(source)
-    directory = directory or parent.parent
+    directory = directory or folder
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{directory} cannot be written: {error.strerror}") from error
     day = time.strftime("%Y%m%d", time.gmtime(checkpoint.saved_at(source)))
-    path = _write(directory, f"{parent.parent.name}_{day}", weights)
+    path = _write(directory, f"{folder.name}_{day}", weights)
     difference = _difference(path, weights)
     if difference is not None:
         path.unlink()
@@ -54,20 +55,15 @@ def _write(directory: Path, name: str, weights: Mapping[str, Tensor]) -> Path:
     """Writes the file and names it by its hash, once all of it is on the disk."""
     beside = directory / f"{name}.{os.getpid()}.tmp"
     try:
-        with open(beside, "wb") as file:
-            # The same tensors must give the same bytes: sorted names, and no path, which torch would write into them.
-            torch.save({key: weights[key] for key in sorted(weights)}, file)
-            file.flush()
-            os.fsync(file.fileno())
+        # The same tensors must give the same bytes: sorted names, and no path, which torch would write into them.
+        save_pth(beside, {key: weights[key] for key in sorted(weights)})
         with open(beside, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         path = directory / f"{name}-{digest[:8]}.pth"
         os.replace(beside, path)
         sync_directory(directory)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = getattr(cause, "strerror", None) or str(cause).partition("\n")[0]
-        raise RunFailed(f"{directory / name} could not be written: {reason}") from error
+    except OSError as error:
+        raise RunFailed(f"{directory / name} could not be written: {error.strerror or error}") from error
     finally:
         beside.unlink(missing_ok=True)
     return path

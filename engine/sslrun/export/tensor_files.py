@@ -28,18 +28,18 @@ class TensorFile(ExportFormat, listed=False):
 
     def prepare(self, encoder: Encoder, path: Path) -> None:
         self.suffix = path.suffix
-        self.shapes = self.expected(encoder)
-        self.metadata = encoder.metadata(**self.extra(encoder))
-        wrong = difference(shapes_of(encoder.backbone), self.shapes)
+        self.shapes, about = self.layout(encoder)
+        self.metadata = encoder.metadata(**about)
+        wrong = difference(shapes_of(encoder.tensors()), self.shapes)
         if wrong is not None:
             raise UsageError(f"these weights are not laid out as published: {wrong}")
 
-    def expected(self, encoder: Encoder) -> Shapes:
-        """The names and shapes that the file must have. UsageError: the library has no such network."""
-        raise NotImplementedError
+    def layout(self, encoder: Encoder) -> tuple[Shapes, dict[str, Any]]:
+        """The names and shapes that the file must have, and metadata of this format.
 
-    def extra(self, encoder: Encoder) -> dict[str, Any]:
-        """Metadata of this format."""
+        Raises:
+            UsageError: the library has no such network.
+        """
         raise NotImplementedError
 
     def write(self, encoder: Encoder, path: Path) -> None:
@@ -62,45 +62,39 @@ class Safetensors(TensorFile):
 
     suffixes = (".safetensors",)
 
-    def expected(self, encoder: Encoder) -> Shapes:
-        return shapes_of(encoder.backbone)
-
-    def extra(self, encoder: Encoder) -> dict[str, Any]:
-        return {"target": "safetensors"}
+    def layout(self, encoder: Encoder) -> tuple[Shapes, dict[str, Any]]:
+        return shapes_of(encoder.tensors()), {"target": "safetensors"}
 
 
 class Torchvision(TensorFile):
     """A ResNet of torchvision, without its classifier."""
 
-    def expected(self, encoder: Encoder) -> Shapes:
-        self.name = _resnet_name(encoder, "torchvision")
-        return _without_classifier(library_shapes.resnet(self.name))
-
-    def extra(self, encoder: Encoder) -> dict[str, Any]:
-        return {"target": "torchvision", "architecture": self.name, "classifier": "none: set fc to torch.nn.Identity()"}
+    def layout(self, encoder: Encoder) -> tuple[Shapes, dict[str, Any]]:
+        name = _resnet_name(encoder, "torchvision")
+        about = {"target": "torchvision", "architecture": name, "classifier": "none: set fc to torch.nn.Identity()"}
+        return _without_classifier(library_shapes.resnet(name)), about
 
 
 class Timm(TensorFile):
     """A ResNet or a vision transformer of timm, without its classifier (num_classes = 0)."""
 
-    def expected(self, encoder: Encoder) -> Shapes:
+    def layout(self, encoder: Encoder) -> tuple[Shapes, dict[str, Any]]:
         architecture = encoder.architecture_for("timm")
-        self.arguments: dict[str, Any] = {"num_classes": 0}
+        arguments: dict[str, Any] = {"num_classes": 0}
         if isinstance(architecture, ResNetArchitecture):
-            self.name = _resnet_name(encoder, "timm")
-            return _without_classifier(library_shapes.resnet(self.name))
-        size = f"vit_{architecture.arch}_patch{architecture.patch_size}_{architecture.img_size}"
-        if size not in library_shapes.VITS or architecture.mlp_ratio != 4.0:
-            raise UsageError(f"timm has no {architecture} for images of {architecture.img_size} px: {ELSEWHERE}")
-        self.name, (*_, heads) = size, library_shapes.VITS[size]
-        if heads != architecture.num_heads:
-            self.arguments["num_heads"] = architecture.num_heads
-            self.note = f"timm's {size} has {heads} heads: create it with num_heads={architecture.num_heads}"
-        return _without_classifier(library_shapes.vit(size))
-
-    def extra(self, encoder: Encoder) -> dict[str, Any]:
-        architecture = {"architecture": self.name, "model_args": self.arguments}
-        return {"target": "timm", **architecture, "pretrained_cfg": encoder.preprocessing.for_timm()}
+            name = _resnet_name(encoder, "timm")
+            shapes = library_shapes.resnet(name)
+        else:
+            name = f"vit_{architecture.arch}_patch{architecture.patch_size}_{architecture.img_size}"
+            if name not in library_shapes.VITS or architecture.mlp_ratio != 4.0:
+                raise UsageError(f"timm has no {architecture} for images of {architecture.img_size} px: {ELSEWHERE}")
+            *_, heads = library_shapes.VITS[name]
+            if heads != architecture.num_heads:
+                arguments["num_heads"] = architecture.num_heads
+                self.note = f"timm's {name} has {heads} heads: create it with num_heads={architecture.num_heads}"
+            shapes = library_shapes.vit(name)
+        about = {"target": "timm", "architecture": name, "model_args": arguments}
+        return _without_classifier(shapes), {**about, "pretrained_cfg": encoder.preprocessing.for_timm()}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -132,12 +126,22 @@ def _write_pth(path: Path, tensors: dict[str, Tensor], metadata: str) -> None:
     """As `torch.save(module.state_dict(), path)`, with our metadata beside that of a state dict."""
     state: Any = OrderedDict(tensors)
     state._metadata = OrderedDict({"": {"version": 1, KEY: metadata}})
+    save_pth(path, state)
+
+
+def save_pth(path: Path, state: Any) -> None:
+    """`torch.save`, and wait until the file is on the disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     with open(path, "wb") as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # torch's, about what became of its file when the disk was full
             cause = error.__context__
             raise cause if isinstance(cause, OSError) else OSError(str(error).partition("\n")[0]) from error
+        file.flush()
         os.fsync(file.fileno())
 
 

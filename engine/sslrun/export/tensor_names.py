@@ -47,31 +47,26 @@ _TORCHVISION_VIT = [
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> Tensors:
     """The tensors of a ResNet or VisionTransformer under the names of a ResNetModel or ViTModel."""
-    if "cls_token" not in tensors:
-        return {_resnet_to_transformers(name): tensor for name, tensor in tensors.items()}
     renamed: Tensors = {}
     for name, tensor in tensors.items():
-        if match := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(\w+)", name):
-            prefix = f"encoder.layer.{match[1]}.attention.attention"
-            for part, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                renamed[f"{prefix}.{part}.{match[2]}"] = third
-        else:
-            renamed[_renamed(name, _VIT_TO_TRANSFORMERS)] = tensor
+        theirs = _in_transformers(name)
+        renamed |= zip(theirs, tensor.chunk(len(theirs)) if len(theirs) > 1 else [tensor], strict=True)
     return renamed
 
 
 def from_transformers(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Tensors:
     """The inverse of `to_transformers`: the tensors under our `names`. KeyError: one is missing."""
-    ours: Tensors = {}
-    for name in names:
-        if match := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(\w+)", name):
-            prefix = f"encoder.layer.{match[1]}.attention.attention"
-            ours[name] = torch.cat([tensors[f"{prefix}.{part}.{match[2]}"] for part in ("query", "key", "value")])
-        elif name.startswith(("conv1.", "bn1.", "layer")):
-            ours[name] = tensors[_resnet_to_transformers(name)]
-        else:
-            ours[name] = tensors[_renamed(name, _VIT_TO_TRANSFORMERS)]
-    return ours
+    parts = {name: [tensors[own] for own in _in_transformers(name)] for name in names}
+    return {name: torch.cat(own) if len(own) > 1 else own[0] for name, own in parts.items()}
+
+
+def _in_transformers(name: str) -> list[str]:
+    """The name of one of our tensors in transformers; three names if it is joined from query, key and value."""
+    if match := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(\w+)", name):
+        prefix = f"encoder.layer.{match[1]}.attention.attention"
+        return [f"{prefix}.{part}.{match[2]}" for part in ("query", "key", "value")]
+    is_resnet = name.startswith(("conv1.", "bn1.", "layer"))
+    return [_resnet_to_transformers(name) if is_resnet else _renamed(name, _VIT_TO_TRANSFORMERS)]
 
 
 def networks(names: Iterable[str]) -> dict[str, Names]:

@@ -6,18 +6,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from sslrun.export.architecture import Shapes
+from sslrun.export.architecture import Shapes, shapes_of
 
 TOLERANCE = 1e-5
 
 
 class NotTheSame(Exception):
     """The file that was read back differs from the encoder; the text says how."""
-
-
-def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    """The shape of each tensor."""
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def difference(actual: Shapes, expected: Shapes) -> str | None:
@@ -33,7 +28,7 @@ def difference(actual: Shapes, expected: Shapes) -> str | None:
 
 def require_names(tensors: Mapping[str, Tensor], expected: Shapes) -> None:
     """Raises NotTheSame if names or shapes are not the expected ones."""
-    wrong = difference(shapes(tensors), expected)
+    wrong = difference(shapes_of(tensors), expected)
     if wrong is not None:
         raise NotTheSame(f"its names are not the published ones: {wrong}")
 

@@ -110,7 +110,7 @@ def _with_vars(recipe: Part) -> Part:
 def _fitting(root: Node, report: Report) -> tuple[Part, list[str]]:
     """Removes and reports what the schema does not allow; also returns the required keys that are missing."""
     while True:
-        found = problems(resolve(root, ""), committed_schema())
+        found = list(problems(resolve(root, ""), committed_schema()))
         wrong = [problem for problem in found if not _MISSING.match(problem.message)]
         for problem in wrong or found:
             report.add(Effect.LOST, *problem)

@@ -18,7 +18,7 @@ _POLICIES = {
     "cyclic": "Cyclic",
     "onecycle": "OneCycle",
 }
-_BY_ITER = ("Cyclic", "OneCycle")  # go by iteration unless they are told otherwise
+_BY_ITER = ("Cyclic", "OneCycle")  # change by iteration by default
 
 # mmengine's scheduler -> our policy, and {its argument: ours}.
 _SCHEDULERS = {

@@ -1,13 +1,12 @@
 """Barlow Twins: two views agree in every dimension, and no two dimensions are correlated.
 
 Zbontar et al. 2021 (arXiv 2103.03230), algorithm 1; the loss is eq. 1 there, a plain sum over the D x D
-cross-correlations. As in the paper each view goes through the network by itself and has BatchNorm statistics of its
-own.
+cross-correlations. As in the paper, each view goes through the network separately and has its own BatchNorm statistics.
 
-Correlations are taken over the batch of all ranks, and the gradient is that of one process with the whole batch. (In
-the paper's code, and in MMSelfSup's, autograd does not see the sum over ranks, so the gradient is divided by their
-number once too often. LARS hides that, but not from the parameters that it leaves out.) Where a global batch is
-accumulated from micro-batches, correlations are taken over what is on the devices at once.
+Correlations are computed over the batch of all ranks, and the gradient is that of one process with the whole batch. (In
+the paper's code and in MMSelfSup's, autograd does not see the sum over ranks, so the gradient is divided by the number
+of ranks once too often. LARS compensates for that, except in the parameters that it does not scale.) With accumulation,
+correlations are computed over one micro-batch of all ranks.
 """
 
 from torch import Tensor
@@ -21,12 +20,12 @@ from sslrun.nn.necks import Neck
 class BarlowTwins(Method):
     """Redundancy reduction: two views agree in each dimension, and dimensions are uncorrelated (arXiv 2103.03230).
 
-    A recipe gives two views of each image.
+    It takes two views of each image.
 
     Args:
         backbone: the encoder to train.
         neck: projector on top of the backbone; its out_channels D is the number of dimensions that are correlated.
-        head: loss of the cross-correlation of the two views.
+        head: loss on the cross-correlation of the two views' embeddings.
     """
 
     num_views = 2

@@ -1,19 +1,19 @@
 """BYOL: predict the embedding that a momentum teacher gives another view; there are no negatives.
 
-Grill et al. 2020 (arXiv 2006.07733), section 3. The loss is 2 (-cos(q(z1), t2) - cos(q(z2), t1)), from -4 to 4, as
-MMSelfSup writes it; the paper's, eq. 2 and its mirror image, is that plus 4. The gradients are equal, and curves can be
-laid beside MMSelfSup's. The teacher's momentum rises along a cosine (section 3.2 there).
+Grill et al. 2020 (arXiv 2006.07733), section 3. The loss is 2 (-cos(q(z1), t2) - cos(q(z2), t1)), from -4 to 4, as in
+MMSelfSup; the paper's loss, eq. 2 and its mirror image, is larger by 4. The gradients are equal, and curves can be
+compared with MMSelfSup's. The teacher's momentum rises along a cosine (section 3.2 there).
 
-As in the paper's code each view goes through the network by itself: the two are augmented differently, and so have
-BatchNorm statistics of their own. The teacher runs in training mode, on its own statistics.
+As in the paper's code, each view goes through the network separately: the two are augmented differently and have their
+own BatchNorm statistics. The teacher runs in training mode, with its own statistics.
 
-Accumulating a global batch from micro-batches changes nothing but what SyncBN averages over: what is on the devices at
-once (`engine.micro_batch` times the number of ranks).
+Accumulation restricts only SyncBN's statistics: they cover one micro-batch of all ranks.
 """
 
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.argument_checks import require_fraction
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import LatentPredictHead
 from sslrun.nn.momentum import cosine_momentum, teacher_of
@@ -23,12 +23,12 @@ from sslrun.nn.necks import Neck
 class BYOL(Method):
     """Bootstrap your own latent: predicts a momentum teacher's embedding of another view (arXiv 2006.07733).
 
-    A recipe gives two views of each image.
+    It takes two views of each image and uses no negatives.
 
     Args:
         backbone: the encoder to train.
         neck: projector on top of the backbone.
-        head: predictor on top of the neck, and the loss. The teacher has no predictor.
+        head: predictor on top of the neck, and loss. The teacher has no predictor.
         base_momentum: EMA decay of the teacher at the start of the run, 0 to 1.
         end_momentum: EMA decay of the teacher at the end of the run, 0 to 1.
     """
@@ -45,9 +45,7 @@ class BYOL(Method):
     ) -> None:
         super().__init__()
         head.check_fits(neck)
-        for name, momentum in (("base_momentum", base_momentum), ("end_momentum", end_momentum)):
-            if not 0 <= momentum <= 1:
-                raise ValueError(f"{name} is {momentum}, expected 0 to 1")
+        require_fraction(base_momentum=base_momentum, end_momentum=end_momentum)
         self.backbone, self.neck, self.head = backbone, neck, head
         self.target_backbone, self.target_neck = teacher_of(backbone), teacher_of(neck)
         self.base_momentum, self.end_momentum = base_momentum, end_momentum

@@ -1,14 +1,13 @@
 """DeepCluster: cluster the features of all images, train the network to predict the clusters, and repeat.
 
-Caron et al. 2018 (arXiv 1807.05520), section 3. Before every epoch the features of the whole training set are taken
-with center crops, reduced by PCA to whitened dimensions, normalized and clustered by k-means (section 3.4); the
-classifier on top starts anew, because the new clusters have nothing to do with the old. The epoch draws all clusters
-equally often (section 3.3), or weighs them.
+Caron et al. 2018 (arXiv 1807.05520), section 3. Before every epoch the features of center crops of the whole training
+set are extracted, reduced by PCA to whitened dimensions, normalized and clustered by k-means (section 3.4). The
+classifier is reinitialized, because the new clusters are unrelated to the old. The epoch draws all clusters equally
+often (section 3.3), or weighs their samples.
 
-Deviations from MMSelfSup, whose recipe this is: pseudo-labels are looked up by sample id where the batch is, so that no
-worker keeps those of an epoch before; k-means and its sums are spread over all ranks; a clustering is a function of the
-weights, the seed and the step, so that a resume repeats it; weights of samples, if any, have a mean of 1 over the
-global batch.
+Deviations from MMSelfSup, whose recipe this is: pseudo-labels are looked up by sample id on the device, so no data
+worker can have outdated ones; k-means runs on all ranks; a clustering is a function of the weights, the seed and the
+step, so a resume repeats it; sample weights, if any, have a mean of 1 over the global batch.
 """
 
 from collections.abc import Callable
@@ -20,25 +19,26 @@ from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress, Rewrite
 from sslrun.errors import UsageError
+from sslrun.nn.argument_checks import require_positive
 from sslrun.nn.clustering import balancing_weights, k_means, whitened
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import Embedder, Neck
 
 
 class DeepCluster(Method):
-    """Predicts clusters of the features, which are computed again before every epoch (arXiv 1807.05520).
+    """Predicts k-means clusters of the features, which are recomputed before every epoch (arXiv 1807.05520).
 
-    In every epoch the loss begins at the value of guessing, so a healthy run need not stay below a `chance_loss`.
+    The classifier is reinitialized with the clusters, so in every epoch the loss starts at that of guessing.
 
     Args:
         backbone: the encoder to train.
-        neck: makes the features that are clustered and classified; AvgPool2dNeck in the published recipe.
+        neck: projector on top of the backbone, such as AvgPool2dNeck; its output is clustered and classified.
         head: classifier; its num_classes is the number of clusters.
         pca_dim: number of PCA dimensions that are clustered; at most the neck's out_channels.
         iterations: number of k-means iterations.
-        uniform_sampling: draw every cluster equally often; if false, draw every sample once.
+        uniform_sampling: whether an epoch draws all clusters equally often; if false, it draws every sample once.
         reweight: whether the loss weighs samples by the size of their cluster.
-        reweight_power: exponent p of that weight, cluster size ** -p.
+        reweight_power: exponent p of the weight of a sample if reweight is true, cluster size ** -p.
     """
 
     num_views = 1
@@ -61,8 +61,7 @@ class DeepCluster(Method):
         super().__init__()
         if not 1 <= pca_dim <= neck.out_channels:
             raise ValueError(f"pca_dim is {pca_dim}, expected 1 to {neck.out_channels}, the neck's out_channels")
-        if iterations < 1:
-            raise ValueError(f"iterations is {iterations}, expected 1 or more")
+        require_positive(iterations=iterations)
         self.backbone, self.neck, self.head = backbone, neck, head
         self.pca_dim, self.iterations, self.draws_clusters = pca_dim, iterations, uniform_sampling
         self.reweight, self.reweight_power = reweight, reweight_power

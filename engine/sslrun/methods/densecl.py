@@ -5,10 +5,10 @@ the S^2 cells of a query's map, whose positive is the key's cell with the most s
 whose negatives are a queue of pooled dense keys of other images. The total is (1 - lambda) global + lambda dense
 (eq. 4).
 
-The paper holds lambda at 0 for the first 1000 iterations; the published recipe does not, nor does this class unless
-`loss_lambda_start_iters` says so. As in MoCo, the key encoder sees the images of the whole global batch shuffled over
-the BatchNorm groups. Deviation: the momentum update runs after the step instead of before the next forward pass, which
-is the same sequence of weights.
+The paper keeps lambda at 0 for the first 1000 iterations; the published recipe does not, nor does this class by default
+(`loss_lambda_start_iters`). As in MoCo, the key encoder gets the images of the whole global batch shuffled over the
+BatchNorm groups. Deviation: the momentum update runs after the step instead of before the next forward pass, which
+gives the same sequence of weights.
 """
 
 import math
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.argument_checks import require_fraction, require_not_negative
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
 from sslrun.nn.momentum import encode_shuffled, teacher_of
@@ -45,6 +46,8 @@ class Keys(NamedTuple):
 class DenseCL(Method):
     """MoCo v2 on whole images and, at the same time, on every cell of the feature map (arXiv 2011.09157).
 
+    It takes two views of each image.
+
     Args:
         backbone: the encoder to train.
         neck: global and dense projector on top of the backbone.
@@ -70,13 +73,9 @@ class DenseCL(Method):
         loss_lambda_start_iters: int = 0,
     ) -> None:
         super().__init__()
-        if feat_dim != neck.out_channels:
-            raise ValueError(f"feat_dim is {feat_dim}, but the neck gives {neck.out_channels} channels (out_channels)")
-        for name, value in (("momentum", momentum), ("loss_lambda", loss_lambda)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}, expected 0 to 1")
-        if loss_lambda_start_iters < 0:
-            raise ValueError(f"loss_lambda_start_iters is {loss_lambda_start_iters}, expected 0 or more")
+        neck.require_out_channels(feat_dim)
+        require_fraction(momentum=momentum, loss_lambda=loss_lambda)
+        require_not_negative(loss_lambda_start_iters=loss_lambda_start_iters)
         self.backbone, self.neck, self.head = backbone, neck, head
         self.key_backbone, self.key_neck = teacher_of(backbone), teacher_of(neck)
         self.queue, self.dense_queue = Queue(queue_len, feat_dim), Queue(queue_len, feat_dim)
@@ -124,7 +123,7 @@ class DenseCL(Method):
 def matched(features: Tensor, keys: Keys) -> Tensor:
     """(B, D, S^2): for each cell of the queries' feature maps (B, C, S, S), the dense key of the most similar cell."""
     with torch.autocast(features.device.type, enabled=False):  # rounded similarities would tie
-        # A query cell's length is the same for all key cells, so it need not be divided by.
+        # The length of a query cell is the same for all key cells and does not change the argmax.
         similarity = torch.einsum("bcq,bck->bqk", features.flatten(2).to(keys.cells.dtype), keys.cells)
     match = similarity.argmax(dim=2).unsqueeze(1)
     return keys.dense.gather(2, match.expand(-1, keys.dense.shape[1], -1))

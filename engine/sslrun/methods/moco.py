@@ -1,11 +1,11 @@
 """MoCo and MoCo v2: contrastive learning with a queue of keys from a momentum encoder.
 
 He et al. 2020 (arXiv 1911.05722), algorithm 1; Chen et al. 2020 (arXiv 2003.04297) add the MLP projector, the blur and
-the cosine schedule, which the recipe states. The loss is eq. 1 of the first paper.
+the cosine schedule, which the recipe sets. The loss is eq. 1 of the first paper.
 
-The key encoder sees the images of the whole global batch shuffled over the BatchNorm groups (section 3.3 there:
+The key encoder gets the images of the whole global batch shuffled over the BatchNorm groups (section 3.3 there:
 "shuffling BN", `sslrun.nn.momentum.encode_shuffled`). Deviation: the momentum update runs after the step instead of
-before the next forward pass, which is the same sequence of weights.
+before the next forward pass, which gives the same sequence of weights.
 """
 
 import math
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.argument_checks import require_fraction
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
 from sslrun.nn.momentum import encode_shuffled, teacher_of
@@ -22,7 +23,11 @@ from sslrun.nn.queue_and_bank import Queue
 
 
 class MoCo(Method):
-    """Momentum contrast: a query finds its key, made by a momentum encoder, among a queue of others (arXiv 1911.05722).
+    """Momentum contrast: matches queries to keys of a momentum encoder, with a queue of negatives (arXiv 1911.05722).
+
+    It takes two views of each image. MoCo v2 (arXiv 2003.04297) is this class with the MoCoV2Neck.
+
+    Version 2 (arXiv 2003.04297) has another projector, blur and a cosine schedule, which its recipe states.
 
     Args:
         backbone: the encoder to train.
@@ -45,10 +50,8 @@ class MoCo(Method):
         momentum: float = 0.999,
     ) -> None:
         super().__init__()
-        if feat_dim != neck.out_channels:
-            raise ValueError(f"feat_dim is {feat_dim}, but the neck gives {neck.out_channels} channels (out_channels)")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum}, expected 0 to 1")
+        neck.require_out_channels(feat_dim)
+        require_fraction(momentum=momentum)
         self.backbone, self.neck, self.head = backbone, neck, head
         self.key_backbone, self.key_neck = teacher_of(backbone), teacher_of(neck)
         self.queue = Queue(queue_len, feat_dim)

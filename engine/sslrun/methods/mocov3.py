@@ -4,14 +4,14 @@ Chen, Xie & He 2021 (arXiv 2104.02057), algorithm 1. For views 1 and 2 of an ima
 f(x))) and keys k = projector'(f'(x)) of a momentum encoder, all normalized; with L(q, k) the InfoNCE of eq. 1 over the
 keys of the whole global batch, the loss is 2T (L(q1, k2) + L(q2, k1)).
 
-The keys of all micro-batches and ranks are computed before any query, so every query meets all of them: the loss is
-that of the whole global batch however it is cut up. SyncBN still takes its statistics over what is on the devices at
-once (`sslrun.nn.norm`).
+The keys of all micro-batches and ranks are computed before any query, so every query is compared with all of them: the
+loss is that of the whole global batch, with or without accumulation. SyncBN's statistics still cover one micro-batch of
+all ranks (`sslrun.nn.norm`).
 
-The momentum grows to 1 along half a cosine. Views pass the networks one after the other, so that each has its own
-BatchNorm statistics, as in the paper's code. Deviations: the momentum update runs after the step instead of before the
-next keys, which is the same sequence of weights; the momentum encoder keeps BatchNorm's running statistics of its own
-instead of a copy of the student's: training never reads them.
+The momentum rises to 1 along half a cosine. Each view goes through the networks separately and has its own BatchNorm
+statistics, as in the paper's code. Deviations: the momentum update runs after the step instead of before the next keys,
+which gives the same sequence of weights; the momentum encoder has its own BatchNorm running statistics instead of a
+copy of the student's, but training never reads them.
 """
 
 from typing import NamedTuple
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.argument_checks import require_fraction
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import MoCoV3Head
 from sslrun.nn.momentum import cosine_momentum, teacher_of
@@ -43,12 +44,14 @@ class Keys(NamedTuple):
 
 
 class MoCoV3(Method):
-    """Momentum contrast within the batch, for ResNets and vision transformers (arXiv 2104.02057).
+    """Momentum contrast without a queue: the negatives are the keys of the global batch (arXiv 2104.02057).
+
+    It takes two views of each image, and ResNets or vision transformers as backbone.
 
     Args:
         backbone: the encoder to train.
         neck: projector on top of the backbone.
-        head: predictor on top of the neck, and contrastive loss.
+        head: predictor on top of the neck, and contrastive loss. The key encoder has no predictor.
         base_momentum: EMA decay of the key encoder at the start of the run, 0 to 1; it rises to 1 at the end.
     """
 
@@ -56,18 +59,14 @@ class MoCoV3(Method):
 
     def __init__(self, backbone: Backbone, neck: Neck, head: MoCoV3Head, base_momentum: float = 0.99) -> None:
         super().__init__()
-        if head.predictor.out_channels != neck.out_channels:
-            raise ValueError(
-                f"the predictor gives {head.predictor.out_channels} channels, but the neck {neck.out_channels}"
-            )
-        if not 0 <= base_momentum <= 1:
-            raise ValueError(f"base_momentum is {base_momentum}, expected 0 to 1")
+        head.check_fits(neck)
+        require_fraction(base_momentum=base_momentum)
         self.backbone, self.neck, self.head = backbone, neck, head
         self.key_backbone, self.key_neck = teacher_of(backbone), teacher_of(neck)
         self.base_momentum = base_momentum
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Keys]:
-        """The keys of the whole global batch, for each micro-batch with the rows that are its own."""
+        """The keys of the whole global batch, and for each micro-batch the rows of its own samples."""
         encoded = [[self._keys(view) for view in batch.crops()] for batch in batches]
         first, second = (all_gather_rows(torch.cat(keys)) for keys in zip(*encoded, strict=True))
         own = torch.arange(len(first), device=first.device).view(world_size(), len(batches), -1)[rank()]

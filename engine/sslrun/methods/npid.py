@@ -1,13 +1,13 @@
-"""NPID, non-parametric instance discrimination: tell each image from others, by a bank of the embeddings of all.
+"""NPID, non-parametric instance discrimination: tell each image from the others in a memory bank of all embeddings.
 
-Wu, Xiong, Yu & Lin 2018 (arXiv 1805.01978). A bank keeps one embedding per image of the training set (section 3.1);
-the loss is that of MMSelfSup and of He et al. 2020 (arXiv 1911.05722, eq. 1): a softmax over an image's own row and
-`neg_num` rows drawn from the bank. Rows follow the embeddings with momentum after each step.
+Wu, Xiong, Yu & Lin 2018 (arXiv 1805.01978). A bank holds one embedding for each image of the training set (section
+3.1). The loss is that of MMSelfSup and of He et al. 2020 (arXiv 1911.05722, eq. 1): a softmax over an image's own row
+and `neg_num` rows drawn from the bank. After each step the rows of the batch are updated with momentum.
 
-Deviations from the paper, shared with MMSelfSup: softmax over the drawn rows in place of noise-contrastive estimation
-with its constant Z (eq. 4 to 8), and no proximal term (eq. 10). From MMSelfSup: negatives are drawn by a function of
-(seed, step, position in the global batch) without an alias table, so that any number of ranks and any accumulation
-draws the same; where an image occurs twice in a global batch, its bank row takes the later embedding.
+Deviations from the paper, shared with MMSelfSup: softmax over the drawn rows instead of noise-contrastive estimation
+with its constant Z (eq. 4 to 8), and no proximal term (eq. 10). Deviations from MMSelfSup: negatives are a function of
+(seed, step, position in the global batch), so they do not depend on the number of ranks or on accumulation; if an image
+occurs twice in a global batch, its row is updated with the later embedding.
 """
 
 import math
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sslkernels import bank_nce
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.argument_checks import require_fraction, require_positive
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import Neck
@@ -27,12 +28,14 @@ from sslrun.runtime.distributed import rank, world_size
 
 
 class NPID(Method):
-    """Tells each image from others, by a bank of the embeddings of all images (arXiv 1805.01978).
+    """Instance discrimination: tells each image from the others in a memory bank of all embeddings (arXiv 1805.01978).
+
+    It takes one view of each image.
 
     Args:
         backbone: the encoder to train.
         neck: projector on top of the backbone.
-        head: contrastive loss; gives the temperature of the softmax.
+        head: contrastive loss, which has the temperature of the softmax.
         neg_num: number K of negatives drawn from the bank for each image, with replacement.
         feat_dim: dimension D of the embeddings; must equal the neck's out_channels.
         momentum: weight of a new embedding in its row of the bank, 0 to 1; 1 replaces the row.
@@ -55,18 +58,15 @@ class NPID(Method):
         ensure_neg: bool = False,
     ) -> None:
         super().__init__()
-        if feat_dim != neck.out_channels:
-            raise ValueError(f"feat_dim is {feat_dim}, but the neck gives {neck.out_channels} channels (out_channels)")
-        if neg_num < 1:
-            raise ValueError(f"neg_num is {neg_num}, expected at least 1")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum}, expected 0 to 1")
+        neck.require_out_channels(feat_dim)
+        require_positive(neg_num=neg_num)
+        require_fraction(momentum=momentum)
         self.backbone, self.neck, self.head = backbone, neck, head
         self.neg_num, self.feat_dim, self.momentum, self.ensure_neg = neg_num, feat_dim, momentum, ensure_neg
         self.bank_seed = int(torch.randint(2**62, ()))  # drawn here, where the run's seed has just been set
 
     def prepare(self, num_samples: int) -> None:
-        """Make the bank, (N, D) float32: 656 MB for ImageNet."""
+        """Creates the bank, (N, D) float32: 656 MB for ImageNet."""
         generator = fixed_generator(self.bank_seed)
         self.bank = Bank(num_samples, self.feat_dim, self.momentum, generator)
 
@@ -98,16 +98,16 @@ class NPID(Method):
 
 
 def uniform_indices(keys: Tensor, count: int, bound: int, excluded: Tensor | None = None) -> Tensor:
-    """Draws from 0 to bound - 1, uniform (to bound / 2^63) and with replacement; row b is a function of its key alone.
+    """Draws indices from 0 to bound - 1, uniformly (up to bound / 2^63) and with replacement.
 
-    The k-th draw of a row is SplitMix64's at state key + k times the increment, so it is the same on every device and
-    needs no state: about 15 passes over the result.
+    Row b is a function of its key alone. Its k-th draw is that of SplitMix64 in the state key + k times the increment,
+    so it is the same on every device. This takes about 15 passes over the result.
 
     Args:
         keys: (B,) int64, any numbers.
-        count: draws K for each of them.
-        bound: number of things to draw from; 2 or more with `excluded`.
-        excluded: (B,) int64, one index for each row that is never drawn; the others stay equally likely.
+        count: number K of draws for each key.
+        bound: number of indices to draw from; 2 or more with `excluded`.
+        excluded: (B,) int64, the index that a row never draws; all others are equally likely.
 
     Returns:
         (B, K) int64.

@@ -1,20 +1,18 @@
-"""ODC: clusters that change a little with every batch, while the network learns to predict them.
+"""ODC, online deep clustering: the clusters are updated after every step, while the network learns to predict them.
 
 Zhan et al. 2020 (arXiv 2006.10645), section 3.2 and 3.3. A bank holds a feature and a label for every sample. After a
 step the batch's rows of the bank move toward its new features (eq. 2) and get new labels; every few steps centroids
 are computed from the bank, and clusters that have become small are dissolved and refilled. The loss weighs samples by
-the size of their cluster (section 3.3). The first clusters are found by k-means of the
-untrained network's features.
+the size of their cluster (section 3.3). The first clusters come from k-means on the untrained network's features.
 
-As in the authors' code and MMSelfSup, rows of the bank are normalized again after they moved. Deviations from both: a
-sample's new label is the nearest centroid, as the paper and k-means have it (theirs is the one with the largest inner
-product, which prefers clusters whose members are alike); weights of samples have a mean of 1 over the global batch;
-every epoch sees every sample once (theirs draws with replacement, for which the paper gives no reason); the first
-k-means clusters the normalized features that the bank holds; all of it is in buffers, so that a resume goes on where it
-was.
+As in the authors' code and MMSelfSup, rows of the bank are normalized again after each update. Deviations from both: a
+sample's new label is its nearest centroid, as in the paper and in k-means (theirs has the largest inner product, which
+prefers clusters whose members are alike); sample weights have a mean of 1 over the global batch; every epoch draws
+every sample once (theirs draws with replacement, for which the paper gives no reason); the first k-means clusters the
+normalized features that the bank holds; all state is in buffers, so that a resume is exact.
 
-Every `deal_with_small_clusters_interval` steps the engine looks for small clusters. The host then waits for the device,
-because it has to know which clusters to dissolve.
+Every `deal_with_small_clusters_interval` steps the method looks for small clusters. The host then waits for the device,
+because it needs to know which clusters to dissolve.
 """
 
 import math
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress, Rewrite
 from sslrun.errors import UsageError
+from sslrun.nn.argument_checks import require_fraction, require_not_negative, require_positive
 from sslrun.nn.clustering import OnlineClusters, balancing_weights
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead
@@ -34,16 +33,18 @@ from sslrun.nn.necks import Embedder, ODCNeck
 
 
 class ODC(Method):
-    """Predicts clusters that change a little with every batch (arXiv 2006.10645).
+    """Online deep clustering: predicts clusters that are updated after every step (arXiv 2006.10645).
+
+    It takes one view of each image.
 
     Args:
         backbone: the encoder to train.
-        neck: makes the features that are clustered and classified.
+        neck: projector on top of the backbone; its output is clustered and classified.
         head: classifier; its num_classes is the number of clusters.
         momentum: weight of a new feature in its row of the bank, 0 to 1.
-        min_cluster: smallest number of samples in a cluster; smaller clusters are dissolved.
+        min_cluster: smallest number of samples in a cluster; smaller clusters are dissolved and refilled.
         centroids_update_interval: optimizer steps between two updates of the centroids.
-        deal_with_small_clusters_interval: optimizer steps between two searches for clusters that are too small.
+        deal_with_small_clusters_interval: optimizer steps between two checks for clusters below min_cluster.
         reweight_power: exponent p of the weight of a sample in the loss, cluster size ** -p.
     """
 
@@ -64,20 +65,17 @@ class ODC(Method):
         reweight_power: float = 0.5,
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum}, expected 0 to 1")
-        if min_cluster < 0:
-            raise ValueError(f"min_cluster is {min_cluster}, expected 0 or more")
-        if min(centroids_update_interval, deal_with_small_clusters_interval) < 1:
-            raise ValueError(
-                f"centroids_update_interval is {centroids_update_interval} and deal_with_small_clusters_interval "
-                f"{deal_with_small_clusters_interval}, expected 1 or more"
-            )
+        require_fraction(momentum=momentum)
+        require_not_negative(min_cluster=min_cluster)
+        require_positive(
+            centroids_update_interval=centroids_update_interval,
+            deal_with_small_clusters_interval=deal_with_small_clusters_interval,
+        )
         self.backbone, self.neck, self.head = backbone, neck, head
         self.momentum, self.min_cluster, self.reweight_power = momentum, min_cluster, reweight_power
         self.centroids_update_interval = centroids_update_interval
         self.deal_with_small_clusters_interval = deal_with_small_clusters_interval
-        self.register_buffer("changed", torch.zeros(()))  # share of the last batch that got another label
+        self.register_buffer("changed", torch.zeros(()))  # share of the last batch whose label changed
 
     def prepare(self, num_samples: int) -> None:
         num_clusters = self.head.num_classes

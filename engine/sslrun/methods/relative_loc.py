@@ -1,15 +1,13 @@
-"""Relative patch location: predict where a patch lies relative to the center. Doersch, Gupta, Efros 2015 (arXiv
-1505.05192), in MMSelfSup's form.
+"""Relative patch location: predict the position of a patch relative to the center of its image.
 
-Of nine patches in a 3 x 3 grid each of the eight outer ones is paired with the center; the pair's features, outer patch
-first, are classified into the eight places, row by row (section 3 there). All eight pairs of an image are used in each
-step, and the center is encoded once, its features repeated.
+Doersch, Gupta, Efros 2015 (arXiv 1505.05192), in MMSelfSup's form. Each of the eight outer patches of a 3 x 3 grid is
+paired with the center. The features of a pair, outer patch first, are classified into the eight positions, row by row
+(section 3 there). Each step uses all eight pairs of an image; the center is encoded once and its features repeated.
 
-The outer patches and the centers go through the backbone separately, as in MMSelfSup, so each kind has BatchNorm
-statistics of its own; repeated eight times, centers would have the same. Deviations from the paper, with MMSelfSup:
-ResNet, a BatchNorm where the paper has none, gray images at random in place of color dropping. From MMSelfSup:
-images keep their proportions (its 1.x squashes them), and what dropout leaves out is a function of seed, step and
-place in the global batch.
+Outer patches and centers go through the backbone separately, as in MMSelfSup, and have separate BatchNorm statistics.
+(Centers repeated eight times would have the same statistics.) Deviations from the paper, shared with MMSelfSup: ResNet,
+an additional BatchNorm, random grayscale instead of color dropping. Deviations from MMSelfSup: images keep their aspect
+ratio (its 1.x distorts them), and dropout masks are a function of seed, step and position in the global batch.
 """
 
 import math
@@ -29,12 +27,14 @@ CENTER = PATCHES // 2
 
 
 class RelativeLoc(Method):
-    """Predicts where a patch lies relative to another (arXiv 1505.05192).
+    """Predicts the position of an image patch relative to the center patch (arXiv 1505.05192).
+
+    Its nine views are the patches of a RandomGridPatch.
 
     Args:
         backbone: the encoder to train; its input is one patch.
-        neck: fuses the features of two patches.
-        head: classifier with 8 classes, one for each place beside the center.
+        neck: hidden layer on the concatenated features of two patches.
+        head: classifier with 8 classes, one for each position beside the center.
     """
 
     num_views = PATCHES

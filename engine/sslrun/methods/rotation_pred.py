@@ -1,9 +1,8 @@
-"""Rotation prediction: predict by how many quarter turns an image is rotated. Gidaris, Singh, Komodakis 2018 (arXiv
-1803.07728).
+"""Rotation prediction: predict by how many quarter turns an image is rotated.
 
-The loss is eq. 2 and 3 there: cross-entropy over the four quarter turns, every image in all four of them in the same
-batch. Images are turned on the device by exchanging and reversing axes, so no pixel is interpolated. BatchNorm
-groups hold all four turns of their samples. Without deviation.
+Gidaris, Singh, Komodakis 2018 (arXiv 1803.07728), without deviation. The loss is eq. 2 and 3 there: cross-entropy over
+the four rotations; a batch contains every image in all four. Images are rotated on the device by exchanging and
+reversing axes, so no pixel is interpolated. A BatchNorm group contains all four rotations of its samples.
 """
 
 import math
@@ -18,11 +17,13 @@ TURNS = 4
 
 
 class RotationPred(Method):
-    """Predicts by which of four quarter turns an image is rotated (arXiv 1803.07728).
+    """Predicts whether an image is rotated by 0, 90, 180 or 270 degrees (arXiv 1803.07728).
+
+    It takes one view of each image.
 
     Args:
         backbone: the encoder to train.
-        head: classifier of the feature map with 4 classes: counter-clockwise turns by 0, 90, 180 and 270 degrees.
+        head: classifier with 4 classes: counter-clockwise rotations by 0, 90, 180 and 270 degrees.
     """
 
     num_views = 1
@@ -44,7 +45,7 @@ class RotationPred(Method):
 
 
 def turned(images: Tensor) -> Tensor:
-    """Square images (B, C, S, S) in all four turns, (4 * B, C, S, S): those of one turn together, as views are."""
+    """Square images (B, C, S, S) in all four rotations, (4 * B, C, S, S), grouped by rotation as views are."""
     if images.shape[2] != images.shape[3]:
         raise ValueError(f"views are {images.shape[2]}x{images.shape[3]}, expected squares")
     turns = [torch.rot90(images, turn, (2, 3)) for turn in range(TURNS)]

@@ -1,12 +1,11 @@
-"""SimCLR: each view of an image must find the other among all views of a batch.
+"""SimCLR: find the other view of an image among all views of a batch.
 
 Chen et al. 2020 (arXiv 2002.05709), algorithm 1; the loss is NT-Xent, eq. 1 there. Both views of all images go
-through the network in one call, so that BatchNorm sees them together, as in the paper's code.
+through the network in one call and share BatchNorm statistics, as in the paper's code.
 
 Negatives are the rows of all ranks, and the gradient is that of one process with the whole batch. (MMSelfSup's is
-divided by the number of ranks once too often; LARS hides that, but not from the parameters that it leaves out.) Where a
-global batch is accumulated from micro-batches, rows are compared within what is on the devices at once, and there are
-fewer negatives.
+divided by the number of ranks once too often. LARS compensates for that, except in the parameters that it does not
+scale.) With accumulation, negatives come from one micro-batch of all ranks and are fewer.
 """
 
 import torch
@@ -19,9 +18,9 @@ from sslrun.nn.necks import Neck
 
 
 class SimCLR(Method):
-    """Finds the other view of an image among all views of the batch (arXiv 2002.05709).
+    """Contrastive learning: finds the other view of an image among all views of the batch (arXiv 2002.05709).
 
-    A recipe gives two views of each image, in one view group or two.
+    It takes two views of each image, in one view group or two.
 
     Args:
         backbone: the encoder to train.

@@ -1,11 +1,10 @@
 """SimSiam: predict the other view's embedding through a stopped gradient; no negatives, no teacher.
 
 Chen & He 2021 (arXiv 2011.10566), algorithm 1 and eq. 4: the loss is -(cos(p1, z2) + cos(p2, z1)) / 2, from -1 to 1. As
-there, each view goes through the network by itself and has BatchNorm statistics of its own; the predictor keeps its
-learning rate (`fix_lr`) and the projector's last norm has no scale and shift; the recipe states both.
+there, each view goes through the network separately and has its own BatchNorm statistics. The recipe sets that the
+predictor keeps its learning rate (`fix_lr`) and that the projector's last norm has no scale and shift.
 
-Accumulating a global batch from micro-batches changes nothing but what SyncBN averages over: what is on the devices at
-once.
+Accumulation restricts only SyncBN's statistics: they cover one micro-batch of all ranks.
 """
 
 from torch import Tensor
@@ -17,14 +16,14 @@ from sslrun.nn.necks import Neck
 
 
 class SimSiam(Method):
-    """Predicts the other view's embedding, with neither negatives nor a teacher (arXiv 2011.10566).
+    """Predicts the other view's embedding, with neither negatives nor a momentum encoder (arXiv 2011.10566).
 
-    A recipe gives two views of each image.
+    It takes two views of each image.
 
     Args:
         backbone: the encoder to train.
         neck: projector on top of the backbone.
-        head: predictor on top of the neck, and the loss; the other view's embedding gets no gradient.
+        head: predictor on top of the neck, and loss; the other view's embedding gets no gradient.
     """
 
     num_views = 2

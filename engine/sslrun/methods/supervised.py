@@ -1,12 +1,12 @@
-"""Classification by the labels of the images: for fine-tuning, and as a baseline for methods without labels.
+"""Classification of images by their labels: for fine-tuning, and as a baseline for methods without labels.
 
-Cross-entropy with what the fine-tuning recipes of the field add: label smoothing (Szegedy et al. 2016, arXiv
-1512.00567), mixup (Zhang et al. 2018, arXiv 1710.09412), CutMix (Yun et al. 2019, arXiv 1905.04899) and stochastic
-depth (Huang et al. 2016, arXiv 1603.09382) with rates that rise evenly from the first branch to the last.
+Cross-entropy, optionally with label smoothing (Szegedy et al. 2016, arXiv 1512.00567), mixup (Zhang et al. 2018, arXiv
+1710.09412), CutMix (Yun et al. 2019, arXiv 1905.04899) and stochastic depth (Huang et al. 2016, arXiv 1603.09382) with
+rates that rise linearly from the first branch to the last.
 
-Deviation: neighbors of the global batch are mixed with one another (first with second, third with fourth, ...), each
-pair with a share of its own, and every random number is a function of seed, step and position in the global batch, so
-that the result does not depend on how the batch is cut up.
+Deviation: mixup and CutMix mix adjacent samples of the global batch (the first with the second, the third with the
+fourth, ...), with a separate share for each pair, and every random number is a function of seed, step and position in
+the global batch. So the result does not depend on the number of ranks or on accumulation.
 """
 
 import functools
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
+from sslrun.nn.argument_checks import require_not_negative, require_rate
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import pooled
@@ -29,7 +30,7 @@ class Mixing(NamedTuple):
     """How the pairs of a micro-batch of B samples are mixed; each entry is (B / 2,).
 
     Attributes:
-        share: share that a sample keeps of itself.
+        share: weight of a sample in its own mixture; the other sample has 1 - share.
         row: middle of CutMix's box as a fraction of the height.
         column: middle of CutMix's box as a fraction of the width.
         is_cut: whether the pair is mixed by CutMix.
@@ -42,18 +43,24 @@ class Mixing(NamedTuple):
 
 
 class Supervised(Method):
-    """Classifies images by their labels.
+    """Classifies images by their labels, for fine-tuning and as a baseline.
+
+    Label smoothing (arXiv 1512.00567), mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899) and stochastic depth (arXiv
+    1603.09382) are optional.
+
+    Label smoothing is that of arXiv 1512.00567, mixup of arXiv 1710.09412, CutMix of arXiv 1905.04899 and stochastic
+    depth of arXiv 1603.09382.
 
     Args:
-        backbone: the encoder to train. All of it is trained, also what its arguments freeze.
-        num_classes: number K of classes.
-        init_std: standard deviation of the classifier's random first weights.
+        backbone: the encoder to train. All of it is trained, even parts that its arguments freeze.
+        num_classes: number of classes K.
+        init_std: standard deviation of the classifier's initial weights.
         label_smoothing: share of the target that is spread evenly over all classes, 0 to below 1.
-        mixup: alpha of the Beta distribution from which mixup draws its shares; 0 for no mixup.
-        cutmix: alpha of the Beta distribution from which CutMix draws its shares; 0 for no CutMix. If mixup is set too,
-            each pair of images gets one of the two.
-        drop_path: probability that stochastic depth drops the last residual branch of a sample. It rises evenly from 0
-            at the first branch.
+        mixup: alpha of the Beta distribution of mixup's shares; 0 for no mixup.
+        cutmix: alpha of the Beta distribution of CutMix's shares; 0 for no CutMix. If mixup is set too, each pair of
+            images gets one of the two.
+        drop_path: probability that stochastic depth drops the last residual branch, for each sample; it rises linearly
+            from 0 at the first branch.
     """
 
     num_views = 1
@@ -69,11 +76,8 @@ class Supervised(Method):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value in (("label_smoothing", label_smoothing), ("drop_path", drop_path)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}, expected 0 to below 1")
-        if min(mixup, cutmix) < 0:
-            raise ValueError(f"mixup is {mixup} and cutmix {cutmix}, expected 0 (none) or more")
+        require_rate(label_smoothing=label_smoothing, drop_path=drop_path)
+        require_not_negative(mixup=mixup, cutmix=cutmix)
         self.backbone, self.classifier = backbone, ClsHead(backbone.num_features, num_classes, init_std)
         backbone.requires_grad_(True)
         self.num_classes = num_classes
@@ -91,7 +95,7 @@ class Supervised(Method):
         kept: list[Any] = [None] * len(batches)
         if self.mixup or self.cutmix:
             if samples % 2:
-                raise ValueError(f"{samples} samples at once: images are mixed in pairs, so that has to be even")
+                raise ValueError(f"{samples} samples at once: images are mixed in pairs, so the number has to be even")
             mixing = self._mixing(len(batches), samples // 2, progress, device)
         if self.drop_rates:
             seed = progress.generator().initial_seed()
@@ -116,7 +120,7 @@ class Supervised(Method):
         return _Scores(self.backbone, self.classifier)
 
     def _mixing(self, count: int, pairs: int, progress: Progress, device: torch.device) -> list[Mixing]:
-        """The mixing of this rank's micro-batches: a part of the numbers drawn for the whole global batch."""
+        """The mixing of this rank's micro-batches: its part of the numbers drawn for the global batch."""
         random = step_rng(progress.seed, progress.step)
         first, total = distributed.rank() * count * pairs, distributed.world_size() * count * pairs
         is_cut = random.random(total) < (self.cutmix > 0) * (0.5 if self.mixup > 0 else 1.0)
@@ -134,10 +138,10 @@ class Supervised(Method):
 
 
 def mixed(images: Tensor, target: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) and targets (B, K) of which rows 2i and 2i + 1 are mixed.
+    """Mixes rows 2i and 2i + 1 of images (B, 3, H, W) and of targets (B, K).
 
-    CutMix's box has 1 - share of the area; what lies beyond the image's edge is cut off, and the target goes by the
-    area that is left.
+    CutMix's box has 1 - share of the image's area. It is clipped at the image's edge, and the target follows the
+    clipped area.
     """
     height, width = images.shape[2:]
     both = [part.repeat_interleave(2) for part in mixing]
@@ -152,7 +156,7 @@ def mixed(images: Tensor, target: Tensor, mixing: Mixing) -> tuple[Tensor, Tenso
 
 
 def _within(middle: Tensor, half: Tensor, pixels: int) -> Tensor:
-    """(B, 1, pixels): which pixels' middles lie less than `half` (in parts of the side) from `middle`."""
+    """(B, 1, pixels): whether a pixel's center is less than `half` (a fraction of the side) from `middle`."""
     places = (torch.arange(pixels, device=middle.device) + 0.5) / pixels
     return (places - middle.flatten(1).unsqueeze(2)).abs() < half.flatten(1).unsqueeze(2)
 

@@ -1,19 +1,19 @@
-"""SwAV: predict from one crop of an image the prototypes that another crop of it was assigned to.
+"""SwAV: predict from one crop of an image the prototypes to which another crop was assigned.
 
-Caron et al. 2020 (arXiv 2006.09882). Scores of a crop are the dot products of its normalized embedding with K
-normalized prototypes. Each of the crops in `crops_for_assign` (the two large ones) gets a target q by Sinkhorn's
-iteration over the scores of the global batch (eq. 3 to 5), and every other crop of the image predicts it (eq. 2 and
-6, multi-crop: eq. 7): the loss is the mean over those crops of the cross-entropy of q and softmax(scores / T).
+Caron et al. 2020 (arXiv 2006.09882). The scores of a crop are the dot products of its normalized embedding with K
+normalized prototypes. Each crop in `crops_for_assign` (the two large ones) gets a target q from Sinkhorn's iteration
+over the scores of the global batch (eq. 3 to 5), and every other crop of the image predicts it (eq. 2 and 6,
+multi-crop: eq. 7): the loss is the mean over those crops of the cross-entropy of q and softmax(scores / T).
 
-A queue of earlier embeddings joins the batch in Sinkhorn's iteration once it is full (section 4.1, "working with small
-batches"). Targets exist only as a center of the scores (`sslkernels.sinkhorn_center`).
+A queue of earlier embeddings takes part in Sinkhorn's iteration once it is full (section 4.1, "working with small
+batches"). Targets are stored only as a center of the scores (`sslkernels.sinkhorn_center`).
 
-Assignments are made for what is on the devices at once, over all ranks, together with the queue: a global batch that is
-accumulated from micro-batches is assigned one micro-batch after the other. One forward pass of the backbone per group
-of views, one of the neck for all crops, so the neck's BatchNorm sees all of them, as in the authors' code.
+Assignments are computed over one micro-batch of all ranks, together with the queue. The backbone runs once for each
+group of views, the neck once for all crops, so the neck's BatchNorm normalizes all crops together, as in the authors'
+code.
 
-Deviations: Sinkhorn's column sums are those of all ranks, as in the paper; MMSelfSup's were each rank's own. Prototypes
-are normalized after each step instead of before each forward pass, which is the same sequence of weights. The queue may
+Deviations: Sinkhorn's column sums cover all ranks, as in the paper; in MMSelfSup each rank has its own. Prototypes are
+normalized after each step instead of before each forward pass, which gives the same sequence of weights. The queue may
 have any length (the authors shorten it to a multiple of the batch). Scores are float32 under autocast too.
 """
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from sslkernels import sinkhorn_center, soft_cross_entropy
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress, Rewrite
+from sslrun.nn.argument_checks import require_not_negative, require_temperature
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
 from sslrun.nn.necks import Neck, pooled
@@ -44,21 +45,23 @@ class Prototypes(nn.Linear):
             self.weight.copy_(unit_rows(self.weight))
 
     def forward(self, embeddings: Tensor, is_frozen: bool = False) -> Tensor:
-        """Without a gradient for the prototypes where they are frozen."""
+        """The scores; the prototypes get no gradient if `is_frozen`."""
         with torch.autocast(embeddings.device.type, enabled=False):
             return F.linear(embeddings, self.weight.detach() if is_frozen else self.weight)
 
 
 class SwAVHead(Head):
-    """Prototypes, and the cross-entropy between the assignments of some crops and the predictions from others.
+    """Prototypes, and the cross-entropy between some crops' assignments and the other crops' predictions.
+
+    Caron et al. 2020, arXiv 2006.09882, eq. 2 to 7. Assignments come from Sinkhorn's iteration over all ranks' samples.
 
     Args:
         feat_dim: dimension D of the embeddings.
         num_prototypes: number K of prototypes.
         temperature: temperature T of the predictions.
-        epsilon: temperature of the assignments; the lower, the closer each crop comes to a single prototype.
-        sinkhorn_iterations: number of times that columns and rows are normalized in turn.
-        crops_for_assign: numbers of the crops that get an assignment, counted from 0 through all view groups.
+        epsilon: temperature of the assignments; the lower, the more each crop is assigned to a single prototype.
+        sinkhorn_iterations: number of Sinkhorn iterations; each normalizes columns, then rows.
+        crops_for_assign: indices of the crops that get an assignment, counted from 0 through all view groups.
     """
 
     def __init__(
@@ -71,9 +74,7 @@ class SwAVHead(Head):
         crops_for_assign: Sequence[int] = (0, 1),
     ) -> None:
         super().__init__()
-        for name, value in (("temperature", temperature), ("epsilon", epsilon)):
-            if not value > 0:
-                raise ValueError(f"{name} is {value}, expected a number above 0")
+        require_temperature(temperature=temperature, epsilon=epsilon)
         if num_prototypes < 2 or sinkhorn_iterations < 1:
             raise ValueError(
                 f"num_prototypes is {num_prototypes} and sinkhorn_iterations {sinkhorn_iterations}, "
@@ -86,19 +87,22 @@ class SwAVHead(Head):
         self.sinkhorn_iterations, self.crops_for_assign = sinkhorn_iterations, list(crops_for_assign)
 
     def forward(self, crops: Tensor, is_frozen: bool, stored: Tensor | None = None) -> Tensor:
-        """The mean over assigned crops, other crops and samples.
+        """The loss: mean over assigned crops, other crops and samples.
 
         Args:
-            crops: (V, B, D), normalized embeddings of all crops, this rank's.
-            is_frozen: give the prototypes no gradient.
-            stored: (L, A, D), normalized embeddings of earlier samples, for each of the A assigned crops; this rank's
-                share of them. A row of zeros stands for none.
+            crops: (V, B, D), normalized embeddings of all crops of this rank's samples.
+            is_frozen: whether the prototypes get no gradient.
+            stored: (L, A, D), normalized embeddings of the A assigned crops of earlier samples, this rank's share of
+                the queue. Rows of zeros are ignored.
 
         Returns:
             0-d, float32 (float64 for float64 crops).
         """
         if len(crops) <= max(1, *self.crops_for_assign):
-            raise ValueError(f"data.views give {len(crops)} crop(s); SwAV needs two or more, and crops_for_assign")
+            raise ValueError(
+                f"data.views give {len(crops)} crop(s), expected two or more, and all of crops_for_assign, "
+                f"{self.crops_for_assign}"
+            )
         scores = self.prototypes(crops, is_frozen).unbind()
         losses = []
         for place, assigned in enumerate(self.crops_for_assign):
@@ -121,16 +125,16 @@ class SwAVHead(Head):
 
 
 class SwAV(Method):
-    """Predicts from one view the prototypes that another view was assigned to (arXiv 2006.09882).
+    """Predicts from one crop the prototypes to which another crop was assigned; multi-crop (arXiv 2006.09882).
 
     Args:
         backbone: the encoder to train.
         neck: projector on top of the backbone.
         head: prototypes and loss; its feat_dim must equal the neck's out_channels.
-        queue_length: number of earlier samples whose embeddings join a batch for its assignments; 0 for no queue.
+        queue_length: number of earlier samples whose embeddings take part in the assignments; 0 for no queue.
         epoch_queue_starts: first epoch, counted from 0, whose embeddings are kept; the queue is used once it is full.
-        freeze_prototypes_iters: number of optimizer steps at the start of the run in which the prototypes get no
-            gradient. A paramwise rule with freeze_iters keeps weight decay away from them for as long.
+        freeze_prototypes_iters: optimizer steps at the start of the run during which the prototypes get no gradient. A
+            paramwise rule with freeze_iters keeps weight decay from them in these steps.
     """
 
     compares_samples = True
@@ -148,29 +152,29 @@ class SwAV(Method):
         freeze_prototypes_iters: int = 0,
     ) -> None:
         super().__init__()
-        if head.feat_dim != neck.out_channels:
-            raise ValueError(
-                f"feat_dim is {head.feat_dim}, but the neck gives {neck.out_channels} channels (out_channels)"
-            )
-        if min(queue_length, epoch_queue_starts, freeze_prototypes_iters) < 0:
-            raise ValueError("queue_length, epoch_queue_starts and freeze_prototypes_iters cannot be negative")
+        neck.require_out_channels(head.feat_dim)
+        require_not_negative(
+            queue_length=queue_length,
+            epoch_queue_starts=epoch_queue_starts,
+            freeze_prototypes_iters=freeze_prototypes_iters,
+        )
         self.backbone, self.neck, self.head = backbone, neck, head
         self.epoch_queue_starts, self.freeze_prototypes_iters = epoch_queue_starts, freeze_prototypes_iters
-        # In a row the embeddings of all assigned crops of an image, side by side.
+        # A row holds the embeddings of all assigned crops of an image.
         dim = len(head.crops_for_assign) * head.feat_dim
         self.queue = Queue(queue_length, dim, starts_empty=True) if queue_length else None
 
     def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
         features = torch.cat([pooled(self.backbone(views)[-1]) for views in batch.views])
-        dtype = self.head.prototypes.weight.dtype  # float32, also where autocast computed in less
+        dtype = self.head.prototypes.weight.dtype  # float32, also under autocast
         crops = F.normalize(self.neck(features).to(dtype), dim=1).unflatten(0, (-1, len(batch.index)))
         loss = self.head(crops, progress.step < self.freeze_prototypes_iters, self._stored(progress))
-        assigned = [crops[crop].detach() for crop in self.head.crops_for_assign]  # a list as index waits
+        assigned = [crops[crop].detach() for crop in self.head.crops_for_assign]  # crops[list] would wait
         carry = {"embeddings": torch.cat(assigned, dim=1)} if self._keeps(progress) else {}
         return Loss(loss, {"feature_std": feature_std(assigned[0])}, carry)
 
     def rewrites(self, progress: Progress) -> list[Rewrite]:
-        if progress.step <= self.freeze_prototypes_iters:  # they have not moved: it was step - 1 that was applied
+        if progress.step <= self.freeze_prototypes_iters:  # step - 1, which was applied, did not change them
             return []
         return [(self.head.prototypes.weight, unit_rows)]
 
@@ -185,7 +189,7 @@ class SwAV(Method):
         return self.queue is not None and progress.epoch >= self.epoch_queue_starts
 
     def _stored(self, progress: Progress) -> Tensor | None:
-        """(L, A, D), this rank's share of the queue, so that every row counts once; zeros until the queue is full."""
+        """(L, A, D), this rank's share of the queue; zeros until the queue is full."""
         if self.queue is None or not self._keeps(progress):
             return None
         share = self.queue.rows[distributed.rank() :: distributed.world_size()] * self.queue.is_full()

@@ -1,4 +1,4 @@
-"""Networks and their parts. Importing the room makes every component in it known to configs."""
+"""Networks and their parts. Importing this package registers all of its components."""
 
 from sslrun.nn import heads, momentum, necks, norm, queue_and_bank, resnet, vit
 

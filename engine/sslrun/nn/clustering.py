@@ -1,10 +1,9 @@
 """Clustering of the features of a whole data set: PCA with whitening, k-means over ranks, and clusters that are updated
 in each step.
 
-Every rank works on its share of the rows, and sums are all-reduced. Rows that are clustered have a length of 1 at most,
-so that sums of them can be taken in fixed point: integers add up alike in any order, on any number of ranks, on a GPU
-too, and what was added can be taken away again without a trace. Distances are computed in pieces; no N x K matrix
-exists.
+Every rank works on its share of the rows, and sums are all-reduced. Rows that are clustered have a length of at most 1,
+so that they can be summed in fixed point: sums of integers do not depend on the order, the number of ranks or the
+device, and subtracting a row restores the sum exactly. Distances are computed in pieces; no N x K matrix exists.
 """
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from sslrun.nn.queue_and_bank import Bank, last_occurrence
 from sslrun.runtime import distributed
 
-FIXED_POINT = 2.0**36  # of a sum: steps of 1.5e-11, and room for 67 million rows
-PIECE = 2**24  # numbers in a piece of the matrix of distances
+FIXED_POINT = 2.0**36  # a resolution of 1.5e-11, and room for a sum of 67 million rows
+PIECE = 2**24  # entries in a piece of the distance matrix
 
 
 @torch.no_grad()
@@ -23,11 +22,11 @@ def whitened(features: Tensor, dim: int, device: torch.device) -> Tensor:
     """PCA to `dim` dimensions, each of them scaled to a variance of 1 (DeepCluster: Caron et al. 2018, arXiv
     1807.05520, section 3.4).
 
-    Directions in which the features do not vary come out as zeros.
+    Directions in which the features do not vary become zeros.
 
     Args:
-        features: (n, C), this rank's share of N rows; in any memory.
-        dim: at most C.
+        features: (n, C), this rank's share of N rows, on any device.
+        dim: number of dimensions, at most C.
         device: where to compute, in float64 up to the projection.
 
     Returns:
@@ -36,7 +35,7 @@ def whitened(features: Tensor, dim: int, device: torch.device) -> Tensor:
     channels = features.shape[1]
     if not 1 <= dim <= channels:
         raise ValueError(f"PCA to {dim} dimensions of features that have {channels}")
-    num_rows = _num_rows(features, device)
+    num_rows = distributed.total_rows(features, device)
     pieces = features.split(max(1, PIECE // channels))
     mean = torch.zeros(channels, dtype=torch.float64, device=device)
     for piece in pieces:
@@ -47,35 +46,34 @@ def whitened(features: Tensor, dim: int, device: torch.device) -> Tensor:
         centered = piece.to(device).double() - mean
         covariance.addmm_(centered.T, centered)
     variances, directions = torch.linalg.eigh(distributed.all_reduce_sum_(covariance) / num_rows)
-    floor = variances[-1] * channels * torch.finfo(torch.float32).eps ** 2  # what rounding of float32 features makes
+    floor = variances[-1] * channels * torch.finfo(torch.float32).eps ** 2  # rounding errors of float32 features
     scales = torch.where(variances > floor, variances.clamp(min=floor).rsqrt(), 0)
     projection = (directions * scales)[:, -dim:].contiguous()
-    distributed.broadcast_([projection])  # a direction's sign is the library's choice
+    distributed.broadcast_([projection])  # the sign of a direction depends on the library
     return torch.cat([((piece.to(device).double() - mean) @ projection).float() for piece in pieces])
 
 
 @torch.no_grad()
 def k_means(rows: Tensor, num_clusters: int, generator: torch.Generator, iterations: int = 20) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from random rows.
+    """Lloyd's algorithm, started from random rows.
 
-    A cluster that becomes empty gets half of the largest one: both continue from its centroid, moved apart by a 1024th,
-    as in faiss (which draws the cluster to split, likelier where it is larger). After the last assignment there may be
-    empty ones.
+    An empty cluster takes half of the largest one: both continue from the centroid of the largest, moved apart by
+    1/1024, as in faiss (which draws the cluster to split at random, larger ones more often). After the last assignment
+    there may be empty clusters.
 
     Args:
-        rows: (n, D) fp32, this rank's share of N rows (`distributed.share`), each of a length of 1 at most.
-        num_clusters: K, at most N.
-        generator: on the CPU, in the same state on every rank.
-        iterations: how often centroids are computed.
+        rows: (n, D) fp32, this rank's share of N rows (`distributed.share`), each with a length of at most 1.
+        num_clusters: number of clusters K, at most N.
+        generator: a CPU generator in the same state on every rank.
+        iterations: number of times that centroids are computed.
 
     Returns:
         Centroids (K, D) and labels (N,) int64 of all rows, the same on every rank.
     """
-    num_rows = _num_rows(rows, rows.device)
+    num_rows = distributed.total_rows(rows, rows.device)
     if not 1 <= num_clusters <= num_rows:
         raise ValueError(f"cannot make {num_clusters} clusters of {num_rows} samples")
     mine = distributed.share(num_rows)
-    assert len(rows) == mine.stop - mine.start, "not this rank's share of the rows"
     chosen = torch.randperm(num_rows, generator=generator)[:num_clusters]
     here = ((chosen >= mine.start) & (chosen < mine.stop)).nonzero().flatten()
     centroids = rows.new_zeros(num_clusters, rows.shape[1])
@@ -91,7 +89,7 @@ def k_means(rows: Tensor, num_clusters: int, generator: torch.Generator, iterati
 
 
 def totals(rows: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
-    """Sums (K, D) in fixed point and counts (K,) of the rows (n, D) with each label (n,); int64."""
+    """Fixed-point sums (K, D) and counts (K,), both int64, of the rows (n, D) with each label (n,)."""
     sums = torch.zeros(num_clusters, rows.shape[1], dtype=torch.long, device=rows.device)
     size = max(1, PIECE // rows.shape[1])
     for piece, piece_labels in zip(rows.split(size), labels.split(size), strict=True):
@@ -101,12 +99,12 @@ def totals(rows: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Ten
 
 
 def fixed_point(rows: Tensor) -> Tensor:
-    """Numbers of 1 at most, as int64 whose sums are exact."""
+    """Rows of numbers from -1 to 1 as int64, whose sums are exact."""
     return (rows.double() * FIXED_POINT).round().long()
 
 
 def means(sums: Tensor, counts: Tensor, old: Tensor) -> Tensor:
-    """(K, D) from fixed-point sums and counts; the `old` centroids where there is nothing to average."""
+    """Centroids (K, D) from fixed-point sums and counts; empty clusters keep their `old` centroid."""
     average = (sums.double() / FIXED_POINT / counts.clamp(min=1).unsqueeze(1)).to(old.dtype)
     return torch.where(counts.unsqueeze(1) > 0, average, old)
 
@@ -133,22 +131,17 @@ def _split_for_empty(centroids: Tensor, counts: Tensor) -> None:
         centroids[largest] *= 2 - apart
 
 
-def _num_rows(share: Tensor, device: torch.device) -> int:
-    """Of all ranks' shares together."""
-    return int(distributed.all_reduce_sum_(torch.tensor(len(share), device=device)))
-
-
 class OnlineClusters(nn.Module):
-    """A feature and a cluster for every sample, kept up batch by batch: the samples memory and the centroids memory of
-    Zhan et al. 2020 (arXiv 2006.10645), section 3.2.
+    """A feature and a cluster for every sample, updated with every batch: the samples memory and the centroids memory
+    of Zhan et al. 2020 (arXiv 2006.10645), section 3.2.
 
-    All ranks hold all of it and do the same with it. Sizes and sums of the clusters follow every sample that moves, so
-    that neither is ever counted afresh over all N.
+    Every rank holds a full copy and makes the same updates. Sizes and sums of the clusters are updated with each sample
+    that moves, so they are never recomputed over all N.
 
     Args:
-        num_samples: N.
+        num_samples: number of samples N.
         dim: dimension D of the features.
-        num_clusters: K.
+        num_clusters: number of clusters K.
         momentum: weight of a new feature in a sample's row of the bank.
     """
 
@@ -167,7 +160,7 @@ class OnlineClusters(nn.Module):
 
     @torch.no_grad()
     def start(self, features: Tensor, generator: torch.Generator) -> None:
-        """k-means of all samples' features, of which this rank has its share, (n, D); `generator` as there."""
+        """Initializes the clusters by k-means of all samples' features; (n, D) is this rank's share of them."""
         unit = F.normalize(features.to(self.labels.device), dim=1)
         centroids, labels = k_means(unit, len(self.centroids), generator)
         self.bank.rows.copy_(distributed.all_gather_shares(unit, len(self.labels)))
@@ -179,10 +172,10 @@ class OnlineClusters(nn.Module):
 
     @torch.no_grad()
     def update(self, index: Tensor, features: Tensor) -> Tensor:
-        """New features of some samples into the bank, and new labels: the centroids nearest to what is there now.
+        """Updates the bank with new features, and labels these samples by the centroids nearest to their new rows.
 
         Args:
-            index: (B,) int64, sample ids; of a sample that occurs twice the last feature counts.
+            index: (B,) int64, sample ids; if a sample occurs twice, its last feature counts.
             features: (B, D), normalized.
 
         Returns:
@@ -193,26 +186,27 @@ class OnlineClusters(nn.Module):
         self.bank.update(index, features)
         new = self.bank.rows[index]
         last = last_occurrence(index)
-        after = _nearest(new, self.centroids)[last]  # of equal rows one answer, however a product rounds each
+        after = _nearest(new, self.centroids)[last]  # repeated samples get one label, whatever the rounding
         once = (last == torch.arange(len(index), device=index.device)).long()
         self._move(index, old, new, after, once)
         return (before != after).float().mean()
 
     @torch.no_grad()
     def update_centroids(self) -> None:
-        """Each becomes the mean of its samples' rows; those without samples stay."""
+        """Sets each centroid to the mean of its samples' rows; empty clusters keep theirs."""
         self.centroids.copy_(means(self.sums, self.counts, self.centroids))
 
     @torch.no_grad()
     def tend_small(self, min_size: int, generator: torch.Generator) -> None:
-        """Dissolve clusters of fewer than `min_size` samples and refill them: their samples go to the nearest
-        of the others; then each, one after the other, gets half of what is the largest cluster, by 2-means.
+        """Dissolves clusters of fewer than `min_size` samples and refills them.
 
-        The host reads whether there are any: a decision that no device can take for it.
+        Their samples go to the nearest of the other clusters. Then each of them in turn takes half of the cluster that
+        is the largest at that point, by 2-means. The host waits for the device, since it decides which clusters these
+        are.
 
         Args:
-            min_size: 0 or more.
-            generator: for 2-means; on the CPU, in the same state on every rank.
+            min_size: smallest number of samples that a cluster keeps, 0 or more.
+            generator: a CPU generator for 2-means, in the same state on every rank.
         """
         is_small = self.counts < min_size
         if not is_small.any() or is_small.all():
@@ -232,10 +226,10 @@ class OnlineClusters(nn.Module):
         if len(index) < 2:
             return
         rows = self.bank.rows[index]
-        with distributed.alone():  # each rank has all of the rows
+        with distributed.alone():  # every rank has all rows
             _, half = k_means(rows, 2, generator)
         leaves = half == 1
-        if leaves.all() or not leaves.any():  # rows that are all equal
+        if leaves.all() or not leaves.any():  # all rows are equal
             leaves = torch.arange(len(index), device=index.device) % 2 == 1
         index, rows = index[leaves], rows[leaves]
         self._move(index, rows, rows, torch.full_like(index, cluster), torch.ones_like(index))
@@ -243,14 +237,14 @@ class OnlineClusters(nn.Module):
         self.centroids[pair] = means(self.sums[pair], self.counts[pair], self.centroids[pair])
 
     def _move(self, index: Tensor, old: Tensor, new: Tensor, after: Tensor, times: Tensor) -> None:
-        """Samples leave their cluster with their old row and enter another with their new one.
+        """Moves samples to other clusters, and updates sums, counts and labels.
 
         Args:
             index: (n,) int64, sample ids.
-            old: (n, D), their rows as they were counted.
-            new: (n, D), their rows as they are.
-            after: (n,) int64, where they go.
-            times: (n,) int64: 0 where a sample occurs again further down, else 1.
+            old: (n, D), their rows in the sums so far.
+            new: (n, D), their current rows.
+            after: (n,) int64, their new clusters.
+            times: (n,) int64: 0 if the sample occurs again later in `index`, else 1.
         """
         before = self.labels[index]
         self.sums.index_add_(0, before, fixed_point(old) * times.unsqueeze(1), alpha=-1)
@@ -264,9 +258,9 @@ def balancing_weights(labels: list[Tensor], counts: Tensor, power: float) -> lis
     """Weights of samples by the size of their cluster, size ** -power, with a mean of 1 over the global batch.
 
     Args:
-        labels: (B,) int64 of each of this rank's micro-batches.
-        counts: (K,) sizes of the clusters, above 0 for the labels.
-        power: 0 weighs all alike, 1 all clusters.
+        labels: (B,) int64 labels of each of this rank's micro-batches.
+        counts: (K,) sizes of the clusters, above 0 for every label.
+        power: 0 weighs all samples equally, 1 all clusters.
 
     Returns:
         (B,) fp32 for each micro-batch.

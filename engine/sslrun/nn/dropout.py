@@ -1,4 +1,4 @@
-"""Dropout whose masks do not depend on how a global batch is cut up, nor on hidden random state."""
+"""Dropout whose masks depend neither on how a global batch is divided nor on random state."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ def dropout_masks(
     """Factors for this rank's micro-batches: 0 with probability p, else 1 / (1 - p) (Srivastava et al. 2014, with the
     scaling in training instead of in evaluation).
 
-    Each number is a hash (SplitMix64) of the seed and of its place in the global batch: the same on every device and
-    for every cut, and no rank draws the numbers of another.
+    Each number is a hash (SplitMix64) of the seed and of its position in the global batch, so it does not depend on the
+    device, the number of ranks or accumulation.
 
     Args:
         num_micro_batches: number of micro-batches of this rank.
-        shape: (B, C) of a micro-batch.
-        p: dropout rate, 0 to below 1; one for all columns, or (C,).
-        seed: equal on every rank, different at every step.
+        shape: shape (B, C) of the mask of a micro-batch.
+        p: dropout rate, 0 to below 1; one number, or one for each of the C columns.
+        seed: a number that is equal on every rank and different at every step.
         device: device of the masks.
 
     Returns:
@@ -31,7 +31,7 @@ def dropout_masks(
     rows, columns = shape
     count = num_micro_batches * rows * columns
     first = distributed.rank() * count
-    start = mixed_(torch.tensor(seed + INCREMENT))  # the places of one step are not those of the next, shifted
+    start = mixed_(torch.tensor(seed + INCREMENT))  # mixed, so that masks of successive seeds do not overlap
     x = mixed_(torch.arange(first, first + count, device=device) + start)
     uniform = (shifted(x, 40).float() / 2**24).view(num_micro_batches, rows, columns)
     rates = torch.tensor(p, device=device)

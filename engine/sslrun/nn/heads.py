@@ -1,6 +1,5 @@
-"""Heads: losses of embeddings, with their hyper-parameters."""
+"""Heads: losses with their hyper-parameters."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from sslkernels import batch_nce, info_nce, nt_xent
 from sslrun.config.component import Component
+from sslrun.nn.argument_checks import require_not_negative, require_temperature
 from sslrun.nn.necks import Neck, pooled
 from sslrun.runtime.distributed import all_reduce_mean_with_gradient, group
 
@@ -26,8 +26,7 @@ class ContrastiveHead(Head):
 
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature is {temperature}, expected a finite number above 0")
+        require_temperature(temperature=temperature)
         self.temperature = temperature
 
     def forward(self, queries: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,8 +43,8 @@ class ContrastiveHead(Head):
         return info_nce(queries, positives, negatives, self.temperature)
 
     def between_views(self, embeddings: Tensor) -> Tensor:
-        """NT-Xent: the positive is an image's other view, negatives are all other rows that are on the devices at
-        once, over all ranks (Chen et al. 2020, arXiv 2002.05709, eq. 1).
+        """NT-Xent: the positive is an image's other view, the negatives are all other rows of all ranks (Chen et al.
+        2020, arXiv 2002.05709, eq. 1).
 
         Args:
             embeddings: (2B, D), not yet normalized; rows i and i + B are one image.
@@ -57,12 +56,12 @@ class ContrastiveHead(Head):
 
 
 class ClsHead(Head):
-    """Linear classifier with cross-entropy, on features averaged over their positions.
+    """Linear classifier with cross-entropy; feature maps are averaged over their positions first.
 
     Args:
         in_channels: channels of the features.
-        num_classes: number K of classes.
-        init_std: standard deviation of the random first weights; biases start at 0.
+        num_classes: number of classes K.
+        init_std: standard deviation of the initial weights; initial biases are 0.
     """
 
     def __init__(self, in_channels: int, num_classes: int, init_std: float = 0.01) -> None:
@@ -82,9 +81,8 @@ class ClsHead(Head):
         Args:
             features: (B, C), or a feature map (B, C, H, W).
             labels: (B,) int64, 0 to K - 1.
-            weights: (B,), of the rows, with a mean of 1 over the global batch: then the loss is the weighted mean of
-                the global batch, however that is cut. (Weights that sum to 1 over the classes would make it K times
-                too small.)
+            weights: (B,), weight of each row, with a mean of 1 over the global batch. The loss is then the weighted
+                mean over the global batch, with or without accumulation.
 
         Returns:
             The loss, and the share of rows whose largest score is that of their label; both 0-d.
@@ -95,7 +93,7 @@ class ClsHead(Head):
         return loss, (scores.argmax(dim=1) == labels).float().mean()
 
     def redrawn(self, generator: torch.Generator) -> list[tuple[nn.Parameter, Callable[[Tensor], Tensor]]]:
-        """Rewrites (see `Method.rewrites`) that give the head new random weights; the weights are drawn now."""
+        """Rewrites (see `Method.rewrites`) that reinitialize the head. The new weights are drawn in this call."""
         weight = torch.randn(self.fc.out_features, self.fc.in_features, generator=generator) * self.init_std
         return [
             (self.fc.get_parameter("weight"), lambda old: weight.to(old)),
@@ -103,48 +101,14 @@ class ClsHead(Head):
         ]
 
 
-class MoCoV3Head(Head):
-    """A predictor, and InfoNCE of its output among the keys of the batch (Chen, Xie & He 2021, arXiv 2104.02057,
-    algorithm 1).
+class PredictorHead(Head, listed=False):
+    """A predictor on top of the neck, and a loss of its output.
 
-    Args:
-        predictor: network from a projection to the query that is compared with the keys.
-        temperature: divisor T of the cosine similarities.
-    """
-
-    def __init__(self, predictor: Neck, temperature: float = 1.0) -> None:
-        super().__init__()
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature is {temperature}, expected a finite number above 0")
-        self.predictor, self.temperature = predictor, temperature
-
-    def forward(self, projections: Tensor, keys: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """-2T log(exp(q_i.k_own(i)/T) / sum_j exp(q_i.k_j/T)), mean over the rows; the 2T keeps gradients of one size.
-
-        Args:
-            projections: (B, C), of one view.
-            keys: (N, D), normalized rows, of the other views of the whole global batch.
-            own: (B,) int64, the row of a projection's own key.
-
-        Returns:
-            The loss, 0-d fp32; and the queries q, (B, D), not normalized.
-        """
-        queries = self.predictor(projections)
-        return 2 * self.temperature * batch_nce(queries, keys, own, self.temperature), queries
-
-
-class LatentPredictHead(Head):
-    """Negative cosine similarity of a prediction from one view's embedding and another view's embedding, which gets no
-    gradient (Grill et al. 2020, arXiv 2006.07733, eq. 2, without its constant; Chen & He 2021, arXiv
-    2011.10566, eq. 1 and 3).
-
-    Args:
+    Attributes:
         predictor: network from an embedding to a prediction of the same dimension.
     """
 
-    def __init__(self, predictor: Neck) -> None:
-        super().__init__()
-        self.predictor = predictor
+    predictor: Neck
 
     def check_fits(self, neck: Neck) -> None:
         """Raise ValueError if predictions and embeddings have different dimensions."""
@@ -154,8 +118,54 @@ class LatentPredictHead(Head):
                 f"but the neck {neck.out_channels}"
             )
 
+
+class MoCoV3Head(PredictorHead):
+    """A predictor, and InfoNCE of its output against the keys of the batch (Chen, Xie & He 2021, arXiv 2104.02057,
+    algorithm 1).
+
+    Args:
+        predictor: network from a projection to the query that is compared with the keys.
+        temperature: divisor of the cosine similarities.
+    """
+
+    def __init__(self, predictor: Neck, temperature: float = 1.0) -> None:
+        super().__init__()
+        require_temperature(temperature=temperature)
+        self.predictor, self.temperature = predictor, temperature
+
+    def forward(self, projections: Tensor, keys: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """-2T log(exp(q_i.k_own(i)/T) / sum_j exp(q_i.k_j/T)), mean over the rows.
+
+        The factor 2T keeps the size of the gradient independent of T.
+
+        Args:
+            projections: (B, C), projections of one view.
+            keys: (N, D), normalized keys of the other view, of the whole global batch.
+            own: (B,) int64, the row of each projection's own key.
+
+        Returns:
+            The loss, 0-d fp32; and the queries q, (B, D), not normalized.
+        """
+        queries = self.predictor(projections)
+        return 2 * self.temperature * batch_nce(queries, keys, own, self.temperature), queries
+
+
+class LatentPredictHead(PredictorHead):
+    """A predictor, and the negative cosine similarity between its output and the other view's embedding.
+
+    The other view's embedding gets no gradient (Grill et al. 2020, arXiv 2006.07733, eq. 2, without its constant; Chen
+    & He 2021, arXiv 2011.10566, eq. 1 and 3).
+
+    Args:
+        predictor: network from an embedding to a prediction of the same dimension.
+    """
+
+    def __init__(self, predictor: Neck) -> None:
+        super().__init__()
+        self.predictor = predictor
+
     def forward(self, embeddings: Tensor, targets: Tensor) -> Tensor:
-        """-cos(predictor(embeddings), targets), mean over the rows: -1 where they agree, 0 where they are unrelated.
+        """-cos(predictor(embeddings), targets), mean over the rows: -1 for equal directions, 0 for unrelated ones.
 
         Args:
             embeddings: (B, D), not normalized.
@@ -166,13 +176,13 @@ class LatentPredictHead(Head):
 
 
 class LatentCrossCorrelationHead(Head):
-    """Makes the cross-correlation of two views' embeddings the identity (Zbontar et al. 2021, arXiv 2103.03230, eq. 1
-    and 2).
+    """Distance of the cross-correlation of two views' embeddings from the identity (Zbontar et al. 2021, arXiv
+    2103.03230, eq. 1 and 2).
 
         C = A^T B / rows,   loss = sum_i (1 - C_ii)^2 + lambd sum_i sum_{j != i} C_ij^2
 
-    A and B are the embeddings, each dimension with mean 0 and variance 1 over the rows of all ranks. C is their sum
-    over ranks too, so ranks compute what one process does with all rows; each holds the whole C, D x D.
+    A and B are the embeddings, each dimension standardized over the rows of all ranks. C, D x D, is summed over all
+    ranks too, so the loss is that of one process with all rows.
 
     Args:
         lambd: weight of the off-diagonal terms.
@@ -180,18 +190,17 @@ class LatentCrossCorrelationHead(Head):
 
     def __init__(self, lambd: float = 0.0051) -> None:
         super().__init__()
-        if lambd < 0:
-            raise ValueError(f"lambd is {lambd}, expected 0 or more")
+        require_not_negative(lambd=lambd)
         self.lambd = lambd
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """The loss, 0-d, the same on all ranks.
 
         Args:
-            first: (B, D), one view; as many rows on every rank.
-            second: (B, D), the other view of the same images.
+            first: (B, D), embeddings of one view; as many rows on every rank.
+            second: (B, D), embeddings of the other view of the same images.
         """
-        with torch.autocast(first.device.type, enabled=False):  # 1 - C_ii is small where C_ii would be rounded
+        with torch.autocast(first.device.type, enabled=False):  # rounding C_ii would dominate 1 - C_ii
             local = _standardized(_wide(first)).T @ _standardized(_wide(second)) / len(first)
             correlation = all_reduce_mean_with_gradient(local)
             diagonal = correlation.diagonal()
@@ -200,12 +209,12 @@ class LatentCrossCorrelationHead(Head):
 
 
 def _standardized(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Batch normalization without scale, shift and memory, (B, D), over the rows of all ranks."""
+    """(B, D) with mean 0 and variance 1 in each dimension, over the rows of all ranks."""
     centered = x - all_reduce_mean_with_gradient(x.mean(dim=0))
     variance = all_reduce_mean_with_gradient(centered.square().mean(dim=0))
     return centered * torch.rsqrt(variance + eps)
 
 
 def _wide(x: Tensor) -> Tensor:
-    """In float32 at least, also under autocast."""
+    """The tensor in float32, or in float64 if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""The momentum teacher: a copy of a student whose weights are a moving average of the student's."""
+"""Momentum encoders (teachers): copies of a student whose weights are a moving average of the student's."""
 
 import copy
 import math
@@ -14,33 +14,33 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def teacher_of(student: ModuleT) -> ModuleT:
-    """A copy without gradients. The executor updates its parameters; its buffers are independent of the student's."""
+    """A copy without gradients. The executor updates its parameters; its buffers are its own."""
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
     return teacher
 
 
 def cosine_momentum(base: float, fraction: float, end: float = 1.0) -> float:
-    """From `base` to `end` along half a cosine as `fraction` of the run passes (BYOL: Grill et al. 2020, arXiv
-    2006.07733, section 3.3)."""
+    """The momentum after a `fraction` of the run: from `base` to `end` along half a cosine (BYOL: Grill et al. 2020,
+    arXiv 2006.07733, section 3.3)."""
     return end - (end - base) * (math.cos(math.pi * fraction) + 1) / 2
 
 
 def encode_shuffled(
     encode: Callable[[Tensor], tuple[Tensor, ...]], images: list[Tensor], generator: torch.Generator
 ) -> list[tuple[Tensor, ...]]:
-    """Run an encoder over images that are shuffled over the BatchNorm groups of the whole global batch, and put its
-    outputs back in order (He et al. 2020, arXiv 1911.05722, section 3.3: "shuffling BN").
+    """Runs an encoder on images that are shuffled over the BatchNorm groups of the whole global batch, and returns its
+    outputs in the original order (He et al. 2020, arXiv 1911.05722, section 3.3: "shuffling BN").
 
-    Statistics leak through groups, not through devices, so the shuffle is the same on one device and on many.
+    The shuffle is over groups, not over devices, so it is the same on one device and on many.
 
     Args:
-        encode: (B, 3, H, W) to tensors with B rows each; without gradient.
+        encode: function from (B, 3, H, W) to tensors with B rows each, without gradient.
         images: this rank's micro-batches.
         generator: draws the permutation; in the same state on every rank.
 
     Returns:
-        The outputs for each micro-batch.
+        The outputs of each micro-batch.
     """
     micro_batch = len(images[0])
     order = torch.randperm(len(images) * micro_batch * world_size(), generator=generator)

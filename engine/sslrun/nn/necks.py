@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from sslrun.config.component import Component
 from sslrun.contract import Backbone
+from sslrun.nn.argument_checks import require_positive, require_rate
 from sslrun.nn.norm import BN, Norm, SyncBN
-from sslrun.nn.sizes import require_positive
 
 
 class Neck(nn.Module, Component, kind="necks"):
@@ -18,12 +18,17 @@ class Neck(nn.Module, Component, kind="necks"):
 
     out_channels: int
 
+    def require_out_channels(self, feat_dim: int) -> None:
+        """Raise ValueError if the embeddings do not have `feat_dim` dimensions."""
+        if feat_dim != self.out_channels:
+            raise ValueError(f"feat_dim is {feat_dim}, but the neck gives {self.out_channels} channels (out_channels)")
+
     def forward(self, features: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 def pooled(features: Tensor) -> Tensor:
-    """A feature map (B, C, H, W) averaged over its positions; features (B, C) as they are."""
+    """Averages a feature map (B, C, H, W) over its positions; returns features (B, C) unchanged."""
     return features.mean(dim=(2, 3)) if features.dim() == 4 else features
 
 
@@ -68,7 +73,7 @@ class MoCoV2Neck(Neck):
         in_channels: channels of the feature map.
         hid_channels: width of the hidden layer.
         out_channels: dimension D of the embedding.
-        with_avg_pool: average the feature map over its positions first; without it the input is (B, C).
+        with_avg_pool: whether the feature map is averaged over its positions first; if false, the input is (B, C).
     """
 
     def __init__(self, in_channels: int, hid_channels: int, out_channels: int, with_avg_pool: bool = True) -> None:
@@ -88,7 +93,7 @@ class MoCoV2Neck(Neck):
 
 class DenseCLNeck(Neck):
     """The two projectors of DenseCL (Wang et al. 2021, arXiv 2011.09157, section 3.2): global average pool, linear,
-    ReLU, linear; and the same without the pool, for every cell of the feature map.
+    ReLU, linear; and the same layers without the pool, applied to every cell of the feature map.
 
     Args:
         in_channels: channels of the feature map.
@@ -108,7 +113,7 @@ class DenseCLNeck(Neck):
         )
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        """A feature map (B, C, S, S) to three embeddings, none normalized: global (B, D), dense (B, D, S^2), and dense
+        """Three embeddings of a feature map (B, C, S, S), not normalized: global (B, D), dense (B, D, S^2), and dense
         averaged over its cells (B, D)."""
         dense = self.mlp2(features).flatten(2)
         return self.mlp(pooled(features)), dense, dense.mean(dim=2)
@@ -116,15 +121,17 @@ class DenseCLNeck(Neck):
 
 class NonLinearNeck(Neck):
     """Global average pool and an MLP with batch normalization: hidden layers of linear, norm and ReLU, then a last
-    linear layer, with or without norm. The projector of SimCLR, BYOL, SimSiam, SwAV, Barlow Twins and MoCo v3, and the
-    predictor of those that have one.
+    linear layer, with or without norm.
+
+    It is the projector of SimCLR, BYOL, SimSiam, SwAV, Barlow Twins and MoCo v3, and the predictor of BYOL, SimSiam and
+    MoCo v3.
 
     Args:
-        in_channels: channels of the feature map, or of the embedding for a predictor.
+        in_channels: channels of the input, a feature map or, for a predictor, an embedding.
         hid_channels: width of the hidden layers.
         out_channels: dimension D of the embedding.
         num_layers: number of linear layers, 2 or more.
-        with_bias: whether the hidden linear layers have a bias, besides the one of their norm.
+        with_bias: whether the hidden linear layers have a bias, besides that of their norm.
         with_last_bn: whether a norm follows the last linear layer.
         with_last_bn_affine: whether the last norm learns a scale and a shift.
         with_last_bias: whether the last linear layer has a bias.
@@ -172,7 +179,7 @@ class ODCNeck(Neck):
         hid_channels: width of the hidden layer.
         out_channels: dimension D of the embedding.
         dropout: dropout rate of the hidden layer in training, 0 to below 1.
-        norm_cfg: normalization layer; by default SyncBN with a momentum of 0.001, without scale and shift.
+        norm_cfg: normalization layer; by default SyncBN with momentum 0.001, without scale and shift.
     """
 
     def __init__(
@@ -180,15 +187,14 @@ class ODCNeck(Neck):
     ) -> None:
         super().__init__()
         require_positive(in_channels=in_channels, hid_channels=hid_channels, out_channels=out_channels)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}, expected 0 to below 1")
+        require_rate(dropout=dropout)
         self.hid_channels, self.out_channels, self.dropout = hid_channels, out_channels, dropout
         self.fc0 = nn.Linear(in_channels, hid_channels)
         self.bn0 = (norm_cfg or SyncBN(momentum=0.001, affine=False)).layer(hid_channels)
         self.fc1 = nn.Linear(hid_channels, out_channels)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Embeddings (B, D), no entry negative.
+        """Embeddings (B, D), 0 or more.
 
         Args:
             features: (B, C, H, W) or (B, C).
@@ -200,21 +206,20 @@ class ODCNeck(Neck):
 
 
 class RelativeLocNeck(Neck):
-    """Linear, norm, ReLU, dropout on the features of two patches side by side: the hidden layer that fuses them in
-    Relative-Loc (Doersch et al. 2015, arXiv 1505.05192, figure 3), as wide as MMSelfSup has it.
+    """Linear, norm, ReLU and dropout on the concatenated features of two patches: the hidden layer of RelativeLoc
+    (Doersch et al. 2015, arXiv 1505.05192, figure 3).
 
     Args:
         in_channels: channels C of one patch's features.
         out_channels: width D of the layer.
         dropout: dropout rate of the layer in training, 0 to below 1.
-        norm_cfg: normalization layer; by default BN with a momentum of 0.003.
+        norm_cfg: normalization layer; by default BN with momentum 0.003.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.5, norm_cfg: Norm | None = None) -> None:
         super().__init__()
         require_positive(in_channels=in_channels, out_channels=out_channels)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}, expected 0 to below 1")
+        require_rate(dropout=dropout)
         self.out_channels, self.dropout = out_channels, dropout
         self.fc = nn.Linear(2 * in_channels, out_channels)
         self.bn = (norm_cfg or BN(momentum=0.003)).layer(out_channels)
@@ -222,10 +227,10 @@ class RelativeLocNeck(Neck):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, D), no entry negative.
+        """Hidden features (B, D), 0 or more.
 
         Args:
-            features: (B, 2C), averaged over positions.
+            features: (B, 2C), pooled features of two patches.
             mask: (B, D), from `sslrun.nn.dropout`; needed in training with dropout.
         """
         assert self.dropout == 0 or (mask is None) != self.training, "dropout is for training, and needs a mask there"
@@ -234,7 +239,7 @@ class RelativeLocNeck(Neck):
 
 
 class Embedder(nn.Module):
-    """A backbone and its neck as one module, (B, 3, H, W) to (B, D), for `features` of `Method.before_epoch`."""
+    """A backbone and its neck as one module, (B, 3, H, W) to (B, D); for the `features` of `Method.before_epoch`."""
 
     def __init__(self, backbone: Backbone, neck: Neck) -> None:
         super().__init__()

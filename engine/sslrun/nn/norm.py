@@ -1,24 +1,21 @@
-"""Batch normalization whose statistics belong to the recipe, not to the hardware.
+"""Batch normalization whose statistics are defined by the recipe, not by the hardware.
 
-`samples_per_gpu` of a recipe is the group over which BatchNorm takes its statistics. A device may hold many groups at
-once, or one after the other (gradient accumulation), or share them with other ranks: `GroupBatchNorm` computes the same
-in all cases.
+`samples_per_gpu` of a recipe is the size of the group over which BatchNorm computes its statistics. A device may hold
+many groups at once, or one after the other (gradient accumulation), or share them with other ranks: `GroupBatchNorm`
+computes the same in all cases.
 
-Training normalizes each group by its own mean and variance. The running statistics, which evaluation uses, move once
-per applied optimizer step, toward the mean over all groups of the step: of all forward passes of a layer, all
-micro-batches and all ranks (`RunningStatistics`). A step that is skipped leaves them as they were. (torch moves them
-once per forward pass: with two views, or two micro-batches, twice per step.)
+Training normalizes each group by its own mean and variance. The running statistics, which evaluation uses, are updated
+once per applied optimizer step, with the mean over all groups of the step: over all forward passes of a layer, all
+micro-batches and all ranks (`RunningStatistics`). A skipped step does not change them. (torch updates them in each
+forward pass: with two views, or two micro-batches, twice per step.)
 
 torch's own BatchNorm layers in a user's network become such layers when the model is built (`convert_batch_norms`).
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.distributed._functional_collectives as functional_collectives
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,26 +23,26 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from sslrun.config.component import Component
 from sslrun.errors import UsageError
-from sslrun.runtime.distributed import world_size
+from sslrun.runtime.distributed import all_reduce_mean_, rank_mean, world_size
 
-# Subclasses of torch's layers whose forward normalizes and then calls these members, one after the other.
+# Subclasses of torch's layers whose forward normalizes and then calls these members in turn.
 CALLED_AFTER = {"timm.layers.norm_act.BatchNormAct2d": ("drop", "act")}
 
 
 class Norm(Component, kind="norms"):
-    """The normalization layer that a network is built with."""
+    """The kind of normalization layer that a network uses."""
 
     def layer(self, num_features: int, affine: bool = True) -> nn.Module:
-        """A new layer for `num_features` channels; if `affine` is false, without scale and shift in any case."""
+        """A new layer for `num_features` channels; never with scale and shift if `affine` is false."""
         raise NotImplementedError
 
 
 class BN(Norm):
-    """Batch normalization over the groups of `data.samples_per_gpu` (Ioffe & Szegedy 2015).
+    """Batch normalization over groups of `data.samples_per_gpu` samples (Ioffe & Szegedy 2015, arXiv 1502.03167).
 
     Args:
-        eps: number added to the variance.
-        momentum: weight of a new step in the running statistics.
+        eps: number added to the variance for numerical stability.
+        momentum: weight of a step's statistics in the update of the running statistics, 0 to 1.
         affine: whether each channel learns a scale and a shift.
     """
 
@@ -57,10 +54,7 @@ class BN(Norm):
 
 
 class SyncBN(BN):
-    """Batch normalization with one group: all samples that are on the devices at once, over all ranks.
-
-    That is the global batch, unless it is accumulated from micro-batches: then it is one micro-batch of all ranks.
-    """
+    """Batch normalization over the global batch; with accumulation, over one micro-batch of all ranks."""
 
     def layer(self, num_features: int, affine: bool = True) -> nn.Module:
         return GroupBatchNorm(num_features, self.eps, self.momentum, self.affine and affine, sync=True)
@@ -71,22 +65,17 @@ class GroupBatchNorm(nn.Module):
     statistics. Takes (rows, C, ...); parameter and buffer names are those of `torch.nn.BatchNorm2d`.
 
     Attributes:
-        momentum: weight of a step in the running statistics; None for the mean over all steps.
-        sync: all rows of all ranks are one group.
-        group_size: n.
-        num_groups: G.
-        running_mean: (C,); None where the layer keeps no running statistics, as `running_var` and
-            `num_batches_tracked`: then evaluation normalizes by the statistics of what it is given.
+        momentum: weight of a step in the update of the running statistics; None for the mean over all steps.
+        sync: whether all rows of all ranks are one group.
+        group_size: number n of samples in a group.
+        num_groups: number G of groups in a micro-batch.
+        running_mean: (C,). Without running statistics this, `running_var` and `num_batches_tracked` are None, and
+            evaluation normalizes by the statistics of its batch.
         pending: (2C + 1,) sums over the forward passes since the last step: mean, unbiased variance, number of passes.
-        one_pass: (2C + 1,) zeros and a 1 at the end, the start of such a sum.
+        one_pass: (2C + 1,) zeros, and a 1 for the number of passes.
     """
 
-    num_features: int
-    eps: float
     momentum: float | None
-    sync: bool
-    group_size: int
-    num_groups: int
     weight: Tensor | None
     bias: Tensor | None
     running_mean: Tensor | None
@@ -108,9 +97,9 @@ class GroupBatchNorm(nn.Module):
         self._begin(sync, torch.zeros(2 * num_features + 1))
 
     def _begin(self, sync: bool, pending: Tensor) -> None:
-        """Set what torch's BatchNorm does not have."""
+        """Sets the attributes that torch's BatchNorm does not have."""
         self.sync = sync
-        self.group_size, self.num_groups = 0, 1  # one group of whatever comes, until `set_groups` says otherwise
+        self.group_size, self.num_groups = 0, 1  # until `set_groups` is called, all rows are one group
         self.register_buffer("pending", pending, persistent=False)
         self.register_buffer("one_pass", torch.cat([pending[:-1], torch.ones_like(pending[:1])]), persistent=False)
 
@@ -128,7 +117,7 @@ class GroupBatchNorm(nn.Module):
         return y
 
     def _shape(self, rows: int) -> tuple[int, int, int]:
-        """(V, G, n) of so many rows."""
+        """(V, G, n) for a number of rows."""
         if self.num_groups == 1:
             return 1, 1, rows
         samples = self.num_groups * self.group_size
@@ -142,14 +131,14 @@ class GroupBatchNorm(nn.Module):
 def _group_by_group(
     x: Tensor, shape: tuple[int, int, int], one_pass: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Native BatchNorm on each group; the fast form outside a compiler (4x the formula on a CPU)."""
+    """torch's BatchNorm on each group; without a compiler, 4 times as fast as the formula on a CPU."""
     num_views, num_groups, group_size = shape
     channels = x.shape[1]
     if num_groups == 1:
         statistics = one_pass.clone()  # BatchNorm fills in mean and variance
         mean, var = statistics[:channels], statistics[channels:-1]
         return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps), statistics
-    if num_views == 1:  # pieces of the batch; grouping views would copy it once more
+    if num_views == 1:  # slices of the batch, without a copy
         groups = x.split(group_size)
     else:
         groups = tuple(group.flatten(0, 1) for group in x.unflatten(0, shape).unbind(1))
@@ -168,7 +157,7 @@ def _group_by_group(
 def _by_formula(
     x: Tensor, shape: tuple[int, int, int], one_pass: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The same as one expression, which a compiler fuses into one reduction and one pass, whatever the group count."""
+    """The same as one expression, which a compiler fuses into one reduction and one pass for any number of groups."""
     wide = x.unflatten(0, shape).to(torch.promote_types(x.dtype, torch.float32))  # (V, G, n, C, ...)
     axes = [axis for axis in range(wide.dim()) if axis not in (1, 3)]
     channel = [1, 1, 1, x.shape[1]] + [1] * (x.dim() - 2)
@@ -185,22 +174,22 @@ def _by_formula(
 
 
 def _over_ranks(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """One group over all ranks, each with equally many rows."""
+    """Normalizes one group over all ranks; each rank has the same number of rows."""
     y, mean, var = _SyncBatchNorm.apply(x, weight, bias, eps)
     count = x.numel() // x.shape[1] * world_size()
     return y, torch.cat([mean, var * (count / (count - 1)), torch.ones_like(mean[:1])])
 
 
 class _SyncBatchNorm(torch.autograd.Function):
-    """Two collectives of 2C numbers, one forward, one backward; functional ones, which a compiled graph may contain."""
+    """BatchNorm over all ranks, with functional collectives, which a compiled graph may contain."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         local_var, local_mean = torch.var_mean(wide, _axes(x), correction=0)
-        # Means of deviations, not of squares: nothing cancels. The ranks' rows count alike.
-        mean = _rank_mean(local_mean)
-        var = _rank_mean(local_var + (local_mean - mean).square())
+        # Means of deviations, not of squares, so nothing cancels. All ranks have the same number of rows.
+        mean = rank_mean(local_mean)
+        var = rank_mean(local_var + (local_mean - mean).square())
         scale = torch.rsqrt(var + eps)
         ctx.save_for_backward(x, weight, mean, scale)
         ctx.has_bias = bias is not None
@@ -218,19 +207,14 @@ class _SyncBatchNorm(torch.autograd.Function):
         unit = (x.to(mean.dtype) - _per_channel(mean, x)) * _per_channel(scale, x)
         d_bias, d_weight = dy.sum(_axes(x)), (dy * unit).sum(_axes(x))
         count = x.numel() // x.shape[1]
-        mean_dy, mean_dy_unit = _rank_mean(torch.stack([d_bias, d_weight]) / count).unbind()
+        mean_dy, mean_dy_unit = rank_mean(torch.stack([d_bias, d_weight]) / count).unbind()
         dx = dy - _per_channel(mean_dy, x) - unit * _per_channel(mean_dy_unit, x)
         dx = dx * _per_channel(scale if weight is None else scale * weight, x)
         return dx.to(x.dtype), None if weight is None else d_weight, d_bias if ctx.has_bias else None, None
 
 
-def _rank_mean(x: Tensor) -> Tensor:
-    assert dist.group.WORLD is not None, "ranks have not met"
-    return functional_collectives.all_reduce(x, "sum", dist.group.WORLD) / world_size()
-
-
 def _axes(x: Tensor) -> list[int]:
-    """All but the channels'."""
+    """All axes but that of the channels."""
     return [axis for axis in range(x.dim()) if axis != 1]
 
 
@@ -239,7 +223,7 @@ def _per_channel(x: Tensor, like: Tensor) -> Tensor:
 
 
 def set_groups(model: nn.Module, group_size: int, num_groups: int) -> None:
-    """Tell every GroupBatchNorm of `model` that a micro-batch holds `num_groups` groups of `group_size` samples."""
+    """Sets in every GroupBatchNorm that a micro-batch holds `num_groups` groups of `group_size` samples."""
     for layer in group_norms(model):
         if not layer.sync:
             layer.group_size, layer.num_groups = group_size, num_groups
@@ -251,13 +235,13 @@ def group_norms(model: nn.Module) -> list[GroupBatchNorm]:
 
 
 def convert_batch_norms(model: nn.Module) -> None:
-    """Make torch's BatchNorm layers of a model GroupBatchNorm layers, in place; SyncBatchNorm becomes one with `sync`.
+    """Converts torch's BatchNorm layers of a model to GroupBatchNorm in place; SyncBatchNorm gets `sync`.
 
-    Only the class of a layer changes. Weights, running statistics, options, names in the state dict and hooks stay, and
-    so does everything that refers to the layer: it still is an instance of its class in torch, so that a backbone's own
-    `train` finds the layers that it keeps frozen.
+    Only the class of a layer changes. Weights, running statistics, options, names in the state dict, hooks and
+    references to the layer stay. The layer still is an instance of its torch class, so a backbone's own `train` finds
+    the layers that it keeps frozen.
 
-    A subclass with a `forward` of its own is not converted (`plain_norms`), unless it is one of `CALLED_AFTER`.
+    A subclass with its own `forward` is not converted (`plain_norms`), unless it is one of `CALLED_AFTER`.
 
     Raises:
         UsageError: a layer does not know its number of channels yet (LazyBatchNorm).
@@ -266,7 +250,7 @@ def convert_batch_norms(model: nn.Module) -> None:
         if not isinstance(layer, _BatchNorm) or isinstance(layer, GroupBatchNorm) or _has_own_forward(layer):
             continue
         if isinstance(layer, LazyModuleMixin):
-            raise UsageError(f"model.{name}: {type(layer).__name__} has no num_features yet; use one that has")
+            raise UsageError(f"model.{name}: {type(layer).__name__} has no num_features yet; use a layer that has")
         reference = next((t for t in (layer.weight, layer.running_mean) if t is not None), torch.zeros(0))
         pending = torch.zeros(2 * layer.num_features + 1, dtype=reference.dtype, device=reference.device)
         is_sync = isinstance(layer, nn.SyncBatchNorm)
@@ -283,8 +267,8 @@ def converted_norms(model: nn.Module) -> list[str]:
 
 
 def plain_norms(model: nn.Module) -> list[str]:
-    """Names of the BatchNorm layers that could not be converted: each normalizes by what is on its device at once, and
-    moves its running statistics in every forward pass, of skipped steps too."""
+    """Names of the BatchNorm layers that could not be converted. Each normalizes over all samples on its device, and
+    updates its running statistics in every forward pass, even in skipped steps."""
     layers = model.named_modules()
     return [name for name, layer in layers if isinstance(layer, _BatchNorm) and not isinstance(layer, GroupBatchNorm)]
 
@@ -315,13 +299,13 @@ def _path(kind: type) -> str:
 
 
 class RunningStatistics:
-    """The running statistics of all GroupBatchNorm layers of a model that keep some, moved once per applied step.
+    """Updates the running statistics of a model's GroupBatchNorm layers, once per applied step.
 
-    The layers' running buffers become views of one vector, so that a step costs a handful of kernels however many
-    layers there are. Make it when the model is where it stays: moving it to another device would part them again.
+    The layers' running buffers become views of one vector, so that an update takes a few kernels for any number of
+    layers. Create it when the model is on its final device: moving the model would separate the buffers again.
 
     Args:
-        model: whose layers to look after.
+        model: the model; layers without running statistics are left out.
     """
 
     @torch.no_grad()
@@ -331,7 +315,7 @@ class RunningStatistics:
         for layer in group_norms(model):
             mean, var, tracked = layer.running_mean, layer.running_var, layer.num_batches_tracked
             if mean is not None and var is not None and tracked is not None:
-                # As `pending` is laid out, so that both are one vector: mean, variance, a place for the passes.
+                # The layout of `pending`: mean, variance, and an unused number for the passes.
                 running_values.append(torch.cat([mean, var, var[:1]]))
                 tracked_values.append(tracked)
                 self.layers.append(layer)
@@ -345,26 +329,22 @@ class RunningStatistics:
             layer.running_mean, layer.running_var, _ = running.split([layer.num_features, layer.num_features, 1])
             layer.num_batches_tracked = tracked
         repeats = torch.tensor(sizes, device=first.device)
-        self._passes_at = repeats.cumsum(0) - 1  # per layer: where its number of passes stands
+        self._passes_at = repeats.cumsum(0) - 1  # for each layer, the index of its number of passes
         self._layer_at = torch.arange(len(sizes), device=first.device).repeat_interleave(repeats)
         self._momentum = first.new_tensor([layer.momentum or 0.0 for layer in self.layers])
         averaged = [layer.momentum is None for layer in self.layers]
         self._is_averaged = torch.tensor(averaged, device=first.device) if any(averaged) else None
 
     @torch.no_grad()
-    def commit(self, all_reduce_mean_: Callable[[list[Tensor]], None] | None = None) -> None:
-        """Move them toward the mean over groups, micro-batches and ranks of this step.
+    def commit(self) -> None:
+        """Updates the running statistics with the mean over groups, micro-batches and ranks of this step.
 
-        Layers that saw no forward pass since the last call are left alone.
-
-        Args:
-            all_reduce_mean_: averages tensors over ranks in place.
+        All ranks call it. Layers without a forward pass since the last call do not change.
         """
         if not self.layers:
             return
         sums = torch.cat([layer.pending for layer in self.layers])
-        if all_reduce_mean_ is not None:
-            all_reduce_mean_([sums])
+        all_reduce_mean_([sums])
         passes = sums[self._passes_at]
         has_run = passes > 0
         means = sums / passes.clamp(min=1)[self._layer_at]
@@ -377,6 +357,6 @@ class RunningStatistics:
 
     @torch.no_grad()
     def discard(self) -> None:
-        """Forget what the forward passes since the last commit saw: a skipped step leaves no trace."""
+        """Drops the statistics of the forward passes since the last commit, for a skipped step."""
         if self.layers:
             torch._foreach_zero_([layer.pending for layer in self.layers])

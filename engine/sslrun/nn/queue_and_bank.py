@@ -4,16 +4,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslrun.nn.argument_checks import require_fraction
+
 
 class Queue(nn.Module):
     """First-in-first-out store of K normalized rows (He et al. 2020, arXiv 1911.05722, section 3.2).
 
-    Starts with random directions. Rows are overwritten oldest first; any number may be pushed at once.
+    It starts with random directions. The oldest rows are overwritten first; any number may be pushed at once.
 
     Args:
-        length: number K of rows.
-        dim: numbers in a row.
-        starts_empty: whether the rows start as zeros instead; `is_full` tells when all have been written.
+        length: number of rows K.
+        dim: length of a row.
+        starts_empty: whether the rows start as zeros instead; `is_full` is true when all have been written.
     """
 
     rows: Tensor
@@ -25,15 +27,15 @@ class Queue(nn.Module):
             raise ValueError(f"a queue of {length} x {dim} rows is empty")
         rows = torch.zeros(length, dim) if starts_empty else F.normalize(torch.randn(length, dim), dim=1)
         self.register_buffer("rows", rows)
-        self.register_buffer("oldest", torch.zeros((), dtype=torch.long))  # a tensor: no host synchronization
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.long))  # on the device, so that no step waits
 
     def is_full(self) -> Tensor:
-        """Whether all rows have been written, 0-d bool. They are written in order, so the last one decides."""
+        """Whether all rows have been written, 0-d bool. Rows are written in order, so the last row shows it."""
         return self.rows[-1].any()
 
     @torch.no_grad()
     def push(self, rows: Tensor) -> None:
-        """Overwrite the oldest len(rows) entries; of more rows than the queue has entries the last ones stay."""
+        """Overwrites the oldest len(rows) entries; if there are more rows than entries, the last rows stay."""
         length = len(self.rows)
         pushed = len(rows)
         kept = rows[-length:]
@@ -43,16 +45,16 @@ class Queue(nn.Module):
 
 
 class Bank(nn.Module):
-    """One normalized row for every sample, that follows the sample's embeddings (Wu et al. 2018, arXiv 1805.01978,
-    section 3.1 and, for the momentum, the authors' code).
+    """A normalized row for every sample: a moving average of its embeddings (Wu et al. 2018, arXiv 1805.01978, section
+    3.1 and, for the momentum, the authors' code).
 
-    Starts with random directions.
+    It starts with random directions.
 
     Args:
-        length: number N of samples.
+        length: number of samples N.
         dim: dimension D of the embeddings.
-        momentum: weight of the new embedding in the row; 1 replaces the row.
-        generator: generator of the first rows; torch's global one by default.
+        momentum: weight of the new embedding in the row, 0 to 1; 1 replaces the row.
+        generator: generator of the initial rows; torch's global one by default.
     """
 
     rows: Tensor
@@ -61,14 +63,13 @@ class Bank(nn.Module):
         super().__init__()
         if length < 1 or dim < 1:
             raise ValueError(f"a bank of {length} x {dim} rows is empty")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum}, expected 0 to 1")
+        require_fraction(momentum=momentum)
         self.momentum = momentum
         self.register_buffer("rows", F.normalize(torch.randn(length, dim, generator=generator), dim=1))
 
     @torch.no_grad()
     def update(self, index: Tensor, embeddings: Tensor) -> None:
-        """rows[i] = l2((1 - momentum) rows[i] + momentum z_i); of a sample that occurs twice the last z_i counts.
+        """rows[i] = l2((1 - momentum) rows[i] + momentum z_i); if a sample occurs twice, its last z_i counts.
 
         Args:
             index: (B,) int64, sample ids.
@@ -76,10 +77,10 @@ class Bank(nn.Module):
         """
         latest = embeddings[last_occurrence(index)].to(self.rows.dtype)
         rows = F.normalize(torch.lerp(self.rows[index], latest, self.momentum), dim=1)
-        self.rows.index_copy_(0, index, rows)  # equal rows where an index repeats: their order does not matter
+        self.rows.index_copy_(0, index, rows)  # a repeated index has equal rows, so their order does not matter
 
 
 def last_occurrence(index: Tensor) -> Tensor:
-    """(B,) int64: for each entry of `index` (B,) the highest position that holds the same value."""
+    """(B,) int64: for each entry of `index` (B,), the last position with the same value."""
     ordered, position = index.sort(stable=True)
     return position[torch.searchsorted(ordered, index, right=True) - 1]

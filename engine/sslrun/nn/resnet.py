@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone
+from sslrun.nn.argument_checks import require_positive
 from sslrun.nn.norm import BN, GroupBatchNorm, Norm, group_norms
-from sslrun.nn.sizes import require_positive
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -20,7 +20,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, norm: Norm, inner: int, groups: int) -> None:
         super().__init__()
-        assert (inner, groups) == (width, 1), "only the blocks of deep networks come wide or in groups"
+        assert (inner, groups) == (width, 1), "only Bottleneck has groups and a width of its own"
         self.conv1 = _conv(inputs, width, 3, stride)
         self.bn1 = norm.layer(width)
         self.conv2 = _conv(width, width, 3)
@@ -57,25 +57,27 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Backbone):
-    """Residual network of four stages.
+    """Residual network of four stages, with torchvision's parameter names (He et al. 2016, arXiv 1512.03385).
+
+    `groups` and `width_per_group` make it a wide ResNet (arXiv 1605.07146) or a ResNeXt (arXiv 1611.05431).
 
     Args:
         depth: number of layers: 18, 34, 50, 101 or 152.
         in_channels: channels of the input images.
-        out_indices: feature maps to return: 0 is the stem's, 1 to 4 are those of the stages. Methods use the last one
-            in the list. Stages above the highest are not built. [4] by default.
+        out_indices: feature maps to return: 0 is that of the stem, 1 to 4 are those of the stages; [4] by default.
+            Methods use the last one in the list. Stages above the highest are not built.
         norm_cfg: normalization layer; BN by default.
         stem: "imagenet" is a 7x7 convolution of stride 2 and a max-pool; "small" is a 3x3 convolution of stride 1, for
             images of 32 to 64 pixels.
         base_width: channels of the stem and of the first stage; 64 in the paper.
         zero_init_residual: whether every residual branch starts at zero (Goyal et al. 2017, arXiv 1706.02677).
-        groups: number of groups of the 3x3 convolutions; 32 with a width_per_group of 4 is ResNeXt's 32x4d. For depth
+        groups: number of groups of the 3x3 convolutions; 32 with width_per_group = 4 is ResNeXt 32x4d. Only for depth
             50 and more.
-        width_per_group: channels of a group in the first stage if base_width is 64; 128 with one group is twice as
-            wide. For depth 50 and more.
-        frozen_stages: number of stages that, with the stem, are not trained and whose BatchNorm uses its running
-            statistics; 0 freezes the stem alone, -1 nothing.
-        norm_eval: whether every BatchNorm uses its running statistics in training too and leaves them unchanged; its
+        width_per_group: channels per group of the first stage's 3x3 convolutions if base_width is 64; 128 with one
+            group is wide ResNet. Only for depth 50 and more.
+        frozen_stages: number of stages, counted from the first, that are frozen together with the stem: they are not
+            trained, and their BatchNorm uses running statistics. 0 freezes the stem alone, -1 nothing.
+        norm_eval: whether every BatchNorm uses its running statistics in training too and does not update them; its
             scale and shift are trained.
     """
 
@@ -96,7 +98,7 @@ class ResNet(Backbone):
         super().__init__()
         require_positive(in_channels=in_channels, base_width=base_width, groups=groups, width_per_group=width_per_group)
         if depth < 50 and (groups, width_per_group) != (1, 64):
-            raise ValueError(f"groups and width_per_group are of depth 50 and more, not of {depth}")
+            raise ValueError(f"groups and width_per_group need depth 50 or more, not {depth}")
         if not -1 <= frozen_stages <= 4:
             raise ValueError(f"frozen_stages is {frozen_stages}, expected -1 (none) to 4")
         self.out_indices = [4] if out_indices is None else out_indices
@@ -169,7 +171,7 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int =
 
 
 def _downsample(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module | None:
-    """The projection of a shortcut whose shape changes."""
+    """The projection on a shortcut if its shape changes, else None."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(_conv(inputs, outputs, 1, stride), norm.layer(outputs))

@@ -1,4 +1,4 @@
-"""A Sobel filter before the backbone, as DeepCluster has it in the paper: edges instead of colors."""
+"""A Sobel filter before the backbone, as in the DeepCluster paper: edges instead of colors."""
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,9 @@ VERTICAL = [[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]]
 
 
 class Sobel(Backbone):
-    """A backbone behind a fixed Sobel filter: the mean of the three (normalized) colors, then its horizontal and
-    vertical gradient (Caron et al. 2018, arXiv 1807.05520, section 4.1). Every evaluation sees the same filter.
+    """A backbone behind a fixed Sobel filter, as in DeepCluster (Caron et al. 2018, arXiv 1807.05520, section 4.1).
+
+    The filter computes the horizontal and vertical gradient of the mean of the three normalized color channels.
 
     Args:
         backbone: the network behind the filter, with in_channels = 2.

@@ -1,7 +1,7 @@
 """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), parameter names as in timm, without the classifier.
 
-Initialized as in MoCo v3 (Chen, Xie & He 2021, arXiv 2104.02057, section 4): fixed 2-D
-sine-cosine positions, and a patch projection that stays as it was drawn, which keeps training stable.
+Initialized as in MoCo v3 (Chen, Xie & He 2021, arXiv 2104.02057, section 4): fixed 2-D sine-cosine positional
+embeddings, and a patch projection that keeps its random initial weights, which makes training more stable.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone
-from sslrun.nn.sizes import require_positive
+from sslrun.nn.argument_checks import require_positive
 
 # width D, blocks, heads; MoCo v3's small one has 12 heads, not 6.
 SIZES = {"tiny": (192, 12, 12), "small": (384, 12, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -73,18 +73,22 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(Backbone):
-    """Transformer over patches and a class token, whose output (B, D) is the image's feature.
+    """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929); its feature is the class token's output (B, D).
+
+    Parameter names are timm's. As in MoCo v3 (arXiv 2104.02057), positional embeddings are fixed sines and cosines.
 
     Args:
-        arch: size of the network: "tiny", "small", "base" or "large".
+        arch: network size: "tiny" (width 192), "small" (384), "base" (768) or "large" (1024). As in MoCo v3, "tiny" and
+            "small" have 12 attention heads.
         img_size: height and width of the images in pixels.
         patch_size: height and width of a patch in pixels; must divide img_size.
         in_channels: channels of the input images.
-        embed_dim: width D; given by arch by default.
-        depth: number of blocks; given by arch by default.
-        num_heads: number of attention heads; given by arch by default.
+        embed_dim: width D of the tokens; by default that of arch.
+        depth: number of blocks; by default that of arch.
+        num_heads: number of attention heads; by default that of arch.
         mlp_ratio: hidden width of the MLPs divided by D.
-        frozen_patch_embed: whether the patch projection keeps its random weights, which makes training more stable.
+        frozen_patch_embed: whether the patch projection keeps its random initial weights, which makes training more
+            stable.
     """
 
     def __init__(
@@ -132,7 +136,7 @@ class VisionTransformer(Backbone):
         return [branch for module in self.blocks for branch in (module.attn, module.mlp)]  # type: ignore[misc]
 
     def _initialize(self, patch_numbers: int) -> None:
-        """Xavier's uniform; the projection as one matrix over a patch, query, key and value as three."""
+        """Xavier uniform; the patch projection counts as one matrix, query, key and value as three."""
         width = self.num_features
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""Update rules, parameter groups and learning-rate schedules. Importing the room makes all of them known to configs."""
+"""Optimizers, parameter groups and learning-rate schedules. Importing this package registers all of them."""
 
 from sslrun.optim import policies
 from sslrun.optim.optimizers import GradClip, Optimizer

@@ -1,4 +1,4 @@
-"""Parameter groups by the names and kinds of parameters."""
+"""Divides parameters into groups by their names and kinds."""
 
 import difflib
 import json
@@ -20,29 +20,28 @@ _CHOICE = ("match", "kind")
 class ParamRule:
     """One `[[optimizer.paramwise]]` table: options for the parameters that `match` or `kind` selects.
 
-    A rule has one of the two, or both: then it applies to parameters that are of one of the kinds and match. Rules
-    apply in order; where several select a parameter, the later one wins, option by option.
+    A rule with both applies to parameters that match and are of one of the kinds. Rules apply in order; if several
+    select a parameter, later ones win, option by option.
 
     Attributes:
-        match: regular expression, searched anywhere in the parameter's name ("^" and "$" bind it to the ends).
-        kind: kinds of parameters: "norm" for scale and shift of normalization layers, "bias" for every bias, that of
-            norms included, "embedding" for class and mask tokens and positional embeddings.
-        lr: learning rate, in place of the optimizer's.
-        lr_mult: the optimizer's learning rate times this.
-        fix_lr: the schedule leaves the learning rate of these parameters alone (SimSiam's predictor).
-        weight_decay: weight decay, in place of the optimizer's.
-        weight_decay_mult: the optimizer's weight decay times this.
-        momentum: momentum, in place of the optimizer's.
-        momentum_mult: the optimizer's momentum times this.
-        nesterov: whether momentum is Nesterov's, in place of what the optimizer says.
-        betas: decay of the running means of the gradient and of its square, in place of the optimizer's.
-        eps: number added to the denominator, in place of the optimizer's.
-        eps_mult: the optimizer's eps times this.
-        eta: LARS's trust coefficient, in place of the optimizer's.
-        eta_mult: the optimizer's eta times this.
-        lars_exclude: whether LARS leaves the learning rate of these parameters unscaled (biases and norms, mostly).
-        freeze_iters: number of steps from the start with neither learning rate nor weight decay (SwAV's prototypes,
-            which the method gives no gradient for as long).
+        match: regular expression, searched anywhere in a parameter's name; "^" and "$" stand for the ends of the name.
+        kind: kinds of parameters: "norm" for scale and shift of normalization layers, "bias" for every bias, including
+            the shift of norms, "embedding" for class and mask tokens and positional embeddings.
+        lr: learning rate of these parameters, instead of the optimizer's.
+        lr_mult: factor of the optimizer's learning rate.
+        fix_lr: whether the schedule leaves the learning rate of these parameters constant (SimSiam's predictor).
+        weight_decay: weight decay of these parameters, instead of the optimizer's.
+        weight_decay_mult: factor of the optimizer's weight decay.
+        momentum: momentum of these parameters, instead of the optimizer's.
+        momentum_mult: factor of the optimizer's momentum.
+        nesterov: whether these parameters use Nesterov momentum, instead of the optimizer's setting.
+        betas: decays of the running means of the gradient and of its square, instead of the optimizer's.
+        eps: number added to the denominator, instead of the optimizer's.
+        eps_mult: factor of the optimizer's eps.
+        eta: LARS's trust coefficient for these parameters, instead of the optimizer's.
+        eta_mult: factor of the optimizer's eta.
+        lars_exclude: whether LARS does not scale the learning rate of these parameters (usually biases and norms).
+        freeze_iters: steps at the start of the run with a learning rate and weight decay of 0 (SwAV's prototypes).
     """
 
     match: str | None = None
@@ -76,22 +75,22 @@ class ParamRule:
         for name, value in given.items():
             if f"{name}_mult" in given:
                 raise UsageError(f"{self} sets both {name} and {name}_mult")
-            # torch looks at what an optimizer is given for all parameters, not at what a group has.
+            # torch checks an optimizer's defaults, but not the options of a group.
             numbers = value if isinstance(value, tuple) else (value,)
             if not all(number >= 0 for number in numbers) or (name == "betas" and max(numbers) >= 1):
                 raise UsageError(f"{self}: {name} cannot be {value}")
 
     def __str__(self) -> str:
-        """What selects the parameters, for messages."""
+        """The rule's `match` and `kind`, for messages."""
         kind = [] if self.kind is None else [f"kind = {json.dumps(self.kind)}"]
         return ", ".join(kind if self.match is None else [*kind, f"match = {self.match!r}"])
 
     def given(self) -> dict[str, Any]:
-        """The options that the rule sets, as written."""
+        """The options that the rule sets, by their names in the recipe."""
         return {name: value for name, value in vars(self).items() if name not in _CHOICE and value is not None}
 
     def selects(self, name: str, kinds: set[str]) -> bool:
-        """Whether the rule is for a parameter of this name and these kinds."""
+        """Whether the rule applies to a parameter with this name and these kinds."""
         is_of_kind = self.kind is None or not kinds.isdisjoint(self.kind)
         return is_of_kind and (self.match is None or re.search(self.match, name) is not None)
 
@@ -107,7 +106,7 @@ class ParamRule:
 def kinds_of(named_parameters: list[tuple[str, nn.Parameter]]) -> dict[str, set[str]]:
     """The kinds of each parameter, by name.
 
-    A norm is told by its shape: a `weight` of one dimension is a scale, and the `bias` beside it a shift. Linear
+    Norms are recognized by shape: a `weight` of one dimension is a scale, and the `bias` beside it a shift. Linear
     layers, convolutions and embeddings have weights of two dimensions or more.
     """
     scales = {name.rpartition(".")[0] for name, p in named_parameters if _last(name) == "weight" and p.ndim <= 1}
@@ -124,14 +123,14 @@ def kinds_of(named_parameters: list[tuple[str, nn.Parameter]]) -> dict[str, set[
 def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], defaults: dict[str, Any], rules: list[ParamRule], owner: str
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer: parameters with equal options together, with their names.
+    """Groups of a torch optimizer: each has the parameters with equal options, with their names.
 
-    Only parameters that require a gradient. Groups and the parameters in them keep the order of the model. Each group
-    has, besides every option, `initial_lr` (what a schedule starts from), `fix_lr` and `freeze_iters`.
+    Only parameters that require a gradient are included. Groups and their parameters are in the order of the model.
+    Besides every option, a group has `initial_lr` (the base of the schedule), `fix_lr` and `freeze_iters`.
 
     Args:
-        named_parameters: as `module.named_parameters()` gives them.
-        defaults: the optimizer's options, one value each; `lr` among them.
+        named_parameters: names and parameters, as from `module.named_parameters()`.
+        defaults: the optimizer's options, among them `lr`.
         rules: the recipe's `optimizer.paramwise`.
         owner: the optimizer's name, for messages.
 
@@ -161,10 +160,10 @@ def parameter_groups(
 
 
 def _selects_nothing(rule: ParamRule, names: list[str]) -> str:
-    """What is wrong with a rule that no parameter is selected by."""
+    """The end of the message about a rule that selects no parameter."""
     if rule.match is None:
-        return "is the kind of no trained parameter"
-    found = "is found in the name of no trained parameter" + (" of that kind" if rule.kind else "")
+        return "selects no trained parameter"
+    found = "matches the name of no trained parameter" + (" of that kind" if rule.kind else "")
     return f"{found}; nearest: {', '.join(_nearest(rule.match, names))}"
 
 
@@ -173,11 +172,11 @@ def _last(name: str) -> str:
 
 
 def _nearest(pattern: str, names: list[str]) -> list[str]:
-    """The three names that have most of the pattern's letters, in order."""
+    """The three names most similar to the pattern, most similar first."""
     letters = re.sub(r"\\(.)|[\^$*+?()\[\]{}|]", r"\1", pattern)
 
     def shared(name: str) -> int:
         blocks = difflib.SequenceMatcher(None, letters, name, autojunk=False).get_matching_blocks()
-        return sum(block.size**2 for block in blocks)  # long pieces count for more than scattered letters
+        return sum(block.size**2 for block in blocks)  # long common pieces count more than scattered letters
 
     return sorted(names, key=lambda name: (-shared(name), len(name)))[:3]

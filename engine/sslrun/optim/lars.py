@@ -12,25 +12,25 @@ from sslrun.contract import PartitionedOptimizer
 class LARS(PartitionedOptimizer):
     """SGD with momentum whose step for each parameter w is scaled by its trust ratio.
 
-        trust = eta |w| / (|g| + weight_decay |w| + eps), 1 where either norm is 0 or the group says `lars_exclude`
+        trust = eta |w| / (|g| + weight_decay |w| + eps), 1 if either norm is 0 or the group has `lars_exclude`
         d = trust lr (g + weight_decay w);  m = momentum m + d;  w = w - m
 
-    The learning rate is inside the momentum buffer, as in the recipes that this is for (a later change of lr does not
-    touch what has been gathered). All parameters are updated together; norms never leave the device. A `found_inf`
-    tensor (0-d float, 1 = skip) leaves weights and buffers untouched, as in torch's fused optimizers.
+    The momentum buffer contains the learning rate, as in MMSelfSup, so a later change of lr does not affect earlier
+    updates in the buffer. All parameters are updated together; norms stay on the device. If the `found_inf` tensor
+    (0-d float) is 1, weights and buffers do not change, as in torch's fused optimizers.
 
-    Where the parameters are flat partitions of many (ZeRO), `set_segments` tells where each of them lies.
+    If the parameters are flat partitions of many parameters (ZeRO), `set_segments` says where each of them lies.
 
     Args:
-        params: parameters or groups of them; a group may say `lars_exclude=True`.
+        params: parameters or groups of them; a group may set `lars_exclude=True`.
         lr: learning rate.
-        momentum: weight of the buffer.
-        weight_decay: L2 penalty, part of the gradient and of the trust ratio.
+        momentum: decay of the momentum buffer.
+        weight_decay: factor of the L2 penalty, which is part of the gradient and of the trust ratio.
         eta: trust coefficient.
-        eps: added to the denominator of the trust ratio.
+        eps: number added to the denominator of the trust ratio.
     """
 
-    _step_supports_amp_scaling = True  # how torch's optimizers say that they obey `found_inf`
+    _step_supports_amp_scaling = True  # torch's sign that an optimizer obeys `found_inf`
     found_inf: Tensor | None = None
 
     def __init__(
@@ -85,7 +85,7 @@ class LARS(PartitionedOptimizer):
             )
 
     def _pieces(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[bool]]:
-        """(weights, gradients, buffers) of what is here of each parameter, and which parameters these are."""
+        """(weights, gradients, buffers) of the parts of parameters on this rank, and which parameters have a part."""
         weights: list[Tensor] = []
         gradients: list[Tensor] = []
         buffers: list[Tensor] = []
@@ -122,7 +122,7 @@ class LARS(PartitionedOptimizer):
 
 
 def _laid_out_like(weight: Tensor, update: Tensor) -> Tensor:
-    """The fused update walks tensors through memory side by side, and on the CPU does not compare their strides."""
+    """The update with the strides of its weight: on the CPU torch's fused update assumes equal strides."""
     strides = zip(weight.shape, weight.stride(), update.stride(), strict=True)
     if all(ours == theirs for size, ours, theirs in strides if size > 1):
         return update

@@ -1,4 +1,4 @@
-"""The optimizers of `[optimizer]`: torch's and LARS, with their hyper-parameters and parameter groups."""
+"""The optimizers of the `[optimizer]` table: torch's and LARS."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -15,12 +15,13 @@ from sslrun.optim.groups import ParamRule, parameter_groups
 
 @dataclass(frozen=True, kw_only=True)
 class GradClip:
-    """The `[optimizer.grad_clip]` table. As torch's `clip_grad_norm_`, but a norm that is not finite ends the step
-    before it reaches the weights.
+    """The `[optimizer.grad_clip]` table: limits the norm of the gradient, as torch's `clip_grad_norm_`.
+
+    A step with a norm that is not finite is skipped before it changes the weights.
 
     Attributes:
-        max_norm: largest norm of all gradients together; larger gradients are scaled down to it. Above 0.
-        norm_type: order of the norm: 2 is the Euclidean norm, "inf" the largest absolute value. Above 0.
+        max_norm: largest norm of all gradients together, above 0; larger gradients are scaled down to it.
+        norm_type: order of the norm, above 0: 2 is the Euclidean norm, "inf" the largest absolute value.
     """
 
     max_norm: float
@@ -37,9 +38,9 @@ class Optimizer(Component, kind="optimizers"):
     """An update rule with its hyper-parameters.
 
     Args:
-        lr: learning rate that the schedule starts from.
-        weight_decay: factor of the weight decay.
-        paramwise: rules that give some parameters other options, by name.
+        lr: base learning rate, which the schedule changes during the run.
+        weight_decay: coefficient of the weight decay.
+        paramwise: rules that set other options for some parameters, selected by name or kind.
         grad_clip: limit on the norm of the gradient; none by default.
     """
 
@@ -56,39 +57,37 @@ class Optimizer(Component, kind="optimizers"):
                 raise UsageError(f"{name} cannot be {getattr(self, name)}")
 
     def options(self) -> dict[str, Any]:
-        """The hyper-parameters that a parameter group has."""
+        """The hyper-parameters of a parameter group."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("paramwise", "grad_clip")}
 
     def create(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """The torch optimizer of the parameters that require a gradient; its groups carry `param_names`.
 
         Raises:
-            UsageError: a hyper-parameter or a rule of `paramwise` is wrong, or nothing is to be trained.
+            UsageError: a hyper-parameter or a rule of `paramwise` is wrong, or no parameter requires a gradient.
         """
         groups = parameter_groups(named_parameters, self.options(), self.paramwise, type(self).__name__)
         if not groups:
-            raise UsageError("no parameter of the model is to be trained")
+            raise UsageError("no parameter of the model requires a gradient: there is nothing to train")
         devices = {parameter.device.type for group in groups for _, parameter in group["params"]}
         fused = {"fused": True} if self.fusible and devices <= {"cpu", "cuda"} else {}
         try:
-            optimizer = self.build(groups, **fused)
+            return self.build(groups, **fused)
         except ValueError as error:
             raise UsageError(f"optimizer: {error}") from error
-        optimizer.register_load_state_dict_post_hook(_lay_out_like_parameters)
-        return optimizer
 
     def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
-        """The torch optimizer over groups that state every option."""
+        """The torch optimizer of groups in which every option is set."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, torch's.
+    """Stochastic gradient descent with momentum (torch.optim.SGD).
 
     Args:
         momentum: decay of the running sum of gradients, 0 to 1.
-        nesterov: whether the momentum has Nesterov's form.
+        nesterov: whether to use Nesterov momentum.
     """
 
     momentum: float = 0.0
@@ -100,11 +99,11 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), torch's.
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101; torch.optim.AdamW).
 
     Args:
-        betas: decays of the running means of the gradient and of its square.
-        eps: number added to the denominator.
+        betas: decays of the running means of the gradient and of its square, 0 to below 1.
+        eps: number added to the denominator for numerical stability.
     """
 
     weight_decay: float = 0.01
@@ -117,11 +116,11 @@ class AdamW(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class LARS(Optimizer):
-    """SGD with momentum and a learning rate scaled per parameter (You et al. 2017), for large batches.
+    """SGD with momentum and a learning rate scaled for each parameter (You et al. 2017, arXiv 1708.03888).
 
     Args:
         momentum: decay of the running sum of updates, 0 to 1.
-        eta: trust coefficient: norm of the update divided by norm of the parameter.
+        eta: trust coefficient: ratio of an update's norm to the parameter's norm at a learning rate of 1.
         eps: number added to the denominator of the trust ratio.
     """
 
@@ -136,15 +135,3 @@ class LARS(Optimizer):
 
     def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
         return lars.LARS(groups, **super().options(), **kwargs)
-
-
-def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give state the memory layout of its parameter again.
-
-    A checkpoint has contiguous tensors, a network may be channels-last, and torch's fused updates on the CPU walk
-    parameter, gradient and state side by side through memory without comparing strides: silently wrong otherwise.
-    """
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -1,7 +1,7 @@
-"""Learning rates as pure functions of the step: nothing here has state, so a resume needs nothing but the step.
+"""Learning rates as pure functions of the step. Nothing here has state, so a resume needs only the step.
 
-A step number counts optimizer steps done: `value(base, 0, ...)` is used for the first step. The policies themselves are
-in `policies.py`.
+A step number counts the optimizer steps done: `value(base, 0, ...)` is the rate of the first step. The policies are in
+`policies.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ class Schedule(Component, kind="schedules", tag="policy"):
     Args:
         by: unit of the policy: "epoch" changes the learning rate once per epoch, as mmcv does by default; "iter" at
             every step. Warm-up changes it at every step in either case.
-        warmup: shape of the first steps, from `warmup_ratio` times the policy's value to the policy's value: "constant"
-            stays below until the warm-up ends, "linear" rises evenly, "exp" by equal factors.
+        warmup: shape of the warm-up from `warmup_ratio` times the policy's rate to the policy's rate: "constant" keeps
+            the low rate, "linear" rises linearly, "exp" by equal factors; no warm-up if not given.
         warmup_iters: length of the warm-up in optimizer steps.
         warmup_epochs: length of the warm-up in epochs, instead of `warmup_iters`.
-        warmup_ratio: first learning rate of the warm-up divided by the policy's value; above 0, at most 1.
-        after_warmup: whether the policy begins where the warm-up ends, as in MMSelfSup 1.x and in the papers of MAE and
-            MoCo v3, and is shorter by the warm-up; if false it begins with the run, as in mmcv.
+        warmup_ratio: first learning rate of the warm-up divided by the policy's rate; above 0, at most 1.
+        after_warmup: whether the policy starts where the warm-up ends, as in MMSelfSup 1.x and in the papers of MAE and
+            MoCo v3; if false, it starts with the run, as in mmcv.
     """
 
     by: Literal["epoch", "iter"] = "epoch"
@@ -49,28 +49,36 @@ class Schedule(Component, kind="schedules", tag="policy"):
         """The learning rate of one step.
 
         Args:
-            base: the learning rate that the recipe states for the parameter group.
+            base: the base learning rate of the parameter group.
             step: optimizer steps done before this one.
             steps_per_epoch: optimizer steps per epoch.
             total_steps: optimizer steps of the whole run.
         """
-        at = step if self.by == "iter" else step // steps_per_epoch * steps_per_epoch
+        unit = self._unit(steps_per_epoch)
+        at = step // unit * unit
         warmup_steps, skipped = self._warmup_steps(steps_per_epoch)
-        regular = self.regular(base, max(at - skipped, 0), steps_per_epoch, max(total_steps - skipped, 1))
+        regular = self.regular(base, max(at - skipped, 0), unit, max(total_steps - skipped, 1))
         return regular if step >= warmup_steps else regular * self._warmup_factor(step / warmup_steps)
 
-    def regular(self, base: float, at: int, steps_per_epoch: int, total_steps: int) -> float:
-        """The policy without warm-up, at step `at` (with by = "epoch": the first step of the current epoch)."""
+    def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
+        """The policy without warm-up.
+
+        Args:
+            base: as for `value`.
+            at: optimizer steps done; with by = "epoch" those before the current epoch.
+            unit: optimizer steps in the unit of `by`.
+            total_steps: optimizer steps of the policy.
+        """
         raise NotImplementedError
 
-    def reach(self, steps_per_epoch: int) -> int | None:
-        """Number of steps that the policy is defined for; None if it has no end."""
+    def reach(self, unit: int) -> int | None:
+        """Number of steps that the policy is defined for; None if it has no end. `unit` as for `regular`."""
         return None
 
     def check(self, steps_per_epoch: int, total_steps: int) -> None:
         """Raise UsageError if the policy ends before the run does."""
         _, skipped = self._warmup_steps(steps_per_epoch)
-        reach, length = self.reach(steps_per_epoch), total_steps - skipped
+        reach, length = self.reach(self._unit(steps_per_epoch)), total_steps - skipped
         if reach is not None and reach < length:
             raise UsageError(
                 f"lr: {type(self).__name__} ends after {reach} steps ({reach / steps_per_epoch:g} epochs), but has to "
@@ -78,12 +86,12 @@ class Schedule(Component, kind="schedules", tag="policy"):
             )
 
     def _warmup_steps(self, steps_per_epoch: int) -> tuple[int, int]:
-        """(length of the warm-up, how much of it the policy does not see)."""
+        """Number of steps of the warm-up, and number of these before the start of the policy."""
         steps = self.warmup_iters or round(self.warmup_epochs * steps_per_epoch)
         return steps, steps if self.after_warmup else 0
 
     def _warmup_factor(self, fraction: float) -> float:
-        """Factor of the policy's value after this fraction of the warm-up."""
+        """Factor of the policy's rate after this fraction of the warm-up."""
         match self.warmup:
             case "constant":
                 return self.warmup_ratio
@@ -91,7 +99,7 @@ class Schedule(Component, kind="schedules", tag="policy"):
                 return self.warmup_ratio ** (1 - fraction)
         return 1 - (1 - fraction) * (1 - self.warmup_ratio)
 
-    def unit(self, steps_per_epoch: int) -> int:
+    def _unit(self, steps_per_epoch: int) -> int:
         """Steps in the unit of `by`."""
         return steps_per_epoch if self.by == "epoch" else 1
 
@@ -99,8 +107,10 @@ class Schedule(Component, kind="schedules", tag="policy"):
 def learning_rates(
     groups: Sequence[Mapping[str, Any]], schedule: Schedule, step: int, steps_per_epoch: int, total_steps: int
 ) -> list[float | None]:
-    """The rate of every parameter group for one step: a group with `fix_lr` keeps the one that it started with, and a
-    group that is frozen until later has None."""
+    """The learning rate of every parameter group for one step; None for a group that is still frozen (`freeze_iters`).
+
+    Groups with `fix_lr` keep their base learning rate.
+    """
 
     def rate(group: Mapping[str, Any]) -> float | None:
         if step < group["freeze_iters"]:

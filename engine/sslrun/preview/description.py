@@ -6,6 +6,7 @@ from typing import Any
 
 from sslrun.data.transforms import Numbers, Transform
 from sslrun.data.transforms.base import Box
+from sslrun.errors import printable
 from sslrun.preview.samples import Samples
 
 
@@ -100,11 +101,6 @@ def sample_in_words(sample: dict[str, Any]) -> str:
 def by(size: Sequence[int]) -> str:
     """Height and width in words."""
     return f"{size[0]} x {size[1]}"
-
-
-def printable(text: str) -> str:
-    """A file name, with a question mark for characters that no terminal and no font can show."""
-    return "".join(c if c.isprintable() else "?" for c in os.fsencode(text).decode(errors="replace"))
 
 
 def _part(box: Sequence[float] | None) -> str:

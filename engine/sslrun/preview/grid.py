@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sslrun.errors import UsageError
-from sslrun.preview.description import by, describe_sample, printable, sample_in_words
+from sslrun.errors import UsageError, printable
+from sslrun.preview.description import by, describe_sample, sample_in_words
 from sslrun.preview.samples import Samples
 from sslrun.runtime.durable import replace_file
 

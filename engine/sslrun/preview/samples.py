@@ -14,8 +14,9 @@ import torch
 
 from sslrun.config import Config
 from sslrun.contract import Method
-from sslrun.data import Source, pil_twins, resolve_augment
+from sslrun.data import pil_twins
 from sslrun.data.pipeline import BatchSpec
+from sslrun.data.sources import Source
 from sslrun.data.transforms import Numbers, Transform
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
@@ -103,7 +104,7 @@ def load_samples(config: Config, samples: int = 8, epoch: int = 0) -> Samples:
     return Samples(
         name=config.name,
         seed=recipe.seed,
-        augment=resolve_augment(recipe.data.augment, device),
+        augment=loader.augment,
         device=device.type,
         groups=recipe.data.views,
         source=source,

@@ -6,9 +6,8 @@ from typing import NamedTuple
 from sslrun.report import plots
 from sslrun.report.html import Child, Html, element
 from sslrun.report.number_format import number, percent
-from sslrun.report.reported_run import ReportedRun, is_number
-from sslrun.runs import KNN, LOSS, SPEED
-from sslrun.runtime.run_files import METRICS
+from sslrun.report.reported_run import ReportedRun
+from sslrun.runtime.run_files import KNN, LOSS, METRICS, RATE, SPEED, WAIT, is_number
 
 
 class Curve(NamedTuple):
@@ -44,11 +43,11 @@ CURVES = (
     ),
     Curve("spectrum/rankme", "RankMe", "effective number of dimensions that the features use", is_better_high=True),
     Curve("train/feature_std", "Spread of the embeddings", "1: spread evenly, 0: collapsed"),
-    Curve("train/lr", "Learning rate", "of the first parameter group"),
+    Curve(RATE, "Learning rate", "of the first parameter group"),
     Curve("train/momentum", "Momentum", "EMA decay of the momentum teacher"),
     Curve(SPEED, "Images per second", "training only, without measurements and checkpoints", has_zero=True),
     Curve(
-        "data/wait_pct",
+        WAIT,
         "Waiting for data",
         "share of the training time that is spent waiting for a batch",
         is_percent=True,

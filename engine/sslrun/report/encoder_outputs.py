@@ -12,11 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.contract import Batch
-from sslrun.data import Loader, Sequential, Source, ViewGroup
+from sslrun.data.loader import Loader
+from sslrun.data.order import Sequential
+from sslrun.data.sources import Source
 from sslrun.data.transforms import CenterCrop, Resize, Transform
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.evaluation.features import evenly, require_finite
 from sslrun.evaluation.frozen_encoder import FrozenEncoder
+from sslrun.evaluation.frozen_encoder import labels as labels_of
 from sslrun.evaluation.knn import knn_predict, nearest
 from sslrun.measure import frozen_encoder
 from sslrun.nn.vit import Attention, VisionTransformer
@@ -91,8 +95,7 @@ def run_encoder(path: Path) -> EncoderOutputs:
     saved = open_saved(path, overrides=[ANY_DEVICE])
     encoder = frozen_encoder(saved, device_of(saved.recipe, 0))
     train, source = encoder.train, encoder.test or encoder.train
-    has_labels = train.labels is not None and source.labels is not None
-    classes, num_classes = _shown_classes(train, source) if has_labels else (None, 0)
+    classes, num_classes = _shown_classes(train, source)
     if source is train:
         ids = _spread(_ids(train, classes), MOST_QUERIES + MOST_BANK)
         queries = _spread(ids, min(MOST_QUERIES, len(ids) // 2))
@@ -109,11 +112,11 @@ def run_encoder(path: Path) -> EncoderOutputs:
         require_finite(each)
     neighbors, similarity = nearest(others, features, NEIGHBORS)
     labels = bank_labels = predicted = None
-    if classes is not None and train.labels is not None and source.labels is not None:
+    if classes is not None:
         monitor = saved.recipe.monitor
         vote: dict[str, Any] = {"k": monitor.knn_k, "temperature": monitor.knn_temperature}
-        labels = np.asarray(np.searchsorted(classes, source.labels[queries]))
-        bank_labels = np.asarray(np.searchsorted(classes, train.labels[bank]))
+        labels = np.asarray(np.searchsorted(classes, labels_of(source)[queries]))
+        bank_labels = np.asarray(np.searchsorted(classes, labels_of(train)[bank]))
         predicted = knn_predict(others, torch.from_numpy(bank_labels), features, **vote).numpy()
     return EncoderOutputs(
         saved,
@@ -223,9 +226,10 @@ def _prepared(outputs: EncoderOutputs, source: Source, ids: np.ndarray, transfor
     return ((batch.views[0] * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def _shown_classes(train: Source, source: Source) -> tuple[np.ndarray, int]:
-    """The labels to show, and the number of all labels."""
-    assert train.labels is not None and source.labels is not None
+def _shown_classes(train: Source, source: Source) -> tuple[np.ndarray | None, int]:
+    """The labels to show, and the number of all labels; None and 0 if a source has no labels."""
+    if train.labels is None or source.labels is None:
+        return None, 0
     labels = np.union1d(train.labels, source.labels)
     return labels if len(labels) <= MOST_CLASSES else _spread(labels, SOME_CLASSES), len(labels)
 

@@ -11,9 +11,10 @@ from sslrun.preview import as_text, describe, load_samples
 from sslrun.preview.description import describe_sample, sample_in_words
 from sslrun.report import plots
 from sslrun.report.encoder_outputs import ANY_DEVICE, EncoderOutputs, attention, examples, maps, pixels
-from sslrun.report.html import Child, Html, element
+from sslrun.report.html import Child, Html, element, scrollable
 from sslrun.report.number_format import counted, percent
 from sslrun.report.reported_run import ReportedRun
+from sslrun.runtime.run_files import CONFIG
 
 THUMBNAIL = 96  # pixels
 EXAMPLES, ATTENDED, SAMPLES = 10, 4, 6
@@ -21,7 +22,7 @@ EXAMPLES, ATTENDED, SAMPLES = 10, 4, 6
 
 def augmentations(run: ReportedRun) -> list[Child]:
     """The first samples of the recipe's order, each with its views."""
-    config = load(run.path / "config.toml", [ANY_DEVICE])
+    config = load(run.path / CONFIG, [ANY_DEVICE])
     preview = load_samples(config, SAMPLES)
     rows, views = [], len(preview.columns)
     for row, original in enumerate(preview.originals):
@@ -151,8 +152,7 @@ def confusion(outputs: EncoderOutputs, name: str) -> list[Child]:
         "caption", "Percentage of each class (rows) predicted as each class (columns)", class_="screen-reader-only"
     )
     table = element("table", caption, element("thead", head), element("tbody", body), class_="confusion")
-    box = element("div", table, class_="scroll", tabindex=0, role="region", aria_label="Confusion of the k-NN")
-    return [element("p", text), box]
+    return [element("p", text), scrollable(table, "Confusion of the k-NN")]
 
 
 def attention_maps(outputs: EncoderOutputs, name: str) -> list[Child]:

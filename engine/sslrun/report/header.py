@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sslrun.report.html import Child, Html, element, joined, table
 from sslrun.report.number_format import duration, number, percent
 from sslrun.report.reported_run import ReportedRun
-from sslrun.runs import KNN, LOSS, SPEED
+from sslrun.runtime.run_files import KNN, LOSS, SPEED
 
 MARKS = {"done": "✓", "running": "▸", "failed": "✗", "died": "✗", "pre-empted": "⏸", "interrupted": "⏸"}
 

@@ -47,7 +47,7 @@ def legal(text: str) -> str:
     return "".join(c if (c >= " " and c not in "\ufffe\uffff") or c in "\n\t" else "\ufffd" for c in text)
 
 
-def table(head: Iterable[Child], rows: Iterable[Iterable[Child]], caption: Child = None, class_: str = "") -> Html:
+def table(head: Iterable[Child], rows: Iterable[Iterable[Child]], class_: str = "") -> Html:
     """A table in a box that scrolls horizontally. The first cell of each row is its heading."""
     head_row = element("tr", [element("th", each, scope="col") for each in head])
     body = [
@@ -56,11 +56,12 @@ def table(head: Iterable[Child], rows: Iterable[Iterable[Child]], caption: Child
         )
         for row in rows
     ]
-    inner = element(
-        "table", element("caption", caption) if caption else None, element("thead", head_row), element("tbody", body)
-    )
-    # tabindex: what has the focus can be scrolled with the keyboard.
-    return element("div", inner, class_=f"scroll {class_}".strip(), tabindex=0, role="region", aria_label="table")
+    return scrollable(element("table", element("thead", head_row), element("tbody", body)), "table", class_)
+
+
+def scrollable(content: Html, label: str, class_: str = "") -> Html:
+    """A box that scrolls horizontally; with tabindex, so that the keyboard can scroll it when it has the focus."""
+    return element("div", content, class_=f"scroll {class_}".strip(), tabindex=0, role="region", aria_label=label)
 
 
 def _text(child: Child) -> str:

@@ -27,6 +27,6 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def counted(count: int, name: str, plural: str | None = None) -> str:
+def counted(count: int, name: str) -> str:
     """A count with its noun, such as "1 image" and "1,200 images"."""
-    return f"{count:,} {name if count == 1 else plural or name + 's'}"
+    return f"{count:,} {name if count == 1 else name + 's'}"

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from sslrun.errors import RunFailed
 from sslrun.report import encoder_sections
 from sslrun.report.curves import curves
 from sslrun.report.encoder_outputs import EncoderOutputs, run_encoder
@@ -14,7 +13,7 @@ from sslrun.report.header import header, letter
 from sslrun.report.html import Child, Html, element
 from sslrun.report.recipe import environment, recipe, recipe_differences
 from sslrun.report.reported_run import ReportedRun, read_run
-from sslrun.runtime.durable import replace_file
+from sslrun.runtime.durable import replace_or_fail
 
 T = TypeVar("T")
 
@@ -45,11 +44,7 @@ def write_report(paths: Sequence[Path], output: Path | None = None, has_images: 
     """
     runs = [read_run(path, number if len(paths) > 1 else None) for number, path in enumerate(paths)]
     output = output or runs[0].path / "report.html"
-    page = render(runs, has_images)
-    try:
-        replace_file(output, page.encode("utf-8", "replace"))
-    except OSError as error:
-        raise RunFailed(f"{output} could not be written: {error.strerror}") from error
+    replace_or_fail(output, render(runs, has_images).encode("utf-8", "replace"))
     return output
 
 

@@ -93,12 +93,13 @@ def lines(
 
     right = max(_width(line.label) for line in drawn) + 4
     figure, axes = _figure(266, 162, left=30, right=right, bottom=27, top=13)
-    for line in drawn:
+    colors = [_RUNS[line.color % RUN_COLORS] for line in drawn]
+    for line, color in zip(drawn, colors, strict=True):
         x, y = _thinned(np.asarray(line.x, float), np.asarray(line.y, float))
         style: dict[str, Any] = {"marker": "o", "markersize": 3.2} if has_dots and len(x) <= 40 else {}
         if len(x) == 1:
             style = {"marker": "o", "markersize": 4}
-        axes.plot(x, y, color=_RUNS[line.color % RUN_COLORS], linewidth=1.5, solid_capstyle="round", **style)
+        axes.plot(x, y, color=color, linewidth=1.5, solid_capstyle="round", **style)
     axes.grid(axis="y", color=_LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     if is_log:
@@ -116,7 +117,8 @@ def lines(
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5), useMathText=False)
         axes.yaxis.get_offset_text().set_color(_SOFT)
     axes.set_xlabel(x_label, color=_SOFT, loc="right", labelpad=2)
-    _end_labels(axes, drawn)
+    ends = np.array([(line.x[-1], line.y[-1]) for line in drawn])
+    _write_labels(axes, ends, [line.label for line in drawn], colors, is_right=True)
     return _svg(figure, name, alt)
 
 
@@ -141,11 +143,12 @@ def scatter(
     if groups is None:
         axes.plot(*points.T, "o", markersize=3, color=_CLASSES[0], markeredgewidth=0, alpha=0.75)
         return _svg(figure, name, alt)
-    for group in range(len(labels)):
-        color, marker = _CLASSES[group % CLASS_COLORS], _shape(group)
-        axes.plot(*points[groups == group].T, marker, markersize=3.4, color=color, markeredgewidth=0, alpha=0.8)
+    colors = [_CLASSES[group % CLASS_COLORS] for group in range(len(labels))]
+    for group, color in enumerate(colors):
+        axes.plot(*points[groups == group].T, _shape(group), markersize=3.4, color=color, markeredgewidth=0, alpha=0.8)
     if has_names:
-        _names(axes, np.stack([np.median(points[groups == group], axis=0) for group in range(len(labels))]), labels)
+        middles = np.stack([np.median(points[groups == group], axis=0) for group in range(len(labels))])
+        _write_labels(axes, middles, labels, colors, is_right=False)
     return _svg(figure, name, alt)
 
 
@@ -194,39 +197,30 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
 
 
-def _end_labels(axes: Any, drawn: Sequence[Line]) -> None:
-    """Write each label to the right of its line's end, moved so far that no label covers another."""
-    ends = axes.transData.transform([(line.x[-1], line.y[-1]) for line in drawn])
-    half = np.array([_width(line.label) / 2 for line in drawn])
-    places = _apart(ends + np.stack([half, 0 * half], axis=1), 2 * half) - np.stack([half, 0 * half], axis=1)
-    for line, place in zip(drawn, axes.transData.inverted().transform(places), strict=True):
-        _name(axes, line.label, place, _RUNS[line.color % RUN_COLORS], ha="left", xytext=(5, 0))
+def _write_labels(axes: Any, places: np.ndarray, labels: Sequence[str], colors: Sequence[str], is_right: bool) -> None:
+    """Write each label at its place, (n, 2), or to the right of it, moved so far that no label covers another.
 
-
-def _names(axes: Any, places: np.ndarray, labels: Sequence[str]) -> None:
-    """Write the labels at (C, 2) places, moved so far that no label covers another."""
+    The style sheet selects labels by their ids and gives them a halo.
+    """
     axes.apply_aspect()
-    centers = _apart(axes.transData.transform(places), np.array([_width(label) for label in labels]))
-    for group, (label, place) in enumerate(zip(labels, axes.transData.inverted().transform(centers), strict=True)):
-        _name(axes, label, place, _CLASSES[group % CLASS_COLORS], ha="center", xytext=(0, 0))
-
-
-def _name(axes: Any, label: str, place: np.ndarray, color: str, ha: str, xytext: tuple[float, float]) -> None:
-    """Write a label. The style sheet selects it by its id and gives it a halo."""
-    axes.annotate(
-        legal(label),
-        place,
-        xytext=xytext,
-        textcoords="offset points",
-        ha=ha,
-        va="center",
-        color=color,
-        weight="bold",
-        size=_FONT,
-        parse_math=False,
-        annotation_clip=False,
-        gid=f"name_{len(axes.texts)}",
-    )
+    widths = np.array([_width(label) for label in labels])
+    shift = np.stack([is_right * widths / 2, 0 * widths], axis=1)
+    moved = _apart(axes.transData.transform(places) + shift, widths) - shift
+    for label, color, place in zip(labels, colors, axes.transData.inverted().transform(moved), strict=True):
+        axes.annotate(
+            legal(label),
+            place,
+            xytext=(5 if is_right else 0, 0),
+            textcoords="offset points",
+            ha="left" if is_right else "center",
+            va="center",
+            color=color,
+            weight="bold",
+            size=_FONT,
+            parse_math=False,
+            annotation_clip=False,
+            gid=f"name_{len(axes.texts)}",
+        )
 
 
 def _width(label: str) -> float:

@@ -10,8 +10,8 @@ from sslrun.config.node import Node, plain, show
 from sslrun.report.header import state
 from sslrun.report.html import Child, Html, element, table
 from sslrun.report.number_format import counted, number
-from sslrun.report.reported_run import ReportedRun, is_number
-from sslrun.runtime.run_files import CONFIG, ENVIRONMENT
+from sslrun.report.reported_run import ReportedRun
+from sslrun.runtime.run_files import CONFIG, ENVIRONMENT, is_number
 
 
 def recipe_differences(runs: Sequence[ReportedRun]) -> list[Child]:

@@ -1,6 +1,5 @@
 """A run as a report shows it: everything that its folder holds, and its letter and color among several runs."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from sslrun.config import Config, load
 from sslrun.errors import UsageError
 from sslrun.runs import RunSummary, summarize
-from sslrun.runtime.run_files import CHECKPOINTS, CONFIG, METRICS, RunFiles
+from sslrun.runtime.run_files import CONFIG, METRICS, RunFiles, is_number, run_folder_of
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,7 @@ def read_run(path: Path, number: int | None) -> ReportedRun:
     Raises:
         UsageError: the path is neither.
     """
-    folder = path.resolve()
-    if folder.parent.name == CHECKPOINTS:
-        folder = folder.parent.parent
+    folder = run_folder_of(path.resolve()) or path.resolve()
     if not (folder / CONFIG).is_file() and not (folder / METRICS).is_file():
         problem = f"has neither {CONFIG} nor {METRICS}" if folder.is_dir() else "does not exist"
         raise UsageError(f"{path} {problem}: name the folder of a run, work_dirs/<recipe name>, or a checkpoint in one")
@@ -109,11 +106,6 @@ def read_run(path: Path, number: int | None) -> ReportedRun:
         config=_config(files),
         problems=files.problems,
     )
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _config(files: RunFiles) -> Config | None:

@@ -142,8 +142,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def saved_at(path: Path) -> float:
     """When a checkpoint was saved, in seconds since 1970. A copy of a checkpoint has the time of the original."""
-    manifest = path / MANIFEST
-    written: float = json.loads(manifest.read_bytes()).get("time", manifest.stat().st_mtime)
+    written: float = json.loads((path / MANIFEST).read_bytes())["time"]
     return written
 
 

@@ -21,15 +21,7 @@ from torch import Tensor, nn
 from sslkernels.ema_update import ema_update_
 from sslrun.contract import Batch, Loss, Method, PartitionedOptimizer, Progress
 from sslrun.runtime import distributed
-from sslrun.runtime.executor import (
-    COUNTER,
-    Executor,
-    by_parameter,
-    counter_device,
-    load_unsharded_state,
-    unsharded_gradients,
-    unsharded_state,
-)
+from sslrun.runtime.executor import COUNTER, Executor, counter_device
 
 LARGEST_BUCKET = 50_000_000  # largest number of elements averaged at once; DeepSpeed allocates a buffer of that size
 
@@ -125,7 +117,7 @@ class DeepSpeedExecutor(Executor):
 
     def optimizer_state(self) -> dict[str, Tensor]:
         if self.zero_stage == 0:
-            return unsharded_state(self.optimizer, self.names) if distributed.rank() == 0 else {}
+            return super().optimizer_state()
         state: dict[str, Tensor] = {}
         for partition in self._partitions:
             for key, value in self.optimizer.state.get(partition.flat, {}).items():
@@ -138,9 +130,9 @@ class DeepSpeedExecutor(Executor):
     @torch.no_grad()
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         if self.zero_stage == 0:
-            load_unsharded_state(self.optimizer, self.names, state)
+            super().load_optimizer_state(state)
             return
-        by_name = by_parameter(state, set(self.names.values()))
+        by_name = self._by_parameter(state)
         for partition in self._partitions:
             flat_state: dict[str, Tensor] = {}
             for name in partition.names:
@@ -149,7 +141,7 @@ class DeepSpeedExecutor(Executor):
                         flat_state[key] = value.to(counter_device(partition.group, partition.flat), copy=True)
                         continue
                     if key not in flat_state:
-                        flat_state[key] = torch.zeros_like(partition.flat, requires_grad=False)
+                        flat_state[key] = torch.zeros_like(partition.flat, dtype=value.dtype, requires_grad=False)
                     partition.fill(flat_state[key], name, value)
             self.optimizer.state[partition.flat] = flat_state
 
@@ -159,7 +151,7 @@ class DeepSpeedExecutor(Executor):
 
     def _gradients(self) -> list[Tensor]:
         if self.zero_stage == 0:
-            return unsharded_gradients(self.optimizer)
+            return super()._gradients()
         zero = self.engine.optimizer
         if self.zero_stage < 3:
             return [part for group in range(len(zero.bit16_groups)) for part in zero.averaged_gradients[group]]
@@ -265,7 +257,8 @@ class DeepSpeedExecutor(Executor):
     def _gather(self, partition: Partition, flat_state: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, whole tensor on the CPU) of all parameters of a partition, from every rank's part of it."""
         parts = distributed.all_gather_rows(flat_state.detach().view(1, -1)).cpu()
-        wholes = {name: torch.zeros(self._shapes[self._by_name[name]].numel()) for name in partition.names}
+        sizes = {name: self._shapes[self._by_name[name]].numel() for name in partition.names}
+        wholes = {name: torch.zeros(size, dtype=flat_state.dtype) for name, size in sizes.items()}
         for part, segments in zip(parts, partition.segments, strict=True):
             for name, s in segments.items():
                 wholes[name][s.start : s.start + s.length] = part[s.offset : s.offset + s.length]

@@ -198,6 +198,14 @@ def share(num_rows: int) -> slice:
     return slice(*_share(num_rows, rank(), world_size()))
 
 
+def total_rows(mine: Tensor, device: torch.device) -> int:
+    """Number of rows of all ranks, of which each passes its `share`; `device` is that of the run."""
+    total = int(all_reduce_sum_(torch.tensor(len(mine), device=device)))
+    here = share(total)
+    assert len(mine) == here.stop - here.start, "not this rank's share of the rows"
+    return total
+
+
 @torch.no_grad()
 def all_gather_shares(x: Tensor, num_rows: int) -> Tensor:
     """Each rank's `share` of the rows, (n, ...) -> all rows, (num_rows, ...), without gradient."""
@@ -262,6 +270,13 @@ def _share(num_rows: int, rank: int, ranks: int) -> tuple[int, int]:
     return num_rows * rank // ranks, num_rows * (rank + 1) // ranks
 
 
+def rank_mean(x: Tensor) -> Tensor:
+    """The mean over ranks, without gradient, by a functional collective, which a compiled graph may contain."""
+    everyone = group()
+    assert everyone is not None, "one process has nothing to reduce"
+    return functional_collectives.all_reduce(x.contiguous(), "sum", everyone) / world_size()
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -275,21 +290,13 @@ class _GatherRows(torch.autograd.Function):
 
 
 class _RankMean(torch.autograd.Function):
-    """By functional collectives, which a compiled graph may contain."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _rank_mean(x)
+        return rank_mean(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _rank_mean(gradients[0])
-
-
-def _rank_mean(x: Tensor) -> Tensor:
-    everyone = group()
-    assert everyone is not None, "one process has nothing to reduce"
-    return functional_collectives.all_reduce(x.contiguous(), "sum", everyone) / world_size()
+        return rank_mean(gradients[0])
 
 
 def _row_major(x: Tensor) -> tuple[Tensor, bool]:

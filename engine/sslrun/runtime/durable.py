@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from sslrun.errors import RunFailed
+
 
 def sync_directory(path: Path) -> None:
     """Make new and renamed files in a folder survive a power cut, if the file system supports that."""
@@ -38,6 +40,20 @@ def replace_file(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def replace_or_fail(path: Path, data: bytes, makes_folder: bool = False) -> None:
+    """As `replace_file`; with `makes_folder`, in a folder that is made if it does not exist.
+
+    Raises:
+        RunFailed: the file could not be written; the old one is untouched.
+    """
+    try:
+        if makes_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, data)
+    except OSError as error:
+        raise RunFailed(f"{path} could not be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -39,24 +39,28 @@ class StepOutcome:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Names of tensors that a loaded state and a method do not share.
+    """Names of tensors in which a loaded state and a method differ.
 
     Attributes:
         missing: in the method only.
         unexpected: in the state only.
         reshaped: in both, with different shapes.
+        recast: in both, with equal shapes and different dtypes.
     """
 
     missing: list[str]
     unexpected: list[str]
     reshaped: list[str]
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.reshaped)
+    recast: list[str]
 
     def __str__(self) -> str:
-        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.reshaped))
-        return "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds if names)
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": self.reshaped,
+            "of another dtype": self.recast,
+        }
+        return "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names)
 
 
 class Executor(ABC):
@@ -216,19 +220,27 @@ class Executor(ABC):
         return state
 
     @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor], strict: bool = True) -> Mismatch:
+    def load_state(self, state: Mapping[str, Tensor], strict: bool = True, converts: bool = False) -> Mismatch:
         """Set parameters and buffers from what `full_state` returned; every rank passes all of it.
 
+        Args:
+            state: tensors by name.
+            strict: whether names and shapes must be the method's own; if not, those that are not are left out.
+            converts: whether tensors of another dtype are converted to the method's own.
+
         Raises:
-            UsageError: `strict`, and a name is missing or unexpected or a shape differs; nothing has been changed.
+            UsageError: names, shapes or dtypes are not what they must be; nothing has been changed.
         """
         own = self.method.state_dict(keep_vars=True)
+        reshaped = [name for name in own if name in state and state[name].shape != self._shape(own[name])]
         mismatch = Mismatch(
-            [name for name in own if name not in state],
-            [name for name in state if name not in own],
-            [name for name in own if name in state and state[name].shape != self._shape(own[name])],
+            missing=[name for name in own if name not in state],
+            unexpected=[name for name in state if name not in own],
+            reshaped=reshaped,
+            recast=[n for n in own if n in state and n not in reshaped and state[n].dtype != own[n].dtype],
         )
-        if strict and mismatch:
+        misfits = mismatch.missing or mismatch.unexpected or mismatch.reshaped
+        if (strict and misfits) or (mismatch.recast and not converts):
             raise UsageError(f"the state does not fit the model: {mismatch}")
         for name, tensor in own.items():
             if name in mismatch.missing or name in mismatch.reshaped:
@@ -239,16 +251,48 @@ class Executor(ABC):
                 tensor.copy_(state[name])
         return mismatch
 
-    @abstractmethod
     def optimizer_state(self) -> dict[str, Tensor]:
         """`name of parameter/name of state` -> whole tensor (0-d for counters), on the CPU of rank 0; empty elsewhere.
 
         Independent of the number of ranks and of how state is sharded. All ranks call it.
         """
+        if distributed.rank() > 0:
+            return {}
+        return {
+            f"{self.names[parameter]}/{key}": _to_cpu(value)
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+            if value is not None
+        }
 
-    @abstractmethod
+    @torch.no_grad()
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Set what `optimizer_state` returned; every rank passes all of it. UsageError if it does not fit."""
+        """Set what `optimizer_state` returned; every rank passes all of it. UsageError if it does not fit.
+
+        The state gets the memory layout of its parameter: torch's fused updates on the CPU walk parameter, gradient and
+        state side by side through memory without comparing strides.
+        """
+        by_name = self._by_parameter(state)
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                self.optimizer.state[parameter] = {
+                    key: value.to(counter_device(group, parameter), copy=True)
+                    if key == COUNTER
+                    else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                    for key, value in by_name.get(self.names[parameter], {}).items()
+                }
+
+    def _by_parameter(self, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Optimizer state grouped by parameter; UsageError where there is no such parameter."""
+        grouped: dict[str, dict[str, Tensor]] = {}
+        known = set(self.names.values())
+        for full_name, value in state.items():
+            name, _, key = full_name.rpartition("/")
+            if name not in known:
+                raise UsageError(f"the optimizer state is of another model: it has {name}, which this model has not")
+            grouped.setdefault(name, {})[key] = value
+        return grouped
 
     def _forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
         with self._autocast():
@@ -259,9 +303,19 @@ class Executor(ABC):
     def _backward(self, value: Tensor) -> None:
         """Add the gradients of a loss that is already divided by `accumulation`."""
 
-    @abstractmethod
     def _gradients(self) -> list[Tensor]:
-        """This rank's part of the averaged gradients of a whole step; they are measured and scaled in place."""
+        """This rank's part of the averaged gradients of a whole step; they are measured and scaled in place.
+
+        Parameters that the loss did not use get zeros, as in a flat partition: their momentum and weight decay
+        continue.
+        """
+        gradients = []
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        return gradients
 
     @abstractmethod
     def _apply(self, is_applied: bool) -> None:
@@ -311,7 +365,7 @@ class Executor(ABC):
 
 
 class LocalExecutor(Executor):
-    """One process, one device."""
+    """One process, one device: nothing is sharded."""
 
     def __init__(self, method: Method, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         assert distributed.world_size() == 1, "several processes need DeepSpeed"
@@ -321,75 +375,13 @@ class LocalExecutor(Executor):
     def write_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
         parameter.copy_(value)
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        return unsharded_state(self.optimizer, self.names)
-
-    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        load_unsharded_state(self.optimizer, self.names, state)
-
     def _backward(self, value: Tensor) -> None:
         value.backward()
-
-    def _gradients(self) -> list[Tensor]:
-        return unsharded_gradients(self.optimizer)
 
     def _apply(self, is_applied: bool) -> None:
         if is_applied:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-
-def unsharded_gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The gradients of an optimizer whose parameters are not sharded.
-
-    Parameters that the loss did not use get zeros, as in a flat partition: their momentum and weight decay continue.
-    """
-    gradients = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
-    return gradients
-
-
-def unsharded_state(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
-    """`Executor.optimizer_state` of an optimizer whose parameters are not sharded."""
-    return {
-        f"{names[parameter]}/{key}": _to_cpu(value)
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if value is not None
-    }
-
-
-@torch.no_grad()
-def load_unsharded_state(
-    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], state: Mapping[str, Tensor]
-) -> None:
-    """`Executor.load_optimizer_state` of an optimizer whose parameters are not sharded."""
-    by_name = by_parameter(state, set(names.values()))
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            entries = by_name.get(names[parameter], {})
-            optimizer.state[parameter] = {
-                key: value.to(counter_device(group, parameter), copy=True)
-                if key == COUNTER
-                else torch.zeros_like(parameter).copy_(value)
-                for key, value in entries.items()
-            }
-
-
-def by_parameter(state: Mapping[str, Tensor], names: set[str]) -> dict[str, dict[str, Tensor]]:
-    """Optimizer state grouped by parameter; UsageError where there is no such parameter."""
-    grouped: dict[str, dict[str, Tensor]] = {}
-    for full_name, value in state.items():
-        name, _, key = full_name.rpartition("/")
-        if name not in names:
-            raise UsageError(f"the optimizer state is of another model: it has {name}, which this model has not")
-        grouped.setdefault(name, {})[key] = value
-    return grouped
 
 
 def counter_device(group: Mapping[str, Any], parameter: Tensor) -> torch.device:

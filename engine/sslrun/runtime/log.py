@@ -23,13 +23,11 @@ import torch
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import distributed
 from sslrun.runtime.hooks import Hook
-from sslrun.runtime.run_files import rows
+from sslrun.runtime.run_files import LOSS, MEMORY, METRICS, RATE, SPEED, WAIT, rows
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-LOSS, RATE, SPEED, WAIT, MEMORY = "train/loss", "train/lr", "speed/images_per_s", "data/wait_pct", "mem/peak_gib"
 
 
 def start_logging(rank: int = 0, file: Path | None = None, level: str = "INFO") -> None:
@@ -186,8 +184,8 @@ class RunLog:
         steps_per_epoch: int,
         hooks: Sequence[Hook] = (),
     ) -> None:
-        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
-        self._path = folder / "metrics.jsonl"
+        self._steps_per_epoch = steps_per_epoch
+        self._path = folder / METRICS
         earlier_s = max((row["wall_s"] for _, row in rows(self._path)), default=0.0) if self._path.exists() else 0.0
         self._began = time.monotonic() - earlier_s
         self._hooks = list(hooks)

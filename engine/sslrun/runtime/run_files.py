@@ -9,6 +9,7 @@
 """
 
 import json
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -20,7 +21,11 @@ import tomli
 from sslrun.runtime import folder_lock
 
 CONFIG, ENVIRONMENT, MACHINE, STATE = "config.toml", "env.json", "machine.json", "state.json"
-METRICS, CHECKPOINTS, EVAL = "metrics.jsonl", "checkpoints", "eval"
+METRICS, MESSAGES, CHECKPOINTS, EVAL = "metrics.jsonl", "log.txt", "checkpoints", "eval"
+
+# Keys in the rows of metrics.jsonl that more than one file knows.
+LOSS, RATE, KNN = "train/loss", "train/lr", "knn/top1_pct"
+SPEED, WAIT, MEMORY = "speed/images_per_s", "data/wait_pct", "mem/peak_gib"
 
 BLOCK_BYTES = 2**16
 
@@ -135,6 +140,11 @@ class RunFiles:
         return table
 
 
+def run_folder_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint is in; None for a path that is not in one."""
+    return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else None
+
+
 def rows(metrics: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """(line, row) of a metrics.jsonl, oldest first. A last line that a kill cut short is left out.
 
@@ -161,6 +171,14 @@ def newest_rows(block: bytes, key: str | None = None) -> Iterator[dict[str, Any]
         if row is not None and (key is None or key in row):
             yield row
         end = start - 1
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

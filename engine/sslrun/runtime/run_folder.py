@@ -18,8 +18,8 @@ import tomli
 from sslrun.config import dump
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import checkpoint, folder_lock
-from sslrun.runtime.durable import replace_file
-from sslrun.runtime.run_files import CONFIG, MACHINE, METRICS, STATE, RunFiles, State, rows
+from sslrun.runtime.durable import replace_or_fail
+from sslrun.runtime.run_files import CONFIG, MACHINE, STATE, RunFiles, State, rows
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class RunFolder(RunFiles):
                 self._check_config(values)
             checkpoint.sweep(self.checkpoints)
             self._machine_choices = self.machine() if self.is_resumed else {}
-            self._write(CONFIG, dump(values).encode())
+            replace_or_fail(self.path / CONFIG, dump(values).encode())
             self.record_state("running")
         except RunFailed as error:
             self.close()
@@ -102,7 +102,7 @@ class RunFolder(RunFiles):
         checkpoint.set_aside_newer(self.checkpoints, step)
         if self.metrics.exists():
             kept = [line for line, row in rows(self.metrics) if step > 0 and row.get("step", 0) <= step]
-            self._write(METRICS, b"".join(kept))
+            replace_or_fail(self.metrics, b"".join(kept))
 
     def machine_choice(self, name: str) -> Any:
         """What this run's machine chose at an earlier start; None if nothing."""
@@ -128,19 +128,13 @@ class RunFolder(RunFiles):
         Raises:
             RunFailed: it could not be written; the old one is untouched.
         """
-        self._write(name, (json.dumps(value, indent=1) + "\n").encode())
+        replace_or_fail(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
 
     def close(self) -> None:
         """Release the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def _write(self, name: str, data: bytes) -> None:
-        try:
-            replace_file(self.path / name, data)
-        except OSError as error:
-            raise RunFailed(f"{self.path / name} could not be written: {error.strerror}") from error
 
     def _holds_a_run(self) -> bool:
         """Whether the folder has rows or checkpoints. A start that failed before its first row may be repeated."""

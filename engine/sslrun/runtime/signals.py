@@ -11,7 +11,7 @@ DEBOUNCE_S = 1.0  # one Ctrl-C may arrive twice: from the terminal and from the 
 
 
 class Stopped(Exception):
-    """The run was told to stop, and its work is saved.
+    """The run received a signal to stop, and its work is saved.
 
     Attributes:
         exit_code: exit code of the process.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from sslrun.config.component import Component
-from sslrun.data.index import Index, build_index
+from sslrun.data.index import read_sizes
 from sslrun.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Source(Component, kind="sources"):
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
     _is_open: bool = False
-    _index: Index | None = None
+    _sizes: np.ndarray | None = None
 
     def open(self, key: str = "data.source") -> None:
         """List the samples. A second call does nothing.
@@ -93,12 +93,13 @@ class Source(Component, kind="sources"):
             device: where the pixels will be used. A source that keeps them there may return a tensor on it.
 
         Returns:
-            n arrays (H, W, 3), uint8 RGB, or one array (n, H, W, 3). The caller may write to them.
+            n arrays (H, W, 3), uint8 RGB, or one array (n, H, W, 3). They are copied if they are read-only or not
+            contiguous.
         """
         raise NotImplementedError
 
     def open_encoded(self, sample: int) -> BinaryIO:
-        """A sample's image file, opened for reading and seeking; the index reads only its first bytes and its end.
+        """A sample's image file, opened for reading and seeking; the sizes come from its first bytes.
 
         Raises:
             OSError, ValueError: as `encoded`.
@@ -119,21 +120,12 @@ class Source(Component, kind="sources"):
         return None
 
     @property
-    def index(self) -> Index:
-        """Sizes and marks of all samples, read at first use."""
-        if self._index is None:
-            self._index = build_index(self)
-        return self._index
-
-    @property
     def sizes(self) -> np.ndarray:
-        """(N, 2) int32, height and width as stored (no EXIF rotation); 0, 0 if the header cannot be read."""
-        return self.index.sizes
-
-    @property
-    def suspicious(self) -> np.ndarray:
-        """(N,) bool, whether the header cannot be read or the file does not end as its format does."""
-        return self.index.suspicious
+        """(N, 2) int32, height and width as stored (no EXIF rotation); 0, 0 if the header cannot be read. They are read
+        at first use."""
+        if self._sizes is None:
+            self._sizes = read_sizes(self)
+        return self._sizes
 
     def __len__(self) -> int:
         return len(self.names)

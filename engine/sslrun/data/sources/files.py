@@ -1,5 +1,6 @@
 """What sources of image files share: a compact list of paths, reading, walking folders, annotation files."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -15,7 +16,27 @@ from sslrun.errors import UsageError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-class Paths(Sequence[str]):
+class Names(Sequence[str]):
+    """Names that are put together when they are asked for: a subclass implements `name_at`, for 0 to N - 1, and
+    `__len__`."""
+
+    def name_at(self, i: int) -> str:
+        """Name of sample i."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self.name_at(k) for k in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        return self.name_at(int(i) % len(self))
+
+
+class Paths(Names):
     """File paths below one folder, kept as one string of bytes: a million take their bytes and eight more each.
 
     Args:
@@ -34,16 +55,7 @@ class Paths(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        if not -len(self) <= i < len(self):
-            raise IndexError(i)
-        i = int(i) % len(self)
+    def name_at(self, i: int) -> str:
         return os.path.join(self.root, os.fsdecode(self._blob[self._ends[i] : self._ends[i + 1]]))
 
 
@@ -74,6 +86,34 @@ class FileSource(Source, listed=False):
         return "".join(parts).encode(errors="surrogateescape")
 
 
+class AnnotatedImages(FileSource, listed=False):
+    """Base of sources whose images an annotation file lists, or otherwise class folders at any depth.
+
+    Args:
+        data_prefix: folder of the class folders, or of the images that `ann_file` names.
+        ann_file: text file of lines `path label`. If it is not given, each folder that holds images is a class.
+    """
+
+    def __init__(self, data_prefix: str, ann_file: str | None = None) -> None:
+        self.data_prefix = data_prefix
+        self.ann_file = ann_file
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.ann_file or self.data_prefix!r})"
+
+    def list_samples(self, key: str) -> Paths:
+        root = folder_of(self.data_prefix, key)
+        if self.ann_file is not None:
+            paths, self.labels = self.read_annotations(self.ann_file, root, key)
+        else:
+            paths, self.labels, self.class_names = in_leaf_folders(root)
+        return paths
+
+    def read_annotations(self, ann_file: str, root: str, key: str) -> tuple[Paths, np.ndarray | None]:
+        """Paths and labels of the images that the annotation file lists."""
+        return read_annotations(ann_file, root, key)
+
+
 def read_file(path: str) -> bytes:
     """All bytes of a regular file, with few system calls: each of them waits for Python's lock once.
 
@@ -98,6 +138,15 @@ def _open_regular(path: str) -> tuple[int, int]:
         return descriptor, status.st_size
     os.close(descriptor)
     raise OSError(errno.EINVAL, "a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a file", path)
+
+
+@contextlib.contextmanager
+def need(path: str, advice: str) -> Iterator[None]:
+    """Turn the OSError of a file or folder into a UsageError with advice such as `set data.source.root to a folder`."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}: {advice}") from None
 
 
 def folder_of(data_prefix: str, key: str) -> str:
@@ -206,11 +255,8 @@ def read_annotations(ann_file: str, root: str, key: str) -> tuple[Paths, np.ndar
                     unlabeled += 1
                     yield line
 
-    try:
+    with need(ann_file, f"set {key}.ann_file to the file that lists the images"):
         paths = Paths(root, images())
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(f"{ann_file}: {reason}: set {key}.ann_file to the file that lists the images") from None
     if len(paths) == 0:
         raise UsageError(f"{ann_file} lists no images: set {key}.ann_file to a file of lines `path` or `path label`")
     if labels and unlabeled:

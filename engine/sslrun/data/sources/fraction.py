@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sslrun.data.sources.base import Source
+from sslrun.data.sources.files import need
 from sslrun.data.sources.subset import Subset
 from sslrun.errors import UsageError
 from sslrun.randomness import FRACTION_VIEW, words
@@ -35,8 +36,7 @@ class Fraction(Subset):
     def list_samples(self, key: str) -> Sequence[str]:
         self.source.open(f"{key}.source")
         ids = self._drawn(self.share) if self.share is not None else self._named(self.names_file or "", key)
-        super().__init__(self.source, ids)
-        return self.names
+        return self._pick(ids)
 
     def _drawn(self, share: float) -> np.ndarray:
         """Of each class the samples with the smallest hashes."""
@@ -48,11 +48,9 @@ class Fraction(Subset):
         return np.sort(order[place < np.repeat(np.maximum(1, np.rint(share * sizes)), sizes)])
 
     def _named(self, names: str, key: str) -> np.ndarray:
-        try:
-            with open(names, encoding="utf-8", errors="surrogateescape") as lines:
-                wanted = {os.path.basename(line.strip()) for line in lines if line.strip()}
-        except OSError as error:
-            raise UsageError(f"{names}: {error.strerror}: set {key}.names to a file of file names") from None
+        advice = f"set {key}.names to a file of file names"
+        with need(names, advice), open(names, encoding="utf-8", errors="surrogateescape") as lines:
+            wanted = {os.path.basename(line.strip()) for line in lines if line.strip()}
         ids = [i for i, name in enumerate(self.source.names) if not wanted.isdisjoint(_file_names(name))]
         if len(ids) != len(wanted):
             raise UsageError(f"{names} names {len(wanted)} images, of which {self.source!r} has {len(ids)}")

@@ -2,10 +2,10 @@
 
 import os
 
-from sslrun.data.sources.files import FileSource, Paths, folder_of, images_below, read_annotations
+from sslrun.data.sources.files import AnnotatedImages, Paths, folder_of, images_below
 
 
-class ImageNet(FileSource):
+class ImageNet(AnnotatedImages):
     """ImageNet-1k training or validation images, about 1.28 million in 1000 classes.
 
     Args:
@@ -16,17 +16,11 @@ class ImageNet(FileSource):
 
     nominal_size = 1_281_167
 
-    def __init__(self, data_prefix: str, ann_file: str | None = None) -> None:
-        self.data_prefix = data_prefix
-        self.ann_file = ann_file
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.data_prefix!r})"
 
     def list_samples(self, key: str) -> Paths:
-        root = folder_of(self.data_prefix, key)
         if self.ann_file is not None and os.path.exists(self.ann_file):
-            paths, self.labels = read_annotations(self.ann_file, root, key)
-        else:
-            paths, self.labels, self.class_names = images_below(root, self.data_prefix, key)
+            return super().list_samples(key)
+        paths, self.labels, self.class_names = images_below(folder_of(self.data_prefix, key), self.data_prefix, key)
         return paths

@@ -2,7 +2,7 @@
 
 import os
 
-from sslrun.data.sources.files import FileSource, Paths, folder_of, in_class_folders
+from sslrun.data.sources.files import FileSource, Paths, folder_of, in_class_folders, need
 from sslrun.errors import UsageError
 
 
@@ -26,13 +26,9 @@ class ImageNet100(FileSource):
 
     def list_samples(self, key: str) -> Paths:
         root = folder_of(self.data_prefix, key)
-        try:
-            with open(self.class_file, encoding="utf-8") as lines:
-                names = sorted({line.split()[0] for line in lines if line.strip()})
-        except OSError as error:
-            raise UsageError(
-                f"{self.class_file}: {error.strerror}: set {key}.class_file to a list of classes"
-            ) from None
+        advice = f"set {key}.class_file to a list of classes"
+        with need(self.class_file, advice), open(self.class_file, encoding="utf-8") as lines:
+            names = sorted({line.split()[0] for line in lines if line.strip()})
         missing = [name for name in names if not os.path.isdir(os.path.join(root, name))]
         if missing:
             raise UsageError(

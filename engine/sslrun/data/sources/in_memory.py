@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from sslrun.data.index import Index
 from sslrun.data.sources.base import Source
 from sslrun.data.sources.files import Paths
 from sslrun.errors import UsageError
@@ -55,13 +54,9 @@ class InMemory(Source, listed=False):
         return self._resident[torch.from_numpy(ids).to(device)]
 
     @property
-    def index(self) -> Index:
-        """All images have one size, which is known."""
-        if self._index is None:
-            count, height, width, _ = self.pixels.shape
-            sizes = np.tile(np.array([[height, width]], dtype=np.int32), (count, 1))
-            self._index = Index(sizes, np.zeros(count, dtype=bool))
-        return self._index
+    def sizes(self) -> np.ndarray:
+        count, height, width, _ = self.pixels.shape
+        return np.broadcast_to(np.array([height, width], dtype=np.int32), (count, 2))
 
     def find(self, key: str, *names: str) -> str:
         """The first file that exists among `names`, in `data_prefix` or in the archives' folder below it."""

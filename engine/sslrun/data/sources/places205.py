@@ -1,9 +1,9 @@
 """Places205 (Zhou et al. 2014)."""
 
-from sslrun.data.sources.files import FileSource, Paths, folder_of, in_leaf_folders, read_annotations
+from sslrun.data.sources.files import AnnotatedImages
 
 
-class Places205(FileSource):
+class Places205(AnnotatedImages):
     """Places205 (Zhou et al. 2014): 2,448,873 training images of 205 kinds of scene.
 
     Args:
@@ -13,18 +13,3 @@ class Places205(FileSource):
     """
 
     nominal_size = 2_448_873
-
-    def __init__(self, data_prefix: str, ann_file: str | None = None) -> None:
-        self.data_prefix = data_prefix
-        self.ann_file = ann_file
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.ann_file or self.data_prefix!r})"
-
-    def list_samples(self, key: str) -> Paths:
-        root = folder_of(self.data_prefix, key)
-        if self.ann_file is not None:
-            paths, self.labels = read_annotations(self.ann_file, root, key)
-        else:
-            paths, self.labels, self.class_names = in_leaf_folders(root)
-        return paths

@@ -15,9 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from sslrun.data.index import Index
 from sslrun.data.sources import shapes_drawing as drawing
-from sslrun.data.sources.files import FileSource, Paths
+from sslrun.data.sources.files import FileSource, Paths, need
 from sslrun.errors import UsageError
 
 logger = logging.getLogger("sslrun")
@@ -75,21 +74,15 @@ class Shapes(FileSource):
         text = f"{drawing.VERSION} {drawing.as_json(spec)}"
         fingerprint = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         folder = os.path.join(os.path.abspath(self.root), f"{self.split}-{spec.num_images}-{spec.size}px-{fingerprint}")
-        try:
+        with need(folder, f"set {key}.root to a folder where the images can be drawn"):
             _draw_once(folder, spec)
-        except OSError as error:
-            raise UsageError(
-                f"{folder}: {error.strerror}: set {key}.root to a folder where the images can be drawn"
-            ) from None
         self.class_names = list(drawing.CLASS_NAMES)
         self.labels = np.arange(spec.num_images) % len(drawing.CLASS_NAMES)
         return Paths(folder, map(drawing.relative_path, range(spec.num_images)))
 
     @property
-    def index(self) -> Index:
-        """All images have one size, which is known."""
-        count = self.spec.num_images
-        return Index(np.full((count, 2), self.spec.size, dtype=np.int32), np.zeros(count, dtype=bool))
+    def sizes(self) -> np.ndarray:
+        return np.broadcast_to(np.int32(self.spec.size), (self.spec.num_images, 2))
 
 
 def _draw_once(folder: str, spec: drawing.Spec) -> None:

@@ -1,12 +1,12 @@
 """Some samples of another source, and the split into training and held-out samples."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, BinaryIO, overload
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from sslrun.data.index import Index
 from sslrun.data.sources.base import Encoded, Source
+from sslrun.data.sources.files import Names
 from sslrun.errors import UsageError
 from sslrun.randomness import HOLDOUT_VIEW, uniforms
 
@@ -24,11 +24,14 @@ class Subset(Source, listed=False):
 
     def __init__(self, source: Source, ids: np.ndarray) -> None:
         self.source = source
+        self.names, self._is_open = self._pick(ids), True
+
+    def _pick(self, ids: np.ndarray) -> Names:
+        """Take some samples of the source, which is open; their names."""
         self.ids = np.asarray(ids, dtype=np.int64)
-        self.labels = None if source.labels is None else source.labels[self.ids]
-        self.class_names = source.class_names
-        self.is_decoded = source.is_decoded
-        self.names, self._is_open = _Picked(source.names, self.ids), True
+        self.labels = None if self.source.labels is None else self.source.labels[self.ids]
+        self.class_names, self.is_decoded = self.source.class_names, self.source.is_decoded
+        return _Picked(self.source.names, self.ids)
 
     def __repr__(self) -> str:
         return f"{len(self)} of {self.source!r}"
@@ -47,12 +50,10 @@ class Subset(Source, listed=False):
         return self.source.files_root
 
     @property
-    def index(self) -> Index:
-        """The source's index, restricted."""
-        if self._index is None:
-            index = self.source.index
-            self._index = Index(index.sizes[self.ids], index.suspicious[self.ids])
-        return self._index
+    def sizes(self) -> np.ndarray:
+        if self._sizes is None:
+            self._sizes = self.source.sizes[self.ids]
+        return self._sizes
 
 
 def split_holdout(source: Source, fraction: float) -> tuple[Subset, Subset]:
@@ -74,7 +75,7 @@ def split_holdout(source: Source, fraction: float) -> tuple[Subset, Subset]:
     return Subset(source, np.flatnonzero(~kept_out)), Subset(source, np.flatnonzero(kept_out))
 
 
-class _Picked(Sequence[str]):
+class _Picked(Names):
     """Names of a subset, looked up in the source's."""
 
     def __init__(self, names: Sequence[str], ids: np.ndarray) -> None:
@@ -83,11 +84,5 @@ class _Picked(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ids)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self._names[k] for k in self._ids[i]]
+    def name_at(self, i: int) -> str:
         return self._names[self._ids[i]]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]  # top, left, height, width
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: `rows` makes one for every image and step, and a frozen one takes a third longer
 class Numbers:
     """What one transform does to each of N images.
 

@@ -116,18 +116,3 @@ def _filter(padded: Tensor, taps: Tensor, dim: int, length: int) -> Tensor:
         torch.add(padded.narrow(dim, reach - distance, length), padded.narrow(dim, reach + distance, length), out=pair)
         total.addcmul_(pair, weight)
     return total
-
-
-def torchvision_blur(image: Image.Image, sigma: float) -> Image.Image:
-    """torchvision's tensor version: one two-dimensional kernel, reflected border, rounded once; 31 taps."""
-    import torch
-    from PIL import Image
-
-    reach = 15
-    distance = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    line = torch.exp(-0.5 * (distance / sigma) ** 2)
-    line = line / line.sum()
-    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[:, None].double()
-    x = torch.nn.functional.pad(x, (reach,) * 4, mode="reflect")
-    x = torch.nn.functional.conv2d(torch.nn.functional.conv2d(x, line.view(1, 1, 1, -1)), line.view(1, 1, -1, 1))
-    return Image.fromarray(x[:, 0].round().to(torch.uint8).permute(1, 2, 0).numpy())

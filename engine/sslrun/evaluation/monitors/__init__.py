@@ -1,1 +1,1 @@
-"""What is measured while training: one class per measurement, one file each, and `Monitors`, which runs them."""
+"""Measurements during training: one file for each monitor, and `Monitors`, which runs them."""

@@ -16,27 +16,28 @@ from sslrun.evaluation.monitors.monitor import Monitor
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorConfig:
-    """The `[monitor]` table: what is measured while training, most of it on held-out images (data.holdout).
+    """The `[monitor]` table: what is measured during training, mostly on held-out images (data.holdout).
 
     Attributes:
-        by: unit of all intervals: "epoch" or "iter" (optimizer steps). Whatever has an interval is also measured before
-            the first step and after the last.
+        by: unit of all intervals: "epoch" or "iter" (optimizer steps). Every monitor with an interval also measures
+            before the first step and after the last.
         loss_interval: epochs (or iterations) between two measurements of the method's loss on held-out images; 0 for
             none.
         knn_interval: epochs (or iterations) between two k-NN classifications of the held-out images; 0 for none.
         knn_k: number of nearest training images that vote in the k-NN classification.
         knn_temperature: temperature of the k-NN votes; a vote weighs exp(cosine / temperature).
-        knn_bank: largest number of training images whose features are used: k-NN compares the held-out images with
-            them, the probe learns from them, RankMe is theirs.
+        knn_bank: largest number of training images whose features the monitors use: as neighbors in k-NN, to train the
+            probe, and for RankMe.
         probe_interval: epochs (or iterations) between two linear probes, each a logistic regression fitted from
             scratch; 0 for none.
-        rankme_interval: epochs (or iterations) between two measurements of RankMe and spread of the training images'
-            features; 0 for none. Neither labels nor held-out images are needed.
+        rankme_interval: epochs (or iterations) between two measurements of the training features' RankMe and standard
+            deviation; 0 for none. They need neither labels nor held-out images.
         accuracy_interval: epochs (or iterations) between two classifications of the held-out images by the method
-            itself, if it learns classes of labels (Supervised); 0 for none.
-        extra: further monitors, also a user's own, each a table with a `type` and an `interval`.
-        transforms: how images are prepared for measurements; a center crop of the first view's size if not given.
-        collapse: what to do when the embeddings of different images become equal: "warn", or "stop" the run.
+            itself, if it learns from labels (Supervised); 0 for none.
+        extra: further monitors, including your own: a table `[[monitor.extra]]` with a `type` and an `interval` for
+            each.
+        transforms: how images are prepared for measurements; by default a center crop of the first view's size.
+        collapse: reaction when the embeddings of different images become equal: "warn", or "stop" the run.
     """
 
     by: Literal["epoch", "iter"] = "epoch"
@@ -61,7 +62,7 @@ class MonitorConfig:
             raise UsageError(f"monitor.knn_temperature must be above 0, not {self.knn_temperature}")
 
     def monitors(self) -> dict[str, Monitor]:
-        """Every monitor that is ever due, by the key of this table that sets its interval."""
+        """Every monitor with an interval above 0, by the key of this table that sets its interval."""
         built_in: dict[str, Monitor] = {
             "loss_interval": HeldOutLoss(self.loss_interval),
             "knn_interval": KnnAccuracy(self.knn_interval, self.knn_k, self.knn_temperature),

@@ -1,13 +1,13 @@
-"""RankMe and spread of the features of training images while training."""
+"""RankMe and standard deviation of training features during training."""
 
 from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
 from sslrun.evaluation.spectrum import rankme, spectrum
 
 
 class FeatureSpectrum(Monitor):
-    """How many directions the features of training images use, and how widely they spread.
+    """Effective rank and standard deviation of training features: `spectrum/rankme`, `spectrum/feature_std`.
 
-    It measures `spectrum/rankme` and `spectrum/feature_std`, and needs neither labels nor held-out images.
+    It needs neither labels nor held-out images. RankMe: Garrido et al. 2023, arXiv 2210.02885.
     """
 
     def measure(self, snapshot: Snapshot) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""The method's own loss on images that are not trained on: what mmcv's workflow `("val", 1)` is for.
+"""The method's loss on held-out images, like mmcv's workflow `("val", 1)`.
 
-It is the loss that training would have on these images: the views, batches and BatchNorm groups of the recipe, the
-networks in training mode. The difference between `train/loss` and `val/loss` is then what the network has memorized.
-(In evaluation mode BatchNorm would normalize with running statistics, and a loss that compares the samples of a batch
-would be on another scale.) Every measurement uses the same images in the same crops, on one process or many.
+It is the loss that training would have on these images, with the views, batches and BatchNorm groups of the recipe and
+the networks in training mode, so the difference between `train/loss` and `val/loss` shows what the network has
+memorized. (In evaluation mode BatchNorm would use running statistics, and losses that compare the samples of a batch
+would change their scale.) Every measurement uses the same images in the same crops, on one process or many.
 """
 
 import contextlib
@@ -18,15 +18,18 @@ from sslrun.runtime import distributed
 
 
 class HeldOutLoss(Monitor):
-    """The method's loss on the held-out images, `val/loss`, and its other metrics on them."""
+    """The method's loss on the held-out images, `val/loss`, and its other metrics, `val/...`.
+
+    It is computed as in training: with the recipe's views and batches, and the networks in training mode.
+    """
 
     needs_held_out = True
 
     def check(self, method: Method, key: str) -> None:
         if method.remembers_samples:
             raise UsageError(
-                f"{key} is set, but {type(method).__name__} has no loss on images that it does not train on: it keeps "
-                "something of each training image; set it to 0"
+                f"{key} is set, but {type(method).__name__} has no loss on images that it does not train on, since it "
+                "has state for each training image; set it to 0"
             )
 
     def measure(self, snapshot: Snapshot) -> dict[str, float]:
@@ -46,9 +49,10 @@ class HeldOutLoss(Monitor):
 
 @contextlib.contextmanager
 def untouched(method: Method, device: torch.device) -> Iterator[None]:
-    """Forward passes within it have no lasting effect: no gradient, and buffers and random state are restored.
+    """Undoes the effects of forward passes within it: no gradient is recorded, and buffers and random state are
+    restored.
 
-    BatchNorm updates statistics, and a user's own method may replace buffers: both are undone.
+    This covers the statistics of BatchNorm, and buffers that a user's own method replaces.
     """
     before = {name: (buffer, buffer.clone()) for name, buffer in method.named_buffers()}
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

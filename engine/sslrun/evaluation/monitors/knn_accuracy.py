@@ -1,7 +1,8 @@
-"""k-NN accuracy of the held-out images while training."""
+"""k-NN accuracy on the held-out images during training."""
 
 from sslrun.evaluation.knn import knn_top1
 from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
+from sslrun.runtime.run_files import KNN
 
 
 class KnnAccuracy(Monitor):
@@ -9,7 +10,7 @@ class KnnAccuracy(Monitor):
 
     Args:
         k: number of nearest training images that vote.
-        temperature: a vote weighs exp(cosine / temperature).
+        temperature: temperature of the votes; a vote weighs exp(cosine / temperature).
     """
 
     needs_held_out = True
@@ -30,4 +31,4 @@ class KnnAccuracy(Monitor):
             temperature=self.temperature,
             device=bank.device,
         )
-        return {"knn/top1_pct": top1_pct}
+        return {KNN: top1_pct}

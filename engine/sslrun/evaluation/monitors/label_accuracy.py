@@ -1,4 +1,4 @@
-"""Accuracy of a method that learns classes of labels, on the held-out images."""
+"""Accuracy on the held-out images of a method that learns from labels."""
 
 from sslrun.contract import Method
 from sslrun.errors import UsageError
@@ -6,9 +6,9 @@ from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
 
 
 class LabelAccuracy(Monitor):
-    """Per cent of the held-out images that the method itself (Supervised) classifies correctly.
+    """Classifies the held-out images with the method's own classifier (Supervised): `test/top1_pct`.
 
-    It measures `test/top1_pct` and, of more than 5 classes, `test/top5_pct`.
+    With more than 5 classes it also measures `test/top5_pct`.
     """
 
     needs_held_out = True
@@ -16,7 +16,7 @@ class LabelAccuracy(Monitor):
 
     def check(self, method: Method, key: str) -> None:
         if method.predictor() is None:
-            raise UsageError(f"{key} is set, but {type(method).__name__} learns no classes of labels; set it to 0")
+            raise UsageError(f"{key} is set, but {type(method).__name__} does not learn from labels; set it to 0")
 
     def measure(self, snapshot: Snapshot) -> dict[str, float]:
         predictor = snapshot.method.predictor()

@@ -1,13 +1,13 @@
-"""Accuracy of a linear probe on the held-out images while training."""
+"""Accuracy of a linear probe on the held-out images during training."""
 
 from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
 from sslrun.evaluation.probe import linear_probe
 
 
 class LinearProbe(Monitor):
-    """Fits a logistic regression to the features of training images and classifies the held-out ones with it.
+    """Classifies the held-out images by a logistic regression on training features: `probe/top1_pct`, `probe/loss`.
 
-    It measures `probe/top1_pct` and the cross-entropy `probe/loss`.
+    The regression is fitted from scratch at every measurement; `probe/loss` is its cross-entropy on held-out images.
     """
 
     needs_held_out = True

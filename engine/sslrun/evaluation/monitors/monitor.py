@@ -1,4 +1,4 @@
-"""The contract of a monitor: when it is due, what it is given, what it returns.
+"""The contract of a monitor: when it is due, its input and its result.
 
 To add one, write a class like those beside this file and name it in `[[monitor.extra]]` (docs/add-a-metric.md).
 """
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sslrun.config.component import Component
-from sslrun.contract import Batch, Method, Progress
-from sslrun.data import Source
+from sslrun.contract import Backbone, Batch, Method, Progress
+from sslrun.data.sources import Source
 from sslrun.errors import UsageError
 from sslrun.evaluation.features import FeatureExtractor
 from sslrun.runtime import distributed
@@ -27,12 +27,12 @@ class ImageSet:
     Every extraction is collective: all ranks call it.
 
     Args:
-        extractor: of the source.
+        extractor: the extractor of the source.
         ids: (N,) sample ids of the images.
         backbone: the network under training.
     """
 
-    def __init__(self, extractor: FeatureExtractor, ids: np.ndarray, backbone: nn.Module) -> None:
+    def __init__(self, extractor: FeatureExtractor, ids: np.ndarray, backbone: Backbone) -> None:
         self.extractor, self.ids, self.backbone = extractor, ids, backbone
 
     @property
@@ -41,7 +41,7 @@ class ImageSet:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is, and where to compute."""
+        """The device of the network."""
         return self.extractor.device
 
     @property
@@ -61,7 +61,7 @@ class ImageSet:
         return distributed.all_gather_shares(self.features_share.to(self.device), len(self.ids)).cpu()
 
     def outputs(self, module: nn.Module) -> Tensor:
-        """(N, K) fp32 on the CPU: what another module (a classifier) returns for the images, on every rank."""
+        """(N, K) fp32 on the CPU: another module's outputs (a classifier's) for the images, on every rank."""
         return self.extractor.extract(module, self.ids)
 
 
@@ -70,12 +70,12 @@ class Snapshot:
     """The network between two optimizer steps, and the images to measure it on.
 
     Attributes:
-        executor: holds the method and computes losses as training does.
-        progress: the step that comes next; at the end of the run, `progress.step == progress.total_steps`.
-        training: monitor.knn_bank of the training images, at even distances.
-        held_out_images: all held-out images (data.holdout); None where there are none.
-        held_out_batches: iterates over the held-out images in whole global batches, in the views of training: for each,
-            this rank's micro-batches. None where there are no held-out images.
+        executor: holds the method, and computes losses as in training.
+        progress: position of the next step; at the end of the run, `progress.step == progress.total_steps`.
+        training: monitor.knn_bank of the training images, evenly spaced in the source.
+        held_out_images: all held-out images (data.holdout); None if there are none.
+        held_out_batches: iterates over the held-out images in global batches and in the views of training; each element
+            is the list of this rank's micro-batches. None if there are no held-out images.
     """
 
     executor: Executor
@@ -91,7 +91,7 @@ class Snapshot:
 
     @property
     def held_out(self) -> ImageSet:
-        """The held-out images, for monitors that have `needs_held_out`."""
+        """The held-out images, for monitors with `needs_held_out`."""
         assert self.held_out_images is not None, "a monitor that reads held-out images sets needs_held_out"
         return self.held_out_images
 
@@ -99,18 +99,20 @@ class Snapshot:
 class Monitor(Component, kind="monitors"):
     """A measurement of the network under training.
 
-    All ranks call `measure`, without gradient; what it draws from torch's generators does not reach the training. It
-    must leave parameters and buffers as they are.
+    All ranks call `measure`, without gradient. Its draws from torch's generators do not affect the training. It must
+    not change parameters and buffers.
 
     Args:
         interval: epochs (iterations, if monitor.by is "iter") between two measurements; 0 for none.
     """
 
     needs_held_out: ClassVar[bool] = False
-    """Whether it reads held-out images. It is then left out, with a warning, where there are none."""
+    """Whether it reads held-out images. Without held-out images it is left out, with a warning."""
 
     needs_labels: ClassVar[bool] = False
-    """Whether it reads labels. It is then an error where a source has none."""
+    """Whether it reads labels. A source without labels is then an error."""
+
+    interval: int = 1  # of a subclass whose __init__ does not set it
 
     def __init__(self, interval: int = 1) -> None:
         if interval < 0:
@@ -118,16 +120,16 @@ class Monitor(Component, kind="monitors"):
         self.interval = interval
 
     def check(self, method: Method, key: str) -> None:
-        """Check, when the run is built, that the method has what the monitor measures.
+        """Checks, when the run is built, that the method can be measured.
 
         Args:
             method: the method of the run.
             key: the key in the recipe that sets the interval, for the message.
 
         Raises:
-            UsageError: the method does not have it.
+            UsageError: the method lacks what the monitor measures.
         """
 
     def measure(self, snapshot: Snapshot) -> dict[str, float]:
-        """The measured numbers by their names, `group/name` with the unit at the end, such as "knn/top1_pct"."""
+        """The measured numbers by name: `group/name` with the unit at its end, such as "knn/top1_pct"."""
         raise NotImplementedError

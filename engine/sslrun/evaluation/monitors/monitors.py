@@ -1,4 +1,4 @@
-"""Runs the monitors of a recipe: checks what they need, and gives all that are due the same features."""
+"""Runs the monitors of a recipe: checks what they need, and extracts features once for all that are due."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -22,8 +22,8 @@ class Monitors:
     Args:
         config: the `[monitor]` table.
         training: extracts features of training images.
-        held_out: extracts features of held-out images; None where there are none. Monitors that need them are then left
-            out, with a warning.
+        held_out: extracts features of held-out images; None if there are none. Monitors that need held-out images are
+            then left out, with a warning.
         held_out_batches: see `Snapshot`.
 
     Raises:

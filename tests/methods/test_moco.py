@@ -1,13 +1,14 @@
-"""MoCo against longhand versions of its papers, and against itself with the global batch cut up differently."""
+"""MoCo against longhand versions of its papers. (Cuts of the batch: test_cuts.py.)"""
 
-import copy
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import PROGRESS
+from two_views import random_batch
 
-from sslrun.contract import Batch, Progress
+from sslrun.contract import Progress
 from sslrun.methods.moco import MoCo
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.momentum import teacher_of
@@ -16,25 +17,12 @@ from sslrun.nn.norm import set_groups
 from sslrun.nn.queue_and_bank import Queue
 from sslrun.nn.resnet import ResNet
 
-PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)
 
-
-def small_moco(seed: int = 0, queue_len: int = 24, **options) -> MoCo:
-    torch.manual_seed(seed)
+def small(queue_len: int = 24, **options) -> MoCo:
+    torch.manual_seed(0)
     backbone = ResNet(18, stem="small", base_width=4)
     neck = MoCoV2Neck(in_channels=32, hid_channels=16, out_channels=8)
     return MoCo(backbone, neck, ContrastiveHead(temperature=0.2), queue_len=queue_len, feat_dim=8, **options).double()
-
-
-def random_batch(num_samples: int, seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(2 * num_samples, 3, 16, 16, dtype=torch.float64, generator=generator)
-    return Batch([images], torch.arange(num_samples), None)
-
-
-def piece(batch: Batch, first: int, size: int) -> Batch:
-    views = torch.cat([view[first : first + size] for view in batch.crops()])
-    return Batch([views], batch.index[first : first + size], None)
 
 
 def test_loss_is_the_papers():
@@ -99,43 +87,14 @@ def test_queue_starts_on_the_sphere():
         Queue(0, 4)
 
 
-def step(method: MoCo, batches: list[Batch]) -> tuple[float, list[torch.Tensor], torch.Tensor]:
-    """Loss, gradients and keys of one optimizer step over micro-batches."""
-    method.zero_grad()
-    targets = method.targets(batches, PROGRESS)
-    values = []
-    for batch, target in zip(batches, targets, strict=True):
-        loss = method(batch, PROGRESS, target)
-        (loss.value / len(batches)).backward()
-        values.append(loss.value.item())
-    gradients = [p.grad.clone() for p in method.parameters() if p.requires_grad]
-    return sum(values) / len(values), gradients, torch.cat(targets)
-
-
-@pytest.mark.parametrize("micro_batch", [4, 8, 16])
-def test_the_cut_of_a_global_batch_does_not_show(micro_batch):
-    """8 groups of 4 as one batch of 32, and as groups run one, two or four at a time."""
-    whole, cut = small_moco(), small_moco()
-    set_groups(whole, 4, 8)
-    set_groups(cut, 4, micro_batch // 4)
-    batch = random_batch(32)
-    loss, gradients, keys = step(whole, [batch])
-    pieces = [piece(batch, first, micro_batch) for first in range(0, 32, micro_batch)]
-    loss_cut, gradients_cut, keys_cut = step(cut, pieces)
-    assert loss == pytest.approx(loss_cut, rel=1e-6)  # the head computes in fp32
-    torch.testing.assert_close(keys, keys_cut)
-    for a, b in zip(gradients, gradients_cut, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
-
-
 def test_keys_come_from_shuffled_groups():
     """Longhand: permute the images, run the key encoder group by group, undo the permutation."""
-    method = small_moco()
+    method = small()
     set_groups(method, 4, 3)
-    batch = random_batch(12)
+    batch = random_batch(12, 16)
     (keys,) = method.targets([batch], PROGRESS)
     order = torch.randperm(12, generator=PROGRESS.generator()).tolist()
-    twin = small_moco()
+    twin = small()
     set_groups(twin, 4, 1)
     expected = torch.empty_like(keys)
     for g in range(3):
@@ -152,8 +111,8 @@ def test_keys_come_from_shuffled_groups():
 
 
 def test_the_shuffle_changes_with_the_step():
-    batch = random_batch(12)
-    method = small_moco()
+    batch = random_batch(12, 16)
+    method = small()
     set_groups(method, 4, 3)
     (first,) = method.targets([batch], PROGRESS)
     (again,) = method.targets([batch], PROGRESS)
@@ -162,18 +121,8 @@ def test_the_shuffle_changes_with_the_step():
     assert not torch.allclose(first, later)
 
 
-def test_gradients_reach_the_student_and_nothing_else():
-    method = small_moco()
-    step(method, [random_batch(8)])
-    for name, parameter in method.named_parameters():
-        if name.startswith("key_"):
-            assert not parameter.requires_grad and parameter.grad is None, name
-        else:
-            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
-
-
 def test_teacher_starts_equal_and_apart():
-    method = small_moco()
+    method = small()
     for (name, key), query in zip(method.key_backbone.named_parameters(), method.backbone.parameters(), strict=True):
         assert torch.equal(key, query) and key.data_ptr() != query.data_ptr(), name
     student = torch.nn.Linear(2, 2)
@@ -182,25 +131,15 @@ def test_teacher_starts_equal_and_apart():
 
 
 def test_after_step_pushes_the_keys_in_order():
-    method = small_moco(queue_len=10)
+    method = small(queue_len=10)
     keys = F.normalize(torch.randn(4, 8, dtype=torch.float64), dim=1)
     method.after_step(PROGRESS, {"keys": keys})
     torch.testing.assert_close(method.queue.rows[:4], keys)
     assert int(method.queue.oldest) == 4
 
 
-def test_state_is_whole():
-    """There is no state besides parameters and buffers: a copy made from the state dict continues alike."""
-    method = small_moco()
-    batch = random_batch(8)
-    method.after_step(PROGRESS, {"keys": method.targets([batch], PROGRESS)[0]})
-    twin = small_moco(seed=9)
-    twin.load_state_dict(copy.deepcopy(method.state_dict()))
-    assert step(method, [batch])[0] == step(twin, [batch])[0]
-
-
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="feat_dim is 9, but the neck gives 8"):
         MoCo(ResNet(18, base_width=4), MoCoV2Neck(32, 16, 8), ContrastiveHead(), queue_len=8, feat_dim=9)
     with pytest.raises(ValueError, match="momentum is 2"):
-        small_moco(momentum=2)
+        small(momentum=2)

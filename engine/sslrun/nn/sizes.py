@@ -1,8 +1,0 @@
-"""A check of layer sizes."""
-
-
-def require_positive(**sizes: int) -> None:
-    """Raise ValueError for the first size below 1: torch silently makes layers of 0 channels."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}, expected 1 or more")
