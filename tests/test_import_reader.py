@@ -106,19 +106,23 @@ def test_time_depth_and_size_are_bounded(write, source):
 
 
 def test_values_of_bases(write):
-    write("base/a.py", "m = dict(a=1, b=dict(c=2, d=[1, 2]), e=dict(f=1))\nn = [1]\nk = 5\nv = dict(p=[1])\nw = [v]")
+    write(
+        "base/a.py",
+        "m = dict(a=1, b=dict(c=2, d=[1, 2]), e=dict(f=1))\nn = [1]\nk = 5\nv = dict(p=[1])\nw = [v]\nu = 9",
+    )
     write("b.py", "other = 1")
     path = write(
         "c.py",
         "_base_ = ['base/a.py', './b.py']\n"
         "m = dict(b=dict(d=[3]), e=dict(_delete_=True, g=2), n=dict(_delete_=True, o=[dict(_delete_=True, p=1)]))\n"
-        "n = [{{_base_.k}}, _base_.m.b.d + [7]]\nk = dict(_delete_=True, l=1)\n_base_.v.p.append(2)\n_base_.v.q = 3",
+        "n = [{{_base_.u}}, _base_.m.b.d + [7]]\nk = dict(_delete_=True, l=1)\n_base_.v.p.append(2)\n_base_.v.q = 3",
     )
     assert evaluated(path) == {
         "m": {"a": 1, "b": {"c": 2, "d": [3]}, "e": {"g": 2}, "n": {"o": [{"p": 1}]}},
-        "n": [5, [1, 2, 7]], "k": {"l": 1}, "other": 1,
+        "n": [9, [1, 2, 7]], "k": {"l": 1}, "other": 1, "u": 9,
         "v": {"p": [1, 2], "q": 3}, "w": [{"p": [1, 2], "q": 3}],  # live objects, as in mmengine
     }  # fmt: skip
+    assert read(path).unread == {"m", "n", "k", "w", "other"}
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,10 @@ class _File:
         )
         self.names: dict[str, Node] = {}
         self.used: set[str] = set()
+        self.used_of_base: set[str] = set()
         self.base: Node | None = None
         self.run(_parsed(_OWN_NAME.sub(self.own_name, text), self.layer.source))
-        work.unread = (work.unread | self.names.keys()) - self.used
+        work.unread = (work.unread - self.used_of_base) | (self.names.keys() - self.used)
 
     def own_name(self, match: re.Match[str]) -> str:
         """The part of the path that `{{fileBasename}}` and the like stand for, as in a string of Python."""
@@ -236,7 +237,7 @@ class _File:
     def part(self, node: ast.expr, owner: Node, key: Node) -> Node:
         """`owner.key` or `owner[key]`."""
         if owner is self.base:
-            self.used.add(str(key.value))
+            self.used_of_base.add(str(key.value))
         try:
             return _at(owner.value[key.value], (self.where(node),))
         except (TypeError, LookupError):
