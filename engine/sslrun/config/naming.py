@@ -149,7 +149,7 @@ def parse(name: str, form: str = RECIPE) -> Name:
 def method_of(algorithm: str, methods: Collection[str]) -> tuple[str, tuple[str, ...]] | None:
     """The class that an algorithm part names and the words left over; None where it names none of them.
 
-    The longest beginning wins, dashes and capitals do not count, and a version that is no class of its own falls away:
+    The longest match wins. Dashes and capitals do not count, and a version without a class of its own is ignored:
     `relative-loc` is RelativeLoc, `mocov3` MoCoV3, `mocov2` MoCo, `npid-ensure-neg` NPID with two words left over.
     """
     by_word = {method.lower(): method for method in methods}

@@ -94,7 +94,7 @@ class Answer:
 
 
 class TrialProcess:
-    """A `Trial` on the CPU in a process of its own, which may die and is then started anew. Use as a context manager.
+    """A `Trial` on the CPU in a separate process. If the process dies, another one is started. A context manager.
 
     Args:
         batch_size: maximum number of images at once.
@@ -157,13 +157,13 @@ class TrialProcess:
         if self._process is None:
             return 0
         process, self._process = self._process, None
-        process.kill()  # nothing happens to one that is dead already
+        process.kill()  # has no effect on a process that has ended
         process.communicate()
         return process.returncode
 
 
 def other_size(now: np.ndarray, then: np.ndarray) -> str:
-    """What is stderr of a file that is not the image whose header was read."""
+    """The reason why an image of another size than the index has is bad."""
     return f"changed since the sizes were read: {now[0]}x{now[1]}, was {then[0]}x{then[1]}"
 
 

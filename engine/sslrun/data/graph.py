@@ -73,7 +73,7 @@ def num_inputs(views: Sequence[ViewGroup], names: list[list[list[str]]]) -> int:
 
 
 def _branches(group: ViewGroup, index: int) -> int:
-    """In how many branches of the graph a step stands: one for each view, or one where all views have it in common."""
+    """Number of branches of the graph that contain a step: one per view, or one if all views share the step."""
     return 1 if index < group.num_common else group.num_views
 
 

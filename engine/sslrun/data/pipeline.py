@@ -1,7 +1,7 @@
-"""Decoding: DALI graphs that are fed from Python, and what to do if an image cannot be read or decoded.
+"""Feeds DALI graphs from Python, and replaces images that cannot be read or decoded.
 
-Encoded images are read ahead by threads (`reading.py`) and enter the graph as bytes. Decoded images enter it as they
-are; if the graph has nothing to do with them, there is none.
+Threads (`reading.py`) read encoded images ahead; they enter the graph as bytes. Images of a decoded source enter it as
+pixels; if no step of the views runs in DALI, no graph is built for them.
 
 A graph holds no random state. What enters it (images, boxes, factors) is computed per batch from (seed, epoch,
 positions), so the same batch comes out whatever ran before it, and a graph that failed is replaced by a new one at the
@@ -81,8 +81,8 @@ class Pipeline:
     bad: BadSamples
 
     def run(self, cursor: Cursor, stream: Any = None) -> Iterator[tuple[BatchSpec, list[Any]]]:
-        """One item per cursor item, in order: the batch and the graph's outputs as DALI tensor lists. Pixels that
-        only have to be handed on are one array, or a list of arrays.
+        """Yields, for each cursor item in order, the batch and the outputs of the graph as DALI tensor lists. Without a
+        graph, the output is the pixels of the source: one array, or a list of arrays.
 
         Args:
             cursor: (epoch, positions) of each batch; read some items ahead.
@@ -275,7 +275,7 @@ class _Feed:
         return self._handed.popleft()
 
     def repeat(self) -> None:
-        """Hand over once more whatever has not come back, without the samples that are bad by now."""
+        """Feed the batches that DALI has not returned again, with substitutes for samples that are known to be bad."""
         specs = [self._pipeline._spec(fed.spec.epoch, fed.spec.positions) for fed in self._handed]
         self._handed.clear()
         self._ahead.extendleft([(spec, self._start(spec)) for spec in reversed(specs)])

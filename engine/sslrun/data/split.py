@@ -17,8 +17,8 @@ from sslrun.errors import UsageError
 def num_dali_steps(group: ViewGroup, augment: str, device: torch.device) -> int:
     """How many of the first steps of a group are DALI operators.
 
-    dali: all up to the first one without DALI operators. exact: on the CPU none, on a GPU the leading geometric steps;
-    in both cases more where a later step has nothing but DALI operators.
+    In dali mode, all steps before the first one without DALI operators. In exact mode, no step on the CPU, and the
+    leading geometric steps on a GPU; more if a later step has DALI operators only.
 
     Raises:
         UsageError: a step without DALI operators stands before one that has nothing else.

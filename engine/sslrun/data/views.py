@@ -72,6 +72,6 @@ class ViewGroup:
 
     @cached_property
     def num_common(self) -> int:
-        """How many of the first steps do the same to all views, where there are several: they are done once."""
+        """Number of leading steps that give the same result for all views of an image; they run once per image."""
         leading = itertools.takewhile(lambda transform: transform.shared, self.transforms)
         return sum(len(transform.steps()) for transform in leading) if self.num_views > 1 else 0

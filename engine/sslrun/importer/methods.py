@@ -31,7 +31,7 @@ class Around(NamedTuple):
 
 
 def model(old: OldTable, around: Around) -> Node | None:
-    """Converts `model`; None where there is no such method here."""
+    """Converts `model`; None if sslrun has no such method."""
     title = old.type()
     name = _RENAMED.get(title, title)
     if not is_class("methods", name):

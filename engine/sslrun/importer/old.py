@@ -22,7 +22,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
 
 
 class Effect(StrEnum):
-    """What became of a part of the old config; the effects that change what is computed come first."""
+    """How a part of the old config was converted; effects that change the result of a training come first."""
 
     LOST = "not converted"
     CHANGED = "changed"
@@ -104,7 +104,7 @@ class OldTable:
         return OldTable(self.node, self.key, self.report, self.framework)
 
     def peek(self, name: str) -> Any:
-        """The plain value at a key that stays untaken; None where there is none."""
+        """The plain value at a key that stays untaken; None if the key is absent."""
         return plain(self.rest[name]) if name in self.rest else None
 
     def take(self, name: str, expected: str = "") -> Node | None:

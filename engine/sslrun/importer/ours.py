@@ -15,7 +15,7 @@ def present(**values: Node | None) -> Part:
 
 
 def known(kind: str, name: str) -> dict[str, Any]:
-    """The keys of a component, by kind and class; empty where there is no such class."""
+    """The keys of a component, by kind and class; empty if there is no such class."""
     schema = committed_schema()
     found = classes(kinds(schema)[kind]).get(name)
     return keys(follow(schema["$defs"], found)) if found else {}

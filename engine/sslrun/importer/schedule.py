@@ -34,7 +34,7 @@ _WARMUPS = {"LinearLR": "linear", "ConstantLR": "constant"}
 
 
 def lr_config(old: OldTable, accumulation: int) -> Node | None:
-    """Converts an mmcv `lr_config`; None where there is no such policy here."""
+    """Converts an mmcv `lr_config`; None if sslrun has no such policy."""
     policy = old.get("policy", "a string", "")
     ours = _POLICIES.get(policy.removesuffix("LrUpdaterHook").lower())
     if ours is None:

@@ -100,7 +100,7 @@ def _encoder_sections(runs: Sequence[ReportedRun]) -> list[tuple[str, str, list[
 
 
 def _or_reason(function: Callable[[], T]) -> T | Html:
-    """The function's result, or a sentence that says why there is none: a report is written whatever is missing."""
+    """The result of the function, or a sentence that says why there is none, so that the rest is still reported."""
     try:
         return function()
     except (ValueError, OSError, RuntimeError) as error:  # UsageError, RunFailed, a GPU without free memory

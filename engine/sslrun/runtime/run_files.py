@@ -3,9 +3,9 @@
     config.toml     the resolved recipe           log.txt         messages
     env.json        versions and hardware         metrics.jsonl   one row of metrics per line
     machine.json    what the machine chose        checkpoints/    step_00001234, ...
-    state.json      how the run stands            eval/           results of `sslrun eval`
+    state.json      state of the run              eval/           results of `sslrun eval`
 
-`run_folder.py` writes them. Here they are read at any time: while the run is going on, after a kill, damaged.
+`run_folder.py` writes them. The readers here work at any time: during the run, after a kill, and on damaged files.
 """
 
 import json
@@ -103,7 +103,7 @@ class RunFiles:
             self.problems[METRICS] = str(error)
 
     def status(self) -> State | Literal["died"] | None:
-        """How the run stands; "died" is a run that ended without recording it, None is not known."""
+        """State of the run: "died" if it ended without recording a state, None if the state is unknown."""
         record = self.state()
         state: State | None = record.get("state")
         if state not in get_args(State):

@@ -96,8 +96,8 @@ class RunFolder(RunFiles):
         """Cut the rows of metrics.jsonl after a step, and set the checkpoints after it aside.
 
         Args:
-            step: of the checkpoint that the run continues from. Its own rows stay: they were written before it. At step
-                0 the run starts anew, and every row goes.
+            step: step of the checkpoint that the run continues from. Rows of this step stay, because they were written
+                before the checkpoint. At step 0 all rows are removed.
         """
         checkpoint.set_aside_newer(self.checkpoints, step)
         if self.metrics.exists():
