@@ -176,6 +176,29 @@ def test_an_empty_folder_is_one_line(capsys, tmp_path):
     assert "no images" in line and "data.source.data_prefix" in line
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["{name}.toml"],
+        ["{recipe}", "--set", "load_from={name}"],
+        ["{recipe}", "--work-dir", "{name}"],
+        ["report", "{name}"],
+        ["eval", "knn", "{name}"],
+        ["config", "lint", "{name}"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_no_file_can_have_is_one_line(capsys, recipe, words):
+    line = refused(capsys, *(word.format(name="x" * 5000, recipe=recipe) for word in words))
+    assert "File name too long" in line
+
+
+def test_a_base_whose_name_no_file_can_have_is_one_line(capsys, tmp_path):
+    path = tmp_path / "long.toml"
+    path.write_text(f'extends = "{"x" * 5000}.toml"\n')
+    assert "does not exist" in refused(capsys, "config", "print", path)
+
+
 def test_a_work_dir_that_cannot_be_written_is_one_line(capsys, recipe, tmp_path):
     (tmp_path / "file").write_text("in the way")
     line = refused(capsys, recipe, "--work-dir", tmp_path / "file")

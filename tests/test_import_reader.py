@@ -81,7 +81,7 @@ def test_expressions_that_are_refused(write, expression, what):
     [
         "while x:\n    x.append(1)", "for i in x:\n    x.append(i)", "with open('touched', 'w') as f:\n    pass",
         "x.sort()", "x[9] = 1", "x, y = 1, 2", "del x[0]", "def f():\n    return x", "class X:\n    pass", "import os",
-        "from .other import thing", "x.y = 1", "x += 1",
+        "from .other import thing", "x.y = 1", "x += 1", "x = 'ab'[1]", "x = dict(a='ab')['a'][0]",
     ],
 )  # fmt: skip
 def test_statements_that_are_refused(write, statement):

@@ -1,6 +1,7 @@
 """The command line: runs a verb and turns errors into one line and an exit code. Help needs no torch."""
 
 import argparse
+import errno
 import os
 import re
 import shlex
@@ -50,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `sslrun config print ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):  # otherwise a fault of ours: show the traceback
+            raise
+        return fail(f"{error.filename}: {error.strerror}", USAGE)
 
 
 def _normalized(argv: Sequence[str], verbs: Collection[str]) -> list[str]:

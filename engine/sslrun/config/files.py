@@ -133,8 +133,8 @@ def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
         if "${" in name:
             _fail(chain, line(), f"extends: {name!r}: references are not resolved here")
         base = Path(os.path.realpath(chain[-1].parent / name))
-        if not base.is_file():
-            what = "is a folder, not a file" if base.is_dir() else f"does not exist{_siblings(base)}"
+        if not os.path.isfile(base):  # not `Path.is_file`, which raises for a name that is too long
+            what = "is a folder, not a file" if os.path.isdir(base) else f"does not exist{_siblings(base)}"
             _fail((*chain, base), line(), f"extends: {shorten(base)} {what}", at=chain[-1])
         bases.append(base)
     return bases
@@ -143,7 +143,9 @@ def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
 def _siblings(path: Path) -> str:
     """A hint about a file that does not exist: the nearest names in its folder."""
     folder = path.parent
-    return nearest(path.name, [p.name for p in folder.glob("*.toml")]) if folder.is_dir() and not path.exists() else ""
+    if os.path.exists(path) or not os.path.isdir(folder):
+        return ""
+    return nearest(path.name, [p.name for p in folder.glob("*.toml")])
 
 
 def _fail(chain: tuple[Path, ...], line: int | None, message: str, at: Path | None = None) -> NoReturn:

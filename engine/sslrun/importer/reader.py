@@ -239,9 +239,12 @@ class _File:
         if owner is self.base:
             self.used_of_base.add(str(key.value))
         try:
-            return _at(owner.value[key.value], (self.where(node),))
+            part = owner.value[key.value]
         except (TypeError, LookupError):
+            part = None
+        if not isinstance(part, Node):  # nor is a letter of a string
             self.refuse(node, f"{kind(owner.value)} has no {key.value!r}")
+        return _at(part, (self.where(node),))
 
     def arithmetic(self, node: ast.expr, operation: Callable[[Any, Any], Any], left: Node, right: Node) -> Any:
         """Computes with two numbers; also adds two lists or strings, and multiplies one by a number."""
