@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from steps import assert_close, longhand_step, step
+from steps import PROGRESS, assert_close, longhand_step, pieces, step
 
 from sslrun.config import load
 from sslrun.contract import Batch, Progress
@@ -38,6 +38,12 @@ def random_batch(num_samples: int) -> Batch:
     first = torch.randn(shape, dtype=torch.float64, generator=generator)
     second = first + 0.5 * torch.randn(shape, dtype=torch.float64, generator=generator)
     return Batch([first, second], torch.arange(num_samples), None)
+
+
+@pytest.mark.parametrize("micro_batch", [4, 8])
+def test_each_query_knows_its_own_among_the_keys_of_the_whole_batch(micro_batch: int) -> None:
+    cut = pieces(random_batch(16), micro_batch)
+    assert [target.own.tolist() for target in small().targets(cut, PROGRESS)] == [p.index.tolist() for p in cut]
 
 
 def longhand(method: MoCoV3, batch: Batch) -> torch.Tensor:
