@@ -26,7 +26,7 @@ from sslkernels.contrast import (
     merge_triton,
     normalize,
 )
-from sslkernels.device import outside_autocast, processors, runs_triton
+from sslkernels.device import launch, outside_autocast, processors, runs_triton
 from sslkernels.gradient import with_gradient
 
 
@@ -148,7 +148,8 @@ def bank_nce_triton(
     bests = torch.empty_like(totals)
     key_sums = totals.new_empty((splits, num_queries, dim) if needs_gradient else (0,))
     is_fixed = is_shift_fixed(temperature, torch.float32)
-    _gather[(num_queries, splits)](
+    launch(
+        _gather, (num_queries, splits),
         queries, bank, negative_index, totals, bests, key_sums,
         num_queries, num_negatives, per_split, math.log2(math.e) / temperature,
         queries.stride(0), bank.stride(0), negative_index.stride(0),

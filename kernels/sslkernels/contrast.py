@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslkernels.device import INTERPRETED, architecture, operand_dtype, processors, runs_triton
+from sslkernels.device import INTERPRETED, architecture, launch, operand_dtype, processors, runs_triton
 
 LARGE = 1e30  # similarities below minus this mark keys that do not count
 EPSILON = 1e-12  # rows of at most this length count as zero and get no gradient
@@ -225,7 +225,8 @@ def sweep_triton(
     totals = queries.new_empty((splits, num_queries), dtype=torch.float32)
     bests = torch.empty_like(totals)
     key_sums = totals.new_empty((splits, num_queries, dim) if needs_keys else (0,))
-    _sweep[(triton.cdiv(num_queries, block["BLOCK_B"]), splits)](
+    launch(
+        _sweep, (triton.cdiv(num_queries, block["BLOCK_B"]), splits),
         queries, keys, skipped, totals, bests, key_sums,
         num_queries, num_keys, keys_per_split, math.log2(math.e) / temperature, queries.stride(0), keys.stride(0),
         D=dim, OPERAND=operand_dtype(dtype), FIXED_SHIFT=is_shift_fixed(temperature, dtype),
@@ -258,7 +259,8 @@ def merge_triton(
     splits, needs_gradient = len(totals), key_sums.numel() > 0
     losses, hits = torch.empty_like(totals[0]), torch.empty_like(totals[0])
     gradients = totals.new_empty((num_queries, dim) if needs_gradient else (0,))
-    _merge[(num_queries,)](
+    launch(
+        _merge, (num_queries,),
         queries, positives, totals, bests, key_sums, losses, gradients, hits,
         num_queries, splits, math.log2(math.e) / temperature, queries.stride(0), positives.stride(0),
         D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_S=triton.next_power_of_2(splits),

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sslkernels.arguments import describe
-from sslkernels.device import INTERPRETED, KERNEL_DTYPES, runs_triton
+from sslkernels.device import INTERPRETED, KERNEL_DTYPES, launch, runs_triton
 
 BLOCK, WARPS = 4096, 8  # elements per program: a multiple of 16 bytes, so all blocks of a tensor are aligned alike
 ALIGNMENT = 16  # bytes of the widest memory access
@@ -147,20 +147,14 @@ def _launch(pairs: Pairs, momentum: float | Tensor) -> None:
     """Update by Triton. All `pairs` have the same two dtypes, and both tensors of a pair the same layout."""
     t, s = pairs[0]
     rows = [(t.data_ptr(), s.data_ptr(), t.numel()) for t, s in pairs]
-    tables = _tables(t.device, t.element_size(), s.element_size(), tuple(rows))
     number, pointer = (0.0, momentum) if isinstance(momentum, Tensor) else (1.0 - momentum, None)
-    with torch.cuda.device_of(t):
-        for alignment, table in tables:
-            _ema_kernel[(len(table),)](
-                table,
-                number,
-                pointer,
-                TEACHER=KERNEL_DTYPES[t.dtype],
-                STUDENT=KERNEL_DTYPES[s.dtype],
-                ALIGNMENT=alignment,
-                BLOCK=BLOCK,
-                num_warps=WARPS,
-            )
+    dtypes = {"TEACHER": KERNEL_DTYPES[t.dtype], "STUDENT": KERNEL_DTYPES[s.dtype]}
+    with torch.cuda.device_of(t):  # for the questions about its current stream, too
+        for alignment, table in _tables(t.device, t.element_size(), s.element_size(), tuple(rows)):
+            launch(
+                _ema_kernel, (len(table),), table, number, pointer,
+                **dtypes, ALIGNMENT=alignment, BLOCK=BLOCK, num_warps=WARPS,
+            )  # fmt: skip
             if table.is_cuda:
                 table.record_stream(torch.cuda.current_stream())  # the table may be freed while another stream reads it
                 if torch.cuda.is_current_stream_capturing():

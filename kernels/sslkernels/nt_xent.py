@@ -36,7 +36,7 @@ from sslkernels.contrast import (
     through_normalization,
     tiles,
 )
-from sslkernels.device import operand_dtype, outside_autocast
+from sslkernels.device import launch, operand_dtype, outside_autocast
 from sslkernels.gradient import with_gradient
 
 
@@ -140,7 +140,8 @@ def attraction_triton(
     block = tiles(dim, rows.dtype, rows.device, needs_keys=True)
     splits, columns_per_split = split_keys(num_rows, num_columns, block, rows.device)
     partials = log_sum.new_empty((splits, num_rows, dim))
-    _attract[(triton.cdiv(num_rows, block["BLOCK_B"]), splits)](
+    launch(
+        _attract, (triton.cdiv(num_rows, block["BLOCK_B"]), splits),
         rows, columns, pair, log_sum, column_log_sum, partials,
         num_rows, num_columns, columns_per_split, math.log2(math.e) / temperature, rows.stride(0), columns.stride(0),
         D=dim, OPERAND=operand_dtype(rows.dtype), FIXED_SHIFT=is_shift_fixed(temperature, rows.dtype), **block,

@@ -27,7 +27,7 @@ from torch import Tensor
 from sslkernels.arguments import check_matrix, check_positive
 from sslkernels.collective import gather_rows
 from sslkernels.contrast import contiguous_rows
-from sslkernels.device import INTERPRETED, runs_triton
+from sslkernels.device import INTERPRETED, launch, runs_triton
 from sslkernels.running_softmax import (
     LOWEST,
     exponentiate_,
@@ -183,7 +183,8 @@ def _row_levels_triton(scores: Tensor, center: Tensor, epsilon: float) -> Tensor
     row_blocks = triton.cdiv(rows, block_rows)
     splits, per_split = split(columns, block_columns, 2, row_blocks, scores.device)
     parts = scores.new_empty((splits, rows), dtype=torch.float32)
-    _sweep_rows[(row_blocks, splits)](
+    launch(
+        _sweep_rows, (row_blocks, splits),
         scores, center, parts, rows, columns, per_split, scores.stride(0), math.log2(math.e) / epsilon,
         ROWS=block_rows, COLUMNS=block_columns, num_warps=4,
     )  # fmt: skip
@@ -197,7 +198,8 @@ def _column_levels_triton(scores: Tensor, row_levels: Tensor | None, epsilon: fl
     column_blocks = triton.cdiv(columns, block_columns)
     splits, per_split = split(rows, block_rows, 2, column_blocks, scores.device)
     parts = scores.new_empty((splits, columns), dtype=torch.float32)
-    _sweep_columns[(column_blocks, splits)](
+    launch(
+        _sweep_columns, (column_blocks, splits),
         scores, row_levels, parts, rows, columns, per_split, scores.stride(0), math.log2(math.e) / epsilon,
         ROWS=block_rows, COLUMNS=block_columns, num_warps=8,
     )  # fmt: skip
@@ -209,7 +211,8 @@ def _assignments_triton(scores: Tensor, center: Tensor, epsilon: float) -> Tenso
     scores = contiguous_rows(scores)
     (rows, columns), block_rows, block_columns = scores.shape, 4, 512
     result = scores.new_empty((rows, columns), dtype=torch.float32 if INTERPRETED else scores.dtype)
-    _assign[(triton.cdiv(rows, block_rows), triton.cdiv(columns, block_columns))](
+    launch(
+        _assign, (triton.cdiv(rows, block_rows), triton.cdiv(columns, block_columns)),
         scores, center, row_levels, result, rows, columns, scores.stride(0), math.log2(math.e) / epsilon,
         ROWS=block_rows, COLUMNS=block_columns, num_warps=4,
     )  # fmt: skip

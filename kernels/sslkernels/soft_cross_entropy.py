@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sslkernels.arguments import check_matrix, check_no_gradient, check_one_device, check_positive, describe
 from sslkernels.contrast import contiguous_rows
-from sslkernels.device import INTERPRETED, runs_triton
+from sslkernels.device import INTERPRETED, launch, runs_triton
 from sslkernels.running_softmax import (
     LOWEST,
     exponentiate_,
@@ -247,11 +247,13 @@ def _forward_triton(
     splits, per_split = split(columns, block_columns, 4, row_blocks, student.device)
     parts = student.new_empty((splits, 5, rows), dtype=torch.float32)
     losses, statistics = parts.new_empty(rows), parts.new_empty((4, rows))
-    _sweep[(row_blocks, splits)](
+    launch(
+        _sweep, (row_blocks, splits),
         student, teacher, center, parts, rows, columns, per_split, student.stride(0), teacher.stride(0),
         *_scales(tau_s, tau_t), ARE_PROBABILITIES=tau_t is None, ROWS=block_rows, COLUMNS=block_columns, num_warps=4,
     )  # fmt: skip
-    _merge[(triton.cdiv(rows, 32),)](
+    launch(
+        _merge, (triton.cdiv(rows, 32),),
         parts, losses, statistics, rows, splits, *_scales(tau_s, tau_t),
         ARE_PROBABILITIES=tau_t is None, ROWS=32, SPLITS=triton.next_power_of_2(splits), num_warps=4,
     )  # fmt: skip
@@ -270,7 +272,8 @@ def _backward_triton(
     student, teacher, center = contiguous_rows(student), contiguous_rows(teacher), _contiguous(center)
     (rows, columns), block_rows, block_columns = student.shape, 4, 512
     gradient = student.new_empty((rows, columns), dtype=torch.float32 if INTERPRETED else student.dtype)
-    _differentiate[(triton.cdiv(rows, block_rows), triton.cdiv(columns, block_columns))](
+    launch(
+        _differentiate, (triton.cdiv(rows, block_rows), triton.cdiv(columns, block_columns)),
         upstream.contiguous(), student, teacher, center, statistics, gradient,
         rows, columns, student.stride(0), teacher.stride(0),
         *_scales(tau_s, tau_t), ARE_PROBABILITIES=tau_t is None, ROWS=block_rows, COLUMNS=block_columns, num_warps=4,
