@@ -1,15 +1,19 @@
 """GroupBatchNorm against torch's BatchNorm on each group by itself; conversion of torch's layers."""
 
 import copy
+import functools
+import itertools
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
+import native_norm
 from ranks import run_ranks
 from sslrun.errors import UsageError
-from sslrun.nn import norm
+from sslrun.nn import norm, sync_norm
 from sslrun.nn.norm import BN, GroupBatchNorm, RunningStatistics, SyncBN, set_groups
 from sslrun.runtime import distributed
 
@@ -96,6 +100,37 @@ def test_all_layers_move_as_one_and_keep_their_names():
     assert model.state_dict().keys() == before.keys()
 
 
+def misaligned(model: nn.Module) -> list[str]:
+    """Names of the buffers that begin within 16 bytes."""
+    return [name for name, buffer in model.named_buffers() if buffer.data_ptr() % 16]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_statistics_begin_at_multiples_of_16_bytes(monkeypatch, dtype):
+    """A compiler moves 16 bytes at once, and copies a buffer first that begins elsewhere."""
+    model = nn.Sequential(*(GroupBatchNorm(width) for width in (5, 64, 3, 1)), nn.BatchNorm1d(7)).to(dtype)
+    norm.convert_batch_norms(model)
+    seen, batch_norm = [], torch.nn.functional.batch_norm
+    set_groups(model, 2, 3)
+
+    def watched(x, mean, var, *args, **options):
+        seen.extend([mean.data_ptr() % 16, var.data_ptr() % 16])
+        return batch_norm(x, mean, var, *args, **options)
+
+    RunningStatistics(model).commit()
+    assert misaligned(model) == []
+    monkeypatch.setattr(torch.nn.functional, "batch_norm", watched)
+    for layer in model:
+        layer(torch.randn(6, layer.num_features, dtype=dtype))
+    assert seen == [0] * 2 * 3 * 5
+
+
+def test_a_buffer_that_begins_elsewhere_would_be_found():
+    layer = GroupBatchNorm(3)
+    layer.running_mean = torch.zeros(4)[1:]
+    assert misaligned(layer) == ["running_mean"]
+
+
 def test_evaluation_uses_the_running_statistics():
     layer = GroupBatchNorm(2).eval()
     layer.running_mean.copy_(torch.tensor([1.0, 2.0]))
@@ -117,31 +152,144 @@ def test_groups_reach_every_layer():
         model(torch.randn(9, 2, 1, 1))
 
 
-def one_rank(compiled: bool) -> tuple[torch.Tensor, ...]:
-    """This rank's part of a batch of 12 through SyncBN: rows out and gradients in, summed gradients, statistics."""
+ROWS = {2: [(6, 6), (1, 11)], 4: [(3, 3, 3, 3), (5, 1, 2, 4)]}  # of each rank, by number of ranks
+FORMS = ("formula", "compiled", "kernels")
+
+
+def synced(affine: bool = True) -> GroupBatchNorm:
+    layer = SyncBN(affine=affine).layer(5).double()
+    if affine:
+        with torch.no_grad():
+            layer.weight.copy_(torch.linspace(0.5, 2, 5))
+            layer.bias.copy_(torch.linspace(-1, 1, 5))
+    return layer
+
+
+def form_of(form: str) -> Any:
+    """Makes a layer choose torch's CUDA kernels, or the formula."""
+    chosen = sync_norm._ByKernels if form == "kernels" else sync_norm._ByFormula
+    return mock.patch.object(sync_norm, "_ByFormula", chosen)
+
+
+def case(shape: tuple[int, ...] = (5, 3, 2)) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of 12 far from zero, and the gradient that comes in."""
+    generator = torch.Generator().manual_seed(0)
+    x, upstream = torch.randn(2, 12, *shape, generator=generator, dtype=torch.float64).mul(2).add(70).unbind()
+    return x, upstream - 70
+
+
+def forward_and_backward(
+    form: str, layer: GroupBatchNorm, x: torch.Tensor, upstream: torch.Tensor
+) -> tuple[torch.Tensor, list[str], list[str]]:
+    """Rows out, and the collectives of both directions."""
+    if form == "compiled":
+        forward, backward = [], []
+        backend = native_norm.counting_compiler(forward, backward)
+        y = torch.compile(layer, backend=backend, fullgraph=True, dynamic=False)(x)
+        y.backward(upstream)
+        return y.detach(), forward, backward
+    with form_of(form), native_norm.Traffic() as traffic:
+        y = layer(x)
+    with native_norm.Traffic() as backward_traffic:
+        y.backward(upstream)
+    return y.detach(), traffic.collectives, backward_traffic.collectives
+
+
+def each_form() -> dict[Any, tuple[list[torch.Tensor], list[str], list[str]]]:
+    """For each form and division of the batch: rows out, gradients in and summed, statistics; and the collectives."""
     distributed.init(torch.device("cpu"))
-    torch.manual_seed(0)
-    x, upstream = torch.randn(2, 12, 5, 3, 2, dtype=torch.float64).mul(2).add(70).unbind()
-    layer = SyncBN().layer(5).double()
-    with torch.no_grad():
-        layer.weight.copy_(torch.rand(5))
-        layer.bias.copy_(torch.rand(5))
-    mine = x.chunk(distributed.world_size())[distributed.rank()].clone().requires_grad_()
-    function = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
-    y = function(mine)
-    y.backward(upstream.chunk(distributed.world_size())[distributed.rank()])
-    RunningStatistics(layer).commit()
-    learned = [distributed.all_reduce_sum_(p.grad) for p in layer.parameters()]
-    return y.detach(), mine.grad, *learned, layer.running_mean, layer.running_var
+    native_norm.register()
+    results = {}
+    cases = itertools.product(
+        ROWS[distributed.world_size()], FORMS, [((5, 3, 2), True), ((5,), True), ((5, 3, 2), False)]
+    )
+    for rows, form, (shape, affine) in cases:
+        layer, (x, upstream) = synced(affine), case(shape)
+        mine, mine_upstream = (part.split(rows)[distributed.rank()] for part in (x, upstream))
+        mine = mine.clone().requires_grad_()
+        y, *collectives = forward_and_backward(form, layer, mine, mine_upstream)
+        RunningStatistics(layer).commit()
+        learned = [distributed.all_reduce_sum_(p.grad) for p in layer.parameters()]
+        values = [y, mine.grad, *learned, layer.running_mean, layer.running_var]
+        results[rows, form, shape, affine] = values, *collectives
+    distributed.shutdown()
+    return results
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_sync_over_ranks_is_one_batch_on_one(compiled):
-    (whole,) = run_ranks(one_rank, 1, False)
-    parts = run_ranks(one_rank, 2, compiled)
-    for index, expected in enumerate(whole):
-        result = torch.cat([part[index] for part in parts]) if index < 2 else parts[1][index]
-        torch.testing.assert_close(result, expected)
+@pytest.mark.parametrize("ranks", ROWS)
+def test_sync_over_ranks_is_one_batch_on_one(ranks):
+    parts = run_ranks(each_form, ranks)
+    for key in parts[0]:
+        _, form, shape, affine = key
+        layer, (x, upstream) = synced(affine), case(shape)
+        whole = x.clone().requires_grad_()
+        y = layer(whole)
+        y.backward(upstream)
+        RunningStatistics(layer).commit()
+        learned = [p.grad for p in layer.parameters()]
+        values = [y.detach(), whole.grad, *learned, layer.running_mean, layer.running_var]
+        for index, expected in enumerate(values):
+            result = torch.cat([part[key][0][index] for part in parts]) if index < 2 else parts[-1][key][0][index]
+            torch.testing.assert_close(result, expected, msg=lambda text, key=key, index=index: f"{key} {index} {text}")
+        gather, reduce = (
+            ("allgather_base_", "allreduce_") if form == "kernels" else ("all_gather_into_tensor", "all_reduce")
+        )
+        assert all((part[key][1], part[key][2]) == ([gather], [reduce]) for part in parts), key
+
+
+def traffic_of_each() -> dict[str, Any]:
+    """Bytes that forward and backward of each form move, for a batch in bfloat16; the results, and the collectives."""
+    distributed.init(torch.device("cpu"))
+    native_norm.register()
+    results = {}
+    for form in ("torch", *FORMS[::2]):
+        layer = SyncBN().layer(16)
+        generator = torch.Generator().manual_seed(distributed.rank())
+        x = (
+            torch.randn(8, 16, 6, 6, generator=generator)
+            .bfloat16()
+            .to(memory_format=torch.channels_last)
+            .requires_grad_()
+        )
+        with form_of(form), native_norm.Traffic(x.numel()) as traffic:
+            torchs = functools.partial(native_norm.torchs_own, weight=layer.weight, bias=layer.bias, eps=layer.eps)
+            y = (torchs if form == "torch" else layer)(x)
+            y.square().sum().backward()
+        assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == torch.bfloat16
+        results[form] = traffic.num_bytes, traffic.collectives, [y.detach(), x.grad, layer.weight.grad, layer.bias.grad]
+    distributed.shutdown()
+    return results
+
+
+def test_sync_by_the_cuda_kernels_moves_no_more_than_torchs_layer_and_computes_the_same():
+    for result in run_ranks(traffic_of_each, 2):
+        (moved, collectives, values), (torchs, torchs_collectives, expected) = result["kernels"], result["torch"]
+        assert moved <= torchs and len(collectives) == len(torchs_collectives) == 2
+        assert all(torch.equal(value, other) for value, other in zip(values, expected, strict=True))
+        assert result["formula"][0] > 2 * moved, "the count sees no difference"
+
+
+def two_collectives() -> list[str]:
+    distributed.init(torch.device("cpu"))
+    with native_norm.Traffic() as traffic:
+        mean = distributed.rank_sum(torch.ones(3))
+        distributed.all_reduce_sum_(mean + 1)
+    distributed.shutdown()
+    return traffic.collectives
+
+
+def test_a_second_collective_would_be_counted():
+    assert run_ranks(two_collectives, 2) == [["all_reduce", "allreduce_"]] * 2
+
+
+@pytest.mark.gpu
+def test_torchs_cuda_kernels_do_what_the_tests_play():
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(8, 16, 5, 5, generator=generator).to(memory_format=torch.channels_last) for _ in range(2))
+    played = native_norm.through(x, dy, torch.linspace(0.5, 2, 16), native_norm.KERNELS.__getitem__)
+    done = native_norm.through(x.cuda(), dy.cuda(), torch.linspace(0.5, 2, 16).cuda(), torch.__dict__.__getitem__)
+    for name, value in played.items():
+        torch.testing.assert_close(done[name].cpu(), value, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_sync_ignores_the_groups_of_the_recipe():

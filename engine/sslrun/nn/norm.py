@@ -23,8 +23,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from sslrun.config.component import Component
 from sslrun.errors import UsageError
-from sslrun.runtime.distributed import all_reduce_mean_, rank_mean, world_size
+from sslrun.nn.sync_norm import as_one_pass, normalize_over_ranks
+from sslrun.runtime.distributed import all_reduce_mean_, world_size
 
+COLUMNS = 8  # 16 bytes of the smallest dtype
 # Subclasses of torch's layers whose forward normalizes and then calls these members in turn.
 CALLED_AFTER = {"timm.layers.norm_act.BatchNormAct2d": ("drop", "act")}
 
@@ -71,8 +73,9 @@ class GroupBatchNorm(nn.Module):
         num_groups: number G of groups in a micro-batch.
         running_mean: (C,). Without running statistics this, `running_var` and `num_batches_tracked` are None, and
             evaluation normalizes by the statistics of its batch.
-        pending: (2C + 1,) sums over the forward passes since the last step: mean, unbiased variance, number of passes.
-        one_pass: (2C + 1,) zeros, and a 1 for the number of passes.
+        pending: (3, C) sums over the forward passes since the last step: mean, unbiased variance, number of passes.
+            C is rounded up to a multiple of `COLUMNS`, so that every row begins at a multiple of 16 bytes.
+        one_pass: as `pending`: zeros, and a 1 for the number of passes.
     """
 
     momentum: float | None
@@ -94,21 +97,23 @@ class GroupBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
-        self._begin(sync, torch.zeros(2 * num_features + 1))
+        self._begin(sync, torch.zeros(()))
 
-    def _begin(self, sync: bool, pending: Tensor) -> None:
-        """Sets the attributes that torch's BatchNorm does not have."""
+    def _begin(self, sync: bool, like: Tensor) -> None:
+        """Sets the attributes that torch's BatchNorm does not have; buffers get dtype and device of `like`."""
         self.sync = sync
         self.group_size, self.num_groups = 0, 1  # until `set_groups` is called, all rows are one group
-        self.register_buffer("pending", pending, persistent=False)
-        self.register_buffer("one_pass", torch.cat([pending[:-1], torch.ones_like(pending[:1])]), persistent=False)
+        one_pass = like.new_zeros(3, -(-self.num_features // COLUMNS) * COLUMNS)
+        self.register_buffer("pending", one_pass.clone(), persistent=False)
+        one_pass[2] = 1
+        self.register_buffer("one_pass", one_pass, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(x, mean, var, self.weight, self.bias, training=mean is None, eps=self.eps)
         if self.sync and world_size() > 1:
-            y, statistics = _over_ranks(x, self.weight, self.bias, self.eps)
+            y, statistics = normalize_over_ranks(x, self.one_pass, self.weight, self.bias, self.eps)
         else:
             normalize = _by_formula if torch.compiler.is_compiling() else _group_by_group
             y, statistics = normalize(x, self._shape(len(x)), self.one_pass, self.weight, self.bias, self.eps)
@@ -136,14 +141,14 @@ def _group_by_group(
     channels = x.shape[1]
     if num_groups == 1:
         statistics = one_pass.clone()  # BatchNorm fills in mean and variance
-        mean, var = statistics[:channels], statistics[channels:-1]
+        mean, var = statistics[0, :channels], statistics[1, :channels]
         return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps), statistics
     if num_views == 1:  # slices of the batch, without a copy
         groups = x.split(group_size)
     else:
         groups = tuple(group.flatten(0, 1) for group in x.unflatten(0, shape).unbind(1))
-    statistics = one_pass.repeat(num_groups, 1)  # (G, 2C + 1)
-    mean, var = statistics[:, :channels], statistics[:, channels:-1]
+    statistics = one_pass.repeat(num_groups, 1, 1)  # (G, 3, C)
+    mean, var = statistics[:, 0, :channels], statistics[:, 1, :channels]
     parts = [
         F.batch_norm(group, mean[g], var[g], weight, bias, training=True, momentum=1.0, eps=eps)
         for g, group in enumerate(groups)
@@ -169,57 +174,7 @@ def _by_formula(
         y = y + bias.view(channel)
     count = wide.numel() // (wide.shape[1] * wide.shape[3])
     unbiased = var.detach().mean(1).flatten() * (count / (count - 1))
-    statistics = torch.cat([mean.detach().mean(1).flatten(), unbiased, one_pass[-1:]])
-    return y.to(x.dtype).flatten(0, 2), statistics
-
-
-def _over_ranks(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """Normalizes one group over all ranks; each rank has the same number of rows."""
-    y, mean, var = _SyncBatchNorm.apply(x, weight, bias, eps)
-    count = x.numel() // x.shape[1] * world_size()
-    return y, torch.cat([mean, var * (count / (count - 1)), torch.ones_like(mean[:1])])
-
-
-class _SyncBatchNorm(torch.autograd.Function):
-    """BatchNorm over all ranks, with functional collectives, which a compiled graph may contain."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        local_var, local_mean = torch.var_mean(wide, _axes(x), correction=0)
-        # Means of deviations, not of squares, so nothing cancels. All ranks have the same number of rows.
-        mean = rank_mean(local_mean)
-        var = rank_mean(local_var + (local_mean - mean).square())
-        scale = torch.rsqrt(var + eps)
-        ctx.save_for_backward(x, weight, mean, scale)
-        ctx.has_bias = bias is not None
-        slope = scale if weight is None else scale * weight
-        y = (wide - _per_channel(mean, x)) * _per_channel(slope, x)
-        if bias is not None:
-            y = y + _per_channel(bias, x)
-        ctx.mark_non_differentiable(mean, var)
-        return y.to(x.dtype), mean, var
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, scale = ctx.saved_tensors
-        dy = gradients[0].to(mean.dtype)
-        unit = (x.to(mean.dtype) - _per_channel(mean, x)) * _per_channel(scale, x)
-        d_bias, d_weight = dy.sum(_axes(x)), (dy * unit).sum(_axes(x))
-        count = x.numel() // x.shape[1]
-        mean_dy, mean_dy_unit = rank_mean(torch.stack([d_bias, d_weight]) / count).unbind()
-        dx = dy - _per_channel(mean_dy, x) - unit * _per_channel(mean_dy_unit, x)
-        dx = dx * _per_channel(scale if weight is None else scale * weight, x)
-        return dx.to(x.dtype), None if weight is None else d_weight, d_bias if ctx.has_bias else None, None
-
-
-def _axes(x: Tensor) -> list[int]:
-    """All axes but that of the channels."""
-    return [axis for axis in range(x.dim()) if axis != 1]
-
-
-def _per_channel(x: Tensor, like: Tensor) -> Tensor:
-    return x.view([1, -1] + [1] * (like.dim() - 2))
+    return y.to(x.dtype).flatten(0, 2), as_one_pass(mean.detach().mean(1).flatten(), unbiased, one_pass)
 
 
 def set_groups(model: nn.Module, group_size: int, num_groups: int) -> None:
@@ -252,12 +207,11 @@ def convert_batch_norms(model: nn.Module) -> None:
         if isinstance(layer, LazyModuleMixin):
             raise UsageError(f"model.{name}: {type(layer).__name__} has no num_features yet; use a layer that has")
         reference = next((t for t in (layer.weight, layer.running_mean) if t is not None), torch.zeros(0))
-        pending = torch.zeros(2 * layer.num_features + 1, dtype=reference.dtype, device=reference.device)
         is_sync = isinstance(layer, nn.SyncBatchNorm)
         grouped: Any = layer
         kind: Any = type(layer)
         grouped.__class__ = _grouped(kind)
-        grouped._begin(is_sync, pending)
+        grouped._begin(is_sync, reference)
 
 
 def converted_norms(model: nn.Module) -> list[str]:
@@ -301,8 +255,9 @@ def _path(kind: type) -> str:
 class RunningStatistics:
     """Updates the running statistics of a model's GroupBatchNorm layers, once per applied step.
 
-    The layers' running buffers become views of one vector, so that an update takes a few kernels for any number of
-    layers. Create it when the model is on its final device: moving the model would separate the buffers again.
+    The layers' running buffers become views of two tensors, so that an update takes a few kernels for any number of
+    layers; each view begins at a multiple of 16 bytes. Create it when the model is on its final device: moving the
+    model would separate the buffers again.
 
     Args:
         model: the model; layers without running statistics are left out.
@@ -310,30 +265,29 @@ class RunningStatistics:
 
     @torch.no_grad()
     def __init__(self, model: nn.Module) -> None:
-        self.layers: list[GroupBatchNorm] = []
-        running_values, tracked_values = [], []
-        for layer in group_norms(model):
-            mean, var, tracked = layer.running_mean, layer.running_var, layer.num_batches_tracked
-            if mean is not None and var is not None and tracked is not None:
-                # The layout of `pending`: mean, variance, and an unused number for the passes.
-                running_values.append(torch.cat([mean, var, var[:1]]))
-                tracked_values.append(tracked)
-                self.layers.append(layer)
+        self.layers = [layer for layer in group_norms(model) if layer.running_mean is not None]
         if not self.layers:
             return
-        sizes = [2 * layer.num_features + 1 for layer in self.layers]
-        self._running, self._tracked = torch.cat(running_values), torch.stack(tracked_values)
-        first = self._running
-        views = zip(self.layers, self._running.split(sizes), self._tracked.unbind(), strict=True)
-        for layer, running, tracked in views:
-            layer.running_mean, layer.running_var, _ = running.split([layer.num_features, layer.num_features, 1])
-            layer.num_batches_tracked = tracked
-        repeats = torch.tensor(sizes, device=first.device)
-        self._passes_at = repeats.cumsum(0) - 1  # for each layer, the index of its number of passes
-        self._layer_at = torch.arange(len(sizes), device=first.device).repeat_interleave(repeats)
-        self._momentum = first.new_tensor([layer.momentum or 0.0 for layer in self.layers])
+        widths = [layer.pending.shape[1] for layer in self.layers]
+        # The first two rows of all layers' `pending`, side by side.
+        self._running = torch.cat([torch.zeros_like(layer.pending[:2]) for layer in self.layers], 1)
+        self._tracked = torch.zeros(len(widths), 2, dtype=torch.long, device=self._running.device)  # of 16 bytes each
+        for layer, running, tracked in zip(
+            self.layers, self._running.split(widths, 1), self._tracked[:, 0], strict=True
+        ):
+            mean, var = running[:, : layer.num_features]
+            for name, view in {"running_mean": mean, "running_var": var, "num_batches_tracked": tracked}.items():
+                view.copy_(getattr(layer, name))
+                setattr(layer, name, view)
+
+        def by_column(values: list[Any]) -> Tensor:
+            return torch.tensor(values).repeat_interleave(torch.tensor(widths)).to(self._running.device)
+
+        self._layer = by_column(list(range(len(widths))))
+        self._first = (torch.tensor(widths).cumsum(0) - torch.tensor(widths)).to(self._running.device)
+        self._momentum = by_column([layer.momentum or 0.0 for layer in self.layers]).to(self._running.dtype)
         averaged = [layer.momentum is None for layer in self.layers]
-        self._is_averaged = torch.tensor(averaged, device=first.device) if any(averaged) else None
+        self._is_averaged = by_column(averaged) if any(averaged) else None
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -343,16 +297,15 @@ class RunningStatistics:
         """
         if not self.layers:
             return
-        sums = torch.cat([layer.pending for layer in self.layers])
+        sums = torch.cat([layer.pending for layer in self.layers], 1)
         all_reduce_mean_([sums])
-        passes = sums[self._passes_at]
+        passes = sums[2]
         has_run = passes > 0
-        means = sums / passes.clamp(min=1)[self._layer_at]
         momentum = self._momentum
         if self._is_averaged is not None:
-            momentum = torch.where(self._is_averaged, 1 / (self._tracked + 1), momentum)
-        self._running.lerp_(means, (momentum * has_run)[self._layer_at])
-        self._tracked.add_(has_run)
+            momentum = torch.where(self._is_averaged, 1 / (self._tracked[:, 0][self._layer] + 1), momentum)
+        self._running.lerp_(sums[:2] / passes.clamp(min=1), momentum * has_run)
+        self._tracked[:, 0] += has_run[self._first]
         self.discard()
 
     @torch.no_grad()

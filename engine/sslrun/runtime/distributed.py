@@ -270,11 +270,20 @@ def _share(num_rows: int, rank: int, ranks: int) -> tuple[int, int]:
     return num_rows * rank // ranks, num_rows * (rank + 1) // ranks
 
 
-def rank_mean(x: Tensor) -> Tensor:
-    """The mean over ranks, without gradient, by a functional collective, which a compiled graph may contain."""
+def rank_sum(x: Tensor) -> Tensor:
+    """The sum over ranks, without gradient, by a functional collective, which a compiled graph may contain."""
+    return functional_collectives.all_reduce(x.contiguous(), "sum", _everyone())
+
+
+def ranks_stacked(x: Tensor) -> Tensor:
+    """(n,) of each rank -> (ranks, n), without gradient, by a functional collective, as `rank_sum`."""
+    return functional_collectives.all_gather_tensor(x.contiguous(), 0, _everyone()).view(world_size(), -1)
+
+
+def _everyone() -> dist.ProcessGroup:
     everyone = group()
-    assert everyone is not None, "one process has nothing to reduce"
-    return functional_collectives.all_reduce(x.contiguous(), "sum", everyone) / world_size()
+    assert everyone is not None, "a run of one process has no collectives"
+    return everyone
 
 
 class _GatherRows(torch.autograd.Function):
@@ -292,11 +301,11 @@ class _GatherRows(torch.autograd.Function):
 class _RankMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return rank_mean(x)
+        return rank_sum(x) / world_size()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return rank_mean(gradients[0])
+        return rank_sum(gradients[0]) / world_size()
 
 
 def _row_major(x: Tensor) -> tuple[Tensor, bool]:
