@@ -330,7 +330,8 @@ class RunningStatistics:
             layer.num_batches_tracked = tracked
         repeats = torch.tensor(sizes, device=first.device)
         self._passes_at = repeats.cumsum(0) - 1  # for each layer, the index of its number of passes
-        self._layer_at = torch.arange(len(sizes), device=first.device).repeat_interleave(repeats)
+        layers = torch.arange(len(sizes), device=first.device)
+        self._layer_at = layers.repeat_interleave(repeats, output_size=len(first))  # a known size needs no wait
         self._momentum = first.new_tensor([layer.momentum or 0.0 for layer in self.layers])
         averaged = [layer.momentum is None for layer in self.layers]
         self._is_averaged = torch.tensor(averaged, device=first.device) if any(averaged) else None
