@@ -281,10 +281,12 @@ class RunningStatistics:
                 setattr(layer, name, view)
 
         def by_column(values: list[Any]) -> Tensor:
-            return torch.tensor(values).repeat_interleave(torch.tensor(widths)).to(self._running.device)
+            columns = [value for value, width in zip(values, widths, strict=True) for _ in range(width)]
+            return torch.tensor(columns, device=self._running.device)
 
         self._layer = by_column(list(range(len(widths))))
-        self._first = (torch.tensor(widths).cumsum(0) - torch.tensor(widths)).to(self._running.device)
+        first = [sum(widths[:place]) for place in range(len(widths))]
+        self._first = torch.tensor(first, device=self._running.device)
         self._momentum = by_column([layer.momentum or 0.0 for layer in self.layers]).to(self._running.dtype)
         averaged = [layer.momentum is None for layer in self.layers]
         self._is_averaged = by_column(averaged) if any(averaged) else None
@@ -305,7 +307,7 @@ class RunningStatistics:
         if self._is_averaged is not None:
             momentum = torch.where(self._is_averaged, 1 / (self._tracked[:, 0][self._layer] + 1), momentum)
         self._running.lerp_(sums[:2] / passes.clamp(min=1), momentum * has_run)
-        self._tracked[:, 0] += has_run[self._first]
+        self._tracked[:, 0].add_(has_run[self._first])
         self.discard()
 
     @torch.no_grad()

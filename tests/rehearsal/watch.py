@@ -1,0 +1,270 @@
+"""Counts what a step does on fake CUDA tensors: waits of the host, launches, memory, and the least time they take."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import OPDEFS
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from rehearsal import played_torch_cuda
+from rehearsal.played_torch_cuda import ALIGNMENT, ByStorage, PlayedEvent
+
+aten: Any = torch.ops.aten
+
+# The least time of a launch on an H100 (SXM). Rates are those of the data sheet, without sparsity; of the matrix rate
+# large products reach the given share.
+BANDWIDTH = 3.35e12  # bytes per second
+RATES = {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 67e12, torch.float64: 67e12}  # FLOP per second
+MATRIX_SHARE = 0.6
+LAUNCH_S = 2e-6
+
+# Operators whose result has a size, or whose caller needs a number, that only the device knows.
+WAITING = {
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten._unique2.default,
+    aten.unique_dim.default,
+    aten.unique_consecutive.default,
+    aten.bincount.default,
+    aten.equal.default,
+    aten._linalg_eigh.default,
+}
+WITHOUT_LAUNCH = {
+    aten.empty.memory_format,
+    aten.empty_strided.default,
+    aten.empty_like.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+    aten.is_same_size.default,
+    torch.ops.prim.device.default,
+}
+COPIES = ("aten::_to_copy", "aten::copy_")
+TENSORS_PER_LAUNCH = 40  # of operators on lists of tensors: torch passes so many addresses in the arguments of a kernel
+FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
+
+
+@dataclass
+class Counts:
+    """What was seen, with places as `file:line < file:line` from the inside out.
+
+    Attributes:
+        waits: places where the host waits for the device, with the operator.
+        late_reads: places where the host waits for what an earlier step recorded.
+        on_cpu: operators on CPU tensors, with their place.
+        misplaced: CPU tensors among the operands of a launch, and strides that fused optimizers would mistake.
+        float32_products: matrix products in float32, with their place: FLOP.
+        launches: number of launches; views and allocations have none.
+        bytes: read and written by all launches.
+        flops: of convolutions and matrix products.
+        roofline_s: sum of the least times of the launches.
+        start_bytes: memory in use at the start of the step.
+        peak_bytes: largest memory in use.
+        by_operator: operator: (launches, least time in seconds).
+    """
+
+    waits: Counter[str] = field(default_factory=Counter)
+    late_reads: Counter[str] = field(default_factory=Counter)
+    on_cpu: Counter[str] = field(default_factory=Counter)
+    misplaced: Counter[str] = field(default_factory=Counter)
+    float32_products: Counter[str] = field(default_factory=Counter)
+    launches: int = 0
+    bytes: int = 0
+    flops: int = 0
+    roofline_s: float = 0.0
+    start_bytes: int = 0
+    peak_bytes: int = 0
+    by_operator: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+
+class Watch(TorchDispatchMode):
+    """Watches operators; to be entered inside of a FakeTensorMode and together with `WatchedFunctions`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counts()
+        self._held, self._in_use = ByStorage(), 0
+
+    def hold(self, tensors: Iterable[Tensor]) -> None:
+        """Counts the memory of tensors on the device until it is freed."""
+        for tensor in tensors:
+            if tensor.is_cuda and self._held.of(tensor) is None:
+                size = -(-tensor.untyped_storage().nbytes() // ALIGNMENT) * ALIGNMENT
+                self._in_use += size
+                self._held.put(tensor, size, self._free)
+        self.counts.peak_bytes = max(self.counts.peak_bytes, self._in_use)
+
+    def start(self) -> None:
+        """What is held now is what the step starts with."""
+        self.counts.start_bytes = self.counts.peak_bytes = self._in_use
+
+    def synchronized(self, event: PlayedEvent | None) -> None:
+        """The host waits for an event, or for the device if it is None."""
+        is_late = event is not None and event.age > 0
+        (self.counts.late_reads if is_late else self.counts.waits)[f"synchronize {place()}"] += 1
+
+    def launch(
+        self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], flops: int = 0, n: int = 1
+    ) -> None:
+        """Counts a launch and its least time."""
+        counts = self.counts
+        for operand in inputs:  # a 0-d tensor on the host is passed as a number
+            if operand.device.type == "cpu" and operand.dim() > 0 and name not in COPIES:
+                counts.misplaced[f"{name} takes a CPU tensor {place()}"] += 1
+        moved = {id(t): t.numel() * t.element_size() for t in (*inputs, *outputs) if t.is_cuda}
+        size = sum(moved.values())
+        dtype = next((t.dtype for t in inputs if t.is_floating_point()), torch.float32)
+        seconds = max(size / BANDWIDTH, flops / (RATES[dtype] * MATRIX_SHARE), n * LAUNCH_S)
+        if flops and dtype == torch.float32:
+            counts.float32_products[f"{name} {place()}"] += flops
+        counts.launches, counts.bytes, counts.flops = counts.launches + n, counts.bytes + size, counts.flops + flops
+        counts.roofline_s += seconds
+        before = counts.by_operator.get(name, (0, 0.0))
+        counts.by_operator[name] = before[0] + n, before[1] + seconds
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        inputs = [leaf for leaf in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(leaf, Tensor)]
+        on_device = [tensor for tensor in inputs if tensor.is_cuda]
+        if func is aten._local_scalar_dense.default:
+            return self._number(args[0])
+        self._look_for_waits(func, args, kwargs, on_device)
+        if func.namespace == "sslkernels":
+            return self._inside(func, args, kwargs)
+        name = func.name()
+        if name.startswith(("aten::_fused_sgd_", "aten::_fused_adam")):  # these have no fake form
+            self._compare_strides(name, args)
+            self.launch(name, inputs, [], n=_launches(args))
+            return None
+        result = func(*args, **kwargs)
+        outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        self._look_at_copies(func, args, kwargs, outputs)
+        if not on_device and not any(output.is_cuda for output in outputs):
+            if outputs:
+                self.counts.on_cpu[f"{name} {place()}"] += 1
+            return result
+        self.hold(outputs)
+        if func not in WITHOUT_LAUNCH and not _is_view(func, inputs, outputs):
+            self.launch(name, inputs, outputs, _flops(func, args, kwargs, result), _launches(args))
+        return result
+
+    def _free(self, size: int) -> None:
+        self._in_use -= size
+
+    def _number(self, tensor: Tensor) -> Any:
+        """A number of a tensor: `item`, `bool`, `int`, `float`, `tolist`."""
+        if tensor.is_cuda:
+            self.counts.waits[f"item {place()}"] += 1
+        return False if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else 0
+
+    def _look_for_waits(self, func: Any, args: Any, kwargs: Any, on_device: list[Tensor]) -> None:
+        waits, name = self.counts.waits, func.name()
+        if not on_device:
+            return
+        if func in WAITING or (func is aten.repeat_interleave.Tensor and kwargs.get("output_size") is None):
+            waits[f"{name} {place()}"] += 1
+        if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default):
+            indices = [index for index in args[1] if index is not None]
+            is_fill = func is not aten.index.Tensor and args[2].numel() == 1  # one number: masked_fill
+            if any(index.dtype == torch.bool and index.is_cuda for index in indices) and not is_fill:
+                waits[f"{name} by a mask {place()}"] += 1
+            if any(not index.is_cuda for index in indices):
+                waits[f"{name} by an index on the host {place()}"] += 1
+
+    def _look_at_copies(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
+        """A copy between host and device waits unless it is asynchronous; one to memory that is not pinned always."""
+        if func is aten._to_copy.default:
+            source, target, is_async = args[0], outputs[0], kwargs.get("non_blocking", False)
+            lands = True  # torch takes pinned memory for an asynchronous copy to the host
+        elif func is aten.copy_.default:
+            target, source = args[:2]
+            is_async = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+            lands = target.is_cuda or played_torch_cuda.pinned.of(target) is not None
+        else:
+            return
+        if source.device.type != target.device.type and not (is_async and lands):
+            path = f"{source.device.type} to {target.device.type}"
+            self.counts.waits[f"copy {path} of {tuple(source.shape)} {place()}"] += 1
+
+    def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Runs what an operator of ours does, which its registered fake form would hide; both must agree."""
+        fake = func(*args, **kwargs)
+        with self:
+            result = OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+        for expected, found in zip(pytree.tree_leaves(fake), pytree.tree_leaves(result), strict=True):
+            if isinstance(expected, Tensor):
+                same = expected.shape == found.shape and expected.dtype == found.dtype
+                assert same and expected.device == found.device, f"{func.name()}: fake {expected}, found {found}"
+        self.hold(leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
+        return result
+
+    def _compare_strides(self, name: str, args: Any) -> None:
+        """Fused updates walk parameter, gradient and state side by side through memory."""
+        for place_in_list, parameter in enumerate(args[0]):
+            for others in args[1:]:
+                if not isinstance(others, list | tuple) or len(others) <= place_in_list:
+                    continue
+                other = others[place_in_list]
+                if isinstance(other, Tensor) and other.dim() and not _same_layout(parameter, other):
+                    strides = f"{tuple(parameter.shape)}: {parameter.stride()} and {other.stride()}"
+                    self.counts.misplaced[f"{name}: strides differ, {strides}"] += 1
+
+
+class WatchedFunctions(TorchFunctionMode):
+    """Sees what no operator shows: tensors made of Python's numbers on the device, and pinned memory."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in FROM_NUMBERS and result.is_cuda and not (args and args[0] is result):
+            self._watch.counts.waits[f"torch.{func.__name__} on the device {place()}"] += 1
+        if kwargs.get("pin_memory") and isinstance(result, Tensor):
+            played_torch_cuda.pinned.put(result, True)
+        return result
+
+
+def place() -> str:
+    """Lines of our packages that are being executed, from the inside out; those of the backward pass are unknown."""
+    frame, lines = sys._getframe(1), []
+    while frame is not None and len(lines) < 3:
+        file = frame.f_code.co_filename
+        for folder in ("/engine/", "/kernels/"):
+            if folder in file:
+                lines.append(f"{file.split(folder)[-1]}:{frame.f_lineno}")
+        frame = frame.f_back
+    return " < ".join(lines) or "(autograd)"
+
+
+def _same_layout(one: Tensor, other: Tensor) -> bool:
+    strides = zip(one.shape, one.stride(), other.stride(), strict=True)
+    return one.shape == other.shape and all(a == b for size, a, b in strides if size > 1)
+
+
+def _launches(args: Any) -> int:
+    """Launches of an operator: several if it takes a long list of tensors."""
+    lists = [len(arg) for arg in args if isinstance(arg, list | tuple) and arg and isinstance(arg[0], Tensor)]
+    return 1 + max(lists, default=0) // TENSORS_PER_LAUNCH
+
+
+def _is_view(func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether the results are views of operands, and nothing was written."""
+    if func._schema.is_mutable or not outputs:
+        return False
+    storages = {tensor.untyped_storage()._cdata for tensor in inputs}
+    return all(output.untyped_storage()._cdata in storages for output in outputs)
+
+
+def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    count = flop_registry.get(func._overloadpacket)
+    return 0 if count is None else int(count(*args, **kwargs, out_val=result))
