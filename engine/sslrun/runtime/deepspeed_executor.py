@@ -13,13 +13,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from traceback import walk_tb
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 from sslkernels.ema_update import ema_update_
 from sslrun.contract import Batch, Loss, Method, PartitionedOptimizer, Progress
+from sslrun.errors import UsageError
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import COUNTER, Executor, counter_device
 
@@ -147,7 +150,16 @@ class DeepSpeedExecutor(Executor):
 
     def _backward(self, value: Tensor) -> None:
         self.engine.set_gradient_accumulation_boundary(self._micro_batches == self.accumulation)
-        self.engine.backward(value)
+        try:
+            self.engine.backward(value)
+        except (AssertionError, AttributeError) as error:
+            if self.zero_stage < 2 or not _is_in_reentrant_checkpoint(error):
+                raise
+            raise UsageError(
+                f"engine.zero_stage = {self.zero_stage}: DeepSpeed cannot add up the gradients of a module that a step "
+                "uses twice under reentrant activation checkpointing; checkpoint with use_reentrant=False, or take "
+                "stage 0 or 1"
+            ) from error
 
     def _gradients(self) -> list[Tensor]:
         if self.zero_stage == 0:
@@ -186,9 +198,7 @@ class DeepSpeedExecutor(Executor):
     def _whole(self, tensor: Tensor) -> Tensor:
         if self.zero_stage < 3 or not isinstance(tensor, nn.Parameter):
             return tensor.detach()
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([tensor]):
+        with _library(self.device).zero.GatheredParameters([tensor]):
             return tensor.detach().clone()
 
     def _move(self, teachers: list[Any], students: list[Any], momentum: float) -> None:
@@ -291,15 +301,28 @@ class _WholeStep(nn.Module):
 def _initialize(
     model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, config: dict[str, Any]
 ) -> Any:
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for others first, and says so
+    deepspeed = _library(device)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # it can broadcast no other
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
+
+
+def _library(device: torch.device) -> Any:
+    """DeepSpeed, which is quiet and starts no compiler."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # else it looks for others first, and says so
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # its calls, not ours
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles C++ that only inference uses
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # it can broadcast no other
-    return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
+    # Which of its own C++ operators it could compile here: none. The engine needs none. At the first question, every
+    # rank would start compilers to find out, and on the CPU it would then compile one that only inference uses.
+    deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed
+
+
+def _is_in_reentrant_checkpoint(error: Exception) -> bool:
+    """Whether an error was raised in the backward pass of `torch.utils.checkpoint` with `use_reentrant=True`."""
+    code = CheckpointFunction.backward.__code__
+    return any(frame.f_code is code for frame, _ in walk_tb(error.__traceback__))
 
 
 def _part(parameter: Any, rank: int) -> tuple[int, int]:
