@@ -17,9 +17,10 @@ from sslrun.data.split import fallbacks, paths
 from sslrun.errors import UsageError
 from sslrun.nn.norm import converted_norms, group_norms, plain_norms
 from sslrun.recipe import Recipe
-from sslrun.rehearsal import activation_bytes
+from sslrun.rehearsal import StepMemory, rehearse
 
-MEMORY_SHARE = 0.7  # share of the free memory for activations; the rest is for weights, gradients and data
+# Share of the free memory for what a step holds; the rest is for the loader's queue, the libraries and fragmentation.
+MEMORY_SHARE = 0.8
 MAX_BATCH = 2**24  # limits the cost of listing a batch's positions and possible micro-batches
 
 
@@ -34,6 +35,7 @@ class Machine:
         micro_batch: samples on a device at once.
         threads: threads of the CPU computation of one process.
         workers: threads of one process that read and decode images.
+        memory: what a step is expected to hold on the device; counted anew at every start.
     """
 
     device: str
@@ -42,6 +44,7 @@ class Machine:
     micro_batch: int
     threads: int
     workers: int
+    memory: StepMemory
 
 
 @dataclass(frozen=True)
@@ -120,14 +123,15 @@ def choose_machine(
     cuda = device.type == "cuda"
     precision = before.get("precision") if engine.precision == "auto" else None
     precision = precision or precision_of(recipe, device)
-    group_bytes = activation_bytes(recipe, precision)  # always called, since it checks that the model's parts fit
+    memory = rehearse(recipe, precision)
     per_rank = recipe.global_batch // world_size
     groups = per_rank // group
     possible = [group * n for n in range(1, groups + 1) if groups % n == 0]
     micro_batch = before.get("micro_batch") if engine.micro_batch == "auto" else engine.micro_batch
     if micro_batch is None:
-        fitting = group * max(1, int(_free_bytes(device, ranks_on_node) * MEMORY_SHARE // max(1, group_bytes)))
-        micro_batch = max(size for size in possible if size <= fitting)
+        share = _free_bytes(device, ranks_on_node) * MEMORY_SHARE
+        fitting = [size for size in possible if memory.total(groups, size // group) <= share]
+        micro_batch = max(fitting, default=group)
     if micro_batch not in possible:
         raise UsageError(
             f"engine.micro_batch is {micro_batch}, but {per_rank} samples per process in groups of "
@@ -140,6 +144,7 @@ def choose_machine(
         micro_batch=micro_batch,
         threads=engine.threads or before.get("threads") or cores,
         workers=min(recipe.data.workers_per_gpu, cores),
+        memory=memory,
     )
 
 
@@ -200,7 +205,6 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
     """The text of `--dry-run`."""
     trained = sum(p.numel() for p in recipe.model.parameters() if p.requires_grad)
     followed = sum(p.numel() for p in recipe.model.parameters() if not p.requires_grad)
-    per_sample = activation_bytes(recipe, plan.machine.precision) / recipe.data.samples_per_gpu
     machine = plan.machine
     views = " + ".join(f"{group.num_views} of {'x'.join(map(str, group.size))} px" for group in recipe.data.views)
     lines = [
@@ -220,11 +224,7 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
             "steps",
             f"{plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:g} epochs x {plan.steps_per_epoch:,}",
         ),
-        (
-            "memory",
-            f"about {per_sample * machine.micro_batch / 2**30:.2f} GiB of activations "
-            f"({per_sample / 2**20:.1f} MiB per sample)",
-        ),
+        ("memory", _memory_line(recipe, plan)),
         (
             "machine",
             f"{machine.device}, {machine.precision}, compile {'on' if machine.compile else 'off'}, "
@@ -233,6 +233,22 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
         ("first ids", ", ".join(map(str, first_ids)) + ", ..."),
     ]
     return "\n".join(f"{name:<13}{text}" for name, text in lines)
+
+
+def _memory_line(recipe: Recipe, plan: Plan) -> str:
+    """What one process holds at the fullest moment of a step, and of what it consists."""
+    memory, group = plan.machine.memory, recipe.data.samples_per_gpu
+    groups, at_once = plan.global_batch // plan.world_size // group, plan.machine.micro_batch // group
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "images": memory.images * groups,
+        "activations": memory.activations * at_once,
+    }
+    told = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+    per_sample = memory.activations / group / 2**20
+    return f"about {memory.total(groups, at_once) / 2**30:.2f} GiB: {told} ({per_sample:.1f} MiB per sample)"
 
 
 def augmentation_lines(recipe: Recipe, device: torch.device) -> list[tuple[str, str]]:

@@ -1,7 +1,11 @@
-"""A forward pass of a recipe's model on fake tensors: measures its activations and finds parts that do not fit."""
+"""An optimizer step of a recipe on fake tensors: counts its memory and finds parts of the model that do not fit."""
 
+import contextlib
 import copy
 import logging
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -11,9 +15,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeCopyMode,
     FakeTensorMode,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import sslkernels
 from sslrun.config.component import Component
@@ -26,37 +31,162 @@ from sslrun.runtime import distributed
 START = Progress(step=0, total_steps=1, steps_per_epoch=1, seed=0)
 
 
-def activation_bytes(recipe: Recipe, precision: str) -> int:
-    """Bytes that the forward pass of one BatchNorm group keeps for the backward pass, counted without computing.
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that an optimizer step holds on its device.
+
+    Attributes:
+        weights: parameters and buffers, and the copies of parameters that autocast makes.
+        gradients: one for each trained parameter.
+        optimizer: the optimizer's state.
+        images: views of the samples of one BatchNorm group.
+        activations: of one BatchNorm group, at the moment of forward or backward pass when there are most.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    images: int
+    activations: int
+
+    @property
+    def fixed(self) -> int:
+        """What does not depend on the batch."""
+        return self.weights + self.gradients + self.optimizer
+
+    def total(self, groups: int, groups_at_once: int) -> int:
+        """Bytes with `groups` groups in a step, of which `groups_at_once` make a micro-batch. The images of the whole
+        step are there from its beginning."""
+        return self.fixed + groups * self.images + groups_at_once * self.activations
+
+
+def rehearse(recipe: Recipe, precision: str) -> StepMemory:
+    """The memory of an optimizer step, counted without computing: on fake tensors, with one BatchNorm group.
+
+    Counted is what the framework allocates in eager execution; not what the libraries need for themselves (convolution
+    workspaces, the loader's queue), nor what `torch.compile` saves.
 
     Raises:
         UsageError: the parts of the model do not fit together.
     """
     group = recipe.data.samples_per_gpu
-    kept: dict[int, Tensor] = {}  # by storage, so that views of one storage count once
     logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it also prints the errors that it raises
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with distributed.alone(), FakeTensorMode(allow_non_fake_inputs=True) as shapes_only:
-        with FakeCopyMode(shapes_only):
-            method = copy.deepcopy(recipe.model).train()
+    with distributed.alone(), FakeTensorMode(allow_non_fake_inputs=True):
+        method = copy.deepcopy(recipe.model, _fakes(recipe.model)).train()
         set_groups(method, group, 1)
-        views = [torch.empty(view.num_views * group, 3, *view.size) for view in recipe.data.views]
+        optimizer = recipe.optimizer.create(method.named_parameters())
+        views = [torch.empty(view.num_views * group, *view.size, 3).permute(0, 3, 1, 2) for view in recipe.data.views]
         batch = Batch(views, torch.empty(group, dtype=torch.long), torch.empty(group, dtype=torch.long))
         trail = _Trail(method)
-        try:
-            (target,) = method.targets([batch], START)
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                method(batch, START, target)
-        except Exception as error:
-            if isinstance(error, RuntimeError | ValueError) or _users_line(error) is None:
-                raise UsageError(trail.explain(error)) from error
-            raise
-    in_float32 = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    return in_float32 // (2 if precision == "bf16" else 1)
+        live = _Live([*method.parameters(), *method.buffers()], views)
+        bf16 = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+        with live:
+            try:
+                with bf16:
+                    with torch.no_grad():
+                        (target,) = method.targets([batch], START)
+                    loss = method(batch, START, target)
+            except Exception as error:
+                if isinstance(error, RuntimeError | ValueError) or _users_line(error) is None:
+                    raise UsageError(trail.explain(error)) from error
+                raise
+            loss.value.backward()
+            live.is_counting = False
+            _step(optimizer)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+    return StepMemory(
+        weights=_bytes([*method.parameters(), *method.buffers()]) + live.copied,
+        gradients=_bytes(trained),
+        optimizer=_bytes(state),
+        images=_bytes(views),
+        activations=live.peak,
+    )
+
+
+def _fakes(model: nn.Module) -> dict[int, Any]:
+    """A memo for `deepcopy`, with a tensor without memory for each parameter and buffer."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
+    return memo
+
+
+def _step(optimizer: torch.optim.Optimizer) -> None:
+    """A first step, which makes the optimizer's state."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:  # the loss does not use it; the executor gives it zeros
+                parameter.grad = torch.zeros_like(parameter)
+    with contextlib.suppress(DataDependentOutputException):  # a user's own optimizer may read numbers
+        optimizer.step()
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors' storages, each counted once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+class _Live(TorchDispatchMode):
+    """Counts the memory that operators allocate and free, without that of parameters, their gradients and copies.
+
+    Args:
+        parameters: parameters and buffers.
+        images: the batch.
+
+    Attributes:
+        peak: largest number of bytes at once.
+        copied: bytes of the copies of parameters in another dtype, which autocast keeps for a step.
+        is_counting: whether `peak` and `copied` are being updated.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], images: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.peak, self.copied, self.is_counting = 0, 0, True
+        self._now = 0
+        self._sizes: dict[int, int] = {}  # by storage; 0 for what is not counted
+        self._parameters = {tensor.untyped_storage()._cdata for tensor in parameters}
+        for tensor in (*parameters, *images):
+            self._hold(tensor, 0)
+        for tensor in parameters:
+            if tensor.requires_grad:
+                tensor.register_post_accumulate_grad_hook(self._let_go_of_gradient)  # type: ignore[attr-defined]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.name().startswith("aten::_fused_"):  # updates in place, which have no fake form
+            return None
+        result = func(*args, **(kwargs or {}))
+        if self.is_counting:
+            copied = func is torch.ops.aten._to_copy.default and self._storage(args[0])._cdata in self._parameters
+            for output in tree_leaves(result):
+                if isinstance(output, Tensor):
+                    self._hold(output, 0 if copied else self._storage(output).nbytes())
+                    self.copied += self._storage(output).nbytes() if copied else 0
+            self.peak = max(self.peak, self._now)
+        return result
+
+    def _hold(self, tensor: Tensor, size: int) -> None:
+        storage = self._storage(tensor)
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = size
+            self._now += size
+            weakref.finalize(storage, self._let_go, key).atexit = False
+
+    def _let_go(self, key: int) -> None:
+        self._now -= self._sizes.pop(key)
+
+    def _let_go_of_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        key = self._storage(parameter.grad)._cdata
+        self._now -= self._sizes.get(key, 0)
+        self._sizes[key] = 0
+
+    @staticmethod
+    def _storage(tensor: Tensor) -> torch.UntypedStorage:
+        return tensor.untyped_storage()
 
 
 class _Trail:

@@ -3,6 +3,7 @@
 import copy
 import math
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -27,12 +28,12 @@ START = Progress(step=0, total_steps=40, steps_per_epoch=4, seed=1)
 SAMPLES, CLUSTERS = 48, 5
 
 
-def small(dropout: float = 0.4, **options) -> ODC:
+def small(dropout: float = 0.4, min_cluster: int = 4, **options) -> ODC:
     torch.manual_seed(0)
     neck = ODCNeck(32, 12, 6, dropout=dropout, norm_cfg=BN(momentum=0.001, affine=False))
     method = ODC(
         ResNet(18, stem="small", base_width=4), neck, ClsHead(6, CLUSTERS),
-        min_cluster=4, centroids_update_interval=2, **options,
+        min_cluster=min_cluster, centroids_update_interval=2, **options,
     )  # fmt: skip
     method.prepare(SAMPLES)
     return method
@@ -147,7 +148,7 @@ def test_loss_is_the_weighted_cross_entropy_of_the_papers_head():
 
 
 def test_after_a_step_comes_the_bank_then_centroids_then_small_clusters(monkeypatch):
-    method = started(deal_with_small_clusters_interval=3)
+    method = started(deal_with_small_clusters_interval=3, min_cluster=SAMPLES)
     calls = []
     for name in ("update", "update_centroids", "tend_small"):
         real = getattr(method.clusters, name)
@@ -160,6 +161,27 @@ def test_after_a_step_comes_the_bank_then_centroids_then_small_clusters(monkeypa
         "1", "update", "2", "update", "update_centroids", "3", "update", "tend_small",
         "4", "update", "update_centroids", "5", "update", "6", "update", "update_centroids", "tend_small",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_small_cluster_is_dissolved_one_step_later(is_resumed):
+    """And at the same step if the run was resumed in between, where the host has not been told yet."""
+    method = started(momentum=1.0)
+    smallest = int(method.clusters.counts.argmin())
+    members = (method.clusters.labels == smallest).nonzero().flatten()
+    assert len(members) >= 4
+    elsewhere = method.clusters.centroids[(smallest + 1) % CLUSTERS]
+    dissolved = []
+    for at, index in enumerate([members[:0], members[:-2], members[:1]], start=1):
+        if at == 3 and is_resumed:
+            method, state = small(momentum=1.0), method.state_dict()
+            method.load_state_dict(state)
+        with mock.patch.object(method.clusters, "tend_small") as tend_small:
+            carry = {"index": index, "features": F.normalize(elsewhere.expand(len(index), -1), dim=1)}
+            method.after_step(Progress(at, 40, 4, 1), carry)
+        dissolved.append(tend_small.called)
+        assert int(method.clusters.counts[smallest]) == (len(members) if at == 1 else 2)
+    assert dissolved == [False, False, True]
 
 
 def test_the_cut_of_a_global_batch_does_not_show():

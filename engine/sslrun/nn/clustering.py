@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sslrun.nn.queue_and_bank import Bank, last_occurrence
 from sslrun.runtime import distributed
+from sslrun.runtime.late_value import LateValue
 
 FIXED_POINT = 2.0**36  # a resolution of 1.5e-11, and room for a sum of 67 million rows
 PIECE = 2**24  # entries in a piece of the distance matrix
@@ -157,6 +158,7 @@ class OnlineClusters(nn.Module):
         self.register_buffer("centroids", torch.zeros(num_clusters, dim))
         self.register_buffer("sums", torch.zeros(num_clusters, dim, dtype=torch.long))  # fixed point
         self.register_buffer("counts", torch.zeros(num_clusters, dtype=torch.long))
+        self._has_small: LateValue | None = None
 
     @torch.no_grad()
     def start(self, features: Tensor, generator: torch.Generator) -> None:
@@ -169,6 +171,7 @@ class OnlineClusters(nn.Module):
         self.sums.copy_(sums)
         self.counts.copy_(counts)
         self.centroids.copy_(means(sums, counts, centroids))
+        self._has_small = None
 
     @torch.no_grad()
     def update(self, index: Tensor, features: Tensor) -> Tensor:
@@ -195,6 +198,21 @@ class OnlineClusters(nn.Module):
     def update_centroids(self) -> None:
         """Sets each centroid to the mean of its samples' rows; empty clusters keep theirs."""
         self.centroids.copy_(means(self.sums, self.counts, self.centroids))
+
+    @torch.no_grad()
+    def look_for_small(self, min_size: int) -> None:
+        """Lets the device find out whether a cluster has fewer than `min_size` samples, for `has_small`."""
+        self._has_small = LateValue((self.counts < min_size).any())
+
+    def has_small(self, min_size: int) -> bool:
+        """Whether a cluster has fewer than `min_size` samples; to be called before the next change of the clusters.
+
+        The host waits only if `look_for_small` was not called after the last change: after a start or a resume.
+        """
+        if self._has_small is None:
+            self.look_for_small(min_size)
+        assert self._has_small is not None
+        return bool(self._has_small.read())
 
     @torch.no_grad()
     def tend_small(self, min_size: int, generator: torch.Generator) -> None:

@@ -34,5 +34,5 @@ def dropout_masks(
     start = mixed_(torch.tensor(seed + INCREMENT))  # mixed, so that masks of successive seeds do not overlap
     x = mixed_(torch.arange(first, first + count, device=device) + start)
     uniform = (shifted(x, 40).float() / 2**24).view(num_micro_batches, rows, columns)
-    rates = torch.tensor(p, device=device)
+    rates = torch.tensor(p).to(device, non_blocking=True)
     return list(((uniform >= rates) / (1 - rates)).unbind())

@@ -17,6 +17,7 @@ import torch.distributed._functional_collectives as functional_collectives
 from torch import Tensor
 
 from sslrun.errors import RunFailed, UsageError
+from sslrun.runtime.late_value import LateValue
 
 T = TypeVar("T")
 
@@ -132,25 +133,18 @@ class Vote:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+        self._pending: LateValue | None = None
 
     def cast(self, value: int) -> int:
         """The largest value of all ranks: of this call, or on CUDA of the call before."""
         if world_size() == 1:
             return value
-        vote = torch.tensor(value, dtype=torch.int32, device=self._device)
+        vote = torch.full((), value, dtype=torch.int32, device=self._device)  # `torch.tensor` would wait for the device
         dist.all_reduce(vote, dist.ReduceOp.MAX)
         if self._device.type != "cuda":
             return int(vote)
-        earlier, event = self._pending, torch.cuda.Event()
-        host = torch.empty((), dtype=torch.int32, pin_memory=True)
-        host.copy_(vote, non_blocking=True)
-        event.record()
-        self._pending = (host, event)
-        if earlier is None:
-            return 0
-        earlier[1].synchronize()
-        return int(earlier[0])
+        earlier, self._pending = self._pending, LateValue(vote)
+        return 0 if earlier is None else int(earlier.read())
 
 
 def broadcast_(tensors: Sequence[Tensor]) -> None:

@@ -19,6 +19,7 @@ from sslrun.contract import Batch, Loss, Method, Progress, Rewrite
 from sslrun.errors import Diverged, UsageError
 from sslrun.randomness import Phase, seed_torch
 from sslrun.runtime import distributed
+from sslrun.runtime.late_value import LateValue
 
 COUNTER = "step"  # the one entry of a parameter's state in torch's optimizers that has not the parameter's shape
 
@@ -108,7 +109,7 @@ class Executor(ABC):
         # say by this name that they do; a user's own need not have it.
         obeys_flag = getattr(optimizer, "_step_supports_amp_scaling", False)
         self.is_late = device.type == "cuda" and max_skipped_steps == 0 and obeys_flag
-        self._late: _LateFlag | None = None
+        self._late: LateValue | None = None
         self._forwards, self._micro_batches = 0, 0  # forward passes since `targets`, backward passes since `step`
         self._loss = torch.zeros((), device=device)
 
@@ -164,7 +165,7 @@ class Executor(ABC):
         applied = None
         if self.is_late:
             self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
-            self._late = _LateFlag(is_bad)
+            self._late = LateValue(is_bad)
         else:
             applied = not is_bad.item()
         self._apply(applied is not False)
@@ -387,22 +388,6 @@ class LocalExecutor(Executor):
 def counter_device(group: Mapping[str, Any], parameter: Tensor) -> torch.device:
     """Where torch's optimizers want their step counters."""
     return parameter.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
-
-
-class _LateFlag:
-    """A flag that is being copied from the device to the host."""
-
-    def __init__(self, flag: Tensor) -> None:
-        self._host = torch.empty(flag.shape, dtype=flag.dtype, pin_memory=flag.is_cuda)
-        self._host.copy_(flag, non_blocking=True)
-        self._arrived = torch.cuda.Event() if flag.is_cuda else None
-        if self._arrived is not None:
-            self._arrived.record()
-
-    def read(self) -> bool:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return bool(self._host.item())
 
 
 def _first(names: list[str]) -> str:
