@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from sslrun import __version__
 from sslrun.commands import config, data, evaluation, runs, weights
-from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_config, fail
+from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_allow_imports, add_config, fail
 from sslrun.errors import Diverged, RunFailed, UsageError
 
 
@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(words)
         starts = ("--resume=", "--restart")
         args.command = shlex.join(["bin/sslrun", *(word for word in words if not word.startswith(starts))])
+        if modules := getattr(args, "allow_imports", ()):
+            from sslrun.allowed_imports import import_allowed
+
+            import_allowed(modules)
         return args.call(args)
     except UsageError as error:  # every rank has it: one per machine prints it
         return fail(error, USAGE) if os.environ.get("LOCAL_RANK", "0") == "0" else USAGE
@@ -116,6 +120,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
 
     train = verbs.add_parser("train", help="train an encoder", description="Train an encoder as a recipe says.")
     add_config(train)
+    add_allow_imports(train)
     train.add_argument("--work-dir", metavar="DIR", help="folder for run folders (default: the recipe's work_dir)")
     start = train.add_mutually_exclusive_group()
     start.add_argument(

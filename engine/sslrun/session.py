@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslrun.allowed_imports import require_allowed
 from sslrun.config import Config
 from sslrun.contract import Batch, Progress
 from sslrun.data.bad_samples import BadSamples
@@ -64,6 +65,7 @@ def build(config: Config) -> Recipe:
     seed = config.values.get("seed", Recipe.seed)
     if not 0 <= seed < 2**32:
         raise UsageError(f"{config.path}: seed is {seed}, expected 0 to {2**32 - 1}")
+    require_allowed(config, is_for_training=True)
     seed_weights(seed)
     recipe: Recipe = config.build(Recipe)
     convert_batch_norms(recipe.model)

@@ -232,7 +232,8 @@ def _print_advice(folder: Path, config: Config, command: str, code: int) -> None
     accuracies = [row[KNN] for _, row in rows(folder / METRICS) if KNN in row]
     if len(accuracies) > 1:
         print(f"k-NN on held-out images: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
-    print(f"look at it:         bin/sslrun report {folder}")
+    imports = "".join(f" --allow-imports {module}" for module in config.values.get("custom_imports", ()))
+    print(f"look at it:         bin/sslrun report {folder}{imports}")
     length = "epochs" if config.values.get("max_iters") is None else "max_iters"
     print(f"train longer:       {command} --resume --set {length}=...")
     print("your own images:  see README.md, or: bin/sslrun config print " + str(config.path))
