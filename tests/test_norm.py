@@ -13,7 +13,7 @@ from torch import nn
 import native_norm
 from ranks import run_ranks
 from sslrun.errors import UsageError
-from sslrun.nn import norm, sync_norm
+from sslrun.nn import norm
 from sslrun.nn.norm import BN, GroupBatchNorm, RunningStatistics, SyncBN, set_groups
 from sslrun.runtime import distributed
 
@@ -167,8 +167,7 @@ def synced(affine: bool = True) -> GroupBatchNorm:
 
 def form_of(form: str) -> Any:
     """Makes a layer choose torch's CUDA kernels, or the formula."""
-    chosen = sync_norm._ByKernels if form == "kernels" else sync_norm._ByFormula
-    return mock.patch.object(sync_norm, "_ByFormula", chosen)
+    return mock.patch.object(norm, "_is_for_kernels", lambda *_: form == "kernels")
 
 
 def case(shape: tuple[int, ...] = (5, 3, 2)) -> tuple[torch.Tensor, torch.Tensor]:
