@@ -180,15 +180,16 @@ def case(shape: tuple[int, ...] = (5, 3, 2)) -> tuple[torch.Tensor, torch.Tensor
 def forward_and_backward(
     form: str, layer: GroupBatchNorm, x: torch.Tensor, upstream: torch.Tensor
 ) -> tuple[torch.Tensor, list[str], list[str]]:
-    """Rows out, and the collectives of both directions."""
+    """Rows out of the layer and an activation that overwrites them, and the collectives of both directions."""
+    layers = nn.Sequential(layer, nn.ReLU(inplace=True))
     if form == "compiled":
         forward, backward = [], []
         backend = native_norm.counting_compiler(forward, backward)
-        y = torch.compile(layer, backend=backend, fullgraph=True, dynamic=False)(x)
+        y = torch.compile(layers, backend=backend, fullgraph=True, dynamic=False)(x)
         y.backward(upstream)
         return y.detach(), forward, backward
     with form_of(form), native_norm.Traffic() as traffic:
-        y = layer(x)
+        y = layers(x)
     with native_norm.Traffic() as backward_traffic:
         y.backward(upstream)
     return y.detach(), traffic.collectives, backward_traffic.collectives
@@ -222,7 +223,7 @@ def test_sync_over_ranks_is_one_batch_on_one(ranks):
         _, form, shape, affine = key
         layer, (x, upstream) = synced(affine), case(shape)
         whole = x.clone().requires_grad_()
-        y = layer(whole)
+        y = layer(whole).relu()
         y.backward(upstream)
         RunningStatistics(layer).commit()
         learned = [p.grad for p in layer.parameters()]

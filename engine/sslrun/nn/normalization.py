@@ -77,7 +77,8 @@ class _ByFormula(torch.autograd.Function):
         sums = F.pad(torch.stack([mean.mean(1).flatten(), unbiased]), padding)
         statistics = torch.cat([sums, one_pass[2:]])
         ctx.mark_non_differentiable(statistics)
-        return y.to(x.dtype).flatten(0, 2), statistics
+        # Not a view, which an activation could not overwrite in place.
+        return torch.ops.aten._unsafe_view(y.to(x.dtype), x.shape), statistics
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
