@@ -82,17 +82,33 @@ def _source(kernel: JITFunction, args: tuple[Any, ...], options: dict[str, Any])
 
 def _compiled(source: ASTSource, options: dict[str, Any], arch: int) -> Resources:
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    ptx = compiled.asm["ptx"]
+    report = assembled(compiled.asm["ptx"])
+    return Resources(
+        kernel=compiled.metadata.name,
+        registers=report.registers,
+        spilled_bytes=report.spilled_bytes,
+        shared_bytes=compiled.metadata.shared,
+        warps=compiled.metadata.num_warps,
+        ptx=compiled.asm["ptx"],
+    )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the assembler says: registers and spilled bytes per thread."""
+
+    registers: int
+    spilled_bytes: int
+
+
+def assembled(ptx: str) -> Report:
+    """Assembles a kernel for the architecture that it names."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "kernel.ptx").write_text(ptx)
         target = re.search(r"^\.target (\S+)", ptx, re.MULTILINE)[1].rstrip(",")
         command = [str(ASSEMBLER), "-v", f"--gpu-name={target}", "kernel.ptx", "-o", "kernel.cubin"]
         report = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
-    return Resources(
-        kernel=compiled.metadata.name,
+    return Report(
         registers=int(re.search(r"Used (\d+) registers", report)[1]),
         spilled_bytes=sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", report)),
-        shared_bytes=compiled.metadata.shared,
-        warps=compiled.metadata.num_warps,
-        ptx=ptx,
     )

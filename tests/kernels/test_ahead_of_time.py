@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import triton
-from ahead_of_time import launched
+from ahead_of_time import assembled, launched
 from launches import LAUNCHES
 
 from sslkernels.device import INTERPRETED
@@ -52,6 +52,14 @@ def test_compiles_within_its_resources(name, arch):
     if table()["triton"] == triton.__version__:
         expected = [line for line in table()["kernels"] if (line["launch"], line["arch"]) == (name, arch)]
         assert lines == expected, "the kernel's resources changed: look why, then `make kernel-table`"
+
+
+@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+def test_spills_would_be_found():
+    kernel = launched(LAUNCHES["info_nce: bfloat16, D 256, T 0.2"], 90)[0]
+    with_fewer_registers = kernel.ptx.replace(".reqntid", ".maxnreg 104\n.reqntid")
+    assert assembled(kernel.ptx).spilled_bytes == 0
+    assert assembled(with_fewer_registers).spilled_bytes > 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""What torch's compiler makes of a step for an H100, without one: one graph per network and crop size, and no spills.
+
+`python tests/rehearsal/test_inductor.py [NAME]...` rewrites the table, benchmarks/results/compiled_step.json, or its
+rows of these names.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import triton
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "kernels")]
+
+from rehearsal.processes import ROOT, compiled, run
+
+TABLE = ROOT / "benchmarks/results/compiled_step.json"
+TIMEOUT_S = 3600
+VERSIONS = {"torch": torch.__version__.partition("+")[0], "triton": triton.__version__}
+SETTINGS = {  # recipe: settings; the batch is that of one GPU
+    "mocov2": [],
+    "byol": ["global_batch=256", "data.samples_per_gpu=32"],
+    "selfsup/mocov3/mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k": ["global_batch=256"],
+    "swav": [],
+}
+# A small network, for what is wrong on purpose.
+SMALL = ["model.backbone.depth=18", "model.neck.in_channels=512", "global_batch=64", "engine.precision=bf16"]
+
+
+def compile_step(library: Path, folder: Path, recipe: str, settings: list[str], *options: str) -> dict[str, Any]:
+    """What `rehearsal.inductor` finds, with caches in `folder`."""
+    path = os.pathsep.join([str(ROOT / "tests/kernels"), os.environ.get("PYTHONPATH", "")])
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
+    arguments = [argument for setting in settings for argument in ("--set", setting)]
+    with mock.patch.dict(os.environ, caches | {"PYTHONPATH": path}):
+        return run(library, "rehearsal.inductor", f"configs/{recipe}.toml", *arguments, *options, timeout_s=TIMEOUT_S)
+
+
+def faults(found: dict[str, Any]) -> list[str]:
+    """Whatever is not one graph per network, crop size and phase, without graph breaks, in kernels without spills."""
+    counts = found["num_compilations"]
+    return [
+        *(f"{count} graphs: {what}" for what, count in counts.items() if count != 1),
+        *(f"graph break: {reason.splitlines()[0]}" for reason in found["breaks"]),
+        *(f"spills with all sizes: {kernel}" for kernel in found["unusable"]),
+    ]
+
+
+def row(recipe: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The row of the table: launches, library calls and 10^9 bytes of a step, and of each graph."""
+    graphs = found["graphs"]
+    return {
+        "recipe": recipe,
+        "settings": SETTINGS[recipe],
+        "micro_batch": found["micro_batch"],
+        "launches": sum(g["launches"] * g["runs"] for g in graphs) + int(found["outside"]["launches"]),
+        "library_calls": sum(g["library_calls"] * g["runs"] for g in graphs),
+        "gb": round(sum(g["gb"] * g["runs"] for g in graphs) + found["outside"]["gb"], 2),
+        "outside": found["outside"],
+        "kernels": found["num_kernels"],
+        "kernels_that_spill_with_some_sizes": len({name.partition(":")[0] for name in found["spilling"]}),
+        "graphs": graphs,
+    }
+
+
+def table() -> dict[str, Any]:
+    return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("recipe", SETTINGS)
+def test_a_step_compiles_for_an_h100(played, tmp_path, recipe):
+    found = compile_step(played, tmp_path, recipe, SETTINGS[recipe], "--assemble")
+    assert faults(found) == []
+    assert {graph["phase"] for graph in found["graphs"]} >= {"forward", "backward"}
+    if {key: table()[key] for key in VERSIONS} == VERSIONS:
+        (expected,) = (line for line in table()["steps"] if line["recipe"] == recipe)
+        assert row(recipe, found) == expected, f"the compiled step changed: look why, then `python {__file__} {recipe}`"
+
+
+@pytest.mark.nightly
+def test_a_graph_break_would_be_found(played, tmp_path):
+    whole = compile_step(played, tmp_path, "mocov2", SMALL)
+    assert faults(whole) == []
+    broken = compile_step(played, tmp_path, "mocov2", SMALL, "--break-in=backbone.layer2")
+    assert any(fault.startswith("graph break") for fault in faults(broken))
+
+
+def write_table(recipes: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        steps = {line["recipe"]: line for line in table()["steps"]} if TABLE.exists() else {}
+        for recipe in recipes or list(SETTINGS):
+            found = compile_step(compiled(folder), folder, recipe, SETTINGS[recipe], "--assemble")
+            print(recipe, faults(found) or "no faults", found["spilling"], flush=True)
+            steps[recipe] = row(recipe, found)
+    lines = []
+    for recipe in SETTINGS:
+        if recipe in steps:
+            graphs = ",\n      ".join(json.dumps(graph) for graph in steps[recipe]["graphs"])
+            head = json.dumps({key: value for key, value in steps[recipe].items() if key != "graphs"})
+            lines.append(f'    {head[:-1]}, "graphs": [\n      {graphs}\n    ]}}')
+    head = json.dumps(VERSIONS)[:-1]
+    TABLE.write_text(f'{head}, "steps": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_table(sys.argv[1:])
