@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-nightly lint schema kernel-table learn bench clean
+.PHONY: install quickstart test test-nightly lint schema kernel-table rehearsal-table learn bench clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,9 @@ schema: install
 
 kernel-table: install
 	PYTHONPATH=kernels:tests/kernels $(BIN)/python -m test_ahead_of_time
+
+rehearsal-table: install
+	$(BIN)/python benchmarks/rehearsal.py
 
 learn: install
 	$(BIN)/python benchmarks/learn.py

@@ -20,15 +20,17 @@ from sslrun.methods.moco import MoCo
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import MoCoV2Neck
 from sslrun.nn.resnet import ResNet
+from sslrun.optim.optimizers import SGD, AdamW
 from sslrun.optim.policies import Constant, CosineRestart
 from sslrun.plan import Machine, Plan, choose_machine, describe, make_plan, restricted_by_accumulation
 from sslrun.recipe import EngineConfig
-from sslrun.rehearsal import activation_bytes
+from sslrun.rehearsal import StepMemory, rehearse
 from sslrun.session import build
 from sslrun.step_metrics import StepMetrics
 
 ROOT = Path(__file__).parents[1]
-MACHINE = Machine(device="cpu", precision="fp32", compile=False, micro_batch=8, threads=1, workers=1)
+MEMORY = StepMemory(weights=5, gradients=3, optimizer=2, images=1, activations=30)
+MACHINE = Machine("cpu", "fp32", compile=False, micro_batch=8, threads=1, workers=1, memory=MEMORY)
 VIEWS = [ViewGroup(num_views=2, transforms=[RandomResizedCrop(size=24), ColorJitter(brightness=0.4), Normalize()])]
 
 
@@ -38,6 +40,7 @@ def recipe(batch: int = 32, group: int = 8, **changes) -> SimpleNamespace:
     model = MoCo(ResNet(18, base_width=4), MoCoV2Neck(32, 16, 8), ContrastiveHead(), queue_len=16, feat_dim=8)
     fields = {"global_batch": batch, "data": data, "model": model, "epochs": 3, "max_iters": None, "seed": 0}
     fields["lr"] = changes.pop("lr", Constant())
+    fields["optimizer"] = SGD(lr=0.1)
     return SimpleNamespace(**fields, engine=EngineConfig(**changes))
 
 
@@ -107,41 +110,82 @@ def test_the_recipe_comes_before_what_was_chosen_before_and_that_before_a_new_ch
 
 
 def test_micro_batch_is_what_fits(monkeypatch):
-    monkeypatch.setattr("sslrun.plan._free_bytes_of_host", lambda: 100)
-    monkeypatch.setattr("sslrun.plan.activation_bytes", lambda recipe, precision: 30)  # of one group of 8
-    assert choose_machine(recipe(), torch.device("cpu"), 1, 1).micro_batch == 16
-    monkeypatch.setattr("sslrun.plan._free_bytes_of_host", lambda: 1)
-    assert choose_machine(recipe(), torch.device("cpu"), 1, 1).micro_batch == 8, "one group at least"
+    monkeypatch.setattr("sslrun.plan.rehearse", lambda recipe, precision: MEMORY)
+    sizes = []
+    for free in (1, 92, 93, 168):  # 10 bytes, 4 for the images of the whole step, and 30 for each group at once
+        monkeypatch.setattr("sslrun.plan._free_bytes_of_host", lambda free=free: free)
+        sizes.append(choose_machine(recipe(), torch.device("cpu"), 1, 1).micro_batch)
+    assert sizes == [8, 8, 16, 32], "one group at least, and 0.8 of what is free at most"
 
 
-def test_activation_bytes_are_those_that_autograd_keeps():
-    """Against the tensors that a real forward pass saves."""
+def test_a_dry_run_rehearses_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr("sslrun.plan.rehearse", lambda recipe, precision: (calls.append(precision), MEMORY)[1])
+    tried = build(load(str(ROOT / "configs/learn/simclr.toml")))
+    machine = choose_machine(tried, torch.device("cpu"), 1, 1)
+    assert machine.memory is MEMORY
+    told = describe(tried, make_plan(tried, 100, machine, 1), [0], "")
+    assert calls == ["fp32"]
+    assert "weights 0.00, gradients 0.00, optimizer 0.00, images 0.00, activations 0.00" in told
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "copies"), [(SGD(lr=0.1), 0), (SGD(lr=0.1, momentum=0.9), 1), (AdamW(lr=0.1), 2)]
+)
+def test_memory_is_counted_by_kind(optimizer, copies):
     tried = recipe(group=8)
-    counted = activation_bytes(tried, "fp32")
+    tried.optimizer = optimizer
+    memory = rehearse(tried, "fp32")
+    model = tried.model
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    everything = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    assert memory.weights == everything and memory.gradients == 4 * trained
+    counters = 4 * len(optimizer.create(model.named_parameters()).param_groups[0]["params"]) if copies == 2 else 0
+    assert memory.optimizer == copies * 4 * trained + counters
+    assert memory.images == 2 * 8 * 3 * 24 * 24 * 4
+    assert memory.fixed == memory.weights + memory.gradients + memory.optimizer
+    assert memory.total(4, 2) == memory.fixed + 4 * memory.images + 2 * memory.activations
+
+
+def test_activations_are_those_that_autograd_keeps():
+    """Against the tensors that a real forward pass saves: these are there at the end of it, and little beside them."""
+    tried = recipe(batch=64, group=64)  # its activations outweigh its gradients
+    memory = rehearse(tried, "fp32")
     assert all(buffer.abs().sum() == 0 for name, buffer in tried.model.named_buffers() if name.endswith("pending"))
+    parameters = {parameter.data_ptr() for parameter in (*tried.model.parameters(), *tried.model.buffers())}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         alive.append(tensor)
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        if tensor.untyped_storage().data_ptr() not in parameters:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     alive: list[torch.Tensor] = []
+    images = torch.randn(64, 3, 24, 24)
+    parameters.add(images.data_ptr())
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        features = tried.model.neck(tried.model.backbone(torch.randn(16, 3, 24, 24)[:8])[-1])
-        tried.model.head(features, torch.randn(8, 8), tried.model.queue.rows)
-    assert counted == pytest.approx(sum(kept.values()), rel=0.1)
-    assert activation_bytes(tried, "bf16") == counted // 2
+        features = tried.model.neck(tried.model.backbone(images)[-1])
+        tried.model.head(features, torch.randn(64, 8), tried.model.queue.rows)
+    assert sum(kept.values()) <= memory.activations <= 1.2 * sum(kept.values())
+    assert rehearse(tried, "bf16").activations < 0.7 * memory.activations
+
+
+def test_a_frozen_network_keeps_no_activations():
+    tried = recipe(group=8)
+    trained = rehearse(tried, "fp32").activations
+    tried.model.backbone.requires_grad_(False)
+    assert rehearse(tried, "fp32").activations < 0.5 * trained
 
 
 @pytest.mark.parametrize("name", ["npid", "mocov3", "relative_loc"])  # methods that ask which rank they are
-def test_activation_bytes_are_the_same_on_every_rank(name, monkeypatch):
+def test_memory_is_the_same_on_every_rank(name, monkeypatch):
     tried = build(load(str(ROOT / f"configs/learn/{name}.toml"), ["data.samples_per_gpu=8"]))
     tried.model.prepare(64)
-    counted = activation_bytes(tried, "fp32")
+    counted = rehearse(tried, "fp32")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert activation_bytes(tried, "fp32") == counted > 0
+    assert rehearse(tried, "fp32") == counted and counted.activations > 0
 
 
 @pytest.mark.parametrize(

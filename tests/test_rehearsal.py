@@ -8,7 +8,7 @@ from sslrun.config import load
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.errors import UsageError
 from sslrun.recipe import Recipe
-from sslrun.rehearsal import activation_bytes
+from sslrun.rehearsal import rehearse
 from sslrun.session import build
 
 QUICKSTART = small_run.ROOT / "configs/quickstart.toml"
@@ -34,7 +34,7 @@ def recipe_of(*settings: str) -> Recipe:
         ),
         (
             ["model.neck.with_avg_pool=false"],
-            "model.neck: MoCoV2Neck cannot take (4, 192, 2, 2): a and b must have same reduction dim",
+            "model.neck: MoCoV2Neck cannot take (4, 192, 2, 2): Expected size for first two dimensions",
         ),
         ([f"model.neck={DENSE_NECK}"], "model: MoCo cannot take these views: 'tuple' object has no attribute"),
         (
@@ -57,7 +57,7 @@ def recipe_of(*settings: str) -> Recipe:
 )
 def test_a_misfit_is_one_line_with_its_key(settings, expected):
     with pytest.raises(UsageError) as caught:
-        activation_bytes(recipe_of(*settings), "fp32")
+        rehearse(recipe_of(*settings), "fp32")
     assert str(caught.value).startswith(expected), str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -123,9 +123,9 @@ def misfit(mistake: str) -> Recipe:
 )
 def test_a_users_backbone_keeps_the_contract(mistake, expected):
     with pytest.raises(UsageError, match=rf"^model\.backbone: MisfitBackbone {expected}"):
-        activation_bytes(misfit(mistake), "fp32")
+        rehearse(misfit(mistake), "fp32")
 
 
 def test_a_mistake_in_a_users_code_keeps_its_traceback():
     with pytest.raises(AttributeError, match="no_such_attribute"):
-        activation_bytes(misfit("code"), "fp32")
+        rehearse(misfit("code"), "fp32")

@@ -71,8 +71,9 @@ def rehearse(recipe: Recipe, precision: str) -> StepMemory:
     """
     group = recipe.data.samples_per_gpu
     logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it also prints the errors that it raises
-    with distributed.alone(), FakeTensorMode(allow_non_fake_inputs=True):
-        method = copy.deepcopy(recipe.model, _fakes(recipe.model)).train()
+    shapes_only = FakeTensorMode(allow_non_fake_inputs=True)
+    method = copy.deepcopy(recipe.model, _fakes(recipe.model, shapes_only)).train()
+    with distributed.alone(), shapes_only:
         set_groups(method, group, 1)
         optimizer = recipe.optimizer.create(method.named_parameters())
         views = [torch.empty(view.num_views * group, *view.size, 3).permute(0, 3, 1, 2) for view in recipe.data.views]
@@ -104,11 +105,12 @@ def rehearse(recipe: Recipe, precision: str) -> StepMemory:
     )
 
 
-def _fakes(model: nn.Module) -> dict[int, Any]:
+def _fakes(model: nn.Module, mode: FakeTensorMode) -> dict[int, Any]:
     """A memo for `deepcopy`, with a tensor without memory for each parameter and buffer."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+        with mode:
+            fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
     return memo
@@ -269,5 +271,6 @@ def _users_line(error: Exception) -> str | None:
     """`file:line` of an error in a user's own code; None if it was raised in this package."""
     library, own = Path(torch.__file__).parent, {Path(each).parent for each in (__file__, sslkernels.__file__)}
     lines = [(Path(frame.f_code.co_filename), number) for frame, number in walk_tb(error.__traceback__)]
-    file, number = next(line for line in reversed(lines) if library not in line[0].parents)
+    is_torchs_or_ours = {library, Path(__file__)}  # our dispatch mode is called by torch
+    file, number = next(line for line in reversed(lines) if not is_torchs_or_ours & {line[0], *line[0].parents})
     return None if own & {*file.parents} else f"{file.name}:{number}"

@@ -1,12 +1,14 @@
 // One CUDA device for a torch that was built without CUDA: enough for tensors that have no numbers.
 //
-// A fake CUDA tensor dispatches to Python, so no kernel is needed. But torch's C++ asks three things about the device
+// A fake CUDA tensor dispatches to Python, so no kernel is needed. But torch's C++ asks four things about the device
 // behind the tensor's back. Preloaded (LD_PRELOAD), this library answers them; registrations run when it is loaded,
 // before Python imports torch.
 
 #include <optional>
 
+#include <ATen/SDPBackend.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/native/transformers/attention.h>
 #include <c10/core/DeviceType.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
@@ -116,3 +118,15 @@ struct CUDAHooks final : CUDAHooksInterface {
 };
 REGISTER_CUDA_HOOKS(CUDAHooks)
 }  // namespace at
+
+// 4. Attention asks for the best of its implementations. Without an answer it would take products and softmax one by one,
+//    whose matrices are larger than all else that a vision transformer holds.
+namespace at::native {
+static int64_t best_attention(
+    const Tensor& query, const Tensor&, const Tensor&, const std::optional<Tensor>& mask, double, bool,
+    std::optional<double>, bool) {
+  const bool is_flash = query.element_size() == 2 && !(mask.has_value() && mask->defined());
+  return static_cast<int64_t>(is_flash ? SDPBackend::flash_attention : SDPBackend::efficient_attention);
+}
+REGISTER_CUDA_DISPATCH(_fused_sdp_choice_stub, &best_attention)
+}  // namespace at::native

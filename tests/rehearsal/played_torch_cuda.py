@@ -7,7 +7,7 @@ import contextlib
 import os
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -44,16 +44,23 @@ class ByStorage(dict[int, Any]):
 
 
 class PlayedEvent:
-    """A CUDA event. `age` counts the steps since it was recorded."""
+    """A CUDA event.
+
+    Attributes:
+        age: steps since it was recorded.
+        stream: where it was recorded.
+    """
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.age = 0
-        events.append(self)
+        self.stream: PlayedStream | None = None
+        _events.add(self)
 
-    def record(self, stream: Any = None) -> None:
-        self.age = 0
+    def record(self, stream: "PlayedStream | None" = None) -> None:
+        self.age, self.stream = 0, stream or _current_stream()
 
-    def wait(self, stream: Any = None) -> None: ...
+    def wait(self, stream: "PlayedStream | None" = None) -> None:
+        (stream or _current_stream()).wait_event(self)
 
     def query(self) -> bool:
         return True
@@ -64,34 +71,57 @@ class PlayedEvent:
 
 
 class PlayedStream:
-    """A CUDA stream."""
+    """A CUDA stream.
+
+    Attributes:
+        waits_for: events that it waits for.
+    """
 
     cuda_stream = 0
 
-    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.waits_for: list[PlayedEvent] = []
 
     def record_event(self, event: PlayedEvent | None = None) -> PlayedEvent:
-        return event or PlayedEvent()
+        event = event or PlayedEvent()
+        event.record(self)
+        return event
 
-    def wait_event(self, event: PlayedEvent) -> None: ...
+    def wait_event(self, event: PlayedEvent) -> None:
+        self.waits_for.append(event)
 
-    def wait_stream(self, stream: "PlayedStream") -> None: ...
+    def wait_stream(self, stream: "PlayedStream") -> None:
+        self.wait_event(stream.record_event())
 
     def synchronize(self) -> None:
         _synchronize()
 
 
-events: list[PlayedEvent] = []
-_default_stream = PlayedStream()
+_events: weakref.WeakSet[PlayedEvent] = weakref.WeakSet()
+_streams = [PlayedStream()]  # the current one is the last
+used_by = ByStorage()  # storage: the stream of `Tensor.record_stream`
 pinned = ByStorage()  # storages on the host that the device can write to without a wait
 _addresses = ByStorage()
 _next_address = [FIRST_ADDRESS]
 _real_address = torch.Tensor.data_ptr
 
 
+def _current_stream(*_: Any) -> PlayedStream:
+    return _streams[-1]
+
+
+@contextlib.contextmanager
+def _on_stream(stream: PlayedStream | None) -> Iterator[None]:
+    _streams.append(stream or _streams[-1])
+    try:
+        yield
+    finally:
+        _streams.pop()
+
+
 def next_step() -> None:
     """What was recorded so far is of an earlier step."""
-    for event in events:
+    for event in _events:
         event.age += 1
 
 
@@ -136,8 +166,7 @@ def fake_on_cuda(module: nn.Module, mode: FakeTensorMode) -> None:
 
 cuda: Any = torch.cuda
 cuda.Event, cuda.Stream = PlayedEvent, PlayedStream
-cuda.current_stream = cuda.default_stream = lambda *_: _default_stream
-cuda.stream = lambda *_: contextlib.nullcontext()
+cuda.current_stream, cuda.default_stream, cuda.stream = _current_stream, lambda *_: _streams[0], _on_stream
 cuda.device = cuda.device_of = lambda *_: contextlib.nullcontext()
 cuda.synchronize = _synchronize
 cuda.is_current_stream_capturing = lambda: False
@@ -152,4 +181,4 @@ cuda.amp.common.amp_definitely_not_available = lambda: False
 tensor: Any = torch.Tensor
 tensor.data_ptr = _address
 tensor.pin_memory = _pin
-tensor.record_stream = lambda *_: None
+tensor.record_stream = lambda self, stream: used_by.put(self, stream)

@@ -52,8 +52,8 @@ def environment(library: Path) -> dict[str, str]:
     return ours | {"LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
 
 
-def run(library: Path, module: str, *arguments: str, timeout_s: float = 600) -> Any:
-    """Runs `python -m module arguments` with the played device; returns the JSON of its last line.
+def run(library: Path, module: str, *arguments: str, timeout_s: float = 600) -> list[Any]:
+    """Runs `python -m module arguments` with the played device; returns the JSON of each line that it prints.
 
     Raises:
         AssertionError: it failed; the message is what it printed.
@@ -63,4 +63,4 @@ def run(library: Path, module: str, *arguments: str, timeout_s: float = 600) -> 
         command, env=environment(library), cwd=ROOT, capture_output=True, text=True, timeout=timeout_s
     )
     assert done.returncode == 0, f"{' '.join(command[3:])}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

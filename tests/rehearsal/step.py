@@ -1,22 +1,28 @@
-"""Rehearses optimizer steps of a recipe: `python -m rehearsal.step CONFIG [--set KEY=VALUE]... [--steps N]`.
+"""Rehearses optimizer steps of recipes: `python -m rehearsal.step [--full] NAME...`, with names of `cases.CASES` or
+`faults.CASES`.
 
-Prints what the last step did as one line of JSON.
+Prints for each what its last step did, as one line of JSON.
 """
 
 import argparse
 import contextlib
 import json
+import os
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from triton.runtime.jit import JITFunction
 
-from rehearsal import played_torch_cuda
+from rehearsal import cases, faults, played_torch_cuda
+from rehearsal.cases import Case
 from rehearsal.played_torch_cuda import DEVICE
-from rehearsal.watch import Counts, Watch, WatchedFunctions
+from rehearsal.watch import Counts, Watch
 from sslrun import session
 from sslrun.config import load
 from sslrun.contract import Batch, Progress
@@ -24,18 +30,27 @@ from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, make_plan
 from sslrun.recipe import EngineConfig, Recipe
+from sslrun.runtime import distributed
+from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.step_metrics import StepMetrics
 from sslrun.train import train_step
 
 FIRST_STEP = 100  # not 0: schedules and warm-ups are under way
+NUM_STEPS = 2  # the first makes the optimizer's state and tables; the second is like all that follow
 SAMPLES = 100_000  # rows of the buffers of methods that remember samples
 # A rehearsal is of the eager step: what a compiler or a graph does with it needs a device.
 EAGER = [f"engine.{key}=off" for key in ("compile", "cuda_graphs") if key in {f.name for f in fields(EngineConfig)}]
 
 
+class OneOfMany(LocalExecutor):
+    """One of several ranks without DeepSpeed, whose sharding and all-reduce of gradients are not rehearsed."""
+
+    __init__ = Executor.__init__  # type: ignore[assignment]
+
+
 @contextlib.contextmanager
 def watching(watch: Watch) -> Iterator[Watch]:
-    """Watches operators, functions, events and Triton's launches."""
+    """Watches operators, events and Triton's launches."""
 
     def launched(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         tensors = [arg for arg in (*args, *options.values()) if isinstance(arg, torch.Tensor)]
@@ -44,18 +59,28 @@ def watching(watch: Watch) -> Iterator[Watch]:
     run, JITFunction.run = JITFunction.run, launched
     played_torch_cuda.on_synchronize.append(watch.synchronized)
     try:
-        with WatchedFunctions(watch), watch:
+        with watch:
             yield watch
     finally:
         JITFunction.run = run
         played_torch_cuda.on_synchronize.remove(watch.synchronized)
 
 
-def recipe_of(config: str, settings: list[str], samples: int = SAMPLES) -> Recipe:
-    """The recipe's objects, on the CPU."""
-    recipe = session.build(load(config, [*settings, *EAGER]))
-    recipe.model.prepare(samples)
-    return recipe
+@contextlib.contextmanager
+def played_ranks(count: int) -> Iterator[None]:
+    """This process is rank 0 of `count`; collectives have results of the right shape."""
+    if count == 1:
+        yield
+        return
+    names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    os.environ.update({name: str(count) for name in names} | {"RANK": "0", "LOCAL_RANK": "0"})
+    dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+        for name in (*names, "RANK", "LOCAL_RANK"):
+            del os.environ[name]
 
 
 def batch_of(recipe: Recipe, size: int) -> Batch:
@@ -68,16 +93,16 @@ def batch_of(recipe: Recipe, size: int) -> Batch:
     return Batch(views, index, label)
 
 
-def rehearse(recipe: Recipe, plan: Plan, steps: int = 2) -> Counts:
-    """What the last of some optimizer steps does, with the metrics' means as the training loop takes them."""
+def rehearse(recipe: Recipe, plan: Plan, num_steps: int = NUM_STEPS) -> Counts:
+    """What the last of some optimizer steps does; with it what the training loop does between two steps."""
     method, mode = recipe.model, FakeTensorMode(allow_non_fake_inputs=False)
     played_torch_cuda.fake_on_cuda(method, mode)
     with mode:
-        executor = session._executor(recipe, plan, DEVICE)
-        statistics, metrics = RunningStatistics(method), StepMetrics()
-        for step in range(FIRST_STEP, FIRST_STEP + steps):
+        executor = _executor(recipe, plan)
+        statistics, metrics, vote = RunningStatistics(method), StepMetrics(), distributed.Vote(DEVICE)
+        for step in range(FIRST_STEP, FIRST_STEP + num_steps):
             played_torch_cuda.next_step()
-            with watching(Watch()) as watch:
+            with watching(Watch(mode)) as watch:
                 batches = [batch_of(recipe, plan.machine.micro_batch) for _ in range(plan.accumulation)]
                 state = [value for values in executor.optimizer.state.values() for value in values.values()]
                 watch.hold([*method.parameters(), *method.buffers(), *(s for s in state if s is not None)])
@@ -87,22 +112,54 @@ def rehearse(recipe: Recipe, plan: Plan, steps: int = 2) -> Counts:
                 rates = learning_rates(groups, recipe.lr, step, plan.steps_per_epoch, plan.total_steps)
                 made, _ = train_step(executor, method, statistics, batches, progress, rates)
                 metrics.add(made)
+                vote.cast(0)
                 del batches, made
         return watch.counts
 
 
+def _executor(recipe: Recipe, plan: Plan) -> Executor:
+    """The executor that a run has; on several ranks one that shards nothing."""
+    if plan.world_size == 1:
+        return session._executor(recipe, plan, DEVICE)
+    executor_of_one, session.LocalExecutor = session.LocalExecutor, OneOfMany  # type: ignore[misc]
+    try:
+        return session._executor(recipe, replace(plan, world_size=1), DEVICE)
+    finally:
+        session.LocalExecutor = executor_of_one  # type: ignore[misc]
+
+
+def rehearsed(case: Case, is_full: bool) -> dict[str, Any]:
+    """The plan of a case and the counts of a step; or its `error`."""
+    recipe = _recipe(case, is_full)
+    with played_ranks(case.ranks):
+        machine = choose_machine(recipe, DEVICE, case.ranks, case.ranks)
+        plan = make_plan(recipe, SAMPLES, machine, case.ranks)
+        try:
+            counts = rehearse(_recipe(case, is_full, case.fault) if case.fault else recipe, plan)
+        except Exception:
+            return {"plan": asdict(plan), "error": traceback.format_exc()}
+    group = recipe.data.samples_per_gpu
+    groups = plan.global_batch // plan.world_size // group
+    expected = machine.memory.total(groups, machine.micro_batch // group)
+    return {"plan": asdict(plan), "expected_bytes": expected, **vars(counts)}
+
+
+def _recipe(case: Case, is_full: bool, more: tuple[str, ...] = ()) -> Recipe:
+    recipe = session.build(load(case.config, [*case.settings, *more, *EAGER]))
+    if not is_full:
+        recipe.global_batch = case.groups * recipe.data.samples_per_gpu
+    recipe.model.prepare(SAMPLES)
+    return recipe
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("config")
-    parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--full", action="store_true")
     args = parser.parse_args()
-    recipe = recipe_of(args.config, args.set)
-    machine = choose_machine(recipe, DEVICE, 1, 1)
-    plan = make_plan(recipe, SAMPLES, machine, 1)
-    plan = replace(plan, total_steps=max(plan.total_steps, 1000))
-    counts = rehearse(recipe, plan, args.steps)
-    print(json.dumps({"plan": asdict(plan), **vars(counts)}))
+    known = cases.CASES | faults.CASES
+    for name in args.names:
+        print(json.dumps({"case": name, **rehearsed(known[name], args.full)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
-from torch.overrides import TorchFunctionMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -25,6 +26,9 @@ BANDWIDTH = 3.35e12  # bytes per second
 RATES = {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 67e12, torch.float64: 67e12}  # FLOP per second
 MATRIX_SHARE = 0.6
 LAUNCH_S = 2e-6
+
+ROOT = str(Path(__file__).parents[2])
+OWN_FILES = (__file__, played_torch_cuda.__file__)
 
 # Operators whose result has a size, or whose caller needs a number, that only the device knows.
 WAITING = {
@@ -48,7 +52,6 @@ WITHOUT_LAUNCH = {
 }
 COPIES = ("aten::_to_copy", "aten::copy_")
 TENSORS_PER_LAUNCH = 40  # of operators on lists of tensors: torch passes so many addresses in the arguments of a kernel
-FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
 
 
 @dataclass
@@ -85,11 +88,19 @@ class Counts:
 
 
 class Watch(TorchDispatchMode):
-    """Watches operators; to be entered inside of a FakeTensorMode and together with `WatchedFunctions`."""
+    """Watches operators.
 
-    def __init__(self) -> None:
+    Tensors in host memory are real: the host computes with them. Tensors on the device are fake; where both meet, the
+    host's become fake.
+
+    Args:
+        mode: the mode that is active.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
         self.counts = Counts()
+        self._mode = mode
         self._held, self._in_use = ByStorage(), 0
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
@@ -132,10 +143,17 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         inputs = [leaf for leaf in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(leaf, Tensor)]
-        on_device = [tensor for tensor in inputs if tensor.is_cuda]
+        is_of_device = any(isinstance(tensor, FakeTensor) for tensor in inputs)
+        if not is_of_device and torch.device(kwargs.get("device") or "cpu").type == "cpu":
+            return self._on_host(func, args, kwargs)
         if func is aten._local_scalar_dense.default:
             return self._number(args[0])
-        self._look_for_waits(func, args, kwargs, on_device)
+        self._look_for_waits(func, args, kwargs)
+        if func is aten.copy_.default and not isinstance(args[0], FakeTensor):
+            self.launch(func.name(), args[1:2], [])
+            with unset_fake_temporarily():
+                return args[0].zero_()  # what comes to the host are zeros
+        args, kwargs = pytree.tree_map_only(Tensor, self._faked, (args, kwargs))
         if func.namespace == "sslkernels":
             return self._inside(func, args, kwargs)
         name = func.name()
@@ -145,15 +163,28 @@ class Watch(TorchDispatchMode):
             return None
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-        self._look_at_copies(func, args, kwargs, outputs)
-        if not on_device and not any(output.is_cuda for output in outputs):
-            if outputs:
-                self.counts.on_cpu[f"{name} {place()}"] += 1
-            return result
         self.hold(outputs)
+        if func is aten._to_copy.default and not outputs[0].is_cuda:
+            with unset_fake_temporarily():
+                result = torch.zeros(outputs[0].shape, dtype=outputs[0].dtype)
         if func not in WITHOUT_LAUNCH and not _is_view(func, inputs, outputs):
             self.launch(name, inputs, outputs, _flops(func, args, kwargs, result), _launches(args))
         return result
+
+    def _on_host(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operator on real tensors."""
+        is_pinned = kwargs.get("pin_memory", False)
+        with unset_fake_temporarily():
+            result = func(*args, **{key: value for key, value in kwargs.items() if key != "pin_memory"})
+        outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        if is_pinned:
+            played_torch_cuda.pinned.put(outputs[0], True)
+        if any(output.dim() > 0 for output in outputs):  # 0-d tensors on the host are but numbers
+            self.counts.on_cpu[f"{func.name()} {place()}"] += 1
+        return result
+
+    def _faked(self, tensor: Tensor) -> Tensor:
+        return tensor if isinstance(tensor, FakeTensor) else self._mode.from_tensor(tensor)
 
     def _free(self, size: int) -> None:
         self._in_use -= size
@@ -164,10 +195,8 @@ class Watch(TorchDispatchMode):
             self.counts.waits[f"item {place()}"] += 1
         return False if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else 0
 
-    def _look_for_waits(self, func: Any, args: Any, kwargs: Any, on_device: list[Tensor]) -> None:
+    def _look_for_waits(self, func: Any, args: Any, kwargs: Any) -> None:
         waits, name = self.counts.waits, func.name()
-        if not on_device:
-            return
         if func in WAITING or (func is aten.repeat_interleave.Tensor and kwargs.get("output_size") is None):
             waits[f"{name} {place()}"] += 1
         if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default):
@@ -177,20 +206,20 @@ class Watch(TorchDispatchMode):
                 waits[f"{name} by a mask {place()}"] += 1
             if any(not index.is_cuda for index in indices):
                 waits[f"{name} by an index on the host {place()}"] += 1
-
-    def _look_at_copies(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
-        """A copy between host and device waits unless it is asynchronous; one to memory that is not pinned always."""
         if func is aten._to_copy.default:
-            source, target, is_async = args[0], outputs[0], kwargs.get("non_blocking", False)
-            lands = True  # torch takes pinned memory for an asynchronous copy to the host
-        elif func is aten.copy_.default:
-            target, source = args[:2]
-            is_async = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+            # An asynchronous copy to the host gets pinned memory from torch.
+            self._look_at_copy(args[0], torch.device(kwargs.get("device") or args[0].device), kwargs, True)
+        if func is aten.copy_.default:
+            target, source, *more = args
+            options = {"non_blocking": more[0]} if more else kwargs
             lands = target.is_cuda or played_torch_cuda.pinned.of(target) is not None
-        else:
-            return
-        if source.device.type != target.device.type and not (is_async and lands):
-            path = f"{source.device.type} to {target.device.type}"
+            self._look_at_copy(source, target.device, options, lands)
+
+    def _look_at_copy(self, source: Tensor, target: torch.device, options: Any, lands: bool) -> None:
+        """A copy between host and device waits unless it is asynchronous, and one to memory that is not pinned always
+        does. (One from memory that is not pinned returns when the driver has its own copy, and waits for nothing.)"""
+        if source.device.type != target.type and not (options.get("non_blocking") and lands):
+            path = f"{source.device.type} to {target.type}"
             self.counts.waits[f"copy {path} of {tuple(source.shape)} {place()}"] += 1
 
     def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -217,31 +246,13 @@ class Watch(TorchDispatchMode):
                     self.counts.misplaced[f"{name}: strides differ, {strides}"] += 1
 
 
-class WatchedFunctions(TorchFunctionMode):
-    """Sees what no operator shows: tensors made of Python's numbers on the device, and pinned memory."""
-
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()
-        self._watch = watch
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func in FROM_NUMBERS and result.is_cuda and not (args and args[0] is result):
-            self._watch.counts.waits[f"torch.{func.__name__} on the device {place()}"] += 1
-        if kwargs.get("pin_memory") and isinstance(result, Tensor):
-            played_torch_cuda.pinned.put(result, True)
-        return result
-
-
 def place() -> str:
-    """Lines of our packages that are being executed, from the inside out; those of the backward pass are unknown."""
+    """Lines of this project that are being executed, from the inside out; those of the backward pass are unknown."""
     frame, lines = sys._getframe(1), []
     while frame is not None and len(lines) < 3:
         file = frame.f_code.co_filename
-        for folder in ("/engine/", "/kernels/"):
-            if folder in file:
-                lines.append(f"{file.split(folder)[-1]}:{frame.f_lineno}")
+        if file.startswith(ROOT) and file not in OWN_FILES and "site-packages" not in file:
+            lines.append(f"{file.removeprefix(ROOT).removeprefix('/engine').strip('/')}:{frame.f_lineno}")
         frame = frame.f_back
     return " < ".join(lines) or "(autograd)"
 

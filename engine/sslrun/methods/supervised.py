@@ -126,7 +126,9 @@ class Supervised(Method):
         is_cut = random.random(total) < (self.cutmix > 0) * (0.5 if self.mixup > 0 else 1.0)
         shares = [random.beta(alpha, alpha, total) if alpha else np.ones(total) for alpha in (self.mixup, self.cutmix)]
         drawn = [np.where(is_cut, shares[1], shares[0]), random.random(total), random.random(total), is_cut]
-        mine = [torch.from_numpy(numbers[first : first + count * pairs]).to(device) for numbers in drawn]
+        mine = [
+            torch.from_numpy(numbers[first : first + count * pairs]).to(device, non_blocking=True) for numbers in drawn
+        ]
         split = [(part if part.dtype == torch.bool else part.float()).view(count, pairs) for part in mine]
         return [Mixing(*parts) for parts in zip(*split, strict=True)]
 

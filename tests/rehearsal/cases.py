@@ -1,0 +1,93 @@
+"""The recipes that are rehearsed: every method, and every feature of the engine that changes what a step does."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe to rehearse.
+
+    Attributes:
+        config: path of the recipe.
+        settings: as with `--set`.
+        ranks: number of processes that are played.
+        groups: BatchNorm groups of all ranks in a step of the short form, which differs from the full one, the recipe's
+            own global batch, only in how often things are repeated.
+        late: places that read a value one step late, beside the executor's finite flag.
+        float32: places that multiply matrices in float32, and why.
+        on_host: places that compute on tensors in host memory, and why.
+        fault: settings that plant a fault. The plan is made without them.
+    """
+
+    config: str
+    settings: tuple[str, ...] = ()
+    ranks: int = 1
+    groups: int = 2
+    late: tuple[str, ...] = ()
+    float32: tuple[tuple[str, str], ...] = ()
+    on_host: tuple[tuple[str, str], ...] = ()
+    fault: tuple[str, ...] = ()
+
+
+# Files are given by the end of their path.
+FLAG = "runtime/executor.py"
+VOTE = "runtime/distributed.py"
+
+SHUFFLE = ("nn/momentum.py", "the shuffle is drawn on the host, equal on all ranks, and copied without a wait")
+EXCHANGE = ("runtime/distributed.py", "which rows go to which rank: the host passes these counts to the collective")
+NEGATIVES = ("methods/npid.py", "keys are drawn on the host, equal on all ranks, and copied without a wait")
+MIXING = ("methods/supervised.py", "shares and boxes are drawn on the host by numpy, and copied without a wait")
+RATES = ("nn/dropout.py", "a rate for each branch, copied without a wait")
+
+BACKWARD = ("(autograd)", "the backward pass of that product")
+CORRELATION = (("nn/heads.py", "rounding C_ii to bfloat16 would dominate 1 - C_ii"), BACKWARD)
+PROTOTYPES = (
+    ("methods/swav.py", "scores are divided by epsilon = 0.05 in the exponent of Sinkhorn's iteration"),
+    BACKWARD,
+)
+MATCHES = (("methods/densecl.py", "rounded similarities of cells would tie in the argmax"),)
+NEAREST = (("nn/clustering.py", "rounded distances to centroids would tie in the argmin"),)
+
+ALL = (("", "the recipe asks for float32"),)
+
+SELFSUP = "configs/selfsup"
+MOCOV2 = f"{SELFSUP}/mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.toml"
+VIT = f"{SELFSUP}/mocov3/mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k.toml"
+FINETUNED = (
+    'model={ _delete_ = true, type = "Supervised", num_classes = 1000, mixup = 0.8, cutmix = 1.0, drop_path = 0.1, '
+    'label_smoothing = 0.1, backbone = { type = "VisionTransformer", arch = "small", img_size = 224 } }',
+    "data.views=[{ num_views = 1, transforms = [{ type = 'RandomResizedCrop', size = 224 }, { type = 'Normalize' }] }]",
+    "monitor.loss_interval=0",
+)
+
+CASES = {
+    "mocov1": Case("configs/mocov1.toml", on_host=(SHUFFLE,)),
+    "mocov2": Case(MOCOV2, on_host=(SHUFFLE,)),
+    "mocov3": Case("configs/mocov3.toml"),
+    "byol": Case("configs/byol.toml"),
+    "simclr": Case("configs/simclr.toml"),
+    "simsiam": Case("configs/simsiam.toml"),
+    "barlowtwins": Case("configs/barlowtwins.toml", float32=CORRELATION),
+    "swav": Case("configs/swav.toml", float32=PROTOTYPES),
+    "densecl": Case("configs/densecl.toml", on_host=(SHUFFLE,), float32=MATCHES),
+    "npid": Case("configs/npid.toml", on_host=(NEGATIVES,)),
+    "odc": Case("configs/odc.toml", float32=NEAREST, late=("nn/clustering.py",)),
+    "deepcluster": Case("configs/deepcluster.toml"),
+    "relative_loc": Case("configs/relative_loc.toml"),
+    "rotation_pred": Case("configs/rotation_pred.toml"),
+    "supervised": Case(VIT, FINETUNED, on_host=(MIXING, RATES)),
+    "accumulation": Case(MOCOV2, ("engine.micro_batch=32",), on_host=(SHUFFLE,)),
+    "syncbn": Case(MOCOV2, ("model.backbone.norm_cfg.type=SyncBN",), on_host=(SHUFFLE,)),
+    "vit": Case(VIT),
+    "clipping": Case(MOCOV2, ("optimizer.grad_clip.max_norm=1.0",), on_host=(SHUFFLE,)),
+    "float32": Case(MOCOV2, ("engine.precision=fp32",), on_host=(SHUFFLE,), float32=ALL),
+    "mocov2 on 8 ranks": Case(MOCOV2, ranks=8, groups=8, on_host=(SHUFFLE, EXCHANGE)),
+    "simclr on 8 ranks": Case("configs/simclr.toml", ranks=8, groups=8),
+    "swav on 8 ranks": Case("configs/swav.toml", ranks=8, groups=8, float32=PROTOTYPES),
+    "barlowtwins on 8 ranks": Case("configs/barlowtwins.toml", ranks=8, groups=8, float32=CORRELATION),
+    "mocov3 on 8 ranks": Case("configs/mocov3.toml", ranks=8, groups=8),
+    "npid on 8 ranks": Case("configs/npid.toml", ranks=8, groups=8, on_host=(NEGATIVES,)),
+    "odc on 8 ranks": Case("configs/odc.toml", ranks=8, groups=8, float32=NEAREST, late=("nn/clustering.py",)),
+    "deepcluster on 8 ranks": Case("configs/deepcluster.toml", ranks=8, groups=8),
+}
+# LARS: barlowtwins, byol, simclr, swav. Multi-crop: swav. SyncBN with its collectives: simclr and others on 8 ranks.
