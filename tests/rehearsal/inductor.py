@@ -31,9 +31,10 @@ from triton.runtime.jit import JITFunction
 
 from rehearsal import played_inductor, played_torch_cuda
 from rehearsal.played_torch_cuda import DEVICE
-from rehearsal.step import FIRST_STEP, SAMPLES, batch_of, recipe_of
+from rehearsal.step import EAGER, FIRST_STEP, SAMPLES, batch_of
 from rehearsal.watch import Watch
 from sslrun import session
+from sslrun.config import load
 from sslrun.contract import Progress
 from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
@@ -94,7 +95,7 @@ class Compiled:
 
 
 class WatchOutside(Watch):
-    """Watches operators and Triton's launches outside of compiled graphs. (A mode for functions would be compiled.)"""
+    """Watches operators and Triton's launches outside of compiled graphs."""
 
     def __enter__(self) -> Any:
         run: Any = JITFunction
@@ -188,7 +189,8 @@ def compile_step(config: str, settings: list[str], breaks_in: str | None = None)
     """
     torch._inductor.config.force_disable_caches = True
     torch._inductor.config.compile_threads = 1
-    recipe = recipe_of(config, settings)
+    recipe = session.build(load(config, [*settings, *EAGER]))
+    recipe.model.prepare(SAMPLES)
     machine = replace(choose_machine(recipe, DEVICE, 1, 1), compile=True)
     plan = make_plan(recipe, SAMPLES, machine, 1)
     plan = replace(plan, total_steps=max(plan.total_steps, 1000))
@@ -204,7 +206,7 @@ def compile_step(config: str, settings: list[str], breaks_in: str | None = None)
         progress = Progress(FIRST_STEP, plan.total_steps, plan.steps_per_epoch, recipe.seed)
         groups = executor.optimizer.param_groups
         rates = learning_rates(groups, recipe.lr, FIRST_STEP, plan.steps_per_epoch, plan.total_steps)
-        with WatchOutside() as watch:
+        with WatchOutside(mode) as watch:
             train_step(executor, method, statistics, batches, progress, rates)
     outside = {"launches": watch.counts.launches, "gb": round(watch.counts.bytes / 1e9, 3)}
     breaks = list(torch._dynamo.utils.counters["graph_break"])

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from triton.runtime.jit import JITFunction
 
+import native_norm
 from rehearsal import cases, faults, played_torch_cuda
 from rehearsal.cases import Case
 from rehearsal.played_torch_cuda import DEVICE
@@ -72,6 +73,7 @@ def played_ranks(count: int) -> Iterator[None]:
     if count == 1:
         yield
         return
+    native_norm.register()
     names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
     os.environ.update({name: str(count) for name in names} | {"RANK": "0", "LOCAL_RANK": "0"})
     dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
