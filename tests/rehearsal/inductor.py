@@ -12,7 +12,6 @@ import json
 import re
 import tempfile
 import types
-from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,8 +74,10 @@ class Compiled:
 
     Attributes:
         micro_batch: images that enter the device at once.
+        crops: number of different sizes of the views.
         graphs: in the order in which they were made.
-        num_compilations: "child, shape of its input, with or without gradient": how many graphs were made of it.
+        compilations: for each graph that was made of Python code: the child, the shape of its input, whether with
+            gradient.
         breaks: reasons for which the compiler has cut a network into several graphs.
         outside: launches and 10^9 bytes of the step outside of all graphs.
         num_kernels: different Triton kernels in all graphs.
@@ -85,8 +86,9 @@ class Compiled:
     """
 
     micro_batch: int
+    crops: int
     graphs: list[Graph] = field(default_factory=list)
-    num_compilations: dict[str, int] = field(default_factory=dict)
+    compilations: list[tuple[str, list[int], bool]] = field(default_factory=list)
     breaks: list[str] = field(default_factory=list)
     outside: dict[str, float] = field(default_factory=dict)
     num_kernels: int = 0
@@ -126,7 +128,7 @@ class Compiler:
     def __init__(self, names: dict[nn.Module, str], mode: FakeTensorMode) -> None:
         self.names, self.mode = names, mode
         self.graphs: list[Graph] = []
-        self.num_compilations: Counter[str] = Counter()
+        self.compilations: list[tuple[str, list[int], bool]] = []
         self.sources: dict[str, str] = {}  # source of a kernel: its name
         self._child, self._input = "", None
         original: Any = GraphLowering
@@ -148,8 +150,7 @@ class Compiler:
             if isinstance(value, Tensor) and "self" not in node.name and not isinstance(value, nn.Parameter)
         ]
         shape = list(given[0].shape) if given else []
-        gradient = "with" if torch.is_grad_enabled() else "without"
-        self.num_compilations[f"{child} {shape} {gradient} gradient"] += 1
+        self.compilations.append((child, shape, torch.is_grad_enabled()))
 
         def inner(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
             self._child, self._input = child, shape
@@ -211,7 +212,13 @@ def compile_step(config: str, settings: list[str], breaks_in: str | None = None)
     outside = {"launches": watch.counts.launches, "gb": round(watch.counts.bytes / 1e9, 3)}
     breaks = list(torch._dynamo.utils.counters["graph_break"])
     compiled = Compiled(
-        machine.micro_batch, compiler.graphs, dict(compiler.num_compilations), breaks, outside, len(compiler.sources)
+        machine.micro_batch,
+        crops=len({tuple(view.size) for view in recipe.data.views}),
+        graphs=compiler.graphs,
+        compilations=compiler.compilations,
+        breaks=breaks,
+        outside=outside,
+        num_kernels=len(compiler.sources),
     )
     return compiled, compiler.sources
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -44,10 +45,11 @@ def compile_step(library: Path, folder: Path, recipe: str, settings: list[str], 
 
 
 def faults(found: dict[str, Any]) -> list[str]:
-    """Whatever is not one graph per network, crop size and phase, without graph breaks, in kernels without spills."""
-    counts = found["num_compilations"]
+    """Whatever is not one graph per network and crop size, with and without gradient, in kernels without spills."""
+    graphs = Counter((child, "with" if has_gradient else "without") for child, _, has_gradient in found["compilations"])
+    crops = found["crops"]
     return [
-        *(f"{count} graphs: {what}" for what, count in counts.items() if count != 1),
+        *(f"{n} graphs of {child} {gradient} gradient" for (child, gradient), n in graphs.items() if n > crops),
         *(f"graph break: {reason.splitlines()[0]}" for reason in found["breaks"]),
         *(f"spills with all sizes: {kernel}" for kernel in found["unusable"]),
     ]
@@ -90,7 +92,18 @@ def test_a_graph_break_would_be_found(played, tmp_path):
     whole = compile_step(played, tmp_path, "mocov2", SMALL)
     assert faults(whole) == []
     broken = compile_step(played, tmp_path, "mocov2", SMALL, "--break-in=backbone.layer2")
-    assert any(fault.startswith("graph break") for fault in faults(broken))
+    told = faults(broken)
+    assert any(fault.startswith("graph break") for fault in told)
+    assert any("graphs of backbone with gradient" in fault for fault in told)
+
+
+def test_more_graphs_than_crop_sizes_and_spills_would_be_found():
+    """What cannot be planted in a minute."""
+    found = {"crops": 1, "compilations": [["neck", [2, 3], True]], "breaks": [], "unusable": []}
+    assert faults(found) == []
+    assert faults(found | {"crops": 2, "compilations": [["neck", [2, 3], True], ["neck", [4, 3], True]]}) == []
+    assert len(faults(found | {"compilations": [["neck", [2, 3], True], ["neck", [4, 3], True]]})) == 1
+    assert faults(found | {"unusable": ["triton_red_fused_0"]}) == ["spills with all sizes: triton_red_fused_0"]
 
 
 def write_table(recipes: list[str]) -> None:
