@@ -200,10 +200,10 @@ def each_form() -> dict[Any, tuple[list[torch.Tensor], list[str], list[str]]]:
     distributed.init(torch.device("cpu"))
     native_norm.register()
     results = {}
-    cases = itertools.product(
-        ROWS[distributed.world_size()], FORMS, [((5, 3, 2), True), ((5,), True), ((5, 3, 2), False)]
-    )
-    for rows, form, (shape, affine) in cases:
+    layers = [((5, 3, 2), True), ((5,), True), ((5, 3, 2), False)]
+    for rows, form, (shape, affine) in itertools.product(ROWS[distributed.world_size()], FORMS, layers):
+        if form == "compiled" and (shape, affine) != layers[0]:
+            continue  # a second to compile
         layer, (x, upstream) = synced(affine), case(shape)
         mine, mine_upstream = (part.split(rows)[distributed.rank()] for part in (x, upstream))
         mine = mine.clone().requires_grad_()
