@@ -26,10 +26,9 @@ TABLE = ROOT / "benchmarks/results/compiled_step.json"
 TIMEOUT_S = 3600
 VERSIONS = {"torch": torch.__version__.partition("+")[0], "triton": triton.__version__}
 SETTINGS = {  # recipe: settings; the batch is that of one GPU
-    "mocov2": [],
-    "byol": ["global_batch=256", "data.samples_per_gpu=32"],
-    "selfsup/mocov3/mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k": ["global_batch=256"],
-    "swav": [],
+    "mocov2": [],  # ResNet-50 with BatchNorm groups
+    "selfsup/mocov3/mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k": ["global_batch=256"],  # projector, predictor
+    "swav": ["model.backbone.depth=18", "model.neck.in_channels=512"],  # two crop sizes
 }
 # A small network, for what is wrong on purpose.
 SMALL = ["model.backbone.depth=18", "model.neck.in_channels=512", "global_batch=64", "engine.precision=bf16"]
