@@ -34,13 +34,19 @@ SETTINGS = {  # recipe: settings; the batch is that of one GPU
 SMALL = ["model.backbone.depth=18", "model.neck.in_channels=512", "global_batch=64", "engine.precision=bf16"]
 
 
-def compile_step(library: Path, folder: Path, recipe: str, settings: list[str], *options: str) -> dict[str, Any]:
-    """What `rehearsal.inductor` finds, with caches in `folder`."""
+def compiling(library: Path, folder: Path, module: str, *arguments: str) -> Any:
+    """What a module that compiles finds, with caches in `folder`."""
     path = os.pathsep.join([str(ROOT / "tests/kernels"), os.environ.get("PYTHONPATH", "")])
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
-    arguments = [argument for setting in settings for argument in ("--set", setting)]
     with mock.patch.dict(os.environ, caches | {"PYTHONPATH": path}):
-        return run(library, "rehearsal.inductor", f"configs/{recipe}.toml", *arguments, *options, timeout_s=TIMEOUT_S)
+        (found,) = run(library, module, *arguments, timeout_s=TIMEOUT_S)
+        return found
+
+
+def compile_step(library: Path, folder: Path, recipe: str, settings: list[str], *options: str) -> dict[str, Any]:
+    """What `rehearsal.inductor` finds."""
+    arguments = [argument for setting in settings for argument in ("--set", setting)]
+    return compiling(library, folder, "rehearsal.inductor", f"configs/{recipe}.toml", *arguments, *options)
 
 
 def faults(found: dict[str, Any]) -> list[str]:
@@ -103,6 +109,15 @@ def test_more_graphs_than_crop_sizes_and_spills_would_be_found():
     assert faults(found | {"crops": 2, "compilations": [["neck", [2, 3], True], ["neck", [4, 3], True]]}) == []
     assert len(faults(found | {"compilations": [["neck", [2, 3], True], ["neck", [4, 3], True]]})) == 1
     assert faults(found | {"unusable": ["triton_red_fused_0"]}) == ["spills with all sizes: triton_red_fused_0"]
+
+
+@pytest.mark.nightly
+def test_batchnorm_in_groups_moves_what_torchs_layer_moves(played, tmp_path):
+    """One more pass over the activations of the block, forward or backward, is 7 % and more."""
+    found = compiling(played, tmp_path, "rehearsal.norm_traffic")
+    for phase in ("forward", "backward"):
+        for groups in ("1 group", "8 groups"):
+            assert found[groups][phase]["gb"] < 1.01 * found["torch"][phase]["gb"], (groups, found)
 
 
 def write_table(recipes: list[str]) -> None:
