@@ -27,7 +27,7 @@ from sslrun.randomness import Phase
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import SpeedMeter
-from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, rows
+from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, is_number, rows
 from sslrun.runtime.safetensors_file import require_storable
 from sslrun.runtime.signals import PREEMPTED, StopSignals
 from sslrun.session import Run, build, prepare, save
@@ -229,7 +229,7 @@ def _print_advice(folder: Path, config: Config, command: str, code: int) -> None
         print(f"stopped and saved in {folder}; continue with: {command} --resume")
         return
     print(f"done: {folder} ({METRICS}, {MESSAGES}, {CHECKPOINTS}/)")
-    accuracies = [row[KNN] for _, row in rows(folder / METRICS) if KNN in row]
+    accuracies = [row[KNN] for _, row in rows(folder / METRICS) if is_number(row.get(KNN))]
     if len(accuracies) > 1:
         print(f"k-NN on held-out images: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
     imports = "".join(f" --allow-imports {module}" for module in config.values.get("custom_imports", ()))
