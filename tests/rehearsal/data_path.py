@@ -1,9 +1,9 @@
 """Rehearses what follows DALI on the device: `python -m rehearsal.data_path [--fault FAULT]... NAME...`.
 
-For each recipe, by its name, and each mode, batches go through `Loader._batches` (exact stage, copies of ids and labels,
-event) and through `BatchStream` (the hand-over to the stream of the step). Decoding and DALI's operators are left out:
-their outputs are fake tensors of the right shapes. With faults, only these are planted, one after the other. Prints a
-line of JSON for each.
+For each recipe, by its name, and each mode, batches go through `Loader._batches` (exact stage, copies of ids and of
+labels, event) and through `BatchStream` (the hand-over to the stream of the step). Decoding and DALI's operators are
+left out: their outputs are fake tensors of the right shapes. With faults, only these are planted, one after the other.
+Prints a line of JSON for each.
 """
 
 import argparse
