@@ -42,8 +42,8 @@ def main() -> None:
             jobs = [(names[part::count], form) for form in FORMS for part in range(count)]
             for found in pool.map(lambda job: counted(library, *job), jobs):
                 rows |= {(row["case"], row["size"]): row for row in found}
-        order = [(name, form) for form in reversed(FORMS) for name in CASES]
-        ROWS.write_text("".join(f"{json.dumps(rows[key])}\n" for key in order if key in rows), encoding="utf-8")
+                order = [(name, form) for form in FORMS for name in CASES]
+                ROWS.write_text("".join(f"{json.dumps(rows[key])}\n" for key in order if key in rows), encoding="utf-8")
     lines = table([row for row in read_rows() if row["size"] == "full"])
     text = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
     if START in text:

@@ -168,7 +168,7 @@ def test_activations_are_those_that_autograd_keeps():
         features = tried.model.neck(tried.model.backbone(images)[-1])
         tried.model.head(features, torch.randn(64, 8), tried.model.queue.rows)
     assert sum(kept.values()) <= memory.activations <= 1.2 * sum(kept.values())
-    assert rehearse(tried, "bf16").activations < 0.7 * memory.activations
+    assert rehearse(tried, "bf16").activations < 0.8 * memory.activations
 
 
 def test_a_frozen_network_keeps_no_activations():

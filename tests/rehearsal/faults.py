@@ -26,6 +26,13 @@ class Faulty(MoCo):
         raise NotImplementedError
 
 
+class HasNoFault(Faulty):
+    """As the others, without a fault."""
+
+    def fault(self, batch: Batch) -> Any:
+        return 1.0
+
+
 class ReadsNumber(Faulty):
     """Asks for a number of the device."""
 
@@ -129,8 +136,9 @@ def _lay_out(parameter: Tensor) -> None:
     parameter.grad = parameter.grad.contiguous(memory_format=torch.contiguous_format)
 
 
-# What is found of each: words of a problem that `checks.problems` names.
+# What is found of each: words of a problem that `checks.problems` names; None for none at all.
 FOUND = {
+    "HasNoFault": None,
     "ReadsNumber": "waits: item",
     "Branches": "waits: item",
     "SelectsByMask": "waits: aten::index_put_ by a mask",

@@ -157,7 +157,9 @@ class _RemainingSteps:
             if program is None:
                 x = _run_in_torch(steps, crops, rows)
                 if place == last:
-                    scale, offset = (v.view(1, 3, 1, 1).to(x.device) for v in (self._scale, self._offset))
+                    scale, offset = (
+                        v.view(1, 3, 1, 1).to(x.device, non_blocking=True) for v in (self._scale, self._offset)
+                    )
                     out[rows] = x.mul_(scale).add_(offset)
                 else:
                     crops = x.to(torch.uint8, memory_format=torch.channels_last)
