@@ -3,6 +3,8 @@
 torch's compiler runs whole, up to the source code of each graph; the graph itself then runs on fake tensors, so that
 the step goes on. With `--assemble`, the Triton kernels of that code are compiled and assembled for sm_90, with the
 compiler's own options and for each set of sizes that it would try on the device. Prints one line of JSON (`Compiled`).
+
+What the compiler decides by measuring on the device is left out: it pads no matrices.
 """
 
 import argparse
@@ -182,14 +184,19 @@ class Compiler:
         return types.SimpleNamespace(call=call)
 
 
+def configure() -> None:
+    """Sets the compiler up to compile anew, in this process, without measurements."""
+    config: Any = torch._inductor.config
+    config.force_disable_caches, config.compile_threads, config.shape_padding = True, 1, False
+
+
 def compile_step(config: str, settings: list[str], breaks_in: str | None = None) -> tuple[Compiled, dict[str, str]]:
     """The compiled form of a step, and the sources of its kernels with their names.
 
     Args:
         breaks_in: name of a network in which a graph break is planted.
     """
-    torch._inductor.config.force_disable_caches = True
-    torch._inductor.config.compile_threads = 1
+    configure()
     recipe = session.build(load(config, [*settings, *EAGER]))
     recipe.model.prepare(SAMPLES)
     machine = replace(choose_machine(recipe, DEVICE, 1, 1), compile=True)

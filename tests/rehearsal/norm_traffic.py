@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._inductor.config
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rehearsal import played_torch_cuda
-from rehearsal.inductor import Compiler
+from rehearsal.inductor import Compiler, configure
 from rehearsal.played_torch_cuda import DEVICE
 from sslrun.nn.norm import GroupBatchNorm, set_groups
 
@@ -47,7 +46,6 @@ def traffic(norm: Callable[[int], nn.Module], num_groups: int) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    torch._inductor.config.force_disable_caches = True
-    torch._inductor.config.compile_threads = 1
+    configure()
     found = {"torch": traffic(nn.BatchNorm2d, 1), "1 group": traffic(GroupBatchNorm, 1)}
     print(json.dumps(found | {"8 groups": traffic(GroupBatchNorm, 8)}))
