@@ -24,6 +24,7 @@ from rehearsal.processes import ROOT, compiled, run
 
 TABLE = ROOT / "benchmarks/results/compiled_step.json"
 TIMEOUT_S = 3600
+TOLERANCE = 0.1  # of a step's totals
 VERSIONS = {"torch": torch.__version__.partition("+")[0], "triton": triton.__version__}
 SETTINGS = {  # recipe: settings; the batch is that of one GPU
     "mocov2": [],  # ResNet-50 with BatchNorm groups
@@ -89,7 +90,17 @@ def test_a_step_compiles_for_an_h100(played, tmp_path, recipe):
     assert {graph["phase"] for graph in found["graphs"]} >= {"forward", "backward"}
     if {key: table()[key] for key in VERSIONS} == VERSIONS:
         (expected,) = (line for line in table()["steps"] if line["recipe"] == recipe)
-        assert row(recipe, found) == expected, f"the compiled step changed: look why, then `python {__file__} {recipe}`"
+        assert changes(row(recipe, found), expected) == [], f"look why, then `python {Path(__file__).name} {recipe}`"
+
+
+def changes(line: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Totals of a row that differ from the committed ones."""
+    totals = ("launches", "library_calls", "gb")
+    return [
+        f"{name}: {line[name]} instead of {expected[name]}"
+        for name in totals
+        if abs(line[name] / expected[name] - 1) > TOLERANCE
+    ]
 
 
 @pytest.mark.nightly
@@ -102,8 +113,9 @@ def test_a_graph_break_would_be_found(played, tmp_path):
     assert any("graphs of backbone with gradient" in fault for fault in told)
 
 
-def test_more_graphs_than_crop_sizes_and_spills_would_be_found():
-    """What cannot be planted in a minute."""
+def test_more_graphs_than_crop_sizes_spills_and_more_launches_would_be_found():
+    line = {"launches": 100, "library_calls": 10, "gb": 5.0}
+    assert changes(line, line) == [] and len(changes(line | {"launches": 200, "gb": 2.0}, line)) == 2
     found = {"crops": 1, "compilations": [["neck", [2, 3], True]], "breaks": [], "unusable": []}
     assert faults(found) == []
     assert faults(found | {"crops": 2, "compilations": [["neck", [2, 3], True], ["neck", [4, 3], True]]}) == []
