@@ -105,6 +105,7 @@ def test_values_of_bases(write):
         "n": [9, [1, 2, 7]], "k": {"l": 1}, "other": 1, "u": 9,
         "v": {"p": [1, 2], "q": 3}, "w": [{"p": [1, 2], "q": 3}],  # live objects, as in mmengine
     }  # fmt: skip
+    assert str(values.value["n"].value[0].where) == "c.py:3", "a number belongs to the place that it is used at"
     assert unread == {"n", "k", "w", "other"}
 
 

@@ -18,22 +18,23 @@ _PREPROCESSORS = ("SelfSupDataPreprocessor", "RelativeLocDataPreprocessor", "Rot
 _PRECISION = "engine.precision is bf16 where a device has it, and that needs no scaling of the loss"
 _MONITOR = "[monitor] measures beside training, on data.holdout"
 _MACHINES = "machines and loaders are [engine]'s business, ranks the launcher's"
-_BESIDE = "keys of 1.x beside it say it, and those of 0.x nothing"
+_BESIDE = "the old framework reads keys of 1.x instead, which stand beside it"
 _KINDS = '[[optimizer.paramwise]] with kind = ["norm"] or ["bias"] says it here'
-_FEATURES = "features are those of the neck, for center crops of the training images"
 _ONCE = "every epoch sees every sample once here, as in the paper"
 
 # Places or classes, keys on which nothing depends here, and why; nothing is said of those without a reason. "idle" are
 # keys of the whole config that no conversion wanted.
 _LEFT = [
     ("top", "dist_params env_cfg launcher gpus device local_rank cudnn_benchmark opencv_num_threads", _MACHINES),
-    ("top", "mp_start_method persistent_workers prefetch default_scope find_unused_parameters", _MACHINES),
+    ("top", "mp_start_method persistent_workers prefetch find_unused_parameters", _MACHINES),
+    ("top", "default_scope", "classes have one set of names here"),
     ("top", "val_dataloader test_dataloader val_evaluator test_evaluator val_cfg test_cfg evaluation", _MONITOR),
     ("top", "log_processor", "every row of metrics.jsonl is a mean over its interval"),
     ("idle", "optimizer optimizer_config lr_config data runner checkpoint_config log_config", _BESIDE),
     ("top", "auto_resume", "--resume goes on from a run's newest checkpoint"),
     ("top", "fp16", _PRECISION),
-    (_OPTIONS, "loss_scale dtype use_fp16 coalesce bucket_size_mb distributed", _PRECISION),
+    (_OPTIONS, "loss_scale dtype use_fp16", _PRECISION),
+    (_OPTIONS, "coalesce bucket_size_mb distributed", _MACHINES),
     ("runner train_cfg", "val_interval val_begin dynamic_intervals", _MONITOR),
     ("randomness", "deterministic diff_rank_seed", "a run follows from its seed alone, on any number of ranks"),
     (_CHECKPOINTS, "save_optimizer save_param_scheduler create_symlink save_last", "a checkpoint holds all of a run"),
@@ -49,9 +50,10 @@ _LEFT = [
     ("RandomResizedCrop Resize ResizeEdge", "antialias", "images are always filtered before they shrink"),
     ("methods", "pre_conv", "nothing reads it there"),
     ("memory_bank", "length", "the bank has a row for every sample of the data set"),
-    ("memory_bank", "feat_dim num_classes", _FEATURES),
+    ("memory_bank", "feat_dim num_classes", "features are those of the neck, clusters those of the head"),
     (_RESNETS, "with_cp", "it only trades memory for time; memory is engine.micro_batch here"),
-    ("DeepClusterHook", "extractor extract_dataloader seed", _FEATURES),
+    ("DeepClusterHook", "extractor extract_dataloader", "features are those of center crops of the training images"),
+    ("DeepClusterHook", "seed", "a clustering follows from the seed of the run"),
     ("DeepClusterHook/ODC", "reweight reweight_pow", "ODCHook says it again"),
     ("ODCHook", "evaluate_interval", "the sizes of clusters are written with the other metrics"),
     ("SwAVHook", "interval", "the queue is part of every checkpoint"),

@@ -40,10 +40,8 @@ def batch(top: OldTable, name: str, gpus: int | None, data: Part) -> Part:
         data: the converted `[data]`.
     """
     named, of_a_pass = _GPUS_BY_SAMPLES.search(name), _OF_A_PASS.search(name)
-    ids, total = (
-        top.get("gpu_ids", "a list", []),
-        top.table("auto_scale_lr").get("base_batch_size", "a whole number", 0),
-    )
+    ids = top.get("gpu_ids", "a list", [])
+    total = top.table("auto_scale_lr").get("base_batch_size", "a whole number", 0)
     samples = value_at(data, "samples_per_gpu")
     if not samples or samples < 1:
         return {}
@@ -100,10 +98,11 @@ def saving(top: OldTable) -> Part:
         if hook and not is_off(hook) and (title := hook.type()) not in _USUAL_HOOKS:
             hook.give_up(f"there is no hook {title or 'without a type'} here")
     visualizer = top.table("visualizer")
-    places = [
-        place for hook in [*logger.tables("hooks"), *visualizer.tables("vis_backends")] if (place := _place(hook))
-    ]
-    log |= {"hooks": list(dict.fromkeys(places)) or None, "level": top.take("log_level", "a string")}
+    places = dict.fromkeys(map(_place, [*logger.tables("hooks"), *visualizer.tables("vis_backends")]))
+    log |= {
+        "hooks": [place for place in places if place is not None] or None,
+        "level": top.take("log_level", "a string"),
+    }
     made: Part = {"log": {key: value for key, value in log.items() if value is not None} or None}
     return made | ({"checkpoint": _checkpoints(checkpoint)} if checkpoint else {})
 
