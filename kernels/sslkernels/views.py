@@ -52,7 +52,7 @@ class Table(NamedTuple):
 
     Attributes:
         codes: (N, K) int32, codes of `pixel_operations.py`, done in the order of the row; NOTHING is skipped. An image
-            may have one CONTRAST and one BLUR. All blurs stand in one column, and after it only BRIGHTNESS and SOLARIZE.
+            may have one CONTRAST and one BLUR; all blurs are in one column, with only BRIGHTNESS and SOLARIZE after it.
         values: (N, K) float32: factor, steps or threshold.
         flips: (N,) bool, whether the view is mirrored.
         taps: for the M blurred images, in order, (2, M, T) float32: whole weights of the horizontal pass, which sum to

@@ -58,7 +58,7 @@ class ExactStage:
         self.device = device
         self.dali_steps = [0] * len(self.views) if dali_steps is None else list(dali_steps)
         self.compiled = split.compiled_code(device) if compiled else None
-        self._memory = _Memory(device, dtype)
+        self._memory = _Memory(device, dtype if self._is_gpu else torch.float32)
         # Threads of its own: torch's number of threads belongs to a thread, and these tensors are too small for two. On
         # a GPU this thread does it all, whose CUDA stream it is.
         pool = ThreadPoolExecutor(num_threads, "sslrun-exact", initializer=torch.set_num_threads, initargs=(1,))
@@ -286,9 +286,9 @@ class _Memory:
         self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
 
     def views(self, group: ViewGroup, count: int) -> torch.Tensor:
-        """(count, 3, h, w) as channels-last, uninitialized: float32 on the CPU."""
+        """(count, 3, h, w) as channels-last, uninitialized."""
         shape = (count, *group.size, 3)
-        if self._device.type != "cpu":
+        if (self._device.type, self._dtype) != ("cpu", torch.float32):
             return torch.empty(shape, dtype=self._dtype, device=self._device).permute(0, 3, 1, 2)
         free = self._free[math.prod(shape)]
         memory = free.pop() if free else np.empty(math.prod(shape), dtype=np.float32)
