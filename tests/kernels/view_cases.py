@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslkernels.views import Table, write_views
 from sslrun.data import operations
-from sslrun.data.exact import ExactStage
+from sslrun.data.exact import ExactStage, table_of
 from sslrun.data.graph import Arguments, view_arguments
 from sslrun.data.transforms import (
     CenterCrop,
@@ -80,14 +80,9 @@ def tables(group: ViewGroup, arguments: Arguments) -> list[Table]:
         assert step.operations is not None
         named += step.operations(own)
     mean, std = (torch.tensor(v, dtype=torch.float64) for v in (group.normalize.mean, group.normalize.std))
-    lists, result = operations.passes(named), []
-    for own_list in lists:
-        program = operations.program(own_list, len(arguments[0][0].apply))
-        arrays = program.codes, program.values, program.flips, program.taps
-        tensors = (None if array is None else torch.from_numpy(array) for array in arrays)
-        result.append(Table(*tensors, scales=None))
-    result[-1] = result[-1]._replace(scales=torch.stack([1 / (255 * std), -mean / std]).float())
-    return result
+    scales = torch.stack([1 / (255 * std), -mean / std]).float()
+    programs = [operations.program(own, len(arguments[0][0].apply)) for own in operations.passes(named)]
+    return [table_of(own, scales if own is programs[-1] else None) for own in programs]
 
 
 def by_kernel(

@@ -129,6 +129,8 @@ class _RemainingSteps:
         count: views of the group in the batch.
         common: steps that all views of an image have in common, done once for each image.
         by_image: whether some of the steps are done image by image.
+        runs: the steps after those: programs for compiled code, and lists of steps for torch.
+        scales: (2, 3) float32, scale and offset of each channel.
     """
 
     def __init__(
@@ -141,19 +143,19 @@ class _RemainingSteps:
         self.by_image = single > 0
         self.size = group.size
         self.common, self._own = steps[:common], steps[common:single]
-        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (group.normalize.mean, group.normalize.std))
-        self._scales = torch.stack([1 / (255 * std), -mean / std]).to(torch.float32)
+        mean, std = np.array(group.normalize.mean), np.array(group.normalize.std)
+        self.scales = torch.from_numpy(np.stack([1 / (255 * std), -mean / std]).astype(np.float32))
         self._compiled = compiled
-        self._runs: list[operations.Program | list[Step]] = []
+        self.runs: list[operations.Program | list[Step]] = []
         is_compiled = compiled is not None
         by_kind = itertools.groupby(steps[single:], lambda step: is_compiled and step[0].operations is not None)
         for has_operations, run in [(key, list(run)) for key, run in by_kind] or [(is_compiled, [])]:
             if has_operations:
                 named = _operations(run)
                 lists = operations.passes(named) if compiled == "Triton" else [named]
-                self._runs += [operations.program(own, self.count) for own in lists]
+                self.runs += [operations.program(own, self.count) for own in lists]
             else:
-                self._runs.append(run)
+                self.runs.append(run)
 
     def common_part(self, image: torch.Tensor, row: int) -> torch.Tensor:
         """An image (1, 3, H, W) uint8 after the steps that its views, of which `row` is the first, have in common."""
@@ -169,9 +171,9 @@ class _RemainingSteps:
     def from_crops(self, crops: Sequence[torch.Tensor], rows: slice, out: torch.Tensor) -> None:
         """Makes `out[rows]` from images that have their size: tensors (n, 3, h, w) uint8, contiguous as channels-last,
         which hold the images of `rows` together."""
-        last = len(self._runs) - 1
-        for place, run in enumerate(self._runs):
-            scales = self._scales if place == last else None
+        last = len(self.runs) - 1
+        for place, run in enumerate(self.runs):
+            scales = self.scales if place == last else None
             target = out[rows] if place == last else _bytes_like(out[rows])
             if not isinstance(run, operations.Program):
                 x = _run_in_torch(run, _one(crops), rows)
@@ -182,7 +184,8 @@ class _RemainingSteps:
             elif self._compiled == "C":
                 native.run(run, _one(crops), rows, target, scales)
             else:
-                _run_in_triton(run, crops, target, scales)
+                assert rows == slice(0, self.count), "Triton takes all images at once"
+                write_views(target, [crop.permute(0, 2, 3, 1) for crop in crops], table_of(run, scales))
             crops = [target]
 
 
@@ -202,14 +205,11 @@ def _operations(steps: Sequence[Step]) -> list[operations.Operation]:
     return named
 
 
-def _run_in_triton(
-    program: operations.Program, crops: Sequence[torch.Tensor], out: torch.Tensor, scales: torch.Tensor | None
-) -> None:
-    """A program on all its images."""
+def table_of(program: operations.Program, scales: torch.Tensor | None) -> Table:
+    """A program on all its images as `write_views` takes it."""
     codes, values, flips = (torch.from_numpy(array) for array in (program.codes, program.values, program.flips))
     taps = None if program.taps is None else torch.from_numpy(program.taps)
-    in_memory_order = [crop.permute(0, 2, 3, 1) for crop in crops]
-    write_views(out, in_memory_order, Table(codes, values, flips, taps, scales))
+    return Table(codes, values, flips, taps, scales)
 
 
 def _run_in_torch(steps: Sequence[Step], crops: torch.Tensor, rows: slice) -> torch.Tensor:

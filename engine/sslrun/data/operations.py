@@ -88,9 +88,12 @@ def program(operations: Sequence[Operation], count: int) -> Program:
             flips ^= operation.codes == FLIP
     if not taps:
         return Program(codes, values, None, np.zeros(0, dtype=np.int32), flips)
-    widest = max(own.shape[2] for own in taps)
-    padded = [np.pad(own, ((0, 0), (0, 0), (0, widest - own.shape[2]))) for own in taps]
-    joined = np.concatenate(padded, axis=1, dtype=np.float32)
+    widest = max(part.shape[2] for part in taps)
+    joined = np.zeros((2, rows, widest), dtype=np.float32)
+    first = 0
+    for part in taps:
+        joined[:, first : first + part.shape[1], : part.shape[2]] = part
+        first += part.shape[1]
     reaches = ((joined[0] != 0) * np.arange(widest, dtype=np.int32)).max(axis=1)
     return Program(codes, values, joined, reaches, flips)
 
