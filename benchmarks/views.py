@@ -1,6 +1,7 @@
 """Counts what finishing a batch of views asks of a GPU, and times what it takes the host, on any machine.
 
     python benchmarks/views.py [CONFIG ...] [--batch 256 32] [--rounds 200]
+    python benchmarks/views.py --table      write the table of docs/kernels.md from the rows
 
 After DALI's crops and flips the rest is `sslkernels.write_views`, or torch forms one after the other. Both are run on
 meta tensors, which compute nothing: `launches` and `operators` are the kernels that a GPU would be given, `gb` the
@@ -9,6 +10,7 @@ the transforms to the buffers that are copied to the device, without the launche
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +23,7 @@ sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "kernels"), str(ROOT / "benchma
 
 import numpy as np
 import torch
-from rows import append_row, quantiles
+from rows import RESULTS, append_row, quantiles
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
@@ -38,6 +40,8 @@ from sslrun.session import build
 
 RECIPES = ["configs/mocov2.toml", "configs/byol.toml", "configs/swav.toml"]
 META, CUDA = torch.device("meta"), torch.device("cuda")
+DOCUMENT = ROOT / "docs" / "kernels.md"
+START, END = "<!-- table: benchmarks/views.py --table -->", "<!-- end of table: benchmarks/views.py -->"
 
 
 class Operators(TorchDispatchMode):
@@ -114,7 +118,11 @@ def main() -> None:
     parser.add_argument("configs", nargs="*", default=RECIPES, help="recipes")
     parser.add_argument("--batch", type=int, nargs="+", default=[256, 32], help="images in a batch")
     parser.add_argument("--rounds", type=int, default=200, help="timings of each case")
+    parser.add_argument("--table", action="store_true", help="only write the table of docs/kernels.md")
     args = parser.parse_args()
+    if args.table:
+        write_table()
+        return
     torch.set_num_threads(1)
     cases, rows = [], []
     for name in args.configs:
@@ -136,6 +144,29 @@ def main() -> None:
         row["host_ms"] = quantiles([1e3 * second for second in seconds])
         append_row("views", row)
         print(row)
+
+
+def write_table() -> None:
+    """The last row of each recipe and batch size."""
+    last = {}
+    for line in (RESULTS / "views.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        last[row["recipe"], row["batch"]] = row
+    lines = [
+        "| recipe | images, views | launches | GB | torch: operators | GB | host ms: median (quartiles) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in last.values():
+        kernels, plain, host = row["kernels"], row["torch"], row["host_ms"]
+        cells = [
+            *(row["recipe"], f"{row['batch']}, {row['views']:,}", kernels["launches"], f"{kernels['gb']:.2f}"),
+            *(f"{plain['operators']:,}", f"{plain['gb']:.1f}"),
+            f"{host['median']:.2f} ({host['p25']:.2f}-{host['p75']:.2f})",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
+    DOCUMENT.write_text("\n".join([before, *lines, after]), encoding="utf-8")
 
 
 if __name__ == "__main__":
