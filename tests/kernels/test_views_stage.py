@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from view_cases import byol, moco
 
+import sslkernels.views
 from fidelity_cases import decoded, exact_views, geometric_steps, graph_views, sizes
 from sslkernels.device import INTERPRETED
-from sslrun.data import exact, split
+from sslrun.data import split
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import Arguments, view_arguments
 from sslrun.data.transforms import (
@@ -54,13 +55,13 @@ def side(request: pytest.FixtureRequest) -> int | list[int]:
 def runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> list[torch.dtype]:
     """The stage takes a GPU's path; what each call of `write_views` writes."""
     called: list[torch.dtype] = []
-    write = exact.write_views
+    write = sslkernels.views.write_views
 
     def counted(out: Tensor, *rest: object) -> None:
         called.append(out.dtype)
         write(out, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(exact, "write_views", counted)
+    monkeypatch.setattr(sslkernels.views, "write_views", counted)
     if device.type == "cpu":
         monkeypatch.setattr(ExactStage, "_is_gpu", property(lambda stage: True))
         monkeypatch.setattr(split, "compiled_code", lambda device: "Triton")

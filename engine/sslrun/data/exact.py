@@ -12,17 +12,19 @@ import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from sslkernels.views import Table, write_views
 from sslrun.data import native, operations, split
 from sslrun.data.graph import Arguments
 from sslrun.data.transforms import Numbers, Transform
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from sslkernels.views import Table
 
 Step = tuple[Transform, Numbers]
 
@@ -185,7 +187,7 @@ class _RemainingSteps:
                 native.run(run, _one(crops), rows, target, scales)
             else:
                 assert rows == slice(0, self.count), "Triton takes all images at once"
-                write_views(target, [crop.permute(0, 2, 3, 1) for crop in crops], table_of(run, scales))
+                _run_in_triton(run, crops, target, scales)
             crops = [target]
 
 
@@ -205,8 +207,18 @@ def _operations(steps: Sequence[Step]) -> list[operations.Operation]:
     return named
 
 
-def table_of(program: operations.Program, scales: torch.Tensor | None) -> Table:
-    """A program on all its images as `write_views` takes it."""
+def _run_in_triton(
+    program: operations.Program, crops: Sequence[torch.Tensor], out: torch.Tensor, scales: torch.Tensor | None
+) -> None:
+    from sslkernels import views  # on first use: without a GPU nobody waits for Triton
+
+    views.write_views(out, [crop.permute(0, 2, 3, 1) for crop in crops], table_of(program, scales))
+
+
+def table_of(program: operations.Program, scales: torch.Tensor | None) -> "Table":
+    """A program as `write_views` takes it."""
+    from sslkernels.views import Table
+
     codes, values, flips = (torch.from_numpy(array) for array in (program.codes, program.values, program.flips))
     taps = None if program.taps is None else torch.from_numpy(program.taps)
     return Table(codes, values, flips, taps, scales)
