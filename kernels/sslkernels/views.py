@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sslkernels.arguments import describe
-from sslkernels.device import INTERPRETED, runs_triton
+from sslkernels.device import INTERPRETED, launch, runs_triton
 from sslkernels.pixel_operations import (
     BLUR,
     CONTRAST,
@@ -166,33 +166,28 @@ def _check(out: Tensor, crops: Sequence[Tensor], table: Table) -> None:
 
 def _launch(out: Tensor, crops: Sequence[Tensor], table: Table) -> None:
     count, _, height, width = out.shape
-    area, steps = height * width, table.codes.shape[1]
-    reach = 0 if table.taps is None else table.taps.shape[2] - 1
+    area, reach = height * width, 0 if table.taps is None else table.taps.shape[2] - 1
     tiles = triton.cdiv(area, BLOCK)
-    recipe = {"AREA": area, "WIDTH": width, "STEPS": steps, "BLOCK": BLOCK, **OPTIONS}
     views = out.permute(0, 2, 3, 1)
-    with torch.cuda.device_of(out):
-        addresses, scales, todo, blurs, contrasts = _tables(out, crops, table)
-        sums = todo.new_empty((count, tiles))
-        if len(contrasts):
-            _gray_sums[(tiles, len(contrasts))](addresses, todo, contrasts, sums, TILES=tiles, **recipe)
-        bordered = out.new_empty((len(blurs), height, width + 2 * reach, 3), dtype=torch.uint8)
-        _colors[(tiles, count)](
-            *(addresses, todo, sums, scales, bordered, views),
-            **{"REACH": reach, "TILES": tiles, "TILES_2": triton.next_power_of_2(tiles), **recipe},
-        )
-        if len(blurs) == 0:
-            return
-        rows = out.new_empty((len(blurs), height, 3 * width), dtype=torch.int16)
-        _blur_rows[(tiles, len(blurs))](bordered, blurs, rows, REACH=reach, **recipe)
-        in_pairs = width % 2 == 0
-        words = rows.view(torch.int32) if in_pairs else rows
-        length = words.shape[2]
-        _blur_columns[(triton.cdiv(height * length, BLOCK), len(blurs))](
-            *(words, blurs, todo, scales, views),
-            **{"HEIGHT": height, "WORDS": length, "PAIRS": in_pairs, "REACH": reach, "STEPS": steps, "BLOCK": BLOCK},
-            **{"ALIGNED": next(run for run in (4, 2, 1) if length % run == 0), **OPTIONS},
-        )
+    addresses, scales, todo, blurs, contrasts = _tables(out, crops, table)
+    constants = {"STEPS": table.codes.shape[1], "BLOCK": BLOCK, **OPTIONS}
+    image = {"AREA": area, "WIDTH": width, **constants}
+    sums = todo.new_empty((count, tiles))
+    if len(contrasts):
+        launch(_gray_sums, (tiles, len(contrasts)), addresses, todo, contrasts, sums, TILES=tiles, **image)
+    bordered = out.new_empty((len(blurs), height, width + 2 * reach, 3), dtype=torch.uint8)
+    tiling = {"TILES": tiles, "TILES_2": triton.next_power_of_2(tiles)}
+    launch(_colors, (tiles, count), addresses, todo, sums, scales, bordered, views, REACH=reach, **tiling, **image)
+    if len(blurs) == 0:
+        return
+    rows = out.new_empty((len(blurs), height, 3 * width), dtype=torch.int16)
+    launch(_blur_rows, (tiles, len(blurs)), bordered, blurs, rows, REACH=reach, **image)
+    in_pairs = width % 2 == 0
+    words = rows.view(torch.int32) if in_pairs else rows
+    length = words.shape[2]
+    grid = (triton.cdiv(height * length, BLOCK), len(blurs))
+    line = {"WORDS": length, "PAIRS": in_pairs, "ALIGNED": next(run for run in (4, 2, 1) if length % run == 0)}
+    launch(_blur_columns, grid, words, blurs, todo, scales, views, HEIGHT=height, REACH=reach, **line, **constants)
 
 
 def _tables(out: Tensor, crops: Sequence[Tensor], table: Table) -> list[Tensor]:
