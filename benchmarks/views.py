@@ -109,7 +109,9 @@ def preparation(groups: list[ViewGroup], arguments: Arguments, batch: int, done:
             remaining = exact._RemainingSteps(group, own, first, "Triton")
             for program in remaining.runs:
                 assert isinstance(program, Program)
-                views._tables(out, given, exact.table_of(program, remaining.scales))
+                table = exact.table_of(program, remaining.scales)
+                views._check_codes(table.codes)
+                views._tables(out, given, table)
 
     return prepare
 

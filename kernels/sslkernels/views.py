@@ -27,8 +27,10 @@ from sslkernels.arguments import describe
 from sslkernels.device import INTERPRETED, launch, runs_triton
 from sslkernels.pixel_operations import (
     BLUR,
+    BRIGHTNESS,
     CONTRAST,
     NOTHING,
+    SOLARIZE,
     blended,
     blur,
     brightened,
@@ -39,6 +41,7 @@ from sslkernels.pixel_operations import (
     turned,
 )
 
+AFTER_BLUR = (BRIGHTNESS, SOLARIZE)  # they treat each channel by itself
 HEAD = tl.constexpr(4)  # columns of the table before the operations; see `_tables`
 BLOCK, WARPS = 1024, 4  # pixels of a tile, or values of a block of columns
 # No contraction of a product and a sum to a fused multiply-add: 43 of 13 million blends would differ.
@@ -127,6 +130,7 @@ def _write_views_op(
 
 
 def _write_views(out: Tensor, crops: Sequence[Tensor], table: Table) -> None:
+    _check_codes(table.codes)
     if out.device.type != "meta" and not runs_triton(out):
         out.copy_(reference(crops, table))
     elif INTERPRETED and out.dtype in (torch.bfloat16, torch.float16):
@@ -162,6 +166,18 @@ def _check(out: Tensor, crops: Sequence[Tensor], table: Table) -> None:
     most = min(height, width)
     if taps is not None and (taps.ndim != 3 or len(taps) != 2 or taps.shape[2] > most):
         raise ValueError(f"taps: expected (2, M, T) with T of at most {most}, got {describe(taps)}")
+
+
+def _check_codes(codes: Tensor) -> None:
+    array = codes.numpy()
+    is_blur = array == BLUR
+    if ((array == CONTRAST).sum(1) > 1).any():
+        raise ValueError("codes: expected at most one CONTRAST for an image")
+    (columns,) = is_blur.any(0).nonzero()
+    if len(columns) > 1:
+        raise ValueError(f"codes: expected BLUR in one column, got it in {columns.tolist()}")
+    if len(columns) and (later := set(array[is_blur.any(1), columns[0] + 1 :].flat) - {NOTHING, *AFTER_BLUR}):
+        raise ValueError(f"codes: expected BRIGHTNESS and SOLARIZE after BLUR, got {sorted(map(int, later))}")
 
 
 def _launch(out: Tensor, crops: Sequence[Tensor], table: Table) -> None:

@@ -180,7 +180,7 @@ class _RemainingSteps:
             if not isinstance(run, operations.Program):
                 x = _run_in_torch(run, _one(crops), rows)
                 if scales is not None:
-                    scale, offset = scales.to(x.device).view(2, 1, 3, 1, 1)
+                    scale, offset = scales.to(x.device, non_blocking=True).view(2, 1, 3, 1, 1)
                     x = x.mul_(scale).add_(offset)
                 target.copy_(x)
             elif self._compiled == "C":

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from sslrun.errors import UsageError
+
 # Codes of the operations, as in pixels.c and sslkernels.views (which knows no FLIP: flips stand beside the table).
 NOTHING = -1
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, SOLARIZE, BLUR, FLIP = range(8)
@@ -36,6 +38,10 @@ class Operation:
     codes: np.ndarray
     values: Any = 0.0
     taps: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.kinds) > 1 and not {BLUR, FLIP}.isdisjoint(self.kinds):
+            raise UsageError("a blur or a flip is an operation of its own, not one of several kinds")
 
 
 @dataclass(frozen=True)
