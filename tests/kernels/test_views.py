@@ -17,6 +17,7 @@ import triton.language as tl
 from ahead_of_time import launched
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 from view_cases import KINDS, arguments_of, by_kernel, byol, check, group_of, in_torch, moco, pixels, tables
 
@@ -257,6 +258,25 @@ def test_at_most_four_launches_without_contraction(launches):
     launches.clear()
     on_meta([RandomHorizontalFlip()], 512, 224, torch.bfloat16, 0)
     assert [name for name, _, _ in launches] == ["_colors"]
+
+
+class Copies(TorchDispatchMode):
+    """Counts the tensors that are copied from the host to the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        given = [x for x in args if isinstance(x, Tensor)]
+        self.count += isinstance(result, Tensor) and result.is_meta and any(not x.is_meta for x in given)
+        return result
+
+
+@ONLY_COMPILED
+def test_one_copy_to_the_device_for_each_batch(launches):
+    with Copies() as copies:
+        on_meta(byol(), 64, 96, torch.bfloat16, 0)
+    assert len(launches) == 4 and copies.count == 1
 
 
 @ONLY_COMPILED
