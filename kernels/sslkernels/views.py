@@ -44,7 +44,7 @@ from sslkernels.pixel_operations import (
 AFTER_BLUR = (BRIGHTNESS, SOLARIZE)  # they treat each channel by itself
 HEAD = tl.constexpr(4)  # columns of the table before the operations; see `_tables`
 BLOCK, WARPS = 1024, 4  # pixels of a tile, or values of a block of columns
-# No contraction of a product and a sum to a fused multiply-add: 43 of 13 million blends would differ.
+# No contraction of a product and a sum to a fused multiply-add: a few of a million blends would differ.
 OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
 
 
@@ -264,7 +264,7 @@ def _tables(out: Tensor, crops: Sequence[Tensor], table: Table) -> list[Tensor]:
 
 @triton.jit
 def _operations(r, g, b, row, last, mean, STEPS: tl.constexpr):
-    """The first `last` operations of the image whose row of the table is at `row`; the codes are those above."""
+    """The first `last` operations of the image whose row of the table is at `row`; codes of `pixel_operations.py`."""
     for step in range(last):
         code = tl.load(row + HEAD + step)
         value = tl.load(row + HEAD + STEPS + step).to(tl.float32, bitcast=True)

@@ -222,6 +222,16 @@ def test_every_quotient_bears_a_reciprocal_that_is_wrong_by_32_units():
             assert (quotient == expected)[possible].all()
 
 
+def test_a_few_contracted_blends_would_differ():
+    x, degenerate = (a.astype(np.float32) for a in np.meshgrid(np.arange(256), np.arange(256)))
+    differ = 0
+    for factor in np.random.default_rng(0).uniform(0.2, 1.8, 100).astype(np.float32):
+        blended = np.floor(np.clip((x - degenerate) * factor + degenerate, 0, 255))
+        exact = (x - degenerate).astype(np.float64) * factor + degenerate  # rounded once, as a fused multiply-add
+        differ += (np.floor(np.clip(exact.astype(np.float32), 0, 255)) != blended).sum()
+    assert 0 < differ < 100
+
+
 def test_the_codes_are_those_of_the_transforms():
     names = ("NOTHING", "BRIGHTNESS", "CONTRAST", "SATURATION", "HUE", "GRAY", "SOLARIZE", "BLUR")
     assert all(getattr(operations, name) == getattr(pixel_operations, name) for name in names)
