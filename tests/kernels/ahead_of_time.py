@@ -24,7 +24,7 @@ from sslkernels import device
 ASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-    torch.int64: "*i64", torch.int32: "*i32", torch.uint8: "*u8", torch.bool: "*i1",
+    torch.int64: "*i64", torch.int32: "*i32", torch.int16: "*i16", torch.uint8: "*u8", torch.bool: "*i1",
 }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def _source(kernel: JITFunction, args: tuple[Any, ...], options: dict[str, Any])
 
 def _compiled(source: ASTSource, options: dict[str, Any], arch: int) -> Resources:
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    report = assembled(compiled.asm["ptx"])
+    report = assembled(compiled.asm["ptx"], options.get("enable_fp_fusion", True))
     return Resources(
         kernel=compiled.metadata.name,
         registers=report.registers,
@@ -101,12 +101,13 @@ class Report:
     spilled_bytes: int
 
 
-def assembled(ptx: str) -> Report:
-    """Assembles a kernel for the architecture that it names."""
+def assembled(ptx: str, contracts: bool = True) -> Report:
+    """Assembles a kernel for the architecture that it names, with contraction as Triton does it or without."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "kernel.ptx").write_text(ptx)
         target = re.search(r"^\.target (\S+)", ptx, re.MULTILINE)[1].rstrip(",")
-        command = [str(ASSEMBLER), "-v", f"--gpu-name={target}", "kernel.ptx", "-o", "kernel.cubin"]
+        contraction = [] if contracts else ["--fmad=false"]
+        command = [str(ASSEMBLER), "-v", *contraction, f"--gpu-name={target}", "kernel.ptx", "-o", "kernel.cubin"]
         report = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
     return Report(
         registers=int(re.search(r"Used (\d+) registers", report)[1]),
