@@ -132,23 +132,26 @@ def test_batchnorm_in_groups_moves_what_torchs_layer_moves(played, tmp_path):
             assert found[groups][phase]["gb"] < 1.01 * found["torch"][phase]["gb"], (groups, found)
 
 
-def write_table(recipes: list[str]) -> None:
+def measure(recipes: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        library = compiled(Path(name))
         steps = {line["recipe"]: line for line in table()["steps"]} if TABLE.exists() else {}
         for recipe in recipes or list(SETTINGS):
-            found = compile_step(compiled(folder), folder, recipe, SETTINGS[recipe], "--assemble")
+            found = compile_step(library, Path(name), recipe, SETTINGS[recipe], "--assemble")
             print(recipe, faults(found) or "no faults", found["spilling"], flush=True)
-            steps[recipe] = row(recipe, found)
+            write(steps := steps | {recipe: row(recipe, found)})
+
+
+def write(steps: dict[str, dict[str, Any]]) -> None:
+    """Writes the table from its rows by recipe, with a line for each graph."""
     lines = []
-    for recipe in SETTINGS:
-        if recipe in steps:
-            graphs = ",\n      ".join(json.dumps(graph) for graph in steps[recipe]["graphs"])
-            head = json.dumps({key: value for key, value in steps[recipe].items() if key != "graphs"})
-            lines.append(f'    {head[:-1]}, "graphs": [\n      {graphs}\n    ]}}')
-    head = json.dumps(VERSIONS)[:-1]
-    TABLE.write_text(f'{head}, "steps": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+    for recipe in filter(steps.get, SETTINGS):
+        head = json.dumps({key: value for key, value in steps[recipe].items() if key != "graphs"})
+        graphs = ",\n      ".join(json.dumps(graph) for graph in steps[recipe]["graphs"])
+        lines.append(f'    {head[:-1]}, "graphs": [\n      {graphs}\n    ]}}')
+    text = f'{json.dumps(VERSIONS)[:-1]}, "steps": [\n' + ",\n".join(lines) + "\n]}\n"
+    TABLE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write_table(sys.argv[1:])
+    measure(sys.argv[1:])
