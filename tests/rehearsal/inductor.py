@@ -179,9 +179,16 @@ class Compiler:
             taken = list(arguments)
             arguments.clear()
             with _disable_current_modes(), self.mode:
-                return graph(*taken)
+                return [_whole(output) for output in graph(*taken)]
 
         return types.SimpleNamespace(call=call)
+
+
+def _whole(output: Any) -> Any:
+    """Generated code returns no views, whatever the graph does."""
+    if not isinstance(output, Tensor) or not output._is_view():
+        return output
+    return torch.empty_strided(output.shape, output.stride(), dtype=output.dtype, device=output.device)
 
 
 def configure() -> None:
