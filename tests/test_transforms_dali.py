@@ -172,6 +172,36 @@ def test_frames_are_what_single_views_are() -> None:
         assert np.array_equal(graph_views(groups, arguments)[0][8 * view : 8 * view + 8], graph_views(single, own)[0])
 
 
+class Negative(RandomGrayscale, listed=False):
+    """A user's own: it takes one image, and decides about each."""
+
+    dali_frames = False
+
+    def torch_block(self, x: torch.Tensor, numbers: Numbers) -> torch.Tensor:
+        return 255.0 - x
+
+    c_operations = None
+
+    def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
+        return {"apply": numbers.apply}
+
+    def dali(self, image: Any, nodes: dict[str, Any]) -> Any:
+        from nvidia.dali import fn
+
+        if nodes["apply"]:
+            image = fn.brightness_contrast(image, brightness=-1.0, brightness_shift=1.0)
+        return image
+
+
+def test_frames_become_single_views_for_a_step_that_takes_no_frames() -> None:
+    gray, blur = RandomGrayscale(p=0.5), GaussianBlur(p=0.5)
+    groups = [ViewGroup(3, [CenterCrop(64), gray, Negative(p=0.5), RandomHorizontalFlip(), gray, blur])]
+    arguments = arguments_of(groups)
+    assert 0 < arguments[0][2].apply.sum() < 24
+    difference = np.abs(graph_views(groups, arguments)[0].astype(int) - exact_views(groups, arguments)[0])
+    assert difference.mean() < 0.01 and difference.max() <= 1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_makes_the_views_of_a_cpu() -> None:
