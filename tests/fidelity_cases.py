@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from photographs import jpeg, photographs
-from sslrun.data import pil_twins
+from sslrun.data import decoding, pil_twins
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import (
     Arguments,
@@ -193,6 +193,27 @@ class Graph:
         outputs = [[torch.from_dlpack(image) for image in output] for output in self.pipeline.run()]
         images = outputs_by_group(self.plan, outputs)
         return _bytes(ExactStage(self.groups, torch.device("cpu"), dali_steps=self.dali_steps)(images, arguments))
+
+
+def operators(groups: list[ViewGroup], device_id: int | None) -> list[Any]:
+    """The operators of a graph that decodes and makes all steps, on a GPU or (None) the CPU. It is not run: no GPU is
+    needed."""
+    from nvidia.dali import fn, pipeline_def
+
+    plan = graph_plan(groups, [len(group.steps) for group in groups])
+
+    def whole() -> Any:
+        images = decoding.decoded(fn.external_source(source=_no_data, batch=True), device_id is not None)
+        return tuple(dali_views(images, plan, _no_data))
+
+    options = {"num_threads": 1, "device_id": device_id, "exec_dynamic": True}
+    pipeline = pipeline_def(enable_conditionals=True)(whole)(batch_size=8, **options)
+    pipeline._build_graph()
+    return pipeline._ops
+
+
+def _no_data() -> list[np.ndarray]:
+    return []
 
 
 def graph_views(
