@@ -111,10 +111,10 @@ class Loader:
     def _batches(self, cursor: Cursor) -> Iterator[tuple[Batch, Any]]:
         """Batches, each with the CUDA event after which it is ready."""
         cuda = self.device.type == "cuda"
-        plan = graph_plan(self.views, self.dali_steps)
         stage = ExactStage(self.views, self.device, dali_steps=self.dali_steps, num_threads=self.num_threads)
         stream = torch.cuda.Stream(self.device) if cuda else None
         with torch.cuda.stream(stream) if cuda else nullcontext():
+            plan = graph_plan(self.views, self.dali_steps)
             for spec, outputs in self._pipeline(self.dali_steps).run(cursor, stream):
                 images = outputs_by_group(plan, [_tensors(output) for output in outputs])
                 views = stage(images, spec.arguments)
