@@ -28,7 +28,6 @@ from fidelity_cases import (
 from sslrun.config import Config, load
 from sslrun.data import pil_twins
 from sslrun.data.graph import Arguments, dali_views, graph_arguments, graph_plan, num_inputs, view_arguments
-from sslrun.data.native import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from sslrun.data.transforms import (
     CenterCrop,
     ColorJitter,
@@ -39,7 +38,7 @@ from sslrun.data.transforms import (
     Solarization,
     Transform,
 )
-from sslrun.data.transforms.color_jitter import hue
+from sslrun.data.transforms.color_jitter import NAMES, hue
 from sslrun.data.views import ViewGroup
 
 GROUPS = [ViewGroup(2, recipe(48)), ViewGroup(1, recipe(33, (0.05, 0.14)))]
@@ -90,11 +89,11 @@ def without_cuts(x: torch.Tensor, numbers: Numbers) -> torch.Tensor:
     for operation in numbers["order"].tolist():
         factor = float(numbers["factors"][operation])
         gray = (x * luma).sum(1, keepdim=True)
-        if operation == HUE:
+        if NAMES[operation] == "hue":
             x = x.clamp(0.0, 255.0).floor()
             hue(x, torch.full((1, 1, 1, 1), factor))
         else:
-            center = {BRIGHTNESS: torch.zeros(1), CONTRAST: gray.mean(), SATURATION: gray}[operation]
+            center = {"brightness": torch.zeros(1), "contrast": gray.mean(), "saturation": gray}[NAMES[operation]]
             x = center + factor * (x - center)
     return x.clamp(0.0, 255.0).floor()
 
