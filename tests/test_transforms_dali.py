@@ -179,15 +179,11 @@ def test_frames_are_what_single_views_are() -> None:
         assert np.array_equal(graph_views(groups, arguments)[0][8 * view : 8 * view + 8], graph_views(single, own)[0])
 
 
-class Negative(RandomGrayscale, listed=False):
+class Negative(Transform, listed=False):
     """A user's own: it takes one image, and decides about each."""
-
-    dali_frames = False
 
     def torch_block(self, x: torch.Tensor, numbers: Numbers) -> torch.Tensor:
         return 255.0 - x
-
-    c_operations = None
 
     def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
         return {"apply": numbers.apply}
