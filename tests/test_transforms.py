@@ -203,6 +203,26 @@ def test_graph_arguments_are_small_arrays_one_for_each_number() -> None:
     assert [len(group.steps) for group in part] == [1, 0] and len(graph_arguments(part, arguments)) == 6
 
 
+def test_the_dali_graph_does_the_operations_of_a_jitter_in_every_order() -> None:
+    jitter = ColorJitter(0.4, 0.4, 0.4, 0.1)
+    orders = np.array(list(itertools.permutations(range(4))))
+    factors = np.tile(np.float32([1.5, 0.5, 2.0, 7.0]), (24, 1))
+    sizes = np.full((24, 2), 8)
+    arguments = jitter.dali_arguments(Numbers(np.full(24, True), sizes, {"order": orders, "factors": factors}))
+    done: list[list[int]] = [[] for _ in orders]
+    for slot, operation in enumerate(jitter.slots):
+        turns = operation == 3
+        given = arguments[f"{'steps' if turns else 'factor'}{slot}"].reshape(24)
+        for row in np.flatnonzero(given != (0.0 if turns else 1.0)):
+            assert given[row] == (6.5 if turns else factors[0, operation])  # PIL's cut takes half a step
+            done[row].append(operation)
+    assert done == orders.tolist()
+    assert [ColorJitter(contrast=1.0).slots, ColorJitter(0.4, hue=0.1).slots] == [[1], [0, 3, 0]]
+    black = np.array([[1, -1, -1, -1]]), np.zeros((1, 4), dtype=np.float32)
+    own = Numbers(np.full(1, True), sizes[:1], {"order": black[0], "factors": black[1]})
+    assert all(np.isfinite(array).all() for array in ColorJitter(contrast=1.0).dali_arguments(own).values())
+
+
 def test_views_are_frames_where_their_size_is_known_and_a_flip_comes_before_them() -> None:
     class Other(RandomGrayscale, listed=False):
         dali_frames = ignores_flips = False
