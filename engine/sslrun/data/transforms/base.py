@@ -87,8 +87,9 @@ class Transform(Component, kind="transforms"):
 
     dali_frames: bool = False
     """Whether its `dali` form also takes the views of an image all at once, as the frames of a sequence, for which most
-    operators run once instead of once for each view. Only for a form that keeps the size of images: its images are then
-    (V, H, W, 3), of layout FHWC, and its nodes have V first and an F as the first letter of their layout."""
+    operators run once instead of once for each view. Only for a form that keeps the size of images and does not branch:
+    its images are then (V, H, W, 3), of layout FHWC, and its nodes have V first, with F as the first letter of their
+    layout."""
 
     # The forms. Each is a method or None.
 

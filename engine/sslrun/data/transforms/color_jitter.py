@@ -66,8 +66,8 @@ class ColorJitter(Transform):
             ]
         )
         self.active = [k for k in range(4) if not (self.ranges[k] == _NEUTRAL[k]).all()]
-        # What the DALI graph does, from the cheapest operation to the dearest: whatever the order of an image, it is
-        # part of this sequence.
+        # What the DALI graph does to every image, which needs four of them: whatever the order, it is part of this
+        # sequence. The operation with the fewest operators comes most often.
         self.slots = _dali_slots([k for k in (BRIGHTNESS, SATURATION, CONTRAST, HUE) if k in self.active])
 
     def numbers(self, uniforms: np.ndarray, sizes: np.ndarray) -> Numbers:
@@ -109,8 +109,8 @@ class ColorJitter(Transform):
         return [Operation(slot, numbers["factors"][images, slot]) for slot in numbers["order"].T]
 
     def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
-        """Of each slot. An image does its operations in the first slots that follow each other in its order; in the
-        others it has the factor that changes nothing."""
+        """Of each slot. An image does its operations in the first slots that come in its order; in the others it has the
+        factor that changes nothing."""
         images = np.arange(len(numbers.apply))
         done_first = np.argsort(numbers["order"] < 0, axis=1, kind="stable")
         order = np.take_along_axis(numbers["order"], done_first, axis=1)
@@ -237,8 +237,8 @@ def hue(x: Tensor, steps: Tensor) -> None:
 
 
 def _dali_slots(operations: Sequence[int]) -> list[int]:
-    """The shortest sequence that holds the operations in every order, the last of them once, the one before it twice,
-    and so on: a b a c a b a."""
+    """A sequence that holds the operations in every order: the last of them once, the one before it twice, and so on, as
+    in a b a c a b a."""
     if not operations:
         return []
     *others, last = operations
@@ -275,10 +275,10 @@ def _dali_contrast(x: Any, factor: Any, center: Any) -> Any:
 
 
 def _dali_hue_arguments(steps: np.ndarray, taken: np.ndarray) -> dict[str, np.ndarray]:
-    """What is added to a hue, and then for each channel, wrapped so that the sum of all lies within one turn of 0."""
+    """What is added to a hue, and then for each channel. The sum is wrapped to within one turn of 0."""
     # PIL cuts hues to whole steps, which takes half a step off on average.
     added = steps - 0.5 * taken
-    # A channel is smallest where its hue is at the center: cyan, magenta, yellow.
+    # Red is smallest at cyan, green at magenta, blue at yellow: where hue and channel sum to 0.
     channels = _TURN / 6 * np.array([3.0, 1.0, -1.0])
     wrapped = (channels + added[:, None] + _TURN / 2) % _TURN - _TURN / 2 - added[:, None]
     return {"steps": added[:, None].astype(np.float32), "channels": (wrapped * 6 / _TURN).astype(np.float32)}
