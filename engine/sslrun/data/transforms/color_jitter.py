@@ -109,8 +109,8 @@ class ColorJitter(Transform):
         return [Operation(slot, numbers["factors"][images, slot]) for slot in numbers["order"].T]
 
     def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
-        """Of each slot. An image does its operations in the first slots that come in its order; in the others it has the
-        factor that changes nothing."""
+        """Of each slot. An image does its operations in the first slots that come in its order; in the others it has
+        the factor that changes nothing."""
         images = np.arange(len(numbers.apply))
         done_first = np.argsort(numbers["order"] < 0, axis=1, kind="stable")
         order = np.take_along_axis(numbers["order"], done_first, axis=1)
@@ -237,8 +237,8 @@ def hue(x: Tensor, steps: Tensor) -> None:
 
 
 def _dali_slots(operations: Sequence[int]) -> list[int]:
-    """A sequence that holds the operations in every order: the last of them once, the one before it twice, and so on, as
-    in a b a c a b a."""
+    """A sequence that holds the operations in every order: the last of them once, the one before it twice, and so on,
+    as in a b a c a b a."""
     if not operations:
         return []
     *others, last = operations
