@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from photographs import jpeg, photographs
-from sslrun.data import decoding, pil_twins
+from sslrun.data import pil_twins
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import (
     Arguments,
@@ -203,7 +203,8 @@ def operators(groups: list[ViewGroup], device_id: int | None) -> list[Any]:
     plan = graph_plan(groups, [len(group.steps) for group in groups])
 
     def whole() -> Any:
-        images = decoding.decoded(fn.external_source(source=_no_data, batch=True), device_id is not None)
+        encoded_images = fn.external_source(source=_no_data, batch=True)
+        images = fn.decoders.image(encoded_images, device="cpu" if device_id is None else "mixed")
         return tuple(dali_views(images, plan, _no_data))
 
     options = {"num_threads": 1, "device_id": device_id, "exec_dynamic": True}
