@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sslrun.data.native import GRAY, NOTHING, Operation
+from sslrun.data.operations import GRAY, Operation, applied
 from sslrun.data.transforms.base import Numbers, Transform, dali_types
 from sslrun.data.transforms.color_jitter import LUMA, gray
 
@@ -29,8 +29,8 @@ class RandomGrayscale(Transform):
     def torch_block(self, x: Tensor, numbers: Numbers) -> Tensor:
         return x.copy_(gray(x)[:, None])
 
-    def c_operations(self, numbers: Numbers) -> list[Operation]:
-        return [Operation(np.where(numbers.apply, GRAY, NOTHING))]
+    def operations(self, numbers: Numbers) -> list[Operation]:
+        return [applied(GRAY, numbers.apply)]
 
     def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
         matrices = np.where(numbers.apply[:, None, None], np.array([LUMA] * 3), np.eye(3))
