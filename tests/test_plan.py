@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sslrun.cli import main
 from sslrun.config import load
@@ -169,6 +171,25 @@ def test_activations_are_those_that_autograd_keeps():
         tried.model.head(features, torch.randn(64, 8), tried.model.queue.rows)
     assert sum(kept.values()) <= memory.activations <= 1.2 * sum(kept.values())
     assert rehearse(tried, "bf16").activations < 0.8 * memory.activations
+
+
+class Recomputing:
+    """A module's forward that keeps only its input for the backward pass."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(type(self.module).forward, self.module, x, use_reentrant=False)
+
+
+def test_what_is_computed_again_in_the_backward_pass_is_not_counted_as_kept():
+    tried = recipe(batch=64, group=64)
+    kept = rehearse(tried, "fp32").activations
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        part = getattr(tried.model.backbone, name)
+        part.forward = Recomputing(part)
+    assert rehearse(tried, "fp32").activations < 0.8 * kept
 
 
 def test_a_frozen_network_keeps_no_activations():
