@@ -92,7 +92,9 @@ def rehearse(recipe: Recipe, precision: str) -> StepMemory:
                     raise UsageError(trail.explain(error)) from error
                 raise
             trail.end()
-            loss.value.backward()
+            # A user's own backward pass or optimizer may need numbers. Then what was counted so far has to do.
+            with contextlib.suppress(RuntimeError):
+                loss.value.backward()
             live.is_counting = False
             _step(optimizer)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -128,7 +130,7 @@ def _step(optimizer: torch.optim.Optimizer) -> None:
         for parameter in group["params"]:
             if parameter.grad is None:  # the loss does not use it; the executor gives it zeros
                 parameter.grad = torch.zeros_like(parameter)
-    with contextlib.suppress(DataDependentOutputException):  # a user's own optimizer may read numbers
+    with contextlib.suppress(RuntimeError):
         optimizer.step()
 
 
