@@ -112,7 +112,7 @@ def test_the_recipe_comes_before_what_was_chosen_before_and_that_before_a_new_ch
 
 
 def test_micro_batch_is_what_fits(monkeypatch):
-    monkeypatch.setattr("sslrun.plan.rehearse", lambda recipe, precision: MEMORY)
+    monkeypatch.setattr("sslrun.plan.rehearse", lambda recipe, precision, images: MEMORY)
     sizes = []
     for free in (1, 92, 93, 168):  # 10 bytes, 4 for the images of the whole step, and 30 for each group at once
         monkeypatch.setattr("sslrun.plan._free_bytes_of_host", lambda free=free: free)
@@ -122,7 +122,7 @@ def test_micro_batch_is_what_fits(monkeypatch):
 
 def test_a_dry_run_rehearses_once(monkeypatch):
     calls = []
-    monkeypatch.setattr("sslrun.plan.rehearse", lambda recipe, precision: (calls.append(precision), MEMORY)[1])
+    monkeypatch.setattr("sslrun.plan.rehearse", lambda recipe, precision, images: (calls.append(precision), MEMORY)[1])
     tried = build(load(str(ROOT / "configs/learn/simclr.toml")))
     machine = choose_machine(tried, torch.device("cpu"), 1, 1)
     assert machine.memory is MEMORY
@@ -145,6 +145,7 @@ def test_memory_is_counted_by_kind(optimizer, copies):
     counters = 4 * len(optimizer.create(model.named_parameters()).param_groups[0]["params"]) if copies == 2 else 0
     assert memory.optimizer == copies * 4 * trained + counters
     assert memory.images == 2 * 8 * 3 * 24 * 24 * 4
+    assert rehearse(tried, "bf16", torch.bfloat16).images == memory.images // 2
     assert memory.fixed == memory.weights + memory.gradients + memory.optimizer
     assert memory.total(4, 2) == memory.fixed + 4 * memory.images + 2 * memory.activations
 

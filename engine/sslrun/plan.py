@@ -123,7 +123,7 @@ def choose_machine(
     cuda = device.type == "cuda"
     precision = before.get("precision") if engine.precision == "auto" else None
     precision = precision or precision_of(recipe, device)
-    memory = rehearse(recipe, precision)
+    memory = rehearse(recipe, precision, torch.bfloat16 if cuda and precision == "bf16" else torch.float32)
     per_rank = recipe.global_batch // world_size
     groups = per_rank // group
     possible = [group * n for n in range(1, groups + 1) if groups % n == 0]

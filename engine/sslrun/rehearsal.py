@@ -61,11 +61,16 @@ class StepMemory:
         return self.fixed + groups * self.images + groups_at_once * self.activations
 
 
-def rehearse(recipe: Recipe, precision: str) -> StepMemory:
+def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32) -> StepMemory:
     """The memory of an optimizer step, counted without computing: on fake tensors, with one BatchNorm group.
 
     Counted is what the framework allocates in eager execution; not what the libraries need for themselves (convolution
     workspaces, the loader's queue), nor what `torch.compile` saves.
+
+    Args:
+        recipe: a recipe.
+        precision: "fp32" or "bf16".
+        images: dtype of the views that the loader delivers.
 
     Raises:
         UsageError: the parts of the model do not fit together.
