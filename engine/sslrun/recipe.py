@@ -27,6 +27,19 @@ class EngineConfig:
         max_skipped_steps: number of successive steps with a non-finite loss or gradient that are skipped before the run
             stops. Above 0 the host waits for the device at every step.
         threads: CPU threads of one process; 0 divides the cores of a machine among its processes.
+        tf32: whether float32 matrix products and convolutions use TensorFloat-32 on CUDA; "auto" is on where the
+            precision is bf16.
+        cudnn_benchmark: whether cuDNN times its algorithms at the start and takes the fastest; "auto" is on for CUDA,
+            except with deterministic.
+        deterministic: whether a run on CUDA is exact, so that a resumed run has the same bits. Slower; an operation
+            without an exact form is an error. On the CPU every run is exact.
+        cuda_graphs: whether compiled networks are replayed as CUDA graphs, which saves the time of launches. "auto" is
+            on for CUDA with compile, in one process, without accumulation and deterministic; "on" also tries the rest.
+            Where they are not used on CUDA, the log says why.
+        checkpoint_activations: parts of the backbone whose activations are computed again in the backward pass instead
+            of kept, which saves memory and takes time. Names are those of its submodules, with `*` for any part of a
+            name: `["layer1", "layer2"]` for two stages of a ResNet, `["layer1.*"]` for the blocks of a stage,
+            `["blocks.*"]` for the blocks of a vision transformer.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -36,6 +49,18 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     max_skipped_steps: int = 0
     threads: int = 0
+    tf32: Literal["auto", "on", "off"] = "auto"
+    cudnn_benchmark: Literal["auto", "on", "off"] = "auto"
+    deterministic: bool = False
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    checkpoint_activations: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.deterministic and self.cudnn_benchmark == "on":
+            raise UsageError(
+                'engine.deterministic is set, and engine.cudnn_benchmark = "on" lets cuDNN take another algorithm in '
+                'each run: leave it at "auto"'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

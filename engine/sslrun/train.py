@@ -24,7 +24,7 @@ from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
 from sslrun.randomness import Phase
-from sslrun.runtime import distributed
+from sslrun.runtime import compilation, distributed
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import SpeedMeter
 from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, rows
@@ -198,7 +198,7 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
         if chance is not None:
             row["train/loss_of_chance"] = loss / chance
         if run.plan.machine.compile:
-            row["compile/graphs"] = run.executor.num_graphs
+            row |= {"compile/graphs": compilation.num_graphs(), "compile/total_s": round(compilation.compile_s(), 2)}
         run.log.write(run.step, {**row, **meter.read()})
     epoch = run.step // run.plan.steps_per_epoch
     collapsed = collapse_warning(means.get("feature_std"), epoch)
