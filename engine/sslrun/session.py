@@ -35,7 +35,7 @@ from sslrun.plan import (
 )
 from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
-from sslrun.runtime import checkpoint, distributed
+from sslrun.runtime import checkpoint, compilation, distributed
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
@@ -116,6 +116,8 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     require_storable(recipe.model.state_dict())
     folder = _open_folder(config, recipe, resume, stack)
     machine = _machine(recipe, device, folder)
+    if folder is not None and machine.compile:
+        folder.write_json(ENVIRONMENT, environment() | {"compile_cache": compilation.cache_folders()})
     torch.set_num_threads(machine.threads)
     set_numerics(
         device,

@@ -123,6 +123,9 @@ def joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def _loop(run: Run, signals: StopSignals) -> int:
     """Trains from `run.step` to the end, or until a signal stops the run; returns the exit code."""
     plan, recipe, executor, method = run.plan, run.recipe, run.executor, run.recipe.model
+    is_compiling = plan.machine.compile and run.step < plan.total_steps
+    if is_compiling:
+        logger.info("compiling the networks; %s", compilation.where_code_is_kept())
     meter = SpeedMeter(executor.device)
     vote = distributed.Vote(executor.device)
     stream = None
@@ -147,6 +150,9 @@ def _loop(run: Run, signals: StopSignals) -> int:
             )
             metrics, applied = train_step(executor, method, run.statistics, batches, progress, rates)
             run.step += 1
+            if is_compiling:
+                logger.info("compiled: %s", compilation.what_it_took())
+                is_compiling = False
             if applied:
                 run.step_metrics.add(metrics)
             else:

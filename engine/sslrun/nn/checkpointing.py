@@ -19,7 +19,7 @@ def checkpoint_activations(network: nn.Module, patterns: list[str], key: str) ->
     """Makes the named parts of a network recompute their activations; names and weights stay.
 
     Only the input of each part is kept for the backward pass. A part within a part that recomputes is left as it is.
-    BatchNorm counts a recomputed pass once.
+    BatchNorm counts a recomputed pass once. Evaluation mode computes as before.
 
     Args:
         network: the network.
@@ -30,7 +30,8 @@ def checkpoint_activations(network: nn.Module, patterns: list[str], key: str) ->
         The names of the parts.
 
     Raises:
-        UsageError: a pattern fits no submodule.
+        UsageError: a pattern fits no submodule; or a hook changes what is computed within a part, as stochastic depth
+            does, so that a second pass may compute something else.
     """
     names = [name for name, _ in network.named_modules() if name]
     matching: set[str] = set()
@@ -45,6 +46,12 @@ def checkpoint_activations(network: nn.Module, patterns: list[str], key: str) ->
     outermost = [name for name in names if name in matching and not _is_within(name, matching)]
     for name in outermost:
         part: Any = network.get_submodule(name)
+        hooked = [inner for inner, module in part.named_modules() if inner and module._forward_hooks]
+        if hooked:
+            raise UsageError(
+                f"{key}: {name} cannot be computed again, since a hook (of drop_path, for example) changes the output "
+                f"of {name}.{hooked[0]}"
+            )
         part.forward = _Recomputing(part)
     return outermost
 
@@ -57,7 +64,7 @@ class _Recomputing:
         self.function: Callable[..., Any] = type(module).forward
 
     def __call__(self, *inputs: Any) -> Any:
-        if not torch.is_grad_enabled():
+        if not (self.module.training and torch.is_grad_enabled()):
             return self.function(self.module, *inputs)
         if torch.compiler.is_compiling():  # the compiled graph updates the statistics in its forward pass alone
             return checkpoint(self.function, self.module, *inputs, use_reentrant=False)

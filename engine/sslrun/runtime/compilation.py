@@ -135,6 +135,18 @@ def compile_s() -> float:
     return float(torch._dynamo.utils.calculate_time_spent()["total_wall_time"])
 
 
+def what_it_took() -> str:
+    """How many graphs torch.compile has made in this process, in which time, and how many it found in its cache."""
+    found = torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"]
+    return f"{num_graphs()} graphs in {compile_s():.1f} s, {found} of them from the cache"
+
+
+def where_code_is_kept() -> str:
+    """Why the first start takes long, and what makes the next one fast."""
+    (variable, folder), *_ = cache_folders().items()
+    return f"the first start takes minutes, later ones find the code in {folder} ({variable})"
+
+
 def cache_folders() -> dict[str, str]:
     """The folders of compiled code by the environment variable that sets each. A start that finds its code is fast."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
