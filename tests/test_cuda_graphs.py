@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._guards import TracingContext
+from torch._inductor.utils import get_first_incompatible_cudagraph_node
 from torch.utils._pytree import tree_map
 
 import small_run
@@ -160,32 +161,51 @@ def test_torch_knows_the_option():
     assert "triton.cudagraphs" in torch._inductor.list_options()
 
 
-@pytest.mark.parametrize("is_marked", [True, False])
-def test_graphs_read_and_update_parameters_and_buffers_in_place(monkeypatch, is_marked):
-    """Inductor records no graph that changes an input whose address it takes for changeable, and copies such inputs in
-    each step: there must be none among parameters, statistics and the queue."""
-    inputs: dict[tuple[int, ...], list[bool]] = {}
-    changed: list[bool] = []
+class Traced:
+    """Traces networks as Inductor gets them, and looks at their inputs.
 
-    def look(graph: Any, examples: list[Tensor]) -> Any:
-        static = TracingContext.get().fw_metadata.static_input_indices
-        for place, node in enumerate(node for node in graph.graph.nodes if node.op == "placeholder"):
-            inputs.setdefault(tuple(examples[place].shape), []).append(place in static)
-            if any(user.target is torch.ops.aten.copy_.default and user.args[0] is node for user in node.users):
-                changed.append(place in static)
-        return graph.forward
+    Attributes:
+        inputs: for each shape of an input of a forward pass, whether its address is taken for fixed, once per input.
+        changed: the same, of the inputs that a graph changes.
+        unfit: operations that a CUDA graph cannot contain.
+    """
 
-    def backend(graph: Any, examples: list[Tensor]) -> Any:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.inputs: dict[tuple[int, ...], list[bool]] = {}
+        self.changed: list[bool] = []
+        self.unfit: list[Any] = []
+        real = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda function, **_: real(function, backend=self._make, dynamic=False))
+
+    def _make(self, graph: Any, examples: list[Tensor]) -> Any:
         compile = aot_autograd(
-            fw_compiler=look,
-            bw_compiler=lambda graph, _: graph.forward,
-            inference_compiler=look,
+            fw_compiler=self._forward,
+            bw_compiler=self._backward,
+            inference_compiler=self._forward,
             keep_inference_input_mutations=True,  # as Inductor
         )
         return compile(graph, examples)
 
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **_: real(function, backend=backend, dynamic=False))
+    def _forward(self, graph: Any, examples: list[Tensor]) -> Any:
+        fixed = TracingContext.get().fw_metadata.static_input_indices
+        for place, node in enumerate(node for node in graph.graph.nodes if node.op == "placeholder"):
+            self.inputs.setdefault(tuple(examples[place].shape), []).append(place in fixed)
+            if any(user.target is torch.ops.aten.copy_.default and user.args[0] is node for user in node.users):
+                self.changed.append(place in fixed)
+        return self._backward(graph, examples)
+
+    def _backward(self, graph: Any, examples: list[Tensor]) -> Any:
+        node = get_first_incompatible_cudagraph_node(graph)
+        if node is not None:
+            self.unfit.append(node.target)
+        return graph.forward
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_graphs_read_and_update_parameters_and_buffers_in_place(monkeypatch, is_marked):
+    """Inductor records no graph that changes an input whose address it takes for changeable, and copies such inputs in
+    each step: there must be none among parameters, statistics and the queue."""
+    traced = Traced(monkeypatch)
     if not is_marked:
         monkeypatch.setattr(torch._dynamo, "mark_static_address", lambda _: None)
     method = MoCo(ResNet(18, base_width=4), MoCoV2Neck(32, 16, 8), ContrastiveHead(), queue_len=24, feat_dim=8)
@@ -194,12 +214,29 @@ def test_graphs_read_and_update_parameters_and_buffers_in_place(monkeypatch, is_
     batch = test_methods.Batch([torch.randn(16, 3, 24, 24)], torch.arange(8), None)
     with torch.no_grad():
         (keys,) = method.targets([batch], toy.progress_at(0))
-    method(batch, toy.progress_at(0), keys)
-    assert len(changed) == 2 * 20 and all(changed), "the statistics of student and teacher"
+    method(batch, toy.progress_at(0), keys).value.backward()
+    inputs = traced.inputs
+    assert len(traced.changed) == 2 * 20 and all(traced.changed), "the statistics of student and teacher"
     assert inputs.pop((24, 8)) == [is_marked], "the queue"
     assert inputs.pop((8, 3, 24, 24)) == [False] * 2 == inputs.pop((8, 32, 1, 1)), "images and features are copied"
     assert inputs.pop((8, 8)).count(False) == 2, "queries and keys"
     assert all(all(places) for places in inputs.values())
+    assert traced.unfit == []
+
+
+@pytest.mark.nightly
+@test_methods.EVERY_METHOD
+def test_every_method_can_be_recorded(name, monkeypatch):
+    """No operation that a CUDA graph cannot contain, no break, and nothing changed at an address that is not fixed."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    traced = Traced(monkeypatch)
+    tried = test_methods.recipe_of(name)
+    executor = test_methods.started(tried, compile=True, cuda_graphs=True)
+    for step in range(2):
+        test_methods.take_step(tried, executor, step)
+    assert traced.unfit == [] and all(traced.changed) and traced.changed
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 @pytest.mark.usefixtures("no_compiler")

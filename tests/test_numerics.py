@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ import torch
 import small_run
 from sslrun import session
 from sslrun.cli import main
+from sslrun.config import load
 from sslrun.errors import UsageError
-from sslrun.plan import choose_machine
+from sslrun.plan import choose_machine, describe, make_plan
 from sslrun.recipe import EngineConfig
 from sslrun.runtime.numerics import CUBLAS_WORKSPACE, fix_cublas_workspaces, set_numerics
-from test_plan import recipe
+from sslrun.session import build
+from test_plan import MACHINE, recipe
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -97,6 +100,20 @@ def test_a_resume_keeps_its_products_unless_the_recipe_says_otherwise():
     assert not choose_machine(recipe(micro_batch=8), CUDA, 1, 1, before).tf32
     assert choose_machine(recipe(micro_batch=8, tf32="on"), CUDA, 1, 1, before).tf32
     assert not choose_machine(recipe(micro_batch=8, precision="fp32"), CUDA, 1, 1, before | {"tf32": True}).tf32
+
+
+def test_the_plan_shows_them():
+    tried = build(load(str(small_run.ROOT / "configs/learn/mocov1.toml"), ["engine.deterministic=true"]))
+    chosen = {"precision": "bf16", "compile": True, "micro_batch": 32, "tf32": True, "deterministic": True}
+    lines = {}
+    for device in ("cuda", "cpu"):
+        machine = replace(MACHINE, device=device, **chosen)
+        text = describe(tried, make_plan(tried, 100, machine, 1), [0], "")
+        lines[device] = {line[:13].strip(): line[13:] for line in text.splitlines()}
+    switches = "tf32 on, cudnn_benchmark off, deterministic on, cuda_graphs off"
+    assert lines["cuda"]["machine"] == f"cuda, bf16, compile on, 1 threads, {switches}"
+    assert lines["cuda"]["CUDA graphs"].startswith("not used: the gradients of 2 micro-batches are held at once")
+    assert lines["cpu"]["machine"] == "cpu, bf16, compile on, 1 threads" and "CUDA graphs" not in lines["cpu"]
 
 
 def test_an_exact_run_times_no_algorithms():

@@ -34,8 +34,8 @@ class EngineConfig:
         deterministic: whether a run on CUDA is exact, so that a resumed run has the same bits. Slower; an operation
             without an exact form is an error. On the CPU every run is exact.
         cuda_graphs: whether compiled networks are replayed as CUDA graphs, which saves the time of launches. "auto" is
-            on for CUDA with compile, in one process, without accumulation and deterministic; "on" also tries the rest.
-            Where they are not used on CUDA, the log says why.
+            on for CUDA with compile, in one process, without accumulation and without deterministic; "on" tries them in
+            these cases too. If they are not used on CUDA, the log says why.
         checkpoint_activations: parts of the backbone whose activations are computed again in the backward pass instead
             of kept, which saves memory and takes time. Names are those of its submodules, with `*` for any part of a
             name: `["layer1", "layer2"]` for two stages of a ResNet, `["layer1.*"]` for the blocks of a stage,
