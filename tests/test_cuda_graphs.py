@@ -338,6 +338,28 @@ def test_monitors_measure_the_same_with_graphs(tmp_path, images, monkeypatch):
     assert games[0].generations > 4 * 3, "each step, batch of an extraction and held-out batch"
 
 
+@pytest.mark.parametrize(
+    ("message", "is_noted"),
+    [
+        ("CUDA error: operation not permitted when stream is capturing", True),
+        ("Error: accessing tensor output of CUDAGraphs that has been overwritten by a subsequent run.", True),
+        ("CUDA out of memory", False),
+    ],
+)
+def test_an_error_of_graphs_comes_with_advice(tmp_path, images, monkeypatch, message, is_noted):
+    def fail(*_: Any) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(compilation, "compile_children", lambda *_: None)
+    monkeypatch.setattr(sslrun.plan, "why_no_cuda_graphs", lambda *_, **__: None)
+    monkeypatch.setattr("sslrun.train.train_step", fail)
+    options = ["--set=engine.compile=on", "--set=monitor.knn_interval=0"]
+    with pytest.raises(RuntimeError, match=message) as raised:
+        main([str(small_run.write_recipe(tmp_path, images)), *options])
+    notes = ['this may come from CUDA graphs: engine.cuda_graphs = "off" trains without them']
+    assert getattr(raised.value, "__notes__", []) == notes * is_noted
+
+
 def test_what_inductor_leaves_out_is_told_once(caplog):
     from torch._inductor.cudagraph_utils import log_cudagraph_skip_and_bump_counter
 

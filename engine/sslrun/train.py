@@ -171,6 +171,10 @@ def _loop(run: Run, signals: StopSignals) -> int:
             if run.step % GC_INTERVAL == 0:
                 gc.collect()
         return code
+    except RuntimeError as error:
+        if executor.cuda_graphs:
+            compilation.note_the_switch(error)
+        raise
     finally:
         gc.enable()
         if stream is not None:

@@ -19,6 +19,7 @@ Not tried, for want of a GPU: recording and replay themselves, and all of it wit
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -123,6 +124,12 @@ def start_telling_skips() -> None:
     skips = logging.getLogger(_SKIPS)
     if not any(isinstance(handler, _Teller) for handler in skips.handlers):
         skips.addHandler(_Teller())
+
+
+def note_the_switch(error: RuntimeError) -> None:
+    """Adds advice to an error that CUDA graphs may have caused: torch cannot go on without them in the same process."""
+    if re.search(r"captur|cuda ?graph", str(error), re.IGNORECASE):
+        error.add_note('this may come from CUDA graphs: engine.cuda_graphs = "off" trains without them')
 
 
 def num_graphs() -> int:
