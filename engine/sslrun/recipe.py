@@ -21,7 +21,9 @@ class EngineConfig:
         device: device to train on; "auto" is CUDA if there is a CUDA device, else the CPU.
         precision: "bf16" computes in bfloat16 autocast with fp32 parameters; "auto" is bf16 on CUDA devices that
             support it, else fp32.
-        compile: whether torch.compile compiles the networks; "auto" is on for CUDA.
+        compile: whether torch.compile compiles the networks; "auto" is on for CUDA. The first start takes minutes
+            longer, others less if the folder of compiled code is kept: the environment variable
+            TORCHINDUCTOR_CACHE_DIR names it, and the log where it is.
         micro_batch: samples on a device at once, a multiple of data.samples_per_gpu; "auto" takes as many as fit.
         zero_stage: DeepSpeed ZeRO stage, 0 to 3, for runs with several processes.
         max_skipped_steps: number of successive steps with a non-finite loss or gradient that are skipped before the run

@@ -47,11 +47,10 @@ def checkpoint_activations(network: nn.Module, patterns: list[str], key: str) ->
     for name in outermost:
         part: Any = network.get_submodule(name)
         hooked = [inner for inner, module in part.named_modules() if inner and module._forward_hooks]
-        if hooked:
-            raise UsageError(
-                f"{key}: {name} cannot be computed again, since a hook (of drop_path, for example) changes the output "
-                f"of {name}.{hooked[0]}"
-            )
+        if hooked or "forward" in vars(part):
+            hook = f"a hook (of drop_path, for example) changes the output of {name}.{hooked[0]}" if hooked else None
+            reason = hook or "its forward has been replaced"
+            raise UsageError(f"{key}: {name} cannot be computed again, since {reason}")
         part.forward = _Recomputing(part)
     return outermost
 
@@ -63,12 +62,12 @@ class _Recomputing:
         self.module = module
         self.function: Callable[..., Any] = type(module).forward
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         if not (self.module.training and torch.is_grad_enabled()):
-            return self.function(self.module, *inputs)
-        if torch.compiler.is_compiling():  # the compiled graph updates the statistics in its forward pass alone
-            return checkpoint(self.function, self.module, *inputs, use_reentrant=False)
-        return checkpoint(self.function, self.module, *inputs, use_reentrant=False, context_fn=self._contexts)
+            return self.function(self.module, *inputs, **named)
+        if not torch.compiler.is_compiling():  # a compiled graph updates the statistics in its forward pass alone
+            named["context_fn"] = self._contexts
+        return checkpoint(self.function, self.module, *inputs, use_reentrant=False, **named)
 
     def _contexts(self) -> tuple[Any, Any]:
         return contextlib.nullcontext(), _statistics_kept(group_norms(self.module))
