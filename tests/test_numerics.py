@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from sslrun import session
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.errors import UsageError
+from sslrun.evaluation import knn, probe
 from sslrun.plan import choose_machine, describe, make_plan
 from sslrun.recipe import EngineConfig
 from sslrun.runtime.numerics import CUBLAS_WORKSPACE, fix_cublas_workspaces, set_numerics
@@ -67,6 +69,30 @@ def test_the_cpu_is_left_alone():
     before = switches()
     set_numerics(CPU, tf32=True, cudnn_benchmark=True, deterministic=True)
     assert switches() == before
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_measurements_are_in_full_float32(monkeypatch, is_on):
+    rows, classes, seen = torch.randn(20, 4), torch.arange(20) % 3, []
+
+    def look(*arguments: Any, **options: Any) -> Any:
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return product(*arguments, **options)
+
+    set_numerics(CUDA, tf32=is_on, cudnn_benchmark=True, deterministic=False)
+    for measure, module in (
+        (lambda: knn.knn_top1(rows, classes, rows, classes), knn),
+        (lambda: knn.nearest(rows, rows, 3), knn),
+        (lambda: probe.linear_probe(rows, classes, rows, classes, CPU), probe),
+    ):
+        name = "fit" if module is probe else "unit_rows"
+        product = getattr(module, name)
+        monkeypatch.setattr(module, name, look)
+        seen.clear()
+        measure()
+        assert seen and not any(seen)
+        assert torch.backends.cuda.matmul.allow_tf32 is is_on
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(("found", "left"), [(":16:8", ":16:8"), (":4096:8", ":4096:8"), (":4096:2:16:8", ":4096:8")])

@@ -1,6 +1,8 @@
 """How CUDA computes: TensorFloat-32, cuDNN's choice of algorithms, and bit-exact repetition."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -32,3 +34,14 @@ def set_numerics(device: torch.device, *, tf32: bool, cudnn_benchmark: bool, det
     if deterministic:
         fix_cublas_workspaces()
     torch.use_deterministic_algorithms(deterministic)  # Inductor follows
+
+
+@contextlib.contextmanager
+def in_full_float32() -> Iterator[None]:
+    """Within it, float32 matrix products do not use TensorFloat-32: measurements are as exact in a run as after it."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
