@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sslrun.data.native import NOTHING, SOLARIZE, Operation
+from sslrun.data.operations import SOLARIZE, Operation, applied
 from sslrun.data.transforms.base import Numbers, Transform, dali_types
 from sslrun.errors import UsageError
 
@@ -22,6 +22,7 @@ class Solarization(Transform):
     """
 
     ignores_flips = True
+    dali_frames = True
 
     def __init__(self, threshold: int = 128, p: float = 0.2) -> None:
         super().__init__(p=p)
@@ -36,17 +37,19 @@ class Solarization(Transform):
         inverted = (x - (self.threshold - 1.0)).clamp_(0.0, 1.0)
         return x.add_(inverted.mul_(torch.mul(x, -2.0).add_(255.0)))
 
-    def c_operations(self, numbers: Numbers) -> list[Operation]:
-        return [Operation(np.where(numbers.apply, SOLARIZE, NOTHING), self.threshold)]
+    def operations(self, numbers: Numbers) -> list[Operation]:
+        return [applied(SOLARIZE, numbers.apply, self.threshold)]
+
+    def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
+        return {"apply": numbers.apply.astype(np.float32)}
 
     def dali(self, image: Any, nodes: dict[str, Any]) -> Any:
         from nvidia.dali import fn
 
-        types = dali_types()
-        table = [value if value < self.threshold else 255 - value for value in range(256)]
-        if nodes["apply"]:
-            image = fn.lookup_table(image, keys=list(range(256)), values=table, dtype=types.UINT8)
-        return image
+        # 255 - x differs from x in every bit.
+        bits = [0 if value < self.threshold else 255 for value in range(256)]
+        inverted = fn.lookup_table(image, keys=list(range(256)), values=bits, dtype=dali_types().UINT8)
+        return image ^ fn.brightness_contrast(inverted, brightness=nodes["apply"])
 
     def pil(self, image: Image.Image, numbers: Numbers) -> Image.Image:
         from PIL import ImageOps
