@@ -6,6 +6,7 @@ import gc
 import itertools
 import logging
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -233,7 +234,17 @@ def _print_advice(folder: Path, config: Config, command: str, code: int) -> None
     if len(accuracies) > 1:
         print(f"k-NN on held-out images: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
     imports = "".join(f" --allow-imports {module}" for module in config.values.get("custom_imports", ()))
-    print(f"look at it:         bin/sslrun report {folder}{imports}")
+    print(f"look at it:         bin/sslrun report {shlex.quote(str(folder))}{imports}")
     length = "epochs" if config.values.get("max_iters") is None else "max_iters"
-    print(f"train longer:       {command} --resume --set {length}=...")
-    print("your own images:  see README.md, or: bin/sslrun config print " + str(config.path))
+    print(f"train longer:       {_without(command, length)} --resume --set {length}=...")
+    print(f"your own images:    see README.md, or: bin/sslrun config print {shlex.quote(str(config.path))}")
+
+
+def _without(command: str, key: str) -> str:
+    """A command line without the `--set` of a key."""
+    words = shlex.split(command)
+    is_set = [word.startswith(f"--set={key}=") for word in words]
+    for place, (word, value) in enumerate(itertools.pairwise(words)):
+        if word == "--set" and value.startswith(f"{key}="):
+            is_set[place] = is_set[place + 1] = True
+    return shlex.join(word for word, drop in zip(words, is_set, strict=True) if not drop)
