@@ -190,6 +190,9 @@ PARTS = {
     "BYOLDataset": (V0, "train = dict(type='BYOLDataset', pipeline1=steps, pipeline2=[3])\ndata['train'] = train",
                     {"data.views.1": {"num_views": 1, "transforms": []}, "data.source": None},
                     ["data.train.pipeline2.0: expected a table, got the number 3"]),
+    "two norms": (V0, "one = dict(type='Normalize', mean=[0.5, 0.5, 0.5], std=[0.2, 0.2, 0.2])\n"
+                  "train['num_views'] = [1, 1]\ntrain['pipelines'] = [[one], [dict(one, mean=[0.4, 0.4, 0.4])]]",
+                  {"vars": None, "data.views.1.transforms.0.mean": [0.4] * 3}, []),
     "method": (V0, "train['type'] = 'X'\nmodel['queue_len'] = 4096\nmodel['shuffle'] = False\nmodel['test_cfg'] = {}",
                {"model.queue_len": 4096},
                ["data.train: there is no data set X here", "model.shuffle: MoCo has nothing like it here"]),
@@ -245,6 +248,7 @@ STEPS_V1 = [
     ("'RandomResizedCrop', scale=96, crop_ratio_range=(0.2, 1.), aspect_ratio_range=(1, 1)",
      {"type": "RandomResizedCrop", "size": 96, "scale": [0.2, 1.0], "ratio": [1, 1]},
      ".backend: changed: resized as PIL does, which filters before it shrinks; OpenCV does not"),
+    ("'RandomResizedCrop', scale=96, backend='pillow'", {"type": "RandomResizedCrop", "size": 96}, ""),
     ("'Resize', scale=(48, 32), backend='pillow'", {"type": "Resize", "size": [32, 48]}, ""),
     ("'Resize', size=8, scale=(48, 32), keep_ratio=True, backend='pillow'", {"type": "Resize", "size": 8},
      ".scale: an image is not fitted into a frame here: size = PIXELS is the shorter side, [height, width] both"),
