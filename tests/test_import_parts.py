@@ -190,6 +190,12 @@ PARTS = {
     "BYOLDataset": (V0, "train = dict(type='BYOLDataset', pipeline1=steps, pipeline2=[3])\ndata['train'] = train",
                     {"data.views.1": {"num_views": 1, "transforms": []}, "data.source": None},
                     ["data.train.pipeline2.0: expected a table, got the number 3"]),
+    "wrong values": (V0, "optimizer = dict(type='AdamW', lr=0.1, betas=(0.9, 'x'))\noptimizer_config = dict("
+                     "update_interval=0)\nmodel['type'] = 'SimSiam'",
+                     {"optimizer.betas": None, "model.head": None, "global_batch": 128},
+                     ["model.head.type: there is no 'ContrastiveHead' among the heads; known: LatentPredictHead; "
+                      "custom_imports makes your own classes known",
+                      'optimizer.betas.1: expected a number, got the string "x"']),
     "two norms": (V0, "one = dict(type='Normalize', mean=[0.5, 0.5, 0.5], std=[0.2, 0.2, 0.2])\n"
                   "train['num_views'] = [1, 1]\ntrain['pipelines'] = [[one], [dict(one, mean=[0.4, 0.4, 0.4])]]",
                   {"vars": None, "data.views.1.transforms.0.mean": [0.4] * 3}, []),
