@@ -82,7 +82,10 @@ def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32
     with distributed.alone(), shapes_only:
         set_groups(method, group, 1)
         optimizer = recipe.optimizer.create(method.named_parameters())
-        views = [torch.empty(view.num_views * group, *view.size, 3).permute(0, 3, 1, 2) for view in recipe.data.views]
+        views = [
+            torch.empty(view.num_views * group, *view.size, 3, dtype=images).permute(0, 3, 1, 2)
+            for view in recipe.data.views
+        ]
         batch = Batch(views, torch.empty(group, dtype=torch.long), torch.empty(group, dtype=torch.long))
         trail = _Trail(method)
         live = _Live([*method.parameters(), *method.buffers()], views)
