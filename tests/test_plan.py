@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sslrun.cli import main
 from sslrun.config import load
@@ -110,7 +112,7 @@ def test_the_recipe_comes_before_what_was_chosen_before_and_that_before_a_new_ch
 
 
 def test_micro_batch_is_what_fits(monkeypatch):
-    monkeypatch.setattr("sslrun.plan.rehearse", lambda recipe, precision: MEMORY)
+    monkeypatch.setattr("sslrun.plan.rehearse", lambda recipe, precision, images: MEMORY)
     sizes = []
     for free in (1, 92, 93, 168):  # 10 bytes, 4 for the images of the whole step, and 30 for each group at once
         monkeypatch.setattr("sslrun.plan._free_bytes_of_host", lambda free=free: free)
@@ -120,7 +122,7 @@ def test_micro_batch_is_what_fits(monkeypatch):
 
 def test_a_dry_run_rehearses_once(monkeypatch):
     calls = []
-    monkeypatch.setattr("sslrun.plan.rehearse", lambda recipe, precision: (calls.append(precision), MEMORY)[1])
+    monkeypatch.setattr("sslrun.plan.rehearse", lambda recipe, precision, images: (calls.append(precision), MEMORY)[1])
     tried = build(load(str(ROOT / "configs/learn/simclr.toml")))
     machine = choose_machine(tried, torch.device("cpu"), 1, 1)
     assert machine.memory is MEMORY
@@ -143,6 +145,7 @@ def test_memory_is_counted_by_kind(optimizer, copies):
     counters = 4 * len(optimizer.create(model.named_parameters()).param_groups[0]["params"]) if copies == 2 else 0
     assert memory.optimizer == copies * 4 * trained + counters
     assert memory.images == 2 * 8 * 3 * 24 * 24 * 4
+    assert rehearse(tried, "bf16", torch.bfloat16).images == memory.images // 2
     assert memory.fixed == memory.weights + memory.gradients + memory.optimizer
     assert memory.total(4, 2) == memory.fixed + 4 * memory.images + 2 * memory.activations
 
@@ -169,6 +172,25 @@ def test_activations_are_those_that_autograd_keeps():
         tried.model.head(features, torch.randn(64, 8), tried.model.queue.rows)
     assert sum(kept.values()) <= memory.activations <= 1.2 * sum(kept.values())
     assert rehearse(tried, "bf16").activations < 0.8 * memory.activations
+
+
+class Recomputing:
+    """A module's forward that keeps only its input for the backward pass."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(type(self.module).forward, self.module, x, use_reentrant=False)
+
+
+def test_what_is_computed_again_in_the_backward_pass_is_not_counted_as_kept():
+    tried = recipe(batch=64, group=64)
+    kept = rehearse(tried, "fp32").activations
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        part = getattr(tried.model.backbone, name)
+        part.forward = Recomputing(part)
+    assert rehearse(tried, "fp32").activations < 0.8 * kept
 
 
 def test_a_frozen_network_keeps_no_activations():

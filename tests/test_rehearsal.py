@@ -1,6 +1,9 @@
 """Models whose parts do not fit together: one line that names the key."""
 
+from typing import Any
+
 import pytest
+import torch
 from torch import Tensor, nn
 
 import small_run
@@ -129,3 +132,31 @@ def test_a_users_backbone_keeps_the_contract(mistake, expected):
 def test_a_mistake_in_a_users_code_keeps_its_traceback():
     with pytest.raises(AttributeError, match="no_such_attribute"):
         rehearse(misfit("code"), "fp32")
+
+
+class Reading(torch.autograd.Function):
+    """The identity; its backward pass reads a number, which tensors without numbers do not have."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * (1.0 if gradients[0].sum().item() > 0 else 2.0)
+
+
+class ReadingBackbone(MisfitBackbone):
+    """Keeps the contract, with a backward pass that reads a number."""
+
+    def __init__(self) -> None:
+        super().__init__("none")
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [Reading.apply(self.conv(images))]
+
+
+def test_a_backward_pass_that_reads_numbers_does_not_prevent_a_start():
+    model = '{ _delete_ = true, type = "MeanMethod", backbone = { type = "ReadingBackbone" } }'
+    memory = rehearse(recipe_of(f'custom_imports=["{__name__}"]', f"model={model}"), "fp32")
+    assert memory.activations > 0 and memory.optimizer > 0

@@ -18,6 +18,7 @@ from sslrun.errors import UsageError
 from sslrun.nn.norm import converted_norms, group_norms, plain_norms
 from sslrun.recipe import Recipe
 from sslrun.rehearsal import StepMemory, rehearse
+from sslrun.runtime.compilation import why_no_cuda_graphs
 
 # Share of the free memory for what a step holds; the rest is for the loader's queue, the libraries and fragmentation.
 MEMORY_SHARE = 0.8
@@ -36,6 +37,10 @@ class Machine:
         threads: threads of the CPU computation of one process.
         workers: threads of one process that read and decode images.
         memory: what a step is expected to hold on the device; counted anew at every start.
+        tf32: whether float32 products use TensorFloat-32.
+        cudnn_benchmark: whether cuDNN takes the algorithms that are fastest here.
+        deterministic: whether only algorithms that repeat bit for bit are used.
+        cuda_graphs: whether compiled networks are replayed as CUDA graphs.
     """
 
     device: str
@@ -45,6 +50,10 @@ class Machine:
     threads: int
     workers: int
     memory: StepMemory
+    tf32: bool = False
+    cudnn_benchmark: bool = False
+    deterministic: bool = False
+    cuda_graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ def choose_machine(
     cuda = device.type == "cuda"
     precision = before.get("precision") if engine.precision == "auto" else None
     precision = precision or precision_of(recipe, device)
-    memory = rehearse(recipe, precision)
+    memory = rehearse(recipe, precision, torch.bfloat16 if cuda and precision == "bf16" else torch.float32)
     per_rank = recipe.global_batch // world_size
     groups = per_rank // group
     possible = [group * n for n in range(1, groups + 1) if groups % n == 0]
@@ -137,14 +146,20 @@ def choose_machine(
             f"engine.micro_batch is {micro_batch}, but {per_rank} samples per process in groups of "
             f"data.samples_per_gpu {group} can be cut into: {', '.join(map(str, possible))}"
         )
+    compile = engine.compile == "on" or (engine.compile == "auto" and cuda)
+    tf32 = before.get("tf32") if precision == before.get("precision") else None
     return Machine(
         device=device.type,
         precision=precision,
-        compile=engine.compile == "on" or (engine.compile == "auto" and cuda),
+        compile=compile,
         micro_batch=micro_batch,
         threads=engine.threads or before.get("threads") or cores,
         workers=min(recipe.data.workers_per_gpu, cores),
         memory=memory,
+        tf32=cuda and _is_on(engine.tf32, precision == "bf16" if tf32 is None else tf32),
+        cudnn_benchmark=cuda and _is_on(engine.cudnn_benchmark, not engine.deterministic),
+        deterministic=engine.deterministic,
+        cuda_graphs=_no_cuda_graphs(recipe, device.type, compile, world_size, per_rank // micro_batch) is None,
     )
 
 
@@ -186,6 +201,29 @@ def restricted_by_accumulation(recipe: Recipe, plan: Plan) -> str | None:
     return f"{' and '.join(norms + losses)}: of {at_once} samples at a time, not of all {plan.global_batch}"
 
 
+def cuda_graphs_note(recipe: Recipe, plan: Plan) -> str | None:
+    """Why a run that could be expected to use CUDA graphs does not; None if it does, or is without CUDA or asks for
+    none."""
+    machine, wanted = plan.machine, recipe.engine.cuda_graphs
+    if wanted == "off" or (wanted == "auto" and machine.device != "cuda"):
+        return None
+    reason = _no_cuda_graphs(recipe, machine.device, machine.compile, plan.world_size, plan.accumulation)
+    return None if reason is None else f"not used: {reason}"
+
+
+def _no_cuda_graphs(recipe: Recipe, device: str, compile: bool, ranks: int, accumulation: int) -> str | None:
+    engine = recipe.engine
+    return why_no_cuda_graphs(
+        engine.cuda_graphs,
+        device=device,
+        compile=compile,
+        ranks=ranks,
+        zero_stage=engine.zero_stage,
+        accumulation=accumulation,
+        deterministic=engine.deterministic,
+    )
+
+
 def norms_notes(recipe: Recipe) -> list[str]:
     """Lines on the BatchNorm layers of a user's network: which follow the recipe and which do not."""
     groups = "data.samples_per_gpu and skipped steps"
@@ -225,11 +263,13 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
             f"{plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:g} epochs x {plan.steps_per_epoch:,}",
         ),
         ("memory", _memory_line(recipe, plan)),
+        *(("recomputed", ", ".join(parts)) for parts in [recipe.engine.checkpoint_activations] if parts),
         (
             "machine",
             f"{machine.device}, {machine.precision}, compile {'on' if machine.compile else 'off'}, "
-            f"{machine.threads} threads",
+            f"{machine.threads} threads{_cuda_settings(machine)}",
         ),
+        *(("CUDA graphs", note) for note in [cuda_graphs_note(recipe, plan)] if note is not None),
         ("first ids", ", ".join(map(str, first_ids)) + ", ..."),
     ]
     return "\n".join(f"{name:<13}{text}" for name, text in lines)
@@ -251,6 +291,11 @@ def _memory_line(recipe: Recipe, plan: Plan) -> str:
     return f"about {memory.total(groups, at_once) / 2**30:.2f} GiB: {told} ({per_sample:.1f} MiB per sample)"
 
 
+def _cuda_settings(machine: Machine) -> str:
+    names = ("tf32", "cudnn_benchmark", "deterministic", "cuda_graphs") if machine.device == "cuda" else ()
+    return "".join(f", {name} {'on' if getattr(machine, name) else 'off'}" for name in names)
+
+
 def augmentation_lines(recipe: Recipe, device: torch.device) -> list[tuple[str, str]]:
     """A line for each view group: which of DALI, C, Triton and torch does each step, and which forms are missing."""
     augment = resolve_augment(recipe.data.augment)
@@ -259,6 +304,10 @@ def augmentation_lines(recipe: Recipe, device: torch.device) -> list[tuple[str, 
         notes = "".join(f" ({reason})" for reason in fallbacks(group, augment, device))
         lines.append((f"views.{place}", f"{augment} mode; {paths(group, augment, device)}{notes}"))
     return lines
+
+
+def _is_on(setting: str, auto: bool) -> bool:
+    return auto if setting == "auto" else setting == "on"
 
 
 def _free_bytes(device: torch.device, ranks_on_node: int) -> int:

@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -60,11 +61,16 @@ class StepMemory:
         return self.fixed + groups * self.images + groups_at_once * self.activations
 
 
-def rehearse(recipe: Recipe, precision: str) -> StepMemory:
+def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32) -> StepMemory:
     """The memory of an optimizer step, counted without computing: on fake tensors, with one BatchNorm group.
 
     Counted is what the framework allocates in eager execution; not what the libraries need for themselves (convolution
     workspaces, the loader's queue), nor what `torch.compile` saves.
+
+    Args:
+        recipe: a recipe.
+        precision: "fp32" or "bf16".
+        images: dtype of the views that the loader delivers.
 
     Raises:
         UsageError: the parts of the model do not fit together.
@@ -76,32 +82,37 @@ def rehearse(recipe: Recipe, precision: str) -> StepMemory:
     with distributed.alone(), shapes_only:
         set_groups(method, group, 1)
         optimizer = recipe.optimizer.create(method.named_parameters())
-        views = [torch.empty(view.num_views * group, *view.size, 3).permute(0, 3, 1, 2) for view in recipe.data.views]
+        views = [
+            torch.empty(view.num_views * group, *view.size, 3, dtype=images).permute(0, 3, 1, 2)
+            for view in recipe.data.views
+        ]
         batch = Batch(views, torch.empty(group, dtype=torch.long), torch.empty(group, dtype=torch.long))
         trail = _Trail(method)
         live = _Live([*method.parameters(), *method.buffers()], views)
-        bf16 = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
         with live:
             try:
-                with bf16:
-                    with torch.no_grad():
-                        (target,) = method.targets([batch], START)
+                with torch.no_grad(), _autocast(precision):
+                    (target,) = method.targets([batch], START)
+                with _autocast(precision):
                     loss = method(batch, START, target)
             except Exception as error:
                 if isinstance(error, RuntimeError | ValueError) or _users_line(error) is None:
                     raise UsageError(trail.explain(error)) from error
                 raise
-            loss.value.backward()
+            trail.end()
+            # A user's own backward pass or optimizer may need numbers. Then what was counted so far has to do.
+            with contextlib.suppress(RuntimeError):
+                loss.value.backward()
             live.is_counting = False
             _step(optimizer)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
     return StepMemory(
-        weights=_bytes([*method.parameters(), *method.buffers()]) + live.copied,
+        weights=_bytes([*method.parameters(), *method.buffers()]) + live.peak_copies,
         gradients=_bytes(trained),
         optimizer=_bytes(state),
         images=_bytes(views),
-        activations=live.peak,
+        activations=live.peak_activations,
     )
 
 
@@ -116,13 +127,18 @@ def _fakes(model: nn.Module, mode: FakeTensorMode) -> dict[int, Any]:
     return memo
 
 
+def _autocast(precision: str) -> torch.autocast:
+    """As the executor's, but on the CPU. When it ends, the copies of parameters that it made are freed."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
 def _step(optimizer: torch.optim.Optimizer) -> None:
     """A first step, which makes the optimizer's state."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is None:  # the loss does not use it; the executor gives it zeros
                 parameter.grad = torch.zeros_like(parameter)
-    with contextlib.suppress(DataDependentOutputException):  # a user's own optimizer may read numbers
+    with contextlib.suppress(RuntimeError):
         optimizer.step()
 
 
@@ -132,26 +148,26 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 class _Live(TorchDispatchMode):
-    """Counts the memory that operators allocate and free, without that of parameters, their gradients and copies.
+    """Counts the memory that operators allocate and free, without that of parameters, images and gradients.
 
     Args:
         parameters: parameters and buffers.
         images: the batch.
 
     Attributes:
-        peak: largest number of bytes at once.
-        copied: bytes of the copies of parameters in another dtype, which autocast keeps for a step.
-        is_counting: whether `peak` and `copied` are being updated.
+        peak_activations: largest number of bytes at once.
+        peak_copies: the same for copies of parameters in another dtype, which do not count as activations.
+        is_counting: whether the peaks are being updated.
     """
 
     def __init__(self, parameters: Sequence[Tensor], images: Sequence[Tensor]) -> None:
         super().__init__()
-        self.peak, self.copied, self.is_counting = 0, 0, True
-        self._now = 0
-        self._sizes: dict[int, int] = {}  # by storage; 0 for what is not counted
+        self.peak_activations, self.peak_copies, self.is_counting = 0, 0, True
+        self._now = {_Kind.ACTIVATION: 0, _Kind.COPY: 0, _Kind.OTHER: 0}
+        self._held: dict[int, tuple[_Kind, int]] = {}  # kind and bytes of a storage
         self._parameters = {tensor.untyped_storage()._cdata for tensor in parameters}
         for tensor in (*parameters, *images):
-            self._hold(tensor, 0)
+            self._hold(tensor, _Kind.OTHER)
         for tensor in parameters:
             if tensor.requires_grad:
                 tensor.register_post_accumulate_grad_hook(self._let_go_of_gradient)  # type: ignore[attr-defined]
@@ -161,34 +177,43 @@ class _Live(TorchDispatchMode):
             return None
         result = func(*args, **(kwargs or {}))
         if self.is_counting:
-            copied = func is torch.ops.aten._to_copy.default and self._storage(args[0])._cdata in self._parameters
+            is_copy = func is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self._parameters
             for output in tree_leaves(result):
                 if isinstance(output, Tensor):
-                    self._hold(output, 0 if copied else self._storage(output).nbytes())
-                    self.copied += self._storage(output).nbytes() if copied else 0
-            self.peak = max(self.peak, self._now)
+                    self._hold(output, _Kind.COPY if is_copy else _Kind.ACTIVATION)
+            self.peak_activations = max(self.peak_activations, self._now[_Kind.ACTIVATION])
+            self.peak_copies = max(self.peak_copies, self._now[_Kind.COPY])
         return result
 
-    def _hold(self, tensor: Tensor, size: int) -> None:
-        storage = self._storage(tensor)
+    def _hold(self, tensor: Tensor, kind: "_Kind") -> None:
+        storage = tensor.untyped_storage()
         key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = size
-            self._now += size
+        if key not in self._held:
+            self._held[key] = kind, storage.nbytes()
+            self._now[kind] += storage.nbytes()
             weakref.finalize(storage, self._let_go, key).atexit = False
 
     def _let_go(self, key: int) -> None:
-        self._now -= self._sizes.pop(key)
+        kind, size = self._held.pop(key)
+        self._now[kind] -= size
 
     def _let_go_of_gradient(self, parameter: Tensor) -> None:
+        """A gradient is complete: it no longer is a temporary of the backward pass."""
         assert parameter.grad is not None
-        key = self._storage(parameter.grad)._cdata
-        self._now -= self._sizes.get(key, 0)
-        self._sizes[key] = 0
+        key = parameter.grad.untyped_storage()._cdata
+        kind, size = self._held.get(key, (_Kind.OTHER, 0))
+        if kind == _Kind.ACTIVATION:
+            self._held[key] = _Kind.OTHER, size
+            self._now[kind] -= size
+            self._now[_Kind.OTHER] += size
 
-    @staticmethod
-    def _storage(tensor: Tensor) -> torch.UntypedStorage:
-        return tensor.untyped_storage()
+
+class _Kind(Enum):
+    """What a storage is counted as."""
+
+    ACTIVATION = auto()
+    COPY = auto()
+    OTHER = auto()
 
 
 class _Trail:
@@ -205,9 +230,13 @@ class _Trail:
         students = {teacher: student for teacher, student, _ in method.teachers(START)}
         names = {module: name for name, module in method.named_modules()}
         self.keys = {module: f"model.{names[students.get(module, module)]}".rstrip(".") for module in names}
-        for module in names:
-            module.register_forward_pre_hook(self._enter)
-            module.register_forward_hook(self._leave)
+        self.hooks = [module.register_forward_pre_hook(self._enter) for module in names]
+        self.hooks += [module.register_forward_hook(self._leave) for module in names]
+
+    def end(self) -> None:
+        """Stops recording. Where activations are recomputed, the backward pass enters modules that it never leaves."""
+        for hook in self.hooks:
+            hook.remove()
 
     def explain(self, error: Exception) -> str:
         """One line about what does not fit, which begins with the key of a component."""

@@ -25,6 +25,7 @@ from rehearsal.watch import Watch
 from sslrun import session
 from sslrun.config import load
 from sslrun.contract import Batch
+from sslrun.data.graph import graph_plan
 from sslrun.data.loader import BatchStream, Loader
 from sslrun.data.order import Order
 from sslrun.data.pipeline import BatchSpec
@@ -47,12 +48,14 @@ class PlayedSource:
 def played_outputs(loader: Loader, specs: Iterator[BatchSpec]) -> Iterator[tuple[BatchSpec, list[list[torch.Tensor]]]]:
     """What DALI delivers: for each output of the graph a tensor of all images, or one for each where sizes differ."""
     for spec in specs:
-        outputs = []
-        if not all(loader.dali_steps):
-            outputs.append([_pixels(SIDE, SIDE) for _ in spec.ids])
-        for group, done in zip(loader.views, loader.dali_steps, strict=True):
-            count = 0 if not done else 1 if done <= group.num_common else group.num_views
-            outputs += [[_pixels(len(spec.ids), *group.size)] for _ in range(count)]
+        batch = len(spec.ids)
+        plan = graph_plan(loader.views, loader.dali_steps)
+        outputs = [] if all(part.steps for part in plan) else [[_pixels(SIDE, SIDE) for _ in range(batch)]]
+        for group, part in zip(loader.views, plan, strict=True):
+            if part.steps and part.steps[-1].is_frames:
+                outputs.append([_pixels(batch, group.num_views, *group.size)])
+            elif part.steps:
+                outputs += [[_pixels(batch, *group.size)] for _ in range(part.steps[-1].branches)]
         yield spec, outputs
 
 
@@ -65,7 +68,14 @@ def rehearse(name: str, augment: Any) -> dict[str, Any]:
     recipe = session.build(load(f"configs/{name}.toml"))
     source: Any = PlayedSource()
     loader = Loader(
-        source, recipe.data.views, sampler=Order(SAMPLES, 0), seed=0, batch_size=BATCH, device=DEVICE, augment=augment
+        source,
+        recipe.data.views,
+        sampler=Order(SAMPLES, 0),
+        seed=0,
+        batch_size=BATCH,
+        device=DEVICE,
+        augment=augment,
+        dtype=torch.bfloat16,
     )
     cursor = [(0, np.arange(first, first + BATCH)) for first in (0, BATCH)]
     pipeline = loader._pipeline(loader.dali_steps)

@@ -85,10 +85,11 @@ def played_ranks(count: int) -> Iterator[None]:
             del os.environ[name]
 
 
-def batch_of(recipe: Recipe, size: int) -> Batch:
+def batch_of(recipe: Recipe, size: int, precision: str = "bf16") -> Batch:
     """A batch as the loader delivers it."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     views = [
-        torch.empty(group.num_views * size, *group.size, 3, device=DEVICE).permute(0, 3, 1, 2)
+        torch.empty(group.num_views * size, *group.size, 3, dtype=dtype, device=DEVICE).permute(0, 3, 1, 2)
         for group in recipe.data.views
     ]
     index, label = (torch.empty(size, dtype=torch.long, device=DEVICE) for _ in range(2))
@@ -105,7 +106,8 @@ def rehearse(recipe: Recipe, plan: Plan, num_steps: int = NUM_STEPS) -> Counts:
         for step in range(FIRST_STEP, FIRST_STEP + num_steps):
             played_torch_cuda.next_step()
             with watching(Watch(mode)) as watch:
-                batches = [batch_of(recipe, plan.machine.micro_batch) for _ in range(plan.accumulation)]
+                machine = plan.machine
+                batches = [batch_of(recipe, machine.micro_batch, machine.precision) for _ in range(plan.accumulation)]
                 state = [value for values in executor.optimizer.state.values() for value in values.values()]
                 watch.hold([*method.parameters(), *method.buffers(), *(s for s in state if s is not None)])
                 watch.start()

@@ -142,6 +142,9 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "aten" and func._can_decompose():  # only within an operator of ours
+            with self:
+                return func.decompose(*args, **kwargs)
         inputs = [leaf for leaf in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(leaf, Tensor)]
         is_of_device = any(isinstance(tensor, FakeTensor) for tensor in inputs)
         if not is_of_device and torch.device(kwargs.get("device") or "cpu").type == "cpu":
@@ -153,9 +156,9 @@ class Watch(TorchDispatchMode):
             self.launch(func.name(), args[1:2], [])
             with unset_fake_temporarily():
                 return args[0].zero_()  # what comes to the host are zeros
-        args, kwargs = pytree.tree_map_only(Tensor, self._faked, (args, kwargs))
         if func.namespace == "sslkernels":
             return self._inside(func, args, kwargs)
+        args, kwargs = pytree.tree_map_only(Tensor, self._faked, (args, kwargs))
         name = func.name()
         if name.startswith(("aten::_fused_sgd_", "aten::_fused_adam")):  # these have no fake form
             self._compare_strides(name, args)
@@ -224,7 +227,8 @@ class Watch(TorchDispatchMode):
 
     def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Runs what an operator of ours does, which its registered fake form would hide; both must agree."""
-        fake = func(*args, **kwargs)
+        faked_args, faked_kwargs = pytree.tree_map_only(Tensor, self._faked, (args, kwargs))
+        fake = func(*faked_args, **faked_kwargs)
         with self:
             result = OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
         for expected, found in zip(pytree.tree_leaves(fake), pytree.tree_leaves(result), strict=True):
