@@ -19,11 +19,12 @@ from typing import Any, Literal
 import torch
 
 from sslrun.contract import Batch
+from sslrun.data import dali
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import outputs_by_group
 from sslrun.data.order import Sampler
-from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline
+from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline, needs_graph
 from sslrun.data.sources import Source
 from sslrun.data.split import fallbacks, num_dali_steps
 from sslrun.data.views import ViewGroup
@@ -45,10 +46,14 @@ class Loader:
         seed: seed of the run.
         batch_size: maximum number of samples in a batch.
         device: device of the batches.
-        augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is exact on the CPU and dali on CUDA.
+        augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is dali on CUDA, if DALI is installed,
+            else exact.
         num_threads: number of DALI's CPU threads, and of the exact stage's; at least 8 others read.
         prefetch: number of batches that are being read, of batches in DALI's queue, and of finished batches that wait.
         bad: the bad images that are known; its state belongs into the checkpoint.
+
+    Raises:
+        UsageError: DALI would have to work and is not installed.
     """
 
     def __init__(
@@ -76,6 +81,9 @@ class Loader:
         for place, group in enumerate(self.views):
             for reason in fallbacks(group, self.augment, self.device):
                 _tell_once(f"data.views.{place}, {self.augment} mode: {reason}")
+        self.uses_dali = needs_graph(source, self.dali_steps)
+        if self.uses_dali:
+            dali.require("making these views" if source.is_decoded else f"decoding the images of {source!r}")
         self.num_threads = max(1, num_threads)
         self.prefetch = max(1, prefetch)
         self.bad = BadSamples() if bad is None else bad
@@ -145,7 +153,7 @@ class BatchStream(Iterator[Batch]):
             target=_work, args=(loader, cursor, self._queue, stop), name="sslrun-data", daemon=True
         )
         self._finalizer = weakref.finalize(self, _shut_down, thread, self._queue, stop)
-        _close_streams_at_exit()
+        _close_streams_at_exit(loader.uses_dali)
         _streams.add(self)
         thread.start()
 
@@ -180,9 +188,10 @@ _streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
 
 
 @functools.cache
-def _close_streams_at_exit() -> None:
+def _close_streams_at_exit(uses_dali: bool) -> None:
     """Exit handlers run in the reverse order of their registration: ours must run before DALI's, which is imported."""
-    import nvidia.dali  # noqa: F401
+    if uses_dali:
+        import nvidia.dali  # noqa: F401
 
     atexit.register(_close_streams)
 
@@ -205,9 +214,9 @@ def _tensors(output: Any) -> list[torch.Tensor]:
 
 
 def resolve_augment(augment: Augment, device: torch.device) -> Literal["dali", "exact"]:
-    """Resolve "auto": exact on the CPU, where it is three times as fast as PIL, dali on CUDA."""
+    """Resolve "auto": exact on the CPU, where it is three times as fast as PIL, and without DALI; dali on CUDA."""
     if augment == "auto":
-        return "exact" if device.type == "cpu" else "dali"
+        return "exact" if device.type == "cpu" or not dali.is_installed() else "dali"
     return augment
 
 

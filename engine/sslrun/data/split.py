@@ -8,7 +8,7 @@ import itertools
 
 import torch
 
-from sslrun.data import native
+from sslrun.data import dali, native
 from sslrun.data.transforms import Transform
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
@@ -18,7 +18,7 @@ def num_dali_steps(group: ViewGroup, augment: str, device: torch.device) -> int:
     """How many of the first steps of a group are DALI operators.
 
     In dali mode, all steps before the first one without DALI operators. In exact mode, no step on the CPU, and the
-    leading geometric steps on a GPU; more if a later step has DALI operators only.
+    leading geometric steps on a GPU where DALI is installed; more if a later step has DALI operators only.
 
     Raises:
         UsageError: a step without DALI operators stands before one that has nothing else.
@@ -41,7 +41,7 @@ def num_dali_steps(group: ViewGroup, augment: str, device: torch.device) -> int:
     if augment == "dali":
         return leading
     geometric = next((k for k, step in enumerate(steps) if not step.geometric), len(steps))
-    return max(needed, min(leading, geometric) if device.type == "cuda" else 0)
+    return max(needed, min(leading, geometric) if device.type == "cuda" and dali.is_installed() else 0)
 
 
 def has_torch_form(step: Transform) -> bool:
@@ -80,7 +80,7 @@ def paths(group: ViewGroup, augment: str, device: torch.device) -> str:
 
 
 def fallbacks(group: ViewGroup, augment: str, device: torch.device) -> list[str]:
-    """Where a group departs from its mode because a transform lacks a form, one line for each reason."""
+    """Where a group departs from its mode because a transform lacks a form or DALI is missing, a line per reason."""
     done = num_dali_steps(group, augment, device)
     if augment == "dali":
         without = [type(step).__name__ for step in group.steps[done:] if step.dali is None]
@@ -88,4 +88,9 @@ def fallbacks(group: ViewGroup, augment: str, device: torch.device) -> list[str]
         return [f"{without[0]} has no DALI operators: torch does {', '.join(rest)}"] if without else []
     needs = [type(step).__name__ for step in group.steps[:done] if not has_torch_form(step)]
     ours = [type(step).__name__ for step in group.steps[:done]]
-    return [f"{needs[-1]} has DALI operators only: DALI does {', '.join(ours)}"] if needs else []
+    if needs:
+        return [f"{needs[-1]} has DALI operators only: DALI does {', '.join(ours)}"]
+    geometric = [type(step).__name__ for step in group.steps if step.geometric]
+    if device.type == "cuda" and geometric and not dali.is_installed():
+        return [f"DALI is not installed: torch does {', '.join(geometric)}, image by image"]
+    return []

@@ -1,0 +1,118 @@
+"""The tables of first_light.py, on its console and in docs/gpu.md, from its rows."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = ROOT / "benchmarks" / "results" / "first_light.jsonl"
+DOCUMENT = ROOT / "docs" / "gpu.md"
+START, END = "<!-- table: first light, by benchmarks/first_light.py --table -->", "<!-- end of table: first light -->"
+NONE_YET = "No GPU has run it yet."
+
+Row = dict[str, Any]
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Markdown: a table of the steps, of the kernels, of everything else, and what failed."""
+    done = [row for row in rows if row["status"] == "done"]
+    sections = [_versions(done), _steps(done), _kernels(done), _others(done), _troubles(rows)]
+    return [line for section in sections if section for line in (*section, "")][:-1]
+
+
+def _versions(rows: Sequence[Row]) -> list[str]:
+    return [f"{row['date']}, commit {_commit(row)}: {row['summary']}" for row in rows if row["part"] == "versions"]
+
+
+def _commit(row: Row) -> str:
+    about = row.get("environment", {})
+    return f"{(about.get('commit') or 'unknown')[:9]}{' and changes' if about.get('dirty') else ''}"
+
+
+def _steps(rows: Sequence[Row]) -> list[str]:
+    """A line for each measured training step."""
+    lines = []
+    for row in rows:
+        if "images_per_s" in row:
+            at_once = "" if row["micro_batch"] == row["global_batch"] else f" in {row['micro_batch']}s"
+            rehearsed = f" ({row['rehearsed_gib']:.1f})" if "rehearsed_gib" in row else ""
+            cells = [
+                row["recipe"].split("_")[0] if row["part"] != "vit" else "mocov3 ViT-S/16",
+                row["mode"],
+                f"{row['global_batch']}{at_once}",
+                f"{row['ms']['median']:.1f}",
+                f"{row['host_ms']:.1f}" if "host_ms" in row else "-",
+                f"{row['images_per_s']:,.0f}",
+                f"{row['peak_gib']:.1f}{rehearsed}" if "peak_gib" in row else "-",
+                str(row.get("host_waits", "-")),
+                f"{100 * row['of_matmul']:.0f} %",
+                f"{row['first_step_s']:.0f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    heads = ["step", "mode", "batch", "ms", "host ms", "images/s", "peak GiB (rehearsed)", "waits"]
+    heads += ["of matmul rate", "first step, s"]
+    return _with_head(heads, lines)
+
+
+def _kernels(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for row in rows:
+        if row["part"] == "kernels":
+            eager = row["over_kernel"].get("eager")
+            own, others = row["peak_mib"]["kernel"], row["peak_mib"].get("eager")
+            cells = [
+                f"{row['operation']}, {row['shape']}, {row['dtype']}",
+                f"{row['ms']['kernel']['median']:.3g}",
+                f"{eager['median']:.2f}" if eager else "-",
+                f"{own:.1f}" + (f", {100 * own / others:.0f} %" if others else ""),
+                f"{100 * row['of_ceiling']['median']:.0f} % {next(iter(row['work']))}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return _with_head(["kernel", "ms", "eager / kernel", "MiB, of eager", "of ceiling"], lines)
+
+
+def _others(rows: Sequence[Row]) -> list[str]:
+    listed = [row for row in rows if "images_per_s" not in row and row["part"] not in ("versions", "kernels")]
+    lines = [f"| {row['part'].replace('_', ' ')} | {row['item']} | {row['summary']} |" for row in listed]
+    return _with_head(["part", "item", "result"], lines)
+
+
+def _troubles(rows: Sequence[Row]) -> list[str]:
+    """What failed and what was skipped, a line each; equal reasons of one part share one."""
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        if row["status"] != "done":
+            why = row.get("error") or row.get("reason") or ""
+            lines.setdefault((row["status"], row["part"], why), []).append(row["item"])
+    return [
+        f"- {status}: {part.replace('_', ' ')}, {', '.join(items)}: {why}"
+        for (status, part, why), items in lines.items()
+    ]
+
+
+def _with_head(heads: Sequence[str], lines: list[str]) -> list[str]:
+    return [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *lines] if lines else []
+
+
+def write_tables() -> None:
+    """Rewrite the tables of docs/gpu.md: the last run on each GPU."""
+    last: dict[str, list[Row]] = {}
+    for gpu, rows in _runs():
+        last[gpu] = rows
+    lines = [line for gpu, rows in sorted(last.items()) for line in (f"### {gpu}", "", *table(rows), "")]
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
+    DOCUMENT.write_text("\n".join([before, "", *(lines or [NONE_YET, ""]), after]), encoding="utf-8")
+
+
+def _runs() -> Iterator[tuple[str, list[Row]]]:
+    """The GPU and the rows of each run, in their order."""
+    runs: dict[str, list[Row]] = {}
+    for line in ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else []:
+        row = json.loads(line)
+        runs.setdefault(row["run"], []).append(row)
+    for rows in runs.values():
+        gpus = next((row["environment"]["gpus"] for row in rows if "environment" in row), [])
+        if gpus:
+            yield gpus[0], rows
