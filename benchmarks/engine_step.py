@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, make_plan
 from sslrun.recipe import Recipe
 from sslrun.runtime.executor import Executor
-from sslrun.session import build, make_executor
+from sslrun.session import _executor, build
 from sslrun.step_metrics import StepMetrics
 from sslrun.train import train_step
 
@@ -65,7 +65,7 @@ def engine_step(config: Config, device: torch.device, num_samples: int | None = 
     machine = choose_machine(recipe, device, 1, 1)
     torch.set_num_threads(machine.threads)
     plan = make_plan(recipe, num_samples, machine, 1)
-    executor = make_executor(recipe, plan, device)
+    executor = _executor(recipe, plan, device)
     return EngineStep(
         recipe=recipe,
         plan=plan,
@@ -144,15 +144,14 @@ def measure(step: EngineStep, device: torch.device, rounds: int, round_s: float)
     figures: dict[str, Any] = {
         "global_batch": step.plan.global_batch,
         "micro_batch": step.plan.machine.micro_batch,
-        "precision": step.plan.machine.precision,
-        "compile": step.plan.machine.compile,
+        **{k: v for k, v in asdict(step.plan.machine).items() if isinstance(v, str | bool)},
         "first_step_s": round(first_s, 2),
         "ms": ms,
         "images_per_s": round(1e3 * step.plan.global_batch / ms["median"], 1),
     }
     if cuda:
         figures["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-        figures["host_ms"] = round(1e3 * statistics.median(_host_s(step, device) for _ in range(3)), 2)
+        figures["host_ms"] = round(1e3 * statistics.median(host_s(step, device) for _ in range(3)), 2)
         waits = host_waits(step)
         figures |= {"host_waits": len(waits), "waits_at": sorted(set(waits))[:5]}
     step.executor.check()
@@ -160,8 +159,8 @@ def measure(step: EngineStep, device: torch.device, rounds: int, round_s: float)
     return figures
 
 
-def _host_s(step: EngineStep, device: torch.device) -> float:
-    """Seconds until the host has launched a step on an idle device."""
+def host_s(step: Callable[[], object], device: torch.device) -> float:
+    """Seconds until the host has launched a call on an idle device."""
     synchronize(device)
     begin = time.perf_counter()
     step()

@@ -51,6 +51,7 @@ PARTS = {
     "kernel_tests": Part("the kernels' tests on the device", 110),
     "step": Part("MoCo v2 at batch 256 and 32: eager, compiled, with CUDA graphs", 120),
     "kernels": Part("the kernels' benchmark, without torch.compile", 40),
+    "views": Part("the color part of the views: time, and bits against the CPU", 60),
     "methods": Part("a few steps of every other method, eager", 45),
     "vit": Part("MoCo v3's ViT-S/16 on two views, eager and compiled", 100),
     "training": Part("runs from the command line: decoded images, JPEGs through DALI", 90),

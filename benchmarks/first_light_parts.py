@@ -25,13 +25,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / name) for name in ("engine", "kernels", "benchmarks", "tests")]
 
+import numpy as np
 import torch
-from engine_step import engine_step, measure, tera_operations, timed
-from rows import RESULTS, about, append_row
+from engine_step import engine_step, host_s, measure, tera_operations, timed
+from rows import about, append_row, quantiles
 
 from sslrun.config import load
 from sslrun.data import dali
+from sslrun.data.exact import ExactStage
+from sslrun.data.graph import view_arguments
+from sslrun.data.views import ViewGroup
 from sslrun.recipe import EngineConfig
+from sslrun.session import build
 
 MOCO, VIT = "mocov2", "selfsup/mocov3/mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k"
 MODES = {
@@ -210,10 +215,8 @@ def one_step(lab: Lab, recipe: str, batch: int, mode: str) -> dict[str, Any]:
     num_samples = None
     overrides = [f"global_batch={batch}", "engine.micro_batch=auto", f"engine.device={lab.device.type}"]
     if lab.tiny:
-        from test_shipped_recipes import BATCH, smaller
-
-        num_samples = 4 * BATCH
-        overrides = [*smaller(load(str(path)), Path("images"), Path("list.txt")), "max_iters=1000", *overrides[2:]]
+        num_samples = 64
+        overrides = [*small(recipe), *overrides[2:]]
     config = load(str(path), [*overrides, *MODES[mode]])
     eager = load(str(path), [*overrides, *MODES["eager"]])
     work = tera_operations(eager, lab.device, num_samples)
@@ -221,8 +224,6 @@ def one_step(lab: Lab, recipe: str, batch: int, mode: str) -> dict[str, Any]:
     figures = measure(engine_step(config, lab.device, num_samples), lab.device, *((2, 0.0) if lab.tiny else (5, 1.0)))
     rate, share = matmul_tflops(lab.device), work / figures["ms"]["median"] * 1e3
     figures |= {"tflop": round(work, 4), "matmul_tflops": round(rate, 3), "of_matmul": round(share / rate, 4)}
-    if (rehearsed := rehearsed_gib(config.name, figures["micro_batch"])) is not None:
-        figures["rehearsed_gib"] = rehearsed
     if not math.isfinite(figures["loss"]):
         raise ArithmeticError(f"the loss is {figures['loss']}")
     peak = f", {figures['peak_gib']:.2f} GiB, {figures['host_waits']} waits" if lab.cuda else ""
@@ -230,14 +231,47 @@ def one_step(lab: Lab, recipe: str, batch: int, mode: str) -> dict[str, Any]:
     return {"recipe": config.name, "mode": mode, **figures, "summary": summary}
 
 
-def rehearsed_gib(recipe: str, micro_batch: int) -> float | None:
-    """The rehearsal's peak memory of a recipe at a micro-batch, from its committed rows."""
-    path = RESULTS / "rehearsal.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [
-        row for row in map(json.loads, lines) if (row.get("config"), row.get("micro_batch")) == (recipe, micro_batch)
-    ]
-    return rows[-1].get("peak_gib") if rows else None
+def views(lab: Lab, item: str) -> dict[str, Any]:
+    """The exact stage's share of a recipe's views: time, and its bits against the torch forms on the CPU."""
+    overrides, batch = [f"engine.device={lab.device.type}"], 8 if lab.tiny else 256
+    if lab.tiny:
+        overrides += small(item)
+    groups = build(load(str(ROOT / f"configs/{item}.toml"), overrides)).data.views
+    done = [next((k for k, step in enumerate(group.steps) if not step.geometric), 0) for group in groups]
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 256, (batch, 3, 8, 8), generator=generator).float()
+
+    def crops(group: ViewGroup) -> torch.Tensor:
+        """Smooth images with noise."""
+        smooth = torch.nn.functional.interpolate(coarse, group.size, mode="bicubic").repeat(group.num_views, 1, 1, 1)
+        noise = torch.randint(-9, 10, smooth.shape, generator=generator)
+        return (smooth + noise).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    given = [crops(group) for group in groups]
+    arguments = view_arguments(groups, 0, 0, np.arange(batch), np.full((batch, 2), 256, dtype=np.int32))
+    there = [[images.to(lab.device)] for images in given]
+    stage = ExactStage(groups, lab.device, dali_steps=done, num_threads=1)
+    made = stage(there, arguments)
+    expected = ExactStage(groups, torch.device("cpu"), dali_steps=done, num_threads=os.cpu_count() or 1, compiled=False)
+    wanted = expected([[images] for images in given], arguments)
+    wrong = sum(int((own.cpu() != other).sum()) for own, other in zip(made, wanted, strict=True))
+    count = max(1, 0 if lab.tiny else 20)
+    ms = quantiles([1e3 * timed(lambda: stage(there, arguments), count, lab.device) / count for _ in range(3)])
+    host = min(host_s(lambda: stage(there, arguments), lab.device) for _ in range(3))
+    row = {"views": sum(map(len, made)), "ms": ms, "host_ms": round(1e3 * host, 2), "wrong_values": wrong}
+    if wrong:
+        total = sum(own.numel() for own in made)
+        raise ArithmeticError(f"{wrong} of {total} values have not the bits of the CPU; {ms['median']:.2f} ms")
+    bits = "the CPU's bits"
+    return {**row, "summary": f"{row['views']} views, {ms['median']:.2f} ms, {row['host_ms']} ms of the host, {bits}"}
+
+
+def small(recipe: str) -> list[str]:
+    """Settings that make a recipe as small as its test does."""
+    from test_shipped_recipes import smaller
+
+    config = load(str(ROOT / f"configs/{recipe}.toml"))
+    return [*smaller(config, Path("images"), Path("list.txt")), "max_iters=1000"]
 
 
 def kernels(lab: Lab, item: str) -> dict[str, Any]:
@@ -336,7 +370,8 @@ def mocov2_recipe(lab: Lab, folder: Path) -> Path:
     images = folder / "images" / "class"
     images.mkdir(parents=True)
     write_images(images, 32 if lab.tiny else 512)
-    small = "backbone = { depth = 18, base_width = 4 }\nneck = { in_channels = 32 }" if lab.tiny else ""
+    network = "[model]\nbackbone = { depth = 18, base_width = 4 }\nneck = { in_channels = 32 }\nqueue_len = 64\n"
+    crops = "[data.views.0.transforms.0]\nsize = 64"
     length = "max_iters = 2\nlog.interval = 1\nglobal_batch = 32" if lab.tiny else "max_iters = 40\nlog.interval = 20"
     cores = len(os.sched_getaffinity(0))
     return write_recipe(
@@ -344,7 +379,7 @@ def mocov2_recipe(lab: Lab, folder: Path) -> Path:
         "configs/mocov2.toml",
         length,
         f'workers_per_gpu = {cores}\nsource = {{ _delete_ = true, type = "ImageFolder", data_prefix = "images" }}',
-        f"[model]\n{small}",
+        network + crops if lab.tiny else "",
     )
 
 
@@ -412,6 +447,7 @@ PARTS: dict[str, tuple[Callable[[Lab], list[str]], Callable[[Lab, str], dict[str
     "kernel_tests": (kernel_test_files, kernel_tests),
     "step": (step_items, step),
     "kernels": (kernel_items, kernels),
+    "views": (lambda lab: ["mocov2", "byol", "swav"], views),
     "methods": (method_items, methods),
     "vit": (lambda lab: list(MODES), vit),
     "training": (lambda lab: list(TRAININGS), training),

@@ -109,7 +109,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     bf16 = machine.precision == "bf16"
     features = FeatureExtractor(source, seen, bf16=bf16, **reading)
     monitors = _monitors(recipe, plan, features, holdout, reading)
-    executor = make_executor(recipe, plan, device)
+    executor = _executor(recipe, plan, device)
     statistics = RunningStatistics(recipe.model)  # after the executor has moved the model to its device
     step_metrics = StepMetrics()
     run = Run(recipe, plan, executor, statistics, loader, features, monitors, folder, None, step_metrics, step=0)
@@ -240,8 +240,7 @@ def _held_out_batches(recipe: Recipe, plan: Plan, loader: Loader) -> Callable[[]
     return batches
 
 
-def make_executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
-    """The executor of a run: one process or DeepSpeed, with the settings of the recipe and the plan."""
+def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
     group = recipe.data.samples_per_gpu
     set_groups(recipe.model, group, plan.machine.micro_batch // group)
     clip = recipe.optimizer.grad_clip
