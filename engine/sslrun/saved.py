@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sslrun.allowed_imports import require_allowed
 from sslrun.config import Config, load
 from sslrun.contract import Backbone
 from sslrun.errors import UsageError
@@ -60,7 +61,8 @@ def open_saved(
         recipe: the recipe of a file of weights; None for a run, which has its own.
 
     Raises:
-        UsageError: `path` does not exist or is damaged, or weights and recipe do not belong together.
+        UsageError: `path` does not exist or is damaged, weights and recipe do not belong together, or the recipe names
+            a module that may not be imported.
     """
     if path.suffix in FILES:
         if recipe is None:
@@ -83,6 +85,7 @@ def open_saved(
 
 def _built(config: Config, weights: Path, tensors: Mapping[str, Tensor]) -> Recipe:
     """The recipe's objects, with the trained backbone."""
+    require_allowed(config, is_for_training=False)
     recipe = build(config)
     own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
     if not own:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslrun.allowed_imports import require_allowed
 from sslrun.config import Config
 from sslrun.contract import Batch, Progress
 from sslrun.data.bad_samples import BadSamples
@@ -30,7 +31,7 @@ from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
 from sslrun.runtime.run_files import ENVIRONMENT, MESSAGES
-from sslrun.runtime.run_folder import RunFolder
+from sslrun.runtime.run_folder import RunFolder, set_aside
 from sslrun.runtime.safetensors_file import require_storable
 from sslrun.step_metrics import StepMetrics
 
@@ -64,6 +65,7 @@ def build(config: Config) -> Recipe:
     seed = config.values.get("seed", Recipe.seed)
     if not 0 <= seed < 2**32:
         raise UsageError(f"{config.path}: seed is {seed}, expected 0 to {2**32 - 1}")
+    require_allowed(config, is_for_training=True)
     seed_weights(seed)
     recipe: Recipe = config.build(Recipe)
     convert_batch_norms(recipe.model)
@@ -81,7 +83,9 @@ def build(config: Config) -> Recipe:
     return recipe
 
 
-def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack) -> Run:
+def prepare(
+    config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack, restart: bool = False
+) -> Run:
     """Sets a run up, at the step where its loop starts.
 
     Args:
@@ -90,6 +94,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
         resume: None refuses a run folder that holds a run, "" continues from the run's newest good checkpoint, a path
             continues from that checkpoint.
         stack: closes the run folder and the log, and records how the run ended.
+        restart: sets a run that the run folder holds aside, and starts from the beginning.
     """
     device = device_of(recipe, distributed.local_rank())
     distributed.init(device)
@@ -99,7 +104,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     _check_labels(recipe, source)
     recipe.model.prepare(len(source))
     require_storable(recipe.model.state_dict())
-    folder = _open_folder(config, recipe, resume, stack)
+    folder = _open_folder(config, recipe, resume, stack, restart)
     machine = _machine(recipe, device, folder)
     torch.set_num_threads(machine.threads)
     plan = make_plan(recipe, len(source), machine, distributed.world_size())
@@ -151,13 +156,17 @@ def _check_labels(recipe: Recipe, source: Source) -> None:
         raise UsageError(f"model.num_classes is {classes}, but {source!r} has labels up to {source.labels.max()}")
 
 
-def _open_folder(config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack) -> RunFolder | None:
+def _open_folder(
+    config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack, restart: bool
+) -> RunFolder | None:
     """Opens and locks rank 0's run folder; an error that ends the run will be recorded in it."""
     opened: list[RunFolder] = []
 
     def open_it() -> None:
         path = Path(recipe.work_dir) / config.name
-        folder = stack.enter_context(RunFolder(path, config.values, resume=resume is not None))
+        if restart:
+            set_aside(path)
+        folder = stack.enter_context(RunFolder(path, config.values, resume))
         start_logging(0, folder.path / MESSAGES, recipe.log.level)
         folder.write_json(ENVIRONMENT, environment())
         opened.append(folder)
@@ -268,10 +277,9 @@ def _checkpoint_to_continue(recipe: Recipe, folder: RunFolder | None, resume: st
         assert folder is not None
         if resume:
             return checkpoint.find(Path(resume))
-        own = checkpoint.newest_good(folder.checkpoints) if resume is not None else None
-        if own is None and recipe.resume_from is not None:
+        if folder.newest is None and recipe.resume_from is not None:
             return checkpoint.find(Path(recipe.resume_from))
-        return own
+        return folder.newest
 
     return distributed.from_rank_0(choose)
 

@@ -37,7 +37,7 @@ logger = logging.getLogger("sslrun")
 GC_INTERVAL = 500  # steps between two garbage collections, at the same steps on all ranks
 
 
-def run(config: Config, resume: str | None, command: str | None) -> int:
+def run(config: Config, resume: str | None, command: str | None, restart: bool = False) -> int:
     """Trains a recipe; returns the exit code.
 
     Args:
@@ -45,10 +45,11 @@ def run(config: Config, resume: str | None, command: str | None) -> int:
         resume: None refuses a run folder that holds a run, "" continues from the run's newest good checkpoint, a path
             continues from that checkpoint.
         command: the user's command line without --resume, for the advice printed at the end; None for no advice.
+        restart: sets a run that the run folder holds aside, and starts from the beginning.
     """
     recipe = build(config)
     with StopSignals() as signals, contextlib.ExitStack() as stack:
-        state = prepare(config, recipe, resume, stack)
+        state = prepare(config, recipe, resume, stack, restart)
         code = _loop(state, signals)
         if state.folder is not None:
             state.folder.record_state(
@@ -231,7 +232,8 @@ def _print_advice(folder: Path, config: Config, command: str, code: int) -> None
     accuracies = [row[KNN] for _, row in rows(folder / METRICS) if KNN in row]
     if len(accuracies) > 1:
         print(f"k-NN on held-out images: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
-    print(f"look at it:         bin/sslrun report {folder}")
+    imports = "".join(f" --allow-imports {module}" for module in config.values.get("custom_imports", ()))
+    print(f"look at it:         bin/sslrun report {folder}{imports}")
     length = "epochs" if config.values.get("max_iters") is None else "max_iters"
     print(f"train longer:       {command} --resume --set {length}=...")
     print("your own images:  see README.md, or: bin/sslrun config print " + str(config.path))

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from sslrun.commands.arguments import DONE
+from sslrun.commands.arguments import DONE, add_allow_imports
 from sslrun.errors import UsageError
 
 
@@ -24,6 +24,7 @@ def add(verbs: Any) -> None:
         "--no-images", action="store_true", help="leave out the sections that need the data set and the weights"
     )
     report.add_argument("--no-pictures", dest="no_images", action="store_true", help=argparse.SUPPRESS)  # its old name
+    add_allow_imports(report)
     report.set_defaults(call=_report)
 
     runs = verbs.add_parser(
