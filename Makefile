@@ -1,10 +1,11 @@
 # make quickstart   install, train a small encoder on drawn images, write its report (3 minutes on two cores)
 # make test         install, check format, lint and types, run the CPU tests
+# make gpu-check    install, then tell in ten minutes what this machine's GPU makes of it (docs/gpu.md)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-nightly lint schema kernel-table learn bench clean
+.PHONY: install quickstart test test-nightly lint schema kernel-table learn bench gpu-check clean
 
 install: $(VENV)/.installed
 
@@ -47,6 +48,9 @@ bench: install
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/kernels.py --table
+
+gpu-check: install
+	$(BIN)/python benchmarks/first_light.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) work_dirs build *.egg-info

@@ -434,12 +434,15 @@ def method_items(lab: Lab) -> list[str]:
 def gpu_test_files(lab: Lab) -> list[str]:
     """Files with tests marked `gpu`, those of the kernels apart."""
     files = sorted((ROOT / "tests").glob("test_*.py"))
-    return [path.stem for path in files if re.search(r"mark\.gpu\b", path.read_text(encoding="utf-8"))]
+    marked = [path.stem for path in files if re.search(r"mark\.gpu\b", path.read_text(encoding="utf-8"))]
+    return marked[:1] if lab.tiny else marked
 
 
 def kernel_test_files(lab: Lab) -> list[str]:
     """Files of kernel tests; that of the compiler's output needs no GPU."""
-    return sorted(path.stem for path in (ROOT / "tests/kernels").glob("test_*.py") if path.stem != "test_ahead_of_time")
+    files = (path.stem for path in (ROOT / "tests/kernels").glob("test_*.py"))
+    names = sorted(name for name in files if name != "test_ahead_of_time")
+    return names[-1:] if lab.tiny else names
 
 
 PARTS: dict[str, tuple[Callable[[Lab], list[str]], Callable[[Lab, str], dict[str, Any]]]] = {

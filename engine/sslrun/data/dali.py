@@ -29,7 +29,7 @@ def require(purpose: str) -> None:
 
 
 def install_command() -> str:
-    """The command that installs the DALI for the CUDA version of this torch; that for CUDA 12 runs without a GPU too."""
+    """The command that installs the DALI for the CUDA version of this torch; CUDA 12's runs without a GPU too."""
     import torch
 
     major = (torch.version.cuda or "12").partition(".")[0]
