@@ -29,6 +29,7 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "first_light"
+PROGRAM = ROOT / "benchmarks" / "first_light_parts.py"
 NEEDED = ("numpy", "PIL", "safetensors", "tomli", "tomli_w", "torch", "triton")
 PACKAGES = {"PIL": "pillow", "tomli_w": "tomli-w"}  # where they are not called as their module
 
@@ -135,12 +136,12 @@ class Session:
             if item is None or not any((row["part"], row["item"]) == (name, item) for row in self.rows):
                 error = ended if ended.startswith("killed") else f"{ended}: {last_line(Path(log.name), start)}"
                 self._append({"part": name, "item": item or "-", "status": "failed", "error": error[:300]})
-            if item is None:  # it did not even begin, and would not the next time
+            if item is None or self.end - time.monotonic() < 1:  # it did not even begin, or the time is over
                 return
 
     def _run_child(self, name: str, mark: Path, log: IO[str]) -> str:
         """Run the process of a part, at most to the limit of an item or of everything; how it ended."""
-        script = [sys.executable, str(ROOT / "benchmarks" / "first_light_parts.py"), name]
+        script = [sys.executable, str(PROGRAM), name]
         options = ["--out", str(self.args.out), "--run", self.id, "--mark", str(mark), "--folder", str(self.folder)]
         options += ["--limit", str(PARTS[name].limit_s), "--end", str(self.end)]
         options += ["--device", self.args.device] if self.args.device else []
