@@ -116,9 +116,8 @@ def host_waits(step: Callable[[], object]) -> list[str]:
     return [f"{Path(warning.filename).name}:{warning.lineno}" for warning in found]
 
 
-def tera_operations(config: Config, device: torch.device, num_samples: int | None = None) -> float:
-    """10^12 floating-point operations of one step, without those of our own kernels: counted in an eager step."""
-    step = engine_step(config, device, num_samples)
+def tera_operations(step: EngineStep) -> float:
+    """10^12 floating-point operations of a step in eager mode, without those of our own kernels."""
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops() / 1e12

@@ -3,9 +3,9 @@
     python benchmarks/first_light.py [--minutes 10] [--out work_dirs/first_light] [--only PART]...
     python benchmarks/first_light.py --table    write the tables of docs/gpu.md from the rows in benchmarks/results/
 
-The parts come in the order of their value; `--help` lists them. Each runs in a process of its own, which is killed if
-one of its items takes longer than the part's limit, and started again for the items that are left; so neither a hang
-nor a crash ends the others. Each item's row is on the disk, in OUT/first_light.jsonl, as soon as the item is done; what
+The parts come in the order of their value; `--help` lists them with the longest time that each may take. Each runs in a
+process of its own, which is killed if one of its items takes too long, and started again for the items that are left;
+so neither a hang nor a crash ends the others. Each item's row is on the disk, in OUT/first_light.jsonl, as soon as the item is done; what
 the parts print, with the tracebacks of failures, is in OUT/log.txt. A table comes last, and goes to OUT/table.md. What
 is missing (DALI, DeepSpeed, pytest) is a reason to skip what needs it. It runs on a CPU too, where it proves little.
 
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-NAME = "first_light"
+NAME, OVER = "first_light", "the time is over"
 PROGRAM = ROOT / "benchmarks" / "first_light_parts.py"
 NEEDED = ("numpy", "PIL", "safetensors", "tomli", "tomli_w", "torch", "triton")
 PACKAGES = {"PIL": "pillow", "tomli_w": "tomli-w"}  # where they are not called as their module
@@ -40,28 +40,30 @@ class Part:
 
     Attributes:
         says: what it measures, for --help.
-        limit_s: seconds for one item, start of the process included.
+        total_s: seconds for all items together; what is left then is skipped.
+        limit_s: seconds for one item, start of the process included; then it has failed.
     """
 
     says: str
+    total_s: float
     limit_s: float
 
 
 PARTS = {
-    "versions": Part("versions, the device, its matrix and copy rates", 60),
-    "kernel_tests": Part("the kernels' tests on the device", 110),
-    "step": Part("MoCo v2 at batch 256 and 32: eager, compiled, with CUDA graphs", 120),
-    "kernels": Part("the kernels' benchmark, without torch.compile", 40),
-    "views": Part("the color part of the views: time, and bits against the CPU", 60),
-    "methods": Part("a few steps of every other method, eager", 45),
-    "vit": Part("MoCo v3's ViT-S/16 on two views, eager and compiled", 100),
-    "training": Part("runs from the command line: decoded images, JPEGs through DALI", 90),
-    "other_tests": Part("all other tests that need a GPU", 60),
+    "versions": Part("versions, the device, its matrix and copy rates", 60, 60),
+    "kernel_tests": Part("the kernels' tests on the device", 110, 70),
+    "step": Part("MoCo v2 at batch 256 and 32: eager, compiled, with CUDA graphs", 270, 120),
+    "kernels": Part("the kernels' benchmark, without torch.compile", 70, 40),
+    "views": Part("the color part of the views: time, and bits against the CPU", 45, 40),
+    "methods": Part("a few steps of every other method, eager", 90, 40),
+    "vit": Part("MoCo v3's ViT-S/16 on two views, eager and compiled", 90, 80),
+    "training": Part("runs from the command line: decoded images, JPEGs through DALI", 120, 80),
+    "other_tests": Part("all other tests that need a GPU", 60, 40),
 }
 
 
 def main() -> int:
-    listed = "\n".join(f"  {name:14}{part.says} ({part.limit_s:g} s an item)" for name, part in PARTS.items())
+    listed = "\n".join(f"  {name:14}{part.says} ({part.total_s:g} s)" for name, part in PARTS.items())
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"parts:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -120,30 +122,35 @@ class Session:
 
     def _part(self, name: str, log: IO[str]) -> None:
         """Run a part's process until all of its items have a row."""
+        end = min(self.end, time.monotonic() + PARTS[name].total_s)
         while True:
-            if self.end - time.monotonic() < 1:
-                self._append({"part": name, "item": "-", "status": "skipped", "reason": "the time is over"})
+            if end - time.monotonic() < 1:
+                self._append({"part": name, "item": "-", "status": "skipped", "reason": OVER})
                 return
             mark = self.folder / "item"  # the child writes the name of the item that it begins
             mark.unlink(missing_ok=True)
             log.write(f"\n===== {name}, {time.strftime('%H:%M:%S')}\n")
             log.flush()
             start = os.path.getsize(log.name)
-            ended = self._run_child(name, mark, log)
+            ended = self._run_child(name, mark, log, end)
             if ended == "exit code 0":
                 return
             item = mark.read_text() if mark.exists() else None
             if item is None or not any((row["part"], row["item"]) == (name, item) for row in self.rows):
-                error = ended if ended.startswith("killed") else f"{ended}: {last_line(Path(log.name), start)}"
-                self._append({"part": name, "item": item or "-", "status": "failed", "error": error[:300]})
-            if item is None or self.end - time.monotonic() < 1:  # it did not even begin, or the time is over
+                row = {"part": name, "item": item or "-"}
+                if ended == OVER:
+                    self._append({**row, "status": "skipped", "reason": OVER})
+                else:
+                    error = ended if ended.startswith("killed") else f"{ended}: {last_line(Path(log.name), start)}"
+                    self._append({**row, "status": "failed", "error": error[:300]})
+            if item is None or ended == OVER:  # it did not even begin, and would not the next time
                 return
 
-    def _run_child(self, name: str, mark: Path, log: IO[str]) -> str:
-        """Run the process of a part, at most to the limit of an item or of everything; how it ended."""
+    def _run_child(self, name: str, mark: Path, log: IO[str], end: float) -> str:
+        """Run the process of a part, at most to the limit of an item or to `end`; how it ended."""
         script = [sys.executable, str(PROGRAM), name]
         options = ["--out", str(self.args.out), "--run", self.id, "--mark", str(mark), "--folder", str(self.folder)]
-        options += ["--limit", str(PARTS[name].limit_s), "--end", str(self.end)]
+        options += ["--limit", str(PARTS[name].limit_s), "--end", str(end)]
         options += ["--device", self.args.device] if self.args.device else []
         options += ["--tiny"] if self.args.tiny else []
         child = subprocess.Popen(
@@ -162,8 +169,8 @@ class Session:
                 now = mark.read_text() if mark.exists() else ""
                 if now != item:
                     item, item_begin = now, time.monotonic()
-                if time.monotonic() > self.end:
-                    why = "killed: the time is over"
+                if time.monotonic() > end:
+                    why = OVER
                 elif time.monotonic() - item_begin > PARTS[name].limit_s:
                     why = f"killed: it took longer than {PARTS[name].limit_s:g} s"
         finally:

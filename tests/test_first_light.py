@@ -89,7 +89,7 @@ def test_a_crash_a_hang_and_an_error_end_nothing_else(script, tmp_path, monkeypa
     program = tmp_path / "planted.py"
     program.write_text(PLANTED.format(benchmarks=str(BENCHMARKS)))
     monkeypatch.setattr(script, "PROGRAM", program)
-    limited = script.Part("", 20)
+    limited = script.Part("", 600, 20)
     monkeypatch.setattr(script, "PARTS", {"versions": limited})
     monkeypatch.setattr(sys, "argv", ["first_light.py", "--device", "cpu", "--out", str(tmp_path / "out")])
     assert script.main() == 1
@@ -107,12 +107,27 @@ def test_the_time_is_kept(script, tmp_path, monkeypatch):
     program = tmp_path / "planted.py"
     program.write_text(PLANTED.format(benchmarks=str(BENCHMARKS)))
     monkeypatch.setattr(script, "PROGRAM", program)
-    monkeypatch.setattr(script, "PARTS", dict.fromkeys(["step", "versions"], script.Part("", 600)))
+    monkeypatch.setattr(script, "PARTS", dict.fromkeys(["step", "versions"], script.Part("", 600, 600)))
     out = tmp_path / "out"
     monkeypatch.setattr(sys, "argv", ["first_light.py", "--device", "cpu", "--out", str(out), "--minutes", "0.2"])
+    assert script.main() == 0
+    over = "the time is over"
+    assert [(row["part"], row["item"], row["reason"]) for row in rows(out)] == [
+        ("step", "hangs", over),
+        ("versions", "-", over),
+    ]
+
+
+def test_a_part_takes_no_time_from_those_that_follow(script, tmp_path, monkeypatch):
+    program = tmp_path / "planted.py"
+    program.write_text(PLANTED.format(benchmarks=str(BENCHMARKS)))
+    monkeypatch.setattr(script, "PROGRAM", program)
+    monkeypatch.setattr(script, "PARTS", {"step": script.Part("", 15, 600), "versions": script.Part("", 60, 15)})
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["first_light.py", "--device", "cpu", "--out", str(out)])
     assert script.main() == 1
-    assert [(row["part"], row["status"]) for row in rows(out)] == [("step", "failed"), ("versions", "skipped")]
-    assert rows(out)[0]["error"] == "killed: the time is over"
+    assert [row["item"] for row in rows(out)][:2] == ["hangs", "works"]
+    assert rows(out)[0]["reason"] == "the time is over"
 
 
 def test_what_is_missing_is_one_line(tmp_path):
