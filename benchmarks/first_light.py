@@ -5,9 +5,10 @@
 
 The parts come in the order of their value; `--help` lists them with the longest time that each may take. Each runs in a
 process of its own, which is killed if one of its items takes too long, and started again for the items that are left;
-so neither a hang nor a crash ends the others. Each item's row is on the disk, in OUT/first_light.jsonl, as soon as the item is done; what
-the parts print, with the tracebacks of failures, is in OUT/log.txt. A table comes last, and goes to OUT/table.md. What
-is missing (DALI, DeepSpeed, pytest) is a reason to skip what needs it. It runs on a CPU too, where it proves little.
+so neither a hang nor a crash ends the others. Each item's row is on the disk, in OUT/first_light.jsonl, as soon as the
+item is done; what the parts print, with the tracebacks of failures, is in OUT/log.txt. A table comes last, and goes to
+OUT/table.md. What is missing (DALI, DeepSpeed, pytest) is a reason to skip what needs it. It runs on a CPU too, where
+it proves little.
 
 Exit codes: 0 all items are done or skipped, 1 some failed, 2 a library without which nothing runs is missing.
 """

@@ -132,9 +132,7 @@ def is_done(rows: Path, wanted: dict[str, Any]) -> bool:
 
 def clean_up(lab: Lab) -> None:
     """Free what an item has left behind, for the figures of the next."""
-    torch._dynamo.reset()
-    if lab.cuda:
-        torch._inductor.cudagraph_trees.reset_cudagraph_trees()
+    torch._dynamo.reset()  # and CUDA graphs
     gc.collect()
     if lab.cuda:
         torch.cuda.empty_cache()
