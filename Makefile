@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-nightly lint schema kernel-table learn bench gpu-check clean
+.PHONY: install quickstart test test-nightly lint schema kernel-table learn bench clean
 
 install: $(VENV)/.installed
 
@@ -49,6 +49,7 @@ bench: install
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/kernels.py --table
 
+.PHONY: gpu-check
 gpu-check: install
 	$(BIN)/python benchmarks/first_light.py $(ARGS)
 
