@@ -326,3 +326,28 @@ def test_no_torch_is_imported(trained):
 def test_a_loss_of_nan_is_null_in_json():
     summary = RunSummary(Path("x"), loss=math.nan)
     assert json.loads(as_json([summary]))[0]["loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "details"), [("done", 0, {}), ("pre-empted", 75, {}), ("failed", 3, {"error": "no good"})]
+)
+def test_wait_ends_with_the_runs_own_code(tmp_path, capsys, monkeypatch, state, code, details):
+    def end_it(_):
+        folder.record_state(state, code, **details)
+        folder.close()
+
+    folder = RunFolder(tmp_path, RECIPE, resume=None)
+    monkeypatch.setattr(time, "sleep", end_it)
+    assert main(["runs", "--wait", str(tmp_path)]) == code
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"{tmp_path}: {state}\n" + ("error: no good\n" if details else ""))
+
+
+def test_wait_for_a_run_that_died_or_never_began(tmp_path, capsys):
+    RunFolder(tmp_path / "died", RECIPE, resume=None).close()
+    state = json.loads((tmp_path / "died/state.json").read_text())
+    (tmp_path / "died/state.json").write_text(json.dumps({**state, "pid": 1}))
+    assert main(["runs", "--wait", str(tmp_path / "died")]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'died'}: the run ended without recording how\n"
+    assert main(["runs", "--wait", str(tmp_path)]) == 2
+    assert "is not the folder of a run that has started" in capsys.readouterr().err

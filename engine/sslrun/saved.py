@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sslrun import run_state
 from sslrun.allowed_imports import require_allowed
 from sslrun.config import Config, load
 from sslrun.contract import Backbone
@@ -76,11 +77,10 @@ def open_saved(
     if folder is None or not (folder / CONFIG).is_file():
         raise UsageError(f"{weights} is not in a run folder, whose {CONFIG} is the recipe of the weights")
     config = load(folder / CONFIG, overrides, overlays=overlays)
-    tensors, state = checkpoint.load(weights)
+    tensors, state = run_state.load(weights)
     built = _built(config, weights, tensors["model"])
-    step = state["step"]
-    epoch = step / steps_per_epoch(built, state["num_samples"])
-    return Saved(config, built, folder.name, weights, folder, step, epoch)
+    epoch = state.step / steps_per_epoch(built, state.num_samples)
+    return Saved(config, built, folder.name, weights, folder, state.step, epoch)
 
 
 def _built(config: Config, weights: Path, tensors: Mapping[str, Tensor]) -> Recipe:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslrun import run_state
 from sslrun.allowed_imports import require_allowed
 from sslrun.config import Config
 from sslrun.contract import Batch, Progress
@@ -26,6 +27,7 @@ from sslrun.nn.norm import RunningStatistics, convert_batch_norms, set_groups
 from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, norms_notes, restricted_by_accumulation
 from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
+from sslrun.run_state import RunState
 from sslrun.runtime import checkpoint, distributed
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
@@ -132,15 +134,10 @@ def save(run: Run) -> None:
     bad: dict[str, str] = {}
     for bad_of_rank in distributed.gather_objects(run.loader.bad.state_dict()):
         bad |= bad_of_rank
-    state = {
-        "step": run.step,
-        "num_samples": run.plan.num_samples,
-        "step_metrics": run.step_metrics.state(),
-        "bad_samples": bad,
-    }
+    state = RunState(run.step, run.plan.num_samples, run.step_metrics.state(), bad)
     if run.folder is not None and run.log is not None:
         run.log.sync()
-        checkpoint.save(run.folder.checkpoints, run.step, tensors, state)
+        run_state.save(run.folder.checkpoints, tensors, state)
         checkpoint.prune(run.folder.checkpoints, run.recipe.checkpoint.max_keep_ckpts)
 
 
@@ -287,17 +284,17 @@ def _checkpoint_to_continue(recipe: Recipe, folder: RunFolder | None, resume: st
 def _restore(run: Run, path: Path | None) -> None:
     """Loads a checkpoint, or else the weights of load_from, if there are any."""
     if path is not None:
-        tensors, state = checkpoint.load(path)
-        if state["num_samples"] != run.plan.num_samples:
+        tensors, state = run_state.load(path)
+        if state.num_samples != run.plan.num_samples:
             raise UsageError(
-                f"{path} was trained on {state['num_samples']} samples, but data.source has {run.plan.num_samples}: "
+                f"{path} was trained on {state.num_samples} samples, but data.source has {run.plan.num_samples}: "
                 "the order of samples would differ; start a new run in another --work-dir with load_from"
             )
         run.executor.load_state(tensors["model"])
         run.executor.load_optimizer_state(tensors["optimizer"])
-        run.step_metrics.load(state["step_metrics"], run.executor.device)
-        run.loader.bad.load_state_dict(state["bad_samples"])
-        run.step = state["step"]
+        run.step_metrics.load(state.step_metrics, run.executor.device)
+        run.loader.bad.load_state_dict(state.bad_samples)
+        run.step = state.step
         logger.info("continuing from %s", path)
     elif run.recipe.load_from is not None:
         weights = checkpoint.load_weights(Path(run.recipe.load_from))

@@ -118,7 +118,10 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
     reason = damage(path)
     if reason is not None:
         raise UsageError(f"{path} cannot be loaded: {reason}")
-    return read_patiently(path, _content)
+    try:
+        return read_patiently(path, _content)
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise UsageError(f"{path} cannot be loaded: {error}") from error
 
 
 def _content(path: Path) -> tuple[Tensors, dict[str, Any]]:

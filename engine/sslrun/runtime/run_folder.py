@@ -19,7 +19,7 @@ from sslrun.config import dump
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import checkpoint, folder_lock
 from sslrun.runtime.durable import read_patiently, replace_or_fail
-from sslrun.runtime.run_files import CONFIG, MACHINE, STATE, RunFiles, State, rows
+from sslrun.runtime.run_files import CONFIG, MACHINE, STATE, RunFiles, State, is_number, rows
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class RunFolder(RunFiles):
         """
         checkpoint.set_aside_newer(self.checkpoints, step)
         if self.metrics.exists():
-            kept = [line for line, row in rows(self.metrics) if step > 0 and row.get("step", 0) <= step]
+            kept = [line for line, row in rows(self.metrics) if step > 0 and _step_of(row) <= step]
             replace_or_fail(self.metrics, b"".join(kept))
 
     def machine_choice(self, name: str) -> Any:
@@ -180,6 +180,11 @@ class RunFolder(RunFiles):
             )
         for _, change in changes:
             logger.info("changed on this resume: %s", change)
+
+
+def _step_of(row: Mapping[str, Any]) -> float:
+    """The step of a row; 0 for a row without one, which no run writes."""
+    return float(row["step"]) if is_number(row.get("step")) else 0.0
 
 
 def set_aside(path: Path) -> None:
