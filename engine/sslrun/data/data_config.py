@@ -24,7 +24,7 @@ class DataConfig:
             filled up with the epoch's first samples, in other crops.
         holdout: images to measure on: another source, or the fraction of `source` to keep out of training.
         augment: how transforms are computed: "exact" follows PIL's arithmetic, "dali" does everything in DALI; "auto"
-            is exact on the CPU, where it is faster, and dali on CUDA.
+            is exact.
         prefetch: number of batches prepared ahead at each stage: being read, in DALI's queue, and finished.
         max_bad_pct: percentage of unreadable images above which the run stops.
     """
