@@ -21,7 +21,7 @@ from sslrun.config import Config
 from sslrun.contract import Batch, Progress
 from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
-from sslrun.plan import Plan, choose_machine, make_plan
+from sslrun.plan import Machine, Plan, choose_machine, make_plan
 from sslrun.recipe import Recipe
 from sslrun.runtime.executor import Executor
 from sslrun.session import _executor, build
@@ -71,18 +71,19 @@ def engine_step(config: Config, device: torch.device, num_samples: int | None = 
         plan=plan,
         executor=executor,
         statistics=RunningStatistics(recipe.model),  # after the executor has moved the model to its device
-        batches=[random_batch(recipe, machine.micro_batch, device, seed) for seed in range(plan.accumulation)],
+        batches=[random_batch(recipe, machine, device, seed) for seed in range(plan.accumulation)],
         step_metrics=StepMetrics(),
     )
 
 
-def random_batch(recipe: Recipe, samples: int, device: torch.device, seed: int = 0) -> Batch:
-    """Random images of the recipe's sizes, with ids from 0 on, without labels."""
-    generator = torch.Generator(device).manual_seed(seed)
+def random_batch(recipe: Recipe, machine: Machine, device: torch.device, seed: int = 0) -> Batch:
+    """A micro-batch of random images as the loader gives them: channels-last, bfloat16 on a GPU in bf16; no labels."""
+    generator, samples = torch.Generator(device).manual_seed(seed), machine.micro_batch
+    dtype = torch.bfloat16 if device.type == "cuda" and machine.precision == "bf16" else torch.float32
 
     def images(count: int, size: tuple[int, int]) -> Tensor:
         shape = (count * samples, *size, 3)  # channels-last
-        return torch.randn(shape, generator=generator, device=device).permute(0, 3, 1, 2)
+        return torch.randn(shape, generator=generator, device=device).to(dtype).permute(0, 3, 1, 2)
 
     views = [images(group.num_views, group.size) for group in recipe.data.views]
     return Batch(views, torch.arange(seed * samples, (seed + 1) * samples, device=device), None)

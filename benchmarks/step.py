@@ -112,7 +112,7 @@ def bare_loop(config: Config, device: torch.device) -> Callable[[], None]:
         key.compile(dynamic=False)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=machine.precision == "bf16")
     queue, temperature = model.queue.rows, model.head.temperature
-    first, second = random_batch(recipe, recipe.global_batch, device).crops()
+    first, second = random_batch(recipe, machine, device).crops()
     place = 0
 
     def run() -> None:
