@@ -262,8 +262,9 @@ def test_accumulation_is_kept_to() -> None:
 
 
 @pytest.mark.nightly
-def test_compiled_submodules_train_alike() -> None:
-    executor, reference = build(compile=True), build()
+@pytest.mark.parametrize("cuda_graphs", [False, True])  # of which Inductor makes none on the CPU
+def test_compiled_submodules_train_alike(cuda_graphs: bool) -> None:
+    executor, reference = build(compile=True, cuda_graphs=cuda_graphs), build()
     train(executor, range(3), 0.2)
     train(reference, range(3), 0.2)
     assert executor.full_state().keys() == reference.full_state().keys()
