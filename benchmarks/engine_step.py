@@ -23,7 +23,9 @@ from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Machine, Plan, choose_machine, make_plan
 from sslrun.recipe import Recipe
+from sslrun.runtime import compilation
 from sslrun.runtime.executor import Executor
+from sslrun.runtime.numerics import set_numerics
 from sslrun.session import _executor, build
 from sslrun.step_metrics import StepMetrics
 from sslrun.train import train_step
@@ -63,7 +65,7 @@ def engine_step(config: Config, device: torch.device, num_samples: int | None = 
     num_samples = num_samples or recipe.data.source.nominal_size or 100 * recipe.global_batch
     recipe.model.prepare(num_samples)
     machine = choose_machine(recipe, device, 1, 1)
-    torch.set_num_threads(machine.threads)
+    set_up(machine, device)
     plan = make_plan(recipe, num_samples, machine, 1)
     executor = _executor(recipe, plan, device)
     return EngineStep(
@@ -73,6 +75,14 @@ def engine_step(config: Config, device: torch.device, num_samples: int | None = 
         statistics=RunningStatistics(recipe.model),  # after the executor has moved the model to its device
         batches=[random_batch(recipe, machine, device, seed) for seed in range(plan.accumulation)],
         step_metrics=StepMetrics(),
+    )
+
+
+def set_up(machine: Machine, device: torch.device) -> None:
+    """The settings of a process, as at the start of a run."""
+    torch.set_num_threads(machine.threads)
+    set_numerics(
+        device, tf32=machine.tf32, cudnn_benchmark=machine.cudnn_benchmark, deterministic=machine.deterministic
     )
 
 
@@ -133,6 +143,7 @@ def measure(step: EngineStep, device: torch.device, rounds: int, round_s: float)
         rounds: number of rounds; at least two.
         round_s: seconds of one round, at least one step.
     """
+    compiled_s, graphs = compilation.compile_s(), compilation.num_graphs()
     first_s = timed(step, 1, device)  # with all that is compiled
     per_step_s = timed(step, 2, device) / 2
     cuda = device.type == "cuda"
@@ -146,6 +157,8 @@ def measure(step: EngineStep, device: torch.device, rounds: int, round_s: float)
         "micro_batch": step.plan.machine.micro_batch,
         **{k: v for k, v in asdict(step.plan.machine).items() if isinstance(v, str | bool)},
         "first_step_s": round(first_s, 2),
+        "compile_s": round(compilation.compile_s() - compiled_s, 2),
+        "graphs": compilation.num_graphs() - graphs,
         "ms": ms,
         "images_per_s": round(1e3 * step.plan.global_batch / ms["median"], 1),
     }

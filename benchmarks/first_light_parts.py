@@ -10,6 +10,7 @@ import functools
 import gc
 import importlib.util
 import json
+import logging
 import math
 import os
 import re
@@ -18,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from sslrun.data import dali
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import view_arguments
 from sslrun.data.views import ViewGroup
-from sslrun.recipe import EngineConfig
+from sslrun.plan import cuda_graphs_note
 from sslrun.session import build
 
 MOCO, VIT = "mocov2", "selfsup/mocov3/mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k"
@@ -44,8 +45,6 @@ MODES = {
     "compiled": ["engine.compile=on", "engine.cuda_graphs=off"],
     "graphs": ["engine.compile=on", "engine.cuda_graphs=on"],
 }
-if "cuda_graphs" not in {field.name for field in fields(EngineConfig)}:
-    MODES = {"eager": ["engine.compile=off"], "compiled": ["engine.compile=on"]}
 WORK: dict[tuple[str, int], float] = {}  # 10^12 operations of a recipe's step at a batch
 SOME_TESTS_FAILED = 1  # pytest's exit codes
 NO_TESTS = 5
@@ -96,6 +95,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout)  # where CUDA graphs are left out, and why
     lab = Lab(device, args.tiny, args.folder, args.limit, args.end)
     if lab.tiny:
         torch.set_num_threads(1)
@@ -116,7 +116,7 @@ def main() -> int:
             row |= {"status": "skipped", "reason": str(reason)}
         except Exception as error:
             traceback.print_exc()
-            row |= {"status": "failed", "error": traceback.format_exception_only(error)[-1].strip()[:300]}
+            row |= {"status": "failed", "error": traceback.format_exception_only(error)[0].splitlines()[0][:300]}
         append_row("first_light", {**row, "seconds": round(time.perf_counter() - begin, 1)}, args.out)
         if row["status"] == "failed":
             return 1
@@ -230,6 +230,13 @@ def one_step(lab: Lab, recipe: str, batch: int, mode: str) -> dict[str, Any]:
     work = WORK[recipe, batch]
     rate, share = matmul_tflops(lab.device), work / figures["ms"]["median"] * 1e3
     figures |= {"tflop": round(work, 4), "matmul_tflops": round(rate, 3), "of_matmul": round(share / rate, 4)}
+    if mode == "graphs" and (note := cuda_graphs_note(step.recipe, step.plan)) is not None:
+        figures["no_cuda_graphs"] = note
+    memory = getattr(step.plan.machine, "memory", None)
+    if memory is not None:
+        group, plan = step.recipe.data.samples_per_gpu, step.plan
+        expected = memory.total(plan.global_batch // group, plan.machine.micro_batch // group)
+        figures["expected_gib"] = round(expected / 2**30, 3)
     if not math.isfinite(figures["loss"]):
         raise ArithmeticError(f"the loss is {figures['loss']}")
     peak = f", {figures['peak_gib']:.2f} GiB, {figures['host_waits']} waits" if lab.cuda else ""

@@ -36,7 +36,7 @@ def _steps(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if "images_per_s" in row:
             at_once = "" if row["micro_batch"] == row["global_batch"] else f" in {row['micro_batch']}s"
-            rehearsed = f" ({row['rehearsed_gib']:.1f})" if "rehearsed_gib" in row else ""
+            expected = f" ({row['expected_gib']:.1f})" if "expected_gib" in row else ""
             cells = [
                 row["recipe"].split("_")[0] if row["part"] != "vit" else "mocov3 ViT-S/16",
                 row["mode"],
@@ -44,13 +44,13 @@ def _steps(rows: Sequence[Row]) -> list[str]:
                 f"{row['ms']['median']:.1f}",
                 f"{row['host_ms']:.1f}" if "host_ms" in row else "-",
                 f"{row['images_per_s']:,.0f}",
-                f"{row['peak_gib']:.1f}{rehearsed}" if "peak_gib" in row else "-",
+                f"{row['peak_gib']:.1f}{expected}" if "peak_gib" in row else "-",
                 str(row.get("host_waits", "-")),
                 f"{100 * row['of_matmul']:.0f} %",
                 f"{row['first_step_s']:.0f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    heads = ["step", "mode", "batch", "ms", "host ms", "images/s", "peak GiB (rehearsed)", "waits"]
+    heads = ["step", "mode", "batch", "ms", "host ms", "images/s", "peak GiB (expected)", "waits"]
     heads += ["of matmul rate", "first step, s"]
     return _with_head(heads, lines)
 

@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "kernels"), str(ROOT / "benchma
 
 import torch
 import torch.nn.functional as F
-from engine_step import engine_step, random_batch, timed
+from engine_step import engine_step, random_batch, set_up, timed
 from rows import append_row, quantiles
 from torch import nn
 
@@ -98,7 +98,7 @@ def bare_loop(config: Config, device: torch.device) -> Callable[[], None]:
     """A function that runs one step of MoCo v2, written by hand."""
     recipe = build(config)
     machine = choose_machine(recipe, device, 1, 1)
-    torch.set_num_threads(machine.threads)
+    set_up(machine, device)
     model = recipe.model
     use_plain_batch_norm(model)
     model.to(device).to(memory_format=torch.channels_last)
