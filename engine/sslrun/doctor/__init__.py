@@ -64,7 +64,7 @@ CHECKS = (
     Check("c_compiler", "C compiler", 60, "install gcc"),
     Check("decoding", "DALI decoding", 90, "install the DALI for this CUDA version: `make install`"),
     Check("triton_kernel", "Triton kernel", 120, "install gcc and Python's headers, which Triton needs (python3-dev)"),
-    Check("torch_compile", "torch.compile", 180, "train with --set engine.compile=off"),
+    Check("torch_compile", "torch.compile", 300, "train with --set engine.compile=off"),
     Check("collectives", "NCCL, gloo", 90, "several processes need it; NCCL_DEBUG=INFO makes NCCL say more"),
     Check("deepspeed", "DeepSpeed", 120, "several processes need it: pip install deepspeed"),
     Check("training", "training", 180, "the lines above say what is missing"),
