@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -287,9 +288,7 @@ def deepspeed() -> Finding:
     """Steps of DeepSpeed's executor, against those of the local one."""
     import torch
 
-    try:
-        version = metadata.version("deepspeed")
-    except metadata.PackageNotFoundError:
+    if find_spec("deepspeed") is None:
         says = "DeepSpeed is not installed; a run has one process"
         return Finding("missing", says, "for several: pip install deepspeed")
     from sslrun.runtime.deepspeed_executor import DeepSpeedExecutor
@@ -316,7 +315,7 @@ def deepspeed() -> Finding:
     apart = max(float((own - weights[1][name]).abs().max()) for name, own in weights[0].items())
     if apart > 1e-4:
         raise RuntimeError(f"its weights are {apart:.2g} from those of a run without it")
-    return Finding("works", f"{version}: three steps at ZeRO 1 give the weights of a run without it")
+    return Finding("works", f"{metadata.version('deepspeed')}: three steps at ZeRO 1 give the weights of a run without it")
 
 
 def _tiny_method(device: "torch.device") -> "tuple[Method, Batch]":
