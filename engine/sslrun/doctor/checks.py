@@ -315,7 +315,8 @@ def deepspeed() -> Finding:
     apart = max(float((own - weights[1][name]).abs().max()) for name, own in weights[0].items())
     if apart > 1e-4:
         raise RuntimeError(f"its weights are {apart:.2g} from those of a run without it")
-    return Finding("works", f"{metadata.version('deepspeed')}: three steps at ZeRO 1 give the weights of a run without it")
+    version = metadata.version("deepspeed")
+    return Finding("works", f"{version}: three steps at ZeRO 1 give the weights of a run without it")
 
 
 def _tiny_method(device: "torch.device") -> "tuple[Method, Batch]":
