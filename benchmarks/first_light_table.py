@@ -1,4 +1,7 @@
-"""The tables of first_light.py, on its console and in docs/gpu.md, from its rows."""
+"""The tables of first_light.py, on its console and in docs/gpu.md, from its rows.
+
+docs/gpu.md also has a table of the steps that were compiled for an H100 without one (tests/rehearsal/test_inductor.py).
+"""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -7,8 +10,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "benchmarks" / "results" / "first_light.jsonl"
+COMPILED = ROOT / "benchmarks" / "results" / "compiled_step.json"
 DOCUMENT = ROOT / "docs" / "gpu.md"
-START, END = "<!-- table: first light, by benchmarks/first_light.py --table -->", "<!-- end of table: first light -->"
 NONE_YET = "No GPU has run it yet."
 
 Row = dict[str, Any]
@@ -96,14 +99,47 @@ def _with_head(heads: Sequence[str], lines: list[str]) -> list[str]:
 
 
 def write_tables() -> None:
-    """Rewrite the tables of docs/gpu.md: the last run on each GPU."""
+    """Rewrite the tables of docs/gpu.md: the last run on each GPU, and the compiled steps."""
     last: dict[str, list[Row]] = {}
     for gpu, rows in _runs():
         last[gpu] = rows
     lines = [line for gpu, rows in sorted(last.items()) for line in (f"### {gpu}", "", *table(rows), "")]
+    _replace("first light", lines or [NONE_YET, ""])
+    if COMPILED.exists():
+        _replace("compiled", [*_compiled(json.loads(COMPILED.read_text(encoding="utf-8"))["steps"]), ""])
+
+
+def _replace(name: str, lines: Sequence[str]) -> None:
+    start, end = markers(name)
     text = DOCUMENT.read_text(encoding="utf-8")
-    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
-    DOCUMENT.write_text("\n".join([before, "", *(lines or [NONE_YET, ""]), after]), encoding="utf-8")
+    before, after = text[: text.index(start) + len(start)], text[text.index(end) :]
+    DOCUMENT.write_text("\n".join([before, "", *lines, after]), encoding="utf-8")
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The lines of docs/gpu.md around a table."""
+    return f"<!-- table: {name}, by benchmarks/first_light.py --table -->", f"<!-- end of table: {name} -->"
+
+
+def _compiled(steps: Sequence[Row]) -> list[str]:
+    """A line for each step, and below it one for each of its graphs."""
+    lines = []
+    for step in steps:
+        name = step["recipe"].rpartition("/")[2].partition("_8xb")[0].partition("_16xb")[0]
+        settings = f" ({', '.join(step['settings'])})" if step["settings"] else ""
+        whole = [
+            f"**{name}**{settings}, {step['micro_batch']} samples",
+            step["launches"],
+            step["library_calls"],
+            step["gb"],
+        ]
+        parts = [
+            [f"{graph['child']}, {graph['phase']}" + (f" x {graph['runs']}" if graph["runs"] > 1 else "")]
+            + [graph[key] * graph["runs"] for key in ("launches", "library_calls", "gb")]
+            for graph in step["graphs"]
+        ]
+        lines += [f"| {what} | {launches:,} | {calls:,} | {gb:.1f} |" for what, launches, calls, gb in [whole, *parts]]
+    return _with_head(["step, graph", "launches", "of them library calls", "GB moved"], lines)
 
 
 def _runs() -> Iterator[tuple[str, list[Row]]]:

@@ -153,11 +153,13 @@ def test_waits_are_counted_where_they_are(monkeypatch):
 def test_the_document_has_the_tables_of_the_last_run_of_each_gpu(tmp_path, monkeypatch):
     tables = load("first_light_table")
     document, results = tmp_path / "gpu.md", tmp_path / "first_light.jsonl"
-    document.write_text(f"before\n{tables.START}\n{tables.END}\nafter\n")
+    start, end = tables.markers("first light")
+    document.write_text(f"before\n{start}\n{end}\nafter\n")
     monkeypatch.setattr(tables, "DOCUMENT", document)
     monkeypatch.setattr(tables, "ROWS", results)
+    monkeypatch.setattr(tables, "COMPILED", tmp_path / "none.json")
     tables.write_tables()
-    assert document.read_text() == f"before\n{tables.START}\n\n{tables.NONE_YET}\n\n{tables.END}\nafter\n"
+    assert document.read_text() == f"before\n{start}\n\n{tables.NONE_YET}\n\n{end}\nafter\n"
     about = {"gpus": ["NVIDIA H100"], "commit": "0123456789", "dirty": False}
     row = {"part": "other_tests", "item": "x", "status": "done", "date": "2026-01-01", "environment": about}
     lines = [{**row, "run": name, "summary": f"{name} passed"} for name in ("1", "2")]
@@ -166,4 +168,19 @@ def test_the_document_has_the_tables_of_the_last_run_of_each_gpu(tmp_path, monke
     tables.write_tables()
     text = document.read_text()
     assert text.count("### NVIDIA H100") == 1 and "2 passed" in text and "1 passed" not in text
-    assert text.startswith("before\n") and text.endswith(f"{tables.END}\nafter\n")
+    assert text.startswith("before\n") and text.endswith(f"{end}\nafter\n")
+
+
+def test_the_document_has_the_compiled_steps(tmp_path, monkeypatch):
+    tables = load("first_light_table")
+    document, compiled = tmp_path / "gpu.md", tmp_path / "compiled_step.json"
+    marks = [tables.markers(name) for name in ("compiled", "first light")]
+    document.write_text("".join(f"{start}\n{end}\n" for start, end in marks))
+    graph = {"child": "backbone", "phase": "forward", "launches": 300, "library_calls": 53, "gb": 30.25, "runs": 2}
+    step = {"recipe": "mocov2", "settings": [], "micro_batch": 256, "launches": 1166, "library_calls": 170, "gb": 131.0}
+    compiled.write_text(json.dumps({"steps": [{**step, "graphs": [graph]}]}))
+    for name, path in (("DOCUMENT", document), ("COMPILED", compiled), ("ROWS", tmp_path / "none.jsonl")):
+        monkeypatch.setattr(tables, name, path)
+    tables.write_tables()
+    text = document.read_text()
+    assert "| **mocov2**, 256 samples | 1,166 | 170 | 131.0 |\n| backbone, forward x 2 | 600 | 106 | 60.5 |\n" in text
