@@ -123,7 +123,7 @@ def host_waits(step: Callable[[], object]) -> list[str]:
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found = [warning for warning in seen if "synchroniz" in str(warning.message).lower()]
+    found = [warning for warning in seen if "called a synchronizing" in str(warning.message)]
     return [f"{Path(warning.filename).name}:{warning.lineno}" for warning in found]
 
 
