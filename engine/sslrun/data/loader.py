@@ -83,12 +83,12 @@ class Loader:
         for place, group in enumerate(self.views):
             for reason in fallbacks(group, self.augment, self.device):
                 _tell_once(f"data.views.{place}, {self.augment} mode: {reason}")
-        self.uses_dali = needs_graph(source, self.dali_steps)
-        if self.uses_dali:
-            dali.require("making these views" if source.is_decoded else f"decoding the images of {source!r}")
         self.num_threads = max(1, num_threads)
         self.prefetch = max(1, prefetch)
         self.bad = BadSamples() if bad is None else bad
+        self.uses_dali = needs_graph(source, self.dali_steps)
+        if self.uses_dali:
+            dali.require("making these views" if source.is_decoded else f"decoding the images of {source!r}")
 
     def run(self, cursor: Cursor) -> "BatchStream":
         """One batch for each item of the cursor, in order.
