@@ -293,7 +293,7 @@ class Executor(ABC):
             name, _, key = full_name.rpartition("/")
             if name not in shapes:
                 raise UsageError(f"the optimizer state is of another model: it has {name!r}, which this model has not")
-            if key != COUNTER and (value.shape != shapes[name] or not value.is_floating_point()):
+            if key != COUNTER and value.shape != shapes[name]:
                 raise UsageError(
                     f"the optimizer state does not fit: {full_name} is {tuple(value.shape)} {value.dtype}, "
                     f"{name} is {tuple(shapes[name])}"
