@@ -7,6 +7,7 @@ import subprocess
 import textwrap
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 import small_run
+from sslrun.data import reading
 from sslrun.data.loader import Loader
 from sslrun.data.order import Order, Sequential
 from sslrun.data.pipeline import Pipeline
@@ -222,13 +224,14 @@ def test_threads_and_prefetch_reach_dali(source, monkeypatch, mode):
 
 
 class Together(ImageFolder):
-    """Reads complete only when as many are under way as the barrier has parties."""
+    """Reads take some time, and complete only when as many are under way as the barrier has parties."""
 
     barrier: threading.Barrier
     patience_s = 20.0
 
     def encoded(self, ids):
         self.barrier.wait(timeout=self.patience_s)
+        time.sleep(0.05 * len(ids))
         return super().encoded(ids)
 
 
@@ -244,6 +247,39 @@ def test_a_slow_disk_has_many_reads_in_flight(source, parties, num_threads):
     slow.barrier, slow.patience_s = threading.Barrier(parties + 1), 1.0  # one more than there are threads: it can fail
     with pytest.raises(threading.BrokenBarrierError):
         list(loader_of(slow, num_threads=num_threads, batch_size=24, prefetch=1).run([(0, positions)]))
+    assert not data_threads()
+
+
+def test_quick_reads_are_the_work_of_one_thread_until_they_get_slow(source, monkeypatch):
+    clock, read_s, threads = 0.0, 1e-4, []
+
+    class Timed(ImageFolder):
+        def encoded(self, ids):
+            nonlocal clock
+            clock += read_s * len(ids)
+            threads.append(threading.get_ident())
+            return super().encoded(ids)
+
+    timed = Timed(os.path.commonpath(source.names))
+    timed.open()
+    monkeypatch.setattr(reading, "time", SimpleNamespace(perf_counter=lambda: clock))
+    readers = reading.Readers(timed, num_threads=1)
+
+    def batches(count):
+        """How many calls of `encoded` each of some batches takes, and how many threads make them all."""
+        threads.clear()
+        calls = [len(readers.start(np.arange(24)).result() and threads) for _ in range(count)]
+        return np.diff([0, *calls]).tolist(), len(set(threads))
+
+    assert batches(1)[0] == [8]  # as long as nothing is known
+    batches(3)
+    assert batches(20) == ([1] * 20, 1)
+    read_s = 0.01
+    assert batches(3)[0] == [1, 8, 8]
+    read_s = 1e-4
+    assert batches(3)[0][0] == 8
+    assert batches(20) == ([1] * 20, 1)
+    readers.close()
     assert not data_threads()
 
 
