@@ -292,10 +292,10 @@ def test_ctrl_c_ends_it_with_the_results_so_far(capsys, many, tmp_path, monkeypa
     (many / "003.png").write_bytes(b"no image")  # and its other name
     decode = check_module._decode
 
-    def interrupted(entry, ids, trial):
+    def interrupted(entry, ids, contents, trial):
         if ids[0] >= 64:
             os.kill(os.getpid(), signal.SIGINT)
-        decode(entry, ids, trial)
+        decode(entry, ids, contents, trial)
 
     monkeypatch.setattr(check_module, "_decode", interrupted)
     good = tmp_path / "good.txt"
@@ -318,7 +318,7 @@ def deadly(self, encoded):
         os.kill(os.getpid(), signal.SIGSEGV)
     return sizes(self, encoded)
 decoding.Trial.sizes = deadly
-decoding.main(int(sys.argv[1]), int(sys.argv[2]))
+decoding.main(*map(int, sys.argv[1:]))
 """
 
 

@@ -4,11 +4,13 @@ After a batch of a run has failed, this happens in the run's own process. `data 
 decodes them in a process that may die (damaged JPEG 2000 files are seen to end DALI with a segmentation fault) and
 whose stderr has the decoders' complaints. That process runs this file, which therefore needs neither torch nor sslrun.
 
-    python decoding.py BATCH_SIZE THREADS     in: a line of JSON with the lengths of some images, then the images;
-                                              out: a line of JSON with their sizes, or with the reason for none
+    python decoding.py BATCH_SIZE THREADS FILE    FILE: descriptor of an open file that holds some images;
+                                                  in: a line of JSON with their lengths;
+                                                  out: a line of JSON with their sizes, or with the reason for none
 """
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -106,7 +108,9 @@ class TrialProcess:
     """
 
     def __init__(self, batch_size: int, num_threads: int) -> None:
-        self._command = [sys.executable, "-P", PROGRAM, str(batch_size), str(num_threads)]
+        # In memory. Through a pipe, the images would take a change of process for every 64 KB.
+        self._images = open(os.memfd_create("sslrun-images"), "wb")  # noqa: SIM115 (closed at the end)
+        self._command = [sys.executable, "-P", PROGRAM, *map(str, (batch_size, num_threads, self._images.fileno()))]
         self._stderr = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed at the end)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -116,6 +120,7 @@ class TrialProcess:
     def __exit__(self, *exception: object) -> None:
         self._end()
         self._stderr.close()
+        self._images.close()
 
     def sizes(self, encoded: Sequence[np.ndarray]) -> Answer:
         """Decode at most `batch_size` images, each a one-dimensional uint8 array.
@@ -131,12 +136,14 @@ class TrialProcess:
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 start_new_session=True,
+                pass_fds=[self._images.fileno()],
             )
         assert self._process.stdin is not None and self._process.stdout is not None
+        self._images.seek(0)
+        self._images.writelines(image.data for image in encoded)
+        self._images.flush()
         try:
             self._process.stdin.write(json.dumps([len(image) for image in encoded]).encode() + b"\n")
-            for image in encoded:
-                self._process.stdin.write(image.data)
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
@@ -189,15 +196,16 @@ def brief(message: str) -> str:
     return (telling or lines or ["unknown error"])[0][:200]
 
 
-def main(batch_size: int, num_threads: int) -> None:
+def main(batch_size: int, num_threads: int, images: int) -> None:
     """Answer until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints goes to stderr
     trial = Trial(batch_size, False, {"num_threads": num_threads, "device_id": None, "exec_dynamic": True})
     while line := sys.stdin.buffer.readline():
-        encoded = [np.frombuffer(sys.stdin.buffer.read(length), dtype=np.uint8) for length in json.loads(line)]
+        ends = np.cumsum(json.loads(line))
+        content = np.frombuffer(mmap.mmap(images, ends[-1], prot=mmap.PROT_READ), dtype=np.uint8)
         try:
-            answer = json.dumps(trial.sizes(encoded).tolist())
+            answer = json.dumps(trial.sizes(np.split(content, ends[:-1])).tolist())
         except RuntimeError as error:
             answer = json.dumps(decode_trouble(str(error)))
         answers.write(answer + "\n")
@@ -205,4 +213,4 @@ def main(batch_size: int, num_threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))
