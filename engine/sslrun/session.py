@@ -190,7 +190,7 @@ def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[s
     """A loader of the recipe's views of a source's images.
 
     Args:
-        recipe: the recipe, for views, seed, prefetch and the limit of bad images.
+        recipe: the recipe, for views, seed, decoding, prefetch and the limit of bad images.
         source: an opened source.
         batch_size: largest number of samples in a batch.
         reading: `device`, `augment` and `num_threads` of the loader.
@@ -201,6 +201,7 @@ def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[s
         sampler=Order(len(source), recipe.seed),
         seed=recipe.seed,
         batch_size=batch_size,
+        hw_decoder_load=recipe.data.hw_decoder_load,
         prefetch=recipe.data.prefetch,
         bad=BadSamples(recipe.data.max_bad_pct),
         **reading,

@@ -29,11 +29,17 @@ PROGRAM = __file__
 os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", "256k")
 
 
-def decoded(encoded: Any, cuda: bool) -> Any:
-    """DALI node that decodes images into RGB, uint8, H W 3, as stored (EXIF rotation not applied)."""
-    from nvidia.dali import fn
+def decoder_arguments(cuda: bool, hw_decoder_load: float = 0.0) -> dict[str, Any]:
+    """Arguments of `fn.decoders.image` for RGB, uint8, H W 3, as stored (EXIF rotation not applied).
 
-    return fn.decoders.image(encoded, device="mixed" if cuda else "cpu", adjust_orientation=False)
+    Args:
+        cuda: whether JPEGs are decoded on the GPU, with libjpeg's interpolation of chroma; nvJPEG repeats it otherwise.
+        hw_decoder_load: share of a batch that the GPU's JPEG engine decodes.
+    """
+    if not cuda:
+        return {"device": "cpu", "adjust_orientation": False}
+    mixed = {"jpeg_fancy_upsampling": True, "hw_decoder_load": hw_decoder_load}
+    return {"device": "mixed", "adjust_orientation": False, **mixed}
 
 
 class Trial:
@@ -41,12 +47,12 @@ class Trial:
 
     Args:
         batch_size: maximum number of images at once.
-        cuda: whether JPEGs are decoded on the GPU.
+        arguments: of `decoder_arguments`.
         options: options of the DALI pipeline.
     """
 
-    def __init__(self, batch_size: int, cuda: bool, options: dict[str, Any]) -> None:
-        self.batch_size, self.cuda, self.options = batch_size, cuda, options
+    def __init__(self, batch_size: int, arguments: dict[str, Any], options: dict[str, Any]) -> None:
+        self.batch_size, self.arguments, self.options = batch_size, arguments, options
         self._dali: Any = None
 
     def sizes(self, encoded: Sequence[np.ndarray]) -> np.ndarray:
@@ -77,7 +83,7 @@ class Trial:
 
         @pipeline_def
         def alone() -> Any:
-            return decoded(fn.external_source(name="encoded", batch=True), self.cuda)
+            return fn.decoders.image(fn.external_source(name="encoded", batch=True), **self.arguments)
 
         dali = alone(batch_size=self.batch_size, prefetch_queue_depth=1, **self.options)
         dali.build()
@@ -200,7 +206,8 @@ def main(batch_size: int, num_threads: int, images: int) -> None:
     """Answer until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints goes to stderr
-    trial = Trial(batch_size, False, {"num_threads": num_threads, "device_id": None, "exec_dynamic": True})
+    options = {"num_threads": num_threads, "device_id": None, "exec_dynamic": True}
+    trial = Trial(batch_size, decoder_arguments(cuda=False), options)
     while line := sys.stdin.buffer.readline():
         ends = np.cumsum(json.loads(line))
         content = np.frombuffer(mmap.mmap(images, ends[-1], prot=mmap.PROT_READ), dtype=np.uint8)

@@ -46,6 +46,7 @@ class Loader:
         batch_size: maximum number of samples in a batch.
         device: device of the batches.
         augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is exact on the CPU and dali on CUDA.
+        hw_decoder_load: share of a batch that the GPU's JPEG engine decodes.
         num_threads: number of DALI's CPU threads, and of the exact stage's; at least 8 others read.
         prefetch: number of batches that are being read, of batches in DALI's queue, and of finished batches that wait.
         bad: the bad images that are known; its state belongs into the checkpoint.
@@ -61,6 +62,7 @@ class Loader:
         batch_size: int,
         device: torch.device | str = "cpu",
         augment: Augment = "auto",
+        hw_decoder_load: float = 0.0,
         num_threads: int = 1,
         prefetch: int = 2,
         bad: BadSamples | None = None,
@@ -76,6 +78,7 @@ class Loader:
         for place, group in enumerate(self.views):
             for reason in fallbacks(group, self.augment, self.device):
                 _tell_once(f"data.views.{place}, {self.augment} mode: {reason}")
+        self.hw_decoder_load = hw_decoder_load
         self.num_threads = max(1, num_threads)
         self.prefetch = max(1, prefetch)
         self.bad = BadSamples() if bad is None else bad
@@ -104,6 +107,7 @@ class Loader:
             seed=self.seed,
             batch_size=self.batch_size,
             device=self.device,
+            hw_decoder_load=self.hw_decoder_load,
             num_threads=self.num_threads,
             prefetch=self.prefetch,
             bad=self.bad,

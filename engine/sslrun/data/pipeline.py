@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from sslrun.data.bad_samples import BadSamples
-from sslrun.data.decoding import Trial, brief, decoded, other_size
+from sslrun.data.decoding import Trial, brief, decoder_arguments, other_size
 from sslrun.data.graph import Arguments, argument_names, dali_views, graph_arguments, num_inputs, view_arguments
 from sslrun.data.order import Sampler
 from sslrun.data.reading import Readers, Reading, Unreadable, read_all
@@ -63,6 +63,7 @@ class Pipeline:
         seed: seed of the run.
         batch_size: maximum number of samples in a batch.
         device: device of the graph's outputs; on CUDA, JPEGs are decoded there.
+        hw_decoder_load: share of a batch that the GPU's JPEG engine decodes.
         num_threads: number of DALI's CPU threads; at least 8 others read.
         prefetch: number of batches in DALI's queue, and of batches that are being read.
         bad: the bad images that are known; grows.
@@ -76,6 +77,7 @@ class Pipeline:
     seed: int
     batch_size: int
     device: torch.device
+    hw_decoder_load: float = 0.0
     num_threads: int
     prefetch: int
     bad: BadSamples
@@ -146,7 +148,7 @@ class Pipeline:
         """The graph, which takes its inputs from `feed`."""
         from nvidia.dali import fn, pipeline_def
 
-        views, cuda, is_decoded = self.views, self._cuda, self.source.is_decoded
+        views, cuda, is_decoded, decoder = self.views, self._cuda, self.source.is_decoded, self._decoder
         names = argument_names(views, self.dali_steps)
         count = num_inputs(views, names)
         batches = iter(feed, None)
@@ -164,7 +166,7 @@ class Pipeline:
                 device = "gpu" if cuda else "cpu"
                 first = fn.external_source(source=images, batch=True, layout="HWC", device=device)
             else:
-                first = decoded(fn.external_source(source=images, batch=True), cuda)
+                first = fn.decoders.image(fn.external_source(source=images, batch=True), **decoder)
             nodes = fn.external_source(source=arguments, num_outputs=count, batch=True) if count else []
             return tuple(dali_views(first, views, nodes, names))
 
@@ -178,6 +180,10 @@ class Pipeline:
         # With the dynamic executor, outputs keep their memory for as long as they are held.
         device_id = (self.device.index or 0) if self._cuda else None
         return {"num_threads": self.num_threads, "device_id": device_id, "exec_dynamic": True}
+
+    @property
+    def _decoder(self) -> dict[str, Any]:
+        return decoder_arguments(self._cuda, self.hw_decoder_load)
 
     @property
     def _cuda(self) -> bool:
@@ -228,7 +234,7 @@ class Pipeline:
     @cached_property
     def _trial(self) -> Trial:
         """Decodes single images with the graph's operators."""
-        return Trial(1, self._cuda, self._options)
+        return Trial(1, self._decoder, self._options)
 
 
 @dataclass(frozen=True)
