@@ -7,6 +7,7 @@ import subprocess
 import textwrap
 import threading
 import time
+from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 import small_run
+from sslrun.data import loader as loader_module
 from sslrun.data import reading
 from sslrun.data.loader import Loader
 from sslrun.data.order import Order, Sequential
@@ -298,6 +300,38 @@ def test_a_bug_in_a_source_ends_the_stream_and_is_not_a_bad_image(source):
     with pytest.raises(KeyError, match="a bug of the source"):
         next(stream)
     assert not loader.bad.found and not data_threads()
+
+
+def test_what_dali_made_is_held_until_the_device_has_read_it():
+    read = {"first": True, "second": False, "third": True}
+    in_use = deque((name, SimpleNamespace(query=lambda name=name: read[name])) for name in read)
+    loader_module._drop_finished(in_use)
+    assert [name for name, _ in in_use] == ["second", "third"]
+    read["second"] = True
+    loader_module._drop_finished(in_use)
+    loader_module._drop_finished(in_use)
+    assert not in_use
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", MODES)
+def test_batches_on_a_gpu_do_not_depend_on_who_waits(source, mode):
+    """A race between DALI, the stage and the consumer would show as pixels of another batch."""
+
+    def batches(wait):
+        loader = loader_of(source, device="cuda:0", augment=mode, prefetch=4)
+        kept = []
+        for batch in loader.run(cursor(8, epochs=20)):
+            if wait:
+                torch.cuda.synchronize()
+            kept.append([view.clone() for view in batch.views])
+        return kept
+
+    patient, hasty = batches(True), batches(False)
+    assert len(patient) == len(hasty) and all(
+        torch.equal(a, b) for one, other in zip(patient, hasty, strict=True) for a, b in zip(one, other, strict=True)
+    )
 
 
 def test_waiting_is_measured(source):

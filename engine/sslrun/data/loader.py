@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain
@@ -118,12 +119,22 @@ class Loader:
         cuda = self.device.type == "cuda"
         stage = ExactStage(self.views, self.device, dali_steps=self.dali_steps, num_threads=self.num_threads)
         stream = torch.cuda.Stream(self.device) if cuda else None
-        with torch.cuda.stream(stream) if cuda else nullcontext():
-            for spec, outputs in self._pipeline(self.dali_steps).run(cursor, stream):
-                images = outputs_by_group(self.views, [_tensors(output) for output in outputs], self.dali_steps)
-                views = stage([list(chain.from_iterable(own)) for own in images], spec.arguments)
-                batch = self._batch(spec, views)
-                yield batch, stream.record_event() if stream is not None else None
+        in_use: deque[tuple[Any, torch.cuda.Event]] = deque()
+        try:
+            with torch.cuda.stream(stream) if cuda else nullcontext():
+                for spec, outputs in self._pipeline(self.dali_steps).run(cursor, stream):
+                    images = outputs_by_group(self.views, [_tensors(output) for output in outputs], self.dali_steps)
+                    views = stage([list(chain.from_iterable(own)) for own in images], spec.arguments)
+                    batch = self._batch(spec, views)
+                    ready = None
+                    if stream is not None:
+                        ready = stream.record_event()
+                        in_use.append((outputs, ready))
+                        _drop_finished(in_use)
+                    yield batch, ready
+        finally:
+            if stream is not None:
+                stream.synchronize()  # before `in_use` is dropped
 
     def _batch(self, spec: BatchSpec, views: list[torch.Tensor]) -> Batch:
         labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[spec.ids])
@@ -206,6 +217,18 @@ def _tensors(output: Any) -> list[torch.Tensor]:
     if hasattr(output, "is_dense_tensor") and output.is_dense_tensor():
         return [torch.from_dlpack(output.as_tensor())]
     return [torch.from_dlpack(image) for image in output]
+
+
+def _drop_finished(in_use: deque[tuple[Any, torch.cuda.Event]]) -> None:
+    """Drop outputs of DALI that the device has read, without waiting for it. If they were dropped while the work on
+    them is still queued, DALI could fill their memory anew: it knows its own streams, and what it documents for DLPack
+    is that reading waits for writing, not the reverse.
+
+    Args:
+        in_use: outputs and the event after which they have been read, in the order of the events.
+    """
+    while in_use and in_use[0][1].query():
+        in_use.popleft()
 
 
 def resolve_augment(augment: Augment, device: torch.device) -> Literal["dali", "exact"]:
