@@ -39,5 +39,5 @@ def test_the_page_works_outside_the_tree(tmp_path):
     assert re.search(r"^done: .*work_dirs/timm", printed, re.MULTILINE), "the run"
     newest = checkpoint.newest_good(tmp_path / "work_dirs/timm/checkpoints")
     assert newest is not None and "backbone.net.conv1.weight" in checkpoint.load(newest)[0]["model"]
-    code, printed = small_run.answer(["eval", "knn", "work_dirs/timm"], tmp_path)
+    code, printed = small_run.answer(["eval", "knn", "work_dirs/timm", "--allow-imports", "timm_backbone"], tmp_path)
     assert code == 0, printed

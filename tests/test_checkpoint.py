@@ -254,6 +254,42 @@ def state_not_listed(path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
+def only_the_state_listed(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"] = {"state.json": manifest["files"]["state.json"]}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def deep_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text("[" * 100_000)
+
+
+def a_pipe_as_manifest(path: Path) -> None:
+    (path / "manifest.json").unlink()
+    os.mkfifo(path / "manifest.json")
+
+
+def a_pipe_as_state(path: Path) -> None:
+    (path / "state.json").unlink()
+    os.mkfifo(path / "state.json")
+
+
+def a_pipe_as_tensors(path: Path) -> None:
+    (path / "model.safetensors").unlink()
+    os.mkfifo(path / "model.safetensors")
+
+
+def files_elsewhere(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["../step_00000001/state.json"] = manifest["files"]["state.json"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def a_file_in_place_of_the_folder(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("not a folder")
+
+
 def another_checkpoints_files(path: Path) -> None:
     shutil.rmtree(path)
     shutil.copytree(path.with_name("step_00000001"), path)
@@ -270,6 +306,13 @@ def another_checkpoints_files(path: Path) -> None:
         (manifest_of_a_list, "manifest.json is unreadable"),
         (no_manifest, "manifest.json is missing"),
         (state_not_listed, "does not list state.json"),
+        (only_the_state_listed, "does not list model.safetensors"),
+        (deep_manifest, "manifest.json is unreadable"),
+        (a_pipe_as_manifest, "manifest.json is not a file"),
+        (a_pipe_as_state, "state.json is not a file"),
+        (a_pipe_as_tensors, "lists 'model.safetensors', which is not a file of the checkpoint"),
+        (files_elsewhere, "lists '../step_00000001/state.json', which is not a file of the checkpoint"),
+        (a_file_in_place_of_the_folder, "it is not a folder"),
         (another_checkpoints_files, "belongs to step 1"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -250,6 +251,25 @@ def test_a_finished_run_prints_its_folder_and_how_to_continue(capsys, recipe, tm
     assert [row["step"] for row in rows] == [0, 3, 4, 4], "k-NN, log, log at the end, k-NN"
     assert rows[1].keys() >= {"step", "epoch", "wall_s", "train/loss", "train/lr", "train/top1_pct", "data/wait_pct"}
     assert json.loads((run / "state.json").read_text())["state"] == "done"
+
+
+def test_printed_commands_can_be_typed_as_they_are(capsys, recipe, tmp_path):
+    """Paths with spaces are quoted, and a value is set once."""
+    places = {"a b": ["--set=max_iters=4"], "c'd": ["--set", "max_iters=3", "--set", "max_iters=4"]}
+    for name, lengths in places.items():
+        folder = tmp_path / name
+        code, out, _ = call(capsys, recipe, "--work-dir", folder, *lengths)
+        commands = {line.partition(":")[0]: shlex.split(line.partition("bin/sslrun ")[2]) for line in out.splitlines()}
+        assert code == 0 and commands["look at it"] == ["report", str(folder / "small")]
+        again = ["train", str(recipe), "--work-dir", str(folder), "--resume", "--set", "max_iters=..."]
+        assert commands["train longer"] == again
+
+
+def test_a_recipe_whose_name_is_no_folder_name_is_refused(capsys, recipe, tmp_path):
+    for name in ("...toml", "..toml"):
+        shutil.copy(recipe, tmp_path / name)
+        assert "names a folder above: rename it" in refused(capsys, tmp_path / name)
+    assert not (tmp_path / "config.toml").exists()
 
 
 def test_a_few_bad_images_do_not_end_a_run_and_many_do(capsys, tmp_path, images):

@@ -49,9 +49,13 @@ def write_rows(folder: RunFolder, steps: range) -> None:
             )
 
 
+EMPTY: dict[str, dict] = {"model": {}, "optimizer": {}}
+
+
 def used_folder(path: Path) -> Path:
-    with RunFolder(path, RECIPE, resume=False) as folder:
+    with RunFolder(path, RECIPE, resume=None) as folder:
         write_rows(folder, range(0, 50, 10))
+        checkpoint.save(folder.checkpoints, 40, EMPTY, {})
         folder.record_state("done", 0)
     return path
 
@@ -61,7 +65,7 @@ def state(path: Path) -> dict:
 
 
 def test_a_new_folder(tmp_path):
-    with RunFolder(tmp_path / "a" / "b", RECIPE, resume=False) as folder:
+    with RunFolder(tmp_path / "a" / "b", RECIPE, resume=None) as folder:
         assert not folder.is_resumed
         assert tomli.loads((folder.path / "config.toml").read_text())["optimizer"] == RECIPE["optimizer"]
         now = state(folder.path)
@@ -79,7 +83,7 @@ def test_the_same_command_twice_is_refused_and_changes_nothing(tmp_path):
     path = used_folder(tmp_path / "run")
     before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file() and file.name != ".lock"}
     with pytest.raises(UsageError, match=r"already holds a run \(done\): continue it with --resume") as error:
-        RunFolder(path, RECIPE, resume=False)
+        RunFolder(path, RECIPE, resume=None)
     assert "\n" not in str(error.value)
     assert before == {
         file.name: file.read_bytes() for file in path.iterdir() if file.is_file() and file.name != ".lock"
@@ -87,33 +91,34 @@ def test_the_same_command_twice_is_refused_and_changes_nothing(tmp_path):
 
 
 def test_a_checkpoint_alone_is_a_run(tmp_path):
-    checkpoint.save(tmp_path / "checkpoints", 3, {}, {})
+    checkpoint.save(tmp_path / "checkpoints", 3, EMPTY, {})
     with pytest.raises(UsageError, match="already holds a run"):
-        RunFolder(tmp_path, RECIPE, resume=False)
+        RunFolder(tmp_path, RECIPE, resume=None)
 
 
 def test_a_start_that_failed_before_its_first_row_may_be_repeated(tmp_path):
-    with RunFolder(tmp_path, RECIPE, resume=False) as folder:
+    with RunFolder(tmp_path, RECIPE, resume=None) as folder:
         folder.record_machine_choice("threads", 9)
         folder.record_state("failed", 2)
-    with RunFolder(tmp_path, changed("seed", 2), resume=False) as folder:
+    with RunFolder(tmp_path, changed("seed", 2), resume=None) as folder:
         assert not folder.is_resumed and folder.machine_choice("threads") is None
-    with RunFolder(tmp_path / "never", RECIPE, resume=True) as folder:
+    with RunFolder(tmp_path / "never", RECIPE, resume="") as folder:
         assert not folder.is_resumed
 
 
 def test_a_resume_keeps_the_machines_choices_and_removes_remains_of_a_kill(tmp_path):
-    with RunFolder(tmp_path, RECIPE, resume=False) as folder:
+    with RunFolder(tmp_path, RECIPE, resume=None) as folder:
         for choice in (64, 32):
             folder.record_machine_choice("micro_batch", choice)
             assert folder.machine_choice("micro_batch") == 64
         write_rows(folder, range(3))
-        (folder.checkpoints / "step_00000002.tmp").mkdir(parents=True)
-    with RunFolder(tmp_path, RECIPE, resume=True) as folder:
+        checkpoint.save(folder.checkpoints, 2, EMPTY, {})
+        (folder.checkpoints / "step_00000004.tmp").mkdir(parents=True)
+    with RunFolder(tmp_path, RECIPE, resume="") as folder:
         assert folder.is_resumed and folder.machine_choice("micro_batch") == 64
         folder.record_machine_choice("threads", 2)
         assert json.loads((tmp_path / "machine.json").read_text()) == {"micro_batch": 64, "threads": 2}
-        assert list(folder.checkpoints.iterdir()) == []
+        assert [path.name for path in folder.checkpoints.iterdir()] == ["step_00000002"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +138,7 @@ def test_a_resume_keeps_the_machines_choices_and_removes_remains_of_a_kill(tmp_p
 )
 def test_a_resume_may_change_values_that_no_step_depends_on(tmp_path, key, value):
     used_folder(tmp_path)
-    with RunFolder(tmp_path, changed(key, value), resume=True):
+    with RunFolder(tmp_path, changed(key, value), resume=""):
         assert tomli.loads((tmp_path / "config.toml").read_text()).items() >= {
             key.partition(".")[0]: value
         }.items() or ("." in key)
@@ -156,7 +161,7 @@ def test_a_resume_with_another_recipe_is_refused_with_the_difference(tmp_path, k
     used_folder(tmp_path)
     before = (tmp_path / "config.toml").read_bytes()
     with pytest.raises(UsageError, match=words) as error:
-        RunFolder(tmp_path, changed(key, value), resume=True)
+        RunFolder(tmp_path, changed(key, value), resume="")
     assert "\n" not in str(error.value) and "epochs" in str(error.value)
     assert (tmp_path / "config.toml").read_bytes() == before and state(tmp_path)["state"] == "done"
 
@@ -172,16 +177,15 @@ def test_a_resume_without_the_old_recipe_is_refused(tmp_path):
     used_folder(tmp_path)
     (tmp_path / "config.toml").write_text("broken [")
     with pytest.raises(UsageError, match=r"config\.toml cannot be compared"):
-        RunFolder(tmp_path, RECIPE, resume=True)
+        RunFolder(tmp_path, RECIPE, resume="")
 
 
 def test_going_back_cuts_rows_and_sets_checkpoints_aside(tmp_path):
     used_folder(tmp_path)
-    for step in (20, 40):
-        checkpoint.save(tmp_path / "checkpoints", step, {}, {})
+    checkpoint.save(tmp_path / "checkpoints", 20, EMPTY, {})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 50, "epo')  # a kill in the middle of a write
-    with RunFolder(tmp_path, RECIPE, resume=True) as folder:
+    with RunFolder(tmp_path, RECIPE, resume="") as folder:
         kept = folder.metrics.read_bytes().splitlines(keepends=True)[:3]
         folder.go_back_to(20)
         assert folder.metrics.read_bytes() == b"".join(kept)
@@ -195,7 +199,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from sslrun.runtime.run_folder import RunFolder
-with RunFolder(Path(sys.argv[1]), {"seed": 1}, resume=False):
+with RunFolder(Path(sys.argv[1]), {"seed": 1}, resume=None):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -205,13 +209,13 @@ def test_two_runs_at_once_are_refused_until_the_first_dies(tmp_path):
     holder = small_run.python(HOLDER, tmp_path)
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        for resume in (False, True):
+        for resume in (None, ""):
             with pytest.raises(UsageError, match=rf"is in use by process {holder.pid} on \S+$"):
                 RunFolder(tmp_path, {"seed": 1}, resume=resume)
     finally:
         holder.kill()
         holder.wait()
-    with RunFolder(tmp_path, {"seed": 1}, resume=False):
+    with RunFolder(tmp_path, {"seed": 1}, resume=None):
         assert state(tmp_path)["pid"] == os.getpid()
 
 
@@ -221,7 +225,7 @@ def test_a_worker_that_outlives_the_run_does_not_keep_the_lock(tmp_path):
 import os, sys, time
 from pathlib import Path
 from sslrun.runtime.run_folder import RunFolder
-folder = RunFolder(Path({str(tmp_path)!r}), {{"seed": 1}}, resume=False)
+folder = RunFolder(Path({str(tmp_path)!r}), {{"seed": 1}}, resume=None)
 if os.fork() == 0:
     print(os.getpid(), flush=True)
     time.sleep(60)
@@ -233,7 +237,7 @@ os._exit(0)
     orphan = int(process.stdout.readline())
     try:
         process.wait()
-        with RunFolder(tmp_path, {"seed": 1}, resume=False):
+        with RunFolder(tmp_path, {"seed": 1}, resume=None):
             pass
     finally:
         os.kill(orphan, 9)
@@ -243,7 +247,7 @@ os._exit(0)
 def test_a_folder_that_cannot_be_created(tmp_path, name):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UsageError, match=r"cannot be written: .*work_dir") as error:
-        RunFolder(tmp_path / name, RECIPE, resume=False)
+        RunFolder(tmp_path / name, RECIPE, resume=None)
     assert "\n" not in str(error.value)
 
 
@@ -259,7 +263,7 @@ def test_a_read_only_folder(tmp_path):
         try:
             if os.getuid() == 0:
                 os.setuid(65534)
-            for path, resume in ((tmp_path / "new", False), (tmp_path / "run", True)):
+            for path, resume in ((tmp_path / "new", None), (tmp_path / "run", "")):
                 try:
                     RunFolder(path, RECIPE, resume=resume)
                 except UsageError as error:
@@ -273,7 +277,7 @@ def test_a_read_only_folder(tmp_path):
 
 
 def test_a_state_that_cannot_be_recorded_is_a_warning(tmp_path, caplog):
-    with RunFolder(tmp_path, RECIPE, resume=False) as folder:
+    with RunFolder(tmp_path, RECIPE, resume=None) as folder:
         (tmp_path / "state.json.tmp").mkdir()
         folder.record_state("done", 0)
     assert "state.json could not be written" in caplog.text

@@ -71,7 +71,7 @@ def test_the_values_of_a_finished_run(capsys, trained):
     ],
 )
 def test_recorded_states(capsys, tmp_path, state, code, shown):
-    with RunFolder(tmp_path / "run", RECIPE, resume=False) as folder:
+    with RunFolder(tmp_path / "run", RECIPE, resume=None) as folder:
         write_rows(folder.path, {"step": 0, "knn/top1_pct": 31.0}, training(5, 2.5), {"step": 5, "knn/top1_pct": 30.0})
         folder.record_state(state, code, error="because")
     found = listed(capsys, tmp_path)["run"]
@@ -98,7 +98,7 @@ def hold(path: Path) -> subprocess.Popen[str]:
 
 
 def test_a_run_whose_lock_is_free_has_died(capsys, tmp_path):
-    with RunFolder(tmp_path / "run", RECIPE, resume=False):
+    with RunFolder(tmp_path / "run", RECIPE, resume=None):
         pass
     state = tmp_path / "run" / "state.json"
     record = json.loads(state.read_text())
@@ -131,7 +131,7 @@ def test_listing_neither_takes_nor_releases_a_lock(capsys, tmp_path):
         done = subprocess.run([sys.executable, "-c", HOLDER, str(tmp_path / ".lock")], input="", capture_output=True)
         return done.returncode != 0
 
-    with RunFolder(tmp_path, RECIPE, resume=False):
+    with RunFolder(tmp_path, RECIPE, resume=None):
         assert listed(capsys, tmp_path)["."]["state"] == "running" and is_locked()
     assert not is_locked()
 
@@ -148,13 +148,13 @@ def test_a_start_is_not_refused_because_another_process_asks_for_the_lock(tmp_pa
         with small_run.python(code, tmp_path / ".lock") as process:
             assert process.stdout is not None and process.stdout.readline() == "held\n"
             with pytest.raises(UsageError, match="in use by") if is_refused else contextlib.nullcontext():
-                RunFolder(tmp_path, RECIPE, resume=False).close()
+                RunFolder(tmp_path, RECIPE, resume=None).close()
             process.kill()
 
 
 def test_which_folders_are_searched(capsys, tmp_path):
     for name in ("b", "a/nested", ".hidden/run", "elsewhere/run"):
-        with RunFolder(tmp_path / name, RECIPE, resume=False) as folder:
+        with RunFolder(tmp_path / name, RECIPE, resume=None) as folder:
             folder.record_state("done", 0)
     (tmp_path / "b" / "checkpoints" / "step_00000001").mkdir(parents=True)
     (tmp_path / "b" / "checkpoints" / "step_00000001" / "state.json").write_text("{}")
@@ -168,7 +168,7 @@ def test_which_folders_are_searched(capsys, tmp_path):
 
 
 def test_the_best_evaluations_are_listed(capsys, tmp_path):
-    with RunFolder(tmp_path / "run", RECIPE, resume=False) as folder:
+    with RunFolder(tmp_path / "run", RECIPE, resume=None) as folder:
         folder.eval.mkdir()
         for name, value in (("a", 70.5), ("b", 71.25), ("c", None)):
             (folder.eval / f"linear_{name}.json").write_text(
@@ -221,7 +221,7 @@ def test_damaged_folders_are_listed(capsys, tmp_path):
 
 
 def test_a_truncated_last_row_and_a_nonfinite_loss(capsys, tmp_path):
-    with RunFolder(tmp_path / "run", RECIPE, resume=False) as folder:
+    with RunFolder(tmp_path / "run", RECIPE, resume=None) as folder:
         write_rows(folder.path, training(5, 2.5), training(10, None), {"step": 12, "epoch": 2.4, "val/loss": 1.0})
         with open(folder.metrics, "a") as file:
             file.write('{"step": 15, "epoch": 3.0, "train/lo')
@@ -265,7 +265,7 @@ def test_a_key_in_a_text_is_not_the_key(tmp_path):
 
 
 def test_a_large_file_is_neither_parsed_nor_kept_in_memory(tmp_path, monkeypatch):
-    with RunFolder(tmp_path / "run", RECIPE, resume=False) as folder:
+    with RunFolder(tmp_path / "run", RECIPE, resume=None) as folder:
         lines = [json.dumps(training(step, 1.0)) + "\n" for step in range(20_000)]
         lines[123] = json.dumps({"step": 123, "knn/top1_pct": 77.0}) + "\n"
         folder.metrics.write_text("".join(lines))
@@ -282,7 +282,7 @@ def test_a_large_file_is_neither_parsed_nor_kept_in_memory(tmp_path, monkeypatch
 def test_the_table_fits_the_width(capsys, tmp_path, monkeypatch):
     name = "mocov2_resnet50_8xb32-coslr-200e_in1k"
     for folder in (name, name.replace("200e", "800e"), "short"):
-        with RunFolder(tmp_path / folder, RECIPE, resume=False) as run:
+        with RunFolder(tmp_path / folder, RECIPE, resume=None) as run:
             write_rows(run.path, training(25, 1.25), {"step": 25, "epoch": 5.0, "knn/top1_pct": 66.66})
             run.record_state("failed", 1)
         os.utime(run.metrics, (time.time() - 7300,) * 2)
@@ -326,3 +326,28 @@ def test_no_torch_is_imported(trained):
 def test_a_loss_of_nan_is_null_in_json():
     summary = RunSummary(Path("x"), loss=math.nan)
     assert json.loads(as_json([summary]))[0]["loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "details"), [("done", 0, {}), ("pre-empted", 75, {}), ("failed", 3, {"error": "no good"})]
+)
+def test_wait_ends_with_the_runs_own_code(tmp_path, capsys, monkeypatch, state, code, details):
+    def end_it(_):
+        folder.record_state(state, code, **details)
+        folder.close()
+
+    folder = RunFolder(tmp_path, RECIPE, resume=None)
+    monkeypatch.setattr(time, "sleep", end_it)
+    assert main(["runs", "--wait", str(tmp_path)]) == code
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"{tmp_path}: {state}\n" + ("error: no good\n" if details else ""))
+
+
+def test_wait_for_a_run_that_died_or_never_began(tmp_path, capsys):
+    RunFolder(tmp_path / "died", RECIPE, resume=None).close()
+    state = json.loads((tmp_path / "died/state.json").read_text())
+    (tmp_path / "died/state.json").write_text(json.dumps({**state, "pid": 1}))
+    assert main(["runs", "--wait", str(tmp_path / "died")]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'died'}: the run ended without recording how\n"
+    assert main(["runs", "--wait", str(tmp_path)]) == 2
+    assert "is not the folder of a run that has started" in capsys.readouterr().err

@@ -35,6 +35,7 @@ def started(save_s: float) -> subprocess.Popen[str]:
     [
         ([signal.SIGTERM], 75),
         ([signal.SIGUSR1], 75),
+        ([signal.SIGHUP], 75),
         ([signal.SIGINT], 130),
         ([signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM], 75),
         ([signal.SIGINT, signal.SIGTERM], 130),
@@ -62,9 +63,21 @@ def test_a_second_ctrl_c_leaves_at_once():
     assert out == "saving\n" and "KeyboardInterrupt" in err and process.returncode != 0
 
 
+def test_a_hang_up_that_is_ignored_stays_ignored():
+    """`nohup` ignores it, so that a run outlives its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.exit_code == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_old_handlers_come_back_also_after_an_error():
     calls = []
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
     before = {number: signal.signal(number, lambda *_: calls.append(1)) for number in numbers}
     try:
         with pytest.raises(RuntimeError), StopSignals() as stop:

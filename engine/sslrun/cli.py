@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from sslrun import __version__
 from sslrun.commands import config, data, evaluation, runs, weights
-from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_config, fail
+from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_allow_imports, add_config, fail
 from sslrun.errors import Diverged, RunFailed, UsageError
 
 
@@ -38,7 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_pairs(words)
         args = parser.parse_args(words)
-        args.command = shlex.join(["bin/sslrun", *(word for word in words if not word.startswith("--resume="))])
+        starts = ("--resume=", "--restart")
+        args.command = shlex.join(["bin/sslrun", *(word for word in words if not word.startswith(starts))])
+        if modules := getattr(args, "allow_imports", ()):
+            from sslrun.allowed_imports import import_allowed
+
+            import_allowed(modules)
         return args.call(args)
     except UsageError as error:  # every rank has it: one per machine prints it
         return fail(error, USAGE) if os.environ.get("LOCAL_RANK", "0") == "0" else USAGE
@@ -115,11 +120,16 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
 
     train = verbs.add_parser("train", help="train an encoder", description="Train an encoder as a recipe says.")
     add_config(train)
+    add_allow_imports(train)
     train.add_argument("--work-dir", metavar="DIR", help="folder for run folders (default: the recipe's work_dir)")
-    train.add_argument(
+    start = train.add_mutually_exclusive_group()
+    start.add_argument(
         "--resume",
         metavar="CHECKPOINT",
         help="continue from the newest intact checkpoint of the run, or with --resume=CHECKPOINT from that one",
+    )
+    start.add_argument(
+        "--restart", action="store_true", help="set the run folder's old run aside, and start from the beginning"
     )
     train.add_argument("--dry-run", action="store_true", help="print the plan without data or GPU")
     train.set_defaults(call=_train)
@@ -144,4 +154,4 @@ def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(dry_run(config))
         return DONE
-    return run(config, args.resume, args.command)
+    return run(config, args.resume, args.command, args.restart)

@@ -11,8 +11,8 @@ from sslrun.config.load import composed
 from sslrun.evaluation.finetune_recipe import Finetune, recipe
 from sslrun.evaluation.frozen_encoder import labeled, labels
 from sslrun.measure import Results, described, keep, name_of, sources
-from sslrun.runtime import distributed
-from sslrun.runtime.run_files import LOSS, METRICS, RATE, rows
+from sslrun.runtime import checkpoint, distributed
+from sslrun.runtime.run_files import CHECKPOINTS, LOSS, METRICS, RATE, is_number, rows
 from sslrun.saved import Saved
 from sslrun.train import run
 
@@ -46,14 +46,16 @@ def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory:
         work_dir=str(directory),
     )
     folder, begin = directory / name, time.perf_counter()
-    code = run(composed(values, name, f"fine-tuning of {saved.weights}"), "", None)
+    # A fine-tuning that was killed before its first save starts again.
+    restart = folder.exists() and checkpoint.newest_good(folder / CHECKPOINTS) is None
+    code = run(composed(values, name, f"fine-tuning of {saved.weights}"), "", None, restart)
     if code:
         return code, {}, folder
     results: Results = {}
     path = directory / f"{name}.json"
     if distributed.rank() == 0:
         curve = [{key: row[key] for key in CURVE if key in row} for _, row in rows(folder / METRICS)]
-        last = [row for row in curve if "test/top1_pct" in row][-1]
+        last = [row for row in curve if is_number(row.get("test/top1_pct"))][-1]
         results = {f"finetune/{key[5:]}": last[key] for key in CURVE if key.startswith("test/") and key in last}
         results |= {"curve": curve}
         wall_s = round(time.perf_counter() - begin, 2)

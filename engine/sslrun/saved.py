@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sslrun import run_state
+from sslrun.allowed_imports import require_allowed
 from sslrun.config import Config, load
 from sslrun.contract import Backbone
 from sslrun.errors import UsageError
@@ -60,7 +62,8 @@ def open_saved(
         recipe: the recipe of a file of weights; None for a run, which has its own.
 
     Raises:
-        UsageError: `path` does not exist or is damaged, or weights and recipe do not belong together.
+        UsageError: `path` does not exist or is damaged, weights and recipe do not belong together, or the recipe names
+            a module that may not be imported.
     """
     if path.suffix in FILES:
         if recipe is None:
@@ -74,15 +77,15 @@ def open_saved(
     if folder is None or not (folder / CONFIG).is_file():
         raise UsageError(f"{weights} is not in a run folder, whose {CONFIG} is the recipe of the weights")
     config = load(folder / CONFIG, overrides, overlays=overlays)
-    tensors, state = checkpoint.load(weights)
+    tensors, state = run_state.load(weights)
     built = _built(config, weights, tensors["model"])
-    step = state["step"]
-    epoch = step / steps_per_epoch(built, state["num_samples"])
-    return Saved(config, built, folder.name, weights, folder, step, epoch)
+    epoch = state.step / steps_per_epoch(built, state.num_samples)
+    return Saved(config, built, folder.name, weights, folder, state.step, epoch)
 
 
 def _built(config: Config, weights: Path, tensors: Mapping[str, Tensor]) -> Recipe:
     """The recipe's objects, with the trained backbone."""
+    require_allowed(config, is_for_training=False)
     recipe = build(config)
     own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
     if not own:

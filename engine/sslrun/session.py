@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslrun import run_state
+from sslrun.allowed_imports import require_allowed
 from sslrun.config import Config
 from sslrun.contract import Batch, Progress
 from sslrun.data.bad_samples import BadSamples
@@ -25,12 +27,13 @@ from sslrun.nn.norm import RunningStatistics, convert_batch_norms, set_groups
 from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, norms_notes, restricted_by_accumulation
 from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
+from sslrun.run_state import RunState
 from sslrun.runtime import checkpoint, distributed
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
 from sslrun.runtime.run_files import ENVIRONMENT, MESSAGES
-from sslrun.runtime.run_folder import RunFolder
+from sslrun.runtime.run_folder import RunFolder, set_aside
 from sslrun.runtime.safetensors_file import require_storable
 from sslrun.step_metrics import StepMetrics
 
@@ -64,6 +67,7 @@ def build(config: Config) -> Recipe:
     seed = config.values.get("seed", Recipe.seed)
     if not 0 <= seed < 2**32:
         raise UsageError(f"{config.path}: seed is {seed}, expected 0 to {2**32 - 1}")
+    require_allowed(config, is_for_training=True)
     seed_weights(seed)
     recipe: Recipe = config.build(Recipe)
     convert_batch_norms(recipe.model)
@@ -81,7 +85,9 @@ def build(config: Config) -> Recipe:
     return recipe
 
 
-def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack) -> Run:
+def prepare(
+    config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack, restart: bool = False
+) -> Run:
     """Sets a run up, at the step where its loop starts.
 
     Args:
@@ -90,6 +96,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
         resume: None refuses a run folder that holds a run, "" continues from the run's newest good checkpoint, a path
             continues from that checkpoint.
         stack: closes the run folder and the log, and records how the run ended.
+        restart: sets a run that the run folder holds aside, and starts from the beginning.
     """
     device = device_of(recipe, distributed.local_rank())
     distributed.init(device)
@@ -99,7 +106,7 @@ def prepare(config: Config, recipe: Recipe, resume: str | None, stack: contextli
     _check_labels(recipe, source)
     recipe.model.prepare(len(source))
     require_storable(recipe.model.state_dict())
-    folder = _open_folder(config, recipe, resume, stack)
+    folder = _open_folder(config, recipe, resume, stack, restart)
     machine = _machine(recipe, device, folder)
     torch.set_num_threads(machine.threads)
     plan = make_plan(recipe, len(source), machine, distributed.world_size())
@@ -127,15 +134,10 @@ def save(run: Run) -> None:
     bad: dict[str, str] = {}
     for bad_of_rank in distributed.gather_objects(run.loader.bad.state_dict()):
         bad |= bad_of_rank
-    state = {
-        "step": run.step,
-        "num_samples": run.plan.num_samples,
-        "step_metrics": run.step_metrics.state(),
-        "bad_samples": bad,
-    }
+    state = RunState(run.step, run.plan.num_samples, run.step_metrics.state(), bad)
     if run.folder is not None and run.log is not None:
         run.log.sync()
-        checkpoint.save(run.folder.checkpoints, run.step, tensors, state)
+        run_state.save(run.folder.checkpoints, tensors, state)
         checkpoint.prune(run.folder.checkpoints, run.recipe.checkpoint.max_keep_ckpts)
 
 
@@ -151,13 +153,17 @@ def _check_labels(recipe: Recipe, source: Source) -> None:
         raise UsageError(f"model.num_classes is {classes}, but {source!r} has labels up to {source.labels.max()}")
 
 
-def _open_folder(config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack) -> RunFolder | None:
+def _open_folder(
+    config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack, restart: bool
+) -> RunFolder | None:
     """Opens and locks rank 0's run folder; an error that ends the run will be recorded in it."""
     opened: list[RunFolder] = []
 
     def open_it() -> None:
         path = Path(recipe.work_dir) / config.name
-        folder = stack.enter_context(RunFolder(path, config.values, resume=resume is not None))
+        if restart:
+            set_aside(path)
+        folder = stack.enter_context(RunFolder(path, config.values, resume))
         start_logging(0, folder.path / MESSAGES, recipe.log.level)
         folder.write_json(ENVIRONMENT, environment())
         opened.append(folder)
@@ -269,10 +275,9 @@ def _checkpoint_to_continue(recipe: Recipe, folder: RunFolder | None, resume: st
         assert folder is not None
         if resume:
             return checkpoint.find(Path(resume))
-        own = checkpoint.newest_good(folder.checkpoints) if resume is not None else None
-        if own is None and recipe.resume_from is not None:
+        if folder.newest is None and recipe.resume_from is not None:
             return checkpoint.find(Path(recipe.resume_from))
-        return own
+        return folder.newest
 
     return distributed.from_rank_0(choose)
 
@@ -280,17 +285,17 @@ def _checkpoint_to_continue(recipe: Recipe, folder: RunFolder | None, resume: st
 def _restore(run: Run, path: Path | None) -> None:
     """Loads a checkpoint, or else the weights of load_from, if there are any."""
     if path is not None:
-        tensors, state = checkpoint.load(path)
-        if state["num_samples"] != run.plan.num_samples:
+        tensors, state = run_state.load(path)
+        if state.num_samples != run.plan.num_samples:
             raise UsageError(
-                f"{path} was trained on {state['num_samples']} samples, but data.source has {run.plan.num_samples}: "
+                f"{path} was trained on {state.num_samples} samples, but data.source has {run.plan.num_samples}: "
                 "the order of samples would differ; start a new run in another --work-dir with load_from"
             )
         run.executor.load_state(tensors["model"])
         run.executor.load_optimizer_state(tensors["optimizer"])
-        run.step_metrics.load(state["step_metrics"], run.executor.device)
-        run.loader.bad.load_state_dict(state["bad_samples"])
-        run.step = state["step"]
+        run.step_metrics.load(state.step_metrics, run.executor.device)
+        run.loader.bad.load_state_dict(state.bad_samples)
+        run.step = state.step
         logger.info("continuing from %s", path)
     elif run.recipe.load_from is not None:
         weights = checkpoint.load_weights(Path(run.recipe.load_from))

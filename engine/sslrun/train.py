@@ -6,6 +6,7 @@ import gc
 import itertools
 import logging
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from sslrun.randomness import Phase
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import SpeedMeter
-from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, rows
+from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, is_number, rows
 from sslrun.runtime.safetensors_file import require_storable
 from sslrun.runtime.signals import PREEMPTED, StopSignals
 from sslrun.session import Run, build, prepare, save
@@ -37,7 +38,7 @@ logger = logging.getLogger("sslrun")
 GC_INTERVAL = 500  # steps between two garbage collections, at the same steps on all ranks
 
 
-def run(config: Config, resume: str | None, command: str | None) -> int:
+def run(config: Config, resume: str | None, command: str | None, restart: bool = False) -> int:
     """Trains a recipe; returns the exit code.
 
     Args:
@@ -45,10 +46,11 @@ def run(config: Config, resume: str | None, command: str | None) -> int:
         resume: None refuses a run folder that holds a run, "" continues from the run's newest good checkpoint, a path
             continues from that checkpoint.
         command: the user's command line without --resume, for the advice printed at the end; None for no advice.
+        restart: sets a run that the run folder holds aside, and starts from the beginning.
     """
     recipe = build(config)
     with StopSignals() as signals, contextlib.ExitStack() as stack:
-        state = prepare(config, recipe, resume, stack)
+        state = prepare(config, recipe, resume, stack, restart)
         code = _loop(state, signals)
         if state.folder is not None:
             state.folder.record_state(
@@ -228,10 +230,21 @@ def _print_advice(folder: Path, config: Config, command: str, code: int) -> None
         print(f"stopped and saved in {folder}; continue with: {command} --resume")
         return
     print(f"done: {folder} ({METRICS}, {MESSAGES}, {CHECKPOINTS}/)")
-    accuracies = [row[KNN] for _, row in rows(folder / METRICS) if KNN in row]
+    accuracies = [row[KNN] for _, row in rows(folder / METRICS) if is_number(row.get(KNN))]
     if len(accuracies) > 1:
         print(f"k-NN on held-out images: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
-    print(f"look at it:         bin/sslrun report {folder}")
+    imports = "".join(f" --allow-imports {module}" for module in config.values.get("custom_imports", ()))
+    print(f"look at it:         bin/sslrun report {shlex.quote(str(folder))}{imports}")
     length = "epochs" if config.values.get("max_iters") is None else "max_iters"
-    print(f"train longer:       {command} --resume --set {length}=...")
-    print("your own images:  see README.md, or: bin/sslrun config print " + str(config.path))
+    print(f"train longer:       {_without(command, length)} --resume --set {length}=...")
+    print(f"your own images:    see README.md, or: bin/sslrun config print {shlex.quote(str(config.path))}")
+
+
+def _without(command: str, key: str) -> str:
+    """A command line without the `--set` of a key."""
+    words = shlex.split(command)
+    is_set = [word.startswith(f"--set={key}=") for word in words]
+    for place, (word, value) in enumerate(itertools.pairwise(words)):
+        if word == "--set" and value.startswith(f"{key}="):
+            is_set[place] = is_set[place + 1] = True
+    return shlex.join(word for word, drop in zip(words, is_set, strict=True) if not drop)

@@ -23,6 +23,16 @@ def add_overrides(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help=help)
 
 
+def add_allow_imports(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-imports",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="import a Python module that custom_imports of a run's recipe names; its code runs; may be repeated",
+    )
+
+
 def width() -> int:
     """Number of columns for output: the terminal's, 60 to 120; 100 without a terminal."""
     return min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)

@@ -8,7 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslrun.commands.arguments import DONE, FINDINGS, INTERRUPTED, add_config, add_overrides, fail, width
+from sslrun.commands.arguments import (
+    DONE,
+    FINDINGS,
+    INTERRUPTED,
+    add_allow_imports,
+    add_config,
+    add_overrides,
+    fail,
+    width,
+)
 from sslrun.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -28,6 +37,7 @@ def add(verbs: Any) -> None:
         "sample with the original and all its views.",
     )
     add_config(preview)
+    add_allow_imports(preview)
     preview.add_argument("-o", dest="image", metavar="GRID.png", help="file to write (RECIPE_preview.png)")
     preview.add_argument("--samples", type=int, default=8, metavar="N", help="number of samples (8)")
     preview.add_argument("--epoch", type=int, default=0, metavar="N", help="number of the epoch, from 0 (0)")
@@ -52,6 +62,7 @@ def _add_data(verbs: Any) -> None:
     )
     check.add_argument("subject", metavar="CONFIG|DIR", help="a TOML recipe, or a folder of images")
     add_overrides(check, "set one value of CONFIG, as a line of TOML merged last; may be repeated")
+    add_allow_imports(check)
     check.add_argument(
         "-o",
         dest="good",
@@ -154,6 +165,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
     """One survey per source of a recipe, or of a folder; two keys of one purpose and one source share it."""
+    from sslrun.allowed_imports import require_allowed
     from sslrun.config import load
     from sslrun.data.check import Survey
     from sslrun.data.sources import Source
@@ -171,6 +183,7 @@ def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
     config = load(subject, overrides)
     for note in config.notes:
         print(f"note: {note}", file=sys.stderr)
+    require_allowed(config, is_for_training=True)
     tables = {key: config.values.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in KEYS}
     surveys: list[Survey] = []
     for key, is_measured in KEYS.items():

@@ -2,10 +2,15 @@
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sslrun.commands.arguments import DONE
+from sslrun.commands.arguments import DONE, FAILED, add_allow_imports, fail
 from sslrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+POLL_S = 1.0  # between two looks at a run that is waited for
 
 
 def add(verbs: Any) -> None:
@@ -24,6 +29,7 @@ def add(verbs: Any) -> None:
         "--no-images", action="store_true", help="leave out the sections that need the data set and the weights"
     )
     report.add_argument("--no-pictures", dest="no_images", action="store_true", help=argparse.SUPPRESS)  # its old name
+    add_allow_imports(report)
     report.set_defaults(call=_report)
 
     runs = verbs.add_parser(
@@ -34,7 +40,11 @@ def add(verbs: Any) -> None:
         "because it was killed, has died.",
     )
     runs.add_argument("root", metavar="DIR", nargs="?", default="work_dirs", help="the folder to search (work_dirs)")
-    runs.add_argument("--json", action="store_true", help="print JSON")
+    shown = runs.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print JSON")
+    shown.add_argument(
+        "--wait", action="store_true", help="wait until the run in the folder DIR ends, and exit with its exit code"
+    )
     runs.set_defaults(call=_runs)
 
 
@@ -61,6 +71,8 @@ def _runs(args: argparse.Namespace) -> int:
         state = "is not a folder" if os.path.exists(args.root) else "does not exist"
         raise UsageError(f"{args.root} {state}: name the folder that holds run folders")
     root = Path(args.root)
+    if args.wait:
+        return _wait(root)
     runs = list(find_runs(root))
     if args.json:
         print(as_json(runs))
@@ -69,3 +81,23 @@ def _runs(args: argparse.Namespace) -> int:
     else:
         print(f"no runs below {root}", file=sys.stderr)
     return DONE
+
+
+def _wait(run: "Path") -> int:
+    """Waits for the end of a run and returns its exit code."""
+    import time
+
+    from sslrun.runtime.run_files import RunFiles
+
+    files = RunFiles(run)
+    while (status := files.status()) == "running":
+        time.sleep(POLL_S)
+    if status == "died":  # or it ended between the look at its record and the look at its lock
+        status = files.status()
+    if status is None:
+        raise UsageError(f"{run} is not the folder of a run that has started: it records no state")
+    code, error = files.state().get("exit_code"), files.state().get("error")
+    if status == "died" or not isinstance(code, int):
+        return fail(f"{run}: the run ended without recording how", FAILED)
+    print(f"{run}: {status}", file=sys.stderr)
+    return fail(error, code) if isinstance(error, str) else code

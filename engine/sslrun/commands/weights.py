@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from sslrun.commands.arguments import DONE, add_overrides
+from sslrun.commands.arguments import DONE, add_allow_imports, add_overrides
 
 
 def add(verbs: Any) -> None:
@@ -33,6 +33,7 @@ def add(verbs: Any) -> None:
     )
     export.add_argument("--force", action="store_true", help="replace PATH")
     add_overrides(export, "set one value of the run's recipe, such as eval.transforms; may be repeated")
+    add_allow_imports(export)
     export.add_argument("--recipe", metavar="TOML", help="the recipe that a file of weights was trained by")
     export.set_defaults(call=_export)
 

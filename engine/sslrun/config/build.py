@@ -67,9 +67,14 @@ def _call(cls: Any, node: Node, key: Key, tag: str | None = None) -> Any:
 
 
 def _import_custom(root: Node) -> None:
-    """Imports the user's own modules; the current folder is searched too, as `python -m` does."""
+    """Imports the user's own modules; the current folder is searched too, as `python -m` does.
+
+    What opens a recipe that may be somebody else's checks it before: `sslrun.allowed_imports`.
+    """
     imports = root.value.get("custom_imports")
     for index, module in enumerate(imports.value if imports else []):
+        if module.value in sys.modules:
+            continue
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         try:

@@ -2,12 +2,14 @@
 
 import functools
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import tomli
 
-from sslrun.config.lines import key_lines
+from sslrun.config.lines import key_lines, nesting_line
 from sslrun.config.merge import kind, nearest
 from sslrun.config.node import Layer, Node, wrap
 from sslrun.config.python_hints import hint_at
@@ -102,21 +104,30 @@ def _parse(text: str, chain: tuple[Path, ...]) -> dict[str, Any]:
     try:
         table = tomli.loads(text)
     except RecursionError:
-        _fail(chain, None, too_deep)
+        _fail(chain, nesting_line(text, MAX_DEPTH), too_deep)
     except tomli.TOMLDecodeError as error:
         python = hint_at(text, error.pos)
         if chain[-1].suffix == ".py":
             python = "`sslrun config import` converts configs of MMSelfSup"
         _fail(chain, error.lineno, f"{error.msg} (column {error.colno}){f'; {python}' if python else ''}")
-    except ValueError as error:  # a number too long for Python
-        _fail(chain, None, str(error))
-    level: list[Any] = [table]
-    for _ in range(MAX_DEPTH):
-        insides = [part.values() if isinstance(part, dict) else part for part in level]
-        level = [value for inside in insides for value in inside if isinstance(value, dict | list)]
-    if level:
-        _fail(chain, None, too_deep)
+    except ValueError as error:
+        limit = sys.get_int_max_str_digits()
+        number = re.search(rf"\d[\d_]{{{limit - 1},}}", text)
+        if number is None:
+            _fail(chain, None, str(error))
+        _fail(chain, text.count("\n", 0, number.start()) + 1, f"a number of more than {limit:,} digits")
+    level: list[tuple[str, Any]] = list(table.items())  # key of the top level, value
+    for _ in range(MAX_DEPTH - 1):
+        level = [(top, inside) for top, value in level for inside in _inside(value)]
+    deep = next((top for top, value in level if isinstance(value, dict | list)), None)
+    if deep is not None:
+        _fail(chain, nesting_line(text, MAX_DEPTH) or key_lines(text).get((deep,)), too_deep)
     return table
+
+
+def _inside(value: Any) -> list[Any]:
+    """The values directly inside a table or a list."""
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
@@ -132,6 +143,8 @@ def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
             _fail(chain, line(), f"extends: expected a path or a list of paths, got {kind(name)}")
         if "${" in name:
             _fail(chain, line(), f"extends: {name!r}: references are not resolved here")
+        if "\0" in name:
+            _fail(chain, line(), f"extends: {name!r} is not a path")
         base = Path(os.path.realpath(chain[-1].parent / name))
         if not os.path.isfile(base):  # not `Path.is_file`, which raises for a name that is too long
             what = "is a folder, not a file" if os.path.isdir(base) else f"does not exist{_siblings(base)}"

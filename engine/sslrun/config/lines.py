@@ -24,6 +24,24 @@ _SCALAR = re.compile(
 )
 
 
+_TOKEN = re.compile(
+    r"""\"{3}(?:[^\\]|\\.)*?\"{3}|'{3}.*?'{3}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|\#[^\n]*|[\[{\]}]""", re.DOTALL
+)
+
+
+def nesting_line(text: str, depth: int) -> int | None:
+    """The line on which brackets and braces are first nested deeper than `depth`; None if they never are.
+
+    Also for texts that are nested too deep to be parsed.
+    """
+    level = 0
+    for token in _TOKEN.finditer(text):
+        level += (token[0] in "[{") - (token[0] in "]}")
+        if level > depth:
+            return text.count("\n", 0, token.start()) + 1
+    return None
+
+
 class _Scan:
     """The text, and the lines found so far."""
 

@@ -81,6 +81,8 @@ def _load(started: Path, overlays: Sequence[str | Path], overrides: Sequence[str
         merged = merge(merged, layer)
     assert merged is not None
     name = recipe_name(started, recipe)
+    if not name.strip("."):
+        raise UsageError(f"{started}: a run has the name of its recipe, and {name!r} names a folder above: rename it")
     root = resolve(merged, name)
     check(root, schema)
     return Config(started, name, plain(root), [file.path for file in files], kept_keys(root), root)

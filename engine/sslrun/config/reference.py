@@ -44,8 +44,12 @@ def reference(schema: Schema) -> str:
     for kind, union in unions.items():
         parts += [f"## {kind.capitalize()}", _usage(union, used_at.get(kind, [])), _overview(definitions, union)]
         for name, option in classes(union).items():
-            table = follow(definitions, option)
-            parts += [f"### {name}", *_docs(table), _keys(definitions, table, tables), _source(table)]
+            table, own_section = follow(definitions, option), tables.get(f"#/$defs/{name}")
+            parts.append(f"### {name}")
+            if own_section is None:
+                parts += [*_docs(table), _keys(definitions, table, tables), _source(table)]
+            else:  # an evaluation: its table in [eval] has the same keys
+                parts += [f"Described at {_link(_header(own_section))}.", _source(table)]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 

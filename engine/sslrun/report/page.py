@@ -1,10 +1,13 @@
 """`sslrun report`: one HTML page about one or several runs, complete in one file."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from sslrun.allowed_imports import require_allowed
+from sslrun.errors import UsageError
 from sslrun.report import encoder_sections
 from sslrun.report.curves import curves
 from sslrun.report.encoder_outputs import EncoderOutputs, run_encoder
@@ -14,6 +17,8 @@ from sslrun.report.html import Child, Html, element
 from sslrun.report.recipe import environment, recipe, recipe_differences
 from sslrun.report.reported_run import ReportedRun, read_run
 from sslrun.runtime.durable import replace_or_fail
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -43,6 +48,8 @@ def write_report(paths: Sequence[Path], output: Path | None = None, has_images: 
         RunFailed: the file could not be written.
     """
     runs = [read_run(path, number if len(paths) > 1 else None) for number, path in enumerate(paths)]
+    if has_images:
+        _warn_of_imports(runs)
     output = output or runs[0].path / "report.html"
     replace_or_fail(output, render(runs, has_images).encode("utf-8", "replace"))
     return output
@@ -84,6 +91,15 @@ def render(runs: Sequence[ReportedRun], has_images: bool) -> str:
     )
     main = element("main", header(runs), element("nav", links, aria_label="Sections"), body)
     return f"<!DOCTYPE html>\n{element('html', head, element('body', main), lang='en')}\n"
+
+
+def _warn_of_imports(runs: Sequence[ReportedRun]) -> None:
+    for run in runs:
+        try:
+            if run.config is not None:
+                require_allowed(run.config, is_for_training=False)
+        except UsageError as error:
+            logger.warning("sections that need the encoder are left out: %s", error)
 
 
 def _encoder_sections(runs: Sequence[ReportedRun]) -> list[tuple[str, str, list[Child]]]:

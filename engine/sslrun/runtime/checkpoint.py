@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 from sslrun.errors import RunFailed, UsageError
-from sslrun.runtime.durable import sync_directory, write_file
+from sslrun.runtime.durable import read_patiently, sync_directory, write_file
 from sslrun.runtime.run_files import CHECKPOINTS
 from sslrun.runtime.safetensors_file import read_tensors, write_tensors
 
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
+FILES = ("model.safetensors", "optimizer.safetensors", STATE)
 PREFIX = "step_"
 PUBLISHED = re.compile(r".*_\d{8}-([0-9a-f]{8})\.pth")  # {config_name}_{date}-{hash}.pth
 UNFINISHED, DELETED, SET_ASIDE = ".tmp", ".del", ".aside"
@@ -71,7 +72,7 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Te
     Args:
         directory: the run's `checkpoints` folder; created if it does not exist.
         step: optimizer steps done.
-        tensors: for each file ("model", "optimizer"), tensors by name. They may be on any device, strided, and share
+        tensors: for "model" and "optimizer", tensors by name. They may be on any device, strided, and share
             storage. `load` returns the same bits and shapes, contiguous.
         state: everything else, as JSON values.
 
@@ -112,10 +113,18 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
     Raises:
         UsageError: the path is not a checkpoint, or the checkpoint is damaged.
+        RunFailed: the storage gives errors.
     """
     reason = damage(path)
     if reason is not None:
         raise UsageError(f"{path} cannot be loaded: {reason}")
+    try:
+        return read_patiently(path, _content)
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise UsageError(f"{path} cannot be loaded: {error}") from error
+
+
+def _content(path: Path) -> tuple[Tensors, dict[str, Any]]:
     files = json.loads((path / MANIFEST).read_bytes())["files"]
     tensors = {name.removesuffix(".safetensors"): read_tensors(path / name) for name in files if name != STATE}
     return tensors, json.loads((path / STATE).read_bytes())
@@ -147,16 +156,29 @@ def saved_at(path: Path) -> float:
 
 
 def damage(path: Path) -> str | None:
-    """Why a checkpoint is damaged; None if every byte is as it was written."""
+    """Why a checkpoint is damaged; None if every byte is as it was written.
+
+    Raises:
+        RunFailed: the storage gives errors, so whether it is damaged is not known.
+    """
+    return read_patiently(path, _damage)
+
+
+def _damage(path: Path) -> str | None:
     try:
+        for name in (MANIFEST, STATE):
+            if (path / name).exists() and not (path / name).is_file():  # reading a pipe would wait for its writer
+                return f"{name} is not a file"
         manifest = json.loads((path / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
             return f"its format is {manifest['format']!r}, this version reads {FORMAT}"
         if (named := _step(path)) is not None and named != manifest["step"]:
             return f"{MANIFEST} belongs to step {manifest['step']}"
-        if STATE not in manifest["files"]:
-            return f"{MANIFEST} does not list {STATE}"
+        if missing := [name for name in FILES if name not in manifest["files"]]:
+            return f"{MANIFEST} does not list {missing[0]}"
         for name, expected in manifest["files"].items():
+            if Path(name).name != name or ((path / name).exists() and not (path / name).is_file()):
+                return f"{MANIFEST} lists {name!r}, which is not a file of the checkpoint"
             size = (path / name).stat().st_size
             if size != expected["bytes"]:
                 return f"{name} has {size} bytes instead of {expected['bytes']}"
@@ -165,21 +187,33 @@ def damage(path: Path) -> str | None:
                     return f"{name} is not what was written (its hash differs)"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except NotADirectoryError:
+        return "it is not a folder"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is unreadable"
     return None
 
 
 def steps(directory: Path) -> dict[int, Path]:
-    """The checkpoints of a folder by step, ascending, including damaged ones."""
-    by_step = {step: path for path in directory.glob(f"{PREFIX}*") if (step := _step(path)) is not None}
+    """The checkpoints of a folder by step, ascending, including damaged ones; none if there is no such folder.
+
+    Raises:
+        RunFailed: the storage gives errors, so which checkpoints there are is not known.
+    """
+    try:
+        names = read_patiently(directory, os.listdir)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    by_step = {step: directory / name for name in names if (step := _step(directory / name)) is not None}
     return dict(sorted(by_step.items()))
 
 
 def newest_good(directory: Path) -> Path | None:
-    """The newest undamaged checkpoint, None if there is none. Each newer damaged one is a warning."""
+    """The newest undamaged checkpoint, None if there is none. Each newer damaged one is a warning.
+
+    Raises:
+        RunFailed: the storage gives errors. A checkpoint that cannot be read now is never passed over for an older one.
+    """
     for path in reversed(steps(directory).values()):
         reason = damage(path)
         if reason is None:
@@ -208,7 +242,12 @@ def prune(directory: Path, max_keep: int) -> None:
     """Delete all but the newest `max_keep` checkpoints; -1 keeps all. A failed deletion is only a warning."""
     if max_keep == -1:
         return
-    for path in list(steps(directory).values())[:-max_keep]:
+    try:
+        old = list(steps(directory).values())[:-max_keep]
+    except RunFailed as error:
+        logger.warning("old checkpoints could not be deleted: %s", error)
+        return
+    for path in old:
         try:
             _delete(path)
         except OSError as error:
@@ -219,17 +258,23 @@ def set_aside_newer(directory: Path, step: int) -> None:
     """Rename the checkpoints after a step, so that a run that continues from it does not later resume from them.
 
     They are damaged, or their steps will be computed again. One that is set aside replaces an earlier one of its step.
+
+    Raises:
+        RunFailed: one could not be renamed.
     """
-    for path in [path for at, path in steps(directory).items() if at > step]:
+    newer = [path for at, path in steps(directory).items() if at > step]
+    for path in newer:
         aside = path.with_name(path.name + SET_ASIDE)
-        if aside.exists():
-            _delete(aside)
-        os.rename(path, aside)
+        try:
+            if aside.exists():
+                _delete(aside)
+            os.rename(path, aside)
+            sync_directory(directory)
+        except OSError as error:
+            raise RunFailed(f"checkpoint {path} could not be set aside: {error.strerror or error}") from error
         logger.warning(
             "checkpoint %s is newer than step %d, from which the run continues: kept as %s", path, step, aside.name
         )
-    if directory.exists():
-        sync_directory(directory)
 
 
 def sweep(directory: Path) -> None:

@@ -1,13 +1,51 @@
-"""Writing files that survive a kill or a power cut: first the data is synced, then its name, then the folder."""
+"""Writing files that survive a kill or a power cut, and reading files from storage that may fail for a moment.
+
+What is written is synced in this order: the data, its name, the folder.
+"""
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from sslrun.errors import RunFailed
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RETRY_S = 60.0  # how long storage that gives errors is tried again
+_FIRST_PAUSE_S = 0.5
+# What these say of a path stays true; all others (I/O error, stale handle, permission) may be a fault of the storage.
+_DEFINITE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def read_patiently(path: Path, read: Callable[[Path], T]) -> T:
+    """`read(path)`, tried again for `RETRY_S` seconds while the storage gives errors.
+
+    Raises:
+        OSError: there is no such file or folder, or the path is of the other kind; at once.
+        RunFailed: the storage still gives errors. That says nothing about what is stored there.
+    """
+    deadline, pause_s = time.monotonic() + RETRY_S, _FIRST_PAUSE_S
+    while True:
+        try:
+            return read(path)
+        except OSError as error:
+            if error.errno in _DEFINITE:
+                raise
+            problem = f"{error.filename or path} cannot be read: {error.strerror or error}"
+            if time.monotonic() >= deadline:
+                raise RunFailed(f"{problem} (tried for {RETRY_S:.0f} s)") from error
+        if pause_s == _FIRST_PAUSE_S:
+            logger.warning("%s; trying again for %.0f s", problem, RETRY_S)
+        time.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
+        pause_s *= 2
 
 
 def sync_directory(path: Path) -> None:

@@ -284,13 +284,18 @@ class Executor(ABC):
                 }
 
     def _by_parameter(self, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Optimizer state grouped by parameter; UsageError where there is no such parameter."""
+        """Optimizer state grouped by parameter; UsageError where it is not that of this model and optimizer."""
         grouped: dict[str, dict[str, Tensor]] = {}
-        known = set(self.names.values())
+        shapes = {name: self._shape(parameter) for parameter, name in self.names.items()}
         for full_name, value in state.items():
             name, _, key = full_name.rpartition("/")
-            if name not in known:
-                raise UsageError(f"the optimizer state is of another model: it has {name}, which this model has not")
+            if name not in shapes:
+                raise UsageError(f"the optimizer state is of another model: it has {name!r}, which this model has not")
+            if key != COUNTER and (value.shape != shapes[name] or not value.is_floating_point()):
+                raise UsageError(
+                    f"the optimizer state does not fit: {full_name} is {tuple(value.shape)} {value.dtype}, "
+                    f"{name} is {tuple(shapes[name])}"
+                )
             grouped.setdefault(name, {})[key] = value
         return grouped
 

@@ -23,7 +23,7 @@ import torch
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import distributed
 from sslrun.runtime.hooks import Hook
-from sslrun.runtime.run_files import LOSS, MEMORY, METRICS, RATE, SPEED, WAIT, rows
+from sslrun.runtime.run_files import LOSS, MEMORY, METRICS, RATE, SPEED, WAIT, is_number, rows
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,12 @@ class RunLog:
     ) -> None:
         self._steps_per_epoch = steps_per_epoch
         self._path = folder / METRICS
-        earlier_s = max((row["wall_s"] for _, row in rows(self._path)), default=0.0) if self._path.exists() else 0.0
+        earlier = (
+            [row["wall_s"] for _, row in rows(self._path) if is_number(row.get("wall_s"))]
+            if self._path.exists()
+            else []
+        )
+        earlier_s = max(earlier, default=0.0)
         self._began = time.monotonic() - earlier_s
         self._hooks = list(hooks)
         for hook in hooks:

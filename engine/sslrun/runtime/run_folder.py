@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import tomli
 from sslrun.config import dump
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import checkpoint, folder_lock
-from sslrun.runtime.durable import replace_or_fail
-from sslrun.runtime.run_files import CONFIG, MACHINE, STATE, RunFiles, State, rows
+from sslrun.runtime.durable import read_patiently, replace_or_fail
+from sslrun.runtime.run_files import CONFIG, MACHINE, STATE, RunFiles, State, is_number, rows
 
 logger = logging.getLogger(__name__)
 
@@ -52,36 +52,31 @@ class RunFolder(RunFiles):
     Args:
         path: the folder; created if it does not exist.
         values: the resolved recipe.
-        resume: continue the run in the folder, if there is one.
+        resume: None refuses a folder that holds a run, "" continues that run from its newest good checkpoint, a path
+            continues it from that checkpoint.
 
     Raises:
         UsageError: the folder cannot be created or written, another process holds it, it holds a run and `resume` is
-            False, or the recipe differs from that run's in more than `MAY_CHANGE`. Nothing has been changed then.
+            None, that run has no good checkpoint and `resume` is "", or the recipe differs from that run's in more than
+            `MAY_CHANGE`. Nothing has been changed then.
+        RunFailed: the storage gives errors. Nothing has been changed.
 
     Attributes:
         is_resumed: whether the folder already held a run.
+        newest: the newest good checkpoint of that run; None for a new run, or if `resume` names a checkpoint.
     """
 
-    def __init__(self, path: Path, values: dict[str, Any], resume: bool) -> None:
+    def __init__(self, path: Path, values: dict[str, Any], resume: str | None) -> None:
         super().__init__(path)
         self._lock: int | None = folder_lock.take(path)
         try:
-            self.is_resumed = self._holds_a_run()
-            if self.is_resumed and not resume:
-                state = self.state().get("state")
-                raise UsageError(
-                    f"{path} already holds a run{f' ({state})' if isinstance(state, str) else ''}: continue it with "
-                    "--resume, or give the new one another --work-dir"
-                )
+            saved = checkpoint.steps(self.checkpoints)
+            self.is_resumed = bool(saved) or self._has_rows()
+            self.newest: Path | None = None
             if self.is_resumed:
+                self._check_start(resume, saved)
                 self._check_config(values)
-            checkpoint.sweep(self.checkpoints)
-            self._machine_choices = self.machine() if self.is_resumed else {}
-            replace_or_fail(self.path / CONFIG, dump(values).encode())
-            self.record_state("running")
-        except RunFailed as error:
-            self.close()
-            raise UsageError(str(error)) from error
+            self._begin(values)
         except BaseException:
             self.close()
             raise
@@ -101,7 +96,7 @@ class RunFolder(RunFiles):
         """
         checkpoint.set_aside_newer(self.checkpoints, step)
         if self.metrics.exists():
-            kept = [line for line, row in rows(self.metrics) if step > 0 and row.get("step", 0) <= step]
+            kept = [line for line, row in rows(self.metrics) if step > 0 and _step_of(row) <= step]
             replace_or_fail(self.metrics, b"".join(kept))
 
     def machine_choice(self, name: str) -> Any:
@@ -136,10 +131,40 @@ class RunFolder(RunFiles):
             os.close(self._lock)
             self._lock = None
 
-    def _holds_a_run(self) -> bool:
-        """Whether the folder has rows or checkpoints. A start that failed before its first row may be repeated."""
-        has_rows = self.metrics.exists() and self.metrics.stat().st_size > 0
-        return has_rows or bool(checkpoint.steps(self.checkpoints))
+    def _has_rows(self) -> bool:
+        """Whether metrics.jsonl has content. A start that failed before its first row may be repeated."""
+        try:
+            return read_patiently(self.metrics, os.stat).st_size > 0
+        except FileNotFoundError:
+            return False
+
+    def _check_start(self, resume: str | None, saved: Mapping[int, Path]) -> None:
+        """Finds the checkpoint to continue from; raises UsageError if the folder's run must not be continued."""
+        if resume is None:
+            state = self.state().get("state")
+            raise UsageError(
+                f"{self.path} already holds a run{f' ({state})' if isinstance(state, str) else ''}: continue it with "
+                "--resume, give the new one another --work-dir, or set the old one aside with --restart"
+            )
+        if resume:
+            return
+        self.newest = checkpoint.newest_good(self.checkpoints)
+        if self.newest is None:
+            missing = f"none of its {len(saved)} checkpoints is intact" if saved else "it has no checkpoint"
+            raise UsageError(
+                f"{self.path} holds a run that cannot be continued: {missing}. --restart sets it aside and starts from "
+                "the beginning, --resume=CHECKPOINT continues from another checkpoint"
+            )
+
+    def _begin(self, values: dict[str, Any]) -> None:
+        """The first changes in the folder. Raises UsageError if it cannot be written."""
+        checkpoint.sweep(self.checkpoints)
+        self._machine_choices = self.machine() if self.is_resumed else {}
+        try:
+            replace_or_fail(self.path / CONFIG, dump(values).encode())
+        except RunFailed as error:
+            raise UsageError(str(error)) from error
+        self.record_state("running")
 
     def _check_config(self, values: dict[str, Any]) -> None:
         old = self.config()
@@ -155,6 +180,30 @@ class RunFolder(RunFiles):
             )
         for _, change in changes:
             logger.info("changed on this resume: %s", change)
+
+
+def _step_of(row: Mapping[str, Any]) -> float:
+    """The step of a row; 0 for a row without one, which no run writes."""
+    return float(row["step"]) if is_number(row.get("step")) else 0.0
+
+
+def set_aside(path: Path) -> None:
+    """Rename a run folder to NAME.before-YYYYMMDD-HHMMSS, so that a new run can start under its name.
+
+    Raises:
+        UsageError: another process holds the folder, or it cannot be renamed.
+    """
+    if not path.exists():
+        return
+    lock = folder_lock.take(path)
+    try:
+        aside = path.with_name(f"{path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+        os.rename(path, aside)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be renamed: {error.strerror}") from error
+    finally:
+        os.close(lock)
+    logger.info("the old run is kept as %s", aside)
 
 
 def config_changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str]]:
