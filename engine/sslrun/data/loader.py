@@ -48,7 +48,7 @@ class Loader:
         device: device of the batches.
         augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is exact on the CPU and dali on CUDA.
         hw_decoder_load: share of a batch that the GPU's JPEG engine decodes.
-        num_threads: number of DALI's CPU threads, and of the exact stage's; at least 8 others read.
+        num_threads: number of DALI's CPU threads, and of the exact stage's; `Readers` has its own.
         prefetch: number of batches that are being read, of batches in DALI's queue, and of finished batches that wait.
         bad: the bad images that are known; its state belongs into the checkpoint.
     """

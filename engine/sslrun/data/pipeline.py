@@ -64,7 +64,7 @@ class Pipeline:
         batch_size: maximum number of samples in a batch.
         device: device of the graph's outputs; on CUDA, JPEGs are decoded there.
         hw_decoder_load: share of a batch that the GPU's JPEG engine decodes.
-        num_threads: number of DALI's CPU threads; at least 8 others read.
+        num_threads: number of DALI's CPU threads; `Readers` has its own.
         prefetch: number of batches in DALI's queue, and of batches that are being read.
         bad: the bad images that are known; grows.
     """

@@ -38,8 +38,8 @@ class Readers:
 
     Args:
         source: opened; of encoded images.
-        num_threads: number of threads of a loader's other work; there are at least 8 that read, since waiting for a
-            disk costs no processor time.
+        num_threads: number of threads of a loader's other work; as many read, or 8 if that is more, where reads take
+            long, since waiting for a disk costs no processor time.
     """
 
     def __init__(self, source: Source, num_threads: int) -> None:
@@ -50,7 +50,7 @@ class Readers:
 
     def start(self, ids: np.ndarray) -> "Reading":
         """Begin to read some samples, in as many threads as the time for them is worth."""
-        wanted = math.ceil(len(ids) * self._sample_s / _PART_S)
+        wanted = max(1, math.ceil(len(ids) * self._sample_s / _PART_S))
         parts = np.array_split(ids, min(wanted, self.num_threads, len(ids)))
         pool = self._one if len(parts) == 1 else self._many
         return Reading([pool.submit(self._read, part) for part in parts])
