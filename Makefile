@@ -45,6 +45,7 @@ bench: install
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/data_check.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/kernels.py --table
 

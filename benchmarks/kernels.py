@@ -8,8 +8,9 @@ is timed, each operation is compared with its reference in float64 at a small od
 
 Contestants take turns, so that noise affects all of them; rows have the quantiles of each and of the ratios of
 neighboring measurements. `eager` is the operation's `reference`, `amp` the reference under autocast, `compile` the
-compiled reference; the momentum update has further contestants. The `ceiling` is the work per second of one large copy
-(bytes read and written) or matrix product, which takes turns with the others.
+compiled reference; the momentum update has further contestants. `views` is the exact stage on a batch of crops:
+`kernel` with compiled code, Triton on a GPU and C on the CPU, `eager` with torch forms. The `ceiling` is the work per
+second of one large copy (bytes read and written) or matrix product, which takes turns with the others.
 
 On a GPU `ms` is device time: a spinning kernel gives the host a head start, so that launches do not count, and the
 cache is emptied before each call. `alone_ms` is wall-clock time from an idle device to an idle device. On the CPU `ms`
@@ -36,6 +37,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rows import RESULTS, append_row, quantiles
@@ -55,6 +57,18 @@ from sslkernels.sinkhorn import reference as plain_sinkhorn
 from sslkernels.sinkhorn import sinkhorn, sinkhorn_center
 from sslkernels.soft_cross_entropy import reference as plain_soft_cross_entropy
 from sslkernels.soft_cross_entropy import soft_cross_entropy
+from sslrun.data.exact import ExactStage
+from sslrun.data.graph import Arguments, view_arguments
+from sslrun.data.transforms import (
+    ColorJitter,
+    GaussianBlur,
+    Normalize,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Transform,
+)
+from sslrun.data.views import ViewGroup
 
 DOCUMENT = ROOT / "docs" / "kernels.md"
 RESOURCES = RESULTS / "kernel_resources.json"
@@ -216,6 +230,41 @@ def vit_b16() -> list[tuple[int, ...]]:
     return [(1, 1, 768), (1, 197, 768), (768, 3, 16, 16), (768,), *12 * block, *norm]
 
 
+def views_inputs(device: torch.device, dtype: torch.dtype, B: int, side: int) -> tuple[Any, ...]:
+    crops = [torch.randint(0, 256, (B, side, side, 3), dtype=torch.uint8, device=device) for _ in range(2)]
+    (group,) = mocov2_views(side)
+    arguments = view_arguments([group], 0, 0, np.arange(B), np.full((B, 2), 400))
+    return crops, arguments, dtype
+
+
+def mocov2_views(side: int) -> list[ViewGroup]:
+    steps: list[Transform] = [
+        *(RandomResizedCrop(side, (0.2, 1.0)), ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), RandomGrayscale(0.2)),
+        *(GaussianBlur(0.1, 2.0, p=0.5), RandomHorizontalFlip()),
+    ]
+    return [ViewGroup(2, [*steps, Normalize()])]
+
+
+@functools.cache
+def stage(side: int, device: torch.device, dtype: torch.dtype, compiled: bool) -> ExactStage:
+    options: dict[str, Any] = {"num_threads": torch.get_num_threads(), "compiled": compiled, "dtype": dtype}
+    return ExactStage(mocov2_views(side), device, dali_steps=[1], **options)
+
+
+def made_views(crops: list[Tensor], arguments: Arguments, dtype: torch.dtype) -> Tensor:
+    return stage(crops[0].shape[1], crops[0].device, dtype, True)([crops], arguments)[0]
+
+
+def plain_views(crops: list[Tensor], arguments: Arguments, dtype: torch.dtype) -> Tensor:
+    return stage(crops[0].shape[1], crops[0].device, dtype, False)([crops], arguments)[0]
+
+
+def view_bytes(size: int, B: int, side: int) -> float:
+    """Of the kernels: 80 % of the views have a contrast, half of them a blur that reaches 8 pixels."""
+    of_a_blur = 2 * (1 + 16 / side) + 4 + size
+    return 2 * B * 3 * side**2 * (1 + 0.8 + 0.5 * size + 0.5 * of_a_blur)
+
+
 PARAMETERS = {"ResNet-50 + MLP": resnet50_mlp(), "ViT-B/16": vit_b16(), "odd": [(1,), (7, 13), (4099,), (3, 1, 5)]}
 
 
@@ -285,6 +334,14 @@ OPERATIONS = {
             "cpu": shapes(FLOAT, {"of": "ResNet-50 + MLP"}),
         },
         others={"loop": tensor_by_tensor, "foreach lerp": foreach_lerp, "foreach mul, add": foreach_mul_add},
+    ),
+    "views": Operation(
+        made_views, plain_views, views_inputs, value,
+        work=view_bytes, ceiling="copy", odd={"B": 3, "side": 35},
+        shapes={
+            "cuda": [(dtype, {"B": B, "side": 224}) for dtype in (HALF, FLOAT) for B in (256, 32)],
+            "cpu": shapes(FLOAT, {"B": 32, "side": 224}),
+        },
     ),
 }  # fmt: skip
 

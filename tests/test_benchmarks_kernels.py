@@ -18,6 +18,7 @@ TINY = {
     "soft_cross_entropy": {"B": 4, "K": 9},
     "sinkhorn + soft_cross_entropy": {"B": 4, "K": 9},
     "ema_update_": {"of": "odd"},
+    "views": {"B": 2, "side": 40},
 }
 
 

@@ -273,14 +273,15 @@ def test_how_the_work_is_split() -> None:
     assert line(crop, *colors, flip) == f"torch: RandomResizedCrop; C: {names}, normalize"
     assert line(crop, *colors, flip, augment="dali") == f"DALI: RandomResizedCrop, {names}; C: normalize"
     assert line(crop, flip, *colors, device=CUDA) == (
-        "DALI: RandomResizedCrop, RandomHorizontalFlip; torch: ColorJitter, RandomGrayscale, normalize"
+        "DALI: RandomResizedCrop, RandomHorizontalFlip; Triton: ColorJitter, RandomGrayscale, normalize"
     )
     assert line(crop, *colors, BlockCutout(), flip, Normalize()) == (
         "torch: RandomResizedCrop; C: ColorJitter, RandomGrayscale; torch: BlockCutout; "
         "C: RandomHorizontalFlip, normalize"
     )
     assert line(crop, *colors, BlockCutout(), flip, augment="dali", device=CUDA) == (
-        "DALI: RandomResizedCrop, ColorJitter, RandomGrayscale; torch: BlockCutout, RandomHorizontalFlip, normalize"
+        "DALI: RandomResizedCrop, ColorJitter, RandomGrayscale; torch: BlockCutout; "
+        "Triton: RandomHorizontalFlip, normalize"
     )
     assert line(crop, DaliCutout(), *colors) == (
         "DALI: RandomResizedCrop, DaliCutout; C: ColorJitter, RandomGrayscale, normalize"

@@ -24,8 +24,8 @@ class Batch:
     """One micro-batch of one rank, of B samples.
 
     Attributes:
-        views: one tensor per view group, (num_views x B, 3, H, W), float, normalized, channels-last, view-major: rows i
-            and i + B of a group are two views of one image.
+        views: one tensor per view group, (num_views x B, 3, H, W), normalized, channels-last, view-major: rows i and
+            i + B of a group are two views of one image. float32; bfloat16 on CUDA if the step's precision is bf16.
         index: (B,) int64, sample ids in the source.
         label: (B,) int64, or None if the source has no labels. Only supervised methods may read it.
     """

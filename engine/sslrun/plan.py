@@ -236,8 +236,8 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
 
 
 def augmentation_lines(recipe: Recipe, device: torch.device) -> list[tuple[str, str]]:
-    """A line for each view group: which of DALI, C and torch does each step, and which forms are missing."""
-    augment = resolve_augment(recipe.data.augment, device)
+    """A line for each view group: which of DALI, C, Triton and torch does each step, and which forms are missing."""
+    augment = resolve_augment(recipe.data.augment)
     lines = []
     for place, group in enumerate(recipe.data.views):
         notes = "".join(f" ({reason})" for reason in fallbacks(group, augment, device))

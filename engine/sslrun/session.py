@@ -111,7 +111,7 @@ def prepare(
     torch.set_num_threads(machine.threads)
     plan = make_plan(recipe, len(source), machine, distributed.world_size())
     reading: dict[str, Any] = {"device": device, "augment": recipe.data.augment, "num_threads": machine.workers}
-    loader = make_loader(recipe, source, machine.micro_batch, reading)
+    loader = make_loader(recipe, source, machine.micro_batch, reading, machine.precision)
     seen = recipe.monitor.transforms or center_crop_like(recipe.data.views[0])
     bf16 = machine.precision == "bf16"
     features = FeatureExtractor(source, seen, bf16=bf16, **reading)
@@ -192,7 +192,9 @@ def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> 
     return distributed.from_rank_0(choose)
 
 
-def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[str, Any]) -> Loader:
+def make_loader(
+    recipe: Recipe, source: Source, batch_size: int, reading: dict[str, Any], precision: str = "fp32"
+) -> Loader:
     """A loader of the recipe's views of a source's images.
 
     Args:
@@ -200,6 +202,7 @@ def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[s
         source: an opened source.
         batch_size: largest number of samples in a batch.
         reading: `device`, `augment` and `num_threads` of the loader.
+        precision: "fp32" or "bf16"; of the views on CUDA.
     """
     return Loader(
         source,
@@ -210,6 +213,7 @@ def make_loader(recipe: Recipe, source: Source, batch_size: int, reading: dict[s
         hw_decoder_load=recipe.data.hw_decoder_load,
         prefetch=recipe.data.prefetch,
         bad=BadSamples(recipe.data.max_bad_pct),
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
         **reading,
     )
 
@@ -221,7 +225,7 @@ def _monitors(
     if holdout is None:
         return Monitors(recipe.monitor, features)
     held_out = FeatureExtractor(holdout, features.transforms, bf16=features.bf16, **reading)
-    loader = make_loader(recipe, holdout, plan.machine.micro_batch, reading)
+    loader = make_loader(recipe, holdout, plan.machine.micro_batch, reading, plan.machine.precision)
     return Monitors(recipe.monitor, features, held_out, _held_out_batches(recipe, plan, loader))
 
 

@@ -11,6 +11,7 @@ from sslkernels.info_nce import info_nce
 from sslkernels.nt_xent import nt_xent
 from sslkernels.sinkhorn import sinkhorn, sinkhorn_center
 from sslkernels.soft_cross_entropy import soft_cross_entropy
+from sslkernels.views import write_views
 
 __all__ = [
     "bank_nce",
@@ -21,4 +22,5 @@ __all__ = [
     "sinkhorn",
     "sinkhorn_center",
     "soft_cross_entropy",
+    "write_views",
 ]

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 import triton.language as tl
@@ -35,6 +35,21 @@ def runs_triton(*tensors: Tensor) -> bool:
     """Whether the kernels support these tensors: on a GPU or interpreted, with dtypes that the kernels know."""
     is_reachable = INTERPRETED or all(x.is_cuda for x in tensors)
     return is_reachable and all(x.dtype in KERNEL_DTYPES or not x.is_floating_point() for x in tensors)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Launches a Triton kernel on the device of its tensors; Triton itself takes the current device, whichever it is.
+
+    Args:
+        kernel: a function compiled by `triton.jit`.
+        grid: numbers of programs.
+        args: the kernel's arguments, at least one of them a tensor, and all tensors on one device.
+        options: further arguments by name, and Triton's options.
+    """
+    first, *others = (arg for arg in args if isinstance(arg, Tensor))
+    assert all(x.device == first.device for x in others), "a kernel's tensors are on one device"
+    with torch.cuda.device_of(first):
+        kernel[grid](*args, **options)
 
 
 def operand_dtype(dtype: torch.dtype) -> tl.dtype:

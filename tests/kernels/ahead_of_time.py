@@ -24,7 +24,7 @@ from sslkernels import device
 ASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-    torch.int64: "*i64", torch.int32: "*i32", torch.uint8: "*u8", torch.bool: "*i1",
+    torch.int64: "*i64", torch.int32: "*i32", torch.int16: "*i16", torch.uint8: "*u8", torch.bool: "*i1",
 }  # fmt: skip
 
 
@@ -86,7 +86,8 @@ def _compiled(source: ASTSource, options: dict[str, Any], arch: int) -> Resource
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "kernel.ptx").write_text(ptx)
         target = re.search(r"^\.target (\S+)", ptx, re.MULTILINE)[1].rstrip(",")
-        command = [str(ASSEMBLER), "-v", f"--gpu-name={target}", "kernel.ptx", "-o", "kernel.cubin"]
+        contraction = [] if options.get("enable_fp_fusion", True) else ["--fmad=false"]  # as Triton does
+        command = [str(ASSEMBLER), "-v", *contraction, f"--gpu-name={target}", "kernel.ptx", "-o", "kernel.cubin"]
         report = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
     return Resources(
         kernel=compiled.metadata.name,

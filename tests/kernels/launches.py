@@ -10,8 +10,10 @@ from torch import Tensor
 from sslkernels import contrast, ema_update
 from sslkernels.bank_nce import bank_nce_triton
 from sslkernels.nt_xent import attraction_triton
+from sslkernels.pixel_operations import BLUR, CONTRAST, NOTHING
 from sslkernels.sinkhorn import _assignments_triton, _column_levels_triton
 from sslkernels.soft_cross_entropy import _backward_triton, _forward_triton
+from sslkernels.views import Table, write_views
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -99,5 +101,25 @@ LAUNCHES |= {
         (torch.bfloat16, 4000, 65536),
         (torch.float32, 4000, 65536),
         (torch.float32, 256, 3000),
+    ]
+}
+
+
+def _views(dtype: torch.dtype, height: int, width: int) -> None:
+    """Two images with a contrast and a blur each, which reaches 8 pixels, of a recipe with 6 operations."""
+    codes = torch.full((2, 6), NOTHING, dtype=torch.int32)
+    codes[:, 1], codes[:, 5] = CONTRAST, BLUR
+    table = Table(codes, torch.ones(2, 6), torch.ones(2) > 0, torch.ones(2, 2, 9), torch.ones(2, 3))
+    crops = _meta(2, height, width, 3, dtype=torch.uint8)
+    write_views(torch.empty_like(crops, dtype=dtype).permute(0, 3, 1, 2), [crops], table)
+
+
+LAUNCHES |= {
+    f"views: {str(dtype).removeprefix('torch.')}, {height} x {width}": partial(_views, dtype, height, width)
+    for dtype, height, width in [
+        (torch.bfloat16, 224, 224),
+        (torch.float32, 224, 224),
+        (torch.bfloat16, 96, 96),
+        (torch.bfloat16, 33, 47),
     ]
 }

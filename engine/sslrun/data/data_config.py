@@ -24,7 +24,7 @@ class DataConfig:
             filled up with the epoch's first samples, in other crops.
         holdout: images to measure on: another source, or the fraction of `source` to keep out of training.
         augment: how transforms are computed: "exact" follows PIL's arithmetic, "dali" does everything in DALI; "auto"
-            is exact on the CPU, where it is faster, and dali on CUDA.
+            is exact.
         hw_decoder_load: share of a batch, 0 to 1, decoded by the JPEG engine of GPUs that have one (A100, H100, ...),
             the rest by CUDA and the CPU. The engine's pixels differ slightly from CUDA's. At 0 and at 1 an image's
             pixels do not depend on its batch; in between, its place in the batch decides.

@@ -1,8 +1,9 @@
 """The exact stage: the steps of the views that DALI does not do, with PIL's arithmetic.
 
 Steps that may change an image's shape are done image by image, in torch; the steps after the last of them by blocks of
-images of one size. A block goes through runs of steps: in C (`native.py`) where all steps of the run have a C form and
-there is a compiler, in torch otherwise, with bytes between two runs. Both give the same bits.
+images of one size. A block goes through runs of steps, with bytes between two runs: in compiled code where all steps of
+the run name their operations (`operations.py`), C on the CPU (`native.py`) and Triton on a GPU (`sslkernels.views`), in
+torch otherwise. All give the same bits. On a GPU the block is the whole batch, and a usual run is four launches.
 """
 
 import itertools
@@ -11,17 +12,19 @@ import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from sslrun.data import native
+from sslrun.data import native, operations, split
 from sslrun.data.graph import Arguments
-from sslrun.data.split import compiles, num_image_steps
 from sslrun.data.transforms import Numbers, Transform
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from sslkernels.views import Table
 
 Step = tuple[Transform, Numbers]
 
@@ -32,14 +35,15 @@ _BLOCK_PIXELS = 2**17
 class ExactStage:
     """Turns decoded images, or what DALI made of them, into views.
 
-    Results depend neither on the number of threads nor on whether C or torch makes them.
+    Results depend neither on the number of threads nor on whether compiled code or torch makes them.
 
     Args:
         views: view groups.
         device: where the images are and the views are made.
         dali_steps: how many of the first steps of each group are done already; None: no steps.
         num_threads: threads that share the images of a batch, on the CPU.
-        compiled: on the CPU, whether C may be used where a compiler is found.
+        compiled: whether C, where a compiler is found, or Triton may be used.
+        dtype: of the views on a GPU, where normalized values are rounded to it; on the CPU views are float32.
     """
 
     def __init__(
@@ -50,12 +54,13 @@ class ExactStage:
         dali_steps: Sequence[int] | None = None,
         num_threads: int = 1,
         compiled: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.views = list(views)
         self.device = device
         self.dali_steps = [0] * len(self.views) if dali_steps is None else list(dali_steps)
-        self.compiled = compiled and compiles(device)
-        self._memory = _Memory(device)
+        self.compiled = split.compiled_code(device) if compiled else None
+        self._memory = _Memory(device, dtype if self._is_gpu else torch.float32)
         # Threads of its own: torch's number of threads belongs to a thread, and these tensors are too small for two. On
         # a GPU this thread does it all, whose CUDA stream it is.
         pool = ThreadPoolExecutor(num_threads, "sslrun-exact", initializer=torch.set_num_threads, initargs=(1,))
@@ -70,7 +75,7 @@ class ExactStage:
             arguments: of `view_arguments` for these images.
 
         Returns:
-            For each view group (num_views * B, 3, h, w) float32, normalized, channels-last, view-major.
+            For each view group (num_views * B, 3, h, w), normalized, channels-last, view-major.
         """
         views: list[torch.Tensor] = []
         tasks: list[Iterator[None]] = []
@@ -85,11 +90,14 @@ class ExactStage:
                 parts = list(self._blocks(0, len(out), group.size))
                 blocks = [[singles[row % len(singles)] for row in range(rows.start, rows.stop)] for rows in parts]
                 tasks.append(self._map(remaining.from_images, blocks, parts, itertools.repeat(out)))
+            elif self._is_gpu:
+                repeated = given * (len(out) // sum(map(len, given)))  # views that share all steps so far
+                tasks.append(self._map(remaining.from_crops, [repeated], [slice(0, len(out))], [out]))
             else:
                 first = 0
                 for batch in itertools.cycle(given):
                     parts = list(self._blocks(first, len(batch), group.size))
-                    crops = [batch[rows.start - first : rows.stop - first] for rows in parts]
+                    crops = [[batch[rows.start - first : rows.stop - first]] for rows in parts]
                     tasks.append(self._map(remaining.from_crops, crops, parts, itertools.repeat(out)))
                     first += len(batch)
                     if first >= len(out):
@@ -117,27 +125,39 @@ class _RemainingSteps:
         group: the view group.
         numbers: of all its steps.
         done: how many of the first steps are done already.
-        compiled: whether C does the runs of steps that have a C form.
+        compiled: what does the runs of steps that name their operations; None: torch.
 
     Attributes:
         count: views of the group in the batch.
         common: steps that all views of an image have in common, done once for each image.
         by_image: whether some of the steps are done image by image.
+        runs: the steps after those: programs for compiled code, and lists of steps for torch.
+        scales: (2, 3) float32, scale and offset of each channel.
     """
 
-    def __init__(self, group: ViewGroup, numbers: Sequence[Numbers], done: int, compiled: bool) -> None:
+    def __init__(
+        self, group: ViewGroup, numbers: Sequence[Numbers], done: int, compiled: split.Compiled | None
+    ) -> None:
         self.count = len(numbers[0].apply)
         steps = list(zip(group.steps, numbers, strict=True))[done:]
-        split = num_image_steps([transform for transform, _ in steps])
-        common = min(max(0, group.num_common - done), split)
-        self.by_image = split > 0
+        single = split.num_image_steps([transform for transform, _ in steps])
+        common = min(max(0, group.num_common - done), single)
+        self.by_image = single > 0
         self.size = group.size
-        self.common, self._own = steps[:common], steps[common:split]
-        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (group.normalize.mean, group.normalize.std))
-        self._scale, self._offset = (1 / (255 * std)).to(torch.float32), (-mean / std).to(torch.float32)
-        by_kind = itertools.groupby(steps[split:], lambda step: compiled and step[0].c_operations is not None)
-        self._runs = [(is_c, list(run)) for is_c, run in by_kind] or [(compiled, [])]
-        self._c_programs = [native.program(_operations(run), self.count) if is_c else None for is_c, run in self._runs]
+        self.common, self._own = steps[:common], steps[common:single]
+        mean, std = np.array(group.normalize.mean), np.array(group.normalize.std)
+        self.scales = torch.from_numpy(np.stack([1 / (255 * std), -mean / std]).astype(np.float32))
+        self._compiled = compiled
+        self.runs: list[operations.Program | list[Step]] = []
+        is_compiled = compiled is not None
+        by_kind = itertools.groupby(steps[single:], lambda step: is_compiled and step[0].operations is not None)
+        for has_operations, run in [(key, list(run)) for key, run in by_kind] or [(is_compiled, [])]:
+            if has_operations:
+                named = _operations(run)
+                lists = operations.passes(named) if compiled == "Triton" else [named]
+                self.runs += [operations.program(own, self.count) for own in lists]
+            else:
+                self.runs.append(run)
 
     def common_part(self, image: torch.Tensor, row: int) -> torch.Tensor:
         """An image (1, 3, H, W) uint8 after the steps that its views, of which `row` is the first, have in common."""
@@ -148,32 +168,60 @@ class _RemainingSteps:
         crops = torch.empty((len(images), *self.size, 3), dtype=torch.uint8, device=out.device).permute(0, 3, 1, 2)
         for i, image in enumerate(images):
             crops[i : i + 1] = _one_image(self._own, image, rows.start + i)
-        self.from_crops(crops, rows, out)
+        self.from_crops([crops], rows, out)
 
-    def from_crops(self, crops: torch.Tensor, rows: slice, out: torch.Tensor) -> None:
-        """Makes `out[rows]` from images that have their size: (N, 3, h, w) uint8, contiguous as channels-last."""
-        last = len(self._runs) - 1
-        for place, ((_, steps), program) in enumerate(zip(self._runs, self._c_programs, strict=True)):
-            if program is None:
-                x = _run_in_torch(steps, crops, rows)
-                if place == last:
-                    scale, offset = (v.view(1, 3, 1, 1).to(x.device) for v in (self._scale, self._offset))
-                    out[rows] = x.mul_(scale).add_(offset)
-                else:
-                    crops = x.to(torch.uint8, memory_format=torch.channels_last)
-            elif place == last:
-                native.run(program, crops, rows, out[rows], (self._scale, self._offset))
+    def from_crops(self, crops: Sequence[torch.Tensor], rows: slice, out: torch.Tensor) -> None:
+        """Makes `out[rows]` from images that have their size: tensors (n, 3, h, w) uint8, contiguous as channels-last,
+        which hold the images of `rows` together."""
+        last = len(self.runs) - 1
+        for place, run in enumerate(self.runs):
+            scales = self.scales if place == last else None
+            target = out[rows] if place == last else _bytes_like(out[rows])
+            if not isinstance(run, operations.Program):
+                x = _run_in_torch(run, _one(crops), rows)
+                if scales is not None:
+                    scale, offset = scales.to(x.device, non_blocking=True).view(2, 1, 3, 1, 1)
+                    x = x.mul_(scale).add_(offset)
+                target.copy_(x)
+            elif self._compiled == "C":
+                native.run(run, _one(crops), rows, target, scales)
             else:
-                before, crops = crops, torch.empty_like(crops, memory_format=torch.channels_last)
-                native.run(program, before, rows, crops)
+                assert rows == slice(0, self.count), "Triton takes all images at once"
+                _run_in_triton(run, crops, target, scales)
+            crops = [target]
 
 
-def _operations(steps: Sequence[Step]) -> list[native.Operation]:
-    operations = []
+def _bytes_like(views: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(views, dtype=torch.uint8, memory_format=torch.channels_last)
+
+
+def _one(crops: Sequence[torch.Tensor]) -> torch.Tensor:
+    return crops[0] if len(crops) == 1 else torch.cat(list(crops))
+
+
+def _operations(steps: Sequence[Step]) -> list[operations.Operation]:
+    named = []
     for transform, numbers in steps:
-        assert transform.c_operations is not None
-        operations += transform.c_operations(numbers)
-    return operations
+        assert transform.operations is not None
+        named += transform.operations(numbers)
+    return named
+
+
+def _run_in_triton(
+    program: operations.Program, crops: Sequence[torch.Tensor], out: torch.Tensor, scales: torch.Tensor | None
+) -> None:
+    from sslkernels import views  # on first use: without a GPU nobody waits for Triton
+
+    views.write_views(out, [crop.permute(0, 2, 3, 1) for crop in crops], table_of(program, scales))
+
+
+def table_of(program: operations.Program, scales: torch.Tensor | None) -> "Table":
+    """A program as `write_views` takes it."""
+    from sslkernels.views import Table
+
+    codes, values, flips = (torch.from_numpy(array) for array in (program.codes, program.values, program.flips))
+    taps = None if program.taps is None else torch.from_numpy(program.taps)
+    return Table(codes, values, flips, taps, scales)
 
 
 def _run_in_torch(steps: Sequence[Step], crops: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -214,13 +262,13 @@ def _change(transform: Transform, x: torch.Tensor, numbers: Numbers) -> torch.Te
 
 
 def _whole_numbers(transform: Transform, result: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """What a block form returned, cut to whole numbers from 0 to 255; those with a C form do so themselves."""
+    """What a block form returned, cut to whole numbers from 0 to 255; those with operations do so themselves."""
     if result.shape != before.shape:
         raise UsageError(
             f"{type(transform).__name__}.torch_block makes {tuple(result.shape)} of {tuple(before.shape)}: "
             "what changes the shape is a torch_image"
         )
-    return result if transform.c_operations is not None else result.clamp(0.0, 255.0).floor_().to(before.dtype)
+    return result if transform.operations is not None else result.clamp(0.0, 255.0).floor_().to(before.dtype)
 
 
 def _one_image(steps: Sequence[Step], image: torch.Tensor, row: int) -> torch.Tensor:
@@ -245,15 +293,15 @@ def _one_image(steps: Sequence[Step], image: torch.Tensor, row: int) -> torch.Te
 class _Memory:
     """Memory for views, used again once nothing refers to it: new pages for every batch would cost a fifth of all."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device, self._dtype = device, dtype
         self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
 
     def views(self, group: ViewGroup, count: int) -> torch.Tensor:
-        """(count, 3, h, w) float32 as channels-last, uninitialized."""
+        """(count, 3, h, w) as channels-last, uninitialized."""
         shape = (count, *group.size, 3)
-        if self._device.type != "cpu":
-            return torch.empty(shape, device=self._device).permute(0, 3, 1, 2)
+        if (self._device.type, self._dtype) != ("cpu", torch.float32):
+            return torch.empty(shape, dtype=self._dtype, device=self._device).permute(0, 3, 1, 2)
         free = self._free[math.prod(shape)]
         memory = free.pop() if free else np.empty(math.prod(shape), dtype=np.float32)
         lent = memory.view()  # lives as long as the storage of the tensor, whoever shares that

@@ -1,10 +1,10 @@
 """`pixels.c`: color operations, flips and normalization in C for the CPU, compiled on first use and kept in the cache.
 
-An accelerator of the exact stage: a transform names operations of `pixels.c` (`Transform.c_operations`) that give the
-bits of its torch form, so which of the two runs is no part of a recipe. It is three times as fast: bytes instead of
-floats in memory, one call for all operations of a block of images, and no hold on Python's lock. `torch.compile` was
-measured before: half a minute of compilation, not half a second, for kernels that keep the lock. Without a C compiler
-the torch forms do the work.
+An accelerator of the exact stage: the operations that a transform names (`operations.py`) give the bits of its torch
+form, so which of the two runs is no part of a recipe. It is three times as fast: bytes instead of floats in memory, one
+call for all operations of a block of images, and no hold on Python's lock. `torch.compile` was measured before: half a
+minute of compilation, not half a second, for kernels that keep the lock. Without a C compiler the torch forms do the
+work.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sslrun.data.index import cache_dir
+from sslrun.data.operations import Program
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,46 +31,6 @@ if TYPE_CHECKING:
 _SOURCE = Path(__file__).with_name("pixels.c")
 # No contraction to fused multiply-adds: the bits are to be those of torch, which has none there.
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
-
-# Codes of the operations, as in pixels.c.
-NOTHING = -1
-BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, SOLARIZE, BLUR, FLIP = range(8)
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation on each of N images.
-
-    Attributes:
-        codes: (N,) int, what to do to each image; NOTHING leaves it alone.
-        values: factors, hue steps or threshold, a number or (N,).
-        taps: for BLUR, the weights of the horizontal and of the vertical pass, (N, taps) float32, center first.
-    """
-
-    codes: np.ndarray
-    values: Any = 0.0
-    taps: tuple[np.ndarray, np.ndarray] | None = None
-
-
-@dataclass(frozen=True)
-class Program:
-    """A list of operations on N images as one table, the form that C takes.
-
-    Attributes:
-        codes: (N, operations) int32.
-        values: (N, operations) float32: factor, threshold, or row of the blur's taps.
-        horizontal: (rows, taps) float32, center first.
-        vertical: the same.
-        reaches: (rows,) int32, taps in use beside the center.
-        flips: (N,) uint8, whether the image ends up flipped.
-    """
-
-    codes: np.ndarray
-    values: np.ndarray
-    horizontal: np.ndarray
-    vertical: np.ndarray
-    reaches: np.ndarray
-    flips: np.ndarray
 
 
 @cache
@@ -112,45 +71,7 @@ def _processor() -> bytes:
     return b"".join(line for line in lines if line.startswith((b"model", b"flags", b"Features", b"CPU ")))
 
 
-def program(operations: Sequence[Operation], count: int) -> Program:
-    """The operations on N images, N = `count`. All flips are done at the end, since no other operation of `pixels.c`
-    depends on the position of a pixel."""
-    codes: list[np.ndarray] = []
-    values: list[np.ndarray] = []
-    taps: list[tuple[np.ndarray, np.ndarray]] = []
-    flips = np.zeros(count, dtype=bool)
-    for operation in operations:
-        flips ^= operation.codes == FLIP
-        numbers = operation.values
-        if operation.taps is not None:
-            numbers = np.arange(count) + count * len(taps)
-            taps.append(operation.taps)
-        codes.append(np.where(operation.codes == FLIP, NOTHING, operation.codes))
-        values.append(np.broadcast_to(numbers, count))
-    widest = max((horizontal.shape[1] for horizontal, _ in taps), default=1)
-
-    def joined(which: int) -> np.ndarray:
-        padded = [np.pad(pair[which], ((0, 0), (0, widest - pair[which].shape[1]))) for pair in taps]
-        return np.ascontiguousarray(np.concatenate(padded) if padded else np.zeros((1, 1)), dtype=np.float32)
-
-    horizontal, vertical = joined(0), joined(1)
-    return Program(
-        codes=_table(codes, count, np.int32),
-        values=_table(values, count, np.float32),
-        horizontal=horizontal,
-        vertical=vertical,
-        reaches=(horizontal != 0).cumsum(axis=1).argmax(axis=1).astype(np.int32),
-        flips=flips.astype(np.uint8),
-    )
-
-
-def _table(columns: list[np.ndarray], count: int, dtype: Any) -> np.ndarray:
-    return np.ascontiguousarray(np.stack(columns, axis=1) if columns else np.zeros((count, 0)), dtype=dtype)
-
-
-def run(
-    program: Program, pixels: Tensor, rows: slice, out: Tensor, normalization: tuple[Tensor, Tensor] | None = None
-) -> None:
+def run(program: Program, pixels: Tensor, rows: slice, out: Tensor, scales: Tensor | None = None) -> None:
     """Runs a program on a block of images.
 
     Args:
@@ -158,10 +79,11 @@ def run(
         pixels: (n, 3, h, w) uint8, contiguous as channels-last.
         rows: which of the program's images these are.
         out: (n, 3, h, w), contiguous as channels-last, to be filled: float32 if it is normalized, otherwise uint8.
-        normalization: scale and offset, three float32 each.
+        scales: (2, 3) float32, scale and offset of each channel; None leaves bytes.
     """
     count, _, height, width = pixels.shape
-    taps = program.horizontal.shape[1]
+    horizontal, vertical = np.zeros((2, 1, 1), dtype=np.float32) if program.taps is None else program.taps
+    taps = horizontal.shape[1]
     assert pixels.permute(0, 2, 3, 1).is_contiguous() and out.permute(0, 2, 3, 1).is_contiguous()
     planes = np.empty(3 * height * width, dtype=np.uint8)
     scratch = np.empty((height + 2) * (width + 2 * taps), dtype=np.float32)
@@ -176,12 +98,12 @@ def run(
         return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
     long = ctypes.c_long
-    scale, offset = normalization or (None, None)
-    floats, as_bytes = (out, None) if normalization else (None, out)
+    scale, offset = (None, None) if scales is None else scales
+    floats, as_bytes = (None, out) if scales is None else (out, None)
     functions.sslrun_views(
         *(torch_(pixels), long(count), long(height), long(width)),
         *(numpy(program.codes[rows]), numpy(program.values[rows]), long(program.codes.shape[1])),
-        *(numpy(program.horizontal), numpy(program.vertical), numpy(program.reaches), long(taps)),
+        *(numpy(horizontal), numpy(vertical), numpy(program.reaches), long(taps)),
         *(numpy(program.flips[rows]), torch_(scale), torch_(offset), numpy(planes), numpy(scratch)),
         *(torch_(floats), torch_(as_bytes)),
     )

@@ -2,9 +2,13 @@
 
 DALI does the first steps of a group, the exact stage the rest. Where the two meet depends on the mode (`data.augment`),
 on the device, and on the forms that the transforms have.
+
+What the exact stage does by blocks of images, it does in runs of steps: in compiled code, C on the CPU and Triton on a
+GPU, where all steps of the run name their operations, in torch otherwise.
 """
 
 import itertools
+from typing import Literal
 
 import torch
 
@@ -12,6 +16,8 @@ from sslrun.data import native
 from sslrun.data.transforms import Transform
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
+
+Compiled = Literal["C", "Triton"]
 
 
 def num_dali_steps(group: ViewGroup, augment: str, device: torch.device) -> int:
@@ -49,14 +55,11 @@ def has_torch_form(step: Transform) -> bool:
     return step.torch_block is not None or step.torch_image is not None
 
 
-def has_c_form(step: Transform, device: torch.device) -> bool:
-    """Whether `pixels.c` does a step in the exact stage, given that a block of images reaches it."""
-    return step.c_operations is not None and compiles(device)
-
-
-def compiles(device: torch.device) -> bool:
-    """Whether the exact stage can use C on a device: on the CPU, where there is a compiler."""
-    return device.type == "cpu" and native.c_functions() is not None
+def compiled_code(device: torch.device) -> Compiled | None:
+    """What does operations in the exact stage: Triton on a GPU, C on the CPU if there is a compiler, else nothing."""
+    if device.type == "cuda":
+        return "Triton"
+    return "C" if device.type == "cpu" and native.c_functions() is not None else None
 
 
 def num_image_steps(steps: list[Transform]) -> int:
@@ -68,13 +71,13 @@ def paths(group: ViewGroup, augment: str, device: torch.device) -> str:
     """Which path runs for each step of a group, in one line: `DALI: RandomResizedCrop; C: ColorJitter, normalize`."""
     done = num_dali_steps(group, augment, device)
     single = done + num_image_steps(group.steps[done:])
+    compiled = compiled_code(device) or "torch"
     ways = []
     for place, step in enumerate(group.steps):
-        in_c = place >= single and has_c_form(step, device)
-        ways.append(("DALI" if place < done else "C" if in_c else "torch", type(step).__name__))
+        by_block = compiled if step.operations is not None else "torch"
+        ways.append(("DALI" if place < done else "torch" if place < single else by_block, type(step).__name__))
     # Normalization belongs to the last run of a block.
-    in_c = has_c_form(group.steps[-1], device) if single < len(group.steps) else compiles(device)
-    ways.append(("C" if in_c else "torch", "normalize"))
+    ways.append((ways[-1][0] if single < len(group.steps) else compiled, "normalize"))
     runs = itertools.groupby(ways, key=lambda way: way[0])
     return "; ".join(f"{way}: {', '.join(name for _, name in run)}" for way, run in runs)
 
@@ -88,4 +91,9 @@ def fallbacks(group: ViewGroup, augment: str, device: torch.device) -> list[str]
         return [f"{without[0]} has no DALI operators: torch does {', '.join(rest)}"] if without else []
     needs = [type(step).__name__ for step in group.steps[:done] if not has_torch_form(step)]
     ours = [type(step).__name__ for step in group.steps[:done]]
-    return [f"{needs[-1]} has DALI operators only: DALI does {', '.join(ours)}"] if needs else []
+    reasons = [f"{needs[-1]} has DALI operators only: DALI does {', '.join(ours)}"] if needs else []
+    if device.type == "cuda":  # where a step in torch costs more than all others together
+        in_torch, left = num_image_steps(group.steps[done:]), enumerate(group.steps[done:])
+        slow = [type(step).__name__ for place, step in left if place < in_torch or step.operations is None]
+        reasons += [f"no kernel does {', '.join(slow)}: torch does, in a launch for each operator"] if slow else []
+    return reasons

@@ -16,23 +16,12 @@ from sslrun.config.schema_reader import committed_schema
 from sslrun.errors import UsageError
 from sslrun.importer.convert import convert
 from sslrun.importer.defaults import framework
-from sslrun.importer.notes import NOTES
-from sslrun.importer.old import Effect, OldTable, Report, node, one_line, walk_types
-from sslrun.importer.ours import Part
-from sslrun.importer.reader import Old, read
+from sslrun.importer.notes import LEFT, USUAL, WHY
+from sslrun.importer.old import Effect, OldTable, Report, node, one_line
+from sslrun.importer.reader import read
 from sslrun.importer.write import text
 
 _MISSING = re.compile(r"\w+ is missing; ")  # how the check begins to say that a key is
-_SUPERSEDED = {  # keys of 0.x that say nothing beside those of 1.x
-    "optimizer": "optim_wrapper",
-    "optimizer_config": "optim_wrapper",
-    "lr_config": "param_scheduler",
-    "data": "train_dataloader",
-    "runner": "train_cfg",
-    "checkpoint_config": "default_hooks",
-    "log_config": "default_hooks",
-}
-
 __all__ = ["Imported", "import_config"]
 
 
@@ -63,64 +52,60 @@ def import_config(path: Path, gpus: int | None = None) -> Imported:
     if gpus is not None and gpus < 1:
         raise UsageError(f"--gpus must be at least 1, not {gpus}")
     try:
-        old = read(path)
+        root, unread = read(path)
     except UsageError as error:
         raise UsageError(one_line(str(error))) from None
     report = Report()
-    top = OldTable(old.root, (), report, framework(plain(old.root), set(walk_types(old.root))))
-    recipe = _with_vars(convert(top, path.stem, gpus))
-    _leftovers(top, old)
-    fitting, missing = _fitting(Node(recipe, old.root.origins), report)
-    return Imported(text(fitting, report, shorten(path)), report, _why(missing, report))
+    types = {value.value for key, value in walk(root) if key[-1:] == ("type",) and isinstance(value.value, str)}
+    top = OldTable(root, (), report, framework(plain(root), types))
+    recipe = convert(top, path.stem, gpus)
+    _with_vars(recipe)
+    _leftovers(top, unread)
+    missing = _fit(Node(recipe, root.origins), report)
+    return Imported(text(recipe, report, shorten(path)), report, missing)
 
 
-def _leftovers(top: OldTable, old: Old) -> None:
+def _leftovers(top: OldTable, unread: set[str]) -> None:
     """Reports what nothing has taken: keys that have no counterpart, and variables that nothing reads."""
-    report = top.report
-    variables = {name: value for name, value in top.rest.items() if name not in NOTES[""]}
-    idle = {name: value for name, value in variables.items() if name in old.unread}
-    used = {repr(plain(below)) for key, below in walk(old.root) if len(key) > 1} if idle else set()
-    for name, value in idle.items():
-        if name in _SUPERSEDED:
-            report.add(Effect.LEFT, value.where, (name,), f"{_SUPERSEDED[name]} says it")
-        elif isinstance(value.value, str | list | dict) and value.value and repr(plain(value)) in used:
-            report.add(Effect.LEFT, value.where, (name,), "a variable, whose value stands where it was used")
+    variables = {name for name in top.rest if ("top", name) not in LEFT | USUAL | WHY}
+    used = {repr(plain(below)) for key, below in walk(top.node) if len(key) > 1} if variables & unread else set()
+    for name in [name for name in top.rest if name in variables & unread]:
+        value = top.peek(name)
+        if ("idle", name) in LEFT:
+            top.leave(LEFT["idle", name], name)
+        elif isinstance(value, str | list | dict) and value and repr(value) in used:
+            top.leave("a variable, whose value stands where it was used", name)
         else:
-            text = "nothing here reads it: a key that has no counterpart, or a variable"
-            report.add(Effect.LOST, value.where, (name,), text)
+            top.lost("nothing here reads it: a key that has no counterpart, or a variable", name)
     top.rest = {name: value for name, value in top.rest.items() if name not in variables}
-    report.finish()
+    top.report.finish()
 
 
-def _with_vars(recipe: Part) -> Part:
+def _with_vars(recipe: dict[str, Node]) -> None:
     """Moves mean and std of Normalize to `[vars]`, where all groups of views have the same."""
     views = lookup(Node(recipe, ()), ("data", "views"))
     steps = [step.value for view in views.value for step in view.value["transforms"].value] if views else []
     normal = [step for step in steps if step["type"].value == "Normalize"]
-    numbers = [{key: step[key] for key in ("mean", "std")} for step in normal if {"mean", "std"} <= set(step)]
-    if views is None or not numbers or len(numbers) < len(normal):
-        return recipe
-    if any(plain(Node(these, ())) != plain(Node(numbers[0], ())) for these in numbers):
-        return recipe
-    for step in normal:
-        step |= {key: node(f"${{vars.{key}}}", step[key].where) for key in ("mean", "std")}
-    return {**recipe, "vars": node(numbers[0], views.where)}
+    numbers = [{key: step[key] for key in ("mean", "std") if key in step} for step in normal]
+    if views and numbers and len({repr(plain(Node(these, ()))) for these in numbers}) == 1 and len(numbers[0]) == 2:
+        recipe["vars"] = node(numbers[0], views.where)
+        for step in normal:
+            step |= {key: node(f"${{vars.{key}}}", views.where) for key in ("mean", "std")}
 
 
-def _fitting(root: Node, report: Report) -> tuple[Part, list[str]]:
-    """Removes and reports what the schema does not allow; also returns the required keys that are missing."""
+def _fit(root: Node, report: Report) -> str:
+    """Removes and reports what the schema does not allow; returns in one line what is missing then, and why."""
     while True:
         found = list(problems(resolve(root, ""), committed_schema()))
         wrong = [problem for problem in found if not _MISSING.match(problem.message)]
         for problem in wrong or found:
             report.add(Effect.LOST, *problem)
         if not wrong:
-            return root.value, [".".join(map(str, (*p.key, p.message.partition(" ")[0]))) for p in found]
-        root = _without(root, {_at_fault(root, problem.key) for problem in wrong})
-
-
-def _why(missing: list[str], report: Report) -> str:
-    """Says which required keys a recipe lacks, and why where that is the model."""
+            break
+        for key in sorted({_at_fault(root, problem.key) for problem in wrong}, reverse=True):  # parts before wholes
+            if (holder := lookup(root, key[:-1])) is not None and lookup(root, key) is not None:
+                holder.value.pop(key[-1])
+    missing = [".".join(map(str, (*problem.key, problem.message.partition(" ")[0]))) for problem in found]
     reasons = [finding.text for finding in report.findings(Effect.LOST) if finding.key[:1] == ("model",)]
     reason = f": {reasons[0]}" if reasons and missing[:1] == ["model"] else ""
     return one_line(f"no {', no '.join(missing)}{reason}") if missing else ""
@@ -133,14 +118,3 @@ def _at_fault(root: Node, key: Key) -> Key:
     element = lookup(root, key)
     is_of_tables = element is not None and isinstance(element.value, dict)
     return key[:-1] if isinstance(key[-1], int) and not is_of_tables else key
-
-
-def _without(node: Node, wrong: set[Key], key: Key = ()) -> Node:
-    """The tree without the values at some keys."""
-    if isinstance(node.value, dict):
-        kept = {part: below for part, below in node.value.items() if (*key, part) not in wrong}
-        return node._replace(value={part: _without(below, wrong, (*key, part)) for part, below in kept.items()})
-    if isinstance(node.value, list):
-        places = [index for index in range(len(node.value)) if (*key, index) not in wrong]
-        return node._replace(value=[_without(node.value[index], wrong, (*key, index)) for index in places])
-    return node

@@ -7,59 +7,34 @@ Read from the constructors of OpenSelfSup 0.3, MMSelfSup 0.5 and 0.11, MMSelfSup
 from typing import Any
 
 OPENSELFSUP, MMSELFSUP_0X, MMSELFSUP_1X, MMPRETRAIN = "OpenSelfSup", "MMSelfSup 0.x", "MMSelfSup 1.x", "MMPretrain"
+OF_1X = (MMSELFSUP_1X, MMPRETRAIN)
 
 _PACKAGES = {"mmpretrain": MMPRETRAIN, "mmcls": MMPRETRAIN, "openselfsup": OPENSELFSUP}
 
-# Class -> old argument -> value; first what all of them have, then what is particular to one.
-_OF_ALL: dict[str, dict[str, Any]] = {
-    "BYOL": {"base_momentum": 0.996},
-    "ClsHead": {"in_channels": 2048, "num_classes": 1000},
-    "DenseCLHook": {"start_iters": 1000},
-    "GaussianBlur": {"p": 0.5},
-    "Kmeans": {"pca_dim": 256},
-    "MoCoV3ViT": {"arch": "base", "stop_grad_conv1": False},
-    "RandomAppliedTrans": {"p": 0.5},
-    "RandomApply": {"prob": 0.5},
-    "RandomFlip": {"prob": 0.5},
-    "RandomGaussianBlur": {"prob": 0.5},
-    "RandomHorizontalFlip": {"p": 0.5},
-    "RandomSolarize": {"prob": 0.5},
-    "ResNet_CIFAR": {"zero_init_residual": True},  # a class of MMPretrain, whoever names it
-    "ResNeXt": {"groups": 32, "width_per_group": 4},
-    "Solarization": {"p": 0.5},
-    "Solarize": {"prob": 0.5},
-    "VisionTransformer": {"arch": "base", "stop_grad_conv1": False},
-}
-_OF_1X: dict[str, dict[str, Any]] = {
-    "GaussianBlur": {"prob": 0.5},
-    "RandomGrayscale": {"prob": 0.5},
-    "RandomResizedCrop": {"backend": "cv2"},
-    "Resize": {"backend": "cv2"},
-    "ResizeEdge": {"backend": "cv2"},
-}
-_PARTICULAR: dict[str, dict[str, dict[str, Any]]] = {
-    OPENSELFSUP: {
-        "GaussianBlur": {"p": 1.0},
-        "NonLinearNeckSimCLR": {"sync_bn": True},
-        "NonLinearNeckV0": {"sync_bn": False},
-        "ResNeXt": {"groups": 1, "width_per_group": 4},
-        "Solarization": {"p": 1.0},
-    },
-    MMSELFSUP_0X: {},
-    MMSELFSUP_1X: _OF_1X,
-    MMPRETRAIN: _OF_1X
-    | {
-        "BYOL": {"base_momentum": 0.004},
-        "LinearNeck": {"norm_cfg": {"type": "BN1d"}},
-        "ResNet": {"zero_init_residual": True},
-        "ResNeXt": {"groups": 32, "width_per_group": 4, "zero_init_residual": True},
-    },
-}
-
-
-def defaults(framework: str, name: str) -> dict[str, Any]:
-    """The default arguments of an old class that differ from those of the class here."""
-    return _PARTICULAR[framework].get(name) or _OF_ALL.get(name, {})
+# Frameworks, classes, and their arguments; a later row replaces an earlier one.
+_ALL = (OPENSELFSUP, MMSELFSUP_0X, MMSELFSUP_1X, MMPRETRAIN)
+_ROWS: list[tuple[tuple[str, ...], str, dict[str, Any]]] = [
+    (_ALL, "BYOL", {"base_momentum": 0.996}),
+    (_ALL, "ClsHead", {"in_channels": 2048, "num_classes": 1000}),
+    (_ALL, "DenseCLHook", {"start_iters": 1000}),
+    (_ALL, "Kmeans", {"pca_dim": 256}),
+    (_ALL, "MoCoV3ViT VisionTransformer", {"arch": "base", "stop_grad_conv1": False}),
+    (_ALL, "ResNeXt", {"groups": 32, "width_per_group": 4}),
+    (_ALL, "ResNet_CIFAR", {"zero_init_residual": True}),  # a class of MMPretrain, whoever names it
+    (_ALL, "GaussianBlur RandomAppliedTrans RandomHorizontalFlip Solarization", {"p": 0.5}),
+    (_ALL, "RandomApply RandomFlip RandomGaussianBlur RandomSolarize Solarize", {"prob": 0.5}),
+    (OF_1X, "GaussianBlur RandomGrayscale", {"prob": 0.5}),
+    (OF_1X, "RandomResizedCrop Resize ResizeEdge", {"backend": "cv2"}),
+    ((OPENSELFSUP,), "GaussianBlur Solarization", {"p": 1.0}),
+    ((OPENSELFSUP,), "NonLinearNeckSimCLR", {"sync_bn": True}),
+    ((OPENSELFSUP,), "NonLinearNeckV0", {"sync_bn": False}),
+    ((OPENSELFSUP,), "ResNeXt", {"groups": 1, "width_per_group": 4}),
+    ((MMPRETRAIN,), "BYOL", {"base_momentum": 0.004}),
+    ((MMPRETRAIN,), "LinearNeck", {"norm_cfg": {"type": "BN1d"}}),
+    ((MMPRETRAIN,), "ResNet", {"zero_init_residual": True}),
+    ((MMPRETRAIN,), "ResNeXt", {"groups": 32, "width_per_group": 4, "zero_init_residual": True}),
+]
+DEFAULTS = {(name, old): values for frameworks, names, values in _ROWS for name in frameworks for old in names.split()}
 
 
 def framework_of(title: str, current: str) -> str:

@@ -1,56 +1,47 @@
 """Converts the model, and the hooks that are arguments of the method here."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from sslrun.config.node import Node
 from sslrun.importer.defaults import MMPRETRAIN
 from sslrun.importer.networks import backbone, first_weights, head, neck
-from sslrun.importer.old import OldTable, node
-from sslrun.importer.ours import Part, component, is_class, known, present, steps, value_at
+from sslrun.importer.old import OldTable
+from sslrun.importer.ours import Part, component, known, names, value_at
 
 # Channels of the last stage of a ResNet by its depth.
 _STAGE = {18: 512, 34: 512, 50: 2048, 101: 2048, 152: 2048}
-_RENAMED = {"MOCO": "MoCo"}  # of OpenSelfSup
+_OF_HEAD = ("crops_for_assign", "feat_dim")  # arguments of SwAV's head that stand in its hook
 
 
-class Around(NamedTuple):
-    """The facts outside of `model` that its conversion depends on.
+def model(old: OldTable, hooks: dict[str, OldTable], frozen: OldTable, num_views: int | None) -> Node | None:
+    """Converts `model`; None if sslrun has no such method.
 
-    Attributes:
+    Args:
+        old: its table.
         hooks: the old `custom_hooks` by their types; those that belong to the method are taken.
         frozen: the `frozen_layers_cfg` of the optimizer's hook.
-        accumulation: backward passes for one optimizer step, of which old iterations are one each.
         num_views: views of each image, where that is known.
     """
-
-    hooks: dict[str, OldTable]
-    frozen: OldTable
-    accumulation: int
-    num_views: int | None
-
-
-def model(old: OldTable, around: Around) -> Node | None:
-    """Converts `model`; None if sslrun has no such method."""
     title = old.type()
-    name = _RENAMED.get(title, title)
-    if not is_class("methods", name):
+    name = "MoCo" if title == "MOCO" else title  # so in OpenSelfSup
+    if name not in names("methods"):
         old.give_up(f"there is no method {name or 'without a type'} here")
         return None
-    made = _networks(old, around.num_views)
+    made = _networks(old, num_views)
     for key in ("base_momentum", "momentum"):
         momentum = old.peek(key)
-        if old.framework == MMPRETRAIN and isinstance(momentum, int | float) and not isinstance(momentum, bool):
-            made[key] = node(round(1 - momentum, 12), old.rest.pop(key).where)  # MMPretrain states 1 minus it
-    made |= _memory_bank(old, name)
+        if old.framework == MMPRETRAIN and isinstance(momentum, float):
+            made[key] = round(1 - old.get(key), 12)  # MMPretrain states 1 minus it
+    bank = old.table("memory_bank")  # its arguments are the method's own here; its size follows from the data
+    made |= bank.renamed(**{key: key for key in known("methods", name) if key != "type"})
+    passes = old.report.accumulation
     is_slow = name in ("BYOL", "MoCoV3")  # their momentum follows a schedule, which a hook of 0.x steps
-    if is_slow and around.accumulation > 1 and not {"MomentumUpdateHook", "BYOLHook"} & set(around.hooks):
-        old.changed(
-            f"the teacher moves once in a step here, not {around.accumulation} times, once for each backward pass"
-        )
-    made |= _hooks(name, around, made)
-    if around.frozen:
-        made |= _frozen_prototypes(around.frozen, name, around.accumulation)
+    if is_slow and passes > 1 and not {"MomentumUpdateHook", "BYOLHook"} & set(hooks):
+        old.changed(f"the teacher moves once in a step here, not {passes} times, once for each backward pass")
+    for title in [title for title in hooks if (title, name) in _HOOKS]:
+        made |= _hook(hooks.pop(title), title, name, made)
+    if frozen:
+        made |= _frozen_prototypes(frozen, name)
     first_weights(old)
     return component(old, "methods", name, made)
 
@@ -62,117 +53,94 @@ def _networks(old: OldTable, num_views: int | None) -> Part:
     sees_map, channels = True, None
     sees_edges = tables["backbone"].peek("in_channels") == 2
     with_sobel = bool(old.get("with_sobel", "true or false", sees_edges))  # 0.x's DeepCluster has it by default
-    found = backbone(tables["backbone"], with_sobel) if tables["backbone"] else None
-    if found is not None:
+    if tables["backbone"] and (found := backbone(tables["backbone"], with_sobel)):
         made["backbone"] = found
         sees_map = value_at(found, "type") != "VisionTransformer"
         inner = ("backbone",) if value_at(found, "type") == "Sobel" else ()
         depth = value_at(found, *inner, "depth")
         channels = _STAGE.get(depth) if isinstance(depth, int) else None
     if tables["neck"]:
-        made |= present(neck=neck(tables["neck"], sees_map, channels))
+        made["neck"] = neck(tables["neck"], sees_map, channels)
     if tables["head"]:
         after_map, width = sees_map and not tables["neck"], value_at(made, "neck", "out_channels")
-        made |= present(head=head(tables["head"], tables["loss"], after_map, num_views, width))
+        made["head"] = head(tables["head"], tables["loss"], after_map, num_views, width)
     return made
 
 
-def _memory_bank(old: OldTable, name: str) -> Part:
-    """Converts the bank of NPID or ODC, whose arguments are the method's own here; its size follows from the data."""
-    bank = old.table("memory_bank")
-    if not bank:
-        return {}
-    kept = {"feat_dim", "momentum", "min_cluster"} & set(known("methods", name))
-    made = bank.renamed(**{key: key for key in kept})
-    return made
+def _frozen_prototypes(frozen: OldTable, method: str) -> Part:
+    """Converts `frozen_layers_cfg`, which freezes SwAV's prototypes for some iterations."""
+    frozen.why = "only SwAV's prototypes can be frozen for some time; [[optimizer.paramwise]] has freeze_iters"
+    return {"freeze_prototypes_iters": frozen.steps("prototypes")} if method == "SwAV" else {}
 
 
-def _hooks(name: str, around: Around, made: Part) -> Part:
-    """Converts the hooks of a method to its arguments."""
-    found: Part = {}
-    for title, hook in list(around.hooks.items()):
-        if (title, name) in _HOOKS:
-            hook.why = f"{name} has nothing like it here"
-            hook.notes.append(f"{title} of {name}")
-            names, numbers, convert = _HOOKS[title, name]
-            found |= hook.renamed(**names)
-            found |= present(**{ours: steps(hook, key, around.accumulation) for ours, key in numbers.items()})
-            found |= convert(hook, around, made) if convert is not None else {}
-            del around.hooks[title]
-    return found
+def _hook(hook: OldTable, title: str, name: str, made: Part) -> Part:
+    """Converts a hook of a method to its arguments; `made` are those so far."""
+    renamed, numbers, convert = _HOOKS[title, name]
+    hook.why = f"{name} has nothing like it here"
+    hook.notes.append(f"{title}/{name}")
+    found: Part = {**hook.renamed(**renamed), **{ours: hook.steps(key) for ours, key in numbers.items()}}
+    return found | (convert(hook, made) if convert is not None else {})
 
 
-def _interval(hook: OldTable, around: Around, made: Part) -> Part:
+def _momentum(hook: OldTable, made: Part) -> Part:
     """Checks how often the teacher moves, which is once in a step here."""
-    interval = hook.take("update_interval", "a whole number")
-    if (interval.value if interval is not None else 1) != around.accumulation:
-        text = f"the teacher moves once in a step here: every {around.accumulation} backward passes"
-        hook.changed(text, "update_interval", at=interval)
+    passes = hook.report.accumulation
+    if hook.get("update_interval", "a whole number", 1) != passes:
+        hook.changed(f"the teacher moves once in a step here: every {passes} backward passes", "update_interval")
     return {}
 
 
-def _momentum(hook: OldTable, around: Around, made: Part) -> Part:
-    _interval(hook, around, made)
+def _byol(hook: OldTable, made: Part) -> Part:
+    _momentum(hook, made)
     return {} if hook.peek("end_momentum") == 1 else hook.renamed(end_momentum="end_momentum")
 
 
-def _swav(hook: OldTable, around: Around, made: Part) -> Part:
-    for key in ("crops_for_assign", "feat_dim"):
-        if key in hook and "head" in made and key not in made["head"].value:
-            made["head"] = Node({**made["head"].value, key: hook.rest.pop(key)}, made["head"].origins)
-        hook.expect("the head says something else", **{key: value_at(made, "head", key)})
-    frozen = hook.table("frozen_layers_cfg")
-    return _frozen_prototypes(frozen, "SwAV", around.accumulation)
+def _swav(hook: OldTable, made: Part) -> Part:
+    head = made.get("head")
+    for key in _OF_HEAD:
+        if head is not None and key not in head.value:
+            head.value.update(hook.renamed(**{key: key}))
+        hook.expect("the head says something else", **{key: value_at(head, key)})
+    return _frozen_prototypes(hook.table("frozen_layers_cfg"), "SwAV")
 
 
-def _frozen_prototypes(frozen: OldTable, method: str, accumulation: int) -> Part:
-    """Converts `frozen_layers_cfg`, which freezes SwAV's prototypes for some iterations."""
-    frozen.why = "only SwAV's prototypes can be frozen for some time; [[optimizer.paramwise]] has freeze_iters"
-    count = steps(frozen, "prototypes", accumulation) if method == "SwAV" else None
-    return present(freeze_prototypes_iters=count)
-
-
-def _clustering(hook: OldTable, around: Around, made: Part) -> Part:
+def _clustering(hook: OldTable, made: Part) -> Part:
     """Returns `pca_dim` of the clustering; the number of clusters is an argument of the head."""
     clustering = hook.table("clustering")
-    if not clustering:
-        return {}
-    if (title := clustering.type()) != "Kmeans":
+    if clustering and (title := clustering.type()) != "Kmeans":
         clustering.lost(f"there is no clustering {title} here, only k-means")
     clusters = value_at(made, "head", "num_classes")
     clustering.expect(f"the head has {clusters} classes, one for each cluster", k=clusters)
-    return clustering.renamed(pca_dim="pca_dim")
+    return {"pca_dim": clustering.take("pca_dim")}
 
 
-def _first_clusters(hook: OldTable, around: Around, made: Part) -> Part:
+def _first_clusters(hook: OldTable, made: Part) -> Part:
     """Checks ODC's first clustering, which has no options here: k-means of the features themselves."""
-    pca_dim = _clustering(hook, around, made).get("pca_dim")
+    pca_dim = _clustering(hook, made)["pca_dim"]
     if pca_dim is not None and pca_dim.value not in (-1, 0):
-        hook.lost("the first clusters are those of the features themselves", "clustering", "pca_dim", at=pca_dim)
-    interval = hook.take("interval", "a whole number")
-    if interval is not None and interval.value < 1_000_000:
-        hook.lost("ODC makes its clusters from scratch only once", "interval", at=interval)
+        hook.lost("the first clusters are those of the features themselves", "clustering", "pca_dim")
+    if hook.get("interval", "a whole number", 1_000_000) < 1_000_000:
+        hook.lost("ODC makes its clusters from scratch only once", "interval")
     return {}
 
 
-def _reweight(hook: OldTable, around: Around, made: Part) -> Part:
-    power, reweight = hook.take("reweight_pow"), hook.take("reweight", "true or false")
-    if reweight is not None and not reweight.value:
-        power = node(0.0, reweight.where)  # every weight is 1
-    return present(reweight_power=power)
+def _reweight(hook: OldTable, made: Part) -> Part:
+    power = hook.take("reweight_pow")
+    return {"reweight_power": power if hook.get("reweight", "true or false", True) else 0.0}  # 0: every weight is 1
 
 
 # Old hook and our method -> {argument here: there}, {argument in steps here: in iterations there}, all else.
-_Conversion = tuple[dict[str, str], dict[str, str], Callable[[OldTable, Around, Part], Part] | None]
-_CENTROIDS, _SMALL = "centroids_update_interval", "deal_with_small_clusters_interval"
+_Conversion = tuple[dict[str, str], dict[str, str], Callable[[OldTable, Part], Part] | None]
 _WEIGHTS = {"uniform_sampling": "unif_sampling", "reweight": "reweight", "reweight_power": "reweight_pow"}
+_QUEUE = {key: key for key in ("queue_length", "epoch_queue_starts")}
+_INTERVALS = {key: key for key in ("centroids_update_interval", "deal_with_small_clusters_interval")}
 _HOOKS: dict[tuple[str, str], _Conversion] = {
-    ("MomentumUpdateHook", "BYOL"): ({}, {}, _momentum),
-    ("BYOLHook", "BYOL"): ({}, {}, _momentum),
-    ("MomentumUpdateHook", "MoCoV3"): ({}, {}, _interval),
-    ("SwAVHook", "SwAV"): ({key: key for key in ("queue_length", "epoch_queue_starts")}, {}, _swav),
+    ("MomentumUpdateHook", "BYOL"): ({}, {}, _byol),
+    ("BYOLHook", "BYOL"): ({}, {}, _byol),
+    ("MomentumUpdateHook", "MoCoV3"): ({}, {}, _momentum),
+    ("SwAVHook", "SwAV"): (_QUEUE, {}, _swav),
     ("DenseCLHook", "DenseCL"): ({}, {"loss_lambda_start_iters": "start_iters"}, None),
     ("DeepClusterHook", "DeepCluster"): (_WEIGHTS, {}, _clustering),
     ("DeepClusterHook", "ODC"): ({}, {}, _first_clusters),
-    ("ODCHook", "ODC"): ({}, {_CENTROIDS: _CENTROIDS, _SMALL: _SMALL}, _reweight),
+    ("ODCHook", "ODC"): ({}, _INTERVALS, _reweight),
 }

@@ -1,13 +1,13 @@
 """Tables of an old config, from which conversions take keys, and the report of everything that changed or got lost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from sslrun.config.merge import kind
-from sslrun.config.node import Key, Node, Origin, plain, show
-from sslrun.importer.defaults import defaults, framework_of
-from sslrun.importer.notes import NOTES, Note
+from sslrun.config.node import Key, Node, Origin, lookup, plain, show
+from sslrun.importer.defaults import DEFAULTS, framework_of
+from sslrun.importer.notes import LEFT, PLACES, USUAL, WHY
 
 MAX_LINE = 1000  # characters of a finding
 
@@ -17,7 +17,6 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "a string": lambda value: isinstance(value, str),
     "true or false": lambda value: isinstance(value, bool),
     "a whole number": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "a number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
 }
 
 
@@ -44,10 +43,16 @@ class Finding(NamedTuple):
 
 
 class Report:
-    """The findings of one conversion."""
+    """The findings of one conversion.
+
+    Attributes:
+        accumulation: backward passes for one optimizer step, of which iterations of the old config are one each.
+        tables: all tables that were opened; `finish` reports what is left in them.
+    """
 
     def __init__(self) -> None:
         self._findings: dict[Finding, None] = {}  # each once, in order
+        self.accumulation = 1
         self.tables: list[OldTable] = []
 
     def finish(self) -> None:
@@ -61,7 +66,7 @@ class Report:
     def findings(self, effect: Effect) -> list[Finding]:
         """The findings with one effect, file by file, line by line."""
         found = [finding for finding in self._findings if finding.effect is effect]
-        return sorted(found, key=lambda finding: (finding.where.layer.order, finding.where.line or 0))
+        return sorted(found, key=lambda finding: (finding.where.layer[:2], finding.where.line or 0))
 
     def lines(self) -> list[str]:
         """All findings, those first that change what is computed."""
@@ -81,7 +86,7 @@ class OldTable:
         report: where findings go.
         framework: whose class the table names.
         rest: what has not been taken yet; None of Python counts as absent.
-        notes: under what names, beside that of its place, NOTES has notes for its keys.
+        notes: under what names, beside that of its place, there are notes for its keys.
         why: what is reported of keys that nothing takes, where there is no note for them.
     """
 
@@ -92,16 +97,16 @@ class OldTable:
         self.why = "there is nothing like it here"
         report.tables.append(self)
 
-    @property
-    def where(self) -> Origin:
-        return self.node.where
+    def __bool__(self) -> bool:
+        """Whether the old config has the table, be it empty."""
+        return bool(self.node.origins)
 
     def __contains__(self, name: str) -> bool:
         return name in self.rest
 
-    def again(self) -> "OldTable":
-        """The same table with nothing taken."""
-        return OldTable(self.node, self.key, self.report, self.framework)
+    @property
+    def where(self) -> Origin:
+        return self.node.where
 
     def peek(self, name: str) -> Any:
         """The plain value at a key that stays untaken; None if the key is absent."""
@@ -112,7 +117,7 @@ class OldTable:
         node = self.rest.pop(name, None)
         if node is None or not expected or KINDS[expected](node.value):
             return node
-        self.lost(f"expected {expected}, got {kind(node.value)}", name, at=node)
+        self.lost(f"expected {expected}, got {kind(node.value)}", name)
         return None
 
     def first(self, *names: str, kind: str = "") -> Node | None:
@@ -120,14 +125,29 @@ class OldTable:
         found = [node for node in (self.take(name, kind) for name in names) if node is not None]
         return found[0] if found else None
 
-    def get(self, name: str, kind: str, default: Any = None) -> Any:
+    def get(self, name: str, kind: str = "", default: Any = None) -> Any:
         """The plain value at a key, as `take` finds it."""
         node = self.take(name, kind)
         return default if node is None else plain(node)
 
-    def __bool__(self) -> bool:
-        """Whether the old config has the table, be it empty."""
-        return bool(self.node.origins)
+    def renamed(self, **names: str) -> dict[str, Node]:
+        """Takes the values at old names, and returns them by their names here (`ours="old"`)."""
+        return {ours: self.rest.pop(name) for ours, name in names.items() if name in self.rest}
+
+    def steps(self, name: str, is_exact: bool = True) -> Node | None:
+        """Takes a number of iterations, or a list of them, as optimizer steps; `is_exact` reports rounding."""
+        count = self.take(name, "" if isinstance(self.peek(name), list) else "a whole number")
+        passes = self.report.accumulation
+        if count is None or passes == 1:
+            return count
+        found = []
+        for index, number in enumerate(count.value if isinstance(count.value, list) else [count]):
+            is_whole = KINDS["a whole number"](number.value)
+            found.append(number._replace(value=-(-number.value // passes)) if is_whole else number)
+            if is_whole and is_exact and number.value % passes:
+                exact = f"{number.value} iterations are {number.value / passes:g} steps of {passes}; rounded up"
+                self.changed(exact, *((name, index) if isinstance(count.value, list) else (name,)))
+        return count._replace(value=found) if isinstance(count.value, list) else found[0]
 
     def table(self, name: str) -> "OldTable":
         """The table at a key; where there is none, an empty one that is false."""
@@ -139,15 +159,15 @@ class OldTable:
         node = self.take(name)
         return [] if node is None else self.tables_in(node, name)
 
-    def tables_in(self, node: Node, *key: str | int) -> list["OldTable"]:
-        """The tables in a list below this table; anything else in it is reported."""
+    def tables_in(self, node: Node, *key: str | int, of: slice = slice(None)) -> list["OldTable"]:
+        """The tables in a part of a list below this table; anything else in it is reported."""
         elements = node.value if isinstance(node.value, list) else [node]
         found = []
-        for index, element in enumerate(elements):
+        for index, element in list(enumerate(elements))[of]:
             if isinstance(element.value, dict):
                 found.append(OldTable(element, (*self.key, *key, index), self.report, self.framework))
             elif element.value is not None:
-                self.lost(f"expected a table, got {kind(element.value)}", *key, index, at=element)
+                self.lost(f"expected a table, got {kind(element.value)}", *key, index)
         return found
 
     def type(self) -> str:
@@ -156,62 +176,57 @@ class OldTable:
         self.framework = framework_of(full, self.framework)
         name = full.rpartition(".")[2].rpartition("/")[2]
         self.notes.append(name)
-        for key, value in defaults(self.framework, name).items():
+        for key, value in DEFAULTS.get((self.framework, name), {}).items():
             if key not in self.node.value:
                 self.rest.setdefault(key, node(value, self.where))
         return name
 
-    def lost(self, why: str, *key: str | int, at: Node | None = None) -> None:
+    def lost(self, why: str, *key: str | int) -> None:
         """Reports this table, or a key in it, as not converted."""
-        self.report.add(Effect.LOST, (at or self.node).where, (*self.key, *key), why)
+        self._add(Effect.LOST, why, key)
 
-    def changed(self, why: str, *key: str | int, at: Node | None = None) -> None:
+    def changed(self, why: str, *key: str | int) -> None:
         """Reports this table, or a key in it, as converted to something else."""
-        self.report.add(Effect.CHANGED, (at or self.node).where, (*self.key, *key), why)
+        self._add(Effect.CHANGED, why, key)
+
+    def give_up(self, why: str, effect: Effect = Effect.LOST) -> None:
+        """Reports this table as a whole, and no key in it."""
+        self._add(effect, why, ())
+        self.rest.clear()
+
+    def leave(self, why: str, *names: str) -> None:
+        """Takes keys that change nothing here, and reports them as left out."""
+        for name in names:
+            if self.take(name) is not None:
+                self._add(Effect.LEFT, why, (name,))
 
     def expect(self, why: str, **usual: Any) -> None:
         """Takes keys and reports, with `why`, those whose value is not the one that holds here anyway."""
         for name, value in usual.items():
             node = self.take(name)
             if node is not None and plain(node) != value:
-                self.lost(why, name, at=node)
-
-    def leave(self, why: str, name: str) -> None:
-        """Reports a key that changes nothing here."""
-        node = self.take(name)
-        if node is not None:
-            self.report.add(Effect.LEFT, node.where, (*self.key, name), why)
+                self.lost(why, name)
 
     def finish(self) -> None:
-        """Reports what is left of the table, as NOTES says of each key."""
-        place = next((part for part in reversed(self.key) if isinstance(part, str)), "")
-        for name, value in self.rest.items():
-            found = [NOTES[owner][name] for owner in (*self.notes, place) if name in NOTES.get(owner, {})]
-            if found or name not in NOTES or not isinstance(value.value, dict):
-                self._report(name, value, found[0] if found else Note())
-            else:
+        """Reports what is left of the table, as the notes say of each key."""
+        place = next((part for part in reversed(self.key) if isinstance(part, str)), "top")
+        for name, value in list(self.rest.items()):
+            owners = [(owner, name) for owner in (*self.notes, place)]
+            left, usual, why = (next((t[o] for o in owners if o in t), None) for t in (LEFT, USUAL, WHY))
+            given = value.value.rpartition(".")[2] if isinstance(value.value, str) else plain(value)
+            is_usual = left == "" or given in (usual if isinstance(usual, tuple) else (usual,))
+            if left:
+                self.leave(left, name)
+            elif usual is None and why is None and name in PLACES and isinstance(value.value, dict):
                 OldTable(value, (*self.key, name), self.report, self.framework)  # which has its own turn
+            elif not is_usual:
+                self.lost(f"{given}: {why or self.why}" if name == "type" else why or self.why, name)
         self.rest.clear()
 
-    def _report(self, name: str, value: Node, note: Note) -> None:
-        given = plain(value)
-        if note.is_left:
-            self.report.add(Effect.LEFT, value.where, (*self.key, name), note.why)
-        elif isinstance(note.usual, tuple):
-            title = str(given).rpartition(".")[2]
-            if title not in note.usual:
-                self.lost(f"{title}: {note.why}" if name == "type" else note.why, name, at=value)
-        elif not note.is_silent and (note.usual is None or given != note.usual):
-            self.lost(note.why or self.why, name, at=value)
-
-    def renamed(self, **names: str) -> dict[str, Node]:
-        """Takes the values at old names, and returns them by their names here (`ours="old"`)."""
-        return {ours: self.rest.pop(name) for ours, name in names.items() if name in self.rest}
-
-    def give_up(self, why: str) -> None:
-        """Reports this table as a whole as not converted."""
-        self.lost(why)
-        self.rest.clear()
+    def _add(self, effect: Effect, why: str, key: Key) -> None:
+        found = (lookup(self.node, key[:length]) for length in range(len(key), 0, -1))
+        at = next((node for node in found if node is not None), self.node)
+        self.report.add(effect, at.where, (*self.key, *key), why)
 
 
 def node(value: Any, where: Origin) -> Node:
@@ -223,16 +238,6 @@ def node(value: Any, where: Origin) -> Node:
     if isinstance(value, list | tuple):
         return Node([node(below, where) for below in value], (where,))
     return Node(value, (where,))
-
-
-def walk_types(node: Node) -> Iterator[str]:
-    """Every `type` in a tree, as written."""
-    below = node.value.values() if isinstance(node.value, dict) else node.value if isinstance(node.value, list) else ()
-    title = node.value.get("type") if isinstance(node.value, dict) else None
-    if title is not None and isinstance(title.value, str):
-        yield title.value
-    for inner in below:
-        yield from walk_types(inner)
 
 
 def one_line(text: str) -> str:

@@ -9,94 +9,57 @@ drops what it inherits. `_base_.x` and `{{_base_.x}}` are values of the merged b
 import ast
 import operator
 import os
-import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from sslrun.config.dump import escape
 from sslrun.config.files import shorten
 from sslrun.config.merge import kind, nearest
-from sslrun.config.node import Key, Layer, Node, Origin, show
+from sslrun.config.node import Key, Layer, Node, Origin, show, walk
 from sslrun.errors import UsageError
 
-MAX_BYTES = 1 << 18  # of one file
-MAX_FILES, MAX_DEPTH = 100, 64  # of the tree of bases; of nested dicts and lists
-MAX_SIZE = 100_000  # values evaluated or copied, over all files
-MAX_INTEGER = 2**63  # above which TOML has no integers
+MAX_SIZE, MAX_DEPTH = 20_000, 64  # values in a file, letters in a string; dicts and lists in each other
+MAX_EXPONENT = 64
 
-_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+_OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
+    ast.USub: operator.neg, ast.UAdd: operator.pos,
 }  # fmt: skip
-_SIGNS: dict[type, Callable[[Any], Any]] = {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_}
-_OWN_NAME = re.compile(r"\{\{\s*(fileDirname|fileBasenameNoExtension|fileBasename|fileExtname)\s*\}\}")
 
 
-class Old(NamedTuple):
-    """An old config, merged.
+def read(path: Path) -> tuple[Node, set[str]]:
+    """Reads an old config: its values, and the top-level names that no expression reads (keys, or idle variables).
 
-    Attributes:
-        root: the values.
-        unread: top-level names that no expression reads: keys of the config, or idle variables.
+    Raises:
+        UsageError: one line, for what cannot be read.
     """
-
-    root: Node
-    unread: set[str]
-
-
-def read(path: Path) -> Old:
-    """Reads an old config. Raises UsageError, one line, for what cannot be read."""
-    work = _Work()
     try:
-        table = _File(path, (), work).merged()
-        return Old(_checked(table, work), work.unread)
+        file = _File(path, ())
+        return _copied(file.merged, "_delete_", escape), file.unread
     except RecursionError:
-        raise UsageError(f"{shorten(path)}: nested too deep") from None
-
-
-class _Work:
-    """Counts files, and values evaluated or copied; knows the names that nothing has read yet."""
-
-    def __init__(self) -> None:
-        self.files, self.size, self.unread = 0, 0, set[str]()
-
-    def charge(self, amount: int, where: Origin) -> None:
-        """Counts values before they are made. Raises UsageError for what would be too large or take too long."""
-        self.size += amount
-        if self.size > MAX_SIZE:
-            raise UsageError(f"{where}: too large: more than {MAX_SIZE:,} values")
+        raise UsageError(f"{shorten(path)}: nested too deep, or its bases go in a circle") from None
 
 
 class _File:
-    """One file: its names, and the evaluation of its statements. Values are nodes, and changed in place."""
+    """One file: the evaluation of its statements. Values are nodes, and changed in place.
 
-    def __init__(self, path: Path, above: tuple[Path, ...], work: _Work) -> None:
-        text = _text(path)
-        self.path, self.work = Path(os.path.realpath(path)), work
-        self.chain = (*above, self.path)
-        if self.path in above:
-            raise UsageError(f"_base_ goes in a circle: {' -> '.join(map(shorten, self.chain))}")
-        if work.files >= MAX_FILES:
-            raise UsageError(f"{shorten(path)}: more than {MAX_FILES} files")
-        work.files += 1
-        lines: dict[Key, int] = {(line,): line for line in range(1, text.count("\n") + 2)}
-        self.layer = Layer(
-            work.files, shorten(self.path), str(self.path.parent), tuple(map(shorten, self.chain)), lambda: lines
-        )
-        self.names: dict[str, Node] = {}
-        self.used: set[str] = set()
-        self.used_of_base: set[str] = set()
-        self.base: Node | None = None
-        self.run(_parsed(_OWN_NAME.sub(self.own_name, text), self.layer.source))
-        work.unread = (work.unread - self.used_of_base) | (self.names.keys() - self.used)
+    Attributes:
+        merged: the values of the file over those of its bases.
+        unread: names in them that no expression reads.
+    """
 
-    def own_name(self, match: re.Match[str]) -> str:
-        """The part of the path that `{{fileBasename}}` and the like stand for, as in a string of Python."""
-        path = self.path
-        parts = {"fileDirname": str(path.parent), "fileBasename": path.name, "fileExtname": path.suffix}
-        return repr(parts.get(match[1], path.stem))[1:-1]
+    def __init__(self, path: Path, above: tuple[str, ...], named_at: str = "") -> None:
+        tree = _parsed(path, named_at)
+        lines: dict[Key, int] = {(n.lineno,): n.lineno for n in ast.walk(tree) if isinstance(n, ast.stmt | ast.expr)}
+        shown = (*above, shorten(Path(os.path.realpath(path))))
+        self.path, self.layer = path, Layer(len(shown), shown[-1], str(path.parent), shown, lambda: lines)
+        self.base, self.names, self.unread = Node({}, (self.where(tree),)), dict[str, Node](), set[str]()
+        for statement in tree.body:
+            self.run(statement)
+        self.merged = _merge(_bounded(Node(self.names, (self.where(tree),))), _bounded(self.base), ())
 
     def where(self, node: ast.AST) -> Origin:
         return Origin(self.layer, (getattr(node, "lineno", 1),), None)
@@ -106,256 +69,157 @@ class _File:
         why = why or f"{type(node).__name__} of Python is not read here, and nothing is executed"
         raise UsageError(f"{self.where(node)}: {text}: {why}")
 
-    def merged(self) -> Node:
-        """The names of the file over those of its bases."""
-        own = Node(self.names, (Origin(self.layer, (1,), None),))
-        return own if self.base is None else _merge(own, self.base, (), self.work)
+    def run(self, statement: ast.stmt) -> None:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id="_base_")], value=value):
+                named = self.value(value)
+                for name in named.value if isinstance(named.value, list) else [named]:
+                    base = _File(self.path.parent / str(name.value), self.layer.chain, f"{name.where}: _base_: ")
+                    for key in base.merged.value.keys() & self.base.value.keys():
+                        self.refuse(statement, f"{key} is set by two of the bases")
+                    self.base.value.update(base.merged.value)
+                    self.unread |= base.unread
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                self.names[name] = self.value(value)
+                self.unread.add(name)
+            case ast.Assign(targets=[ast.Attribute() | ast.Subscript() as target], value=value):
+                owner, key = self.place(target)
+                owner[key] = self.value(value)
+            case ast.Expr(ast.Call(ast.Attribute(owner, "append"), [value], [])):
+                self.extend(statement, self.value(owner).value, [self.value(value)])
+            case ast.Expr(ast.Call(ast.Attribute(owner, "extend"), [more], [])) | ast.AugAssign(owner, ast.Add(), more):
+                self.extend(statement, self.value(owner).value, self.value(more).value)
+            case ast.If(test=test, body=body, orelse=other):
+                for inner in body if self.value(test).value else other:
+                    self.run(inner)
+            case ast.Expr(ast.Constant()) | ast.Import([ast.alias("copy", None)]):
+                pass
+            case _:
+                self.refuse(statement)
 
-    def inherit(self, named: Node) -> Node:
-        """The bases of the file as one dict; no two of them may set the same name."""
-        merged: dict[str, Node] = {}
-        for name in named.value if isinstance(named.value, list) else [named]:
-            if not isinstance(name.value, str):
-                raise UsageError(f"{named.where}: _base_: expected a path or a list of paths")
-            path = Path(self.path.parent, name.value)
-            if "::" in name.value:
-                raise UsageError(
-                    f"{named.where}: _base_: {name.value!r} is a file of another package, not at hand here"
-                )
-            if problem := _problem(path):
-                raise UsageError(f"{named.where}: _base_: {problem}")
-            base = _File(path, self.chain, self.work).merged()
-            for key in base.value.keys() & merged.keys():
-                both = f"{base.value[key].where} and {merged[key].where}"
-                raise UsageError(f"{named.where}: _base_: {key} is set by two of the bases, at {both}")
-            merged |= base.value
-        return Node(merged, (named.where,))
+    def extend(self, statement: ast.stmt, owner: Any, values: Any) -> None:
+        if not isinstance(owner, list) or not isinstance(values, list) or len(owner) + len(values) > MAX_SIZE:
+            self.refuse(statement, f"only lists grow here, up to {MAX_SIZE:,}")
+        owner.extend(list(values))
 
-    def run(self, statements: list[ast.stmt]) -> None:
-        for statement in statements:
-            match statement:
-                case ast.Assign(targets=[ast.Name(id="_base_")], value=value):
-                    if self.base is not None:
-                        self.refuse(statement, "_base_ is set twice")
-                    self.base = self.inherit(self.value(value))
-                case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                    self.names[name] = self.value(value)
-                case ast.Assign(targets=[ast.Subscript() | ast.Attribute() as target], value=value):
-                    self.set_part(target, self.value(value))
-                case ast.AugAssign(owner, ast.Add(), value) | ast.Expr(
-                    ast.Call(ast.Attribute(owner, "extend"), [value], [])
-                ):
-                    self.extend(statement, owner, self.value(value).value)
-                case ast.Expr(ast.Call(ast.Attribute(owner, "append"), [value], [])):
-                    self.extend(statement, owner, [self.value(value)])
-                case ast.If(test=test, body=body, orelse=other):
-                    self.run(body if self.value(test).value else other)
-                case ast.Import(names=[ast.alias(name="copy", asname=None)]) | ast.Pass() | ast.Expr(ast.Constant()):
-                    pass
-                case ast.ImportFrom(module="mmengine.config", names=[ast.alias(name="read_base")]):
-                    hint = "Config.fromfile(PATH).dump('whole.py') of mmengine writes one file that can be imported"
-                    self.refuse(statement, f"bases by `with read_base()` are not read here; {hint}")
-                case _:
-                    self.refuse(statement)
-
-    def owner(self, node: ast.expr) -> Any:
-        """The dict or list that is changed; that alone does not count as reading its name."""
-        used = set(self.used)
-        found, self.used = self.value(node).value, used
-        return found
-
-    def set_part(self, target: ast.Subscript | ast.Attribute, value: Node) -> None:
-        """`owner[key] = value` or `owner.key = value`."""
-        owner = self.owner(target.value)
-        key = target.attr if isinstance(target, ast.Attribute) else self.value(target.slice).value
-        is_index = isinstance(owner, list) and isinstance(key, int) and -len(owner) <= key < len(owner)
-        if not is_index and not (isinstance(owner, dict) and isinstance(key, str)):
-            self.refuse(target, "there is nothing that could be set")
-        owner[key] = value
-
-    def extend(self, statement: ast.stmt, owner: ast.expr, values: Any) -> None:
-        target = self.owner(owner)
-        if not isinstance(target, list) or not isinstance(values, list):
-            self.refuse(statement, "only lists grow")
-        self.work.charge(len(values), self.where(statement))
-        target.extend(list(values))
+    def place(self, node: ast.Attribute | ast.Subscript) -> tuple[Any, Any]:
+        """The dict or list of `owner.key` or `owner[key]`, and the key, which is there or is a new one of a dict."""
+        owner = self.value(node.value).value
+        key = node.attr if isinstance(node, ast.Attribute) else self.value(node.slice).value
+        is_key = isinstance(owner, dict) and isinstance(key, str) and (key in owner or isinstance(node.ctx, ast.Store))
+        if not is_key and not (isinstance(owner, list) and isinstance(key, int) and -len(owner) <= key < len(owner)):
+            self.refuse(node, f"{kind(owner)} has no {key!r}")
+        if owner is self.base.value:
+            self.unread.discard(key)
+        return owner, key
 
     def value(self, node: ast.expr) -> Node:
-        """The value of an expression."""
-        where = (self.where(node),)
-        self.work.charge(1, where[0])
+        """The value of an expression: a number or a string, or a dict or list at the place where it was written."""
+        found = self.evaluated(node)
+        if isinstance(found, Node) and isinstance(found.value, dict | list):
+            return found
+        value = found.value if isinstance(found, Node) else found
+        if isinstance(value, str) and ("{{" in value or value.encode(errors="ignore").decode() != value):
+            self.refuse(node, "a template, or a string that UTF-8 cannot write")
+        if (len(value) > MAX_SIZE) if isinstance(value, str | list) else isinstance(value, int) and abs(value) >= 2**63:
+            self.refuse(node, "more than 64 bits, or too long")
+        return Node(value, (self.where(node),))
+
+    def evaluated(self, node: ast.expr) -> Any:
+        """What an expression says: something new, or the node of something that has a name."""
         match node:
-            case ast.Constant(value=str() as value) if "{{" in value:
-                self.refuse(node, "templates are not read here")
             case ast.Constant(value=bool() | int() | float() | str() | None as value):
-                return Node(value, where)
-            case ast.Name(id="_base_") if self.base is not None:
+                return value
+            case ast.Name(id="_base_") if self.base.value:
                 return self.base
             case ast.Name(id=name) if name in self.names:
-                self.used.add(name)
-                return _at(self.names[name], where)
+                self.unread.discard(name)
+                return self.names[name]
             case ast.List(elts=elements) | ast.Tuple(elts=elements):
-                return Node([self.value(element) for element in elements], where)
+                return [self.value(element) for element in elements]
             case ast.Dict(keys=keys, values=values):
-                pairs = zip(keys, values, strict=True)
-                return self.table(node, [(key and self.value(key).value, value) for key, value in pairs])
+                return self.table(node, [key and self.value(key).value for key in keys], values)
             case ast.Call(ast.Name("dict"), [] | [_] as args, keywords):
-                first: list[tuple[Any, ast.expr]] = [(None, argument) for argument in args]
-                return self.table(node, [*first, *((keyword.arg, keyword.value) for keyword in keywords)])
-            case ast.Call(ast.Name("range"), args, []):
-                numbers = self.computed(node, range, *(self.value(argument).value for argument in args))
-                self.work.charge(-(-abs(numbers.stop - numbers.start) // abs(numbers.step)), where[0])
-                return Node([Node(number, where) for number in numbers], where)
-            case ast.Call(ast.Attribute(ast.Name("copy"), "deepcopy"), [what], []):
-                return self.copied(self.value(what))
+                pairs = [*((None, argument) for argument in args), *((pair.arg, pair.value) for pair in keywords)]
+                return self.table(node, [key for key, _ in pairs], [value for _, value in pairs])
+            case ast.Call(ast.Name("range"), [ast.Constant(0), ast.Constant(int() as count)], []) if count < MAX_SIZE:
+                return [Node(number, (self.where(node),)) for number in range(count)]  # gpu_ids of dumped configs
+            case ast.Call(ast.Attribute(ast.Name("copy"), "deepcopy"), [argument], []):
+                return _copied(_bounded(self.value(argument)))
             case ast.Set(elts=[ast.Set(elts=[inner])]):  # {{_base_.x}}
                 return self.value(inner)
-            case ast.Attribute(value=owner, attr=name):
-                return self.part(node, self.value(owner), Node(name, where))
-            case ast.Subscript(value=owner, slice=index):
-                return self.part(node, self.value(owner), self.value(index))
-            case ast.UnaryOp(op=op, operand=operand) if type(op) in _SIGNS:
-                return Node(self.computed(node, _SIGNS[type(op)], self.value(operand).value), where)
+            case ast.Attribute() | ast.Subscript():
+                owner, key = self.place(node)
+                return owner[key]
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return not self.value(operand).value
+            case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+                return self.computed(node, op, [self.value(operand).value])
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return Node(self.arithmetic(node, _OPERATORS[type(op)], self.value(left), self.value(right)), where)
+                return self.computed(node, op, [self.value(left).value, self.value(right).value])
         self.refuse(node)
 
-    def table(self, node: ast.expr, pairs: list[tuple[Any, ast.expr]]) -> Node:
-        """A dict of (key, expression); where the key is None, of all that the expression holds."""
+    def table(self, node: ast.expr, keys: list[Any], values: list[ast.expr]) -> dict[str, Node]:
+        """A dict of expressions by their keys; where a key is None, of all that the expression holds."""
         table: dict[str, Node] = {}
-        for key, expression in pairs:
-            value = self.value(expression)
-            if key is None and isinstance(value.value, dict):
-                self.work.charge(len(value.value), value.where)
-                table |= value.value
-            elif isinstance(key, str):
-                table[key] = value
-            else:
-                self.refuse(node, "keys of a dict are strings" if key is not None else f"** {kind(value.value)}")
-        return Node(table, (self.where(node),))
+        for key, value in zip(keys, map(self.value, values), strict=True):
+            if not isinstance(value.value if key is None else key, dict if key is None else str):
+                self.refuse(node, "keys of a dict are strings, and ** is for dicts")
+            table |= value.value if key is None else {key: value}
+        return table
 
-    def part(self, node: ast.expr, owner: Node, key: Node) -> Node:
-        """`owner.key` or `owner[key]`."""
-        if owner is self.base:
-            self.used_of_base.add(str(key.value))
+    def computed(self, node: ast.expr, op: ast.AST, values: list[Any]) -> Any:
+        """What an operator makes of numbers; two strings or two lists can be added."""
+        is_joined = isinstance(op, ast.Add) and {*map(type, values)} in ({str}, {list})
+        if not is_joined and not all(isinstance(value, int | float) for value in values):
+            self.refuse(node, f"{' and '.join(map(kind, values))}: not combined here")
+        if isinstance(op, ast.Pow) and values[1] not in range(MAX_EXPONENT):
+            self.refuse(node, f"an exponent is a whole number below {MAX_EXPONENT} here")
         try:
-            part = owner.value[key.value]
-        except (TypeError, LookupError):
-            part = None
-        if not isinstance(part, Node):  # nor is a letter of a string
-            self.refuse(node, f"{kind(owner.value)} has no {key.value!r}")
-        return _at(part, (self.where(node),))
-
-    def arithmetic(self, node: ast.expr, operation: Callable[[Any, Any], Any], left: Node, right: Node) -> Any:
-        """Computes with two numbers; also adds two lists or strings, and multiplies one by a number."""
-        sizes = [len(side.value) for side in (left, right) if isinstance(side.value, str | list)]
-        numbers = [side.value for side in (left, right) if isinstance(side.value, int | float)]
-        if operation is operator.pow and len(numbers) == 2 and abs(numbers[1]) > 64:
-            self.refuse(node, "a power that is too large")
-        is_sum, is_multiple = operation is operator.add, operation is operator.mul and len(sizes) == len(numbers)
-        if len(numbers) < 2 and not (len(sizes) == 2 and is_sum) and not is_multiple:
-            self.refuse(node, f"{kind(left.value)} and {kind(right.value)} are not combined here")
-        factor = numbers[0] if sizes and numbers and isinstance(numbers[0], int) else 1
-        self.work.charge(sum(sizes) * max(factor, 0), left.where)
-        return self.computed(node, operation, left.value, right.value)
-
-    def computed(self, node: ast.expr, function: Callable[..., Any], *values: Any) -> Any:
-        """What a function makes of values; whole numbers that TOML cannot write are refused."""
-        try:
-            made = function(*values)
-        except (TypeError, ValueError, ArithmeticError) as error:
-            self.refuse(node, str(error)[:100])
-        if isinstance(made, complex) or (isinstance(made, int) and abs(made) >= MAX_INTEGER):
-            self.refuse(node, "a number that TOML cannot write")
-        return made
-
-    def copied(self, value: Node) -> Node:
-        """A copy of a value, with copies of what it holds."""
-        self.work.charge(1, value.where)
-        if isinstance(value.value, dict):
-            return value._replace(value={key: self.copied(below) for key, below in value.value.items()})
-        return value._replace(value=[*map(self.copied, value.value)]) if isinstance(value.value, list) else value
+            return _OPERATORS[type(op)](*values)
+        except ArithmeticError as error:
+            self.refuse(node, str(error))
 
 
-def _at(value: Node, where: tuple[Origin, ...]) -> Node:
-    """A number or a string belongs to the place that it is used at, a dict or a list to where it was written."""
-    return value if isinstance(value.value, dict | list) else Node(value.value, where)
-
-
-def _merge(new: Node, old: Node, key: Key, work: _Work) -> Node:
+def _merge(new: Node, old: Node, key: Key) -> Node:
     """`new` over `old`, which are dicts."""
-    work.charge(len(new.value) + len(old.value), new.where)
-    merged: dict[str, Node] = dict(old.value)
+    merged = dict(old.value)
     for part, value in new.value.items():
-        if isinstance(value.value, dict) and part in merged and not _deletes(value):
+        deletes = isinstance(value.value, dict) and "_delete_" in value.value and value.value["_delete_"].value
+        if isinstance(value.value, dict) and part in merged and not deletes:
             if not isinstance(merged[part].value, dict):
-                what = f"a dict cannot go over {_in_words(merged[part])}, set at {merged[part].where}"
-                hint = "`_delete_=True` in it would replace that"
-                raise UsageError(f"{value.where}: {show((*key, part))}: {what}; {hint}")
-            value = _merge(value, merged[part], (*key, part), work)
+                what = f"a dict over something else, set at {merged[part].where}; `_delete_=True` would replace that"
+                raise UsageError(f"{value.where}: {show((*key, part))}: {what}")
+            value = _merge(value, merged[part], (*key, part))
         merged[part] = value
     return Node(merged, new.origins)
 
 
-def _deletes(table: Node) -> bool:
-    """Whether a dict drops what it inherits."""
-    return "_delete_" in table.value and bool(table.value["_delete_"].value)
+def _bounded(node: Node) -> Node:
+    """A value that is neither too large nor nested too deep. Raises UsageError for any other."""
+    for count, (key, below) in enumerate(walk(node)):
+        if count > MAX_SIZE or len(key) > MAX_DEPTH:
+            raise UsageError(f"{below.where}: more than {MAX_SIZE:,} values, or nested more than {MAX_DEPTH} deep")
+    return node
 
 
-def _in_words(node: Node) -> str:
-    return "None" if node.value is None else kind(node.value)
-
-
-def _checked(node: Node, work: _Work, depth: int = 0) -> Node:
-    """The value without `_delete_`, ready for TOML."""
-    work.charge(1, node.where)
-    if depth > MAX_DEPTH:
-        raise UsageError(f"{node.where}: dicts or lists nested more than {MAX_DEPTH} deep")
+def _copied(node: Node, dropped: str = "", change: Callable[[Any], Any] = lambda value: value) -> Node:
+    """A copy of a value without one key, and with its numbers and strings changed."""
     if isinstance(node.value, dict):
-        kept = {key: below for key, below in node.value.items() if key != "_delete_"}
-        return node._replace(value={key: _checked(below, work, depth + 1) for key, below in kept.items()})
-    if isinstance(node.value, list):
-        return node._replace(value=[_checked(below, work, depth + 1) for below in node.value])
-    if isinstance(node.value, str) and any("\ud800" <= character <= "\udfff" for character in node.value):
-        raise UsageError(f"{node.where}: a string that UTF-8 cannot write")
-    if isinstance(node.value, int) and abs(node.value) >= MAX_INTEGER:
-        raise UsageError(f"{node.where}: a number of more than 64 bits, which TOML cannot write")
-    return node._replace(value=escape(node.value))
+        value: Any = {key: _copied(below, dropped, change) for key, below in node.value.items() if key != dropped}
+    else:
+        is_list = isinstance(node.value, list)
+        value = [_copied(below, dropped, change) for below in node.value] if is_list else change(node.value)
+    return node._replace(value=value)
 
 
-def _problem(path: Path) -> str:
-    """Why a path cannot be read; empty if nothing is known against it."""
-    if os.path.isdir(path):
-        return f"{shorten(path)} is a folder, not a file"
-    if os.path.exists(path):
-        return "" if os.path.isfile(path) else f"{shorten(path)} is not a regular file"
-    beside = os.listdir(path.parent) if os.path.isdir(path.parent) else []
-    return f"{shorten(path)} does not exist{nearest(path.name, [name for name in beside if name.endswith('.py')])}"
-
-
-def _text(path: Path) -> str:
-    """The text of a file. Raises UsageError where there is none."""
-    if problem := _problem(path):
-        raise UsageError(problem)
+def _parsed(path: Path, named_at: str) -> ast.Module:
+    """The syntax tree of a file; `named_at` says in a message what names the file."""
     try:
-        content = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
-        if content is None:
-            raise UsageError(f"{shorten(path)}: more than {MAX_BYTES:,} bytes")
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{shorten(path)}: not UTF-8: byte 0x{error.object[error.start]:02x}") from None
-    except OSError as error:
-        raise UsageError(f"{shorten(path)}: {error.strerror}") from None
-
-
-def _parsed(text: str, source: str) -> list[ast.stmt]:
-    """The statements of a file; `source` is its name for errors."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a pattern such as "\d" is a warning, on a line of its own
-            return ast.parse(text).body
+        with warnings.catch_warnings(action="ignore"):  # a pattern such as "\d" is a warning, on a line of its own
+            return ast.parse(path.read_bytes())
     except SyntaxError as error:
-        place = f"{source}:{error.lineno}" if error.lineno else source
-        raise UsageError(f"{place}: not Python: {' '.join((error.msg or '').split())}") from None
-    except (ValueError, MemoryError, RecursionError) as error:
-        raise UsageError(f"{source}: not Python that can be read: {error or 'nested too deep'}") from None
+        raise UsageError(f"{shorten(path)}:{error.lineno or 1}: not Python: {error.msg}") from None
+    except (OSError, ValueError, MemoryError) as error:
+        hint = nearest(path.name, [other.name for other in path.parent.glob("*.py") if other != path])
+        raise UsageError(f"{named_at}{shorten(path)}: {getattr(error, 'strerror', None) or error}{hint}") from None

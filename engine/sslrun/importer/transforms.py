@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from sslrun.config.node import Node, plain
-from sslrun.importer.defaults import MMPRETRAIN, MMSELFSUP_1X
+from sslrun.config.node import Node
+from sslrun.importer.defaults import MMPRETRAIN, OF_1X
 from sslrun.importer.old import OldTable, node
 from sslrun.importer.ours import Part, component, value_at
 
@@ -34,20 +34,21 @@ def transform(old: OldTable) -> Node | None:
     ours, names, convert = _TRANSFORMS[name]
     made = convert(old) if convert is not None else {}
     made |= old.renamed(**names)
-    if "p" not in made and "prob" in old:
-        made["p"] = old.rest.pop("prob")
+    made |= old.renamed(p="p") or old.renamed(p="prob")
     return component(old, "transforms", ours, made)
 
 
-def normalize(mean: Any, std: Any, old: OldTable) -> Node | None:
-    """Makes Normalize of numbers from 0 to 1 or from 0 to 255; None where they are not numbers."""
-    lists: list[list[Any]] = [mean, std] if isinstance(mean, list) and isinstance(std, list) else [[None]]
-    if not all(_is_number(number) for numbers in lists for number in numbers) or not all(lists):
+def mean_and_std(old: OldTable) -> Part:
+    """Takes mean and std of numbers from 0 to 1, or from 0 to 255, and returns them for numbers from 0 to 1."""
+    given = [old.get(key, "a list") for key in ("mean", "std")]
+    if given == [None, None]:
+        return {}
+    if not all(numbers and all(map(_is_number, numbers)) for numbers in given):
         old.lost("mean and std are three numbers each")
-        return None
-    scale = 255 if max(map(max, lists)) > 2 else 1
-    mean, std = ([round(number / scale, 5) for number in numbers] for numbers in lists)
-    return node({"type": "Normalize", "mean": mean, "std": std}, old.where)
+        return {}
+    scale = 255 if max(map(max, given)) > 2 else 1
+    mean, std = ([round(number / scale, 5) for number in numbers] for numbers in given)
+    return {"mean": mean, "std": std}
 
 
 def _group(old: OldTable) -> Node | None:
@@ -60,8 +61,8 @@ def _group(old: OldTable) -> Node | None:
     own = 1.0 if own is None and value_at(made[0], "type") in _CERTAIN else own
     if len(made) > 1 or not _is_number(own) or not _is_number(share.value):
         return node({"type": "RandomAppliedTrans", "p": share, "transforms": made}, old.where)
-    others = {key: value for key, value in made[0].value.items() if key not in ("type", "p")}
-    return Node({"type": made[0].value["type"], "p": node(own * share.value, share.where), **others}, made[0].origins)
+    first = {"type": made[0].value["type"], "p": own * share.value}
+    return node({**first, **{key: value for key, value in made[0].value.items() if key not in first}}, made[0].where)
 
 
 def _is_number(value: Any) -> bool:
@@ -69,14 +70,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _resampling(old: OldTable) -> Part:
-    backend = old.take("backend")
-    if backend is not None and backend.value != "pillow":
-        old.changed("resized as PIL does, which filters before it shrinks; OpenCV does not", "backend", at=backend)
-    given = old.take("interpolation")
-    ours = _INTERPOLATIONS.get(given.value) if given is not None and isinstance(given.value, int | str) else None
+    if old.get("backend", "", "pillow") != "pillow":
+        old.changed("resized as PIL does, which filters before it shrinks; OpenCV does not", "backend")
+    given = old.get("interpolation")
+    ours = _INTERPOLATIONS.get(given) if isinstance(given, int | str) else None
     if given is not None and ours is None:
-        old.lost('there are "bilinear" and "bicubic" here', "interpolation", at=given)
-    return {"interpolation": node(ours, given.where)} if given is not None and ours == "bicubic" else {}
+        old.lost('there are "bilinear" and "bicubic" here', "interpolation")
+    return {"interpolation": ours} if ours == "bicubic" else {}
 
 
 def _random_resized_crop(old: OldTable) -> Part:
@@ -90,34 +90,24 @@ def _random_resized_crop(old: OldTable) -> Part:
 def _resize(old: OldTable) -> Part:
     """torchvision's `size` is the shorter side or (height, width), mmcv's `scale` a square or (width, height)."""
     made = _resampling(old)
-    scale, keep = old.take("scale"), old.take("keep_ratio", "true or false")
-    if scale is not None and keep is not None and keep.value:
+    scale, keep = old.get("scale"), old.get("keep_ratio", "true or false", False)
+    if scale is not None and keep:
         why = "an image is not fitted into a frame here: size = PIXELS is the shorter side, [height, width] both"
-        old.lost(why, "scale", at=scale)
-    elif scale is not None and isinstance(scale.value, int):
-        made["size"] = node([scale.value, scale.value], scale.where)
+        old.lost(why, "scale")
     elif scale is not None:
-        made["size"] = node(plain(scale)[::-1] if isinstance(scale.value, list) else scale, scale.where)
+        made["size"] = scale[::-1] if isinstance(scale, list) else [scale, scale]
     return made
 
 
 def _gray(old: OldTable) -> Part:
-    weights = old.take("channel_weights")
-    if old.framework in (MMSELFSUP_1X, MMPRETRAIN) and (weights is None or plain(weights) != _GRAY):
-        text = f"gray is weighed as PIL does: {_GRAY} of blue, green and red"
-        old.changed(text, "channel_weights", at=weights)
+    if old.get("channel_weights") != _GRAY and old.framework in OF_1X:
+        old.changed(f"gray is weighed as PIL does: {_GRAY} of blue, green and red", "channel_weights")
     return {}
 
 
 def _blur(old: OldTable) -> Part:
-    span = old.take("magnitude_range", "a list")  # mmcls: a radius drawn from the range
-    is_pair = span is not None and len(span.value) == 2
-    return {"sigma_min": span.value[0], "sigma_max": span.value[1]} if span is not None and is_pair else {}
-
-
-def _normalize(old: OldTable) -> Part:
-    found = normalize(old.get("mean", "a list"), old.get("std", "a list"), old)
-    return {} if found is None else {key: found.value[key] for key in ("mean", "std")}
+    span = old.get("magnitude_range", "a list", [])  # mmcls: a radius drawn from the range
+    return dict(zip(("sigma_min", "sigma_max"), span, strict=True)) if len(span) == 2 else {}
 
 
 # Old transform -> ours, {our argument: the old one}, and the conversion of the arguments that mean something else.
@@ -139,5 +129,5 @@ _TRANSFORMS: dict[str, _Conversion] = {
     "Solarization": ("Solarization", {}, None),
     "RandomSolarize": ("Solarization", {}, None),
     "Solarize": ("Solarization", {"threshold": "thr"}, None),
-    "Normalize": ("Normalize", {}, _normalize),
+    "Normalize": ("Normalize", {}, mean_and_std),
 }

@@ -3,18 +3,16 @@
 from collections.abc import Iterator
 from typing import Any
 
-from sslrun.config.dump import inline
-from sslrun.config.node import plain, show
+from sslrun.config.dump import inline, is_section
+from sslrun.config.node import Node, plain, show
 from sslrun.importer.old import Effect, Report, one_line
-from sslrun.importer.ours import Part
 
 _ORDER = (
     "epochs", "max_iters", "global_batch", "seed", "work_dir", "load_from", "load_strict", "resume_from", "vars",
-    "model", "data", "optimizer", "lr", "engine",
+    "model", "data", "optimizer", "lr", "engine", "checkpoint", "log",
 )  # fmt: skip
 _SECTIONS = ("backbone", "neck", "head", "source")  # tables that have a header however short they are
 _WIDTH = 120
-MAX_FINDINGS = 300  # of a kind in the head of the file
 _HEADINGS = {
     Effect.LOST: "Not converted",
     Effect.CHANGED: "Converted, but not to the same",
@@ -22,7 +20,7 @@ _HEADINGS = {
 }
 
 
-def text(recipe: Part, report: Report, made_of: str) -> str:
+def text(recipe: dict[str, Node], report: Report, made_of: str) -> str:
     """The text of the whole file.
 
     Args:
@@ -42,9 +40,7 @@ def _head(report: Report, made_of: str) -> Iterator[str]:
         if findings:
             yield "#"
             yield f"# {heading}:"
-            yield from (f"#   {finding.line()}" for finding in findings[:MAX_FINDINGS])
-            if len(findings) > MAX_FINDINGS:
-                yield f"#   ... and {len(findings) - MAX_FINDINGS:,} more, which the command lists"
+            yield from (f"#   {finding.line()}" for finding in findings)
 
 
 def _table(table: dict[str, Any], header: str) -> Iterator[str]:
@@ -62,15 +58,10 @@ def _table(table: dict[str, Any], header: str) -> Iterator[str]:
 
 def _is_section(key: str, value: Any, header: str) -> bool:
     """Whether a value gets a header: tables of the first two levels, and lists of tables but for transforms."""
-    if isinstance(value, list):
-        return bool(value) and key != "transforms" and all(isinstance(element, dict) for element in value)
     if not isinstance(value, dict):
-        return False
-    return not header or key in _SECTIONS or len(inline(value)) + len(key) > 60 or _has_table(value)
-
-
-def _has_table(value: dict[str, Any]) -> bool:
-    return any(isinstance(below, dict) for below in value.values())
+        return key != "transforms" and is_section(value)
+    has_tables = any(isinstance(below, dict) for below in value.values())
+    return not header or key in _SECTIONS or len(inline(value)) + len(key) > 60 or has_tables
 
 
 def _value(value: Any, indent: int) -> str:
@@ -78,8 +69,6 @@ def _value(value: Any, indent: int) -> str:
     if isinstance(value, str) and "\\" in value and "'" not in value and value.isprintable():
         return f"'{value}'"
     line = inline(value)
-    if not isinstance(value, list) or not value:
-        return line
-    if len(line) + indent <= _WIDTH and not isinstance(value[0], dict):
-        return line
-    return "\n".join(["[", *(f"  {inline(element)}," for element in value), "]"])
+    if isinstance(value, list) and (len(line) + indent > _WIDTH or is_section(value)):
+        return "\n".join(["[", *(f"  {inline(element)}," for element in value), "]"])
+    return line

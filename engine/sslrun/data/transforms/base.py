@@ -6,7 +6,7 @@ draws, and gives the pixel arithmetic in one or more forms, each a method:
     torch_image    one image at a time, bytes; may change the shape
     torch_block    a block of images of one size, floats; keeps the shape
     dali           operators in a DALI graph; may change the shape
-    c_operations   operations of `pixels.c`, an accelerator of `torch_block` on the CPU
+    operations     operations of `operations.py`: C and Triton do them instead of `torch_block`
     pil            one PIL image: the reference that the other forms are compared with
 
 A form that a transform does not have is None. One of the two torch forms, or `dali`, is enough: `data/split.py` says
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from sslrun.data.native import Operation
+    from sslrun.data.operations import Operation
 
 Box = tuple[float, float, float, float]  # top, left, height, width
 
@@ -95,15 +95,16 @@ class Transform(Component, kind="transforms"):
     torch_block: Callable[[Tensor, Numbers], Tensor] | None = None
     """`torch_block(x, numbers)`: (N, 3, H, W) float32, contiguous, whole numbers from 0 to 255, may be written to ->
     the same shape. Called with the images to which the transform applies, and with their numbers. The result is cut to
-    whole numbers from 0 to 255, as PIL does; a transform that has a C form too must do so by itself."""
+    whole numbers from 0 to 255, as PIL does; a transform that has operations too must do so by itself."""
 
     dali: Callable[[Any, dict[str, Any]], Any] | None = None
     """`dali(image, nodes)`: node of HWC uint8 images -> node of HWC uint8 images. Called for all images: where one must
     be left alone, the form says so (`if nodes["apply"]:`). `nodes` are those of `dali_arguments`. The code is converted
     by DALI's AutoGraph, which needs a source file and cannot read `super()` or functools."""
 
-    c_operations: Callable[[Numbers], list[Operation]] | None = None
-    """`c_operations(numbers)`: the operations of `pixels.c` that give the bits of `torch_block`, in order."""
+    operations: Callable[[Numbers], list[Operation]] | None = None
+    """`operations(numbers)`: the operations of `operations.py` that give the bits of `torch_block`, in order. C does
+    them on the CPU and Triton on a GPU. Their number and kinds are the same for all numbers."""
 
     pil: Callable[[Image.Image, Numbers], Image.Image] | None = None
     """`pil(image, numbers)`: RGB image -> RGB image. Called for an image to which the transform applies."""

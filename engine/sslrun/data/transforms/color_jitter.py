@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sslrun.data.native import BRIGHTNESS, CONTRAST, HUE, SATURATION, Operation
+from sslrun.data.operations import BRIGHTNESS, CONTRAST, HUE, SATURATION, Operation
 from sslrun.data.transforms.base import Numbers, Transform, dali_types, per_image, within
 from sslrun.errors import UsageError
 
@@ -92,9 +92,10 @@ class ColorJitter(Transform):
                 x[where] = part
         return x
 
-    def c_operations(self, numbers: Numbers) -> list[Operation]:
-        images = np.arange(len(numbers.apply))
-        return [Operation(slot, numbers["factors"][images, slot]) for slot in numbers["order"].T]
+    def operations(self, numbers: Numbers) -> list[Operation]:
+        order = numbers["order"]
+        factors = np.take_along_axis(numbers["factors"], np.maximum(order, 0), axis=1)
+        return [Operation(tuple(self.active), order, factors)]
 
     def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
         order = numbers["order"]

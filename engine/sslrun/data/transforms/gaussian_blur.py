@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sslrun.data.native import BLUR, NOTHING, Operation
+from sslrun.data.operations import BLUR, Operation, applied
 from sslrun.data.transforms.base import Numbers, Transform, per_image
 from sslrun.errors import UsageError
 
@@ -59,9 +59,10 @@ class GaussianBlur(Transform):
         rows = _filter(padded, horizontal, dim=3, length=width).mul_(2.0**-12).add_(0.5).floor_()
         return torch.mul(_filter(rows, vertical, dim=2, length=height), 2.0**-16, out=x).add_(0.5).floor_()
 
-    def c_operations(self, numbers: Numbers) -> list[Operation]:
-        codes = np.where(numbers.apply, BLUR, NOTHING)
-        return [Operation(codes, taps=blur_taps(numbers["sigma"]))]
+    def operations(self, numbers: Numbers) -> list[Operation]:
+        widest = math.ceil(REACH * float(np.float32(self.sigma_max)))
+        taps = np.stack(blur_taps(numbers["sigma"][numbers.apply], widest))
+        return [applied(BLUR, numbers.apply, taps=taps)]
 
     def dali(self, image: Any, nodes: dict[str, Any]) -> Any:
         from nvidia.dali import fn
@@ -80,11 +81,12 @@ class GaussianBlur(Transform):
         return {"sigma_px": float(numbers["sigma"])}
 
 
-def blur_taps(sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def blur_taps(sigma: np.ndarray, widest: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Gaussian weights in whole numbers, center first, one side only.
 
     Args:
         sigma: (N,) pixels.
+        widest: how many taps there are beside the center; None: as many as the largest sigma needs.
 
     Returns:
         (N, taps) for the horizontal pass, which sum to 2**16 with both sides, and for the vertical pass, to 2**12: with
@@ -93,7 +95,7 @@ def blur_taps(sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     widths = sigma.astype(np.float64)[:, None]
     reach = np.ceil(REACH * widths)
-    distance = np.arange(int(reach.max()) + 1)
+    distance = np.arange((int(reach.max()) if widest is None else widest) + 1)
     weights = np.exp(-0.5 * (distance / widths) ** 2) * (distance <= reach)
     weights /= 2.0 * weights.sum(axis=1, keepdims=True) - weights[:, :1]
 

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sslrun.data.native import GRAY, NOTHING, Operation
+from sslrun.data.operations import GRAY, Operation, applied
 from sslrun.data.transforms.base import Numbers, Transform, dali_types
 from sslrun.data.transforms.color_jitter import dali_gray, gray
 
@@ -28,8 +26,8 @@ class RandomGrayscale(Transform):
     def torch_block(self, x: Tensor, numbers: Numbers) -> Tensor:
         return x.copy_(gray(x)[:, None])
 
-    def c_operations(self, numbers: Numbers) -> list[Operation]:
-        return [Operation(np.where(numbers.apply, GRAY, NOTHING))]
+    def operations(self, numbers: Numbers) -> list[Operation]:
+        return [applied(GRAY, numbers.apply)]
 
     def dali(self, image: Any, nodes: dict[str, Any]) -> Any:
         from nvidia.dali import fn

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sslrun.data.native import FLIP, NOTHING, Operation
+from sslrun.data.operations import FLIP, Operation, applied
 from sslrun.data.transforms.base import Box, Numbers, Transform
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class RandomHorizontalFlip(Transform):
     def torch_block(self, x: Tensor, numbers: Numbers) -> Tensor:
         return x.flip(-1)
 
-    def c_operations(self, numbers: Numbers) -> list[Operation]:
-        return [Operation(np.where(numbers.apply, FLIP, NOTHING))]
+    def operations(self, numbers: Numbers) -> list[Operation]:
+        return [applied(FLIP, numbers.apply)]
 
     def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
         return {"apply": numbers.apply.astype(np.int32)}

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sslrun.data.native import NOTHING, SOLARIZE, Operation
+from sslrun.data.operations import SOLARIZE, Operation, applied
 from sslrun.data.transforms.base import Numbers, Transform, dali_types
 from sslrun.errors import UsageError
 
@@ -36,8 +34,8 @@ class Solarization(Transform):
         inverted = (x - (self.threshold - 1.0)).clamp_(0.0, 1.0)
         return x.add_(inverted.mul_(torch.mul(x, -2.0).add_(255.0)))
 
-    def c_operations(self, numbers: Numbers) -> list[Operation]:
-        return [Operation(np.where(numbers.apply, SOLARIZE, NOTHING), self.threshold)]
+    def operations(self, numbers: Numbers) -> list[Operation]:
+        return [applied(SOLARIZE, numbers.apply, self.threshold)]
 
     def dali(self, image: Any, nodes: dict[str, Any]) -> Any:
         from nvidia.dali import fn

@@ -1,0 +1,44 @@
+"""Images that reach the step as bfloat16: under autocast every method computes the bits that float32 images give."""
+
+import copy
+
+import pytest
+import torch
+
+import small_run
+from sslrun.config import load
+from sslrun.contract import Batch, Progress
+from sslrun.recipe import Recipe
+from sslrun.runtime import distributed
+from sslrun.session import build
+
+RECIPES = [small_run.ROOT / "configs/quickstart.toml", *sorted((small_run.ROOT / "configs/learn").glob("*.toml"))]
+START = Progress(step=0, total_steps=10, steps_per_epoch=5, seed=0)
+
+
+def gradients_of(recipe: Recipe, views: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Loss and gradients of one step under autocast."""
+    method = copy.deepcopy(recipe.model).train()
+    count = len(views[0]) // recipe.data.views[0].num_views
+    batch = Batch(views, torch.arange(count), torch.arange(count) % 2)
+    torch.manual_seed(0)
+    with distributed.alone(), torch.autocast("cpu", torch.bfloat16):
+        (target,) = method.targets([batch], START)
+        loss = method(batch, START, target).value
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in method.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_step_is_the_same_with_images_of_either_kind(path):
+    recipe = build(load(str(path), ["data.samples_per_gpu=4", "global_batch=4"]))
+    recipe.model.prepare(256)
+    random = torch.Generator().manual_seed(0)
+    views = [torch.randn(4 * group.num_views, 3, *group.size, generator=random) for group in recipe.data.views]
+    views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+    expected = gradients_of(recipe, views)
+    rounded = [view.to(torch.bfloat16) for view in views]
+    own = gradients_of(recipe, rounded)
+    assert len(own) > 5 and all(torch.equal(one, other) for one, other in zip(own, expected, strict=True))
+    others = gradients_of(recipe, [view.nextafter(torch.tensor(2.0, dtype=torch.bfloat16)) for view in rounded])
+    assert not torch.equal(own[1], others[1]), "the last bit of the images is seen"
