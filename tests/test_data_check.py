@@ -76,7 +76,10 @@ def write_unreadable(root: Path) -> dict[str, str]:
     }
 
 
-def test_what_is_good_is_what_a_run_takes(capsys, tmp_path):
+@pytest.mark.parametrize("small", [check_module._SMALL, 0])
+def test_what_is_good_is_what_a_run_takes(capsys, tmp_path, monkeypatch, small):
+    """Also of images that are read again, as they are too large to be kept."""
+    monkeypatch.setattr(check_module, "_SMALL", small)
     root = tmp_path / "images"
     root.mkdir()
     write_formats(root)
@@ -158,7 +161,9 @@ def write_lists(root: Path, **lists: list[str]) -> dict[str, str]:
     return {name: f'{{ type = "ImageList", data_prefix = "{root}", ann_file = "{root}/{name}.txt" }}' for name in lists}
 
 
-def test_copies_in_a_source_and_between_those_for_training_and_for_measuring(capsys, tmp_path):
+@pytest.mark.parametrize("small", [check_module._SMALL, 0])
+def test_copies_in_a_source_and_between_those_for_training_and_for_measuring(capsys, tmp_path, monkeypatch, small):
+    monkeypatch.setattr(check_module, "_SMALL", small)
     generator = np.random.default_rng(0)
     for name in "abcdef":
         smooth(generator, 40, 50).save(tmp_path / f"{name}.png")
