@@ -24,7 +24,7 @@ from rows import append_row
 from fidelity_cases import CASES, Bound, Case, decoded, measure
 from sslrun.data import pil_twins
 from sslrun.data.exact import ExactStage
-from sslrun.data.graph import Arguments, argument_names, dali_views, graph_arguments, num_inputs, view_arguments
+from sslrun.data.graph import Arguments, dali_views, graph_arguments, graph_plan, view_arguments
 from sslrun.data.views import ViewGroup
 
 DOCUMENT = ROOT / "docs" / "fidelity.md"
@@ -87,14 +87,12 @@ def graph(images: list[np.ndarray], groups: list[ViewGroup], arguments: Argument
     """One run of the views as a DALI graph, one thread, from images in memory."""
     from nvidia.dali import fn, pipeline_def
 
-    dali_steps = [len(group.steps) for group in groups]
-    names = argument_names(groups, dali_steps)
-    values, count = graph_arguments(groups, arguments, dali_steps), num_inputs(groups, names)
+    plan = graph_plan(groups, [len(group.steps) for group in groups])
+    values = graph_arguments(plan, arguments)
 
     def views() -> tuple:
         image = fn.external_source(source=lambda: images, layout="HWC", batch=True)
-        nodes = fn.external_source(source=lambda: values, num_outputs=count, batch=True) if count else []
-        return tuple(dali_views(image, groups, nodes, names))
+        return tuple(dali_views(image, plan, lambda: values))
 
     options = {"num_threads": 1, "device_id": None, "exec_dynamic": True, "prefetch_queue_depth": 1}
     pipeline = pipeline_def(enable_conditionals=True)(views)(batch_size=len(images), **options)

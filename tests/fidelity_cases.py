@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,9 @@ from sslrun.data import pil_twins
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import (
     Arguments,
-    argument_names,
     dali_views,
     graph_arguments,
-    num_inputs,
+    graph_plan,
     outputs_by_group,
     view_arguments,
 )
@@ -117,10 +115,11 @@ CASES = [
     Case("flip", _cut(RandomHorizontalFlip()), Bound(0, 0, 0), Bound(0, 0, 0)),
     Case("turn by 45 degrees at most", _cut(RandomRotation(45)), Bound(0, 0, 0), Bound(0.05, 0, 255)),
     Case("brightness", _cut(ColorJitter(brightness=0.4)), Bound(0, 0, 0), Bound(0.02, 1, 1)),
-    Case("contrast", _cut(ColorJitter(contrast=0.4)), Bound(0, 0, 0), Bound(0.02, 1, 1)),
-    Case("saturation", _cut(ColorJitter(saturation=0.4)), Bound(0, 0, 0), Bound(0.02, 1, 1)),
-    Case("hue", _cut(ColorJitter(hue=0.5)), Bound(0.02, 1, 8), Bound(0.05, 1, 8)),
-    Case("jitter, drawn order", _cut(ColorJitter(0.4, 0.4, 0.4, 0.1)), Bound(0.02, 1, 8), Bound(0.05, 1, 16)),
+    Case("contrast", _cut(ColorJitter(contrast=0.4)), Bound(0, 0, 0), Bound(0.1, 1, 1)),
+    Case("saturation", _cut(ColorJitter(saturation=0.4)), Bound(0, 0, 0), Bound(0.15, 1, 1)),
+    Case("hue", _cut(ColorJitter(hue=0.5)), Bound(0.02, 1, 8), Bound(0.4, 3, 8)),
+    Case("jitter, drawn order", _cut(ColorJitter(0.4, 0.4, 0.4, 0.1)), Bound(0.02, 1, 8), Bound(0.5, 3, 24)),
+    Case("jitter, twice as strong", _cut(ColorJitter(0.8, 0.8, 0.8, 0.2)), Bound(0.02, 1, 16), Bound(0.6, 4, 32)),
     Case("gray", _cut(RandomGrayscale(0.5)), Bound(0, 0, 0), Bound(0.02, 1, 1)),
     Case("solarise", _cut(Solarization(p=0.5)), Bound(0, 0, 0), Bound(0, 0, 0)),
     Case("blur (torchvision's tensor version)", _cut(GaussianBlur(p=1.0)), Bound(0.02, 1, 1), Bound(0.05, 1, 1)),
@@ -173,14 +172,15 @@ class Graph:
 
         self.groups = groups
         self.dali_steps = [len(group.steps) for group in groups] if dali_steps is None else dali_steps
-        names = argument_names(groups, self.dali_steps)
-        count = num_inputs(groups, names)
-        self.inputs: list[Any] = []  # of the next run
+        self.plan = graph_plan(groups, self.dali_steps)
+        self.files: list[np.ndarray] = []  # of the next run
+        self.inputs: list[np.ndarray] = []
 
         def views() -> Any:
-            file, *nodes = fn.external_source(source=lambda: self.inputs, num_outputs=1 + count, batch=True)
-            images = fn.decoders.image(file, adjust_orientation=False)
-            return tuple(dali_views(images, groups, nodes, names))
+            images = fn.decoders.image(
+                fn.external_source(source=lambda: self.files, batch=True), adjust_orientation=False
+            )
+            return tuple(dali_views(images, self.plan, lambda: self.inputs))
 
         options = {"num_threads": num_threads, "device_id": None, "exec_dynamic": True, "prefetch_queue_depth": 1}
         self.pipeline = pipeline_def(enable_conditionals=True)(views)(batch_size=len(encoded()), **options)
@@ -188,10 +188,33 @@ class Graph:
 
     def views(self, arguments: Arguments, rows: slice = slice(None)) -> list[np.ndarray]:
         """The views of the photographs in `rows` as bytes, (num_views * B, h, w, 3)."""
-        self.inputs = [encoded()[rows], *graph_arguments(self.groups, arguments, self.dali_steps)]
+        self.files = encoded()[rows]
+        self.inputs = graph_arguments(self.plan, arguments)
         outputs = [[torch.from_dlpack(image) for image in output] for output in self.pipeline.run()]
-        images = [list(chain.from_iterable(own)) for own in outputs_by_group(self.groups, outputs, self.dali_steps)]
+        images = outputs_by_group(self.plan, outputs)
         return _bytes(ExactStage(self.groups, torch.device("cpu"), dali_steps=self.dali_steps)(images, arguments))
+
+
+def operators(groups: list[ViewGroup], device_id: int | None) -> list[Any]:
+    """The operators of a graph that decodes and makes all steps, on a GPU or (None) the CPU. It is not run: no GPU is
+    needed."""
+    from nvidia.dali import fn, pipeline_def
+
+    plan = graph_plan(groups, [len(group.steps) for group in groups])
+
+    def whole() -> Any:
+        encoded_images = fn.external_source(source=_no_data, batch=True)
+        images = fn.decoders.image(encoded_images, device="cpu" if device_id is None else "mixed")
+        return tuple(dali_views(images, plan, _no_data))
+
+    options = {"num_threads": 1, "device_id": device_id, "exec_dynamic": True}
+    pipeline = pipeline_def(enable_conditionals=True)(whole)(batch_size=8, **options)
+    pipeline._build_graph()
+    return pipeline._ops
+
+
+def _no_data() -> list[np.ndarray]:
+    return []
 
 
 def graph_views(

@@ -6,7 +6,7 @@ from PIL import Image
 
 from fidelity_cases import decoded, exact_views, geometric_steps, graph_views, sizes
 from sslrun.data import pil_twins
-from sslrun.data.graph import argument_names, num_inputs, view_arguments
+from sslrun.data.graph import graph_plan, num_inputs, view_arguments
 from sslrun.data.transforms import (
     CenterCrop,
     ColorJitter,
@@ -80,9 +80,13 @@ def test_what_views_share_is_done_once(monkeypatch):
     group = patches()
     exact_views([group], view_arguments([group], 0, 0, np.arange(8), sizes()))
     assert len(calls) == 8
-    names = argument_names([group], geometric_steps([group]))
-    assert names == [[["start", "shape", "size"], ["start", "size"], ["start", "size"]]]
-    assert num_inputs([group], names) == 3 + 2 + 9 * 2
+    plan = graph_plan([group], geometric_steps([group]))
+    assert [list(step.layouts) for step in plan[0].steps] == [
+        ["start", "shape", "size"],
+        ["start", "size"],
+        ["start", "size"],
+    ]
+    assert num_inputs(plan) == 3 + 2 + 9 * 2
 
 
 @pytest.mark.parametrize("done", range(5))

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from sslrun.data.graph import argument_names, graph_arguments, num_inputs, view_arguments
+from sslrun.data.graph import graph_arguments, graph_plan, num_inputs, view_arguments
 from sslrun.data.transforms import (
     CenterCrop,
     ColorJitter,
@@ -19,6 +19,7 @@ from sslrun.data.transforms import (
     RandomResizedCrop,
     RandomRotation,
     Resize,
+    SharedTrans,
     Solarization,
     Transform,
 )
@@ -182,19 +183,75 @@ def test_arguments_depend_on_position_and_view_alone() -> None:
 def test_graph_arguments_are_small_arrays_one_for_each_number() -> None:
     groups = [
         ViewGroup(2, [RandomResizedCrop(32), ColorJitter(0.4, hue=0.1), Normalize()]),
-        ViewGroup(1, [CenterCrop(8)]),
+        ViewGroup(1, [CenterCrop(8), ColorJitter(0.4)]),
     ]
     arguments = view_arguments(groups, 0, 0, np.arange(5), np.tile((60, 80), (5, 1)))
-    names = argument_names(groups, [2, 1])
-    jitter = ["operation0", "operation1", "factor0", "factor1"]
-    assert names == [[["start", "shape", "size"], jitter], [["start", "size"]]]
-    given = graph_arguments(groups, arguments, [2, 1])
-    assert len(given) == num_inputs(groups, names) == 2 * 3 + 2 * 4 + 2
+    plan = graph_plan(groups, [2, 2])
+    jitter = {"factor0": "F", "steps1": "F*", "channels1": "F*", "factor2": "F"}
+    assert [[step.layouts for step in group.steps] for group in plan] == [
+        [{"start": "", "shape": "", "size": ""}, jitter],
+        [{"start": "", "size": ""}, {"factor0": ""}],
+    ]
+    given = graph_arguments(plan, arguments)
+    assert len(given) == num_inputs(plan) == 2 * 3 + 4 + 2 + 1
     assert all(len(values) == 5 and values.flags.c_contiguous for values in given)
-    assert np.array_equal(given[0], arguments[0][0]["box"][:5, :2])
-    assert np.array_equal(given[3], arguments[0][0]["box"][5:, :2])
-    assert argument_names(groups, [1, 0]) == [[["start", "shape", "size"]], []]
-    assert len(graph_arguments(groups, arguments, [1, 0])) == 6
+    box, factors = arguments[0][0]["box"], arguments[0][1]["factors"]
+    assert np.array_equal(given[0], box[:5, :2]) and np.array_equal(given[3], box[5:, :2])
+    both = np.where(given[6] == 1.0, given[9], given[6])  # before the hue or after it
+    assert np.array_equal(both, factors[:, 0].reshape(2, 5).T), "of frames: (B, V)"
+    part = graph_plan(groups, [1, 0])
+    assert [len(group.steps) for group in part] == [1, 0] and len(graph_arguments(part, arguments)) == 6
+
+
+def test_the_dali_graph_does_the_operations_of_a_jitter_in_every_order() -> None:
+    jitter = ColorJitter(0.4, 0.4, 0.4, 0.1)
+    orders = np.array(list(itertools.permutations(range(4))))
+    factors = np.tile(np.float32([1.5, 0.5, 2.0, 7.0]), (24, 1))
+    sizes = np.full((24, 2), 8)
+    arguments = jitter.dali_arguments(Numbers(np.full(24, True), sizes, {"order": orders, "factors": factors}))
+    done: list[list[int]] = [[] for _ in orders]
+    for slot, operation in enumerate(jitter.slots):
+        turns = operation == 3
+        given = arguments[f"{'steps' if turns else 'factor'}{slot}"].reshape(24)
+        for row in np.flatnonzero(given != (0.0 if turns else 1.0)):
+            assert given[row] == (6.5 if turns else factors[0, operation])  # PIL's cut takes half a step
+            done[row].append(operation)
+    assert done == orders.tolist()
+    assert [ColorJitter(contrast=1.0).slots, ColorJitter(0.4, hue=0.1).slots] == [[1], [0, 3, 0]]
+    black = np.array([[1, -1, -1, -1]]), np.zeros((1, 4), dtype=np.float32)
+    own = Numbers(np.full(1, True), sizes[:1], {"order": black[0], "factors": black[1]})
+    assert all(np.isfinite(array).all() for array in ColorJitter(contrast=1.0).dali_arguments(own).values())
+
+
+def test_views_are_frames_where_their_size_is_known_and_a_flip_comes_before_them() -> None:
+    class Other(RandomGrayscale, listed=False):
+        dali_frames = ignores_flips = False
+
+    crop, jitter, gray, other, flip = (
+        RandomResizedCrop(32),
+        ColorJitter(0.4),
+        RandomGrayscale(),
+        Other(),
+        RandomHorizontalFlip(),
+    )
+
+    def plan(num_views: int, transforms: list[Transform]) -> list[tuple[int, int, bool]]:
+        group = ViewGroup(num_views, transforms)
+        steps = graph_plan([group], [len(group.steps)])[0].steps
+        return [(step.place, step.branches, step.is_frames) for step in steps]
+
+    assert plan(2, [crop, jitter, gray, flip]) == [(0, 2, False), (3, 2, False), (1, 1, True), (2, 1, True)]
+    assert plan(1, [crop, jitter, flip]) == [(0, 1, False), (1, 1, False), (2, 1, False)]
+    assert plan(2, [jitter, crop, gray]) == [(0, 2, False), (1, 2, False), (2, 1, True)]
+    assert plan(2, [crop, jitter, other, flip, gray])[1:] == [
+        (1, 1, True),
+        (2, 2, False),
+        (3, 2, False),
+        (4, 1, True),
+    ]
+    resized = RandomAppliedTrans([jitter, Resize(48), jitter, Resize(32)], p=0.5)
+    assert not any(is_frames for _, _, is_frames in plan(2, [crop, resized]))
+    assert plan(3, [SharedTrans([crop, jitter]), gray]) == [(0, 1, False), (1, 1, False), (2, 1, True)]
 
 
 def test_the_size_of_a_view_is_known_beforehand() -> None:

@@ -14,7 +14,6 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -22,7 +21,7 @@ import torch
 from sslrun.contract import Batch
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.exact import ExactStage
-from sslrun.data.graph import outputs_by_group
+from sslrun.data.graph import graph_plan, outputs_by_group
 from sslrun.data.order import Sampler
 from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline
 from sslrun.data.sources import Source
@@ -123,12 +122,13 @@ class Loader:
         options: dict[str, Any] = {"num_threads": self.num_threads, "dtype": self.dtype}
         stage = ExactStage(self.views, self.device, dali_steps=self.dali_steps, **options)
         stream = torch.cuda.Stream(self.device) if cuda else None
+        plan = graph_plan(self.views, self.dali_steps)
         in_use: deque[tuple[Any, torch.cuda.Event]] = deque()
         try:
             with torch.cuda.stream(stream) if cuda else nullcontext():
                 for spec, outputs in self._pipeline(self.dali_steps).run(cursor, stream):
-                    images = outputs_by_group(self.views, [_tensors(output) for output in outputs], self.dali_steps)
-                    views = stage([list(chain.from_iterable(own)) for own in images], spec.arguments)
+                    images = outputs_by_group(plan, [_tensors(output) for output in outputs])
+                    views = stage(images, spec.arguments)
                     batch = self._batch(spec, views)
                     ready = None
                     if stream is not None:

@@ -22,7 +22,7 @@ import torch
 
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.decoding import Trial, brief, decoder_arguments, other_size
-from sslrun.data.graph import Arguments, argument_names, dali_views, graph_arguments, num_inputs, view_arguments
+from sslrun.data.graph import Arguments, dali_views, graph_arguments, graph_plan, num_inputs, view_arguments
 from sslrun.data.order import Sampler
 from sslrun.data.reading import Readers, Reading, Unreadable, read_all
 from sslrun.data.sources import Source
@@ -148,18 +148,17 @@ class Pipeline:
         """The graph, which takes its inputs from `feed`."""
         from nvidia.dali import fn, pipeline_def
 
-        views, cuda, is_decoded, decoder = self.views, self._cuda, self.source.is_decoded, self._decoder
-        names = argument_names(views, self.dali_steps)
-        count = num_inputs(views, names)
+        plan, cuda, is_decoded = graph_plan(self.views, self.dali_steps), self._cuda, self.source.is_decoded
+        decoder = self._decoder
         batches = iter(feed, None)
         # DALI asks for images and arguments in any order.
-        batches, same_batches = itertools.tee(batches) if count else (batches, batches)
+        batches, same_batches = itertools.tee(batches) if num_inputs(plan) else (batches, batches)
 
         def images() -> Any:
             return next(batches).images
 
         def arguments() -> list[np.ndarray]:
-            return graph_arguments(views, next(same_batches).spec.arguments, self.dali_steps)
+            return graph_arguments(plan, next(same_batches).spec.arguments)
 
         def whole() -> Any:
             if is_decoded:
@@ -167,8 +166,7 @@ class Pipeline:
                 first = fn.external_source(source=images, batch=True, layout="HWC", device=device)
             else:
                 first = fn.decoders.image(fn.external_source(source=images, batch=True), **decoder)
-            nodes = fn.external_source(source=arguments, num_outputs=count, batch=True) if count else []
-            return tuple(dali_views(first, views, nodes, names))
+            return tuple(dali_views(first, plan, arguments))
 
         graph = pipeline_def(enable_conditionals=any(self.dali_steps))(whole)
         dali = graph(batch_size=self.batch_size, prefetch_queue_depth=self.prefetch, **self._options)

@@ -85,6 +85,12 @@ class Transform(Component, kind="transforms"):
     """Whether a flip before the transform gives the same image as a flip after it. A flip may then change places with
     it, which saves time. Never true of a transform that depends on the position of a pixel."""
 
+    dali_frames: bool = False
+    """Whether its `dali` form also takes the views of an image all at once, as the frames of a sequence, for which most
+    operators run once instead of once for each view. Only for a form that keeps the size of images and does not branch:
+    its images are then (V, H, W, 3), of layout FHWC, and its nodes have V first, with F as the first letter of their
+    layout."""
+
     # The forms. Each is a method or None.
 
     torch_image: Callable[[Tensor, Numbers], Tensor] | None = None

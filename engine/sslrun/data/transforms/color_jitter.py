@@ -17,8 +17,17 @@ if TYPE_CHECKING:
 # The operations by number: the columns of `factors` and the entries of `order`.
 NAMES = ("brightness", "contrast", "saturation", "hue")
 
+# Factors that change nothing.
+_NEUTRAL = (1.0, 1.0, 1.0, 0.0)
+
 # DALI rounds to nearest where PIL cuts off, so results are lowered by a little less than half a level.
 _CUT = 0.499
+
+# Gray from red, green and blue.
+LUMA = (0.299, 0.587, 0.114)
+
+# Steps of PIL's hue in a turn.
+_TURN = 255
 
 
 class ColorJitter(Transform):
@@ -37,6 +46,7 @@ class ColorJitter(Transform):
 
     num_draws = 1 + 4 + 4
     ignores_flips = True
+    dali_frames = True
 
     def __init__(
         self,
@@ -55,8 +65,10 @@ class ColorJitter(Transform):
                 _range("hue", hue, 0.0, 0.5),
             ]
         )
-        neutral = np.array([1.0, 1.0, 1.0, 0.0])
-        self.active = [k for k in range(4) if not (self.ranges[k] == neutral[k]).all()]
+        self.active = [k for k in range(4) if not (self.ranges[k] == _NEUTRAL[k]).all()]
+        # What the DALI graph does to every image, which needs four of them: whatever the order, it is part of this
+        # sequence. The operation with the fewest operators comes most often.
+        self.slots = _dali_slots([k for k in (BRIGHTNESS, SATURATION, CONTRAST, HUE) if k in self.active])
 
     def numbers(self, uniforms: np.ndarray, sizes: np.ndarray) -> Numbers:
         """Its numbers: `order` (N, 4), the operations in the order in which they are done (-1: none), and `factors`
@@ -69,7 +81,7 @@ class ColorJitter(Transform):
         factors = self.ranges[:, 0] + uniforms[:, 5:9] * (self.ranges[:, 1] - self.ranges[:, 0])
         factors[:, HUE] = np.trunc(factors[:, HUE] * 255.0)
         done = apply[:, None] & np.isin(order, self.active)
-        factors = np.where(apply[:, None], factors, [1.0, 1.0, 1.0, 0.0])
+        factors = np.where(apply[:, None], factors, _NEUTRAL)
         values = {"order": np.where(done, order, -1).astype(np.int32), "factors": factors.astype(np.float32)}
         return Numbers(apply, sizes, values)
 
@@ -98,24 +110,34 @@ class ColorJitter(Transform):
         return [Operation(tuple(self.active), order, factors)]
 
     def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
-        order = numbers["order"]
-        factors = np.take_along_axis(numbers["factors"], np.maximum(order, 0), axis=1)
-        slots = range(len(self.active))
-        packed = np.argsort(order < 0, axis=1, kind="stable")  # the operations that are done come first
-        order, factors = np.take_along_axis(order, packed, axis=1), np.take_along_axis(factors, packed, axis=1)
-        return {f"operation{k}": order[:, k] for k in slots} | {f"factor{k}": factors[:, k] for k in slots}
+        """Of each slot. An image does its operations in the first slots that come in its order; in the others it has
+        the factor that changes nothing."""
+        images = np.arange(len(numbers.apply))
+        done_first = np.argsort(numbers["order"] < 0, axis=1, kind="stable")
+        order = np.take_along_axis(numbers["order"], done_first, axis=1)
+        order = np.concatenate([order, np.full((len(order), 1), -1)], axis=1)
+        place = np.zeros(len(order), dtype=np.int64)
+        arguments: dict[str, np.ndarray] = {}
+        for slot, operation in enumerate(self.slots):
+            taken = order[images, place] == operation
+            place += taken
+            factor = np.where(taken, numbers["factors"][:, operation], np.float32(_NEUTRAL[operation]))
+            own = _dali_hue_arguments(factor, taken) if operation == HUE else {"factor": factor}
+            if operation == CONTRAST:
+                own = _dali_contrast_arguments(factor)
+            arguments |= {f"{name}{slot}": value for name, value in own.items()}
+        return arguments
 
     def dali(self, image: Any, nodes: dict[str, Any]) -> Any:
-        for slot in range(len(self.active)):
-            operation, factor = nodes[f"operation{slot}"], nodes[f"factor{slot}"]
+        for slot, operation in enumerate(self.slots):
             if operation == BRIGHTNESS:
-                image = _dali_brightness(image, factor)
-            elif operation == CONTRAST:
-                image = _dali_contrast(image, factor)
+                image = _dali_brightness(image, nodes[f"factor{slot}"])
             elif operation == SATURATION:
-                image = _dali_saturation(image, factor)
-            elif operation == HUE:
-                image = _dali_hue(image, factor)
+                image = _dali_saturation(image, nodes[f"factor{slot}"])
+            elif operation == CONTRAST:
+                image = _dali_contrast(image, nodes[f"factor{slot}"], nodes[f"center{slot}"])
+            else:
+                image = _dali_hue(image, nodes[f"steps{slot}"], nodes[f"channels{slot}"])
         return image
 
     def pil(self, image: Image.Image, numbers: Numbers) -> Image.Image:
@@ -211,66 +233,80 @@ def hue(x: Tensor, steps: Tensor) -> None:
         torch.sub(value, share, out=channel).add_(0.5).floor_()
 
 
-# In DALI: nodes of HWC uint8 images.
+# In DALI: nodes of uint8 images, HWC or, as frames, FHWC. Numbers enter as arguments of operators, which are read on
+# the host: nothing but the images, and what is made of them, is on the GPU.
+
+
+def _dali_slots(operations: Sequence[int]) -> list[int]:
+    """A sequence that holds the operations in every order: the last of them once, the one before it twice, and so on,
+    as in a b a c a b a."""
+    if not operations:
+        return []
+    *others, last = operations
+    return [*_dali_slots(others), last, *_dali_slots(others)]
 
 
 def _dali_brightness(x: Any, factor: Any) -> Any:
+    """Also makes bytes of floats."""
     from nvidia.dali import fn
 
-    return fn.brightness_contrast(x, brightness=factor, brightness_shift=-_CUT / 255)
-
-
-def _dali_contrast(x: Any, factor: Any) -> Any:
-    from nvidia.dali import fn, math
-
-    return _dali_blend(x, math.floor(fn.reductions.mean(dali_gray(x)) + 0.5), factor)
+    return fn.brightness_contrast(x, brightness=factor, brightness_shift=-_CUT / 255, dtype=dali_types().UINT8)
 
 
 def _dali_saturation(x: Any, factor: Any) -> Any:
-    return _dali_blend(x, dali_gray(x) * 1.0, factor)
-
-
-def _dali_blend(x: Any, degenerate: Any, factor: Any) -> Any:
-    # Arithmetic rather than an operator's argument, since arguments cannot come from the GPU.
-    return _dali_bytes((x - degenerate) * factor + degenerate - _CUT)
-
-
-def dali_gray(x: Any) -> Any:
-    """Node of gray images, (H, W, 1) uint8."""
     from nvidia.dali import fn
 
-    types = dali_types()
-    return fn.color_space_conversion(x, image_type=types.RGB, output_type=types.GRAY)
+    # Contrast about 128 and brightness that cancel each other but for a shift by -_CUT.
+    scale = 1.0 - _CUT / 128
+    return fn.color_twist(x, saturation=factor, brightness=scale, contrast=1.0 / scale)
 
 
-def _dali_bytes(x: Any) -> Any:
-    """Whole numbers from 0 to 255, by rounding; an arithmetic result has lost its layout."""
+def _dali_contrast_arguments(factor: np.ndarray) -> dict[str, np.ndarray]:
+    """factor * (x + center . mean) is factor * x + (1 - factor) * gray of mean, where the mean stays on the GPU."""
+    factor = np.maximum(factor, np.float32(1e-3))
+    share = ((1.0 - factor) / factor)[:, None, None]
+    return {"factor": factor, "center": (share * LUMA).astype(np.float32)}
+
+
+def _dali_contrast(x: Any, factor: Any, center: Any) -> Any:
     from nvidia.dali import fn
 
-    types = dali_types()
-    return fn.reshape(fn.cast(x, dtype=types.UINT8), layout="HWC")
+    mean = fn.reductions.mean(x, axis_names="HW", keep_dims=True)
+    return _dali_brightness(x + fn.coord_transform(mean, M=center), factor)
 
 
-def _dali_hue(x: Any, steps: Any) -> Any:
-    """The hue turned by steps of 1/255 circle, by the arithmetic of `hue`."""
+def _dali_hue_arguments(steps: np.ndarray, taken: np.ndarray) -> dict[str, np.ndarray]:
+    """What is added to a hue, and then for each channel. The sum is wrapped to within one turn of 0."""
+    # PIL cuts hues to whole steps, which takes half a step off on average.
+    added = steps - 0.5 * taken
+    # Red is smallest at cyan, green at magenta, blue at yellow: where hue and channel sum to 0.
+    channels = _TURN / 6 * np.array([3.0, 1.0, -1.0])
+    wrapped = (channels + added[:, None] + _TURN / 2) % _TURN - _TURN / 2 - added[:, None]
+    return {"steps": added[:, None].astype(np.float32), "channels": (wrapped * 6 / _TURN).astype(np.float32)}
+
+
+def _dali_hue(x: Any, steps: Any, channels: Any) -> Any:
+    """The hue turned in HSV, of which PIL's rounding to steps of 1/255 turn is left out, but not that its bytes wrap at
+    256: a hue that passes red moves by one step less.
+
+    In units of a sixth of a turn, and from red, a hue is sign * (1 + (green + blue - red - low) / chroma), where green
+    and blue decide the sign.
+    """
     from nvidia.dali import fn, math
 
-    red, green, blue = (x[:, :, c : c + 1] * 1.0 for c in range(3))
-    value = math.max(math.max(red, green), blue)
-    chroma = value - math.min(math.min(red, green), blue)
-    below = math.floor(chroma * 255.0 / math.max(value, 1.0)) * value * (1 / 65025)
-    not_red, not_green = math.min(value - red, 1.0), math.min(value - green, 1.0)
-    largest_green = 2.0 * chroma + blue - red
-    largest_blue = 4.0 * chroma + red - green
-    turn = (1.0 - not_red) * (green - blue) + not_red * ((1.0 - not_green) * largest_green + not_green * largest_blue)
-    byte = math.floor(turn * 42.5 / math.max(chroma, 1.0)) - 255.0 * math.clamp(turn, -1.0, 0.0) + steps
-    sector = (byte - 256.0 * math.floor(byte * (1 / 256))) * 6.0
-    distances = [
-        510.0 - math.abs(sector - 765.0),
-        math.abs(sector - 510.0) - 255.0,
-        math.abs(sector - 1020.0) - 255.0,
-    ]
-    return _dali_bytes(fn.cat(*(value - math.clamp(d, 0.0, 255.0) * below for d in distances), axis=2))
+    types = dali_types()
+    value = fn.reductions.max(x, axes=[-1], keep_dims=True)
+    low = fn.reductions.min(x, axes=[-1], keep_dims=True)
+    chroma = value - low
+    distance = fn.coord_transform(x, M=[-1.0, 1.0, 1.0]) - low + chroma
+    sixth = _TURN / 6
+    sign = math.clamp(fn.coord_transform(x, M=[0.0, 100.0, -100.0], T=[50.0]), -sixth, sixth)
+    turn = sign * distance / math.max(chroma, 1)
+    turn = fn.coord_transform(turn - (turn < 0.0), M=[1.0], T=steps)
+    turn = turn + (turn < 0.0)
+    centered = fn.coord_transform(turn, M=[1.0 / sixth] * 3, T=channels)
+    share = math.clamp(math.abs(math.abs(centered) - 3.0) - 1.0, 0.0, 1.0)
+    return fn.cast(value - chroma * share, dtype=types.UINT8)
 
 
 def pil_jitter(image: Image.Image, operation: int, factor: float) -> Image.Image:

@@ -61,7 +61,14 @@ class Cropping(Transform, listed=False):
     def dali(self, image: Any, nodes: dict[str, Any]) -> Any:
         from nvidia.dali import fn
 
-        return fn.slice(image, nodes["start"], nodes["size"], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
+        return fn.slice(
+            image,
+            start=nodes["start"],
+            shape=nodes["size"],
+            axes=[0, 1],
+            out_of_bounds_policy="pad",
+            fill_values=0,
+        )
 
     def pil(self, image: Image.Image, numbers: Numbers) -> Image.Image:
         (top, left), (height, width) = numbers["start"].tolist(), numbers.size.tolist()

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 # Standard deviations at which the Gaussian ends: a tap beyond is less than half a unit of the fixed point in use.
 REACH = 4.0
 
+# Pixels: DALI takes three weights for it, of which the outer two are 0. It does not take 0.
+_NO_BLUR = 0.01
+
 
 class GaussianBlur(Transform):
     """Blurs with a Gaussian whose standard deviation is drawn uniformly; the border is reflected.
@@ -28,6 +31,7 @@ class GaussianBlur(Transform):
 
     num_draws = 2
     ignores_flips = True
+    dali_frames = True
 
     def __init__(self, sigma_min: float = 0.1, sigma_max: float = 2.0, p: float = 0.5) -> None:
         super().__init__(p=p)
@@ -64,12 +68,13 @@ class GaussianBlur(Transform):
         taps = np.stack(blur_taps(numbers["sigma"][numbers.apply], widest))
         return [applied(BLUR, numbers.apply, taps=taps)]
 
+    def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
+        return {"sigma": np.where(numbers.apply, numbers["sigma"], np.float32(_NO_BLUR))}
+
     def dali(self, image: Any, nodes: dict[str, Any]) -> Any:
         from nvidia.dali import fn
 
-        if nodes["apply"]:
-            image = fn.gaussian_blur(image, sigma=nodes["sigma"])
-        return image
+        return fn.gaussian_blur(image, sigma=nodes["sigma"])
 
     def pil(self, image: Image.Image, numbers: Numbers) -> Image.Image:
         """PIL's own: three box blurs."""

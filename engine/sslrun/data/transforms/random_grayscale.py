@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sslrun.data.operations import GRAY, Operation, applied
 from sslrun.data.transforms.base import Numbers, Transform, dali_types
-from sslrun.data.transforms.color_jitter import dali_gray, gray
+from sslrun.data.transforms.color_jitter import LUMA, gray
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,6 +21,7 @@ class RandomGrayscale(Transform):
     """
 
     ignores_flips = True
+    dali_frames = True
 
     def __init__(self, p: float = 0.1) -> None:
         super().__init__(p=p)
@@ -29,13 +32,14 @@ class RandomGrayscale(Transform):
     def operations(self, numbers: Numbers) -> list[Operation]:
         return [applied(GRAY, numbers.apply)]
 
+    def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
+        matrices = np.where(numbers.apply[:, None, None], np.array([LUMA] * 3), np.eye(3))
+        return {"matrix": matrices.astype(np.float32)}
+
     def dali(self, image: Any, nodes: dict[str, Any]) -> Any:
         from nvidia.dali import fn
 
-        types = dali_types()
-        if nodes["apply"]:
-            image = fn.color_space_conversion(dali_gray(image), image_type=types.GRAY, output_type=types.RGB)
-        return image
+        return fn.coord_transform(image, M=nodes["matrix"], dtype=dali_types().UINT8)
 
     def pil(self, image: Image.Image, numbers: Numbers) -> Image.Image:
         return image.convert("L").convert("RGB")

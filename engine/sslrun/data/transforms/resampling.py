@@ -76,7 +76,7 @@ class Resampling(Transform, listed=False):
         types = dali_types()
         kinds = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
         # Cut first: a filter that reads beyond the box would see pixels that PIL's does not.
-        crop = fn.slice(image, nodes["start"], nodes["shape"], axes=[0, 1])
+        crop = fn.slice(image, start=nodes["start"], shape=nodes["shape"], axes=[0, 1])
         return fn.resize(crop, size=nodes["size"], interp_type=kinds[self.interpolation], antialias=True)
 
     def pil(self, image: Image.Image, numbers: Numbers) -> Image.Image:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sslrun.data.operations import SOLARIZE, Operation, applied
 from sslrun.data.transforms.base import Numbers, Transform, dali_types
 from sslrun.errors import UsageError
@@ -20,6 +22,7 @@ class Solarization(Transform):
     """
 
     ignores_flips = True
+    dali_frames = True
 
     def __init__(self, threshold: int = 128, p: float = 0.2) -> None:
         super().__init__(p=p)
@@ -37,14 +40,16 @@ class Solarization(Transform):
     def operations(self, numbers: Numbers) -> list[Operation]:
         return [applied(SOLARIZE, numbers.apply, self.threshold)]
 
+    def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
+        return {"apply": numbers.apply.astype(np.float32)}
+
     def dali(self, image: Any, nodes: dict[str, Any]) -> Any:
         from nvidia.dali import fn
 
-        types = dali_types()
-        table = [value if value < self.threshold else 255 - value for value in range(256)]
-        if nodes["apply"]:
-            image = fn.lookup_table(image, keys=list(range(256)), values=table, dtype=types.UINT8)
-        return image
+        # 255 - x differs from x in every bit.
+        bits = [0 if value < self.threshold else 255 for value in range(256)]
+        inverted = fn.lookup_table(image, keys=list(range(256)), values=bits, dtype=dali_types().UINT8)
+        return image ^ fn.brightness_contrast(inverted, brightness=nodes["apply"])
 
     def pil(self, image: Image.Image, numbers: Numbers) -> Image.Image:
         from PIL import ImageOps
