@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+import toy
 from sslrun.errors import Diverged, UsageError
 from sslrun.optim.lars import LARS
 from sslrun.randomness import Phase
-from sslrun.runtime import distributed
+from sslrun.runtime import compilation, distributed
 from sslrun.runtime.executor import LocalExecutor
 from toy import (
     CPU,
@@ -261,10 +262,29 @@ def test_accumulation_is_kept_to() -> None:
         executor.step([0.1, 0.1])
 
 
+class Written(nn.Sequential):
+    """torch.compile leaves modules alone whose forward is torch's own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class WrittenMethod(ToyMethod):
+    def __init__(self) -> None:
+        super().__init__()
+        self.student.__class__ = self.teacher.__class__ = Written
+
+
 @pytest.mark.nightly
-def test_compiled_submodules_train_alike() -> None:
-    executor, reference = build(compile=True), build()
+@pytest.mark.parametrize("cuda_graphs", [False, True])  # of which Inductor makes none on the CPU
+def test_compiled_submodules_train_alike(cuda_graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy, "ToyMethod", WrittenMethod)
+    executor, reference = build(compile=True, cuda_graphs=cuda_graphs), build()
+    before = compilation.num_graphs()
     train(executor, range(3), 0.2)
+    assert compilation.num_graphs() >= before + 2, "of student and teacher"
     train(reference, range(3), 0.2)
     assert executor.full_state().keys() == reference.full_state().keys()
     assert largest_difference(executor.full_state(), reference.full_state()) < 1e-5

@@ -89,7 +89,8 @@ PARTS = {
                "param_scheduler.1: changed: it lasts to the end of the run here, not to 4",
                "param_scheduler.2: LinearLR: only a warm-up from the start and one policy after it can be said here"]),
     "begins": (V1, "param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=500), "
-               "dict(type='MultiStepLR', milestones=[3, 6], gamma=0.2, begin=2)]",
+               "dict(type='MultiStepLR', milestones=[3, 6], gamma=0.2, begin=2, "
+               "convert_to_iter_based=True)]",
                {"lr": {"policy": "Step", "step": [3, 6], "gamma": 0.2, "warmup": "linear", "warmup_iters": 500,
                        "warmup_ratio": 0.1, "by": "epoch"}},
                ["param_scheduler.1: changed: it counts from the start of the run here, not from 2"]),
@@ -117,6 +118,11 @@ PARTS = {
                f"optimizer.paramwise_options.head.color: {NOTHING}",
                "optimizer.paramwise_options.head.fix_lr: without SimSiamHook nothing there fixes the rate",
                "optimizer.paramwise_options.head.lars_exclude: left out: SGD has no lars_exclude"]),
+    "rules of a ViT": (V0, "model['backbone'] = dict(type='MoCoV3ViT', arch='mocov3-small')\n"
+                       "optimizer['paramwise_options'] = {'bias': dict(weight_decay=0.)}",
+                       {"optimizer.paramwise": [{"match": "bias", "weight_decay": 0.0}]},
+                       ["optimizer.paramwise_options.bias: changed: this pattern is taken as it is; our names of "
+                        "parameters may be others"]),
     "rules of 1.x": (V1, "optim_wrapper['clip_grad'] = dict(max_norm=3., norm_type=1)\n"
                      "optim_wrapper['paramwise_cfg'] = dict(norm_decay_mult=0., custom_keys={"
                      "'neck': dict(decay_mult=2.), 'bias': dict(lr_mult=0.5, decay_mult=0.)})",
@@ -159,10 +165,10 @@ PARTS = {
                 "log_config.hooks.0.by_epoch: left out: the log is written anyway",
                 'log_config.hooks.1: Pavi: there are "tensorboard" and "wandb" here',
                 "log_config.hooks.3.entity: log.hooks names places, without arguments"]),
-    "hooks": (V1, "default_hooks = dict(logger=dict(type='LoggerHook', interval=9), checkpoint=dict(interval=-1), "
-              "timer=dict(type='mmengine.IterTimerHook'), visualization=dict(type='VisualizationHook', enable=False), "
-              "other=dict(type='X'), off=dict(type='Y', enable=False), none=None)\nlog_level = 'CRITICAL'\n"
-              "visualizer = dict(type='Visualizer', vis_backends=[dict(type='TensorboardVisBackend')], name='x')",
+    "hooks": (V1, "default_hooks = dict(logger=dict(type='LoggerHook', interval=9), other=dict(type='X'), "
+              "checkpoint=dict(interval=-1, max_keep_ckpts=0), visualization=dict(type='VisualizationHook', "
+              "enable=False), timer=dict(type='m.IterTimerHook'), off=dict(enable=False), none=None)\n"
+              "log_level = 'CRITICAL'\nvisualizer = dict(vis_backends=[dict(type='TensorboardVisBackend')], name='x')",
               {"log": {"interval": 9, "hooks": ["tensorboard"]}, "checkpoint": {"max_keep_ckpts": -1}},
               ["default_hooks.checkpoint.interval: every so many epochs or iterations, at least 1",
                "default_hooks.off: left out: it is switched off", "default_hooks.other: there is no hook X here",
@@ -184,6 +190,15 @@ PARTS = {
     "BYOLDataset": (V0, "train = dict(type='BYOLDataset', pipeline1=steps, pipeline2=[3])\ndata['train'] = train",
                     {"data.views.1": {"num_views": 1, "transforms": []}, "data.source": None},
                     ["data.train.pipeline2.0: expected a table, got the number 3"]),
+    "wrong values": (V0, "optimizer = dict(type='AdamW', lr=0.1, betas=(0.9, 'x'))\noptimizer_config = dict("
+                     "update_interval=0)\nmodel['type'] = 'SimSiam'",
+                     {"optimizer.betas": None, "model.head": None, "global_batch": 128},
+                     ["model.head.type: there is no 'ContrastiveHead' among the heads; known: LatentPredictHead; "
+                      "custom_imports makes your own classes known",
+                      'optimizer.betas.1: expected a number, got the string "x"']),
+    "two norms": (V0, "one = dict(type='Normalize', mean=[0.5, 0.5, 0.5], std=[0.2, 0.2, 0.2])\n"
+                  "train['num_views'] = [1, 1]\ntrain['pipelines'] = [[one], [dict(one, mean=[0.4, 0.4, 0.4])]]",
+                  {"vars": None, "data.views.1.transforms.0.mean": [0.4] * 3}, []),
     "method": (V0, "train['type'] = 'X'\nmodel['queue_len'] = 4096\nmodel['shuffle'] = False\nmodel['test_cfg'] = {}",
                {"model.queue_len": 4096},
                ["data.train: there is no data set X here", "model.shuffle: MoCo has nothing like it here"]),
@@ -239,6 +254,7 @@ STEPS_V1 = [
     ("'RandomResizedCrop', scale=96, crop_ratio_range=(0.2, 1.), aspect_ratio_range=(1, 1)",
      {"type": "RandomResizedCrop", "size": 96, "scale": [0.2, 1.0], "ratio": [1, 1]},
      ".backend: changed: resized as PIL does, which filters before it shrinks; OpenCV does not"),
+    ("'RandomResizedCrop', scale=96, backend='pillow'", {"type": "RandomResizedCrop", "size": 96}, ""),
     ("'Resize', scale=(48, 32), backend='pillow'", {"type": "Resize", "size": [32, 48]}, ""),
     ("'Resize', size=8, scale=(48, 32), keep_ratio=True, backend='pillow'", {"type": "Resize", "size": 8},
      ".scale: an image is not fitted into a frame here: size = PIXELS is the shorter side, [height, width] both"),
@@ -374,6 +390,8 @@ NETWORKS = [
      [".with_avg_pool: feature maps are averaged here, and vectors left alone"]),
     ("neck", f"'NonLinearNeckSimCLR', {SIZES}, sync_bn=True, with_bias=True, with_last_bn=False",
      {**MLP, "norm_cfg": {"type": "SyncBN"}}, []),
+    ("neck", "'RelativeLocNeck', in_channels=512, out_channels=128, norm_cfg=dict(type='BN1d')",
+     {**LINEAR, "type": "RelativeLocNeck", "norm_cfg": {"type": "BN", "momentum": 0.003}}, []),
     ("neck", "'AvgPoolNeck', output_size=2", {"type": "AvgPool2dNeck", "in_channels": 512},
      [".output_size: AvgPool2dNeck has nothing like it here"]),
     ("neck", f"'DenseCLNeck', {SIZES}, num_grid=7", {"type": "DenseCLNeck", **NECK},

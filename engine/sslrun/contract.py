@@ -153,7 +153,8 @@ class Method(nn.Module, Component, kind="methods"):
     A method calls no optimizer, writes no parameter (the engine writes what `rewrites` returns) and communicates with
     other ranks only through the gather functions of `sslrun.runtime.distributed`. Its class attributes state what it
     needs. Random numbers come from `Progress.generator`, or from torch's global generators, which the engine seeds for
-    each part of a step (`Executor.seed`).
+    each part of a step (`Executor.seed`). With CUDA graphs the next step overwrites what networks return in this one:
+    a method keeps copies alone, in buffers.
 
     Attributes:
         backbone: the encoder that the run trains.

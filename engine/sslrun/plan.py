@@ -18,6 +18,7 @@ from sslrun.errors import UsageError
 from sslrun.nn.norm import converted_norms, group_norms, plain_norms
 from sslrun.recipe import Recipe
 from sslrun.rehearsal import activation_bytes
+from sslrun.runtime.compilation import why_no_cuda_graphs
 
 MEMORY_SHARE = 0.7  # share of the free memory for activations; the rest is for weights, gradients and data
 MAX_BATCH = 2**24  # limits the cost of listing a batch's positions and possible micro-batches
@@ -34,6 +35,10 @@ class Machine:
         micro_batch: samples on a device at once.
         threads: threads of the CPU computation of one process.
         workers: threads of one process that read and decode images.
+        tf32: whether float32 products use TensorFloat-32.
+        cudnn_benchmark: whether cuDNN takes the algorithms that are fastest here.
+        deterministic: whether only algorithms that repeat bit for bit are used.
+        cuda_graphs: whether compiled networks are replayed as CUDA graphs.
     """
 
     device: str
@@ -42,6 +47,10 @@ class Machine:
     micro_batch: int
     threads: int
     workers: int
+    tf32: bool = False
+    cudnn_benchmark: bool = False
+    deterministic: bool = False
+    cuda_graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,13 +142,19 @@ def choose_machine(
             f"engine.micro_batch is {micro_batch}, but {per_rank} samples per process in groups of "
             f"data.samples_per_gpu {group} can be cut into: {', '.join(map(str, possible))}"
         )
+    compile = engine.compile == "on" or (engine.compile == "auto" and cuda)
+    tf32 = before.get("tf32") if precision == before.get("precision") else None
     return Machine(
         device=device.type,
         precision=precision,
-        compile=engine.compile == "on" or (engine.compile == "auto" and cuda),
+        compile=compile,
         micro_batch=micro_batch,
         threads=engine.threads or before.get("threads") or cores,
         workers=min(recipe.data.workers_per_gpu, cores),
+        tf32=cuda and _is_on(engine.tf32, precision == "bf16" if tf32 is None else tf32),
+        cudnn_benchmark=cuda and _is_on(engine.cudnn_benchmark, not engine.deterministic),
+        deterministic=engine.deterministic,
+        cuda_graphs=_no_cuda_graphs(recipe, device.type, compile, world_size, per_rank // micro_batch) is None,
     )
 
 
@@ -179,6 +194,29 @@ def restricted_by_accumulation(recipe: Recipe, plan: Plan) -> str | None:
         return None
     at_once = plan.global_batch // plan.accumulation
     return f"{' and '.join(norms + losses)}: of {at_once} samples at a time, not of all {plan.global_batch}"
+
+
+def cuda_graphs_note(recipe: Recipe, plan: Plan) -> str | None:
+    """Why a run that could be expected to use CUDA graphs does not; None if it does, or is without CUDA or asks for
+    none."""
+    machine, wanted = plan.machine, recipe.engine.cuda_graphs
+    if wanted == "off" or (wanted == "auto" and machine.device != "cuda"):
+        return None
+    reason = _no_cuda_graphs(recipe, machine.device, machine.compile, plan.world_size, plan.accumulation)
+    return None if reason is None else f"not used: {reason}"
+
+
+def _no_cuda_graphs(recipe: Recipe, device: str, compile: bool, ranks: int, accumulation: int) -> str | None:
+    engine = recipe.engine
+    return why_no_cuda_graphs(
+        engine.cuda_graphs,
+        device=device,
+        compile=compile,
+        ranks=ranks,
+        zero_stage=engine.zero_stage,
+        accumulation=accumulation,
+        deterministic=engine.deterministic,
+    )
 
 
 def norms_notes(recipe: Recipe) -> list[str]:
@@ -225,14 +263,21 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
             f"about {per_sample * machine.micro_batch / 2**30:.2f} GiB of activations "
             f"({per_sample / 2**20:.1f} MiB per sample)",
         ),
+        *(("recomputed", ", ".join(parts)) for parts in [recipe.engine.checkpoint_activations] if parts),
         (
             "machine",
             f"{machine.device}, {machine.precision}, compile {'on' if machine.compile else 'off'}, "
-            f"{machine.threads} threads",
+            f"{machine.threads} threads{_cuda_settings(machine)}",
         ),
+        *(("CUDA graphs", note) for note in [cuda_graphs_note(recipe, plan)] if note is not None),
         ("first ids", ", ".join(map(str, first_ids)) + ", ..."),
     ]
     return "\n".join(f"{name:<13}{text}" for name, text in lines)
+
+
+def _cuda_settings(machine: Machine) -> str:
+    names = ("tf32", "cudnn_benchmark", "deterministic", "cuda_graphs") if machine.device == "cuda" else ()
+    return "".join(f", {name} {'on' if getattr(machine, name) else 'off'}" for name in names)
 
 
 def augmentation_lines(recipe: Recipe, device: torch.device) -> list[tuple[str, str]]:
@@ -243,6 +288,10 @@ def augmentation_lines(recipe: Recipe, device: torch.device) -> list[tuple[str, 
         notes = "".join(f" ({reason})" for reason in fallbacks(group, augment, device))
         lines.append((f"views.{place}", f"{augment} mode; {paths(group, augment, device)}{notes}"))
     return lines
+
+
+def _is_on(setting: str, auto: bool) -> bool:
+    return auto if setting == "auto" else setting == "on"
 
 
 def _free_bytes(device: torch.device, ranks_on_node: int) -> int:

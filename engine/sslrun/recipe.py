@@ -21,12 +21,27 @@ class EngineConfig:
         device: device to train on; "auto" is CUDA if there is a CUDA device, else the CPU.
         precision: "bf16" computes in bfloat16 autocast with fp32 parameters; "auto" is bf16 on CUDA devices that
             support it, else fp32.
-        compile: whether torch.compile compiles the networks; "auto" is on for CUDA.
+        compile: whether torch.compile compiles the networks; "auto" is on for CUDA. The first start takes minutes
+            longer, others less if the folder of compiled code is kept: the environment variable
+            TORCHINDUCTOR_CACHE_DIR names it, and the log where it is.
         micro_batch: samples on a device at once, a multiple of data.samples_per_gpu; "auto" takes as many as fit.
         zero_stage: DeepSpeed ZeRO stage, 0 to 3, for runs with several processes.
         max_skipped_steps: number of successive steps with a non-finite loss or gradient that are skipped before the run
             stops. Above 0 the host waits for the device at every step.
         threads: CPU threads of one process; 0 divides the cores of a machine among its processes.
+        tf32: whether float32 matrix products and convolutions use TensorFloat-32 on CUDA; "auto" is on where the
+            precision is bf16.
+        cudnn_benchmark: whether cuDNN times its algorithms at the start and takes the fastest; "auto" is on for CUDA,
+            except with deterministic.
+        deterministic: whether a run on CUDA is exact, so that a resumed run has the same bits. Slower; an operation
+            without an exact form is an error. On the CPU every run is exact.
+        cuda_graphs: whether compiled networks are replayed as CUDA graphs, which saves the time of launches. "auto" is
+            on for CUDA with compile, in one process, without accumulation and without deterministic; "on" tries them in
+            these cases too. If they are not used on CUDA, the log says why.
+        checkpoint_activations: parts of the backbone whose activations are computed again in the backward pass instead
+            of kept, which saves memory and takes time. Names are those of its submodules, with `*` for any part of a
+            name: `["layer1", "layer2"]` for two stages of a ResNet, `["layer1.*"]` for the blocks of a stage,
+            `["blocks.*"]` for the blocks of a vision transformer.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -36,6 +51,18 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     max_skipped_steps: int = 0
     threads: int = 0
+    tf32: Literal["auto", "on", "off"] = "auto"
+    cudnn_benchmark: Literal["auto", "on", "off"] = "auto"
+    deterministic: bool = False
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    checkpoint_activations: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.deterministic and self.cudnn_benchmark == "on":
+            raise UsageError(
+                'engine.deterministic is set, and engine.cudnn_benchmark = "on" lets cuDNN take another algorithm in '
+                'each run: leave it at "auto"'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,15 +23,26 @@ from sslrun.data.sources import Source
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, center_crop_like
 from sslrun.evaluation.monitors.monitors import Monitors
+from sslrun.nn.checkpointing import checkpoint_activations
 from sslrun.nn.norm import RunningStatistics, convert_batch_norms, set_groups
-from sslrun.plan import Machine, Plan, choose_machine, device_of, make_plan, norms_notes, restricted_by_accumulation
+from sslrun.plan import (
+    Machine,
+    Plan,
+    choose_machine,
+    cuda_graphs_note,
+    device_of,
+    make_plan,
+    norms_notes,
+    restricted_by_accumulation,
+)
 from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
 from sslrun.run_state import RunState
-from sslrun.runtime import checkpoint, distributed
+from sslrun.runtime import checkpoint, compilation, distributed
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
+from sslrun.runtime.numerics import fix_cublas_workspaces, set_numerics
 from sslrun.runtime.run_files import ENVIRONMENT, MESSAGES
 from sslrun.runtime.run_folder import RunFolder, set_aside
 from sslrun.runtime.safetensors_file import require_storable
@@ -71,6 +82,8 @@ def build(config: Config) -> Recipe:
     seed_weights(seed)
     recipe: Recipe = config.build(Recipe)
     convert_batch_norms(recipe.model)
+    parts = recipe.engine.checkpoint_activations
+    checkpoint_activations(recipe.model.backbone, parts, "engine.checkpoint_activations")
     if recipe.epochs is None and recipe.max_iters is None:
         raise UsageError(f"{config.path}: neither epochs nor max_iters is set; how long should the run be?")
     views = sum(group.num_views for group in recipe.data.views)
@@ -99,6 +112,8 @@ def prepare(
         restart: sets a run that the run folder holds aside, and starts from the beginning.
     """
     device = device_of(recipe, distributed.local_rank())
+    if recipe.engine.deterministic:
+        fix_cublas_workspaces()
     distributed.init(device)
     stack.callback(distributed.shutdown)
     start_logging(distributed.rank(), level=recipe.log.level)
@@ -108,7 +123,15 @@ def prepare(
     require_storable(recipe.model.state_dict())
     folder = _open_folder(config, recipe, resume, stack, restart)
     machine = _machine(recipe, device, folder)
+    if folder is not None and machine.compile:
+        folder.write_json(ENVIRONMENT, environment() | {"compile_cache": compilation.cache_folders()})
     torch.set_num_threads(machine.threads)
+    set_numerics(
+        device,
+        tf32=machine.tf32,
+        cudnn_benchmark=machine.cudnn_benchmark,
+        deterministic=machine.deterministic,
+    )
     plan = make_plan(recipe, len(source), machine, distributed.world_size())
     reading: dict[str, Any] = {"device": device, "augment": recipe.data.augment, "num_threads": machine.workers}
     loader = make_loader(recipe, source, machine.micro_batch, reading, machine.precision)
@@ -263,6 +286,7 @@ def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
         "norm_type": 2.0 if clip is None else float(clip.norm_type),
         "max_skipped_steps": recipe.engine.max_skipped_steps,
         "compile": plan.machine.compile,
+        "cuda_graphs": plan.machine.cuda_graphs,
     }
     optimizer = recipe.optimizer.create(recipe.model.named_parameters())
     if plan.world_size == 1:
@@ -348,7 +372,9 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
         machine.micro_batch,
         folder.path,
     )
-    restricted = restricted_by_accumulation(run.recipe, plan)
-    for note in [*([] if restricted is None else [restricted]), *norms_notes(run.recipe)]:
-        logger.info("%s", note)
+    restricted, no_graphs = restricted_by_accumulation(run.recipe, plan), cuda_graphs_note(run.recipe, plan)
+    notes = [restricted, None if no_graphs is None else f"CUDA graphs are {no_graphs}", *norms_notes(run.recipe)]
+    for note in notes:
+        if note is not None:
+            logger.info("%s", note)
     return log

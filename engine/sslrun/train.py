@@ -25,7 +25,7 @@ from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
 from sslrun.randomness import Phase
-from sslrun.runtime import distributed
+from sslrun.runtime import compilation, distributed
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import SpeedMeter
 from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, is_number, rows
@@ -125,6 +125,9 @@ def joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def _loop(run: Run, signals: StopSignals) -> int:
     """Trains from `run.step` to the end, or until a signal stops the run; returns the exit code."""
     plan, recipe, executor, method = run.plan, run.recipe, run.executor, run.recipe.model
+    is_compiling = plan.machine.compile and run.step < plan.total_steps
+    if is_compiling:
+        logger.info("compiling the networks; %s", compilation.where_code_is_kept())
     meter = SpeedMeter(executor.device)
     vote = distributed.Vote(executor.device)
     stream = None
@@ -149,6 +152,9 @@ def _loop(run: Run, signals: StopSignals) -> int:
             )
             metrics, applied = train_step(executor, method, run.statistics, batches, progress, rates)
             run.step += 1
+            if is_compiling:
+                logger.info("compiled: %s", compilation.what_it_took())
+                is_compiling = False
             if applied:
                 run.step_metrics.add(metrics)
             else:
@@ -166,6 +172,10 @@ def _loop(run: Run, signals: StopSignals) -> int:
             if run.step % GC_INTERVAL == 0:
                 gc.collect()
         return code
+    except RuntimeError as error:
+        if executor.cuda_graphs:
+            compilation.note_the_switch(error)
+        raise
     finally:
         gc.enable()
         if stream is not None:
@@ -200,7 +210,7 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
         if chance is not None:
             row["train/loss_of_chance"] = loss / chance
         if run.plan.machine.compile:
-            row["compile/graphs"] = run.executor.num_graphs
+            row |= {"compile/graphs": compilation.num_graphs(), "compile/total_s": round(compilation.compile_s(), 2)}
         run.log.write(run.step, {**row, **meter.read()})
     epoch = run.step // run.plan.steps_per_epoch
     collapsed = collapse_warning(means.get("feature_std"), epoch)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sslrun.data import dali
 from sslrun.data.decoding import TrialProcess, other_size
 from sslrun.data.index import header
 from sslrun.data.reading import Unreadable, read_all, reason_of
@@ -133,6 +134,7 @@ def examine(surveys: Sequence[Survey], limits: Limits, workers: int, progress: C
                 if survey.source.is_decoded:
                     _examine_decoded(survey, progress)
                 else:
+                    dali.require("decoding images")
                     _examine_encoded(survey, limits, workers, trial, progress)
     except KeyboardInterrupt:
         return False

@@ -19,11 +19,12 @@ from typing import Any, Literal
 import torch
 
 from sslrun.contract import Batch
+from sslrun.data import dali
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import graph_plan, outputs_by_group
 from sslrun.data.order import Sampler
-from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline
+from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline, needs_graph
 from sslrun.data.sources import Source
 from sslrun.data.split import fallbacks, num_dali_steps
 from sslrun.data.views import ViewGroup
@@ -51,6 +52,9 @@ class Loader:
         prefetch: number of batches that are being read, of batches in DALI's queue, and of finished batches that wait.
         bad: the bad images that are known; its state belongs into the checkpoint.
         dtype: of the views on CUDA; on the CPU they are float32.
+
+    Raises:
+        UsageError: DALI would have to work and is not installed.
     """
 
     def __init__(
@@ -85,6 +89,9 @@ class Loader:
         self.num_threads = max(1, num_threads)
         self.prefetch = max(1, prefetch)
         self.bad = BadSamples() if bad is None else bad
+        self.uses_dali = needs_graph(source, self.dali_steps)
+        if self.uses_dali:
+            dali.require("making these views" if source.is_decoded else f"decoding the images of {source!r}")
 
     def run(self, cursor: Cursor) -> "BatchStream":
         """One batch for each item of the cursor, in order.
@@ -164,7 +171,7 @@ class BatchStream(Iterator[Batch]):
             target=_work, args=(loader, cursor, self._queue, stop), name="sslrun-data", daemon=True
         )
         self._finalizer = weakref.finalize(self, _shut_down, thread, self._queue, stop)
-        _close_streams_at_exit()
+        _close_streams_at_exit(loader.uses_dali)
         _streams.add(self)
         thread.start()
 
@@ -199,9 +206,10 @@ _streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
 
 
 @functools.cache
-def _close_streams_at_exit() -> None:
+def _close_streams_at_exit(uses_dali: bool) -> None:
     """Exit handlers run in the reverse order of their registration: ours must run before DALI's, which is imported."""
-    import nvidia.dali  # noqa: F401
+    if uses_dali:
+        import nvidia.dali  # noqa: F401
 
     atexit.register(_close_streams)
 

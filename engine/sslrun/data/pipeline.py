@@ -94,7 +94,7 @@ class Pipeline:
             RunFailed: too many bad images, or DALI fails on images that decode one by one.
             Whatever the cursor or the source raises, after the batches before it.
         """
-        if self.source.is_decoded and not any(self.dali_steps):
+        if not needs_graph(self.source, self.dali_steps):
             for epoch, positions in cursor:
                 spec = self._spec(epoch, positions)
                 yield spec, [self._pixels(spec.ids)]
@@ -233,6 +233,11 @@ class Pipeline:
     def _trial(self) -> Trial:
         """Decodes single images with the graph's operators."""
         return Trial(1, self._decoder, self._options)
+
+
+def needs_graph(source: Source, dali_steps: Sequence[int]) -> bool:
+    """Whether DALI has work to do: it decodes files, and does the leading steps of some view group."""
+    return not source.is_decoded or any(dali_steps)
 
 
 @dataclass(frozen=True)

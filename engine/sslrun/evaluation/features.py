@@ -14,7 +14,7 @@ from sslrun.data.sources import Source
 from sslrun.data.transforms import CenterCrop, Resize, Transform
 from sslrun.data.views import ViewGroup
 from sslrun.errors import RunFailed
-from sslrun.runtime import distributed
+from sslrun.runtime import compilation, distributed
 from sslrun.runtime.log import shown
 
 BATCH = 128
@@ -87,9 +87,20 @@ class FeatureExtractor:
 
     def _stream(self, module: nn.Module, ids: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         cursor = [(0, ids[first : first + BATCH]) for first in range(0, len(ids), BATCH)]
+        is_compiled = compilation.is_compiled(module)
         with contextlib.closing(self.loader.run(cursor)) as stream:
             for batch in shown(stream, len(cursor), repr(self.source)) if self.has_bar else stream:
-                yield pooled(module, batch.to(self.device).views[0], self.bf16).cpu(), batch.index.cpu()
+                images = batch.to(self.device).views[0]
+                rows = len(images)
+                if is_compiled:
+                    compilation.begin_generation()
+                    images = filled(images, BATCH)
+                yield pooled(module, images, self.bf16)[:rows].cpu(), batch.index.cpu()
+
+
+def filled(images: Tensor, rows: int) -> Tensor:
+    """(rows, ...): the images, repeated until there are as many. A compiled network then sees one batch size alone."""
+    return images if len(images) == rows else torch.cat([images] * -(-rows // len(images)))[:rows]
 
 
 def evenly(num_samples: int, most: int) -> np.ndarray:

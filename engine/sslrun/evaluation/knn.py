@@ -23,6 +23,7 @@ from sslrun.evaluation.features import require_finite, unit_rows
 from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
 from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
+from sslrun.runtime.numerics import in_full_float32
 from sslrun.runtime.run_files import KNN
 
 AT_ONCE = 2**24  # 256 MiB
@@ -80,6 +81,7 @@ class Knn(Evaluation):
 
 
 @torch.no_grad()
+@in_full_float32()
 def knn_grid(
     bank: Tensor,
     bank_labels: Tensor,
@@ -149,6 +151,7 @@ def knn_predict(
 
 
 @torch.no_grad()
+@in_full_float32()
 def nearest(
     bank: Tensor, queries: Tensor, count: int, *, device: torch.device | None = None, at_once: int = AT_ONCE
 ) -> tuple[Tensor, Tensor]:

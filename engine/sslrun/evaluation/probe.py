@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.runtime import distributed
+from sslrun.runtime.numerics import in_full_float32
 
 WEIGHT_DECAY = 1e-3
 MOST_ITERATIONS = 100
 
 
+@in_full_float32()
 def linear_probe(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, device: torch.device
 ) -> dict[str, float]:

@@ -26,7 +26,7 @@ MAX_EXPONENT = 64
 _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
-    ast.USub: operator.neg, ast.UAdd: operator.pos,
+    ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_,
 }  # fmt: skip
 
 
@@ -151,8 +151,6 @@ class _File:
             case ast.Attribute() | ast.Subscript():
                 owner, key = self.place(node)
                 return owner[key]
-            case ast.UnaryOp(op=ast.Not(), operand=operand):
-                return not self.value(operand).value
             case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
                 return self.computed(node, op, [self.value(operand).value])
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
@@ -169,9 +167,9 @@ class _File:
         return table
 
     def computed(self, node: ast.expr, op: ast.AST, values: list[Any]) -> Any:
-        """What an operator makes of numbers; two strings or two lists can be added."""
-        is_joined = isinstance(op, ast.Add) and {*map(type, values)} in ({str}, {list})
-        if not is_joined and not all(isinstance(value, int | float) for value in values):
+        """What an operator makes of numbers; two strings or two lists can be added, and `not` takes anything."""
+        takes_others = isinstance(op, ast.Not) or (isinstance(op, ast.Add) and {*map(type, values)} in ({str}, {list}))
+        if not takes_others and not all(isinstance(value, int | float) for value in values):
             self.refuse(node, f"{' and '.join(map(kind, values))}: not combined here")
         if isinstance(op, ast.Pow) and values[1] not in range(MAX_EXPONENT):
             self.refuse(node, f"an exponent is a whole number below {MAX_EXPONENT} here")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sslkernels.ema_update import ema_update_
 from sslrun.contract import Batch, Loss, Method, PartitionedOptimizer, Progress
+from sslrun.errors import UsageError
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import COUNTER, Executor, counter_device
 
@@ -294,8 +295,12 @@ def _initialize(
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for others first, and says so
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # its calls, not ours
-    import deepspeed
-
+    try:
+        import deepspeed
+    except ModuleNotFoundError as error:
+        if error.name != "deepspeed":
+            raise
+        raise UsageError("several processes need DeepSpeed, which is not installed: pip install deepspeed") from None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles C++ that only inference uses
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # it can broadcast no other

@@ -18,7 +18,7 @@ from sslkernels.ema_update import ema_update_
 from sslrun.contract import Batch, Loss, Method, Progress, Rewrite
 from sslrun.errors import Diverged, UsageError
 from sslrun.randomness import Phase, seed_torch
-from sslrun.runtime import distributed
+from sslrun.runtime import compilation, distributed
 
 COUNTER = "step"  # the one entry of a parameter's state in torch's optimizers that has not the parameter's shape
 
@@ -77,6 +77,8 @@ class Executor(ABC):
         max_skipped_steps: how many steps in a row may be skipped for a non-finite loss or gradient.
         compile: compile the direct submodules of the method, except those that it names in `uncompiled`. The method
             itself is not compiled: its `progress` changes in each step.
+        cuda_graphs: replay CUDA graphs of the compiled submodules. What they return, and gradients, are then valid
+            until the next call of `targets`: whatever outlives a step must be a copy.
     """
 
     def __init__(
@@ -91,7 +93,9 @@ class Executor(ABC):
         norm_type: float = 2.0,
         max_skipped_steps: int = 0,
         compile: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
+        assert compile or not cuda_graphs, "CUDA graphs record compiled networks"
         self.method, self.optimizer, self.device = method, optimizer, device
         self.precision, self.accumulation = precision, accumulation
         self.grad_clip, self.norm_type = grad_clip, norm_type
@@ -103,7 +107,8 @@ class Executor(ABC):
         method.to(device)
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
-            _compile_children(method)
+            compilation.compile_children(method, cuda_graphs)
+        self.cuda_graphs = cuda_graphs
         # Without a host read, the weights need an optimizer that obeys the flag on the device. torch's fused optimizers
         # say by this name that they do; a user's own need not have it.
         obeys_flag = getattr(optimizer, "_step_supports_amp_scaling", False)
@@ -114,6 +119,8 @@ class Executor(ABC):
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
         """`method.targets` for all micro-batches of a step, without gradient; begins the step."""
+        if self.cuda_graphs:
+            compilation.begin_generation()
         self.seed(progress, Phase.TARGETS)
         self._forwards = 0
         with torch.no_grad(), self._autocast():
@@ -179,11 +186,6 @@ class Executor(ABC):
         late, self._late = self._late, None
         if late is not None:
             self._count(applied=not late.read())
-
-    @property
-    def num_graphs(self) -> int:
-        """Number of graphs that torch.compile has made in this process; it must not grow once training is under way."""
-        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
     @torch.no_grad()
     def update_teachers(self, moves: Iterable[tuple[nn.Module, nn.Module, float]]) -> None:
@@ -291,7 +293,7 @@ class Executor(ABC):
             name, _, key = full_name.rpartition("/")
             if name not in shapes:
                 raise UsageError(f"the optimizer state is of another model: it has {name!r}, which this model has not")
-            if key != COUNTER and (value.shape != shapes[name] or not value.is_floating_point()):
+            if key != COUNTER and value.shape != shapes[name]:
                 raise UsageError(
                     f"the optimizer state does not fit: {full_name} is {tuple(value.shape)} {value.dtype}, "
                     f"{name} is {tuple(shapes[name])}"
@@ -416,12 +418,3 @@ def _first(names: list[str]) -> str:
 
 def _to_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _compile_children(method: Method) -> None:
-    """Compile in place, so that names stay. Student and teacher share one cache of graphs: one for each resolution,
-    batch size and mode."""
-    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
-    for name, child in method.named_children():
-        if name not in method.uncompiled:
-            child.compile(dynamic=False)

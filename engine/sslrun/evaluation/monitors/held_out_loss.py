@@ -41,8 +41,9 @@ class HeldOutLoss(Monitor):
             for batches in snapshot.held_out_batches():
                 for batch, target in zip(batches, executor.targets(batches, progress), strict=True):
                     loss = executor.forward(batch, progress, target)
-                    metrics.append({"loss": loss.value, **loss.metrics})
-        means = {name: torch.stack([each[name].float() for each in metrics]).mean() for name in metrics[0]}
+                    named = {"loss": loss.value, **loss.metrics}
+                    metrics.append({name: value.float().clone() for name, value in named.items()})  # see `Executor`
+        means = {name: torch.stack([each[name] for each in metrics]).mean() for name in metrics[0]}
         distributed.all_reduce_mean_(list(means.values()))
         return {f"val/{name}": mean.item() for name, mean in means.items()}
 
