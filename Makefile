@@ -1,5 +1,6 @@
 # make quickstart   install, train a small encoder on drawn images, write its report (3 minutes on two cores)
 # make test         install, check format, lint and types, run the CPU tests
+# make gpu-check    install, then tell in ten minutes what this machine's GPU makes of it (docs/gpu.md)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,6 +52,10 @@ bench: install
 	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/kernels.py --table
+
+.PHONY: gpu-check
+gpu-check: install
+	$(BIN)/python benchmarks/first_light.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) work_dirs build *.egg-info

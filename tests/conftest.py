@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -18,10 +19,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per core
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        for marker in item.iter_markers("needs"):
+            if not is_installed(*marker.args):
+                item.add_marker(pytest.mark.skip(reason=f"needs {marker.args[0]}, which is not installed"))
+
+
+def is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its parent package
+        return False
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,10 @@ def write_unreadable(root: Path) -> dict[str, str]:
     }
 
 
-def test_what_is_good_is_what_a_run_takes(capsys, tmp_path):
+@pytest.mark.parametrize("small", [check_module._SMALL, 0])
+def test_what_is_good_is_what_a_run_takes(capsys, tmp_path, monkeypatch, small):
+    """Also of images that are read again, as they are too large to be kept."""
+    monkeypatch.setattr(check_module, "_SMALL", small)
     root = tmp_path / "images"
     root.mkdir()
     write_formats(root)
@@ -158,7 +161,9 @@ def write_lists(root: Path, **lists: list[str]) -> dict[str, str]:
     return {name: f'{{ type = "ImageList", data_prefix = "{root}", ann_file = "{root}/{name}.txt" }}' for name in lists}
 
 
-def test_copies_in_a_source_and_between_those_for_training_and_for_measuring(capsys, tmp_path):
+@pytest.mark.parametrize("small", [check_module._SMALL, 0])
+def test_copies_in_a_source_and_between_those_for_training_and_for_measuring(capsys, tmp_path, monkeypatch, small):
+    monkeypatch.setattr(check_module, "_SMALL", small)
     generator = np.random.default_rng(0)
     for name in "abcdef":
         smooth(generator, 40, 50).save(tmp_path / f"{name}.png")
@@ -292,10 +297,10 @@ def test_ctrl_c_ends_it_with_the_results_so_far(capsys, many, tmp_path, monkeypa
     (many / "003.png").write_bytes(b"no image")  # and its other name
     decode = check_module._decode
 
-    def interrupted(entry, ids, trial):
+    def interrupted(entry, ids, contents, trial):
         if ids[0] >= 64:
             os.kill(os.getpid(), signal.SIGINT)
-        decode(entry, ids, trial)
+        decode(entry, ids, contents, trial)
 
     monkeypatch.setattr(check_module, "_decode", interrupted)
     good = tmp_path / "good.txt"
@@ -318,7 +323,7 @@ def deadly(self, encoded):
         os.kill(os.getpid(), signal.SIGSEGV)
     return sizes(self, encoded)
 decoding.Trial.sizes = deadly
-decoding.main(int(sys.argv[1]), int(sys.argv[2]))
+decoding.main(*map(int, sys.argv[1:]))
 """
 
 

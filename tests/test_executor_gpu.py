@@ -81,6 +81,7 @@ def test_draws_on_the_device_go_by_step_and_micro_batch() -> None:
     assert draws(0) == first and len({*first, *draws(1)}) == 2 * len(first)
 
 
+@pytest.mark.needs("deepspeed")
 def test_zero_stages_of_a_group_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "LOCAL_RANK", "0")
     torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)

@@ -527,6 +527,7 @@ def test_two_ranks_stop_and_continue_together(trained, images, tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.needs("nvidia.dali")
 @pytest.mark.parametrize("transforms", [None, FRESH], ids=["cached", "fresh"])
 def test_a_gpu_gives_the_result_of_a_cpu(digits, transforms):
     config = Linear(epochs=10, grid=LinearGrid(lr=[0.1, 1.0]), transforms=transforms)

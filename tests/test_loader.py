@@ -7,6 +7,8 @@ import subprocess
 import textwrap
 import threading
 import time
+from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ import torch
 from PIL import Image
 
 import small_run
+from sslrun.data import loader as loader_module
+from sslrun.data import reading
 from sslrun.data.loader import Loader
 from sslrun.data.order import Order, Sequential
 from sslrun.data.pipeline import Pipeline
@@ -222,13 +226,14 @@ def test_threads_and_prefetch_reach_dali(source, monkeypatch, mode):
 
 
 class Together(ImageFolder):
-    """Reads complete only when as many are under way as the barrier has parties."""
+    """Reads take some time, and complete only when as many are under way as the barrier has parties."""
 
     barrier: threading.Barrier
     patience_s = 20.0
 
     def encoded(self, ids):
         self.barrier.wait(timeout=self.patience_s)
+        time.sleep(0.05 * len(ids))
         return super().encoded(ids)
 
 
@@ -247,6 +252,39 @@ def test_a_slow_disk_has_many_reads_in_flight(source, parties, num_threads):
     assert not data_threads()
 
 
+def test_quick_reads_are_the_work_of_one_thread_until_they_get_slow(source, monkeypatch):
+    clock, read_s, threads = 0.0, 1e-4, []
+
+    class Timed(ImageFolder):
+        def encoded(self, ids):
+            nonlocal clock
+            clock += read_s * len(ids)
+            threads.append(threading.get_ident())
+            return super().encoded(ids)
+
+    timed = Timed(os.path.commonpath(source.names))
+    timed.open()
+    monkeypatch.setattr(reading, "time", SimpleNamespace(perf_counter=lambda: clock))
+    readers = reading.Readers(timed, num_threads=1)
+
+    def batches(count):
+        """How many calls of `encoded` each of some batches takes, and how many threads make them all."""
+        threads.clear()
+        calls = [len(readers.start(np.arange(24)).result() and threads) for _ in range(count)]
+        return np.diff([0, *calls]).tolist(), len(set(threads))
+
+    assert batches(1)[0] == [8]  # as long as nothing is known
+    batches(3)
+    assert batches(20) == ([1] * 20, 1)
+    read_s = 0.01
+    assert batches(3)[0] == [1, 8, 8]
+    read_s = 1e-4
+    assert batches(3)[0][0] == 8
+    assert batches(20) == ([1] * 20, 1)
+    readers.close()
+    assert not data_threads()
+
+
 def test_a_bug_in_a_source_ends_the_stream_and_is_not_a_bad_image(source):
     class Mistaken(ImageFolder):
         def encoded(self, ids):
@@ -262,6 +300,38 @@ def test_a_bug_in_a_source_ends_the_stream_and_is_not_a_bad_image(source):
     with pytest.raises(KeyError, match="a bug of the source"):
         next(stream)
     assert not loader.bad.found and not data_threads()
+
+
+def test_what_dali_made_is_held_until_the_device_has_read_it():
+    read = {"first": True, "second": False, "third": True}
+    in_use = deque((name, SimpleNamespace(query=lambda name=name: read[name])) for name in read)
+    loader_module._drop_finished(in_use)
+    assert [name for name, _ in in_use] == ["second", "third"]
+    read["second"] = True
+    loader_module._drop_finished(in_use)
+    loader_module._drop_finished(in_use)
+    assert not in_use
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", MODES)
+def test_batches_on_a_gpu_do_not_depend_on_who_waits(source, mode):
+    """A race between DALI, the stage and the consumer would show as pixels of another batch."""
+
+    def batches(wait):
+        loader = loader_of(source, device="cuda:0", augment=mode, prefetch=4)
+        kept = []
+        for batch in loader.run(cursor(8, epochs=20)):
+            if wait:
+                torch.cuda.synchronize()
+            kept.append([view.clone() for view in batch.views])
+        return kept
+
+    patient, hasty = batches(True), batches(False)
+    assert len(patient) == len(hasty) and all(
+        torch.equal(a, b) for one, other in zip(patient, hasty, strict=True) for a, b in zip(one, other, strict=True)
+    )
 
 
 def test_waiting_is_measured(source):

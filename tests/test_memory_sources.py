@@ -334,7 +334,7 @@ def test_decoded_images_may_be_read_only(mode):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("mode", ["exact", "dali"])
+@pytest.mark.parametrize("mode", ["exact", pytest.param("dali", marks=pytest.mark.needs("nvidia.dali"))])
 def test_on_a_gpu_pixels_of_a_source_that_knows_no_device_are_copied(mode):
     source, device = Unequal(), torch.device("cuda", 0)
     source.open()
@@ -347,7 +347,7 @@ def test_on_a_gpu_pixels_of_a_source_that_knows_no_device_are_copied(mode):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("mode", ["exact", "dali"])
+@pytest.mark.parametrize("mode", ["exact", pytest.param("dali", marks=pytest.mark.needs("nvidia.dali"))])
 def test_on_a_gpu_the_images_are_there(source, mode):
     device = torch.device("cuda", 0)
     ids = np.array([3, 25, 0, 7, 3])

@@ -153,6 +153,7 @@ def test_a_resume_may_change_values_that_no_step_depends_on(tmp_path, key, value
         ("optimizer.momentum", 0.9, r"optimizer.momentum: \(absent\) -> 0.9"),
         ("data.views.0.transforms.0.p", 1.0, r"data.views.0.transforms.0.p: 0.5 -> 1.0"),
         ("data.views", [], r"data.views.0.num_views: 2 -> \(absent\)"),
+        ("data.hw_decoder_load", 1.0, r"data.hw_decoder_load: \(absent\) -> 1.0"),
         ("engineering", 1, r"engineering: \(absent\) -> 1"),
     ],
 )

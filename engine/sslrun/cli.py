@@ -11,7 +11,7 @@ from itertools import takewhile
 from typing import NoReturn
 
 from sslrun import __version__
-from sslrun.commands import config, data, evaluation, runs, weights
+from sslrun.commands import config, data, doctor, evaluation, runs, weights
 from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_allow_imports, add_config, fail
 from sslrun.errors import Diverged, RunFailed, UsageError
 
@@ -134,7 +134,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     train.add_argument("--dry-run", action="store_true", help="print the plan without data or GPU")
     train.set_defaults(call=_train)
 
-    for room in (config, data, evaluation, runs, weights):
+    for room in (config, data, doctor, evaluation, runs, weights):
         room.add(verbs)
     return parser, verbs.choices
 

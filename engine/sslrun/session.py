@@ -221,7 +221,7 @@ def make_loader(
     """A loader of the recipe's views of a source's images.
 
     Args:
-        recipe: the recipe, for views, seed, prefetch and the limit of bad images.
+        recipe: the recipe, for views, seed, decoding, prefetch and the limit of bad images.
         source: an opened source.
         batch_size: largest number of samples in a batch.
         reading: `device`, `augment` and `num_threads` of the loader.
@@ -233,6 +233,7 @@ def make_loader(
         sampler=Order(len(source), recipe.seed),
         seed=recipe.seed,
         batch_size=batch_size,
+        hw_decoder_load=recipe.data.hw_decoder_load,
         prefetch=recipe.data.prefetch,
         bad=BadSamples(recipe.data.max_bad_pct),
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,

@@ -94,12 +94,12 @@ def rehearse(name: str, augment: Any) -> dict[str, Any]:
             with watching(Watch(mode)) as watch:
                 batch, ready = next(batches)
                 counts = watch.counts
-            told += hand_over(batch, ready)
+            told += hand_over(loader, batch, ready)
     assert counts is not None
     return {"case": f"{name}, {augment}", "problems": told, **vars(counts)}
 
 
-def hand_over(batch: Batch, ready: Any) -> list[str]:
+def hand_over(loader: Loader, batch: Batch, ready: Any) -> list[str]:
     """What is wrong with the way of a batch from the loader's stream to the current one."""
     tensors = [*batch.views, batch.index, *([] if batch.label is None else [batch.label])]
     told = [f"a tensor {tuple(each.shape)} of the batch is on {each.device}" for each in tensors if not each.is_cuda]
@@ -107,9 +107,9 @@ def hand_over(batch: Batch, ready: Any) -> list[str]:
         if not view.permute(0, 2, 3, 1).is_contiguous():
             told.append(f"views {tuple(view.shape)} have strides {view.stride()}, not those of channels-last")
     step_stream = PlayedStream()
-    stub: Any = types.SimpleNamespace(prefetch=2, _batches=lambda cursor: iter([(batch, ready)]))
-    with torch.cuda.stream(step_stream):
-        taken = next(BatchStream(stub, iter([])))
+    made = mock.patch.object(loader, "_batches", lambda cursor: iter([(batch, ready)]))
+    with made, torch.cuda.stream(step_stream):
+        taken = next(BatchStream(loader, iter([])))
     if ready.stream is None or ready.stream in (step_stream, torch.cuda.default_stream()):
         told.append("the event is not one of the loader's own stream")
     if ready not in step_stream.waits_for:

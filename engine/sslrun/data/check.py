@@ -6,6 +6,7 @@ process keeps 40 bytes of each (hash, size, verdict) and no name. Another proces
 """
 
 import hashlib
+import io
 import os
 import re
 import threading
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sslrun.data import dali
 from sslrun.data.decoding import TrialProcess, other_size
 from sslrun.data.index import header
 from sslrun.data.reading import Unreadable, read_all, reason_of
@@ -30,6 +32,7 @@ from sslrun.errors import RunFailed
 _CHUNK = 64  # images per task of a reader; at most as many are decoded at once
 _MOST_READERS = 16
 _PIXELS_PER_THREAD = 2**24  # decoded at once, unless a single image has more
+_SMALL = 2**17  # bytes of a file that is kept until it is decoded; a larger one is read again
 
 # libjpeg writes this about an image that it decodes all the same, gray or shifted from some line on. Bytes between the
 # end of the pixels and the end marker do no harm.
@@ -131,6 +134,7 @@ def examine(surveys: Sequence[Survey], limits: Limits, workers: int, progress: C
                 if survey.source.is_decoded:
                     _examine_decoded(survey, progress)
                 else:
+                    dali.require("decoding images")
                     _examine_encoded(survey, limits, workers, trial, progress)
     except KeyboardInterrupt:
         return False
@@ -186,12 +190,12 @@ def _examine_decoded(survey: Survey, progress: Callable[[int], object]) -> None:
 def _examine_encoded(
     survey: Survey, limits: Limits, workers: int, trial: TrialProcess, progress: Callable[[int], object]
 ) -> None:
-    """Heads and hashes are read in order, a few chunks ahead of decoding, which finds the files in the disk's cache."""
+    """Images are read in order, a few chunks ahead of decoding, which finds the larger ones in the disk's cache."""
     count, readers = len(survey.source), min(2 * workers, _MOST_READERS)
     stop = threading.Event()
     pool = ThreadPoolExecutor(readers, "sslrun-check")
     chunks = iter(range(0, count, _CHUNK))
-    flying: deque[tuple[range, Future[_Troubles]]] = deque()
+    flying: deque[tuple[range, Future[tuple[_Troubles, _Contents]]]] = deque()
 
     def read_ahead() -> None:
         first = next(chunks, None)
@@ -204,14 +208,14 @@ def _examine_encoded(
             read_ahead()
         while flying:
             ids, future = flying.popleft()
-            troubles = future.result()
+            troubles, contents = future.result()
             read_ahead()
             for i, (verdict, reason) in troubles.items():
                 survey.judge(i, verdict, reason)
             progress(len(troubles))
             readable = [i for i in ids if i not in troubles]
             for batch in _batches(readable, survey.sizes, _PIXELS_PER_THREAD * workers):
-                _decode(survey, batch, trial)
+                _decode(survey, batch, contents, trial)
                 progress(len(batch))
     finally:
         stop.set()
@@ -219,11 +223,14 @@ def _examine_encoded(
 
 
 _Troubles = dict[int, tuple[Verdict, str]]
+_Contents = dict[int, bytes]
 
 
-def _read(survey: Survey, ids: range, max_pixels: int, stop: threading.Event) -> _Troubles:
-    """Enter sizes and hashes of some images; returns verdict and reason of those that are not to be decoded."""
+def _read(survey: Survey, ids: range, max_pixels: int, stop: threading.Event) -> tuple[_Troubles, _Contents]:
+    """Enter sizes and hashes of some images; returns verdict and reason of those that are not to be decoded, and the
+    content of the small ones."""
     troubles: _Troubles = {}
+    contents: _Contents = {}
     for i in ids:
         if stop.is_set():
             break
@@ -233,39 +240,53 @@ def _read(survey: Survey, ids: range, max_pixels: int, stop: threading.Event) ->
             troubles[i] = Verdict.UNREADABLE, reason_of(error)
             continue
         with file:
-            trouble = _inspect(survey, i, file, max_pixels)
+            trouble, content = _inspect(survey, i, file, max_pixels)
         if trouble is not None:
             troubles[i] = trouble
-    return troubles
+        elif content:
+            contents[i] = content
+    return troubles, contents
 
 
-def _inspect(survey: Survey, i: int, file: IO[bytes], max_pixels: int) -> tuple[Verdict, str] | None:
-    """Enter an image's size and hash; the verdict and its reason if the image is not to be decoded."""
+def _inspect(
+    survey: Survey, i: int, file: IO[bytes], max_pixels: int
+) -> tuple[tuple[Verdict, str] | None, bytes | None]:
+    """Enter an image's size and hash; returns the verdict and its reason if the image is not to be decoded, and the
+    content if it is small."""
     try:
-        if file.seek(0, os.SEEK_END) == 0:
-            return Verdict.UNREADABLE, "the file is empty"
+        length = file.seek(0, os.SEEK_END)
         file.seek(0)
-        height, width = header(file)
+        content = file.read() if length <= _SMALL else None
+        if length == 0:
+            return (Verdict.UNREADABLE, "the file is empty"), None
+        height, width = header(file if content is None else io.BytesIO(content))
         survey.sizes[i] = height, width
         if height * width > max_pixels:
-            return Verdict.HUGE, ""
+            return (Verdict.HUGE, ""), None
         if height * width == 0:
-            return Verdict.UNREADABLE, "its header says that it has no pixels"
-        file.seek(0)
-        survey.digests[i] = _as_bytes(hashlib.file_digest(file, _hash))  # type: ignore[arg-type]
-        return None
+            return (Verdict.UNREADABLE, "its header says that it has no pixels"), None
+        if content is None:
+            file.seek(0)
+            digest = hashlib.file_digest(file, _hash)  # type: ignore[arg-type]
+        else:
+            digest = _hash(content)
+        survey.digests[i] = _as_bytes(digest)
+        return None, content
     except Image.DecompressionBombError:  # a run does not take it either
-        return Verdict.HUGE, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+        return (Verdict.HUGE, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"), None
     except Exception as error:  # Pillow's plugins raise whatever a damaged header leads them to
         if isinstance(error, OSError) and error.strerror:  # the disk's
-            return Verdict.UNREADABLE, reason_of(error)
-        return Verdict.UNREADABLE, "not an image, or its header is broken"
+            return (Verdict.UNREADABLE, reason_of(error)), None
+        return (Verdict.UNREADABLE, "not an image, or its header is broken"), None
 
 
-def _decode(survey: Survey, ids: Sequence[int], trial: TrialProcess) -> None:
+def _decode(survey: Survey, ids: Sequence[int], contents: _Contents, trial: TrialProcess) -> None:
     """Verdicts of images whose headers are fine; if something is wrong with one of them, they are tried alone."""
+    again = np.array([i for i in ids if i not in contents], dtype=np.int64)
+    reads = dict(zip(again.tolist(), read_all(survey.source, again), strict=True)) if len(again) else {}
     encoded = []
-    for i, read in zip(ids, read_all(survey.source, np.array(ids)), strict=True):
+    for i in ids:
+        read = np.frombuffer(contents[i], dtype=np.uint8) if i in contents else reads[i]
         if isinstance(read, Unreadable):
             survey.judge(i, Verdict.UNREADABLE, read.reason)
         else:

@@ -18,13 +18,16 @@ class DataConfig:
         views: groups of views of each image; each group has its own size and transforms.
         samples_per_gpu: number of samples of one BatchNorm group (the published batch per GPU). How many samples are on
             a device at once is set by engine.micro_batch.
-        workers_per_gpu: number of threads that decode in each process, and of threads that run the exact stage. At
-            least 8 other threads read files.
+        workers_per_gpu: number of threads that decode in each process, and of threads that run the exact stage. One
+            more reads files, and 8 or more where that takes long.
         drop_last: whether an epoch leaves out the samples that do not fill a global batch; otherwise the batch is
             filled up with the epoch's first samples, in other crops.
         holdout: images to measure on: another source, or the fraction of `source` to keep out of training.
         augment: how transforms are computed: "exact" follows PIL's arithmetic, "dali" does everything in DALI; "auto"
             is exact.
+        hw_decoder_load: share of a batch, 0 to 1, decoded by the JPEG engine of GPUs that have one (A100, H100, ...),
+            the rest by CUDA and the CPU. The engine's pixels differ slightly from CUDA's. At 0 and at 1 an image's
+            pixels do not depend on its batch; in between, its place in the batch decides.
         prefetch: number of batches prepared ahead at each stage: being read, in DALI's queue, and finished.
         max_bad_pct: percentage of unreadable images above which the run stops.
     """
@@ -36,6 +39,7 @@ class DataConfig:
     drop_last: bool = True
     holdout: Source | float | None = None
     augment: Literal["auto", "dali", "exact"] = "auto"
+    hw_decoder_load: float = 0.0
     prefetch: int = 2
     max_bad_pct: float = 1.0
 
@@ -43,6 +47,8 @@ class DataConfig:
         for name in ("samples_per_gpu", "workers_per_gpu", "prefetch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"data.{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.hw_decoder_load <= 1:
+            raise UsageError(f"data.hw_decoder_load must lie between 0 and 1, not {self.hw_decoder_load}")
         if not 0 <= self.max_bad_pct <= 100:
             raise UsageError(f"data.max_bad_pct must lie between 0 and 100, not {self.max_bad_pct}")
         if not self.views:

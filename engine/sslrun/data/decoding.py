@@ -4,11 +4,13 @@ After a batch of a run has failed, this happens in the run's own process. `data 
 decodes them in a process that may die (damaged JPEG 2000 files are seen to end DALI with a segmentation fault) and
 whose stderr has the decoders' complaints. That process runs this file, which therefore needs neither torch nor sslrun.
 
-    python decoding.py BATCH_SIZE THREADS     in: a line of JSON with the lengths of some images, then the images;
-                                              out: a line of JSON with their sizes, or with the reason for none
+    python decoding.py BATCH_SIZE THREADS FILE    FILE: descriptor of an open file that holds some images;
+                                                  in: a line of JSON with their lengths;
+                                                  out: a line of JSON with their sizes, or with the reason for none
 """
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -22,12 +24,22 @@ import numpy as np
 
 PROGRAM = __file__
 
+# DALI keeps host memory from this size on in a pool of its own, not only from 32 MiB on: a batch of decoded images that
+# malloc gives back to the system costs 5 % of the decoding in page faults. DALI reads it at its first allocation.
+os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", "256k")
 
-def decoded(encoded: Any, cuda: bool) -> Any:
-    """DALI node that decodes images into RGB, uint8, H W 3, as stored (EXIF rotation not applied)."""
-    from nvidia.dali import fn
 
-    return fn.decoders.image(encoded, device="mixed" if cuda else "cpu", adjust_orientation=False)
+def decoder_arguments(cuda: bool, hw_decoder_load: float = 0.0) -> dict[str, Any]:
+    """Arguments of `fn.decoders.image` for RGB, uint8, H W 3, as stored (EXIF rotation not applied).
+
+    Args:
+        cuda: whether JPEGs are decoded on the GPU, with libjpeg's interpolation of chroma; nvJPEG repeats it otherwise.
+        hw_decoder_load: share of a batch that the GPU's JPEG engine decodes.
+    """
+    if not cuda:
+        return {"device": "cpu", "adjust_orientation": False}
+    mixed = {"jpeg_fancy_upsampling": True, "hw_decoder_load": hw_decoder_load}
+    return {"device": "mixed", "adjust_orientation": False, **mixed}
 
 
 class Trial:
@@ -35,12 +47,12 @@ class Trial:
 
     Args:
         batch_size: maximum number of images at once.
-        cuda: whether JPEGs are decoded on the GPU.
+        arguments: of `decoder_arguments`.
         options: options of the DALI pipeline.
     """
 
-    def __init__(self, batch_size: int, cuda: bool, options: dict[str, Any]) -> None:
-        self.batch_size, self.cuda, self.options = batch_size, cuda, options
+    def __init__(self, batch_size: int, arguments: dict[str, Any], options: dict[str, Any]) -> None:
+        self.batch_size, self.arguments, self.options = batch_size, arguments, options
         self._dali: Any = None
 
     def sizes(self, encoded: Sequence[np.ndarray]) -> np.ndarray:
@@ -71,7 +83,7 @@ class Trial:
 
         @pipeline_def
         def alone() -> Any:
-            return decoded(fn.external_source(name="encoded", batch=True), self.cuda)
+            return fn.decoders.image(fn.external_source(name="encoded", batch=True), **self.arguments)
 
         dali = alone(batch_size=self.batch_size, prefetch_queue_depth=1, **self.options)
         dali.build()
@@ -102,7 +114,9 @@ class TrialProcess:
     """
 
     def __init__(self, batch_size: int, num_threads: int) -> None:
-        self._command = [sys.executable, "-P", PROGRAM, str(batch_size), str(num_threads)]
+        # In memory. Through a pipe, the images would take a change of process for every 64 KB.
+        self._images = open(os.memfd_create("sslrun-images"), "wb")  # noqa: SIM115 (closed at the end)
+        self._command = [sys.executable, "-P", PROGRAM, *map(str, (batch_size, num_threads, self._images.fileno()))]
         self._stderr = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed at the end)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -112,6 +126,7 @@ class TrialProcess:
     def __exit__(self, *exception: object) -> None:
         self._end()
         self._stderr.close()
+        self._images.close()
 
     def sizes(self, encoded: Sequence[np.ndarray]) -> Answer:
         """Decode at most `batch_size` images, each a one-dimensional uint8 array.
@@ -127,12 +142,14 @@ class TrialProcess:
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 start_new_session=True,
+                pass_fds=[self._images.fileno()],
             )
         assert self._process.stdin is not None and self._process.stdout is not None
+        self._images.seek(0)
+        self._images.writelines(image.data for image in encoded)
+        self._images.flush()
         try:
             self._process.stdin.write(json.dumps([len(image) for image in encoded]).encode() + b"\n")
-            for image in encoded:
-                self._process.stdin.write(image.data)
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
@@ -185,15 +202,17 @@ def brief(message: str) -> str:
     return (telling or lines or ["unknown error"])[0][:200]
 
 
-def main(batch_size: int, num_threads: int) -> None:
+def main(batch_size: int, num_threads: int, images: int) -> None:
     """Answer until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints goes to stderr
-    trial = Trial(batch_size, False, {"num_threads": num_threads, "device_id": None, "exec_dynamic": True})
+    options = {"num_threads": num_threads, "device_id": None, "exec_dynamic": True}
+    trial = Trial(batch_size, decoder_arguments(cuda=False), options)
     while line := sys.stdin.buffer.readline():
-        encoded = [np.frombuffer(sys.stdin.buffer.read(length), dtype=np.uint8) for length in json.loads(line)]
+        ends = np.cumsum(json.loads(line))
+        content = np.frombuffer(mmap.mmap(images, ends[-1], prot=mmap.PROT_READ), dtype=np.uint8)
         try:
-            answer = json.dumps(trial.sizes(encoded).tolist())
+            answer = json.dumps(trial.sizes(np.split(content, ends[:-1])).tolist())
         except RuntimeError as error:
             answer = json.dumps(decode_trouble(str(error)))
         answers.write(answer + "\n")
@@ -201,4 +220,4 @@ def main(batch_size: int, num_threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))

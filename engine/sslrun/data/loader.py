@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -18,11 +19,12 @@ from typing import Any, Literal
 import torch
 
 from sslrun.contract import Batch
+from sslrun.data import dali
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import graph_plan, outputs_by_group
 from sslrun.data.order import Sampler
-from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline
+from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline, needs_graph
 from sslrun.data.sources import Source
 from sslrun.data.split import fallbacks, num_dali_steps
 from sslrun.data.views import ViewGroup
@@ -45,10 +47,14 @@ class Loader:
         batch_size: maximum number of samples in a batch.
         device: device of the batches.
         augment: "exact" is PIL's arithmetic, "dali" is all in DALI; "auto" is exact.
-        num_threads: number of DALI's CPU threads, and of the exact stage's; at least 8 others read.
+        hw_decoder_load: share of a batch that the GPU's JPEG engine decodes.
+        num_threads: number of DALI's CPU threads, and of the exact stage's; `Readers` has its own.
         prefetch: number of batches that are being read, of batches in DALI's queue, and of finished batches that wait.
         bad: the bad images that are known; its state belongs into the checkpoint.
         dtype: of the views on CUDA; on the CPU they are float32.
+
+    Raises:
+        UsageError: DALI would have to work and is not installed.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class Loader:
         batch_size: int,
         device: torch.device | str = "cpu",
         augment: Augment = "auto",
+        hw_decoder_load: float = 0.0,
         num_threads: int = 1,
         prefetch: int = 2,
         bad: BadSamples | None = None,
@@ -78,9 +85,13 @@ class Loader:
         for place, group in enumerate(self.views):
             for reason in fallbacks(group, self.augment, self.device):
                 _tell_once(f"data.views.{place}, {self.augment} mode: {reason}")
+        self.hw_decoder_load = hw_decoder_load
         self.num_threads = max(1, num_threads)
         self.prefetch = max(1, prefetch)
         self.bad = BadSamples() if bad is None else bad
+        self.uses_dali = needs_graph(source, self.dali_steps)
+        if self.uses_dali:
+            dali.require("making these views" if source.is_decoded else f"decoding the images of {source!r}")
 
     def run(self, cursor: Cursor) -> "BatchStream":
         """One batch for each item of the cursor, in order.
@@ -106,6 +117,7 @@ class Loader:
             seed=self.seed,
             batch_size=self.batch_size,
             device=self.device,
+            hw_decoder_load=self.hw_decoder_load,
             num_threads=self.num_threads,
             prefetch=self.prefetch,
             bad=self.bad,
@@ -117,13 +129,23 @@ class Loader:
         options: dict[str, Any] = {"num_threads": self.num_threads, "dtype": self.dtype}
         stage = ExactStage(self.views, self.device, dali_steps=self.dali_steps, **options)
         stream = torch.cuda.Stream(self.device) if cuda else None
-        with torch.cuda.stream(stream) if cuda else nullcontext():
-            plan = graph_plan(self.views, self.dali_steps)
-            for spec, outputs in self._pipeline(self.dali_steps).run(cursor, stream):
-                images = outputs_by_group(plan, [_tensors(output) for output in outputs])
-                views = stage(images, spec.arguments)
-                batch = self._batch(spec, views)
-                yield batch, stream.record_event() if stream is not None else None
+        plan = graph_plan(self.views, self.dali_steps)
+        in_use: deque[tuple[Any, torch.cuda.Event]] = deque()
+        try:
+            with torch.cuda.stream(stream) if cuda else nullcontext():
+                for spec, outputs in self._pipeline(self.dali_steps).run(cursor, stream):
+                    images = outputs_by_group(plan, [_tensors(output) for output in outputs])
+                    views = stage(images, spec.arguments)
+                    batch = self._batch(spec, views)
+                    ready = None
+                    if stream is not None:
+                        ready = stream.record_event()
+                        in_use.append((outputs, ready))
+                        _drop_finished(in_use)
+                    yield batch, ready
+        finally:
+            if stream is not None:
+                stream.synchronize()  # before `in_use` is dropped
 
     def _batch(self, spec: BatchSpec, views: list[torch.Tensor]) -> Batch:
         labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[spec.ids])
@@ -149,7 +171,7 @@ class BatchStream(Iterator[Batch]):
             target=_work, args=(loader, cursor, self._queue, stop), name="sslrun-data", daemon=True
         )
         self._finalizer = weakref.finalize(self, _shut_down, thread, self._queue, stop)
-        _close_streams_at_exit()
+        _close_streams_at_exit(loader.uses_dali)
         _streams.add(self)
         thread.start()
 
@@ -184,9 +206,10 @@ _streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
 
 
 @functools.cache
-def _close_streams_at_exit() -> None:
+def _close_streams_at_exit(uses_dali: bool) -> None:
     """Exit handlers run in the reverse order of their registration: ours must run before DALI's, which is imported."""
-    import nvidia.dali  # noqa: F401
+    if uses_dali:
+        import nvidia.dali  # noqa: F401
 
     atexit.register(_close_streams)
 
@@ -206,6 +229,18 @@ def _tensors(output: Any) -> list[torch.Tensor]:
     if hasattr(output, "is_dense_tensor") and output.is_dense_tensor():
         return [torch.from_dlpack(output.as_tensor())]
     return [torch.from_dlpack(image) for image in output]
+
+
+def _drop_finished(in_use: deque[tuple[Any, torch.cuda.Event]]) -> None:
+    """Drop outputs of DALI that the device has read, without waiting for it. If they were dropped while the work on
+    them is still queued, DALI could fill their memory anew: it knows its own streams, and what it documents for DLPack
+    is that reading waits for writing, not the reverse.
+
+    Args:
+        in_use: outputs and the event after which they have been read, in the order of the events.
+    """
+    while in_use and in_use[0][1].query():
+        in_use.popleft()
 
 
 def resolve_augment(augment: Augment) -> Literal["dali", "exact"]:

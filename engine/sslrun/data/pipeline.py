@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from sslrun.data.bad_samples import BadSamples
-from sslrun.data.decoding import Trial, brief, decoded, other_size
+from sslrun.data.decoding import Trial, brief, decoder_arguments, other_size
 from sslrun.data.graph import Arguments, dali_views, graph_arguments, graph_plan, num_inputs, view_arguments
 from sslrun.data.order import Sampler
 from sslrun.data.reading import Readers, Reading, Unreadable, read_all
@@ -63,7 +63,8 @@ class Pipeline:
         seed: seed of the run.
         batch_size: maximum number of samples in a batch.
         device: device of the graph's outputs; on CUDA, JPEGs are decoded there.
-        num_threads: number of DALI's CPU threads; at least 8 others read.
+        hw_decoder_load: share of a batch that the GPU's JPEG engine decodes.
+        num_threads: number of DALI's CPU threads; `Readers` has its own.
         prefetch: number of batches in DALI's queue, and of batches that are being read.
         bad: the bad images that are known; grows.
     """
@@ -76,6 +77,7 @@ class Pipeline:
     seed: int
     batch_size: int
     device: torch.device
+    hw_decoder_load: float = 0.0
     num_threads: int
     prefetch: int
     bad: BadSamples
@@ -92,7 +94,7 @@ class Pipeline:
             RunFailed: too many bad images, or DALI fails on images that decode one by one.
             Whatever the cursor or the source raises, after the batches before it.
         """
-        if self.source.is_decoded and not any(self.dali_steps):
+        if not needs_graph(self.source, self.dali_steps):
             for epoch, positions in cursor:
                 spec = self._spec(epoch, positions)
                 yield spec, [self._pixels(spec.ids)]
@@ -147,6 +149,7 @@ class Pipeline:
         from nvidia.dali import fn, pipeline_def
 
         plan, cuda, is_decoded = graph_plan(self.views, self.dali_steps), self._cuda, self.source.is_decoded
+        decoder = self._decoder
         batches = iter(feed, None)
         # DALI asks for images and arguments in any order.
         batches, same_batches = itertools.tee(batches) if num_inputs(plan) else (batches, batches)
@@ -162,7 +165,7 @@ class Pipeline:
                 device = "gpu" if cuda else "cpu"
                 first = fn.external_source(source=images, batch=True, layout="HWC", device=device)
             else:
-                first = decoded(fn.external_source(source=images, batch=True), cuda)
+                first = fn.decoders.image(fn.external_source(source=images, batch=True), **decoder)
             return tuple(dali_views(first, plan, arguments))
 
         graph = pipeline_def(enable_conditionals=any(self.dali_steps))(whole)
@@ -175,6 +178,10 @@ class Pipeline:
         # With the dynamic executor, outputs keep their memory for as long as they are held.
         device_id = (self.device.index or 0) if self._cuda else None
         return {"num_threads": self.num_threads, "device_id": device_id, "exec_dynamic": True}
+
+    @property
+    def _decoder(self) -> dict[str, Any]:
+        return decoder_arguments(self._cuda, self.hw_decoder_load)
 
     @property
     def _cuda(self) -> bool:
@@ -225,7 +232,12 @@ class Pipeline:
     @cached_property
     def _trial(self) -> Trial:
         """Decodes single images with the graph's operators."""
-        return Trial(1, self._cuda, self._options)
+        return Trial(1, self._decoder, self._options)
+
+
+def needs_graph(source: Source, dali_steps: Sequence[int]) -> bool:
+    """Whether DALI has work to do: it decodes files, and does the leading steps of some view group."""
+    return not source.is_decoded or any(dali_steps)
 
 
 @dataclass(frozen=True)

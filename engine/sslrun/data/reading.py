@@ -1,5 +1,11 @@
-"""Reads encoded images with threads of its own, ahead of the decoder, so that a slow disk has many reads in flight."""
+"""Reads encoded images with threads of its own, ahead of the decoder, so that a slow disk has many reads in flight.
 
+As long as reads are quick (files in the disk's cache), one thread reads all batches. More of them would only compete
+with the decoder: for Python's lock at each system call, and with fresh memory in each thread.
+"""
+
+import math
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +15,7 @@ import numpy as np
 from sslrun.data.sources import Source
 
 _LEAST_THREADS = 8
+_PART_S = 0.01  # seconds of reading that are worth one more thread
 
 
 @dataclass(frozen=True)
@@ -31,22 +38,34 @@ class Readers:
 
     Args:
         source: opened; of encoded images.
-        num_threads: number of threads of a loader's other work; there are at least 8 that read, since waiting for a
-            disk costs no processor time.
+        num_threads: number of threads of a loader's other work; as many read, or 8 if that is more, where reads take
+            long, since waiting for a disk costs no processor time.
     """
 
     def __init__(self, source: Source, num_threads: int) -> None:
         self.source, self.num_threads = source, max(num_threads, _LEAST_THREADS)
-        self._pool = ThreadPoolExecutor(self.num_threads, "sslrun-read")
+        self._one = ThreadPoolExecutor(1, "sslrun-read")
+        self._many = ThreadPoolExecutor(self.num_threads, "sslrun-read")
+        self._sample_s = 1.0  # how long a read takes: slow, until it is known
 
     def start(self, ids: np.ndarray) -> "Reading":
-        """Begin to read some samples, a part of them in each thread."""
-        parts = np.array_split(ids, min(self.num_threads, len(ids)))
-        return Reading([self._pool.submit(read_all, self.source, part) for part in parts])
+        """Begin to read some samples, in as many threads as the time for them is worth."""
+        wanted = max(1, math.ceil(len(ids) * self._sample_s / _PART_S))
+        parts = np.array_split(ids, min(wanted, self.num_threads, len(ids)))
+        pool = self._one if len(parts) == 1 else self._many
+        return Reading([pool.submit(self._read, part) for part in parts])
 
     def close(self) -> None:
         """Wait for the reads that are under way and drop the others."""
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._one, self._many):
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, ids: np.ndarray) -> list["Read"]:
+        start = time.perf_counter()
+        result = read_all(self.source, ids)
+        # At once up, gradually down: it is reads that wait for the disk that need threads.
+        self._sample_s = max((time.perf_counter() - start) / len(ids), self._sample_s / 2)
+        return result
 
 
 @dataclass(frozen=True)

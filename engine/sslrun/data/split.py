@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from sslrun.data import native
+from sslrun.data import dali, native
 from sslrun.data.transforms import Transform
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
@@ -24,7 +24,7 @@ def num_dali_steps(group: ViewGroup, augment: str, device: torch.device) -> int:
     """How many of the first steps of a group are DALI operators.
 
     In dali mode, all steps before the first one without DALI operators. In exact mode, no step on the CPU, and the
-    leading geometric steps on a GPU; more if a later step has DALI operators only.
+    leading geometric steps on a GPU where DALI is installed; more if a later step has DALI operators only.
 
     Raises:
         UsageError: a step without DALI operators stands before one that has nothing else.
@@ -47,7 +47,7 @@ def num_dali_steps(group: ViewGroup, augment: str, device: torch.device) -> int:
     if augment == "dali":
         return leading
     geometric = next((k for k, step in enumerate(steps) if not step.geometric), len(steps))
-    return max(needed, min(leading, geometric) if device.type == "cuda" else 0)
+    return max(needed, min(leading, geometric) if device.type == "cuda" and dali.is_installed() else 0)
 
 
 def has_torch_form(step: Transform) -> bool:
@@ -83,7 +83,7 @@ def paths(group: ViewGroup, augment: str, device: torch.device) -> str:
 
 
 def fallbacks(group: ViewGroup, augment: str, device: torch.device) -> list[str]:
-    """Where a group departs from its mode because a transform lacks a form, one line for each reason."""
+    """Where a group departs from its mode because a transform lacks a form or DALI is missing, a line per reason."""
     done = num_dali_steps(group, augment, device)
     if augment == "dali":
         without = [type(step).__name__ for step in group.steps[done:] if step.dali is None]
@@ -94,6 +94,9 @@ def fallbacks(group: ViewGroup, augment: str, device: torch.device) -> list[str]
     reasons = [f"{needs[-1]} has DALI operators only: DALI does {', '.join(ours)}"] if needs else []
     if device.type == "cuda":  # where a step in torch costs more than all others together
         in_torch, left = num_image_steps(group.steps[done:]), enumerate(group.steps[done:])
-        slow = [type(step).__name__ for place, step in left if place < in_torch or step.operations is None]
-        reasons += [f"no kernel does {', '.join(slow)}: torch does, in a launch for each operator"] if slow else []
+        slow = [step for place, step in left if place < in_torch or step.operations is None]
+        dalis = [type(step).__name__ for step in slow if step.geometric and not dali.is_installed()]
+        reasons += [f"DALI is not installed: torch does {', '.join(dalis)}, image by image"] if dalis else []
+        rest = [type(step).__name__ for step in slow if type(step).__name__ not in dalis]
+        reasons += [f"no kernel does {', '.join(rest)}: torch does, in a launch for each operator"] if rest else []
     return reasons

@@ -92,7 +92,8 @@ def recipe(
     evaluation, data = values.get("eval", {}), values["data"]
     monitor = evaluation.get("transforms") or values.get("monitor", {}).get("transforms")
     optimizer = table.get("optimizer", {**OPTIMIZER, "paramwise": [NO_DECAY]})
-    kept = {key: data[key] for key in ("workers_per_gpu", "augment", "prefetch", "max_bad_pct") if key in data}
+    reading = ("workers_per_gpu", "augment", "hw_decoder_load", "prefetch", "max_bad_pct")
+    kept = {key: data[key] for key in reading if key in data}
     return {
         "epochs": config.epochs,
         "global_batch": config.global_batch,

@@ -310,8 +310,12 @@ def _library(device: torch.device) -> Any:
     """DeepSpeed, which is quiet and starts no compiler."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)  # else it looks for others first, and says so
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # its calls, not ours
-    import deepspeed
-
+    try:
+        import deepspeed
+    except ModuleNotFoundError as error:
+        if error.name != "deepspeed":
+            raise
+        raise UsageError("several processes need DeepSpeed, which is not installed: pip install deepspeed") from None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Which of its own C++ operators it could compile here: none. The engine needs none. At the first question, every
     # rank would start compilers to find out, and on the CPU it would then compile one that only inference uses.
