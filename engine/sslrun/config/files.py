@@ -16,7 +16,8 @@ from sslrun.config.python_hints import hint_at
 from sslrun.errors import UsageError
 
 MAX_BYTES = 1 << 20
-MAX_DEPTH = 64
+MAX_DEPTH = 64  # tables and lists in each other
+MAX_CHAIN = 200  # files that inherit from each other, one after the other
 
 
 class File(NamedTuple):
@@ -53,6 +54,8 @@ def line_up(started: Path) -> list[File]:
         if path in above:
             circle = (*above[above.index(path) :], path)
             raise UsageError(f"extends goes in a circle: {' -> '.join(map(shorten, circle))}")
+        if len(above) == MAX_CHAIN:
+            raise UsageError(f"{shorten(above[0])}: inherits over more than {MAX_CHAIN} files")
         file = _read(path, (*above, path))
         for base in file.bases:
             visit(base, file.chain)
