@@ -232,11 +232,9 @@ def one_step(lab: Lab, recipe: str, batch: int, mode: str) -> dict[str, Any]:
     figures |= {"tflop": round(work, 4), "matmul_tflops": round(rate, 3), "of_matmul": round(share / rate, 4)}
     if mode == "graphs" and (note := cuda_graphs_note(step.recipe, step.plan)) is not None:
         figures["no_cuda_graphs"] = note
-    memory = getattr(step.plan.machine, "memory", None)
-    if memory is not None:
-        group, plan = step.recipe.data.samples_per_gpu, step.plan
-        expected = memory.total(plan.global_batch // group, plan.machine.micro_batch // group)
-        figures["expected_gib"] = round(expected / 2**30, 3)
+    group, plan = step.recipe.data.samples_per_gpu, step.plan
+    expected = plan.machine.memory.total(plan.global_batch // group, plan.machine.micro_batch // group)
+    figures["expected_gib"] = round(expected / 2**30, 3)
     if not math.isfinite(figures["loss"]):
         raise ArithmeticError(f"the loss is {figures['loss']}")
     peak = f", {figures['peak_gib']:.2f} GiB, {figures['host_waits']} waits" if lab.cuda else ""
