@@ -4,6 +4,7 @@ The recipe defines what is computed; the plan only divides each global batch amo
 has a contiguous block of the batch, and its micro-batches are contiguous pieces of that block.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from sslrun.nn.norm import converted_norms, group_norms, plain_norms
 from sslrun.recipe import Recipe
 from sslrun.rehearsal import StepMemory, rehearse
 from sslrun.runtime.compilation import why_no_cuda_graphs
+from sslrun.runtime.run_files import MACHINE
+
+logger = logging.getLogger("sslrun")
 
 # Share of the free memory for what a step holds; the rest is for the loader's queue, the libraries and fragmentation.
 MEMORY_SHARE = 0.8
@@ -122,20 +126,22 @@ def choose_machine(
 ) -> Machine:
     """The recipe's settings, else those recorded in the run folder (`recorded`), else the best for this machine.
 
+    A recorded setting that no start records is a warning and counts as absent.
+
     Raises:
         UsageError: the parts of the model do not fit together, or the global batch cannot be divided in this way.
     """
     engine, group = recipe.engine, recipe.data.samples_per_gpu
     _check_batch(recipe.global_batch, group, world_size)
-    before = recorded or {}
+    per_rank = recipe.global_batch // world_size
+    groups = per_rank // group
+    possible = [group * n for n in range(1, groups + 1) if groups % n == 0]
+    before = _usable(recorded, possible)
     cores = cores_of_a_rank(ranks_on_node)
     cuda = device.type == "cuda"
     precision = before.get("precision") if engine.precision == "auto" else None
     precision = precision or precision_of(recipe, device)
     memory = rehearse(recipe, precision, torch.bfloat16 if cuda and precision == "bf16" else torch.float32)
-    per_rank = recipe.global_batch // world_size
-    groups = per_rank // group
-    possible = [group * n for n in range(1, groups + 1) if groups % n == 0]
     micro_batch = before.get("micro_batch") if engine.micro_batch == "auto" else engine.micro_batch
     if micro_batch is None:
         share = _free_bytes(device, ranks_on_node) * MEMORY_SHARE
@@ -161,6 +167,23 @@ def choose_machine(
         deterministic=engine.deterministic,
         cuda_graphs=_no_cuda_graphs(recipe, device.type, compile, world_size, per_rank // micro_batch) is None,
     )
+
+
+def _usable(recorded: Any, micro_batches: list[int]) -> dict[str, Any]:
+    """The settings in a record of machine.json that are of the right form."""
+    if recorded is None:
+        return {}
+    values = recorded if isinstance(recorded, dict) else {}
+    threads = values.get("threads")
+    usable = {
+        "precision": values.get("precision") in ("fp32", "bf16"),
+        "micro_batch": type(values.get("micro_batch")) is int and values["micro_batch"] in micro_batches,
+        "threads": type(threads) is int and threads > 0,
+        "tf32": isinstance(values.get("tf32", False), bool),
+    }
+    if damaged := [name for name, is_usable in usable.items() if not is_usable]:
+        logger.warning("%s records no usable %s: chosen anew", MACHINE, ", ".join(damaged))
+    return {name: values[name] for name, is_usable in usable.items() if is_usable and name in values}
 
 
 def make_plan(recipe: Recipe, num_samples: int, machine: Machine, world_size: int) -> Plan:

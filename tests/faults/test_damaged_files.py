@@ -106,3 +106,20 @@ def test_rows_that_no_run_writes_do_not_end_a_resume(run, resume):
         file.write("\n".join(odd) + "\n")
     assert resume()[0] == 0
     assert metrics(run)[-1]["step"] == 7
+
+
+@pytest.mark.parametrize(
+    ("record", "damaged"),
+    [
+        (5, "precision, micro_batch, threads"),
+        ({}, "precision, micro_batch, threads"),
+        ({"precision": "fp8", "micro_batch": 16, "threads": 1}, "precision"),
+        ({"precision": "fp32", "micro_batch": "a", "threads": -3, "tf32": 1}, "micro_batch, threads, tf32"),
+        ({"precision": ["fp32"], "micro_batch": 7, "threads": True}, "precision, micro_batch, threads"),
+    ],
+)
+def test_choices_of_the_machine_of_another_form_are_chosen_anew(run, resume, caplog, record, damaged):
+    (run / "machine.json").write_text(json.dumps({"cpu x 1": record}))
+    assert resume()[0] == 0
+    warned = [each.message for each in caplog.records if "machine.json" in each.message]
+    assert warned == [f"machine.json records no usable {damaged}: chosen anew"]
