@@ -364,3 +364,21 @@ def test_the_run_folder_is_named_by_the_recipe_behind_an_alias(capsys):
     name = "mocov2_resnet50_8xb32-coslr-200e_in1k"
     assert call(capsys, MOCOV2, "--dry-run", "--set", "engine.micro_batch=32")[1].startswith(name)
     assert (Path(MOCOV2).parent / "selfsup/mocov2" / f"{name}.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("global_batch = 7", "global_batch 7 is not a multiple of data.samples_per_gpu 8"),
+        ("global_batch = 0", "global_batch is 0 and data.samples_per_gpu is 8"),
+        ("engine.micro_batch = 3", "engine.micro_batch is 3, but 16 samples per process"),
+        ("model.neck.in_channels = 3", "model.neck: MoCoV2Neck takes 3 channels (in_channels), but is given 32"),
+        ("model.head = { type = 'ContrastiveHead', temperature = -1 }", "temperature"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_what_does_not_fit_names_the_file_and_the_line(capsys, recipe, tmp_path, setting, words, options):
+    file = tmp_path / "own.toml"
+    file.write_text(f'extends = "{recipe}"\n\n{setting}\n')
+    line = refused(capsys, file, *options)
+    assert line.startswith(f"error: {file}:3: ") and words in line

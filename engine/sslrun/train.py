@@ -50,7 +50,8 @@ def run(config: Config, resume: str | None, command: str | None, restart: bool =
     """
     recipe = build(config)
     with StopSignals() as signals, contextlib.ExitStack() as stack:
-        state = prepare(config, recipe, resume, stack, restart)
+        with config.naming_places():
+            state = prepare(config, recipe, resume, stack, restart)
         code = _loop(state, signals)
         if state.folder is not None:
             state.folder.record_state(
@@ -74,8 +75,9 @@ def dry_run(config: Config) -> str:
         num_samples, note = recipe.data.source.nominal_size, f"as published; {error}"
     recipe.model.prepare(num_samples)
     require_storable(recipe.model.state_dict())
-    machine = choose_machine(recipe, device, distributed.world_size(), distributed.ranks_on_node())
-    plan = make_plan(recipe, num_samples, machine, distributed.world_size())
+    with config.naming_places():
+        machine = choose_machine(recipe, device, distributed.world_size(), distributed.ranks_on_node())
+        plan = make_plan(recipe, num_samples, machine, distributed.world_size())
     (epoch, positions), *_ = plan.positions(0, 0)
     ids = Order(num_samples, recipe.seed).ids(epoch, positions[:4])
     return f"{config.name}\n{describe(recipe, plan, ids.tolist(), note)}"

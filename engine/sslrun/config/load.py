@@ -1,7 +1,9 @@
 """Loads a config: read the files, merge them and the overrides, resolve references, check."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from sslrun.config.check import check, kept_keys
 from sslrun.config.files import line_up, recipe_name
 from sslrun.config.interpolate import resolve
 from sslrun.config.merge import merge
-from sslrun.config.node import Key, Layer, Node, Origin, as_key, find, plain, wrap
+from sslrun.config.node import Key, Layer, Node, Origin, as_key, find, lookup, plain, wrap
 from sslrun.config.override import parse_override
 from sslrun.config.schema_reader import Schema, committed_schema
 from sslrun.errors import UsageError
@@ -39,6 +41,18 @@ class Config:
     def origins(self, key: str | Key) -> list[Origin]:
         """The places that set a key (`"data.views.0"` or its parts), in merge order: the last one wins."""
         return list(find(self.root, as_key(key)).origins)
+
+    @contextlib.contextmanager
+    def naming_places(self) -> Iterator[None]:
+        """Within it, a UsageError that begins with a key of the recipe gets the file and the line that set the key."""
+        try:
+            yield
+        except UsageError as error:
+            named = re.match(r"[a-z_]+(\.\w+)*", str(error))
+            node = None if named is None else lookup(self.root, as_key(named[0]))
+            if node is None:
+                raise
+            raise UsageError(f"{node.where}: {error}") from error
 
     def build(self, annotation: Any, key: str | Key = "") -> Any:
         """The value at a key as an object of the annotated type, see `sslrun.config.build`."""
