@@ -66,6 +66,7 @@ def test_a_library_that_breaks_its_process_is_found(fault, says, tmp_path, monke
     assert ask(limited) == Finding("fails", says, LIBRARIES.advice)
 
 
+@pytest.mark.nightly
 def test_a_launchers_variables_do_not_reach_the_checks(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")

@@ -89,6 +89,7 @@ def test_all_parts_run_with_everything_installed(script, tmp_path):
     check(script, *run(tmp_path, None), missing=set())
 
 
+@pytest.mark.nightly
 def test_a_crash_a_hang_and_an_error_end_nothing_else(script, tmp_path, monkeypatch, capsys):
     program = tmp_path / "planted.py"
     program.write_text(PLANTED.format(benchmarks=str(BENCHMARKS)))
@@ -107,6 +108,7 @@ def test_a_crash_a_hang_and_an_error_end_nothing_else(script, tmp_path, monkeypa
     assert "- failed: versions, hangs: killed" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_the_time_is_kept(script, tmp_path, monkeypatch):
     program = tmp_path / "planted.py"
     program.write_text(PLANTED.format(benchmarks=str(BENCHMARKS)))
@@ -122,6 +124,7 @@ def test_the_time_is_kept(script, tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.nightly
 def test_a_part_takes_no_time_from_those_that_follow(script, tmp_path, monkeypatch):
     program = tmp_path / "planted.py"
     program.write_text(PLANTED.format(benchmarks=str(BENCHMARKS)))

@@ -57,7 +57,13 @@ def fails(monkeypatch, path: Path, code: int, times: int = 10**9):
     return failures
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT])
+@pytest.mark.parametrize(
+    "code",
+    [
+        errno.EIO,
+        *(pytest.param(code, marks=pytest.mark.nightly) for code in (errno.ESTALE, errno.EACCES, errno.ETIMEDOUT)),
+    ],
+)
 @pytest.mark.parametrize("what", ["checkpoints", "checkpoints/step_00000006/manifest.json", "metrics.jsonl"])
 def test_storage_that_gives_errors_ends_the_start_with_1(run, resume, monkeypatch, what, code):
     monkeypatch.setattr(durable, "RETRY_S", 0.0)
