@@ -365,7 +365,7 @@ def test_what_inductor_leaves_out_is_told_once(caplog):
 
     caplog.set_level(logging.INFO, logger="sslrun")
     for _ in range(2):
-        compilation.start_telling_skips()
+        compilation.log_skips()
         log_cudagraph_skip_and_bump_counter("skipping cudagraphs due to cpu device (arg0_1). Found from : \n file.py")
     told = [record.getMessage() for record in caplog.records if record.name == "sslrun"]
     assert told == ["a part of the networks runs without CUDA graphs: cpu device (arg0_1)"]

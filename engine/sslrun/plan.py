@@ -309,9 +309,9 @@ def _memory_line(recipe: Recipe, plan: Plan) -> str:
         "images": memory.images * groups,
         "activations": memory.activations * at_once,
     }
-    told = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+    listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
     per_sample = memory.activations / group / 2**20
-    return f"about {memory.total(groups, at_once) / 2**30:.2f} GiB: {told} ({per_sample:.1f} MiB per sample)"
+    return f"about {memory.total(groups, at_once) / 2**30:.2f} GiB: {listed} ({per_sample:.1f} MiB per sample)"
 
 
 def _cuda_settings(machine: Machine) -> str:

@@ -4,7 +4,7 @@ A compiled network is a few hundred launches. With CUDA graphs a launch of the w
 where the host launches slower than the device computes: with few images at once, or small networks. The graphs are
 those of Inductor ("CUDA graph trees"), one for each compiled graph and each place in the step where it runs. Inductor
 warms them up, records them on a stream of its own, registers torch's generators with them, keeps all of them in one
-pool of memory, and runs what it cannot record without a graph, with a reason that `start_telling_skips` passes on.
+pool of memory, and runs what it cannot record without a graph, with a reason that `log_skips` passes on.
 
 What a graph returns lies in that pool. It is valid until the graphs of the next generation run; then it is overwritten.
 A generation is a whole optimizer step: targets, all micro-batches with their gradients, the update (`Executor.targets`
@@ -47,7 +47,7 @@ def compile_children(method: Method, cuda_graphs: bool) -> None:
     if cuda_graphs:
         for buffer in method.buffers():  # a queue that is passed to a network is not copied in each step
             torch._dynamo.mark_static_address(buffer)
-        start_telling_skips()
+        log_skips()
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -104,26 +104,26 @@ def why_no_cuda_graphs(
     return None
 
 
-class _Teller(logging.Handler):
+class _SkipLogger(logging.Handler):
     """Passes each reason on once."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.told: set[str] = set()
+        self.logged: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         reason = record.getMessage().splitlines()[0].removeprefix("skipping cudagraphs due to ").rstrip(" :")
         reason = reason.removesuffix(". Found from")
-        if reason not in self.told:
-            self.told.add(reason)
+        if reason not in self.logged:
+            self.logged.add(reason)
             logger.info("a part of the networks runs without CUDA graphs: %s", reason)
 
 
-def start_telling_skips() -> None:
+def log_skips() -> None:
     """From now on, logs each reason for which Inductor leaves a CUDA graph out; once, however often it is called."""
     skips = logging.getLogger(_SKIPS)
-    if not any(isinstance(handler, _Teller) for handler in skips.handlers):
-        skips.addHandler(_Teller())
+    if not any(isinstance(handler, _SkipLogger) for handler in skips.handlers):
+        skips.addHandler(_SkipLogger())
 
 
 def note_the_switch(error: RuntimeError) -> None:
