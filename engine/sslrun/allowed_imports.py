@@ -64,7 +64,7 @@ def require_allowed(config: Config, is_for_training: bool) -> None:
 def _is_in_run_folder(folder: Path) -> bool:
     """Whether a folder is a run folder or lies in one."""
     return any(
-        (each / CONFIG).is_file() and ((each / METRICS).exists() or (each / CHECKPOINTS).exists())
+        (each / CONFIG).is_file() and ((each / METRICS).exists() or any((each / CHECKPOINTS).glob("step_*")))
         for each in (folder, *folder.parents)
     )
 

@@ -89,6 +89,27 @@ def test_a_report_leaves_out_what_needs_the_module_and_says_so(run, tmp_path, ma
     assert code == 0 and "allow-imports" not in printed and marker.exists()
 
 
+def test_a_folder_with_a_recipe_alone_runs_nothing_in_a_report(run, tmp_path, marker):
+    """Without rows and checkpoints it is no run yet, but a report reads it."""
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.jsonl").unlink()
+    for folder in (run, tmp_path):
+        shutil.copy(run / "evil_module.py", tmp_path)
+        code, printed = answer(["report", str(run)], folder)
+        assert code == 0 and printed.count("--allow-imports evil_module") == 1 and not marker.exists()
+
+
+def test_a_project_with_files_of_these_names_is_no_run(run, tmp_path, marker):
+    project = tmp_path / "project"
+    (project / "checkpoints").mkdir(parents=True)
+    (project / "config.toml").write_text("")
+    shutil.copy(run / "evil_module.py", project)
+    recipe = project / "own.toml"
+    recipe.write_text((run / "config.toml").read_text())
+    code, printed = answer([str(recipe), "--dry-run"], project)
+    assert code == 0 and marker.exists(), printed
+
+
 def test_a_recipe_reached_by_extends_counts_as_the_runs(run, tmp_path, marker):
     (run / "base.toml").write_text('custom_imports = ["evil_module"]\n')
     recipe = run / "config.toml"

@@ -6,6 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from sslrun.allowed_imports import require_allowed
 from sslrun.config import load
 from sslrun.preview import as_text, describe, load_samples
 from sslrun.preview.description import describe_sample, sample_in_words
@@ -23,6 +24,7 @@ EXAMPLES, ATTENDED, SAMPLES = 10, 4, 6
 def augmentations(run: ReportedRun) -> list[Child]:
     """The first samples of the recipe's order, each with its views."""
     config = load(run.path / CONFIG, [ANY_DEVICE])
+    require_allowed(config, is_for_training=False)
     preview = load_samples(config, SAMPLES)
     rows, views = [], len(preview.columns)
     for row, original in enumerate(preview.originals):
