@@ -45,6 +45,7 @@ class StopSignals:
         self._old: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
+        global _entered
         assert threading.current_thread() is threading.main_thread(), "only the main thread may handle signals"
         for number, handler in (
             (signal.SIGTERM, self._preempt),
@@ -55,11 +56,14 @@ class StopSignals:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._old[number] = signal.signal(number, handler)
+        _entered = self
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        global _entered
+        _entered = None
         for number, handler in self._old.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -82,3 +86,14 @@ class StopSignals:
         elif now - self._interrupted_at > DEBOUNCE_S:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             raise KeyboardInterrupt
+
+
+_entered: StopSignals | None = None
+
+
+def requested() -> int:
+    """The exit code that this process was asked to leave with; 0 if no signal has come, or no run is under way.
+
+    For waits that are deep inside a run. Any thread may ask.
+    """
+    return 0 if _entered is None else _entered.exit_code
