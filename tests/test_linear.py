@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import shutil
 import signal
 from dataclasses import replace
@@ -351,7 +352,8 @@ def test_the_published_protocols(name):
         got = protocol.lr.value(rate, 100 * epoch, 100, 100 * protocol.epochs)
         assert got == pytest.approx(expected, rel=1e-3), epoch
     assert [type(t).__name__ for t in protocol.transforms] == ["RandomResizedCrop", "RandomHorizontalFlip", "Normalize"]
-    assert [evaluation.train.data_prefix, evaluation.test.data_prefix] == ["data/imagenet/train", "data/imagenet/val"]
+    paths = [evaluation.train.data_prefix, evaluation.test.data_prefix]
+    assert paths == [os.path.abspath("data/imagenet/train"), os.path.abspath("data/imagenet/val")]
 
 
 def protocol_of(images: Path, folder: Path) -> Path:

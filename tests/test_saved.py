@@ -1,5 +1,6 @@
 """A trained encoder is read from a run, a checkpoint in it, or a file of weights; anything else is refused."""
 
+import os
 import shutil
 
 import pytest
@@ -54,7 +55,9 @@ def test_overlays_and_overrides_go_over_the_recipe(trained, tmp_path):
     (tmp_path / "base.toml").write_text("[eval]\ntest = { type = 'Shapes', split = 'train' }\n")
     (tmp_path / "bench.toml").write_text("extends = 'base.toml'\n[eval.test]\nsplit = 'test'\n[log]\ninterval = 7\n")
     saved = open_saved(trained, [tmp_path / "bench.toml"], ["log.interval=9"])
-    assert saved.config.values["eval"] == {"test": {"type": "Shapes", "split": "test"}}
+    assert saved.config.values["eval"] == {
+        "test": {"type": "Shapes", "split": "test", "root": os.path.abspath("data/shapes")}
+    }
     assert (saved.recipe.log.interval, saved.recipe.seed) == (9, 3)
 
 

@@ -14,6 +14,7 @@ _EXPORTS = {
     "Batch": "sslrun.contract",
     "Evaluation": "sslrun.evaluation.evaluation",
     "ExportFormat": "sslrun.export.export_format",
+    "FilePath": "sslrun.config.paths",
     "FrozenEncoder": "sslrun.evaluation.frozen_encoder",
     "Head": "sslrun.nn.heads",
     "Hook": "sslrun.runtime.hooks",

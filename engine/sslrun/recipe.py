@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sslrun.config.paths import FilePath
 from sslrun.contract import Method
 from sslrun.data.data_config import DataConfig
 from sslrun.errors import UsageError
@@ -124,10 +125,10 @@ class Recipe:
     epochs: int | None = None
     max_iters: int | None = None
     seed: int = 0
-    work_dir: str = "work_dirs"
-    load_from: str | None = None
+    work_dir: FilePath = "work_dirs"
+    load_from: FilePath | None = None
     load_strict: bool = True
-    resume_from: str | None = None
+    resume_from: FilePath | None = None
     custom_imports: list[str] = field(default_factory=list)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

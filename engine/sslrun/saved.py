@@ -1,5 +1,7 @@
 """Opens a trained encoder, from a run folder, a checkpoint or a file of weights, for evaluation, report and export."""
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +11,17 @@ from torch import Tensor
 from sslrun import run_state
 from sslrun.allowed_imports import require_allowed
 from sslrun.config import Config, load
+from sslrun.config.node import as_key, lookup
 from sslrun.contract import Backbone
 from sslrun.errors import UsageError
 from sslrun.plan import steps_per_epoch
 from sslrun.recipe import Recipe
 from sslrun.runtime import checkpoint
 from sslrun.runtime.run_files import CONFIG, run_folder_of
+from sslrun.runtime.run_folder import config_changes
 from sslrun.session import build
+
+logger = logging.getLogger("sslrun")
 
 FILES = (".pth", ".safetensors")
 PREFIX = "backbone."
@@ -26,7 +32,7 @@ class Saved:
     """A trained encoder, on the CPU.
 
     Attributes:
-        config: the run's resolved recipe, merged with overlays and overrides.
+        config: the run's resolved recipe with absolute paths, merged with overlays and overrides.
         recipe: the recipe's objects. The backbone has the trained weights; the rest of the model has random ones.
         name: the recipe's full name.
         weights: the checkpoint, or the file, that the weights were read from.
@@ -69,7 +75,8 @@ def open_saved(
         if recipe is None:
             raise UsageError(f"{path} holds only weights: set --recipe to their TOML recipe")
         config = load(recipe, overrides, overlays=overlays)
-        return Saved(config, _built(config, path, checkpoint.load_weights(path)), config.name, path)
+        built = _built(config, path, checkpoint.load_weights(path))
+        return Saved(config.with_absolute_paths(Recipe), built, config.name, path)
     if recipe is not None:
         raise UsageError(f"{path} is a run, which has its own recipe: --recipe is for files of weights")
     weights = checkpoint.find(path).resolve()
@@ -80,7 +87,19 @@ def open_saved(
     tensors, state = run_state.load(weights)
     built = _built(config, weights, tensors["model"])
     epoch = state.step / steps_per_epoch(built, state.num_samples)
-    return Saved(config, built, folder.name, weights, folder, state.step, epoch)
+    recorded = config.with_absolute_paths(Recipe)
+    if relative := _relative_paths(config, recorded):
+        logger.warning(
+            "%s has relative paths (%s), which start from %s now", folder / CONFIG, ", ".join(relative), os.getcwd()
+        )
+    return Saved(recorded, built, folder.name, weights, folder, state.step, epoch)
+
+
+def _relative_paths(config: Config, recorded: Config) -> list[str]:
+    """The keys of relative paths that the file of a run holds: earlier versions did not make them absolute."""
+    changed = [key for key, _ in config_changes(config.values, recorded.values)]
+    origins = {key: node.where for key in changed if (node := lookup(config.root, as_key(key)))}
+    return [key for key, origin in origins.items() if origin.key is not None and origin.layer.order == 0]
 
 
 def _built(config: Config, weights: Path, tensors: Mapping[str, Tensor]) -> Recipe:

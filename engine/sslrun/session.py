@@ -15,6 +15,9 @@ from torch import Tensor
 from sslrun import run_state
 from sslrun.allowed_imports import require_allowed
 from sslrun.config import Config
+from sslrun.config.annotations import describe
+from sslrun.config.files import shorten
+from sslrun.config.paths import absolute, with_absolute_paths
 from sslrun.contract import Batch, Progress
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.loader import Loader
@@ -183,10 +186,13 @@ def _open_folder(
     opened: list[RunFolder] = []
 
     def open_it() -> None:
-        path = Path(recipe.work_dir) / config.name
+        path = Path(shorten(Path(absolute(recipe.work_dir)) / config.name))
         if restart:
             set_aside(path)
-        folder = stack.enter_context(RunFolder(path, config.values, resume))
+        schema = describe(Recipe)
+        folder = stack.enter_context(
+            RunFolder(path, config.values, resume, lambda old: with_absolute_paths(old, schema))
+        )
         start_logging(0, folder.path / MESSAGES, recipe.log.level)
         folder.write_json(ENVIRONMENT, environment())
         opened.append(folder)
@@ -302,7 +308,7 @@ def _checkpoint_to_continue(recipe: Recipe, folder: RunFolder | None, resume: st
     def choose() -> Path | None:
         assert folder is not None
         if resume:
-            return checkpoint.find(Path(resume))
+            return checkpoint.find(Path(absolute(resume)))
         if folder.newest is None and recipe.resume_from is not None:
             return checkpoint.find(Path(recipe.resume_from))
         return folder.newest

@@ -25,6 +25,7 @@ from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
 from sslrun.randomness import Phase
+from sslrun.recipe import Recipe
 from sslrun.runtime import compilation, distributed
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import SpeedMeter
@@ -49,6 +50,7 @@ def run(config: Config, resume: str | None, command: str | None, restart: bool =
         restart: sets a run that the run folder holds aside, and starts from the beginning.
     """
     recipe = build(config)
+    config = config.with_absolute_paths(Recipe)
     with StopSignals() as signals, contextlib.ExitStack() as stack:
         with config.naming_places():
             state = prepare(config, recipe, resume, stack, restart)

@@ -9,10 +9,11 @@ import math
 import re
 import types
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from sslrun.config.component import Component
-from sslrun.config.schema_reader import Schema
+from sslrun.config.schema_reader import PATH, Schema
 from sslrun.errors import UsageError
 
 REQUIRED = inspect.Parameter.empty
@@ -86,6 +87,11 @@ def names_class(annotation: Any) -> bool:
 
 def _schema(annotation: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
     origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    if origin is Annotated:
+        mark = {PATH: True} if PATH in annotation.__metadata__ else {}
+        return {**_schema(arguments[0], definitions, prefix), **mark}
+    if annotation is Path:
+        return {"type": "string", PATH: True}
     if annotation in _SCALARS:
         return {"type": _SCALARS[annotation]}
     if origin is Literal:
@@ -157,6 +163,8 @@ def _property(parameter: Parameter, definitions: dict[str, Schema], prefix: str)
 
 def _as_table(value: Any, annotation: Any) -> Any:
     """A dataclass instance as the table that builds it, without its defaults; anything else as it is."""
+    if isinstance(value, Path):
+        return str(value)
     if not dataclasses.is_dataclass(value):
         return value
     cls: Any = type(value)
@@ -175,7 +183,7 @@ def _is_plain(value: Any) -> bool:
 
 def _hints(owner: type, constructor: Any) -> dict[str, Any]:
     try:
-        return get_type_hints(constructor)
+        return get_type_hints(constructor, include_extras=True)
     except NameError as error:
         name = f"{owner.__module__}.{owner.__qualname__}"
         raise UsageError(f"{name}: an annotation is unknown at run time: {error}") from None

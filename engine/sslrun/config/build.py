@@ -1,9 +1,9 @@
 """Builds objects from checked tables, by type annotations.
 
 A table for a dataclass or a component becomes a call with the table's keys as keyword arguments; the tables inside it
-become objects first. Absent keys keep the code's defaults. Built-in classes are imported when a config names them, a
-user's own through `custom_imports`. The schema is derived from the classes themselves, so a user's own components,
-which `load` cannot check, are checked here.
+become objects first, and paths become absolute. Absent keys keep the code's defaults. Built-in classes are imported
+when a config names them, a user's own through `custom_imports`. The schema is derived from the classes themselves, so a
+user's own components, which `load` cannot check, are checked here.
 """
 
 import dataclasses
@@ -12,12 +12,14 @@ import os
 import sys
 import types
 from collections.abc import Sequence
-from typing import Any, Union, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from sslrun.config.annotations import describe, names_class, parameters
 from sslrun.config.check import TAGS, check_part, file_of, problems
 from sslrun.config.node import Key, Node, find, lookup, plain, show, walk
-from sslrun.config.schema_reader import committed_schema
+from sslrun.config.paths import absolute
+from sslrun.config.schema_reader import PATH, committed_schema
 from sslrun.errors import UsageError
 
 
@@ -39,6 +41,11 @@ def _object(annotation: Any, node: Node, key: Key) -> Any:
     origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
     if annotation is float:
         return float(node.value)
+    if annotation is Path:
+        return Path(absolute(node.value))
+    if origin is Annotated:
+        value = _object(arguments[0], node, key)
+        return absolute(value) if PATH in annotation.__metadata__ else value
     if origin in (Union, types.UnionType):
         options = [option for option in arguments if option is not types.NoneType]
         return _object(next(option for option in options if not any(problems(node, describe(option)))), node, key)

@@ -7,13 +7,14 @@ rules) are aligned first, so that an inserted element does not make all elements
 
 from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sslrun.config.check import TAGS
 from sslrun.config.dump import laid_out
 from sslrun.config.explain import DEFAULT
 from sslrun.config.load import Config
 from sslrun.config.node import Layer, Node, plain, same, show, wrap
+from sslrun.config.paths import absolute, is_path
 from sslrun.config.schema_reader import Schema, Setting, committed_schema, parts
 
 _CODE = Layer(0, DEFAULT, "", ())
@@ -77,8 +78,14 @@ def _compare(definitions: Schema, old: Setting, new: Setting) -> Iterator[Differ
             yield from _compare(definitions, olds.get(part, absent[0]), news.get(part, absent[1]))
     elif _is_list_of_tables(old.node) and _is_list_of_tables(new.node):
         yield from _compare_elements(definitions, *([*_parts(definitions, side).values()] for side in (old, new)))
-    elif not same(plain(old.node), plain(new.node)):
+    elif not same(_compared(definitions, old), _compared(definitions, new)):
         yield Difference(old, new)
+
+
+def _compared(definitions: Schema, side: Setting) -> Any:
+    """The value of a setting; a path is absolute, as the recipe of a run has it."""
+    value = None if side.node is None else plain(side.node)
+    return absolute(value) if isinstance(value, str) and is_path(definitions, side.schema) else value
 
 
 def _parts(definitions: Schema, side: Setting) -> dict[str | int, Setting]:

@@ -148,7 +148,7 @@ def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
             _fail(chain, line(), f"extends: {name!r}: references are not resolved here")
         if "\0" in name:
             _fail(chain, line(), f"extends: {name!r} is not a path")
-        base = Path(os.path.realpath(chain[-1].parent / name))
+        base = Path(os.path.realpath(chain[-1].parent / os.path.expanduser(name)))
         if not os.path.isfile(base):  # not `Path.is_file`, which raises for a name that is too long
             what = "is a folder, not a file" if os.path.isdir(base) else f"does not exist{_siblings(base)}"
             _fail((*chain, base), line(), f"extends: {shorten(base)} {what}", at=chain[-1])

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sslrun.config.interpolate import resolve
 from sslrun.config.merge import merge
 from sslrun.config.node import Key, Layer, Node, Origin, as_key, find, lookup, plain, wrap
 from sslrun.config.override import parse_override
+from sslrun.config.paths import with_absolute_paths
 from sslrun.config.schema_reader import Schema, committed_schema
 from sslrun.errors import UsageError
 
@@ -59,6 +60,16 @@ class Config:
         from sslrun.config.build import build
 
         return build(self.root, annotation, as_key(key))
+
+    def with_absolute_paths(self, annotation: Any) -> "Config":
+        """This config with absolute paths in `values`, as a run records it; `root` and `path` keep what was typed.
+
+        Args:
+            annotation: class of the whole config; the modules of its components have been imported (`build` does it).
+        """
+        from sslrun.config.annotations import describe
+
+        return replace(self, values=with_absolute_paths(self.values, describe(annotation)))
 
 
 def load(

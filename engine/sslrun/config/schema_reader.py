@@ -18,6 +18,9 @@ Schema = dict[str, Any]
 
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
 
+PATH = "x-path"
+"""The key of a schema that says that a string is a path."""
+
 _WORDS = {
     "integer": ("a whole number", "whole numbers"),
     "number": ("a number", "numbers"),
@@ -152,6 +155,11 @@ def at(schema: Schema, root: Node, key: Key) -> Setting:
     return here
 
 
+def _words(schema: Schema) -> tuple[str, str]:
+    """A type in words, of one value and of several."""
+    return ("a path", "paths") if PATH in schema else _WORDS[schema["type"]]
+
+
 def expected(definitions: Schema, schema: Schema, link: Callable[[str], str] = str) -> str:
     """The expected type in words. `link` formats the name of a kind or a class, for example as a link."""
     schema = follow(definitions, schema)
@@ -168,6 +176,6 @@ def expected(definitions: Schema, schema: Schema, link: Callable[[str], str] = s
         inner = follow(definitions, schema["items"])
         count = f"{schema['minItems']} " if schema.get("minItems", 0) == schema.get("maxItems") else ""
         if inner.get("type") in _WORDS:
-            return f"a list of {count}{_WORDS[inner['type']][1]}"
+            return f"a list of {count}{_words(inner)[1]}"
         return f"a list of {count}{expected(definitions, inner, link).replace('a table', 'tables', 1)}"
-    return _WORDS[schema["type"]][0] if "type" in schema else "any value"
+    return _words(schema)[0] if "type" in schema else "any value"

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslrun.config.paths import FilePath
 from sslrun.data.order import Order
 from sslrun.data.sources import Source
 from sslrun.data.sources.subset import split_holdout
@@ -102,7 +103,7 @@ class Linear(Evaluation):
     norm: Literal["auto", "none", "batch", "standardize"] = "auto"
     validation: float = 0.1
     cache_gib: float = 16.0
-    cache_dir: str | None = None
+    cache_dir: FilePath | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("global_batch", 2 if self.norm == "batch" else 1), ("cache_gib", 0)):

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,10 @@ class RunFolder(RunFiles):
 
     Args:
         path: the folder; created if it does not exist.
-        values: the resolved recipe.
+        values: the resolved recipe, with absolute paths.
         resume: None refuses a folder that holds a run, "" continues that run from its newest good checkpoint, a path
             continues it from that checkpoint.
+        absolute: makes the paths of a recipe absolute; earlier versions recorded them as typed.
 
     Raises:
         UsageError: the folder cannot be created or written, another process holds it, it holds a run and `resume` is
@@ -66,8 +67,15 @@ class RunFolder(RunFiles):
         newest: the newest good checkpoint of that run; None for a new run, or if `resume` names a checkpoint.
     """
 
-    def __init__(self, path: Path, values: dict[str, Any], resume: str | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        values: dict[str, Any],
+        resume: str | None,
+        absolute: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    ) -> None:
         super().__init__(path)
+        self._absolute = absolute
         self._lock: int | None = folder_lock.take(path)
         try:
             saved = checkpoint.steps(self.checkpoints)
@@ -171,8 +179,15 @@ class RunFolder(RunFiles):
         if not old:
             reason = self.problems.get(CONFIG, "it is missing or empty")
             raise UsageError(f"{self.path / CONFIG} cannot be compared with the recipe: {reason}")
-        changes = config_changes(old, tomli.loads(dump(values)))
-        refused = [change for key, change in changes if not any(fnmatch.fnmatch(key, may) for may in MAY_CHANGE)]
+        old, new = self._absolute(old), tomli.loads(dump(values))
+        before, after = dict(_flat(old)), dict(_flat(new))
+        changes = config_changes(old, new)
+        refused = [
+            change
+            for key, change in changes
+            if not any(fnmatch.fnmatch(key, may) for may in MAY_CHANGE)
+            and not _has_moved(before.get(key), after.get(key))
+        ]
         if refused:
             raise UsageError(
                 f"{self.path} was started with another recipe; a resume cannot change "
@@ -185,6 +200,12 @@ class RunFolder(RunFiles):
 def _step_of(row: Mapping[str, Any]) -> float:
     """The step of a row; 0 for a row without one, which no run writes."""
     return float(row["step"]) if is_number(row.get("step")) else 0.0
+
+
+def _has_moved(old: Any, new: Any) -> bool:
+    """Whether two values are absolute paths of one last name, and the old one is gone: the project was moved."""
+    are_paths = all(isinstance(value, str) and os.path.isabs(value) for value in (old, new))
+    return are_paths and os.path.basename(old) == os.path.basename(new) and not os.path.exists(old)
 
 
 def set_aside(path: Path) -> None:

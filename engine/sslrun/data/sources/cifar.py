@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from sslrun.config.paths import FilePath
 from sslrun.data.sources import cifar_pickle
 from sslrun.data.sources.in_memory import InMemory, numbered, parse_file, read_lines
 
@@ -78,7 +79,7 @@ class CIFAR10(Cifar):
     name_files = ("batches.meta.txt", "batches.meta")
     name_key = "label_names"
 
-    def __init__(self, data_prefix: str = "data/cifar10", split: Literal["train", "test"] = "train") -> None:
+    def __init__(self, data_prefix: FilePath = "data/cifar10", split: Literal["train", "test"] = "train") -> None:
         super().__init__(data_prefix, split)
         self.nominal_size = {"train": 50_000, "test": 10_000}[split]
 
@@ -104,7 +105,7 @@ class CIFAR100(Cifar):
     name_files = ("fine_label_names.txt", "meta")
     name_key = "fine_label_names"
 
-    def __init__(self, data_prefix: str = "data/cifar100", split: Literal["train", "test"] = "train") -> None:
+    def __init__(self, data_prefix: FilePath = "data/cifar100", split: Literal["train", "test"] = "train") -> None:
         super().__init__(data_prefix, split)
         self.nominal_size = {"train": 50_000, "test": 10_000}[split]
 

@@ -9,6 +9,7 @@ from typing import BinaryIO, overload
 
 import numpy as np
 
+from sslrun.config.paths import FilePath, stated
 from sslrun.data.sources.base import Encoded, Source
 from sslrun.errors import UsageError
 
@@ -94,7 +95,7 @@ class AnnotatedImages(FileSource, listed=False):
         ann_file: text file of lines `path label`. If it is not given, each folder that holds images is a class.
     """
 
-    def __init__(self, data_prefix: str, ann_file: str | None = None) -> None:
+    def __init__(self, data_prefix: FilePath, ann_file: FilePath | None = None) -> None:
         self.data_prefix = data_prefix
         self.ann_file = ann_file
 
@@ -146,14 +147,14 @@ def need(path: str, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}: {advice}") from None
+        raise UsageError(f"{stated(path, f': {error.strerror or error}')}: {advice}") from None
 
 
 def folder_of(data_prefix: str, key: str) -> str:
     """The folder's absolute path, so that a later change of the working directory does no harm."""
     if not os.path.isdir(data_prefix):
-        state = "is not a folder" if os.path.exists(data_prefix) else "does not exist"
-        raise UsageError(f"{data_prefix} {state}: set {key}.data_prefix to the folder that holds the images")
+        problem = stated(data_prefix, " is not a folder" if os.path.exists(data_prefix) else " does not exist")
+        raise UsageError(f"{problem}: set {key}.data_prefix to the folder that holds the images")
     return os.path.abspath(data_prefix)
 
 
@@ -228,10 +229,8 @@ def images_below(root: str, data_prefix: str, key: str) -> tuple[Paths, np.ndarr
     files, folders = entries(root)
     paths, labels = (Paths(root, walk(root)), None) if files else in_class_folders(root, folders)
     if len(paths) == 0:
-        raise UsageError(
-            f"{data_prefix} has no images ({', '.join(EXTENSIONS[:4])}, ...): "
-            f"set {key}.data_prefix to a folder of images or of class folders"
-        )
+        problem = stated(data_prefix, f" has no images ({', '.join(EXTENSIONS[:4])}, ...)")
+        raise UsageError(f"{problem}: set {key}.data_prefix to a folder of images or of class folders")
     return paths, labels, None if labels is None else folders
 
 
@@ -258,7 +257,9 @@ def read_annotations(ann_file: str, root: str, key: str) -> tuple[Paths, np.ndar
     with need(ann_file, f"set {key}.ann_file to the file that lists the images"):
         paths = Paths(root, images())
     if len(paths) == 0:
-        raise UsageError(f"{ann_file} lists no images: set {key}.ann_file to a file of lines `path` or `path label`")
+        raise UsageError(
+            f"{stated(ann_file, ' lists no images')}: set {key}.ann_file to a file of lines `path` or `path label`"
+        )
     if labels and unlabeled:
         raise UsageError(f"{ann_file}: {unlabeled} of {len(paths)} lines have no label: label all of them or none")
     if labels and max(labels) >= 2**63:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sslrun.config.paths import FilePath
 from sslrun.data.sources.base import Source
 from sslrun.data.sources.files import need
 from sslrun.data.sources.subset import Subset
@@ -23,7 +24,9 @@ class Fraction(Subset):
         seed: seed of the choice.
     """
 
-    def __init__(self, source: Source, share: float | None = None, names: str | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, source: Source, share: float | None = None, names: FilePath | None = None, seed: int = 0
+    ) -> None:
         if (share is None) == (names is None):
             raise ValueError("expected either share or names")
         if share is not None and not 0 < share <= 1:

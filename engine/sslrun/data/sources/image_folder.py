@@ -1,5 +1,6 @@
 """Images in a folder, with or without class folders."""
 
+from sslrun.config.paths import FilePath
 from sslrun.data.sources.files import FileSource, Paths, folder_of, images_below
 
 
@@ -14,7 +15,7 @@ class ImageFolder(FileSource):
         data_prefix: the folder; a relative path starts from the working directory.
     """
 
-    def __init__(self, data_prefix: str) -> None:
+    def __init__(self, data_prefix: FilePath) -> None:
         self.data_prefix = data_prefix
 
     def __repr__(self) -> str:

@@ -1,5 +1,6 @@
 """Images that a text file lists."""
 
+from sslrun.config.paths import FilePath
 from sslrun.data.sources.files import FileSource, Paths, folder_of, read_annotations
 
 
@@ -11,7 +12,7 @@ class ImageList(FileSource):
         ann_file: the text file.
     """
 
-    def __init__(self, data_prefix: str, ann_file: str) -> None:
+    def __init__(self, data_prefix: FilePath, ann_file: FilePath) -> None:
         self.data_prefix = data_prefix
         self.ann_file = ann_file
 

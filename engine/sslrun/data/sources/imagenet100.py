@@ -2,6 +2,7 @@
 
 import os
 
+from sslrun.config.paths import FilePath
 from sslrun.data.sources.files import FileSource, Paths, folder_of, in_class_folders, need
 from sslrun.errors import UsageError
 
@@ -17,7 +18,7 @@ class ImageNet100(FileSource):
 
     nominal_size = 126_689
 
-    def __init__(self, data_prefix: str, class_file: str) -> None:
+    def __init__(self, data_prefix: FilePath, class_file: FilePath) -> None:
         self.data_prefix = data_prefix
         self.class_file = class_file
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from sslrun.config.paths import FilePath, stated
 from sslrun.data.sources.base import Source
 from sslrun.data.sources.files import Paths
 from sslrun.errors import UsageError
@@ -38,7 +39,7 @@ class InMemory(Source, listed=False):
     _resident: "torch.Tensor | None" = None
     """`pixels` on the GPU, once they have been asked for there."""
 
-    def __init__(self, data_prefix: str, split: str) -> None:
+    def __init__(self, data_prefix: FilePath, split: str) -> None:
         self.data_prefix, self.split = data_prefix, split
 
     def __repr__(self) -> str:
@@ -65,10 +66,8 @@ class InMemory(Source, listed=False):
                 path = os.path.join(folder, name)
                 if os.path.isfile(path):
                     return os.path.abspath(path)
-        raise UsageError(
-            f"{self.data_prefix} has no {' or '.join(names)}: set {key}.data_prefix to the folder that holds "
-            f"{' or '.join(self.folders)}"
-        )
+        problem = stated(self.data_prefix, f" has no {' or '.join(names)}")
+        raise UsageError(f"{problem}: set {key}.data_prefix to the folder that holds {' or '.join(self.folders)}")
 
 
 def numbered(files: Sequence[str], counts: Sequence[int]) -> Paths:

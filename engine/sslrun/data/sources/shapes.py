@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from sslrun.config.paths import FilePath
 from sslrun.data.sources import shapes_drawing as drawing
 from sslrun.data.sources.files import FileSource, Paths, need
 from sslrun.errors import UsageError
@@ -43,7 +44,7 @@ class Shapes(FileSource):
 
     def __init__(
         self,
-        root: str = "data/shapes",
+        root: FilePath = "data/shapes",
         num_images: int | None = None,
         size: int = 80,
         split: Literal["train", "test"] = "train",

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from sslrun.config.paths import FilePath
 from sslrun.data.sources.in_memory import InMemory, numbered, read_lines
 from sslrun.errors import UsageError
 
@@ -28,7 +29,7 @@ class STL10(InMemory):
 
     def __init__(
         self,
-        data_prefix: str = "data/stl10",
+        data_prefix: FilePath = "data/stl10",
         split: Literal["train", "test", "unlabeled", "train+unlabeled"] = "train+unlabeled",
     ) -> None:
         super().__init__(data_prefix, split)
