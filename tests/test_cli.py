@@ -243,7 +243,7 @@ def test_a_finished_run_prints_its_folder_and_how_to_continue(capsys, recipe, tm
     run = tmp_path / "runs/small"
     assert code == 0
     assert str(run) in out and "k-NN" in out
-    assert f"bin/sslrun train {recipe} --set log.interval=3 --resume --set max_iters=..." in out
+    assert f" sslrun train {recipe} --set log.interval=3 --resume --set max_iters=..." in out
     assert {path.name for path in run.iterdir()} >= {
         "config.toml", "env.json", "machine.json", "metrics.jsonl", "log.txt", "state.json", "checkpoints",
     }  # fmt: skip
@@ -259,7 +259,7 @@ def test_printed_commands_can_be_typed_as_they_are(capsys, recipe, tmp_path):
     for name, lengths in places.items():
         folder = tmp_path / name
         code, out, _ = call(capsys, recipe, "--work-dir", folder, *lengths)
-        commands = {line.partition(":")[0]: shlex.split(line.partition("bin/sslrun ")[2]) for line in out.splitlines()}
+        commands = {line.partition(":")[0]: shlex.split(line.partition("sslrun ")[2]) for line in out.splitlines()}
         assert code == 0 and commands["look at it"] == ["report", str(folder / "small")]
         again = ["train", str(recipe), "--work-dir", str(folder), "--resume", "--set", "max_iters=..."]
         assert commands["train longer"] == again

@@ -31,7 +31,7 @@ def test_the_result_is_shown_and_kept(capsys, run):
     assert kept["data"]["train_samples"] == 64 and kept["data"]["test_samples"] == 16
     assert kept["config"]["data"]["holdout"] == 0.2
     assert kept["environment"]["torch"] == torch.__version__
-    assert kept["command"].startswith("bin/sslrun eval knn ")
+    assert kept["command"].startswith("sslrun eval knn ")
 
 
 def test_the_same_settings_replace_a_result_and_others_do_not(capsys, run):

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "sslrun": 0,  # the package itself: its exports are imported on first use, by name
-    "errors": 0,
+    "errors": 0, "started": 0,
     "config": 1, "randomness": 1,
     "contract": 2,
     "runtime": 3,
@@ -22,7 +22,7 @@ FLOORS = {
     "measure": 7, "preview": 7, "export": 7, "runs": 7, "importer": 7,
     "doctor": 7,
     "finetune": 8, "report": 8,
-    "commands": 9, "cli": 9.1,
+    "commands": 9, "cli": 9.1, "__main__": 9.2,
 }  # fmt: skip
 HOME = {  # the one module that may import a library
     "nvidia": "sslrun.data", "deepspeed": "sslrun.runtime.deepspeed_executor",

@@ -314,7 +314,7 @@ MISTAKES = {
     "cannot be written": (["-o", "/proc/grid.png"], "/proc/grid.png cannot be written"),
     "no samples": (["--samples", "0"], "--samples must lie between 1 and 100, not 0"),
     "an epoch before the first": (["--epoch", "-1"], "--epoch must lie between 0 and 4294967295, not -1"),
-    "missing data": (["--set", "data.source.data_prefix=gone"], "gone does not exist: set data.source.data_prefix"),
+    "missing data": (["--set", "data.source.data_prefix=gone"], "gone does not exist (relative to "),
     "a misspelled key": (["--set", "data.augmnt=dali"], "augmnt"),
 }
 

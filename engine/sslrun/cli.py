@@ -14,6 +14,7 @@ from sslrun import __version__
 from sslrun.commands import config, data, doctor, evaluation, runs, weights
 from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_allow_imports, add_config, fail
 from sslrun.errors import Diverged, RunFailed, UsageError
+from sslrun.started import limit_spinning, program
 
 
 def start() -> NoReturn:
@@ -23,6 +24,7 @@ def start() -> NoReturn:
     the process (a thread that was never joined) after the run was finished and saved, and the launcher reported a
     failure.
     """
+    limit_spinning()
     code = main()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
@@ -39,12 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_pairs(words)
         args = parser.parse_args(words)
         starts = ("--resume=", "--restart")
-        args.command = shlex.join(["bin/sslrun", *(word for word in words if not word.startswith(starts))])
+        args.command = f"{program()} {shlex.join(word for word in words if not word.startswith(starts))}"
         if modules := getattr(args, "allow_imports", ()):
             from sslrun.allowed_imports import import_allowed
 
             import_allowed(modules)
-        return args.call(args)
+        code: int = args.call(args)
+        sys.stdout.flush()  # so that a pipe that was closed is noticed here
+        return code
     except UsageError as error:  # every rank has it: one per machine prints it
         return fail(error, USAGE) if os.environ.get("LOCAL_RANK", "0") == "0" else USAGE
     except RunFailed as error:
@@ -113,7 +117,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         prog="sslrun",
         description="Pre-train image encoders without labels, from TOML recipes.",
         epilog="`sslrun CONFIG` is short for `sslrun train CONFIG`. For several processes use "
-        "`torchrun --nproc_per_node N bin/sslrun CONFIG` or `deepspeed --hostfile hosts bin/sslrun CONFIG`.",
+        "`torchrun --nproc_per_node N -m sslrun CONFIG` or `deepspeed --hostfile hosts --module sslrun CONFIG`; in a "
+        "checkout, `bin/sslrun` in place of these.",
     )
     parser.add_argument("--version", action="version", version=f"sslrun {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")

@@ -33,6 +33,7 @@ from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, 
 from sslrun.runtime.safetensors_file import require_storable
 from sslrun.runtime.signals import PREEMPTED, StopSignals
 from sslrun.session import Run, build, prepare, save
+from sslrun.started import program
 
 logger = logging.getLogger("sslrun")
 
@@ -248,10 +249,10 @@ def _print_advice(folder: Path, config: Config, command: str, code: int) -> None
     if len(accuracies) > 1:
         print(f"k-NN on held-out images: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
     imports = "".join(f" --allow-imports {module}" for module in config.values.get("custom_imports", ()))
-    print(f"look at it:         bin/sslrun report {shlex.quote(str(folder))}{imports}")
+    print(f"look at it:         {program()} report {shlex.quote(str(folder))}{imports}")
     length = "epochs" if config.values.get("max_iters") is None else "max_iters"
     print(f"train longer:       {_without(command, length)} --resume --set {length}=...")
-    print(f"your own images:    see README.md, or: bin/sslrun config print {shlex.quote(str(config.path))}")
+    print(f"your own images:    see README.md, or: {program()} config print {shlex.quote(str(config.path))}")
 
 
 def _without(command: str, key: str) -> str:

@@ -15,9 +15,11 @@ def add(verbs: Any) -> None:
         "list",
         help="list the components that a config can name",
         description="List the methods, backbones, necks, heads, transforms, sources, optimizers, schedules and norms "
-        "that a config can name, and their keys.",
+        "that a config can name, and their keys; or the recipes that ship.",
     )
-    listing.add_argument("kind", metavar="KIND", nargs="?", help="methods, backbones, ...; all kinds if omitted")
+    listing.add_argument(
+        "kind", metavar="KIND", nargs="?", help="methods, backbones, ..., or recipes; all kinds if omitted"
+    )
     listing.add_argument("name", metavar="NAME", nargs="?", help="one component, with its keys")
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(call=_list)
@@ -85,7 +87,9 @@ def _list(args: argparse.Namespace) -> int:
     from sslrun.config.schema_reader import committed_schema
 
     schema = committed_schema()
-    if args.json:
+    if args.kind == "recipes":
+        print(listing.list_recipes(args.name, width(), args.json))
+    elif args.json:
         print(listing.as_json(schema, args.kind, args.name))
     elif args.name:
         print(listing.list_component(schema, args.kind, args.name, width()))

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple, NoReturn
 
 import tomli
 
+from sslrun.config import recipes
 from sslrun.config.lines import key_lines, nesting_line
 from sslrun.config.merge import kind, nearest
 from sslrun.config.node import Layer, Node, wrap
 from sslrun.config.python_hints import hint_at
 from sslrun.errors import UsageError
+from sslrun.started import program
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # tables and lists in each other
@@ -61,7 +63,7 @@ def line_up(started: Path) -> list[File]:
             visit(base, file.chain)
         done[path] = file
 
-    visit(Path(os.path.realpath(started)), ())
+    visit(Path(os.path.realpath(recipes.located(started))), ())
     return list(done.values())
 
 
@@ -111,7 +113,7 @@ def _parse(text: str, chain: tuple[Path, ...]) -> dict[str, Any]:
     except tomli.TOMLDecodeError as error:
         python = hint_at(text, error.pos)
         if chain[-1].suffix == ".py":
-            python = "`sslrun config import` converts configs of MMSelfSup"
+            python = f"`{program()} config import` converts configs of MMSelfSup"
         _fail(chain, error.lineno, f"{error.msg} (column {error.colno}){f'; {python}' if python else ''}")
     except ValueError as error:
         limit = sys.get_int_max_str_digits()
@@ -148,7 +150,11 @@ def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
             _fail(chain, line(), f"extends: {name!r}: references are not resolved here")
         if "\0" in name:
             _fail(chain, line(), f"extends: {name!r} is not a path")
-        base = Path(os.path.realpath(chain[-1].parent / os.path.expanduser(name)))
+        try:
+            own = recipes.located(name) if name.startswith(recipes.PREFIX) else Path(os.path.expanduser(name))
+        except UsageError as error:
+            _fail(chain, line(), f"extends: {error}")
+        base = Path(os.path.realpath(chain[-1].parent / own))
         if not os.path.isfile(base):  # not `Path.is_file`, which raises for a name that is too long
             what = "is a folder, not a file" if os.path.isdir(base) else f"does not exist{_siblings(base)}"
             _fail((*chain, base), line(), f"extends: {shorten(base)} {what}", at=chain[-1])
@@ -157,11 +163,12 @@ def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
 
 
 def _siblings(path: Path) -> str:
-    """A hint about a file that does not exist: the nearest names in its folder."""
+    """A hint about a file that does not exist: the nearest names in its folder, or a shipped recipe of its name."""
     folder = path.parent
-    if os.path.exists(path) or not os.path.isdir(folder):
+    if os.path.exists(path):
         return ""
-    return nearest(path.name, [p.name for p in folder.glob("*.toml")])
+    beside = [p.name for p in folder.glob("*.toml")] if os.path.isdir(folder) else []
+    return nearest(path.name, beside) or recipes.hint(path)
 
 
 def _fail(chain: tuple[Path, ...], line: int | None, message: str, at: Path | None = None) -> NoReturn:

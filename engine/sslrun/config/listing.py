@@ -1,14 +1,16 @@
-"""The output of `sslrun list`: the components of a kind, and one component with its keys, as text and as JSON."""
+"""The output of `sslrun list`: components with their keys, and the recipes that ship, as text and as JSON."""
 
 import json
 import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from sslrun.config import recipes
 from sslrun.config.dump import inline
 from sslrun.config.merge import nearest
 from sslrun.config.schema_reader import Schema, classes, expected, first_sentence, follow, keys, kinds
 from sslrun.errors import UsageError
+from sslrun.started import program
 
 _COLUMN = 30  # at which the types of keys begin
 
@@ -33,6 +35,19 @@ def list_component(schema: Schema, kind: str, name: str, width: int = 100) -> st
         is_laid_out = paragraph.startswith(" ")
         lines += ["", *(paragraph.splitlines() if is_laid_out else _wrapped(" ".join(paragraph.split()), width, ""))]
     return "\n".join([*lines, "", *_keys(schema["$defs"], table, width, "  ")]).rstrip()
+
+
+def list_recipes(name: str | None = None, width: int = 100, is_json: bool = False) -> str:
+    """The recipes that ship, each with its first comment; or the text of one of them. Raises UsageError."""
+    if name is not None:
+        file = recipes.located(recipes.PREFIX + name.removeprefix(recipes.PREFIX))
+        text = file.read_text(encoding="utf-8").rstrip("\n")
+        return json.dumps({"name": name, "file": str(file), "text": text}, indent=2) if is_json else text
+    rows = {known: recipes.description(known) for known in recipes.names()}
+    if is_json:
+        return json.dumps([{"name": known, "description": text} for known, text in rows.items()], indent=2)
+    lines = [line for known, text in rows.items() for line in (f"  {known}", *_wrapped(text, width, " " * 6))]
+    return "\n".join([*lines, "", f'`{program()} NAME` trains one; `extends = "sslrun:NAME"` builds on it.'])
 
 
 def as_json(schema: Schema, kind: str | None = None, name: str | None = None) -> str:
@@ -69,7 +84,7 @@ def _kind(schema: Schema, kind: str) -> Schema:
 def _component(schema: Schema, kind: str, name: str) -> Schema:
     known = classes(_kind(schema, kind))
     if name not in known:
-        near = nearest(name, list(known)) or f"; `sslrun list {kind}` names them"
+        near = nearest(name, list(known)) or f"; `{program()} list {kind}` names them"
         raise UsageError(f"there is no {name!r} among the {kind}{near}")
     return follow(schema["$defs"], known[name])
 

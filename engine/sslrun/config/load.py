@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sslrun.config import recipes
 from sslrun.config.check import check, kept_keys
 from sslrun.config.files import line_up, recipe_name
 from sslrun.config.interpolate import resolve
@@ -81,7 +82,7 @@ def load(
     """Reads a recipe.
 
     Args:
-        path: a TOML file.
+        path: a TOML file, or the name of a recipe that ships, with or without `sslrun:` before it.
         overrides: texts of `--set`, `KEY=VALUE` each, merged after all files in this order.
         schema: schema to check against; None means the committed schema.json.
         overlays: further TOML files, each merged, with the files that it extends, over all files before it.
@@ -90,7 +91,7 @@ def load(
         UsageError: one line with file:line, for any error in the files or overrides.
     """
     try:
-        return _load(Path(path), overlays, overrides, committed_schema() if schema is None else schema)
+        return _load(recipes.located(path), overlays, overrides, committed_schema() if schema is None else schema)
     except RecursionError:
         raise UsageError(f"{path}: tables, lists or references are nested too deep") from None
 

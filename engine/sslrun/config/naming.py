@@ -15,6 +15,7 @@ from sslrun.config.dump import inline
 from sslrun.config.load import Config
 from sslrun.config.node import as_key, lookup, plain, walk
 from sslrun.config.schema_reader import at, classes, committed_schema, kinds
+from sslrun.started import program
 
 CONVENTION_PATH = Path(__file__).with_name("naming_convention.txt")
 RECIPE = "{algorithm}_{module}_{training}_{data}"
@@ -175,7 +176,7 @@ def mismatches(stem: str, form: str, config: Config) -> Iterator[tuple[str, str]
     try:
         name = parse(stem, form)
     except ValueError as error:
-        yield "", f"the name does not follow the convention: {error} (see `sslrun config lint convention`)"
+        yield "", f"the name does not follow the convention: {error} (see `{program()} config lint convention`)"
         return
     for key, says, agrees, does in _recipe(name, config) if form == RECIPE else _benchmark(name, config):
         if not agrees:

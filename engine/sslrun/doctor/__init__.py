@@ -86,7 +86,6 @@ def ask(check: Check) -> Finding:
     if kernels is not None and kernels.origin is not None:
         roots.append(str(Path(kernels.origin).parents[1]))
     environment = {key: value for key, value in os.environ.items() if key not in _OF_LAUNCHERS}
-    environment.setdefault("GOMP_SPINCOUNT", "4000")  # as in bin/sslrun
     environment["PYTHONPATH"] = os.pathsep.join([*roots, *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, "-m", "sslrun.doctor.checks", check.name],

@@ -33,7 +33,7 @@ def evaluations(runs: Sequence[ReportedRun]) -> list[Child]:
             )
             settings += [_settings(_kind(run, result), name, value) for name, value in metrics.items()]
     if not rows:
-        command = element("code", "bin/sslrun eval knn|linear|finetune|spectrum RUN")
+        command = element("code", "sslrun eval knn|linear|finetune|spectrum RUN")
         text = ["None yet. ", command, " evaluates an encoder and writes its result to the run folder."]
         return [element("p", text, class_="note")]
     head = ("evaluation", "result", "weights", "images", "date", "duration", "command")

