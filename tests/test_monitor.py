@@ -308,12 +308,13 @@ def test_without_held_out_images_only_rankme_is_measured_with_a_warning(tmp_path
     assert all(1 < row["spectrum/rankme"] < 20 for row in rows if "spectrum/rankme" in row)
 
 
-def test_a_probe_without_labels_is_an_error(tmp_path, images, capsys):
+def test_what_needs_labels_is_left_out_of_a_run_without_them(tmp_path, images, capsys):
     shutil.copytree(images / "class_0", tmp_path / "flat")
     recipe = small_run.write_recipe(tmp_path, tmp_path / "flat", steps=1)
-    options = ["--set=monitor.knn_interval=0", "--set=monitor.probe_interval=1"]
-    assert main([str(recipe), "--work-dir", str(tmp_path), *options]) == 2
-    assert "monitor.probe_interval needs labels" in capsys.readouterr().err
+    rows = run(recipe, tmp_path, "monitor.probe_interval=1", "monitor.rankme_interval=1")
+    assert "[monitor] knn_interval, probe_interval: left out, since " in capsys.readouterr().err
+    measured = {key for row in rows for key in row if key.startswith(MEASURED)}
+    assert measured == {"spectrum/rankme", "spectrum/feature_std"}
 
 
 @pytest.mark.parametrize("name", ["npid", "odc", "deepcluster"])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sslrun import run_state
+from sslrun.advice import advice
 from sslrun.allowed_imports import require_allowed
 from sslrun.config import Config
 from sslrun.config.annotations import describe
@@ -383,4 +384,6 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
     for note in notes:
         if note is not None:
             logger.info("%s", note)
+    for line in advice(run.recipe, plan):
+        logger.info("advice: %s", line)
     return log

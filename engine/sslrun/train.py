@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslrun.advice import advice
 from sslrun.config import Config
 from sslrun.contract import Batch, Method, Progress
 from sslrun.data.loader import BatchStream
@@ -83,7 +84,8 @@ def dry_run(config: Config) -> str:
         plan = make_plan(recipe, num_samples, machine, distributed.world_size())
     (epoch, positions), *_ = plan.positions(0, 0)
     ids = Order(num_samples, recipe.seed).ids(epoch, positions[:4])
-    return f"{config.name}\n{describe(recipe, plan, ids.tolist(), note)}"
+    lines = [f"{'advice':<13}{line}" for line in advice(recipe, plan)]
+    return "\n".join([config.name, describe(recipe, plan, ids.tolist(), note), *lines])
 
 
 def train_step(

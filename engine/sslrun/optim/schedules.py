@@ -85,6 +85,10 @@ class Schedule(Component, kind="schedules", tag="policy"):
                 f"last for {length} ({length / steps_per_epoch:g} epochs)"
             )
 
+    def warmup_steps(self, steps_per_epoch: int) -> int:
+        """Number of optimizer steps of the warm-up."""
+        return self._warmup_steps(steps_per_epoch)[0]
+
     def _warmup_steps(self, steps_per_epoch: int) -> tuple[int, int]:
         """Number of steps of the warm-up, and number of these before the start of the policy."""
         steps = self.warmup_iters or round(self.warmup_epochs * steps_per_epoch)

@@ -110,7 +110,7 @@ class Monitor(Component, kind="monitors"):
     """Whether it reads held-out images. Without held-out images it is left out, with a warning."""
 
     needs_labels: ClassVar[bool] = False
-    """Whether it reads labels. A source without labels is then an error."""
+    """Whether it reads labels. With a source without labels it is left out, with a warning."""
 
     interval: int = 1  # default of subclasses whose __init__ does not set it
 

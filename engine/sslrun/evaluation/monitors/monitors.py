@@ -23,11 +23,9 @@ class Monitors:
         config: the `[monitor]` table.
         training: extracts features of training images.
         held_out: extracts features of held-out images; None if there are none. Monitors that need held-out images are
-            then left out, with a warning.
+            then left out, and so are monitors that need labels if a source has none, each time with a warning.
         held_out_batches: see `Snapshot`.
 
-    Raises:
-        UsageError: a monitor needs labels, and a source has none.
     """
 
     def __init__(
@@ -45,10 +43,13 @@ class Monitors:
             if missing:
                 keys = ", ".join(missing)
                 logger.warning("[monitor] %s: there are no held-out images (data.holdout) to measure", keys)
-        for key, monitor in self.monitors.items():
-            for source in (extractor.source for extractor in (training, held_out) if extractor is not None):
-                if monitor.needs_labels and source.labels is None:
-                    raise UsageError(f"monitor.{key} needs labels, but {source!r} has none; set it to 0")
+        sources = [extractor.source for extractor in (training, held_out) if extractor is not None]
+        unlabeled = next((source for source in sources if source.labels is None), None)
+        if unlabeled is not None:
+            missing = [key for key, monitor in self.monitors.items() if monitor.needs_labels]
+            self.monitors = {key: monitor for key, monitor in self.monitors.items() if key not in missing}
+            if missing:
+                logger.warning("[monitor] %s: left out, since %r has no labels", ", ".join(missing), unlabeled)
 
     def measure(self, executor: Executor, progress: Progress) -> dict[str, float]:
         """The numbers of all monitors that are due before the step of `progress`, by name. All ranks call it.

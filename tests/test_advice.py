@@ -1,0 +1,25 @@
+"""A run is told at its start what of its recipe is allowed but rarely meant with its images."""
+
+import small_run
+from small_run import call
+
+
+def told(out: str) -> list[str]:
+    return [line.removeprefix("advice").strip() for line in out.splitlines() if line.startswith("advice")]
+
+
+def test_each_mismatch_with_the_images_is_a_line_of_advice(tmp_path, images, capsys):
+    recipe = small_run.write_recipe(tmp_path, images, steps=2)
+    assert told(call(capsys, recipe, "--dry-run", "--set=log.interval=1")[1]) == []
+    sets = ["model.queue_len=100", "global_batch=1", "data.samples_per_gpu=1", "lr={warmup='linear',warmup_iters=2}"]
+    code, out, err = call(capsys, recipe, "--dry-run", "--set=log.interval=500", *(f"--set={one}" for one in sets))
+    queue, batch, log, warm_up = told(out) if code == 0 else [err] * 4
+    assert queue.startswith("model.queue_len is 100, but there are ") and queue.endswith("negatives: 64 or less")
+    assert batch.startswith("global_batch leaves one image at a time, and MoCo ")
+    assert log.startswith("log.interval is 500 steps, but an epoch has ")
+    assert warm_up.startswith("lr.warmup_iters makes a warm-up of 2 steps, but the run has 2")
+
+
+def test_a_run_logs_the_advice(tmp_path, images, capsys):
+    recipe = small_run.write_recipe(tmp_path, images, steps=1)
+    assert "advice: model.queue_len is 100" in call(capsys, recipe, "--set=model.queue_len=100")[2]
