@@ -20,7 +20,7 @@ FLOORS = {
     "recipe": 6, "run_state": 6, "step_metrics": 6.1, "rehearsal": 6.1, "plan": 6.2, "advice": 6.25, "session": 6.3,
     "train": 6.4, "saved": 6.4,
     "measure": 7, "preview": 7, "export": 7, "runs": 7, "importer": 7,
-    "doctor": 7,
+    "doctor": 7, "first_recipe": 7,
     "finetune": 8, "report": 8,
     "commands": 9, "cli": 9.1, "__main__": 9.2,
 }  # fmt: skip

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from sslrun.started import SPINNING
+
 State = Literal["works", "missing", "fails"]
 
 # Of a launcher: a check is a process of its own, whatever the doctor was started by.
@@ -86,6 +88,7 @@ def ask(check: Check) -> Finding:
     if kernels is not None and kernels.origin is not None:
         roots.append(str(Path(kernels.origin).parents[1]))
     environment = {key: value for key, value in os.environ.items() if key not in _OF_LAUNCHERS}
+    environment.setdefault(*SPINNING)
     environment["PYTHONPATH"] = os.pathsep.join([*roots, *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, "-m", "sslrun.doctor.checks", check.name],
