@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from sslrun.config.load import composed
+from sslrun.data.classes import matched
 from sslrun.evaluation.finetune_recipe import Finetune, recipe
 from sslrun.evaluation.frozen_encoder import labeled, labels
 from sslrun.measure import Results, described, keep, name_of, sources
@@ -33,6 +34,7 @@ def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory:
         The exit code; the results, empty unless the code is 0; and the file with the results, or the run folder.
     """
     train, test = labeled(*sources(saved.recipe))
+    test = matched(train, test, says=False)  # the run says it
     name = name_of(kind, saved)
     tables = saved.config.values.get("eval", {})
     values = recipe(

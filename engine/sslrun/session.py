@@ -17,6 +17,7 @@ from sslrun.allowed_imports import require_allowed
 from sslrun.config import Config
 from sslrun.contract import Batch, Progress
 from sslrun.data.bad_samples import BadSamples
+from sslrun.data.classes import matched
 from sslrun.data.loader import Loader
 from sslrun.data.order import Order
 from sslrun.data.sources import Source
@@ -247,6 +248,8 @@ def _monitors(
     """The monitors of the `[monitor]` table, with the images that they measure."""
     if holdout is None:
         return Monitors(recipe.monitor, features)
+    if recipe.model.num_classes is not None or any(m.needs_labels for m in recipe.monitor.monitors().values()):
+        holdout = matched(features.source, holdout)
     held_out = FeatureExtractor(holdout, features.transforms, bf16=features.bf16, **reading)
     loader = make_loader(recipe, holdout, plan.machine.micro_batch, reading, plan.machine.precision)
     return Monitors(recipe.monitor, features, held_out, _held_out_batches(recipe, plan, loader))

@@ -23,7 +23,7 @@ class FrozenEncoder:
     Attributes:
         backbone: the network, on `device`, in evaluation mode.
         train: images that classifiers learn from, opened.
-        test: images that are classified, opened; None if there are none.
+        test: images that are classified, opened, with the class numbers of `train`; None if there are none.
         transforms: how images are prepared, without randomness.
         views: the view groups of the encoder's training.
         device: the device of the backbone.

@@ -16,6 +16,10 @@ from sslrun.errors import UsageError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
+# Folders that systems and archives leave among class folders.
+NO_CLASSES = {"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+
+
 class Names(Sequence[str]):
     """Names that are put together when they are asked for: a subclass implements `name_at`, for 0 to N - 1, and
     `__len__`."""
@@ -165,7 +169,8 @@ def entries(folder: str) -> tuple[list[str], list[str]]:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                folders.append(entry.name)
+                if entry.name not in NO_CLASSES:
+                    folders.append(entry.name)
             elif entry.name.lower().endswith(EXTENSIONS):
                 files.append(entry.name)
     return sorted(files), sorted(folders)

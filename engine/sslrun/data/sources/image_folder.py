@@ -7,8 +7,8 @@ class ImageFolder(FileSource):
     """A folder of images: one subfolder per class, or no classes at all.
 
     Images directly in the folder make it unlabeled, and everything below it is one flat set. Otherwise each
-    subfolder is a class (an empty one too), numbered in sorted order, with all images below it. Links are followed;
-    hidden names and files without an image's extension are passed over.
+    subfolder is a class (an empty one too), numbered in sorted order, with all images below it. Hidden folders and
+    `__MACOSX` are no classes. Links are followed; hidden names and files without an image's extension are passed over.
 
     Args:
         data_prefix: the folder; a relative path starts from the working directory.
