@@ -117,9 +117,9 @@ def _numbers(train: Source, test: Source, theirs: np.ndarray, remarks: list[tupl
             return np.array([int(name_of(test, label)) for label in theirs], dtype=np.int64)
         known = {name: number for number, name in reversed(list(enumerate(map(str, map(int, names)))))}
         return np.array([known.get(str(label), -1) for label in theirs], dtype=np.int64)
-    remarks.append(
-        (logging.INFO, f"classes of {test!r} and {train!r} are matched by number: 0 is {names[0]}, the others unnamed")
-    )
+    unnamed = test if named is train else train
+    text = f"classes are matched by number, since {unnamed!r} has no names for them: 0 is {names[0]}"
+    remarks.append((logging.INFO, text))
     return theirs
 
 

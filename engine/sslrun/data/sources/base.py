@@ -1,6 +1,7 @@
 """The contract of a source: samples by id, with encoded bytes or decoded pixels, names, labels and sizes."""
 
 import io
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -12,6 +13,8 @@ from sslrun.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger("sslrun")
 
 Encoded = bytes | np.ndarray
 """The content of one image file (JPEG, PNG, ...): bytes, or a one-dimensional uint8 array."""
@@ -29,6 +32,8 @@ class Source(Component, kind="sources"):
             `ARCHIVE#MEMBER`.
         labels: (N,) int64 class of each sample; None if there are no classes.
         class_names: name of each class; None if they are not known.
+        remarks: what a user should know about the samples, a line each: files that are passed over, for example. They
+            are logged when the source is opened, and shown by `data check`.
     """
 
     nominal_size: int | None = None
@@ -40,6 +45,7 @@ class Source(Component, kind="sources"):
     names: Sequence[str]
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
+    remarks: Sequence[str] = ()
     _is_open: bool = False
     _sizes: np.ndarray | None = None
 
@@ -61,6 +67,8 @@ class Source(Component, kind="sources"):
         if len(names) == 0:
             raise UsageError(f"{self!r} has no samples: point {key} to some")
         self.names, self._is_open = names, True
+        for remark in self.remarks:
+            logger.info("%r: %s", self, remark)
 
     def list_samples(self, key: str) -> Sequence[str]:
         """The names of all samples, in the order of their ids; sets `labels` and `class_names` if there are classes.

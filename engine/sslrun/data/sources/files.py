@@ -1,4 +1,4 @@
-"""What sources of image files share: a compact list of paths, reading, walking folders, annotation files."""
+"""What sources of image files share: a compact list of paths, reading, and errors of one line."""
 
 import contextlib
 import errno
@@ -11,13 +11,6 @@ import numpy as np
 
 from sslrun.data.sources.base import Encoded, Source
 from sslrun.errors import UsageError
-
-# Without JPEG 2000: a damaged file of it may end the process that decodes it, and with it the run.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-# Folders that systems and archives leave among class folders.
-NO_CLASSES = {"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 
 
 class Names(Sequence[str]):
@@ -90,34 +83,6 @@ class FileSource(Source, listed=False):
         return "".join(parts).encode(errors="surrogateescape")
 
 
-class AnnotatedImages(FileSource, listed=False):
-    """Base of sources whose images an annotation file lists, or otherwise class folders at any depth.
-
-    Args:
-        data_prefix: folder of the class folders, or of the images that `ann_file` names.
-        ann_file: text file of lines `path label`. If it is not given, each folder that holds images is a class.
-    """
-
-    def __init__(self, data_prefix: str, ann_file: str | None = None) -> None:
-        self.data_prefix = data_prefix
-        self.ann_file = ann_file
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.ann_file or self.data_prefix!r})"
-
-    def list_samples(self, key: str) -> Paths:
-        root = folder_of(self.data_prefix, key)
-        if self.ann_file is not None:
-            paths, self.labels = self.read_annotations(self.ann_file, root, key)
-        else:
-            paths, self.labels, self.class_names = in_leaf_folders(root)
-        return paths
-
-    def read_annotations(self, ann_file: str, root: str, key: str) -> tuple[Paths, np.ndarray | None]:
-        """Paths and labels of the images that the annotation file lists."""
-        return read_annotations(ann_file, root, key)
-
-
 def read_file(path: str) -> bytes:
     """All bytes of a regular file, with few system calls: each of them waits for Python's lock once.
 
@@ -159,113 +124,3 @@ def folder_of(data_prefix: str, key: str) -> str:
         state = "is not a folder" if os.path.exists(data_prefix) else "does not exist"
         raise UsageError(f"{data_prefix} {state}: set {key}.data_prefix to the folder that holds the images")
     return os.path.abspath(data_prefix)
-
-
-def entries(folder: str) -> tuple[list[str], list[str]]:
-    """Sorted names of a folder's images and of its subfolders; hidden names and other files are passed over."""
-    files, folders = [], []
-    with os.scandir(folder) as scan:
-        for entry in scan:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                if entry.name not in NO_CLASSES:
-                    folders.append(entry.name)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                files.append(entry.name)
-    return sorted(files), sorted(folders)
-
-
-def walk(root: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Images below `root/below`, relative to `root`: a folder's own first, then its subfolders; no loops of links."""
-    folder = os.path.join(root, below)
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    files, folders = entries(folder)
-    for name in files:
-        yield os.path.join(below, name)
-    for name in folders:
-        yield from walk(root, os.path.join(below, name), (*above, identity))
-
-
-def in_class_folders(root: str, folders: Sequence[str]) -> tuple[Paths, np.ndarray]:
-    """The images below each of some folders of `root`, in their order, and each image's number of its folder."""
-    counts: list[int] = []
-
-    def images() -> Iterator[str]:
-        for name in folders:
-            counts.append(0)
-            for path in walk(root, name):
-                counts[-1] += 1
-                yield path
-
-    paths = Paths(root, images())
-    return paths, np.repeat(np.arange(len(counts)), counts)
-
-
-def in_leaf_folders(root: str) -> tuple[Paths, np.ndarray, list[str]]:
-    """Paths, labels and class names where each folder below `root` that holds images is a class, at any depth."""
-    names: dict[str, int] = {}
-    labels: list[int] = []
-
-    def images() -> Iterator[str]:
-        for path in walk(root):
-            labels.append(names.setdefault(os.path.dirname(path), len(names)))
-            yield path
-
-    paths = Paths(root, images())
-    return paths, np.array(labels, dtype=np.int64), list(names)
-
-
-def images_below(root: str, data_prefix: str, key: str) -> tuple[Paths, np.ndarray | None, list[str] | None]:
-    """Paths, labels and class names of a folder with one subfolder per class, or of a flat one without classes.
-
-    Args:
-        root: absolute path of the folder.
-        data_prefix: how the config writes it.
-        key: where the config names the source.
-
-    Raises:
-        UsageError: there are no images.
-    """
-    files, folders = entries(root)
-    paths, labels = (Paths(root, walk(root)), None) if files else in_class_folders(root, folders)
-    if len(paths) == 0:
-        raise UsageError(
-            f"{data_prefix} has no images ({', '.join(EXTENSIONS[:4])}, ...): "
-            f"set {key}.data_prefix to a folder of images or of class folders"
-        )
-    return paths, labels, None if labels is None else folders
-
-
-def read_annotations(ann_file: str, root: str, key: str) -> tuple[Paths, np.ndarray | None]:
-    """Paths and labels of an annotation file. A path may hold spaces: only a last word that is a number is a label."""
-    labels: list[int] = []
-    unlabeled = 0
-
-    def images() -> Iterator[str]:
-        nonlocal unlabeled
-        with open(ann_file, encoding="utf-8-sig", errors="surrogateescape") as lines:  # Notepad writes a BOM
-            for line in lines:
-                line = line.rstrip("\r\n")
-                if not line.strip():
-                    continue
-                path, _, label = line.rpartition(" ")
-                if path and label.isdecimal():
-                    labels.append(int(label))
-                    yield path
-                else:
-                    unlabeled += 1
-                    yield line
-
-    with need(ann_file, f"set {key}.ann_file to the file that lists the images"):
-        paths = Paths(root, images())
-    if len(paths) == 0:
-        raise UsageError(f"{ann_file} lists no images: set {key}.ann_file to a file of lines `path` or `path label`")
-    if labels and unlabeled:
-        raise UsageError(f"{ann_file}: {unlabeled} of {len(paths)} lines have no label: label all of them or none")
-    if labels and max(labels) >= 2**63:
-        raise UsageError(f"{ann_file}: the label {max(labels)} is too large: labels are class numbers from 0")
-    return paths, np.asarray(labels, dtype=np.int64) if labels else None

@@ -1,6 +1,7 @@
 """Images in a folder, with or without class folders."""
 
-from sslrun.data.sources.files import FileSource, Paths, folder_of, images_below
+from sslrun.data.sources.files import FileSource, Paths, folder_of
+from sslrun.data.sources.folders import images_below
 
 
 class ImageFolder(FileSource):
@@ -8,7 +9,9 @@ class ImageFolder(FileSource):
 
     Images directly in the folder make it unlabeled, and everything below it is one flat set. Otherwise each
     subfolder is a class (an empty one too), numbered in sorted order, with all images below it. Hidden folders and
-    `__MACOSX` are no classes. Links are followed; hidden names and files without an image's extension are passed over.
+    `__MACOSX` are no classes. Files are images by their suffix (.jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .tif, .ppm,
+    ...); others, such as .gif and .heic, are passed over, which is logged. Links are followed, except to folders that are
+    listed elsewhere.
 
     Args:
         data_prefix: the folder; a relative path starts from the working directory.
@@ -22,5 +25,5 @@ class ImageFolder(FileSource):
 
     def list_samples(self, key: str) -> Paths:
         root = folder_of(self.data_prefix, key)
-        paths, self.labels, self.class_names = images_below(root, self.data_prefix, key)
+        paths, self.labels, self.class_names, self.remarks = images_below(root, self.data_prefix, key)
         return paths

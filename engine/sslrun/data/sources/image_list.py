@@ -1,10 +1,13 @@
 """Images that a text file lists."""
 
-from sslrun.data.sources.files import FileSource, Paths, folder_of, read_annotations
+from sslrun.data.sources.annotations import read_annotations
+from sslrun.data.sources.files import FileSource, Paths, folder_of
 
 
 class ImageList(FileSource):
     """Images that a text file lists: a line is `path`, or `path label` with a number. All lines have a label or none.
+
+    The file is UTF-8, or UTF-16 with a byte-order mark. Blanks or tabs separate path and label, and may end a line.
 
     Args:
         data_prefix: folder that relative paths start from.
