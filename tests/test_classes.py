@@ -137,3 +137,25 @@ def test_an_error_names_the_source_without_a_common_class(capsys, run, images, t
     code, _, err = call(capsys, "eval", "knn", run, "--set", others)
     assert code == 2 and "no class in common" in err and "set eval.test to a source that has some" in err
     assert call(capsys, "eval", "spectrum", run, "--set", others)[0] == 0
+
+
+def test_labels_of_a_list_may_have_gaps(capsys, run, images, tmp_path):
+    """A linear classifier has the results that it has for class folders; fine-tuning, which needs an output for each
+    number, refuses."""
+    numbers = (3, 99, 10**6, 3 * 10**11)
+    lines = [f"class_{k}/{i:02d}.jpg {numbers[k]}\n" for k in range(4) for i in range(20)]
+    (tmp_path / "list.txt").write_text("".join(lines))
+    folder = f"{{type='ImageFolder',data_prefix='{images}'}}"
+    listed = f"{{type='ImageList',data_prefix='{images}',ann_file='{tmp_path / 'list.txt'}'}}"
+    fast = ["--set", "eval.linear.epochs=3", "--set", "eval.linear.optimizer={type='SGD',lr=0.1}"]
+    records = []
+    for source in (folder, listed):
+        options = [*fast, "--set", f"eval.train={source}", "--set", f"eval.test={source}", "-o", tmp_path / "results"]
+        assert call(capsys, "eval", "linear", run, *options)[0] == 0
+        (path,) = (tmp_path / "results").iterdir()
+        records.append(json.loads(path.read_text()))
+        path.unlink()
+    assert records[0]["results"] == records[1]["results"] and records[1]["data"]["train_classes"] == 4
+    options = ["--set", f"eval.train={listed}", "--set", f"eval.test={listed}"]
+    code, _, err = call(capsys, "eval", "finetune", run, *options)
+    assert code == 2 and "labels up to 300000000000 for 4 classes: number them from 0" in err

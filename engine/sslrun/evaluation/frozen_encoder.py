@@ -109,6 +109,18 @@ def labeled(train: Source, test: Source | None) -> tuple[Source, Source]:
     return train, test
 
 
+def numbered(*labels: Tensor) -> tuple[list[Tensor], int]:
+    """Class numbers without gaps, in the order of the labels, and how many there are.
+
+    Labels may be any numbers (those of a list): what is computed for each class is then computed for those that occur.
+
+    Args:
+        labels: (N,) int64, (M,) int64, ...; equal labels get equal numbers.
+    """
+    classes, places = torch.unique(torch.cat(labels), return_inverse=True)
+    return list(places.split([len(each) for each in labels])), len(classes)
+
+
 def labels(source: Source) -> Tensor:
     """(N,) int64 labels of a source that has labels."""
     assert source.labels is not None

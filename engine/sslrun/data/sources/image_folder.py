@@ -9,9 +9,9 @@ class ImageFolder(FileSource):
 
     Images directly in the folder make it unlabeled, and everything below it is one flat set. Otherwise each
     subfolder is a class (an empty one too), numbered in sorted order, with all images below it. Hidden folders and
-    `__MACOSX` are no classes. Files are images by their suffix (.jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .tif, .ppm,
-    ...); others, such as .gif and .heic, are passed over, which is logged. Links are followed, except to folders that are
-    listed elsewhere.
+    `__MACOSX` are no classes. Files are images by their suffix (.jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .tif,
+    .ppm, ...); others, such as .gif and .heic, are passed over, which is logged. Links are followed, except to folders
+    that are listed elsewhere.
 
     Args:
         data_prefix: the folder; a relative path starts from the working directory.
