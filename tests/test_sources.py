@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -401,3 +402,27 @@ def test_a_link_to_a_class_that_is_not_chosen_is_followed(tmp_path):
     (tmp_path / "classes.txt").write_text("n02\n", encoding="utf-16")
     source = opened(ImageNet100(str(tmp_path), str(tmp_path / "classes.txt")))
     assert labels_by_path(source, tmp_path) == {"n02/1.jpg": 0}
+
+
+def test_identity_is_that_of_the_images_wherever_they_lie(tmp_path):
+    for name in ["a/1.png", "b/2.png"]:
+        image(tmp_path / "one" / name)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    os.utime(tmp_path / "two" / "a" / "1.png", (0, 0))
+
+    def identity():
+        return opened(ImageFolder(str(tmp_path / "two"))).identity()
+
+    source = opened(ImageFolder(str(tmp_path / "one")))
+    first = identity()
+    assert source.identity() == first
+    parts = [Subset(source, np.array(ids)).identity() for ids in ([0, 1], [1, 0], [1])]
+    assert len({first, *parts}) == 4
+    (tmp_path / "two" / "a" / "1.png").rename(tmp_path / "two" / "a" / "3.png")
+    assert identity() != first
+    (tmp_path / "two" / "a" / "3.png").rename(tmp_path / "two" / "a" / "1.png")
+    assert identity() == first
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 12, 3), np.uint8)).save(tmp_path / "two/b/2.png")
+    assert identity() != first
+    encoded = [opened(Encoded([png(*size)])).identity() for size in ((3, 4), (3, 4), (3, 5))]
+    assert encoded[0] == encoded[1] != encoded[2]

@@ -5,6 +5,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -67,6 +68,11 @@ class Run:
     log: RunLog | None
     step_metrics: StepMetrics
     step: int
+
+    @cached_property
+    def images(self) -> str:
+        """`Source.identity` of the training images."""
+        return self.loader.source.identity()
 
     @property
     def progress(self) -> Progress:
@@ -158,7 +164,7 @@ def save(run: Run) -> None:
     bad: dict[str, str] = {}
     for bad_of_rank in distributed.gather_objects(run.loader.bad.state_dict()):
         bad |= bad_of_rank
-    state = RunState(run.step, run.plan.num_samples, run.step_metrics.state(), bad)
+    state = RunState(run.step, run.plan.num_samples, run.step_metrics.state(), bad, run.images)
     if run.folder is not None and run.log is not None:
         run.log.sync()
         run_state.save(run.folder.checkpoints, tensors, state)
@@ -321,6 +327,12 @@ def _restore(run: Run, path: Path | None) -> None:
             raise UsageError(
                 f"{path} was trained on {state.num_samples} samples, but data.source has {run.plan.num_samples}: "
                 "the order of samples would differ; start a new run in another --work-dir with load_from"
+            )
+        if state.images not in (None, run.images) and run.folder is not None:
+            logger.warning(
+                "images of data.source have other names, sizes or lengths than at %s: the run goes on, but not exactly "
+                "as it would have with the same images",
+                path,
             )
         run.executor.load_state(tensors["model"])
         run.executor.load_optimizer_state(tensors["optimizer"])

@@ -9,7 +9,7 @@ from typing import BinaryIO, overload
 
 import numpy as np
 
-from sslrun.data.sources.base import Encoded, Source
+from sslrun.data.sources.base import Encoded, Source, digest_of
 from sslrun.errors import UsageError
 
 
@@ -34,11 +34,14 @@ class Names(Sequence[str]):
 
 
 class Paths(Names):
-    """File paths below one folder, kept as one string of bytes: a million take their bytes and eight more each.
+    """File paths below one folder, kept as one string of bytes: a million take their bytes and sixteen more each.
 
     Args:
         root: folder that relative paths start from; absolute paths ignore it.
         relative: the paths, consumed once.
+
+    Attributes:
+        lengths: (N,) int64, bytes of each file; -1 for those that are missing or have not been looked at.
     """
 
     def __init__(self, root: str, relative: Iterable[str]) -> None:
@@ -48,6 +51,12 @@ class Paths(Names):
             blob += os.fsencode(path)
             ends.append(len(blob))
         self._blob, self._ends = bytes(blob), np.asarray(ends, dtype=np.int64)
+        self.lengths = np.full(len(self), -1)
+
+    @property
+    def relative(self) -> bytes:
+        """All paths below the folder, one after the other."""
+        return self._blob + self._ends.tobytes()
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -74,13 +83,19 @@ class FileSource(Source, listed=False):
     def fingerprint(self, ids: np.ndarray) -> bytes:
         """Names, lengths and times."""
         parts = []
-        for path in (self.names[sample] for sample in ids.tolist()):
+        for sample in ids.tolist():
+            path = self.names[sample]
             try:
                 status = os.stat(path)
+                self.names.lengths[sample] = status.st_size
                 parts.append(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0")
             except (OSError, ValueError):  # a null byte in the name
                 parts.append(f"{path}\0missing\0")
         return "".join(parts).encode(errors="surrogateescape")
+
+    def identity(self) -> str:
+        sizes = self.sizes  # the lengths are found with them
+        return digest_of([self.names.relative, self.names.lengths.tobytes(), sizes.tobytes()])
 
 
 def read_file(path: str) -> bytes:
