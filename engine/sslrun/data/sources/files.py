@@ -9,8 +9,12 @@ from typing import BinaryIO, overload
 
 import numpy as np
 
+from sslrun.data.levels import Range, in_8_bits, kind
 from sslrun.data.sources.base import Encoded, Source, digest_of
-from sslrun.errors import UsageError
+from sslrun.errors import UsageError, printable
+
+_SUSPECTS = (".png", ".tif", ".tiff", ".ppm", ".pgm")
+_LOOKED_AT = 50
 
 
 class Names(Sequence[str]):
@@ -58,6 +62,16 @@ class Paths(Names):
         """All paths below the folder, one after the other."""
         return self._blob + self._ends.tobytes()
 
+    def ending_with(self, suffixes: Iterable[str]) -> np.ndarray:
+        """Ascending numbers of the paths with one of some lower-case suffixes, in letters of any case."""
+        blob, lengths = np.frombuffer(self._blob, dtype=np.uint8), np.diff(self._ends)
+        found = np.zeros(len(self), dtype=bool)
+        for suffix in map(os.fsencode, suffixes):
+            long_enough = np.flatnonzero(lengths >= len(suffix))
+            places = self._ends[1:][long_enough, None] + np.arange(-len(suffix), 0)
+            found[long_enough] |= (blob[places] | 32 == np.frombuffer(suffix, dtype=np.uint8) | 32).all(axis=1)
+        return np.flatnonzero(found)
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 
@@ -70,12 +84,15 @@ class FileSource(Source, listed=False):
 
     names: Paths
 
+    range: Range = "auto"
+    """How values beyond whole numbers from 0 to 255 are read; see `levels.in_8_bits`."""
+
     @property
     def files_root(self) -> str:
         return self.names.root
 
     def encoded(self, ids: np.ndarray) -> Sequence[Encoded]:
-        return [read_file(self.names[sample]) for sample in ids.tolist()]
+        return [in_8_bits(read_file(self.names[sample]), self.range) for sample in ids.tolist()]
 
     def open_encoded(self, sample: int) -> BinaryIO:
         return open(_open_regular(self.names[sample])[0], "rb")
@@ -92,6 +109,17 @@ class FileSource(Source, listed=False):
             except (OSError, ValueError):  # a null byte in the name
                 parts.append(f"{path}\0missing\0")
         return "".join(parts).encode(errors="surrogateescape")
+
+    def remarks_on_levels(self, paths: Paths) -> list[str]:
+        """A remark if some of the files, of which a few are looked at, have other values than 0 to 255."""
+        suspects = paths.ending_with(_SUSPECTS)
+        for i in suspects[np.linspace(0, len(suspects) - 1, min(len(suspects), _LOOKED_AT)).astype(np.int64)].tolist():
+            with contextlib.suppress(OSError, ValueError), open(_open_regular(paths[i])[0], "rb") as file:
+                if found := kind(file):
+                    what = "floats" if found[0] == "float" else f"integers up to {found[1]}"
+                    name = printable(os.path.relpath(paths[i], paths.root))
+                    return [f"not all images have 8 bits ({name}: {what}): they are read by range = {self.range!r}"]
+        return []
 
     def identity(self) -> str:
         sizes = self.sizes  # the lengths are found with them

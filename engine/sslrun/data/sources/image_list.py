@@ -1,5 +1,8 @@
 """Images that a text file lists."""
 
+from typing import Literal
+
+from sslrun.data.levels import checked
 from sslrun.data.sources.annotations import read_annotations
 from sslrun.data.sources.files import FileSource, Paths, folder_of
 
@@ -12,11 +15,13 @@ class ImageList(FileSource):
     Args:
         data_prefix: folder that relative paths start from.
         ann_file: the text file.
+        range: how images with more than 8 bits (16-bit PNG and TIFF, float TIFF) are read: the values that become black
+            and white, such as [0, 1023]. "auto" takes 0 to the smallest of 255, 4095 and 65535 (and of 1, for floats)
+            that no value of the image exceeds; "full" the whole range of the type, 0 to 65535 or 0 to 1.
     """
 
-    def __init__(self, data_prefix: str, ann_file: str) -> None:
-        self.data_prefix = data_prefix
-        self.ann_file = ann_file
+    def __init__(self, data_prefix: str, ann_file: str, range: Literal["auto", "full"] | list[float] = "auto") -> None:
+        self.data_prefix, self.ann_file, self.range = data_prefix, ann_file, checked(range)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.ann_file!r})"
@@ -24,4 +29,5 @@ class ImageList(FileSource):
     def list_samples(self, key: str) -> Paths:
         root = folder_of(self.data_prefix, key)
         paths, self.labels = read_annotations(self.ann_file, root, key)
+        self.remarks = self.remarks_on_levels(paths)
         return paths
