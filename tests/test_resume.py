@@ -167,3 +167,23 @@ def test_the_deepspeed_launcher_trains(tmp_path, images):
     code, output = small_run.finish(process)
     assert code == 0, output[-3000:]
     assert checkpoint.newest_good(tmp_path / "runs/small/checkpoints") is not None
+
+
+@pytest.mark.nightly
+def test_replaced_images_are_said(tmp_path, images):
+    copy = Path(shutil.copytree(images, tmp_path / "images"))
+    recipe = small_run.write_recipe(tmp_path, copy, steps=2)
+    small_run.train(recipe)
+    run, said = tmp_path / "runs" / "small", "images of data.source have other names, sizes or lengths"
+    small_run.train(recipe, "--resume")
+    assert said not in (run / "log.txt").read_text()
+    shutil.copy(copy / "class_0" / "01.jpg", copy / "class_0" / "02.jpg")
+    tensors, state = checkpoint.load(checkpoint.newest_good(run / "checkpoints"))
+    del state["images"]  # a checkpoint of an earlier version
+    shutil.copytree(run, tmp_path / "earlier" / "small")
+    shutil.rmtree(tmp_path / "earlier" / "small" / "checkpoints")
+    checkpoint.save(tmp_path / "earlier" / "small" / "checkpoints", state["step"], tensors, state)
+    small_run.train(recipe, "--resume", "--work-dir", str(tmp_path / "earlier"))
+    assert said not in (tmp_path / "earlier" / "small" / "log.txt").read_text()
+    small_run.train(recipe, "--resume")
+    assert (run / "log.txt").read_text().count(said) == 1

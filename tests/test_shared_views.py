@@ -82,7 +82,7 @@ def test_what_views_share_is_done_once(monkeypatch):
     assert len(calls) == 8
     plan = graph_plan([group], geometric_steps([group]))
     assert [list(step.layouts) for step in plan[0].steps] == [
-        ["start", "shape", "size"],
+        ["from", "until", "size"],
         ["start", "size"],
         ["start", "size"],
     ]

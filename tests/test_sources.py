@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from sslrun.data.sources.files import Paths
 from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.sources.image_list import ImageList
 from sslrun.data.sources.imagenet import ImageNet
+from sslrun.data.sources.imagenet100 import ImageNet100
+from sslrun.data.sources.places205 import Places205
 from sslrun.data.sources.subset import Subset, split_holdout
 from sslrun.errors import UsageError
 
@@ -140,11 +143,15 @@ def test_wrong_lists_are_one_line(text, message, tmp_path):
     one_line(error)
 
 
-def test_imagenet_from_folders_and_from_the_list(tmp_path):
+def test_imagenet_from_folders_and_from_the_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name in ["n02/b.JPEG", "n01/a.JPEG"]:
         image(tmp_path / "train" / name)
-    folders = ImageNet(str(tmp_path / "train"), str(tmp_path / "train.txt"))
+    folders = ImageNet("train", "data/imagenet/meta/train.txt")
     folders.open()
+    assert list(folders.remarks) == ["there is no data/imagenet/meta/train.txt: the classes are the folders"]
+    with pytest.raises(UsageError, match=r"lits.txt: No such file.*set data.source.ann_file"):
+        ImageNet("train", "lits.txt").open()
     (tmp_path / "train.txt").write_text("n01/a.JPEG 0\nn02/b.JPEG 1\n")
     listed = ImageNet(str(tmp_path / "train"), str(tmp_path / "train.txt"))
     listed.open()
@@ -284,3 +291,138 @@ def test_holdout_is_disjoint_and_lasting(tmp_path):
     for fraction in (0.0, 1.0, 20):
         with pytest.raises(UsageError, match="holdout"):
             split_holdout(source, fraction)
+
+
+def opened(source):
+    source.open()
+    return source
+
+
+def labels_by_path(source, root):
+    labels = [None] * len(source) if source.labels is None else source.labels.tolist()
+    return {os.path.relpath(path, root): label for path, label in zip(source.names, labels, strict=True)}
+
+
+LINES = ["b/1.jpg 3", "a/with space.jpg 0", "ü.jpg 12"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\n".join(LINES).encode("utf-8-sig"),
+        "\r\n".join(LINES).encode("utf-16"),
+        b"\xfe\xff" + "\r\n".join(LINES).encode("utf-16-be"),
+        "\r".join(LINES).encode(),
+        " \t\n".join(LINES).encode() + b"\n\t \n",
+        "\n".join(line.replace(" ", "\t") for line in LINES).encode().replace(b"with\t", b"with "),
+        "\n".join("   ".join(line.rsplit(" ", 1)) for line in LINES).encode(),
+    ],
+    ids=["utf-8 with a mark", "PowerShell", "big endian", "old Mac", "blanks at the end", "tabs", "three blanks"],
+)
+def test_lists_of_editors_and_tools(content, tmp_path):
+    (tmp_path / "list.txt").write_bytes(content)
+    listed = opened(ImageList(str(tmp_path), str(tmp_path / "list.txt")))
+    assert labels_by_path(listed, tmp_path) == {"b/1.jpg": 3, "a/with space.jpg": 0, "ü.jpg": 12}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.jpg 1\n".encode("utf-16-le"), "no text file, or UTF-16 without a byte-order mark"),
+        ("a.jpg 1\n".encode("utf-16")[:-1], "not the text that its byte-order mark says"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF\0", "no text file"),
+        (b"a.jpg " + b"9" * 5000, "is too large"),
+        (b"a.jpg 9223372036854775808", "is too large"),
+    ],
+)
+def test_what_is_no_list_is_one_line(content, message, tmp_path):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(UsageError, match=message) as error:
+        opened(ImageList(str(tmp_path), str(tmp_path / "list.txt")))
+    assert "list.txt" in one_line(error) and len(one_line(error)) < 300
+
+
+def test_kinds_of_jpegs_are_read_and_others_are_counted(tmp_path, caplog):
+    for name in ["a/1.jpg", "a/2.png", "b/3.jpg"]:
+        image(tmp_path / name)
+    for old, new in {"a/1.jpg": "a/1.jfif", "b/3.jpg": "b/3.JPE"}.items():
+        (tmp_path / old).rename(tmp_path / new)
+    for name in ["a/x.gif", "a/y.GIF", "b/z.heic", "b/download", "README.md", "a/notes.txt", ".DS_Store"]:
+        (tmp_path / name).write_text("")
+    with caplog.at_level(logging.INFO, logger="sslrun"):
+        source = opened(ImageFolder(str(tmp_path)))
+    assert labels_by_path(source, tmp_path) == {"a/1.jfif": 0, "a/2.png": 0, "b/3.JPE": 1}
+    expected = "files of kinds that are not read are passed over: 2 .gif, 1 .heic, 1 without a suffix"
+    assert list(source.remarks) == [expected] and caplog.messages == [f"{source!r}: {expected}"]
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "x.avif").write_text("")
+    with pytest.raises(UsageError, match=r"has no images \(.jpg, .jpeg, ...\), only 1 .avif: set data.source"):
+        opened(ImageFolder(str(tmp_path / "only")))
+
+
+def test_images_beside_class_folders_are_named(tmp_path):
+    for name in ["a/1.jpg", "b/2.jpg", "stray.jpg", "too.jpg"]:
+        image(tmp_path / name)
+    source = opened(ImageFolder(str(tmp_path)))
+    assert source.labels is None and len(source) == 4
+    assert list(source.remarks) == ["2 folders are no classes because of images beside them: stray.jpg and 1 more"]
+
+
+@pytest.mark.parametrize("kind", [ImageFolder, ImageNet, Places205])
+def test_a_linked_folder_is_listed_once_and_where_it_is(kind, tmp_path):
+    """Links up, to a sibling, to a class under another name, out of the root, around it, and into a hidden store."""
+    root = tmp_path / "data" / "root"
+    for name in ["a/1.jpg", "b/2.jpg", "b/deep/3.jpg", ".store/4.jpg"]:
+        image(root / name)
+    image(tmp_path / "elsewhere" / "5.jpg")
+    image(tmp_path / "data" / "other" / "6.jpg")
+    for link, target in {
+        "a/up": root,
+        "a/sibling": root / "b",
+        "a0": root / "b" / "deep",
+        "c": root / ".store",
+        "d": tmp_path / "elsewhere",
+        "e": tmp_path / "elsewhere",
+        "f": tmp_path / "data",
+    }.items():
+        (root / link).symlink_to(target)
+    source = opened(kind(str(root)))
+    classes = {path: source.class_names[label] for path, label in labels_by_path(source, root).items()}
+    leaf = {"b/deep/3.jpg": "b/deep", "f/other/6.jpg": "f/other"} if kind is Places205 else {}
+    assert classes == {
+        "a/1.jpg": "a", "b/2.jpg": "b", "b/deep/3.jpg": "b", "c/4.jpg": "c", "d/5.jpg": "d", "f/other/6.jpg": "f",
+    } | leaf  # fmt: skip
+    (remark,) = source.remarks
+    assert remark.startswith("5 linked folders are listed elsewhere, and not again: a/sibling, a/up, a0, ...")
+
+
+def test_a_link_to_a_class_that_is_not_chosen_is_followed(tmp_path):
+    image(tmp_path / "n01" / "1.jpg")
+    (tmp_path / "n02").symlink_to(tmp_path / "n01")
+    (tmp_path / "classes.txt").write_text("n02\n", encoding="utf-16")
+    source = opened(ImageNet100(str(tmp_path), str(tmp_path / "classes.txt")))
+    assert labels_by_path(source, tmp_path) == {"n02/1.jpg": 0}
+
+
+def test_identity_is_that_of_the_images_wherever_they_lie(tmp_path):
+    for name in ["a/1.png", "b/2.png"]:
+        image(tmp_path / "one" / name)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    os.utime(tmp_path / "two" / "a" / "1.png", (0, 0))
+
+    def identity():
+        return opened(ImageFolder(str(tmp_path / "two"))).identity()
+
+    source = opened(ImageFolder(str(tmp_path / "one")))
+    first = identity()
+    assert source.identity() == first
+    parts = [Subset(source, np.array(ids)).identity() for ids in ([0, 1], [1, 0], [1])]
+    assert len({first, *parts}) == 4
+    (tmp_path / "two" / "a" / "1.png").rename(tmp_path / "two" / "a" / "3.png")
+    assert identity() != first
+    (tmp_path / "two" / "a" / "3.png").rename(tmp_path / "two" / "a" / "1.png")
+    assert identity() == first
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 12, 3), np.uint8)).save(tmp_path / "two/b/2.png")
+    assert identity() != first
+    encoded = [opened(Encoded([png(*size)])).identity() for size in ((3, 4), (3, 4), (3, 5))]
+    assert encoded[0] == encoded[1] != encoded[2]

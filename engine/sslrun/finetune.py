@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 from sslrun.config.load import composed
+from sslrun.data.classes import matched
+from sslrun.errors import UsageError
 from sslrun.evaluation.finetune_recipe import Finetune, recipe
 from sslrun.evaluation.frozen_encoder import labeled, labels
 from sslrun.measure import Results, described, keep, name_of, sources
@@ -16,6 +18,7 @@ from sslrun.runtime.run_files import CHECKPOINTS, LOSS, METRICS, RATE, is_number
 from sslrun.saved import Saved
 from sslrun.train import run
 
+MOST_CLASSES = 100_000  # above, labels must use a tenth of the numbers
 CURVE = ("step", "epoch", "wall_s", LOSS, RATE, "test/top1_pct", "test/top5_pct")
 
 
@@ -33,6 +36,10 @@ def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory:
         The exit code; the results, empty unless the code is 0; and the file with the results, or the run folder.
     """
     train, test = labeled(*sources(saved.recipe))
+    test = matched(train, test, says=False)  # the run says it
+    num_classes, distinct = int(labels(train).max()) + 1, len(labels(train).unique())
+    if num_classes > max(MOST_CLASSES, 10 * distinct):  # the classifier has an output for each number
+        raise UsageError(f"{train!r} has labels up to {num_classes - 1} for {distinct} classes: number them from 0")
     name = name_of(kind, saved)
     tables = saved.config.values.get("eval", {})
     values = recipe(
@@ -40,7 +47,7 @@ def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory:
         config,
         tables.get(kind) or tables.get("extra", {}).get(kind, {}),
         size=saved.recipe.data.views[0].size,
-        num_classes=int(labels(train).max()) + 1,
+        num_classes=num_classes,
         layers=saved.backbone.layers() if config.layer_decay < 1 else (),
         weights=os.path.abspath(saved.weights),
         work_dir=str(directory),

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from sslrun.data.classes import matched, num_left_out
 from sslrun.data.sources import Source
 from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
@@ -111,6 +113,8 @@ def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
     cores = cores_of_a_rank(ranks_on_node)
     torch.set_num_threads(recipe.engine.threads or cores)
     train, test = sources(recipe)
+    if test is not None and test is not train:
+        test = matched(train, test)
     return FrozenEncoder(
         backbone=saved.backbone.to(device),
         train=train,
@@ -145,7 +149,9 @@ def described(train: Source, test: Source | None) -> dict[str, Any]:
         if source is not None:
             data |= {key: repr(source), f"{key}_samples": len(source)}
             if source.labels is not None:
-                data[f"{key}_classes"] = int(source.labels.max()) + 1
+                data[f"{key}_classes"] = len(np.unique(source.labels))
+    if test is not None and num_left_out(test):
+        data["test_left_out"] = num_left_out(test)
     return data
 
 

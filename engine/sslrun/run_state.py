@@ -18,12 +18,14 @@ class RunState:
         num_samples: number of training samples, which the order of samples depends on.
         step_metrics: sums of the metrics since the last row, as `StepMetrics.state` returns them.
         bad_samples: bad images of all ranks, as `BadSamples.state_dict` returns them.
+        images: `Source.identity` of the training images; None in checkpoints that were written without it.
     """
 
     step: int
     num_samples: int
     step_metrics: dict[str, Any]
     bad_samples: dict[str, str]
+    images: str | None = None
 
 
 def save(directory: Path, tensors: checkpoint.Tensors, state: RunState) -> None:
@@ -45,13 +47,14 @@ def load(path: Path) -> tuple[checkpoint.Tensors, RunState]:
 
 
 def _is_complete(state: Any) -> bool:
-    if not isinstance(state, dict) or state.keys() != RunState.__annotations__.keys():
+    if not isinstance(state, dict) or state.keys() | {"images"} != RunState.__annotations__.keys():
         return False
     metrics, bad = state["step_metrics"], state["bad_samples"]
     return (
         _is_count(state["step"])
         and _is_count(state["num_samples"])
         and state["num_samples"] > 0
+        and isinstance(state.get("images"), str | None)
         and isinstance(bad, dict)
         and all(sample.isdecimal() and isinstance(text, str) for sample, text in bad.items())
         and isinstance(metrics, dict)

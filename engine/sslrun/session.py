@@ -5,6 +5,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from sslrun.config.files import shorten
 from sslrun.config.paths import absolute, with_absolute_paths
 from sslrun.contract import Batch, Progress
 from sslrun.data.bad_samples import BadSamples
+from sslrun.data.classes import matched
 from sslrun.data.loader import Loader
 from sslrun.data.order import Order
 from sslrun.data.sources import Source
@@ -70,6 +72,11 @@ class Run:
     log: RunLog | None
     step_metrics: StepMetrics
     step: int
+
+    @cached_property
+    def images(self) -> str:
+        """`Source.identity` of the training images."""
+        return self.loader.source.identity()
 
     @property
     def progress(self) -> Progress:
@@ -161,7 +168,7 @@ def save(run: Run) -> None:
     bad: dict[str, str] = {}
     for bad_of_rank in distributed.gather_objects(run.loader.bad.state_dict()):
         bad |= bad_of_rank
-    state = RunState(run.step, run.plan.num_samples, run.step_metrics.state(), bad)
+    state = RunState(run.step, run.plan.num_samples, run.step_metrics.state(), bad, run.images)
     if run.folder is not None and run.log is not None:
         run.log.sync()
         run_state.save(run.folder.checkpoints, tensors, state)
@@ -254,6 +261,8 @@ def _monitors(
     """The monitors of the `[monitor]` table, with the images that they measure."""
     if holdout is None:
         return Monitors(recipe.monitor, features)
+    if recipe.model.num_classes is not None or any(m.needs_labels for m in recipe.monitor.monitors().values()):
+        holdout = matched(features.source, holdout)
     held_out = FeatureExtractor(holdout, features.transforms, bf16=features.bf16, **reading)
     loader = make_loader(recipe, holdout, plan.machine.micro_batch, reading, plan.machine.precision)
     return Monitors(recipe.monitor, features, held_out, _held_out_batches(recipe, plan, loader))
@@ -325,6 +334,12 @@ def _restore(run: Run, path: Path | None) -> None:
             raise UsageError(
                 f"{path} was trained on {state.num_samples} samples, but data.source has {run.plan.num_samples}: "
                 "the order of samples would differ; start a new run in another --work-dir with load_from"
+            )
+        if state.images not in (None, run.images) and run.folder is not None:
+            logger.warning(
+                "images of data.source have other names, sizes or lengths than at %s: the run goes on, but not exactly "
+                "as it would have with the same images",
+                path,
             )
         run.executor.load_state(tensors["model"])
         run.executor.load_optimizer_state(tensors["optimizer"])

@@ -168,6 +168,7 @@ def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
     from sslrun.allowed_imports import require_allowed
     from sslrun.config import load
     from sslrun.data.check import Survey
+    from sslrun.data.classes import differences
     from sslrun.data.sources import Source
     from sslrun.data.sources.image_folder import ImageFolder
 
@@ -195,6 +196,11 @@ def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
             source: Source = config.build(Source, key)
             source.open(key)
             surveys.append(Survey(source, [key], is_measured))
+    for train, test in (("data.source", "data.holdout"), ("eval.train", "eval.test")):
+        pair = [next((s.source for s in surveys if key in s.keys), None) for key in (train, test)]
+        if pair[0] is not None and pair[1] is not None:
+            for text in differences(pair[0], pair[1]):
+                print(f"note: {text}", file=sys.stderr)
     if not surveys:
         raise UsageError(f"{subject} names no images: data.source is not set")
     return surveys

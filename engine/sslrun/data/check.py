@@ -25,6 +25,7 @@ from PIL import Image
 from sslrun.data import dali
 from sslrun.data.decoding import TrialProcess, other_size
 from sslrun.data.index import header
+from sslrun.data.levels import kind
 from sslrun.data.reading import Unreadable, read_all, reason_of
 from sslrun.data.sources import Source
 from sslrun.errors import RunFailed
@@ -243,7 +244,7 @@ def _read(survey: Survey, ids: range, max_pixels: int, stop: threading.Event) ->
             trouble, content = _inspect(survey, i, file, max_pixels)
         if trouble is not None:
             troubles[i] = trouble
-        elif content:
+        elif content and kind(io.BytesIO(content)) is None:  # others are read as a run reads them
             contents[i] = content
     return troubles, contents
 

@@ -1,6 +1,7 @@
 """Results of `data check` as text, as JSON, and as an annotation file of the good images for `ImageList`."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from sslrun.data.check import Limits, Survey, Verdict
 from sslrun.data.sources import Source
+from sslrun.data.sources.subset import Subset
 from sslrun.errors import UsageError, printable
 from sslrun.runtime.durable import arriving
 
@@ -30,6 +32,8 @@ def _entry(survey: Survey, surveys: Sequence[Survey]) -> dict[str, Any]:
         "images": len(survey.verdicts),
         "unseen": len(survey.ids(Verdict.UNSEEN)),
         "good": len(survey.ids(Verdict.GOOD)),
+        "kinds": _kinds(survey.source),
+        "remarks": _remarks(survey.source),
     }
     for verdict in (Verdict.UNREADABLE, Verdict.DAMAGED, Verdict.HUGE, Verdict.TINY):
         ids = survey.ids(verdict).tolist()
@@ -53,6 +57,11 @@ def _lines(survey: Survey, surveys: Sequence[Survey], limits: Limits) -> Iterato
     count, good, unseen = len(survey.verdicts), len(survey.ids(Verdict.GOOD)), len(survey.ids(Verdict.UNSEEN))
     cut = f", {unseen:,} not looked at" if unseen else ""
     yield f"{', '.join(survey.keys)}: {survey.source!r}: {count:,} images, {good:,} good{cut}"
+    kinds = _kinds(survey.source)
+    if len(kinds) > 1:
+        yield f"  kinds of files: {', '.join(f'{count:,} {kind}' for kind, count in kinds.items())}"
+    for remark in _remarks(survey.source):
+        yield f"  note: {remark}"
     for verdict, meaning in {
         Verdict.UNREADABLE: "unreadable",
         Verdict.DAMAGED: "damaged, though they decode",
@@ -74,6 +83,19 @@ def _lines(survey: Survey, surveys: Sequence[Survey], limits: Limits) -> Iterato
         yield f"  {'pixels':13}" + "".join(f"{name:>9}" for name in _QUANTILES)
         for side, quantiles in sizes.items():
             yield f"  {side:13}" + "".join(f"{value:>9,}" for value in quantiles.values())
+
+
+def _kinds(source: Source) -> dict[str, int]:
+    """How many files there are with each suffix, most frequent first; empty if samples are no files."""
+    if source.files_root is None:
+        return {}
+    counts = Counter(os.path.splitext(name)[1].lower() for name in source.names)
+    return {kind or "without a suffix": count for kind, count in counts.most_common()}
+
+
+def _remarks(source: Source) -> list[str]:
+    """Remarks of a source and of the source that it is a part of."""
+    return [*source.remarks, *(_remarks(source.source) if isinstance(source, Subset) else [])]
 
 
 def _listed(heading: str, entries: Iterator[str], count: int) -> Iterator[str]:
@@ -160,7 +182,8 @@ def write_list(survey: Survey, path: Path) -> tuple[int, list[str]]:
 
 
 def _fits(name: str, is_labeled: bool) -> bool:
-    """Whether a line with this path is read back as it is: no line break, no last word that looks like a label."""
-    start, _, last = name.rpartition(" ")
+    """Whether a line with this path is read back as it is: no line break, no blank at the
+    end, no last word that looks like a label."""
+    start, last = [*name.rsplit(None, 1), "", ""][:2]
     is_clear = is_labeled or (bool(name.strip()) and not (start and last.isdecimal()))
-    return is_clear and not {"\n", "\r"} & set(name)
+    return is_clear and name == name.rstrip() and not {"\n", "\r", "\0"} & set(name)

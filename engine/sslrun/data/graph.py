@@ -13,6 +13,7 @@ transform's `dali` form, built inside a pipeline function with `enable_condition
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sslrun import randomness
-from sslrun.data.transforms import Numbers, Transform
+from sslrun.data.transforms import Numbers, Resize, Transform
 from sslrun.data.transforms.base import chain_numbers
+from sslrun.data.transforms.cropping import Cropping
 from sslrun.data.views import ViewGroup
 
 if TYPE_CHECKING:
@@ -55,7 +57,11 @@ def view_arguments(
             own[:, group.shared_draws] = uniforms[0][:, group.shared_draws]
             own[:, group.view_draws] = (view + 0.5) / group.num_views
         entering = np.tile(np.asarray(sizes), (group.num_views, 1))
-        arguments.append(chain_numbers(group.transforms, np.concatenate(uniforms), entering))
+        numbers = chain_numbers(group.transforms, np.concatenate(uniforms), entering)
+        for place, (step, after) in enumerate(itertools.pairwise(group.steps)):
+            if isinstance(step, Resize) and isinstance(after, Cropping):
+                numbers[place : place + 2] = step.before_crop(*numbers[place : place + 2])
+        arguments.append(numbers)
     return arguments
 
 

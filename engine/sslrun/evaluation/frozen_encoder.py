@@ -23,7 +23,7 @@ class FrozenEncoder:
     Attributes:
         backbone: the network, on `device`, in evaluation mode.
         train: images that classifiers learn from, opened.
-        test: images that are classified, opened; None if there are none.
+        test: images that are classified, opened, with the class numbers of `train`; None if there are none.
         transforms: how images are prepared, without randomness.
         views: the view groups of the encoder's training.
         device: the device of the backbone.
@@ -107,6 +107,18 @@ def labeled(train: Source, test: Source | None) -> tuple[Source, Source]:
         if source.labels is None:
             raise UsageError(f"{source!r} has no labels: set {key} to a source that has some")
     return train, test
+
+
+def numbered(*labels: Tensor) -> tuple[list[Tensor], int]:
+    """Class numbers without gaps, in the order of the labels, and how many there are.
+
+    Labels may be any numbers (those of a list): what is computed for each class is then computed for those that occur.
+
+    Args:
+        labels: (N,) int64, (M,) int64, ...; equal labels get equal numbers.
+    """
+    classes, places = torch.unique(torch.cat(labels), return_inverse=True)
+    return list(places.split([len(each) for each in labels])), len(classes)
 
 
 def labels(source: Source) -> Tensor:

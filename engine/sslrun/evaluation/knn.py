@@ -20,7 +20,7 @@ from torch import Tensor
 from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import require_finite, unit_rows
-from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
+from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels, numbered
 from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
 from sslrun.runtime.numerics import in_full_float32
@@ -100,9 +100,9 @@ def knn_grid(
 
     Args:
         bank: (n, D), this rank's share of N features; normalized here.
-        bank_labels: (N,) int64, 0 or more.
+        bank_labels: (N,) int64.
         queries: (m, D), this rank's share of M features; normalized here.
-        query_labels: (M,) int64, 0 or more.
+        query_labels: (M,) int64.
         ks: numbers of neighbors that vote; all of them if the bank has fewer.
         temperature: temperature of the votes; a vote weighs exp(cosine / temperature).
         device: where to compute; None for the device of the bank.
@@ -112,8 +112,8 @@ def knn_grid(
         A row for each of the ks: `k`, `temperature`, `top1_pct`, `top5_pct`.
     """
     device = bank.device if device is None else device
+    (bank_labels, query_labels), num_classes = numbered(bank_labels.cpu(), query_labels.cpu())
     bank_labels, num_queries = bank_labels.to(device), len(query_labels)
-    num_classes = int(max(bank_labels.max(), query_labels.max())) + 1
     mine = query_labels[distributed.share(num_queries)].to(device)
     assert len(mine) == len(queries), "labels of all queries, not of this rank's"
     right = {k: torch.zeros(2, dtype=torch.long, device=device) for k in ks}
@@ -146,8 +146,9 @@ def knn_predict(
 ) -> Tensor:
     """(M,) int64 on the CPU: the predicted class of each query of all ranks; arguments are those of `knn_grid`."""
     ids, cosines = nearest(bank, queries, k)
-    ((_, votes),) = _votes(bank_labels.cpu()[ids], cosines, [k], temperature, int(bank_labels.max()) + 1)
-    return votes.argmax(1)  # the first of equal votes
+    classes, numbers = torch.unique(bank_labels.cpu(), return_inverse=True)
+    ((_, votes),) = _votes(numbers[ids], cosines, [k], temperature, len(classes))
+    return classes[votes.argmax(1)]  # the first of equal votes
 
 
 @torch.no_grad()

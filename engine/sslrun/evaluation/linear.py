@@ -172,7 +172,8 @@ class _Training:
     def __init__(self, config: Linear, encoder: FrozenEncoder, partial_result: PartialResult | None) -> None:
         self.config, self.encoder, self.partial_result = config, encoder, partial_result
         train, test = encoder.labeled()
-        self.num_classes = int(max(labels(train).max(), labels(test).max())) + 1
+        self.classes = torch.unique(torch.cat([labels(train), labels(test)])).to(encoder.device)
+        self.num_classes = len(self.classes)
         self.fit_source, self.fit_ids, self.all_ids = train, np.arange(len(train)), np.arange(len(train))
         self.validation_ids = np.arange(0)
         is_grid = len(config.settings) > 1
@@ -279,7 +280,8 @@ class _Training:
                     rates = rates.to(device)
                 if place == 0:
                     last_epoch.zero_()
-                last_epoch += heads.step(norm.train(features), labels, config.global_batch, rates[place])
+                numbers = torch.searchsorted(self.classes, labels)
+                last_epoch += heads.step(norm.train(features), numbers, config.global_batch, rates[place])
                 if place + 1 == steps and time.monotonic() - reported_s > REPORT_S:
                     reported_s = time.monotonic()
                     least = last_epoch.nan_to_num(nan=math.inf).min().item() / steps
@@ -324,7 +326,8 @@ class _Training:
                 yield torch.cat(features), torch.cat(labels)
 
     def _score(self, heads: Heads, norm: Normalization, cache: FeatureCache, ids: np.ndarray | None = None) -> Scores:
-        return heads.score((norm(rows), labels) for rows, labels in cache.chunks(ids))
+        chunks = cache.chunks(ids)
+        return heads.score((norm(rows), torch.searchsorted(self.classes, labels)) for rows, labels in chunks)
 
 
 def _rates(settings: Sequence[Setting], schedule: Schedule, steps: range, steps_per_epoch: int, total: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslrun.evaluation.frozen_encoder import numbered
 from sslrun.runtime import distributed
 from sslrun.runtime.numerics import in_full_float32
 
@@ -32,8 +33,8 @@ def linear_probe(
         query_labels: (M,) int64 classes of all M.
         device: where to compute.
     """
-    num_classes = int(max(bank_labels.max(), query_labels.max())) + 1
-    labels = bank_labels.to(device), query_labels.to(device)
+    numbers, num_classes = numbered(bank_labels, query_labels)
+    labels = [each.to(device) for each in numbers]
     rows = [
         distributed.all_gather_shares(share.to(device).float(), len(of_all))
         for share, of_all in zip((bank, queries), labels, strict=True)

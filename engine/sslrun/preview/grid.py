@@ -185,7 +185,8 @@ def _outline(tile: Image.Image, boxes: Sequence[Sequence[float] | None], size: t
     for number, box in enumerate(boxes):
         if box is not None:
             top, left, height, width = (side * scale for side in box)
-            corners = (left, top, left + width - 1, top + height - 1)
+            # At least a pixel, also where the view shows less than one of the original.
+            corners = (left, top, left + max(width - 1, 0), top + max(height - 1, 0))
             pen.rectangle(corners, outline=COLORS[number % len(COLORS)], width=2)
 
 

@@ -4,6 +4,7 @@ The views at a position of an epoch are those of a run, bit by bit: how many are
 processes, changes nothing about them.
 """
 
+import io
 import logging
 import os
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def pil_versions(samples: Samples) -> tuple[list[np.ndarray], list[np.ndarray | 
     """Originals and views, read and made by PIL with the same draws; None for groups that PIL cannot make."""
     source, originals = samples.source, samples.originals
     if not source.is_decoded:
-        originals = [pil_twins.decode(source.open_encoded(i)) for i in samples.plan.ids.tolist()]
+        originals = [pil_twins.decode(io.BytesIO(bytes(file))) for file in source.encoded(samples.plan.ids)]
     for g, group in enumerate(samples.groups):
         without = sorted({type(step).__name__ for step in group.steps if step.pil is None})
         if without:

@@ -1,7 +1,10 @@
 """The contract of a source: samples by id, with encoded bytes or decoded pixels, names, labels and sizes."""
 
+import hashlib
 import io
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -12,6 +15,8 @@ from sslrun.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger("sslrun")
 
 Encoded = bytes | np.ndarray
 """The content of one image file (JPEG, PNG, ...): bytes, or a one-dimensional uint8 array."""
@@ -29,6 +34,8 @@ class Source(Component, kind="sources"):
             `ARCHIVE#MEMBER`.
         labels: (N,) int64 class of each sample; None if there are no classes.
         class_names: name of each class; None if they are not known.
+        remarks: what a user should know about the samples, a line each: files that are passed over, for example. They
+            are logged when the source is opened, and shown by `data check`.
     """
 
     nominal_size: int | None = None
@@ -40,6 +47,7 @@ class Source(Component, kind="sources"):
     names: Sequence[str]
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
+    remarks: Sequence[str] = ()
     _is_open: bool = False
     _sizes: np.ndarray | None = None
 
@@ -61,6 +69,8 @@ class Source(Component, kind="sources"):
         if len(names) == 0:
             raise UsageError(f"{self!r} has no samples: point {key} to some")
         self.names, self._is_open = names, True
+        for remark in self.remarks:
+            logger.info("%r: %s", self, remark)
 
     def list_samples(self, key: str) -> Sequence[str]:
         """The names of all samples, in the order of their ids; sets `labels` and `class_names` if there are classes.
@@ -114,6 +124,11 @@ class Source(Component, kind="sources"):
         """
         return None
 
+    def identity(self) -> str:
+        """A digest of the samples as far as they are known without reading them: names below their folder, image sizes
+        and, for files, lengths. It is the same wherever the data lie. A resumed run compares it."""
+        return digest_of([b"\0".join(os.fsencode(os.path.basename(name)) for name in self.names), self.sizes.tobytes()])
+
     @property
     def files_root(self) -> str | None:
         """Folder of the files, if each sample is a file that an annotation file can list; otherwise None."""
@@ -132,3 +147,11 @@ class Source(Component, kind="sources"):
 
     def __repr__(self) -> str:
         return type(self).__name__
+
+
+def digest_of(parts: Iterable[bytes]) -> str:
+    """A short digest of some bytes, for `identity`."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What sources of image files share: a compact list of paths, reading, walking folders, annotation files."""
+"""What sources of image files share: a compact list of paths, reading, and errors of one line."""
 
 import contextlib
 import errno
@@ -9,12 +9,13 @@ from typing import BinaryIO, overload
 
 import numpy as np
 
-from sslrun.config.paths import FilePath, stated
-from sslrun.data.sources.base import Encoded, Source
-from sslrun.errors import UsageError
+from sslrun.config.paths import stated
+from sslrun.data.levels import Range, in_8_bits, kind
+from sslrun.data.sources.base import Encoded, Source, digest_of
+from sslrun.errors import UsageError, printable
 
-# Without JPEG 2000: a damaged file of it may end the process that decodes it, and with it the run.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_SUSPECTS = (".png", ".tif", ".tiff", ".ppm", ".pgm")
+_LOOKED_AT = 50
 
 
 class Names(Sequence[str]):
@@ -38,11 +39,14 @@ class Names(Sequence[str]):
 
 
 class Paths(Names):
-    """File paths below one folder, kept as one string of bytes: a million take their bytes and eight more each.
+    """File paths below one folder, kept as one string of bytes: a million take their bytes and sixteen more each.
 
     Args:
         root: folder that relative paths start from; absolute paths ignore it.
         relative: the paths, consumed once.
+
+    Attributes:
+        lengths: (N,) int64, bytes of each file; -1 for those that are missing or have not been looked at.
     """
 
     def __init__(self, root: str, relative: Iterable[str]) -> None:
@@ -52,6 +56,22 @@ class Paths(Names):
             blob += os.fsencode(path)
             ends.append(len(blob))
         self._blob, self._ends = bytes(blob), np.asarray(ends, dtype=np.int64)
+        self.lengths = np.full(len(self), -1)
+
+    @property
+    def relative(self) -> bytes:
+        """All paths below the folder, one after the other."""
+        return self._blob + self._ends.tobytes()
+
+    def ending_with(self, suffixes: Iterable[str]) -> np.ndarray:
+        """Ascending numbers of the paths with one of some lower-case suffixes, in letters of any case."""
+        blob, lengths = np.frombuffer(self._blob, dtype=np.uint8), np.diff(self._ends)
+        found = np.zeros(len(self), dtype=bool)
+        for suffix in map(os.fsencode, suffixes):
+            long_enough = np.flatnonzero(lengths >= len(suffix))
+            places = self._ends[1:][long_enough, None] + np.arange(-len(suffix), 0)
+            found[long_enough] |= (blob[places] | 32 == np.frombuffer(suffix, dtype=np.uint8) | 32).all(axis=1)
+        return np.flatnonzero(found)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -65,12 +85,15 @@ class FileSource(Source, listed=False):
 
     names: Paths
 
+    range: Range = "auto"
+    """How values beyond whole numbers from 0 to 255 are read; see `levels.in_8_bits`."""
+
     @property
     def files_root(self) -> str:
         return self.names.root
 
     def encoded(self, ids: np.ndarray) -> Sequence[Encoded]:
-        return [read_file(self.names[sample]) for sample in ids.tolist()]
+        return [in_8_bits(read_file(self.names[sample]), self.range) for sample in ids.tolist()]
 
     def open_encoded(self, sample: int) -> BinaryIO:
         return open(_open_regular(self.names[sample])[0], "rb")
@@ -78,41 +101,30 @@ class FileSource(Source, listed=False):
     def fingerprint(self, ids: np.ndarray) -> bytes:
         """Names, lengths and times."""
         parts = []
-        for path in (self.names[sample] for sample in ids.tolist()):
+        for sample in ids.tolist():
+            path = self.names[sample]
             try:
                 status = os.stat(path)
+                self.names.lengths[sample] = status.st_size
                 parts.append(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0")
             except (OSError, ValueError):  # a null byte in the name
                 parts.append(f"{path}\0missing\0")
         return "".join(parts).encode(errors="surrogateescape")
 
+    def remarks_on_levels(self, paths: Paths) -> list[str]:
+        """A remark if some of the files, of which a few are looked at, have other values than 0 to 255."""
+        suspects = paths.ending_with(_SUSPECTS)
+        for i in suspects[np.linspace(0, len(suspects) - 1, min(len(suspects), _LOOKED_AT)).astype(np.int64)].tolist():
+            with contextlib.suppress(OSError, ValueError), open(_open_regular(paths[i])[0], "rb") as file:
+                if found := kind(file):
+                    what = "floats" if found[0] == "float" else f"integers up to {found[1]}"
+                    name = printable(os.path.relpath(paths[i], paths.root))
+                    return [f"not all images have 8 bits ({name}: {what}): they are read by range = {self.range!r}"]
+        return []
 
-class AnnotatedImages(FileSource, listed=False):
-    """Base of sources whose images an annotation file lists, or otherwise class folders at any depth.
-
-    Args:
-        data_prefix: folder of the class folders, or of the images that `ann_file` names.
-        ann_file: text file of lines `path label`. If it is not given, each folder that holds images is a class.
-    """
-
-    def __init__(self, data_prefix: FilePath, ann_file: FilePath | None = None) -> None:
-        self.data_prefix = data_prefix
-        self.ann_file = ann_file
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.ann_file or self.data_prefix!r})"
-
-    def list_samples(self, key: str) -> Paths:
-        root = folder_of(self.data_prefix, key)
-        if self.ann_file is not None:
-            paths, self.labels = self.read_annotations(self.ann_file, root, key)
-        else:
-            paths, self.labels, self.class_names = in_leaf_folders(root)
-        return paths
-
-    def read_annotations(self, ann_file: str, root: str, key: str) -> tuple[Paths, np.ndarray | None]:
-        """Paths and labels of the images that the annotation file lists."""
-        return read_annotations(ann_file, root, key)
+    def identity(self) -> str:
+        sizes = self.sizes  # the lengths are found with them
+        return digest_of([self.names.relative, self.names.lengths.tobytes(), sizes.tobytes()])
 
 
 def read_file(path: str) -> bytes:
@@ -156,112 +168,3 @@ def folder_of(data_prefix: str, key: str) -> str:
         problem = stated(data_prefix, " is not a folder" if os.path.exists(data_prefix) else " does not exist")
         raise UsageError(f"{problem}: set {key}.data_prefix to the folder that holds the images")
     return os.path.abspath(data_prefix)
-
-
-def entries(folder: str) -> tuple[list[str], list[str]]:
-    """Sorted names of a folder's images and of its subfolders; hidden names and other files are passed over."""
-    files, folders = [], []
-    with os.scandir(folder) as scan:
-        for entry in scan:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                files.append(entry.name)
-    return sorted(files), sorted(folders)
-
-
-def walk(root: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Images below `root/below`, relative to `root`: a folder's own first, then its subfolders; no loops of links."""
-    folder = os.path.join(root, below)
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    files, folders = entries(folder)
-    for name in files:
-        yield os.path.join(below, name)
-    for name in folders:
-        yield from walk(root, os.path.join(below, name), (*above, identity))
-
-
-def in_class_folders(root: str, folders: Sequence[str]) -> tuple[Paths, np.ndarray]:
-    """The images below each of some folders of `root`, in their order, and each image's number of its folder."""
-    counts: list[int] = []
-
-    def images() -> Iterator[str]:
-        for name in folders:
-            counts.append(0)
-            for path in walk(root, name):
-                counts[-1] += 1
-                yield path
-
-    paths = Paths(root, images())
-    return paths, np.repeat(np.arange(len(counts)), counts)
-
-
-def in_leaf_folders(root: str) -> tuple[Paths, np.ndarray, list[str]]:
-    """Paths, labels and class names where each folder below `root` that holds images is a class, at any depth."""
-    names: dict[str, int] = {}
-    labels: list[int] = []
-
-    def images() -> Iterator[str]:
-        for path in walk(root):
-            labels.append(names.setdefault(os.path.dirname(path), len(names)))
-            yield path
-
-    paths = Paths(root, images())
-    return paths, np.array(labels, dtype=np.int64), list(names)
-
-
-def images_below(root: str, data_prefix: str, key: str) -> tuple[Paths, np.ndarray | None, list[str] | None]:
-    """Paths, labels and class names of a folder with one subfolder per class, or of a flat one without classes.
-
-    Args:
-        root: absolute path of the folder.
-        data_prefix: how the config writes it.
-        key: where the config names the source.
-
-    Raises:
-        UsageError: there are no images.
-    """
-    files, folders = entries(root)
-    paths, labels = (Paths(root, walk(root)), None) if files else in_class_folders(root, folders)
-    if len(paths) == 0:
-        problem = stated(data_prefix, f" has no images ({', '.join(EXTENSIONS[:4])}, ...)")
-        raise UsageError(f"{problem}: set {key}.data_prefix to a folder of images or of class folders")
-    return paths, labels, None if labels is None else folders
-
-
-def read_annotations(ann_file: str, root: str, key: str) -> tuple[Paths, np.ndarray | None]:
-    """Paths and labels of an annotation file. A path may hold spaces: only a last word that is a number is a label."""
-    labels: list[int] = []
-    unlabeled = 0
-
-    def images() -> Iterator[str]:
-        nonlocal unlabeled
-        with open(ann_file, encoding="utf-8-sig", errors="surrogateescape") as lines:  # Notepad writes a BOM
-            for line in lines:
-                line = line.rstrip("\r\n")
-                if not line.strip():
-                    continue
-                path, _, label = line.rpartition(" ")
-                if path and label.isdecimal():
-                    labels.append(int(label))
-                    yield path
-                else:
-                    unlabeled += 1
-                    yield line
-
-    with need(ann_file, f"set {key}.ann_file to the file that lists the images"):
-        paths = Paths(root, images())
-    if len(paths) == 0:
-        raise UsageError(
-            f"{stated(ann_file, ' lists no images')}: set {key}.ann_file to a file of lines `path` or `path label`"
-        )
-    if labels and unlabeled:
-        raise UsageError(f"{ann_file}: {unlabeled} of {len(paths)} lines have no label: label all of them or none")
-    if labels and max(labels) >= 2**63:
-        raise UsageError(f"{ann_file}: the label {max(labels)} is too large: labels are class numbers from 0")
-    return paths, np.asarray(labels, dtype=np.int64) if labels else None

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sslrun.config.paths import FilePath
+from sslrun.data.sources.annotations import text_lines
 from sslrun.data.sources.base import Source
-from sslrun.data.sources.files import need
 from sslrun.data.sources.subset import Subset
 from sslrun.errors import UsageError
 from sslrun.randomness import FRACTION_VIEW, words
@@ -52,8 +52,7 @@ class Fraction(Subset):
 
     def _named(self, names: str, key: str) -> np.ndarray:
         advice = f"set {key}.names to a file of file names"
-        with need(names, advice), open(names, encoding="utf-8", errors="surrogateescape") as lines:
-            wanted = {os.path.basename(line.strip()) for line in lines if line.strip()}
+        wanted = {os.path.basename(line.strip()) for line in text_lines(names, advice)}
         ids = [i for i, name in enumerate(self.source.names) if not wanted.isdisjoint(_file_names(name))]
         if len(ids) != len(wanted):
             raise UsageError(f"{names} names {len(wanted)} images, of which {self.source!r} has {len(ids)}")

@@ -1,20 +1,30 @@
 """Images that a text file lists."""
 
+from typing import Literal
+
 from sslrun.config.paths import FilePath
-from sslrun.data.sources.files import FileSource, Paths, folder_of, read_annotations
+from sslrun.data.levels import checked
+from sslrun.data.sources.annotations import read_annotations
+from sslrun.data.sources.files import FileSource, Paths, folder_of
 
 
 class ImageList(FileSource):
     """Images that a text file lists: a line is `path`, or `path label` with a number. All lines have a label or none.
 
+    The file is UTF-8, or UTF-16 with a byte-order mark. Blanks or tabs separate path and label, and may end a line.
+
     Args:
         data_prefix: folder that relative paths start from.
         ann_file: the text file.
+        range: how images with more than 8 bits (16-bit PNG and TIFF, float TIFF) are read: the values that become black
+            and white, such as [0, 1023]. "auto" takes 0 to the smallest of 255, 4095 and 65535 (and of 1, for floats)
+            that no value of the image exceeds; "full" the whole range of the type, 0 to 65535 or 0 to 1.
     """
 
-    def __init__(self, data_prefix: FilePath, ann_file: FilePath) -> None:
-        self.data_prefix = data_prefix
-        self.ann_file = ann_file
+    def __init__(
+        self, data_prefix: FilePath, ann_file: FilePath, range: Literal["auto", "full"] | list[float] = "auto"
+    ) -> None:
+        self.data_prefix, self.ann_file, self.range = data_prefix, ann_file, checked(range)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.ann_file!r})"
@@ -22,4 +32,5 @@ class ImageList(FileSource):
     def list_samples(self, key: str) -> Paths:
         root = folder_of(self.data_prefix, key)
         paths, self.labels = read_annotations(self.ann_file, root, key)
+        self.remarks = self.remarks_on_levels(paths)
         return paths

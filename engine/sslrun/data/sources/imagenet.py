@@ -2,7 +2,12 @@
 
 import os
 
-from sslrun.data.sources.files import AnnotatedImages, Paths, folder_of, images_below
+from sslrun.data.sources.annotations import AnnotatedImages
+from sslrun.data.sources.files import Paths, folder_of
+from sslrun.data.sources.folders import images_below
+
+# The lists that the shipped recipes name. They are part of the published data set, but not of every copy of it.
+_USUAL_LISTS = ("/data/imagenet/meta/train.txt", "/data/imagenet/meta/val.txt")
 
 
 class ImageNet(AnnotatedImages):
@@ -10,8 +15,9 @@ class ImageNet(AnnotatedImages):
 
     Args:
         data_prefix: folder of the class folders (`n01440764`, ...), or of the images that `ann_file` names.
-        ann_file: text file of lines `n01440764/n01440764_10026.JPEG 0`. If it does not exist or is not given, the
-            classes are taken from the folders, which gives the same labels.
+        ann_file: text file of lines `n01440764/n01440764_10026.JPEG 0`. If it is not given, the classes are taken from
+            the folders, which gives the same labels; so they are if the list that the shipped recipes name,
+            `data/imagenet/meta/train.txt` or `val.txt`, does not exist.
     """
 
     nominal_size = 1_281_167
@@ -20,7 +26,15 @@ class ImageNet(AnnotatedImages):
         return f"{type(self).__name__}({self.data_prefix!r})"
 
     def list_samples(self, key: str) -> Paths:
-        if self.ann_file is not None and os.path.exists(self.ann_file):
-            return super().list_samples(key)
-        paths, self.labels, self.class_names = images_below(folder_of(self.data_prefix, key), self.data_prefix, key)
+        if self.ann_file is None:
+            is_absent = False
+        else:
+            is_usual = os.path.abspath(self.ann_file).endswith(_USUAL_LISTS)
+            is_absent = is_usual and not os.path.exists(self.ann_file)
+            if not is_absent:
+                return super().list_samples(key)
+        listing = images_below(folder_of(self.data_prefix, key), self.data_prefix, key)
+        paths, self.labels, self.class_names, self.remarks = listing
+        if is_absent:
+            self.remarks = [f"there is no {self.ann_file}: the classes are the folders", *self.remarks]
         return paths

@@ -3,7 +3,9 @@
 import os
 
 from sslrun.config.paths import FilePath
-from sslrun.data.sources.files import FileSource, Paths, folder_of, in_class_folders, need
+from sslrun.data.sources.annotations import text_lines
+from sslrun.data.sources.files import FileSource, Paths, folder_of
+from sslrun.data.sources.folders import in_class_folders
 from sslrun.errors import UsageError
 
 
@@ -28,14 +30,12 @@ class ImageNet100(FileSource):
     def list_samples(self, key: str) -> Paths:
         root = folder_of(self.data_prefix, key)
         advice = f"set {key}.class_file to a list of classes"
-        with need(self.class_file, advice), open(self.class_file, encoding="utf-8") as lines:
-            names = sorted({line.split()[0] for line in lines if line.strip()})
+        names = sorted({line.split()[0] for line in text_lines(self.class_file, advice)})
         missing = [name for name in names if not os.path.isdir(os.path.join(root, name))]
         if missing:
             raise UsageError(
                 f"{self.data_prefix} lacks {len(missing)} of the {len(names)} class folders that {self.class_file} "
                 f"names, the first of them {missing[0]}"
             )
-        paths, self.labels = in_class_folders(root, names)
-        self.class_names = names
+        paths, self.labels, self.class_names, self.remarks = in_class_folders(root, names)
         return paths

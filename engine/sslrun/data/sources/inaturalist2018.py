@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from sslrun.data.sources.files import AnnotatedImages, Paths, need
+from sslrun.data.sources.annotations import AnnotatedImages
+from sslrun.data.sources.files import Paths, need
 from sslrun.errors import UsageError
 
 

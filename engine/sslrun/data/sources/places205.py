@@ -1,6 +1,6 @@
 """Places205 (Zhou et al. 2014)."""
 
-from sslrun.data.sources.files import AnnotatedImages
+from sslrun.data.sources.annotations import AnnotatedImages
 
 
 class Places205(AnnotatedImages):

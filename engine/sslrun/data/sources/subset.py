@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from sslrun.data.sources.base import Encoded, Source
+from sslrun.data.sources.base import Encoded, Source, digest_of
 from sslrun.data.sources.files import Names
 from sslrun.errors import UsageError
 from sslrun.randomness import HOLDOUT_VIEW, uniforms
@@ -44,6 +44,9 @@ class Subset(Source, listed=False):
 
     def open_encoded(self, sample: int) -> BinaryIO:
         return self.source.open_encoded(int(self.ids[sample]))
+
+    def identity(self) -> str:
+        return digest_of([self.source.identity().encode(), self.ids.tobytes()])
 
     @property
     def files_root(self) -> str | None:
