@@ -30,7 +30,7 @@ from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import SpeedMeter
 from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, is_number, rows
 from sslrun.runtime.safetensors_file import require_storable
-from sslrun.runtime.signals import PREEMPTED, StopSignals
+from sslrun.runtime.signals import StopSignals
 from sslrun.session import Run, build, prepare, save
 
 logger = logging.getLogger("sslrun")
@@ -54,7 +54,7 @@ def run(config: Config, resume: str | None, command: str | None, restart: bool =
             state = prepare(config, recipe, resume, stack, restart)
         code = _loop(state, signals)
         if state.folder is not None:
-            state.folder.record_end("done" if code == 0 else "pre-empted" if code == PREEMPTED else "interrupted", code)
+            state.folder.record_end(code)
     if state.folder is not None and command is not None:
         _print_advice(state.folder.path, config, command, code)
     return code

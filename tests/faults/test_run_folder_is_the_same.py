@@ -107,9 +107,9 @@ def test_a_folder_that_is_moved_after_the_last_row_is_not_done(train, monkeypatc
     """Between the last checkpoint and the record of the end."""
     record = RunFolder.record_end
 
-    def late(folder, *how):
+    def late(folder, code):
         folder.path.rename(folder.path.with_name("moved"))
-        record(folder, *how)
+        record(folder, code)
 
     monkeypatch.setattr(RunFolder, "record_end", late)
     code, stderr, run = train(lambda run: None)
@@ -205,7 +205,7 @@ def test_what_it_holds(folder, name, harm):
     said = HARMS[harm].format(folder.path / "moved")
     assert folder.lost == f"{folder.path / name} {said} during the run"
     with pytest.raises(RunFailed, match=r"during the run, and the run has stopped"):
-        folder.record_end("done", 0)
+        folder.record_end(0)
     with pytest.raises(RunFailed, match=r"during the run$"):
         folder.write_json("env.json", {})
     folder.record_state("failed", 1)
@@ -236,7 +236,7 @@ def test_links_that_were_there_before_are_no_harm(tmp_path):
     with RunFolder(tmp_path / "work/run", RECIPE, resume=None) as opened:
         (tmp_path / "work").unlink()
         (tmp_path / "work").symlink_to(tmp_path / "disk/runs")  # another link to the same folder
-        opened.record_end("done", 0)
+        opened.record_end(0)
     assert state(tmp_path / "work/run")["state"] == "done"
 
 
@@ -250,13 +250,13 @@ def test_a_folder_that_becomes_read_only(folder, name, monkeypatch):
     what = f"the run folder {path}" if not name else path
     assert folder.lost == f"{what} became read-only during the run"
     with pytest.raises(RunFailed, match="became read-only"):
-        folder.record_end("done", 0)
+        folder.record_end(0)
 
 
 def test_a_file_system_that_always_says_no_but_takes_all(tmp_path, monkeypatch):
     monkeypatch.setattr(held.os, "access", lambda *_: False)
     with RunFolder(tmp_path / "run", RECIPE, resume=None) as opened:
-        opened.record_end("done", 0)
+        opened.record_end(0)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES])
@@ -266,7 +266,7 @@ def test_an_end_that_cannot_be_recorded_is_not_done(folder, code, monkeypatch):
 
     monkeypatch.setattr(durable, "write_file", refuse)
     with pytest.raises(RunFailed, match=f"state.json could not be written: {os.strerror(code)}"):
-        folder.record_end("done", 0)
+        folder.record_end(0)
 
 
 @pytest.mark.parametrize("code", [errno.EDQUOT, errno.EIO, errno.ENOSPC])

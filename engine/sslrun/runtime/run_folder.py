@@ -23,6 +23,7 @@ from sslrun.runtime import checkpoint, folder_lock
 from sslrun.runtime.durable import read_patiently, replace_or_fail
 from sslrun.runtime.held import Held
 from sslrun.runtime.run_files import CONFIG, MACHINE, STATE, RunFiles, State, is_number, rows
+from sslrun.runtime.signals import PREEMPTED
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +128,8 @@ class RunFolder(RunFiles):
             if self.lost is None:  # otherwise the error that ends the run says more
                 logger.warning("%s", error)
 
-    def record_end(self, state: State, exit_code: int) -> None:
-        """Write state.json of a run that is saved.
+    def record_end(self, exit_code: int) -> None:
+        """Record the end of a run that is done (0) or was stopped by a signal, and is saved.
 
         Raises:
             RunFailed: the folder is lost, or it cannot be recorded that the run is done.
@@ -138,10 +139,10 @@ class RunFolder(RunFiles):
             newest = max(checkpoint.steps(self.checkpoints), default=None)
             saved = "" if newest is None else f"; the newest checkpoint in {self.checkpoints} is of step {newest}"
             raise RunFailed(f"{self.lost}, and the run has stopped{saved}")
-        if state == "done":
-            self._write_state(state, exit_code, {})
+        if exit_code == 0:
+            self._write_state("done", 0, {})
         else:
-            self.record_state(state, exit_code)
+            self.record_state("pre-empted" if exit_code == PREEMPTED else "interrupted", exit_code)
 
     def write_json(self, name: str, value: Any) -> None:
         """Replace one of the folder's JSON files.
