@@ -57,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):  # otherwise a fault of ours: show the traceback
+        if error.filename is None or error.strerror is None:  # a fault of ours: show the traceback
             raise
-        return fail(f"{error.filename}: {error.strerror}", USAGE)
+        is_name = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+        return fail(f"{error.filename}: {error.strerror}", USAGE if is_name else FAILED)
 
 
 def _normalized(argv: Sequence[str], verbs: Collection[str]) -> list[str]:

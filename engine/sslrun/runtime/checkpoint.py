@@ -120,7 +120,7 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise UsageError(f"{path} cannot be loaded: {reason}")
     try:
         return read_patiently(path, _content)
-    except (ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UsageError(f"{path} cannot be loaded: {error}") from error
 
 

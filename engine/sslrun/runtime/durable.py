@@ -23,6 +23,7 @@ RETRY_S = 60.0  # how long storage that gives errors is tried again
 _FIRST_PAUSE_S = 0.5
 # What these say of a path stays true; all others (I/O error, stale handle, permission) may be a fault of the storage.
 _DEFINITE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_DEFINITE_KINDS = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # of libraries, without a number
 
 
 def read_patiently(path: Path, read: Callable[[Path], T]) -> T:
@@ -37,7 +38,7 @@ def read_patiently(path: Path, read: Callable[[Path], T]) -> T:
         try:
             return read(path)
         except OSError as error:
-            if error.errno in _DEFINITE:
+            if error.errno in _DEFINITE or isinstance(error, _DEFINITE_KINDS):
                 raise
             problem = f"{error.filename or path} cannot be read: {error.strerror or error}"
             if time.monotonic() >= deadline:
@@ -81,14 +82,14 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def replace_or_fail(path: Path, data: bytes, makes_folder: bool = False) -> None:
-    """As `replace_file`; with `makes_folder`, in a folder that is made if it does not exist.
+    """As `replace_file`; `makes_folder` makes the folder of the file, but not those above it, if it does not exist.
 
     Raises:
         RunFailed: the file could not be written; the old one is untouched.
     """
     try:
         if makes_folder:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
         replace_file(path, data)
     except OSError as error:
         raise RunFailed(f"{path} could not be written: {error.strerror}") from error
