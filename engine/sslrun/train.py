@@ -61,16 +61,19 @@ def run(config: Config, resume: str | None, command: str | None, restart: bool =
 
 
 def dry_run(config: Config) -> str:
-    """The text of `--dry-run`: the plan of a run. It needs neither the data nor the hardware of the run."""
+    """The text of `--dry-run`: the plan of a run. It writes nothing, and needs neither the data nor the hardware of the
+    run."""
     recipe = build(config)
     device = device_of(recipe, 0)
+    recipe.data.make_nothing()
     try:
         source, _ = recipe.data.open()
         num_samples, note = len(source), repr(source)
     except UsageError as error:
-        if recipe.data.source.nominal_size is None:
+        nominal = recipe.data.nominal_size
+        if nominal is None:
             raise
-        num_samples, note = recipe.data.source.nominal_size, f"as published; {error}"
+        num_samples, note = nominal, f"as published; {error}"
     recipe.model.prepare(num_samples)
     require_storable(recipe.model.state_dict())
     with config.naming_places():

@@ -23,7 +23,6 @@ RETRY_S = 60.0  # how long storage that gives errors is tried again
 _FIRST_PAUSE_S = 0.5
 # What these say of a path stays true; all others (I/O error, stale handle, permission) may be a fault of the storage.
 _DEFINITE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-_DEFINITE_KINDS = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # of libraries, without a number
 
 
 def read_patiently(path: Path, read: Callable[[Path], T]) -> T:
@@ -38,7 +37,7 @@ def read_patiently(path: Path, read: Callable[[Path], T]) -> T:
         try:
             return read(path)
         except OSError as error:
-            if error.errno in _DEFINITE or isinstance(error, _DEFINITE_KINDS):
+            if error.errno in _DEFINITE:
                 raise
             problem = f"{error.filename or path} cannot be read: {error.strerror or error}"
             if time.monotonic() >= deadline:

@@ -62,6 +62,10 @@ class Source(Component, kind="sources"):
             raise UsageError(f"{self!r} has no samples: point {key} to some")
         self.names, self._is_open = names, True
 
+    def make_nothing(self) -> None:
+        """Keep `open` from making files, for a dry run: it lists what it would make. A source that contains another one
+        passes this on."""
+
     def list_samples(self, key: str) -> Sequence[str]:
         """The names of all samples, in the order of their ids; sets `labels` and `class_names` if there are classes.
 
