@@ -14,6 +14,7 @@ from sslrun import __version__
 from sslrun.commands import config, data, doctor, evaluation, runs, weights
 from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_allow_imports, add_config, fail
 from sslrun.errors import Diverged, RunFailed, UsageError
+from sslrun.runtime import early_signals
 
 
 def start() -> NoReturn:
@@ -23,6 +24,7 @@ def start() -> NoReturn:
     the process (a thread that was never joined) after the run was finished and saved, and the launcher reported a
     failure.
     """
+    early_signals.enter()
     code = main()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
@@ -36,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, verbs = _parser()
     words = _normalized(sys.argv[1:] if argv is None else argv, verbs)
     try:
+        if words[:1] != ["train"] or "--dry-run" in words:
+            early_signals.leave()
         _check_pairs(words)
         args = parser.parse_args(words)
         starts = ("--resume=", "--restart")
