@@ -354,6 +354,7 @@ def test_a_users_own_method(capsys, tmp_path, images, monkeypatch):
 
 def test_missing_packages_are_answered_with_make_install(tmp_path):
     shutil.copytree(small_run.ROOT / "bin", tmp_path / "bin")
+    (tmp_path / "engine").symlink_to(small_run.ROOT / "engine")
     bare = [sys.executable, "-S", "-E", str(tmp_path / "bin/sslrun"), "--help"]  # -S: no site-packages
     done = subprocess.run(bare, capture_output=True, text=True)
     assert done.returncode == 2

@@ -9,6 +9,7 @@ import pty
 import re
 import resource
 import struct
+import subprocess
 import sys
 import termios
 import time
@@ -223,6 +224,53 @@ def test_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, round(event.value, 4)) for event in events.Scalars("train/loss")] == [(50, 6.9312)]
     assert [event.step for event in events.Scalars("epoch")] == [50, 100]
+
+
+LOST_EVENTS = """
+import os, resource, shutil, sys
+from pathlib import Path
+from sslrun.runtime.hooks import TensorBoard
+from sslrun.runtime.log import RunLog, start_logging
+folder, harm, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+start_logging()
+log = RunLog(folder, name="run", values={}, first_step=0, total_steps=9, steps_per_epoch=3, hooks=[TensorBoard()])
+log.write(1, {"train/loss": 1.0, **{f"train/more_{i}": 1.0 for i in range(20)}})
+log._hooks[0]._writer.flush()
+if harm == "full disk":
+    (events,) = (folder / "tensorboard").iterdir()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (events.stat().st_size + 10, resource.RLIM_INFINITY))
+elif harm == "removed":
+    shutil.rmtree(folder / "tensorboard")
+else:
+    folder.rename(folder.with_name("moved"))
+    (folder / "tensorboard").mkdir(parents=True)
+for step in range(2, steps):
+    log.write(step, {"train/loss": 1.0})
+log.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("harm", "steps"),
+    [
+        ("full disk", 3),
+        *(pytest.param(*case, marks=pytest.mark.nightly) for case in (("full disk", 9), ("removed", 3), ("moved", 9))),
+    ],
+)
+def test_tensorboard_that_cannot_write_is_one_warning(tmp_path, harm, steps):
+    """Whether its thread fails at a row or at the end; what it writes goes to the folder, wherever that was moved."""
+    pytest.importorskip("tensorboard")
+    (tmp_path / "run").mkdir()
+    process = small_run.python(LOST_EVENTS, tmp_path / "run", harm, steps, stderr=subprocess.PIPE)
+    _, stderr = process.communicate(timeout=120)
+    others = [line for line in stderr.splitlines() if not line.startswith("epoch ")]
+    assert process.returncode == 0, stderr
+    if harm == "moved":
+        assert others == [] and list((tmp_path / "run/tensorboard").iterdir()) == []
+    else:
+        (line,) = others
+        assert line.startswith("warning: log.hooks: TensorBoard failed and gets no more rows: [Errno ")
+    assert len(written(tmp_path / ("moved" if harm == "moved" else "run"))) == steps - 1
 
 
 def test_tensorboard_drops_rows_after_the_step_of_a_resume(tmp_path):

@@ -14,6 +14,7 @@ from sslrun import __version__
 from sslrun.commands import config, data, doctor, evaluation, init, runs, weights
 from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_allow_imports, add_config, fail
 from sslrun.errors import Diverged, RunFailed, UsageError
+from sslrun.runtime import early_signals
 from sslrun.started import limit_spinning, program
 
 
@@ -24,6 +25,7 @@ def start() -> NoReturn:
     the process (a thread that was never joined) after the run was finished and saved, and the launcher reported a
     failure.
     """
+    early_signals.enter()
     limit_spinning()
     code = main()
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, verbs = _parser()
     words = _normalized(sys.argv[1:] if argv is None else argv, verbs)
     try:
+        if words[:1] != ["train"] or "--dry-run" in words:
+            early_signals.leave()
         _check_pairs(words)
         args = parser.parse_args(words)
         starts = ("--resume=", "--restart")
@@ -61,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):  # otherwise a fault of ours: show the traceback
+        if error.filename is None or error.strerror is None:  # a fault of ours: show the traceback
             raise
-        return fail(f"{error.filename}: {error.strerror}", USAGE)
+        is_name = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+        return fail(f"{error.filename}: {error.strerror}", USAGE if is_name else FAILED)
 
 
 def _normalized(argv: Sequence[str], verbs: Collection[str]) -> list[str]:

@@ -83,6 +83,21 @@ class Run:
         """Where the run stands: before the step `step`."""
         return Progress(self.step, self.plan.total_steps, self.plan.steps_per_epoch, self.recipe.seed)
 
+    @property
+    def stop_code(self) -> int:
+        """Exit code 1 if the run folder is lost, so that the run must stop; otherwise 0."""
+        return int(self.folder is not None and self.folder.lost is not None)
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Writes a row of numbers on rank 0, and looks after the run folder.
+
+        Raises:
+            RunFailed: the row cannot be written, or the run folder is gone.
+        """
+        if self.folder is not None and self.log is not None:
+            self.log.write(self.step, row)
+            self.folder.look()
+
 
 def build(config: Config) -> Recipe:
     """Builds the recipe's objects. Initial weights depend only on the seed; torch's BatchNorm layers are converted."""
@@ -170,6 +185,7 @@ def save(run: Run) -> None:
         bad |= bad_of_rank
     state = RunState(run.step, run.plan.num_samples, run.step_metrics.state(), bad, run.images)
     if run.folder is not None and run.log is not None:
+        run.folder.look()
         run.log.sync()
         run_state.save(run.folder.checkpoints, tensors, state)
         checkpoint.prune(run.folder.checkpoints, run.recipe.checkpoint.max_keep_ckpts)
@@ -380,6 +396,7 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
         hooks=run.recipe.log.all_hooks(),
     )
     stack.callback(log.close)
+    folder.hold(folder.metrics, log.descriptor)
     if run.step >= plan.total_steps:
         logger.info("nothing is left to do: %d of %d steps are done", run.step, plan.total_steps)
         return log

@@ -32,7 +32,7 @@ from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import SpeedMeter
 from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, is_number, rows
 from sslrun.runtime.safetensors_file import require_storable
-from sslrun.runtime.signals import PREEMPTED, StopSignals
+from sslrun.runtime.signals import StopSignals
 from sslrun.session import Run, build, prepare, save
 from sslrun.started import program
 
@@ -58,25 +58,26 @@ def run(config: Config, resume: str | None, command: str | None, restart: bool =
             state = prepare(config, recipe, resume, stack, restart)
         code = _loop(state, signals)
         if state.folder is not None:
-            state.folder.record_state(
-                "done" if code == 0 else "pre-empted" if code == PREEMPTED else "interrupted", code
-            )
+            state.folder.record_end(code)
     if state.folder is not None and command is not None:
         _print_advice(state.folder.path, config, command, code)
     return code
 
 
 def dry_run(config: Config) -> str:
-    """The text of `--dry-run`: the plan of a run. It needs neither the data nor the hardware of the run."""
+    """The text of `--dry-run`: the plan of a run. It writes nothing, and needs neither the data nor the hardware of the
+    run."""
     recipe = build(config)
     device = device_of(recipe, 0)
+    recipe.data.make_nothing()
     try:
         source, _ = recipe.data.open()
         num_samples, note = len(source), repr(source)
     except UsageError as error:
-        if recipe.data.source.nominal_size is None:
+        nominal = recipe.data.nominal_size
+        if nominal is None:
             raise
-        num_samples, note = recipe.data.source.nominal_size, f"as published; {error}"
+        num_samples, note = nominal, f"as published; {error}"
     recipe.model.prepare(num_samples)
     require_storable(recipe.model.state_dict())
     with config.naming_places():
@@ -172,7 +173,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             if run.step % recipe.log.interval == 0 or run.step == plan.total_steps:
                 _write_row(run, meter, next((rate for rate in rates if rate is not None), 0.0))
             _monitor(run, meter)
-            code = vote.cast(signals.exit_code)
+            code = vote.cast(signals.exit_code or run.stop_code)
             if code or run.step == plan.total_steps or recipe.checkpoint.is_due(run.step, plan.steps_per_epoch):
                 with meter.pausing():
                     save(run)
@@ -218,7 +219,7 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
             row["train/loss_of_chance"] = loss / chance
         if run.plan.machine.compile:
             row |= {"compile/graphs": compilation.num_graphs(), "compile/total_s": round(compilation.compile_s(), 2)}
-        run.log.write(run.step, {**row, **meter.read()})
+        run.write({**row, **meter.read()})
     epoch = run.step // run.plan.steps_per_epoch
     collapsed = collapse_warning(means.get("feature_std"), epoch)
     if collapsed is not None and run.recipe.monitor.collapse == "stop":
@@ -232,8 +233,8 @@ def _monitor(run: Run, meter: SpeedMeter) -> None:
     """Writes a row of the measurements that are due: before the first step, at their intervals, and at the end."""
     with meter.pausing():
         measured = run.monitors.measure(run.executor, run.progress)
-    if measured and run.log is not None:
-        run.log.write(run.step, measured)
+    if measured:
+        run.write(measured)
 
 
 def _features(run: Run, module: torch.nn.Module) -> Tensor:

@@ -4,13 +4,15 @@ import argparse
 import shutil
 import sys
 
+from sslrun.errors import printable
+
 DONE, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 FINDINGS = DIFFERENT = 1  # `config lint` has findings, `config diff` differences
 
 
 def fail(error: object, code: int) -> int:
     """Prints an error as one line and returns the exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error))}", file=sys.stderr)
     return code
 
 

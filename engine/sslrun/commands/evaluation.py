@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from sslrun.commands.arguments import DONE, add_allow_imports, add_overrides
+from sslrun.errors import UsageError
 
 
 def add(verbs: Any) -> None:
@@ -56,7 +57,13 @@ def _eval(args: argparse.Namespace) -> int:
 
     overlays = [Path(overlay) for overlay in args.overlays]
     saved = open_saved(Path(args.run), overlays, args.overrides, args.recipe and Path(args.recipe))
-    directory = Path(args.directory) if args.directory else (saved.folder or saved.weights.parent) / EVAL
+    directory = (saved.folder or saved.weights.parent) / EVAL
+    if args.directory:
+        directory = Path(args.directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{directory} cannot be made: {error.strerror}") from error
     evaluation = evaluation_of(saved, args.kind)
     if isinstance(evaluation, Finetune):
         code, results, path = finetune(args.kind, evaluation, saved, args.command, directory)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sslrun.data.sources import Source
-from sslrun.data.sources.subset import split_holdout
+from sslrun.data.sources.subset import holdout_size, split_holdout
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 
@@ -55,6 +55,20 @@ class DataConfig:
             raise UsageError("data.views is empty: a recipe needs at least one group of views ([[data.views]])")
         if isinstance(self.holdout, (int, float)) and not 0 < self.holdout < 1:
             raise UsageError(f"data.holdout must be a source or a fraction between 0 and 1, not {self.holdout}")
+
+    @property
+    def nominal_size(self) -> int | None:
+        """Number of training samples, if it is known without the data."""
+        size = self.source.nominal_size
+        if size is None or self.holdout is None or isinstance(self.holdout, Source):
+            return size
+        return size - holdout_size(size, self.holdout)
+
+    def make_nothing(self) -> None:
+        """Keep `open` from making files, for a dry run."""
+        self.source.make_nothing()
+        if isinstance(self.holdout, Source):
+            self.holdout.make_nothing()
 
     def open(self) -> tuple[Source, Source | None]:
         """Open the source or sources: training samples, and held-out ones or None.

@@ -36,7 +36,7 @@ _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-
 @cache
 def c_functions() -> Any | None:
     """The compiled functions; None where there is no compiler, or none that works."""
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    compiler = _compiler()
     if compiler is None:
         return None
     version = subprocess.run([compiler, "--version"], capture_output=True).stdout
@@ -48,6 +48,15 @@ def c_functions() -> Any | None:
             path = _compiled(compiler, Path(folder), key)
             return None if path is None else ctypes.CDLL(str(path))
     return None if path is None else ctypes.CDLL(str(path))
+
+
+def is_expected() -> bool:
+    """Whether there is a compiler; asked by a dry run, which compiles nothing."""
+    return _compiler() is not None
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
 
 
 def _compiled(compiler: str, folder: Path, key: str) -> Path | None:

@@ -71,7 +71,8 @@ def paths(group: ViewGroup, augment: str, device: torch.device) -> str:
     """Which path runs for each step of a group, in one line: `DALI: RandomResizedCrop; C: ColorJitter, normalize`."""
     done = num_dali_steps(group, augment, device)
     single = done + num_image_steps(group.steps[done:])
-    compiled = compiled_code(device) or "torch"
+    on_cpu = "C" if native.is_expected() else "torch"  # a plan compiles nothing
+    compiled = "Triton" if device.type == "cuda" else on_cpu
     ways = []
     for place, step in enumerate(group.steps):
         by_block = compiled if step.operations is not None else "torch"

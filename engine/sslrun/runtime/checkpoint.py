@@ -70,7 +70,7 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Te
     A good checkpoint of the same step is kept as it is: a run has one state at a step.
 
     Args:
-        directory: the run's `checkpoints` folder; created if it does not exist.
+        directory: the run's `checkpoints` folder; created in the run folder if it does not exist.
         step: optimizer steps done.
         tensors: for "model" and "optimizer", tensors by name. They may be on any device, strided, and share
             storage. `load` returns the same bits and shapes, contiguous.
@@ -84,7 +84,7 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Te
         return folder
     beside = folder.with_name(folder.name + UNFINISHED)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(exist_ok=True)  # not its parents: a run folder that was removed is not made anew
         if beside.exists():
             shutil.rmtree(beside)
         beside.mkdir()
@@ -120,7 +120,7 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise UsageError(f"{path} cannot be loaded: {reason}")
     try:
         return read_patiently(path, _content)
-    except (ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UsageError(f"{path} cannot be loaded: {error}") from error
 
 

@@ -81,14 +81,14 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def replace_or_fail(path: Path, data: bytes, makes_folder: bool = False) -> None:
-    """As `replace_file`; with `makes_folder`, in a folder that is made if it does not exist.
+    """As `replace_file`; `makes_folder` makes the folder of the file, but not those above it, if it does not exist.
 
     Raises:
         RunFailed: the file could not be written; the old one is untouched.
     """
     try:
         if makes_folder:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
         replace_file(path, data)
     except OSError as error:
         raise RunFailed(f"{path} could not be written: {error.strerror}") from error

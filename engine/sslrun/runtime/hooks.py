@@ -4,8 +4,11 @@ To add one, write a class like those below and name it in `log.hooks` (docs/add-
 """
 
 import logging
+import os
+import threading
 import uuid
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,11 @@ class TensorBoard(Hook):
         except ImportError as error:
             raise UsageError('log.hooks: "tensorboard" needs a package: pip install tensorboard') from error
         purge_step = first_step + 1 if first_step else 0  # rows that a killed run wrote after that are not shown
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
+        # It opens its file anew for each event, so it gets a path that leads to this folder and no other.
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        others = set(threading.enumerate())
+        self._writer = SummaryWriter(f"/proc/self/fd/{self._folder}/tensorboard", purge_step=purge_step)
+        _keep_silent(set(threading.enumerate()) - others)
 
     def write(self, row: Mapping[str, float]) -> None:
         for name, value in row.items():
@@ -56,7 +63,21 @@ class TensorBoard(Hook):
                 self._writer.add_scalar(name, value, int(row["step"]))
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            os.close(self._folder)
+
+
+def _keep_silent(threads: AbstractSet[threading.Thread]) -> None:
+    """Print no traceback of these threads: the error that ended one is raised by the next call of its writer."""
+    report = threading.excepthook
+
+    def report_others(args: threading.ExceptHookArgs) -> None:
+        if args.thread not in threads:
+            report(args)
+
+    threading.excepthook = report_others
 
 
 class WandB(Hook):

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import torch
 
@@ -93,18 +93,47 @@ class _Console(logging.Handler):
             pass
 
 
-class _File(logging.FileHandler):
-    """log.txt. A full disk loses lines, but does not end the run."""
+class _File(logging.StreamHandler[TextIO]):
+    """log.txt, in its folder wherever that is moved. A full disk loses lines, but does not end the run."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, encoding="utf-8")
+        self._path, self._has_failed = path, False
+        with contextlib.ExitStack() as stack:
+            self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, self._folder)
+            super().__init__(self._open())
+            self._stack = stack.pop_all()
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self._has_failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # the old file is as good
+            self._follow()
+        super().emit(record)
+
+    def close(self) -> None:
+        super().close()
+        with contextlib.suppress(OSError), self._stack:  # a full disk
+            self.stream.close()
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not self._has_failed:
             self._has_failed = True
-            print(f"warning: {self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+            print(f"warning: {self._path} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+
+    def _open(self) -> TextIO:
+        # O_NONBLOCK: a pipe without a reader is an error, and is not waited for.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        return open(os.open(self._path.name, flags, 0o644, dir_fd=self._folder), "a", encoding="utf-8")
+
+    def _follow(self) -> None:
+        """Begin another file if this one was removed or renamed, as by logrotate."""
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(self._path.name, dir_fd=self._folder)
+            if os.path.samestat(found, os.fstat(self.stream.fileno())):
+                return
+        old = self.setStream(self._open())
+        if old is not None:
+            old.close()
 
 
 class SpeedMeter:
@@ -171,6 +200,9 @@ class RunLog:
 
     Raises:
         UsageError: a hook's package is not installed.
+
+    Attributes:
+        descriptor: the open metrics.jsonl.
     """
 
     def __init__(
@@ -198,7 +230,7 @@ class RunLog:
             hook.open(folder, name, values, first_step)
         self._progress = _Progress(first_step, total_steps, steps_per_epoch)
         try:
-            self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self.descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
 
@@ -222,7 +254,7 @@ class RunLog:
         row = {**where, **{name: finite.get(name) for name in metrics}}
         line = json.dumps(row).encode() + b"\n"
         try:
-            if os.write(self._file, line) < len(line):  # the disk is full; a resume drops the partial line
+            if os.write(self.descriptor, line) < len(line):  # the disk is full; a resume drops the partial line
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
@@ -230,13 +262,20 @@ class RunLog:
         self._call_hooks(lambda hook: hook.write({**where, **finite}))
 
     def sync(self) -> None:
-        """Wait until all rows are on the disk. Called before a checkpoint, which must not be ahead of them."""
-        os.fsync(self._file)
+        """Wait until all rows are on the disk. Called before a checkpoint, which must not be ahead of them.
+
+        Raises:
+            RunFailed: they cannot be written. Some file systems find out only now that a disk or a quota is full.
+        """
+        try:
+            os.fsync(self.descriptor)
+        except OSError as error:
+            raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
         """End the bar, close the file and the hooks."""
         self._progress.close()
-        os.close(self._file)
+        os.close(self.descriptor)
         self._call_hooks(lambda hook: hook.close())
 
     def _call_hooks(self, call: Callable[[Hook], None]) -> None:

@@ -1,8 +1,10 @@
 """The run folder: one run's files, held by one process at a time, never overwritten by accident.
 
-Rank 0 opens it; no other process writes to it. `run_files.py` lists the files and reads them.
+Rank 0 opens it; no other process writes to it. `run_files.py` lists the files and reads them. A folder that is moved,
+removed or replaced while its run goes on ends the run, and nothing is written to what took its place.
 """
 
+import contextlib
 import fnmatch
 import json
 import logging
@@ -19,7 +21,9 @@ from sslrun.config import dump
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import checkpoint, folder_lock
 from sslrun.runtime.durable import read_patiently, replace_or_fail
+from sslrun.runtime.held import Held
 from sslrun.runtime.run_files import CONFIG, MACHINE, STATE, RunFiles, State, is_number, rows
+from sslrun.runtime.signals import PREEMPTED
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +67,11 @@ class RunFolder(RunFiles):
         RunFailed: the storage gives errors. Nothing has been changed.
 
     Attributes:
+        path: where the folder is, also after it was moved.
         is_resumed: whether the folder already held a run.
         newest: the newest good checkpoint of that run; None for a new run, or if `resume` names a checkpoint.
+        lost: why the run must stop: the folder or what it holds is no longer the same, or no longer writable. None if
+            all is well. What can still be saved goes to `path`.
     """
 
     def __init__(
@@ -76,8 +83,12 @@ class RunFolder(RunFiles):
     ) -> None:
         super().__init__(path)
         self._absolute = absolute
-        self._lock: int | None = folder_lock.take(path)
+        self.lost: str | None = None
+        self._is_out_of_reach = False
+        self._stack = contextlib.ExitStack()
+        self._lock = self._held(path / folder_lock.NAME, folder_lock.take(path))
         try:
+            self._folder = self._held(path)
             saved = checkpoint.steps(self.checkpoints)
             self.is_resumed = bool(saved) or self._has_rows()
             self.newest: Path | None = None
@@ -119,25 +130,86 @@ class RunFolder(RunFiles):
 
     def record_state(self, state: State, exit_code: int | None = None, **details: Any) -> None:
         """Write state.json. A failure is only a warning: it must not hide how the run itself ended."""
-        record = {"state": state, "exit_code": exit_code, "pid": os.getpid(), "host": socket.gethostname()}
         try:
-            self.write_json(STATE, {**record, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **details})
+            self._write_state(state, exit_code, details)
         except RunFailed as error:
-            logger.warning("%s", error)
+            if self.lost is None:  # otherwise the error that ends the run says more
+                logger.warning("%s", error)
+
+    def record_end(self, exit_code: int) -> None:
+        """Record the end of a run that is done (0) or was stopped by a signal, and is saved.
+
+        Raises:
+            RunFailed: the folder is lost, or it cannot be recorded that the run is done.
+        """
+        self.look()
+        if self.lost is not None:
+            newest = max(checkpoint.steps(self.checkpoints), default=None)
+            saved = "" if newest is None else f"; the newest checkpoint in {self.checkpoints} is of step {newest}"
+            raise RunFailed(f"{self.lost}, and the run has stopped{saved}")
+        if exit_code == 0:
+            self._write_state("done", 0, {})
+        else:
+            self.record_state("pre-empted" if exit_code == PREEMPTED else "interrupted", exit_code)
 
     def write_json(self, name: str, value: Any) -> None:
         """Replace one of the folder's JSON files.
 
         Raises:
-            RunFailed: it could not be written; the old one is untouched.
+            RunFailed: it could not be written, or the folder is lost; the old one is untouched.
         """
-        replace_or_fail(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
+        self.look()
+        if self.lost is not None:
+            raise RunFailed(self.lost)
+        self._replace(name, value)
+
+    def hold(self, path: Path, descriptor: int) -> None:
+        """Let `look` include a file that only grows; `descriptor` is open as long as `look` is called."""
+        self._inside.append(Held(path, descriptor, grows=True))
+
+    def look(self) -> None:
+        """Set `lost` if the folder or what it holds is no longer the same, or no longer writable.
+
+        Raises:
+            RunFailed: nothing can be saved there, since the folder is gone or another process uses it; or the storage
+                gives errors.
+        """
+        if self.lost is None:
+            self._look()
+        if self._is_out_of_reach:
+            raise RunFailed(self.lost)
 
     def close(self) -> None:
         """Release the folder."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._stack.close()
+
+    def _held(self, path: Path, descriptor: int | None = None) -> Held:
+        """What is under a path, open until the folder is released."""
+        held = Held(path, descriptor)
+        self._stack.callback(os.close, held.descriptor)
+        return held
+
+    def _look(self) -> None:
+        if (change := self._folder.change()) is not None:
+            self.lost = f"the run folder {self.path} {change} during the run"
+            place = self._folder.place()
+            self.path, self._is_out_of_reach = place or self.path, place is None
+            return
+        changes = {held.path: change for held in self._inside if (change := held.change()) is not None}
+        for path, change in changes.items():
+            self.lost = f"{path} {change} during the run"
+            # Without the lock's file another process may have started here. Its own file may be asked, ours not.
+            self._is_out_of_reach = self._lock.path in changes and folder_lock.is_held(self.path) is True
+            return
+
+    def _write_state(self, state: State, exit_code: int | None, details: Mapping[str, Any]) -> None:
+        record = {"state": state, "exit_code": exit_code, "pid": os.getpid(), "host": socket.gethostname()}
+        self._replace(STATE, {**record, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **details})
+
+    def _replace(self, name: str, value: Any) -> None:
+        if self._is_out_of_reach:
+            raise RunFailed(str(self.lost))
+        replace_or_fail(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
 
     def _has_rows(self) -> bool:
         """Whether metrics.jsonl has content. A start that failed before its first row may be repeated."""
@@ -169,9 +241,13 @@ class RunFolder(RunFiles):
         checkpoint.sweep(self.checkpoints)
         self._machine_choices = self.machine() if self.is_resumed else {}
         try:
+            self.checkpoints.mkdir(exist_ok=True)
             replace_or_fail(self.path / CONFIG, dump(values).encode())
+        except OSError as error:
+            raise UsageError(f"{self.checkpoints} cannot be made: {error.strerror}") from error
         except RunFailed as error:
             raise UsageError(str(error)) from error
+        self._inside = [self._lock, self._held(self.checkpoints)]
         self.record_state("running")
 
     def _check_config(self, values: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from sslrun.runtime import early_signals
 from sslrun.runtime.launcher import Launcher
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class StopSignals:
         global _entered
         _entered = None
         for number, handler in self._old.items():
+            handler = early_signals.before(number, handler)
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @property

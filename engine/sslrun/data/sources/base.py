@@ -72,6 +72,10 @@ class Source(Component, kind="sources"):
         for remark in self.remarks:
             logger.info("%r: %s", self, remark)
 
+    def make_nothing(self) -> None:
+        """Keep `open` from making files, for a dry run: it lists what it would make. A source that contains another one
+        passes this on."""
+
     def list_samples(self, key: str) -> Sequence[str]:
         """The names of all samples, in the order of their ids; sets `labels` and `class_names` if there are classes.
 

@@ -36,6 +36,15 @@ class Fraction(Subset):
     def __repr__(self) -> str:
         return f"{self.names_file or f'{100 * (self.share or 0):g} %'} of {self.source!r}"
 
+    @property
+    def nominal_size(self) -> int | None:  # type: ignore[override]
+        """Number of samples of a share; the rounding within each class is left out."""
+        whole = self.source.nominal_size
+        return None if whole is None or self.share is None else max(1, round(self.share * whole))
+
+    def make_nothing(self) -> None:
+        self.source.make_nothing()
+
     def list_samples(self, key: str) -> Sequence[str]:
         self.source.open(f"{key}.source")
         ids = self._drawn(self.share) if self.share is not None else self._named(self.names_file or "", key)

@@ -69,13 +69,18 @@ def split_holdout(source: Source, fraction: float) -> tuple[Subset, Subset]:
     Returns:
         training and held-out samples, each in the source's order.
     """
-    if not 0 < fraction < 1 or len(source) < 2:
-        raise UsageError(f"data.holdout = {fraction} cannot split {len(source)} samples: give a fraction in (0, 1)")
-    count = min(max(round(fraction * len(source)), 1), len(source) - 1)
+    count = holdout_size(len(source), fraction)
     hashes = uniforms(0, 0, np.arange(len(source)), HOLDOUT_VIEW, 2)
     kept_out = np.zeros(len(source), dtype=bool)
     kept_out[np.lexsort((hashes[:, 1], hashes[:, 0]))[:count]] = True
     return Subset(source, np.flatnonzero(~kept_out)), Subset(source, np.flatnonzero(kept_out))
+
+
+def holdout_size(num_samples: int, fraction: float) -> int:
+    """Number of samples to keep out of training. UsageError if the samples cannot be split so."""
+    if not 0 < fraction < 1 or num_samples < 2:
+        raise UsageError(f"data.holdout = {fraction} cannot split {num_samples} samples: give a fraction in (0, 1)")
+    return min(max(round(fraction * num_samples), 1), num_samples - 1)
 
 
 class _Picked(Names):
