@@ -38,7 +38,7 @@ from sslrun.plan import (
 from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
 from sslrun.run_state import RunState
-from sslrun.runtime import checkpoint, compilation, distributed
+from sslrun.runtime import checkpoint, compilation, distributed, signals
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
@@ -186,18 +186,20 @@ def _open_folder(
         path = Path(recipe.work_dir) / config.name
         if restart:
             set_aside(path)
-        folder = stack.enter_context(RunFolder(path, config.values, resume))
-        start_logging(0, folder.path / MESSAGES, recipe.log.level)
-        folder.write_json(ENVIRONMENT, environment())
-        opened.append(folder)
+        opened.append(stack.enter_context(RunFolder(path, config.values, resume)))
+        stack.push(record)
+        signals.say_last(opened[0].record_end)
+        start_logging(0, opened[0].path / MESSAGES, recipe.log.level)
+        opened[0].write_json(ENVIRONMENT, environment())
 
     def record(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if opened and error is not None:
+        if isinstance(error, signals.Stopped):
+            opened[0].record_end(error.exit_code)
+        elif error is not None:
             code = {UsageError: 2, Diverged: 3, KeyboardInterrupt: 130}.get(type(error), 1)
             opened[0].record_state("interrupted" if code == 130 else "failed", code, error=str(error))
 
     distributed.from_rank_0(open_it)
-    stack.push(record)
     return opened[0] if opened else None
 
 

@@ -20,6 +20,7 @@ from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import checkpoint, folder_lock
 from sslrun.runtime.durable import read_patiently, replace_or_fail
 from sslrun.runtime.run_files import CONFIG, MACHINE, STATE, RunFiles, State, is_number, rows
+from sslrun.runtime.signals import PREEMPTED
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,11 @@ class RunFolder(RunFiles):
         except RunFailed as error:
             logger.warning("%s", error)
 
+    def record_end(self, exit_code: int) -> None:
+        """Record the end of a run that is done (0) or was stopped (`signals.CODES`)."""
+        ends: dict[int, State] = {0: "done", PREEMPTED: "pre-empted"}
+        self.record_state(ends.get(exit_code, "interrupted"), exit_code)
+
     def write_json(self, name: str, value: Any) -> None:
         """Replace one of the folder's JSON files.
 
@@ -132,9 +138,11 @@ class RunFolder(RunFiles):
             self._lock = None
 
     def _has_rows(self) -> bool:
-        """Whether metrics.jsonl has content. A start that failed before its first row may be repeated."""
+        """Whether metrics.jsonl has content, other than measurements of the untrained network. A start that ended
+        before its first step may be repeated."""
         try:
-            return read_patiently(self.metrics, os.stat).st_size > 0
+            size = read_patiently(self.metrics, os.stat).st_size
+            return size > 0 and not (self.metrics.is_file() and read_patiently(self.metrics, _is_untrained))
         except FileNotFoundError:
             return False
 
@@ -180,6 +188,16 @@ class RunFolder(RunFiles):
             )
         for _, change in changes:
             logger.info("changed on this resume: %s", change)
+
+
+def _is_untrained(metrics: Path) -> bool:
+    """Whether a metrics.jsonl has whole rows of step 0 and nothing else."""
+    size = 0
+    for line, row in rows(metrics):
+        if row.get("step") != 0:
+            return False
+        size += len(line)
+    return size == metrics.stat().st_size
 
 
 def _step_of(row: Mapping[str, Any]) -> float:
