@@ -1,4 +1,4 @@
-"""A signal is heard within 5 s wherever a run is, not only after a step; nothing is lost, and the run goes on exactly."""
+"""A signal is heard within 5 s wherever a run is, not only after a step; nothing is lost, and it goes on exactly."""
 
 import json
 import signal
