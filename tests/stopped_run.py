@@ -14,73 +14,98 @@ from sslrun.cli import main
 from sslrun.evaluation import features, knn, spectrum
 from sslrun.nn import clustering
 from sslrun.runtime import distributed
+from sslrun.runtime.executor import Executor
 
-SLOW_S = 1.0  # a call of a slow place
+SLOW_S = 1.5  # one call of a slow place
 
-# What is called many times there, in the runs of the tests.
+# What is called there: many times, but for "opening" and "step".
 PLACES = {
-    "index": ("sslrun.data.sources.base", "Source.open"),
+    "opening": ("sslrun.data.sources.base", "Source.open"),
     "features": ("sslrun.evaluation.features", "pooled"),
-    "k-NN": ("sslrun.evaluation.knn", "_keys"),
-    "probe": ("torch.nn.functional", "linear"),
-    "spectrum": ("torch", "Tensor.addmm_"),
     "held-out loss": ("sslrun.runtime.executor", "Executor.forward"),
+    "k-NN": ("sslrun.evaluation.knn", "_keys"),
+    "probe": ("torch.nn.functional", "cross_entropy"),
+    "spectrum": ("torch", "Tensor.addmm_"),
     "clustering": ("sslrun.nn.clustering", "_nearest"),
     "step": ("sslrun.runtime.executor", "Executor.forward"),
     "data": ("sslrun.data.sources.subset", "Subset.encoded"),
 }
 
 
+def main_in_pieces(words: Sequence[str]) -> int:
+    """The exit code of a command line whose measurements and clusterings are made in many small pieces."""
+    torch.set_num_threads(1)
+    features.BATCH, knn.BANK_PIECE, clustering.PIECE, spectrum.PIECE = 4, 4, 16, 64
+    return main(words)
+
+
 def main_with_signal(
-    words: Sequence[str], place: str, after: int, number: int, ranks: Sequence[int], how: str = "slow"
+    words: Sequence[str], place: str, step: int, number: int, ranks: Sequence[int], how: str = "slow"
 ) -> tuple[int, float]:
-    """(exit code, seconds from the signal to the end) of a command line.
+    """(exit code, seconds from the signal to the end) of `main_in_pieces`.
 
     Args:
         words: the command line.
         place: one of PLACES.
-        after: the calls of it before the signal.
+        step: the optimizer steps before the signal; it comes with the next call of the place.
         number: the signal.
         ranks: the ranks that get it.
-        how: "slow" takes its time in Python; "blocked" never comes back from C, and "hung" never from a lock in Python.
+        how: what a call of the place does from then on: "slow" takes `SLOW_S` longer, "hangs" never returns from a lock
+            of Python's, "blocks" never returns from C.
     """
-    torch.set_num_threads(1)
-    features.BATCH, knn.BANK_PIECE, clustering.PIECE, spectrum.PIECE = 4, 4, 16, 64  # in many pieces
-    module, name = PLACES[place]
+    place_at = _Place(step, number if distributed.rank() in ranks else None, how)
+    for owner, attribute, wrapped in (
+        (Executor, "step", place_at.counting),
+        (*_owner(*PLACES[place]), place_at.slowed),
+    ):
+        setattr(owner, attribute, wrapped(getattr(owner, attribute)))
+    code = main_in_pieces(words)
+    assert place_at.began is not None, f"{place} was not called after step {step}"
+    return code, time.monotonic() - place_at.began
+
+
+def _owner(module: str, name: str) -> tuple[Any, str]:
     owner: Any = importlib.import_module(module)
     *parents, attribute = name.split(".")
     for parent in parents:
         owner = getattr(owner, parent)
-    slow = _Slow(getattr(owner, attribute), after, number, distributed.rank() in ranks, how)
-    setattr(owner, attribute, lambda *arguments, **options: slow(*arguments, **options))
-    code = main(words)
-    assert slow.began is not None, f"{place} was called {slow.calls} times, not more than {after}"
-    return code, time.monotonic() - slow.began
+    return owner, attribute
 
 
-class _Slow:
-    def __init__(self, function: Callable[..., Any], after: int, number: int, is_signaled: bool, how: str) -> None:
-        self.function, self.after, self.number, self.is_signaled, self.how = function, after, number, is_signaled, how
-        self.calls, self.began = 0, None
+class _Place:
+    def __init__(self, step: int, number: int | None, how: str) -> None:
+        self.steps_left, self.number, self.how = step, number, how
+        self.began: float | None = None
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        self.calls += 1
-        if self.calls > self.after:
-            if self.began is None:
-                self.began = time.monotonic()
-                if self.is_signaled:
-                    threading.Timer(0.3, os.kill, (os.getpid(), self.number)).start()
-            if self.how == "blocked":
-                lock_twice()
-            if self.how == "hung":
-                threading.Event().wait()
-            for _ in range(10):
-                time.sleep(SLOW_S / 10)
-        return self.function(*arguments, **options)
+    def counting(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.steps_left -= 1
+            return step(*arguments, **options)
+
+        return counted
+
+    def slowed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*arguments: Any, **options: Any) -> Any:
+            if self.steps_left <= 0:
+                self._take_time()
+            return function(*arguments, **options)
+
+        return slow
+
+    def _take_time(self) -> None:
+        if self.began is None:
+            self.began = time.monotonic()
+            if self.number is not None:
+                threading.Timer(0.3, os.kill, (os.getpid(), self.number)).start()
+        if self.how == "blocks":
+            _lock_twice()
+        if self.how == "hangs":
+            threading.Event().wait()
+        time.sleep(SLOW_S)
 
 
-def lock_twice() -> None:
-    """Waits for ever in C, without Python's global lock; a signal does not interrupt it."""
+def _lock_twice() -> None:
+    """Waits for ever in C, without Python's global lock; no signal interrupts it."""
     library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
     library.pthread_mutex_lock(mutex)
     library.pthread_mutex_lock(mutex)

@@ -18,12 +18,14 @@ class RunState:
         num_samples: number of training samples, which the order of samples depends on.
         step_metrics: sums of the metrics since the last row, as `StepMetrics.state` returns them.
         bad_samples: bad images of all ranks, as `BadSamples.state_dict` returns them.
+        is_measured: whether the measurements that were due at this step were made; a stop may have come before.
     """
 
     step: int
     num_samples: int
     step_metrics: dict[str, Any]
     bad_samples: dict[str, str]
+    is_measured: bool = True
 
 
 def save(directory: Path, tensors: checkpoint.Tensors, state: RunState) -> None:
@@ -39,6 +41,8 @@ def load(path: Path) -> tuple[checkpoint.Tensors, RunState]:
         RunFailed: the storage gives errors.
     """
     tensors, state = checkpoint.load(path)
+    if isinstance(state, dict):
+        state = {"is_measured": True, **state}  # older checkpoints do not say it
     if not _is_complete(state):
         raise UsageError(f"{path} cannot be loaded: {checkpoint.STATE} is not the state of a run")
     return tensors, RunState(**state)
@@ -52,6 +56,7 @@ def _is_complete(state: Any) -> bool:
         _is_count(state["step"])
         and _is_count(state["num_samples"])
         and state["num_samples"] > 0
+        and isinstance(state["is_measured"], bool)
         and isinstance(bad, dict)
         and all(sample.isdecimal() and isinstance(text, str) for sample, text in bad.items())
         and isinstance(metrics, dict)

@@ -53,7 +53,10 @@ logger = logging.getLogger("sslrun")
 
 @dataclass
 class Run:
-    """The state of a run in one process. Only rank 0 has `folder` and `log`."""
+    """The state of a run in one process. Only rank 0 has `folder` and `log`.
+
+    `is_measured`: whether the measurements that are due at `step` were made.
+    """
 
     recipe: Recipe
     plan: Plan
@@ -66,6 +69,7 @@ class Run:
     log: RunLog | None
     step_metrics: StepMetrics
     step: int
+    is_measured: bool = False
 
     @property
     def progress(self) -> Progress:
@@ -157,7 +161,7 @@ def save(run: Run) -> None:
     bad: dict[str, str] = {}
     for bad_of_rank in distributed.gather_objects(run.loader.bad.state_dict()):
         bad |= bad_of_rank
-    state = RunState(run.step, run.plan.num_samples, run.step_metrics.state(), bad)
+    state = RunState(run.step, run.plan.num_samples, run.step_metrics.state(), bad, run.is_measured)
     if run.folder is not None and run.log is not None:
         run.log.sync()
         run_state.save(run.folder.checkpoints, tensors, state)
@@ -325,7 +329,7 @@ def _restore(run: Run, path: Path | None) -> None:
         run.executor.load_optimizer_state(tensors["optimizer"])
         run.step_metrics.load(state.step_metrics, run.executor.device)
         run.loader.bad.load_state_dict(state.bad_samples)
-        run.step = state.step
+        run.step, run.is_measured = state.step, state.is_measured
         logger.info("continuing from %s", path)
     elif run.recipe.load_from is not None:
         weights = checkpoint.load_weights(Path(run.recipe.load_from))

@@ -158,7 +158,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
     gc.collect()
     gc.disable()
     try:
-        if not _is_measured(run):
+        if not run.is_measured and not _has_measurements(run):
             _monitor(run, meter, signals)
         while run.step < plan.total_steps:
             progress = run.progress
@@ -274,8 +274,8 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
         logger.warning("%s", warning)
 
 
-def _is_measured(run: Run) -> bool:
-    """Whether a row of measurements at this step is there. A run that was stopped while it measured has none."""
+def _has_measurements(run: Run) -> bool:
+    """Whether a row of measurements at this step is there."""
 
     def has_row() -> bool:
         assert run.folder is not None
@@ -286,10 +286,12 @@ def _is_measured(run: Run) -> bool:
 
 def _monitor(run: Run, meter: SpeedMeter, signals: StopSignals) -> None:
     """Writes a row of the measurements that are due: before the first step, at their intervals, and at the end."""
+    run.is_measured = False
     with meter.pausing(), signals.listening():
         measured = run.monitors.measure(run.executor, run.progress)
     if measured and run.log is not None:
         run.log.write(run.step, measured)
+    run.is_measured = True
 
 
 def _features(run: Run, module: torch.nn.Module) -> Tensor:
