@@ -5,15 +5,16 @@ import importlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from sslrun.cli import main
+from sslrun.contract import Batch
 from sslrun.evaluation import features, knn, spectrum
 from sslrun.nn import clustering
-from sslrun.runtime import distributed
+from sslrun.runtime import distributed, signals
 from sslrun.runtime.executor import Executor
 
 SLOW_S = 1.5  # one call of a slow place
@@ -28,7 +29,8 @@ PLACES = {
     "spectrum": ("torch", "Tensor.addmm_"),
     "clustering": ("sslrun.nn.clustering", "_nearest"),
     "step": ("sslrun.runtime.executor", "Executor.forward"),
-    "data": ("sslrun.data.sources.subset", "Subset.encoded"),
+    "batches of a step": ("sslrun.train", "_taken"),
+    "batches of features": ("sslrun.evaluation.features", "stoppable"),
 }
 
 
@@ -51,7 +53,8 @@ def main_with_signal(
         number: the signal.
         ranks: the ranks that get it.
         how: what a call of the place does from then on: "slow" takes `SLOW_S` longer, "hangs" never returns from a lock
-            of Python's, "blocks" never returns from C.
+            of Python's, "blocks" never returns from C. "starves" is what a wait for batches does that do not come,
+            on the ranks that get the signal.
     """
     place_at = _Place(step, number if distributed.rank() in ranks else None, how)
     for owner, attribute, wrapped in (
@@ -88,6 +91,8 @@ class _Place:
         def slow(*arguments: Any, **options: Any) -> Any:
             if self.steps_left <= 0:
                 self._take_time()
+                if self.how == "starves" and self.number is not None:
+                    return function(*[_Starving() if isinstance(each, Iterator) else each for each in arguments])
             return function(*arguments, **options)
 
         return slow
@@ -101,7 +106,21 @@ class _Place:
             _lock_twice()
         if self.how == "hangs":
             threading.Event().wait()
-        time.sleep(SLOW_S)
+        if self.how == "slow":
+            time.sleep(SLOW_S)
+
+
+class _Starving:
+    """A stream whose batches do not come, as `BatchStream` behaves then."""
+
+    def __iter__(self) -> "_Starving":
+        return self
+
+    def __next__(self) -> Batch:
+        while not (code := signals.requested()):
+            time.sleep(0.1)
+        time.sleep(1)  # the batch may still come
+        raise signals.Stopped(code)
 
 
 def _lock_twice() -> None:

@@ -54,10 +54,9 @@ def run(config: Config, resume: str | None, command: str | None, restart: bool =
         with StopSignals() as signals, contextlib.ExitStack() as stack:
             signals.has_nothing_to_save, signals.raises = True, distributed.world_size() == 1
             signals.last_words.append(lambda code: _say_that_nothing_is_saved(command))
-            with config.naming_places(), _torn_by_stop(signals):
+            with config.naming_places():
                 state = prepare(config, recipe, resume, stack, restart)
-            with _torn_by_stop(signals):
-                code = _loop(state, signals)
+            code = _loop(state, signals)
             if state.folder is not None:
                 state.folder.record_end(code)
     except Stopped as stopped:
@@ -128,18 +127,6 @@ def train_step(
 def joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The carries of all micro-batches of all ranks, in the order of the global batch."""
     return {name: distributed.all_gather_rows(torch.cat([carry[name] for carry in carries])) for name in carries[0]}
-
-
-@contextlib.contextmanager
-def _torn_by_stop(signals: StopSignals) -> Iterator[None]:
-    """Before the first step ranks leave as each of them hears a signal: a rank that fails because another has left has
-    stopped too."""
-    try:
-        yield
-    except RuntimeError as error:
-        if signals.exit_code and signals.has_nothing_to_save and distributed.world_size() > 1:
-            raise Stopped(signals.exit_code) from error
-        raise
 
 
 def _loop(run: Run, signals: StopSignals) -> int:

@@ -61,12 +61,11 @@ def straight(tmp_path_factory, images) -> Callable[[str, int], Path]:
 
 
 def stopped(
-    recipe: Path, place: str, step: int, number: signal.Signals, ranks: int = 1, to: Sequence[int] | None = None
+    recipe: Path, place: str, step: int, number: signal.Signals, ranks: int, to: Sequence[int], how: str = "slow"
 ) -> None:
-    """Runs a recipe until a signal `to` some of the ranks (None for all) stops it, and looks at how it ended."""
+    """Runs a recipe until a signal `to` some of the ranks stops it, and looks at how it ended."""
     code, state = CODES[number]
-    signaled = list(range(ranks)) if to is None else list(to)
-    for left_with, took_s in run_ranks(main_with_signal, ranks, [str(recipe)], place, step, int(number), signaled):
+    for left_with, took_s in run_ranks(main_with_signal, ranks, [str(recipe)], place, step, int(number), to, how):
         assert left_with == code and took_s < WITHIN_S
     assert_ended(recipe, state, code, [f"step_{step:08d}"] if step else [])
 
@@ -126,6 +125,25 @@ def test_between_epochs_a_run_saves_and_a_resume_repeats_what_was_cut_off(
 ):
     recipe = write_recipe(tmp_path, images, method)
     stopped(recipe, place, EPOCH, signal.SIGINT, ranks, to)
+    assert_goes_on_as(straight(method, ranks), recipe, ranks)
+
+
+@pytest.mark.parametrize(
+    ("method", "place", "step", "ranks", "to"),
+    [
+        night("MoCo", "batches of a step", 2, 1, [0]),
+        night("MoCo", "batches of a step", 2, 2, [1]),
+        night("MoCo", "batches of a step", 2, 2, [0, 1]),
+        night("MoCo", "batches of features", EPOCH, 2, [0]),
+        night("DeepCluster", "batches of a step", EPOCH, 1, [0]),  # after a clustering, which a resume repeats
+        night("DeepCluster", "batches of features", EPOCH, 2, [1]),
+    ],
+)
+def test_a_rank_whose_data_does_not_come_stops_with_the_others(
+    tmp_path, images, straight, method, place, step, ranks, to
+):
+    recipe = write_recipe(tmp_path, images, method)
+    stopped(recipe, place, step, signal.SIGTERM, ranks, to, "starves")
     assert_goes_on_as(straight(method, ranks), recipe, ranks)
 
 
