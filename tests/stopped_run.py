@@ -63,7 +63,9 @@ def main_with_signal(
     ):
         setattr(owner, attribute, wrapped(getattr(owner, attribute)))
     code = main_in_pieces(words)
-    assert place_at.began is not None, f"{place} was not called after step {step}"
+    if place_at.began is None:
+        assert distributed.rank() not in ranks, f"{place} was not called after step {step}"
+        return code, 0.0
     return code, time.monotonic() - place_at.began
 
 
@@ -103,7 +105,7 @@ class _Place:
             if self.number is not None:
                 threading.Timer(0.3, os.kill, (os.getpid(), self.number)).start()
         if self.how == "blocks":
-            _lock_twice()
+            lock_twice(for_s=3600)
         if self.how == "hangs":
             threading.Event().wait()
         if self.how == "slow":
@@ -123,8 +125,9 @@ class _Starving:
         raise signals.Stopped(code)
 
 
-def _lock_twice() -> None:
-    """Waits for ever in C, without Python's global lock; no signal interrupts it."""
+def lock_twice(for_s: float) -> None:
+    """Waits in C, without Python's global lock; no signal interrupts it."""
     library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    until = (ctypes.c_long * 2)(int(time.time() + for_s), 0)
     library.pthread_mutex_lock(mutex)
-    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_timedlock(mutex, until)

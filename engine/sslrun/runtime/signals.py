@@ -162,7 +162,10 @@ class StopSignals:
 
     def _speak(self) -> None:
         for say in self.last_words:
-            say(self.exit_code)
+            try:
+                say(self.exit_code)
+            except Exception as error:
+                logger.warning("%s", error)
         sys.stdout.flush()
         sys.stderr.flush()
 
