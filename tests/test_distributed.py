@@ -26,7 +26,7 @@ def test_alone_everything_answers_for_itself(environment: pytest.MonkeyPatch) ->
     assert distributed.share(7) == slice(0, 7) and torch.equal(distributed.all_gather_shares(x, 3), x)
     assert torch.equal(distributed.exchange_rows(x, torch.tensor([2, 0, 1])), x[[2, 0, 1]])
     assert distributed.broadcast_object("a") == "a" and distributed.gather_objects("a") == ["a"]
-    assert distributed.Vote(torch.device("cpu")).cast(75) == 75
+    assert distributed.Vote(torch.device("cpu")).cast(75) == 75 == distributed.largest(75)
     distributed.all_reduce_mean_([x])
     distributed.shutdown()
     assert torch.equal(x, torch.arange(6.0).view(3, 2))
@@ -110,6 +110,7 @@ def each_collective() -> dict[str, object]:
         "object": distributed.broadcast_object({"from": rank}),
         "objects": distributed.gather_objects({"from": rank}),
         "votes": [distributed.Vote(torch.device("cpu")).cast(value) for value in (0, rank * 75)],
+        "largest": [distributed.largest(value) for value in (0, 75 if rank == 1 else 0)],
     }
     distributed.shutdown()
     return results
@@ -141,6 +142,7 @@ def test_collectives_on_three_ranks() -> None:
         assert result["object"] == {"from": 0}
         assert result["objects"] == [{"from": 0}, {"from": 1}, {"from": 2}]
         assert result["votes"] == [0, 150]
+        assert result["largest"] == [0, 75]
 
 
 def fail_on_rank_one() -> None:

@@ -106,6 +106,26 @@ def test_a_start_that_failed_before_its_first_row_may_be_repeated(tmp_path):
         assert not folder.is_resumed
 
 
+@pytest.mark.parametrize("resume", [None, ""])
+def test_a_start_that_ended_before_its_first_step_may_be_repeated(tmp_path, resume):
+    with RunFolder(tmp_path / "run", RECIPE, resume=None) as folder:
+        write_rows(folder, range(1))
+    with RunFolder(tmp_path / "run", changed("seed", 2), resume=resume) as folder:
+        assert not folder.is_resumed and folder.newest is None
+        folder.go_back_to(0)
+        assert folder.metrics.read_bytes() == b""
+
+
+@pytest.mark.parametrize("content", ['{"step": 3}\n', '{"step": 0}', '{"step": 0}\n{"st', '{"loss": 1}\n', "damaged\n"])
+def test_rows_of_a_trained_network_and_what_cannot_be_read_are_a_run(tmp_path, content):
+    with RunFolder(tmp_path / "run", RECIPE, resume=None) as folder:
+        write_rows(folder, range(1))
+        folder.metrics.write_text(folder.metrics.read_text() + content)
+    for resume in (None, ""):
+        with pytest.raises(UsageError, match="holds a run"):
+            RunFolder(tmp_path / "run", RECIPE, resume=resume)
+
+
 def test_a_resume_keeps_the_machines_choices_and_removes_remains_of_a_kill(tmp_path):
     with RunFolder(tmp_path, RECIPE, resume=None) as folder:
         for choice in (64, 32):

@@ -1,13 +1,20 @@
 """Signals to real processes: the flag, the exit codes, the second Ctrl-C, and handlers that come back."""
 
+import os
 import signal
+import socket
 import subprocess
+import threading
 import time
 
 import pytest
 
 import small_run
-from sslrun.runtime.signals import StopSignals
+from sslrun import train
+from sslrun.runtime import signals as module
+from sslrun.runtime.signals import Stopped, StopSignals
+from sslrun.runtime.stopping import stop_if_asked, stoppable
+from stopped_run import lock_twice
 
 # A loop of short steps that saves, slowly, when a signal stops it.
 LOOP = """
@@ -90,3 +97,147 @@ def test_old_handlers_come_back_also_after_an_error():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# Has nothing to save, and does not come back from where it is.
+STUCK = """
+import sys, time
+from sslrun.runtime.signals import StopSignals
+with StopSignals() as stop:
+    stop.has_nothing_to_save, stop.raises = True, sys.argv[1] == "raises"
+    stop.last_words += [lambda code: time.sleep(float(sys.argv[2])), lambda code: print("record", code)]
+    stop.last_words.insert(0, lambda code: 1 / 0)
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("raises", "last_words_s", "out", "code"),
+    [
+        ("raises", 0, "", 1),
+        ("waits", 0, "record 75\n", 75),
+        pytest.param("waits", 60, "", 75, marks=pytest.mark.nightly),
+    ],  # storage hangs
+)
+def test_a_process_with_nothing_to_save_does_not_stay(raises, last_words_s, out, code):
+    process = small_run.python(STUCK, raises, last_words_s, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    printed, errors = process.communicate(timeout=30)
+    assert (printed, process.returncode, "Stopped: 75" in errors) == (out, code, raises == "raises")
+    assert time.monotonic() - begin < 10
+
+
+def test_signals_are_heard_by_a_thread_while_the_main_thread_is_in_c():
+    """What is pending there is no Python handler's yet."""
+    before = signal.set_wakeup_fd(-1)
+    heard = []
+    with StopSignals():
+        timer = threading.Timer(0.2, lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.5), ask(heard)))
+        timer.start()
+        lock_twice(for_s=2.5)
+        timer.join()
+    assert heard == [75] and module.requested() == 0
+    assert signal.set_wakeup_fd(-1) == -1
+    signal.set_wakeup_fd(before)
+
+
+def ask(heard: list[int]) -> None:
+    heard.append(module.requested())
+
+
+def test_what_a_forked_child_hears_is_not_for_its_parent():
+    with StopSignals() as stop:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+            os._exit(stop.exit_code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+        time.sleep(0.5)
+        assert stop.exit_code == 0
+
+
+def test_another_wakeup_descriptor_comes_back():
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    before = signal.set_wakeup_fd(ours.fileno())
+    try:
+        with StopSignals():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        assert signal.set_wakeup_fd(before) == ours.fileno()
+        ours.close()
+        theirs.close()
+
+
+def test_work_is_left_only_where_the_run_listens():
+    with StopSignals() as stop:
+        assert list(stoppable("abc")) == ["a", "b", "c"]
+        signal.raise_signal(signal.SIGINT)
+        stop_if_asked()  # in a step
+        assert list(stoppable("abc")) == ["a", "b", "c"]
+        with stop.listening(), pytest.raises(Stopped) as stopped:
+            stop_if_asked()
+        assert stopped.value.exit_code == 130 and not isinstance(stopped.value, Exception)
+        with stop.listening(), pytest.raises(Stopped):
+            next(stoppable("abc"))
+        stop_if_asked()
+    with pytest.raises(Stopped):
+        stop_if_asked(75)
+
+
+def test_a_look_comes_before_each_item_and_after_the_last_where_others_have_more():
+    looks = []
+    with StopSignals() as stop, stop.listening(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sslrun.runtime.distributed.largest", lambda code: looks.append(code) or 0)
+        for count, most, expected in ((3, 0, 3), (3, 4, 4), (0, 2, 2), (3, 3, 3)):
+            looks.clear()
+            assert list(stoppable(range(count), most)) == list(range(count))
+            assert len(looks) == expected
+
+
+class Vote:
+    """A vote that others have decided.
+
+    Args:
+        result: what a rank reads of it.
+        is_late: whether that is of the step before.
+    """
+
+    def __init__(self, result: int, is_late: bool) -> None:
+        self.result, self.is_late = result, is_late
+        self.cast_values: list[int] = []
+
+    def cast(self, value: int) -> int:
+        self.cast_values.append(value)
+        return self.result
+
+
+@pytest.mark.parametrize(
+    ("result", "is_late", "has_data", "asked", "cast", "saves"),
+    [
+        (75, False, True, 0, 0, True),
+        (75, False, False, 75, 75, True),
+        (75, True, True, 0, 0, True),
+        (0, True, False, 75, 75 + train.TORN, False),  # the others have queued the step
+        (75 + train.TORN, True, True, 0, 0, False),  # this rank has
+        (130, True, False, 75, 75 + train.TORN, False),
+    ],
+)
+def test_a_step_that_others_have_queued_is_not_saved(result, is_late, has_data, asked, cast, saves):
+    vote, signals = Vote(result, is_late), StopSignals()
+    signals.exit_code = asked
+    with pytest.raises(Stopped) as stopped:
+        train._stop_if_agreed(vote, signals, has_data)
+    assert stopped.value.exit_code in (75, 130)
+    assert vote.cast_values == [cast] and signals.has_nothing_to_save is not saves
+
+
+def test_a_run_that_nobody_stops_goes_on():
+    vote, signals = Vote(0, is_late=True), StopSignals()
+    train._stop_if_agreed(vote, signals, has_data=True)
+    assert not signals.has_nothing_to_save

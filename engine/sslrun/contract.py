@@ -219,7 +219,8 @@ class Method(nn.Module, Component, kind="methods"):
         return []
 
     def before_epoch(self, progress: Progress, features: Callable[[nn.Module], Tensor]) -> list[Rewrite]:
-        """Called before the first step of an epoch; returns parameters to set.
+        """Called before the first step of an epoch; returns parameters to set. A run that is stopped at this place and
+        resumed calls it again.
 
         Args:
             progress: the position before that step.

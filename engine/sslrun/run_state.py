@@ -19,6 +19,7 @@ class RunState:
         step_metrics: sums of the metrics since the last row, as `StepMetrics.state` returns them.
         bad_samples: bad images of all ranks, as `BadSamples.state_dict` returns them.
         images: `Source.identity` of the training images; None in checkpoints that were written without it.
+        is_measured: whether the measurements that were due at this step were made; a stop may have come before.
     """
 
     step: int
@@ -26,6 +27,7 @@ class RunState:
     step_metrics: dict[str, Any]
     bad_samples: dict[str, str]
     images: str | None = None
+    is_measured: bool = True
 
 
 def save(directory: Path, tensors: checkpoint.Tensors, state: RunState) -> None:
@@ -47,7 +49,7 @@ def load(path: Path) -> tuple[checkpoint.Tensors, RunState]:
 
 
 def _is_complete(state: Any) -> bool:
-    if not isinstance(state, dict) or state.keys() | {"images"} != RunState.__annotations__.keys():
+    if not isinstance(state, dict) or state.keys() | {"images", "is_measured"} != RunState.__annotations__.keys():
         return False
     metrics, bad = state["step_metrics"], state["bad_samples"]
     return (
@@ -55,6 +57,7 @@ def _is_complete(state: Any) -> bool:
         and _is_count(state["num_samples"])
         and state["num_samples"] > 0
         and isinstance(state.get("images"), str | None)
+        and isinstance(state.get("is_measured", True), bool)
         and isinstance(bad, dict)
         and all(sample.isdecimal() and isinstance(text, str) for sample, text in bad.items())
         and isinstance(metrics, dict)

@@ -44,7 +44,7 @@ from sslrun.plan import (
 from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
 from sslrun.run_state import RunState
-from sslrun.runtime import checkpoint, compilation, distributed
+from sslrun.runtime import checkpoint, compilation, distributed, signals
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
@@ -59,7 +59,10 @@ logger = logging.getLogger("sslrun")
 
 @dataclass
 class Run:
-    """The state of a run in one process. Only rank 0 has `folder` and `log`."""
+    """The state of a run in one process. Only rank 0 has `folder` and `log`.
+
+    `is_measured`: whether the measurements that are due at `step` were made.
+    """
 
     recipe: Recipe
     plan: Plan
@@ -72,6 +75,7 @@ class Run:
     log: RunLog | None
     step_metrics: StepMetrics
     step: int
+    is_measured: bool = False
 
     @cached_property
     def images(self) -> str:
@@ -183,7 +187,9 @@ def save(run: Run) -> None:
     bad: dict[str, str] = {}
     for bad_of_rank in distributed.gather_objects(run.loader.bad.state_dict()):
         bad |= bad_of_rank
-    state = RunState(run.step, run.plan.num_samples, run.step_metrics.state(), bad, run.images)
+    state = RunState(
+        run.step, run.plan.num_samples, run.step_metrics.state(), bad, images=run.images, is_measured=run.is_measured
+    )
     if run.folder is not None and run.log is not None:
         run.folder.look()
         run.log.sync()
@@ -214,20 +220,21 @@ def _open_folder(
         if restart:
             set_aside(path)
         schema = describe(Recipe)
-        folder = stack.enter_context(
-            RunFolder(path, config.values, resume, lambda old: with_absolute_paths(old, schema))
-        )
+        folder = RunFolder(path, config.values, resume, lambda old: with_absolute_paths(old, schema))
+        opened.append(stack.enter_context(folder))
+        stack.push(record)
+        signals.say_last(folder.record_end)
         start_logging(0, folder.path / MESSAGES, recipe.log.level)
         folder.write_json(ENVIRONMENT, environment())
-        opened.append(folder)
 
     def record(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if opened and error is not None:
+        if isinstance(error, signals.Stopped):
+            opened[0].record_end(error.exit_code)
+        elif error is not None:
             code = {UsageError: 2, Diverged: 3, KeyboardInterrupt: 130}.get(type(error), 1)
             opened[0].record_state("interrupted" if code == 130 else "failed", code, error=str(error))
 
     distributed.from_rank_0(open_it)
-    stack.push(record)
     return opened[0] if opened else None
 
 
@@ -361,7 +368,7 @@ def _restore(run: Run, path: Path | None) -> None:
         run.executor.load_optimizer_state(tensors["optimizer"])
         run.step_metrics.load(state.step_metrics, run.executor.device)
         run.loader.bad.load_state_dict(state.bad_samples)
-        run.step = state.step
+        run.step, run.is_measured = state.step, state.is_measured
         logger.info("continuing from %s", path)
     elif run.recipe.load_from is not None:
         weights = checkpoint.load_weights(Path(run.recipe.load_from))

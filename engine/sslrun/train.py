@@ -32,12 +32,13 @@ from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import SpeedMeter
 from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, is_number, rows
 from sslrun.runtime.safetensors_file import require_storable
-from sslrun.runtime.signals import StopSignals
+from sslrun.runtime.signals import Stopped, StopSignals
 from sslrun.session import Run, build, prepare, save
 from sslrun.started import program
 
 logger = logging.getLogger("sslrun")
 
+TORN = 1000  # above all exit codes: added to a vote, it says that a step was queued that cannot be computed
 GC_INTERVAL = 500  # steps between two garbage collections, at the same steps on all ranks
 
 
@@ -53,12 +54,18 @@ def run(config: Config, resume: str | None, command: str | None, restart: bool =
     """
     recipe = build(config)
     config = config.with_absolute_paths(Recipe)
-    with StopSignals() as signals, contextlib.ExitStack() as stack:
-        with config.naming_places():
-            state = prepare(config, recipe, resume, stack, restart)
-        code = _loop(state, signals)
-        if state.folder is not None:
-            state.folder.record_end(code)
+    try:
+        with StopSignals() as signals, contextlib.ExitStack() as stack:
+            signals.has_nothing_to_save, signals.raises = True, distributed.world_size() == 1
+            signals.last_words.append(lambda code: _say_that_nothing_is_saved(command))
+            with config.naming_places():
+                state = prepare(config, recipe, resume, stack, restart)
+            code = _loop(state, signals)
+            if state.folder is not None:
+                state.folder.record_end(code)
+    except Stopped as stopped:
+        _say_that_nothing_is_saved(command)
+        return stopped.exit_code
     if state.folder is not None and command is not None:
         _print_advice(state.folder.path, config, command, code)
     return code
@@ -131,7 +138,11 @@ def joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _loop(run: Run, signals: StopSignals) -> int:
-    """Trains from `run.step` to the end, or until a signal stops the run; returns the exit code."""
+    """Trains from `run.step` to the end, or until a signal stops the run; returns the exit code.
+
+    Raises:
+        Stopped: a signal stopped the run, and there is nothing to save: no step was done.
+    """
     plan, recipe, executor, method = run.plan, run.recipe, run.executor, run.recipe.model
     is_compiling = plan.machine.compile and run.step < plan.total_steps
     if is_compiling:
@@ -142,24 +153,27 @@ def _loop(run: Run, signals: StopSignals) -> int:
     gc.collect()
     gc.disable()
     try:
-        if run.step == 0:
-            _monitor(run, meter)
-        code = 0
-        while run.step < plan.total_steps and not code:
+        if not run.is_measured and not _has_measurements(run):
+            _monitor(run, meter, signals)
+        while run.step < plan.total_steps:
             progress = run.progress
             if run.step % plan.steps_per_epoch == 0:
                 executor.seed(progress, Phase.EPOCH)
                 with meter.pausing():
-                    executor.rewrite(method.before_epoch(progress, functools.partial(_features, run)) or [])
+                    with signals.listening():
+                        rewrites = method.before_epoch(progress, functools.partial(_features, run)) or []
+                    executor.rewrite(rewrites)
             if stream is None or (run.step % plan.steps_per_epoch == 0 and method.draws_clusters):
                 stream = _stream(run, stream)
             with meter.waiting():
-                batches = list(itertools.islice(stream, plan.accumulation))
+                batches = _taken(stream, plan.accumulation)
+            _stop_if_agreed(vote, signals, has_data=bool(batches))
             rates = learning_rates(
                 executor.optimizer.param_groups, recipe.lr, run.step, plan.steps_per_epoch, plan.total_steps
             )
             metrics, applied = train_step(executor, method, run.statistics, batches, progress, rates)
             run.step += 1
+            signals.has_nothing_to_save = False
             if is_compiling:
                 logger.info("compiled: %s", compilation.what_it_took())
                 is_compiling = False
@@ -172,14 +186,19 @@ def _loop(run: Run, signals: StopSignals) -> int:
                 run.log.tick(run.step)
             if run.step % recipe.log.interval == 0 or run.step == plan.total_steps:
                 _write_row(run, meter, next((rate for rate in rates if rate is not None), 0.0))
-            _monitor(run, meter)
-            code = vote.cast(signals.exit_code or run.stop_code)
-            if code or run.step == plan.total_steps or recipe.checkpoint.is_due(run.step, plan.steps_per_epoch):
+    config = config.with_absolute_paths(Recipe)
+            _monitor(run, meter, signals)
+            if run.step == plan.total_steps or recipe.checkpoint.is_due(run.step, plan.steps_per_epoch):
                 with meter.pausing():
                     save(run)
             if run.step % GC_INTERVAL == 0:
                 gc.collect()
-        return code
+        return 0
+    except Stopped as stopped:
+        if signals.has_nothing_to_save:
+            raise
+        save(run)
+        return stopped.exit_code
     except RuntimeError as error:
         if executor.cuda_graphs:
             compilation.note_the_switch(error)
@@ -188,6 +207,28 @@ def _loop(run: Run, signals: StopSignals) -> int:
         gc.enable()
         if stream is not None:
             stream.close()
+
+
+def _taken(stream: BatchStream, count: int) -> list[Batch]:
+    """The next batches; none if they do not come and the run was asked to stop."""
+    try:
+        return list(itertools.islice(stream, count))
+    except Stopped:
+        return []
+
+
+def _stop_if_agreed(vote: distributed.Vote, signals: StopSignals, has_data: bool) -> None:
+    """Raises Stopped on all ranks before the same step if one of them was asked to stop; a rank without data was.
+
+    On CUDA with several ranks the vote is read one step late, when the others have queued the step whose data one rank
+    waits for. They cannot take it back, so such a run leaves without saving, to be resumed from its last checkpoint.
+    """
+    is_torn = vote.is_late and not has_data
+    code = vote.cast(signals.exit_code + TORN * is_torn)
+    if is_torn or code > TORN:
+        signals.has_nothing_to_save = True
+    if code or is_torn:
+        raise Stopped(code % TORN or signals.exit_code)
 
 
 def _stream(run: Run, previous: BatchStream | None) -> BatchStream:
@@ -229,17 +270,35 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
         logger.warning("%s", warning)
 
 
-def _monitor(run: Run, meter: SpeedMeter) -> None:
+def _has_measurements(run: Run) -> bool:
+    """Whether a row of measurements at this step is there."""
+
+    def has_row() -> bool:
+        assert run.folder is not None
+        return any(row.get("step") == run.step and LOSS not in row for row in run.folder.rows())
+
+    return distributed.from_rank_0(has_row)
+
+
+def _monitor(run: Run, meter: SpeedMeter, signals: StopSignals) -> None:
     """Writes a row of the measurements that are due: before the first step, at their intervals, and at the end."""
-    with meter.pausing():
+    run.is_measured = False
+    with meter.pausing(), signals.listening():
         measured = run.monitors.measure(run.executor, run.progress)
-    if measured:
-        run.write(measured)
+    config = config.with_absolute_paths(Recipe)
+    if measured and run.log is not None:
+        run.log.write(run.step, measured)
+    run.is_measured = True
 
 
 def _features(run: Run, module: torch.nn.Module) -> Tensor:
     """(n, D) outputs of a module for this rank's share of the training source, for clustering methods."""
     return run.features.extract_share(module, np.arange(run.plan.num_samples))
+
+
+def _say_that_nothing_is_saved(command: str | None) -> None:
+    if distributed.rank() == 0 and command is not None:
+        print(f"stopped with nothing new to save; start again with: {command} --resume")
 
 
 def _print_advice(folder: Path, config: Config, command: str, code: int) -> None:

@@ -16,6 +16,7 @@ from sslrun.data.views import ViewGroup
 from sslrun.errors import RunFailed
 from sslrun.runtime import compilation, distributed
 from sslrun.runtime.log import shown
+from sslrun.runtime.stopping import stoppable
 
 BATCH = 128
 
@@ -61,7 +62,7 @@ class FeatureExtractor:
         """(n, D) fp32 on the CPU: features of this rank's share (`distributed.share`) of the (N,) ids.
 
         All ranks call it. It calls the module equally often on each rank, because each call of a sharded module is
-        collective.
+        collective. A stop that a run is asked for is heard at each batch.
         """
         mine = ids[distributed.share(len(ids))]
         most = -(-len(ids) // distributed.world_size())
@@ -83,7 +84,7 @@ class FeatureExtractor:
     def _rows(self, module: nn.Module, ids: np.ndarray) -> Tensor:
         """(N, D) fp32 on the CPU: features of the (N,) ids; the module is in evaluation mode meanwhile."""
         with evaluating(module):
-            return torch.cat([features for features, _ in self._stream(module, ids)])
+            return torch.cat([features for features, _ in stoppable(self._stream(module, ids))])
 
     def _stream(self, module: nn.Module, ids: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         cursor = [(0, ids[first : first + BATCH]) for first in range(0, len(ids), BATCH)]

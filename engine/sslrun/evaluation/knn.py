@@ -25,6 +25,7 @@ from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
 from sslrun.runtime.numerics import in_full_float32
 from sslrun.runtime.run_files import KNN
+from sslrun.runtime.stopping import stoppable
 
 AT_ONCE = 2**24  # 256 MiB
 BANK_PIECE = 4096  # rows; AT_ONCE then has room for as many queries, so that a bank on the host is copied rarely
@@ -194,7 +195,7 @@ def _nearest(
         mine = queries[start : start + each]
         everyones = distributed.all_gather_rows(unit_rows(F.pad(mine, (0, 0, 0, each - len(mine))), device))
         best = torch.full((len(everyones), count), NOTHING, device=device)
-        for offset in range(0, len(bank), step):
+        for offset in stoppable(range(0, len(bank), step), most=-(-num_bank // ranks // step)):
             keys = _keys(everyones @ unit_rows(bank[offset : offset + step], device).T, first + offset)
             keys = keys.topk(min(count, keys.shape[1])).values
             best = torch.cat([best, keys], 1).topk(count).values

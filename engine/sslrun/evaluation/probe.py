@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.evaluation.frozen_encoder import numbered
-from sslrun.runtime import distributed
+from sslrun.runtime import distributed, signals
 from sslrun.runtime.numerics import in_full_float32
+from sslrun.runtime.signals import Stopped
 
 WEIGHT_DECAY = 1e-3
 MOST_ITERATIONS = 100
@@ -80,6 +81,8 @@ def fit(
 
     @torch.enable_grad()
     def loss() -> Tensor:
+        if code := signals.requested():  # the others wait for rank 0 and get what it raises
+            raise Stopped(code)
         optimizer.zero_grad()
         value = F.cross_entropy(F.linear(rows, weight, bias), labels) + weight_decay / 2 * weight.square().sum()
         value.backward()

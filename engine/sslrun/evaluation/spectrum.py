@@ -28,6 +28,7 @@ from sslrun.evaluation.features import BATCH, evenly, pooled, require_finite, un
 from sslrun.evaluation.frozen_encoder import FrozenEncoder
 from sslrun.evaluation.partial_result import PartialResult
 from sslrun.runtime import distributed
+from sslrun.runtime.stopping import stoppable
 
 PIECE = 2**22  # entries in a piece of a matrix, 8 bytes each
 RESOLUTION = 2.0**-24  # smaller singular values of fp32 features, relative to the largest, are rounding errors
@@ -98,7 +99,9 @@ def spectrum(features: Tensor, device: torch.device) -> tuple[Tensor, float]:
     sums = torch.zeros(
         3, dim, dtype=torch.float64, device=device
     )  # sums of unit rows and of their squares; number of rows
-    for piece in features.split(max(1, PIECE // dim)):
+    size = max(1, PIECE // dim)
+    most = -(-distributed.total_rows(features, device) // distributed.world_size() // size)
+    for piece in stoppable(features.split(size), most):
         rows = piece.to(device).double()
         gram.addmm_(rows.T, rows)
         unit = F.normalize(rows, dim=1)

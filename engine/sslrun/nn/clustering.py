@@ -3,8 +3,11 @@ in each step.
 
 Every rank works on its share of the rows, and sums are all-reduced. Rows that are clustered have a length of at most 1,
 so that they can be summed in fixed point: sums of integers do not depend on the order, the number of ranks or the
-device, and subtracting a row restores the sum exactly. Distances are computed in pieces; no N x K matrix exists.
+device, and subtracting a row restores the sum exactly. Distances are computed in pieces; no N x K matrix exists. A stop
+that a run is asked for is heard at each piece.
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from sslrun.nn.queue_and_bank import Bank, last_occurrence
 from sslrun.runtime import distributed
 from sslrun.runtime.late_value import LateValue
+from sslrun.runtime.stopping import stoppable
 
 FIXED_POINT = 2.0**36  # a resolution of 1.5e-11, and room for a sum of 67 million rows
 PIECE = 2**24  # entries in a piece of the distance matrix
@@ -37,13 +41,13 @@ def whitened(features: Tensor, dim: int, device: torch.device) -> Tensor:
     if not 1 <= dim <= channels:
         raise ValueError(f"PCA to {dim} dimensions of features that have {channels}")
     num_rows = distributed.total_rows(features, device)
-    pieces = features.split(max(1, PIECE // channels))
+    size = max(1, PIECE // channels)
     mean = torch.zeros(channels, dtype=torch.float64, device=device)
-    for piece in pieces:
+    for piece in _pieces(features, size, num_rows):
         mean += piece.to(device).double().sum(0)
     mean = distributed.all_reduce_sum_(mean) / num_rows
     covariance = torch.zeros(channels, channels, dtype=torch.float64, device=device)
-    for piece in pieces:
+    for piece in _pieces(features, size, num_rows):
         centered = piece.to(device).double() - mean
         covariance.addmm_(centered.T, centered)
     variances, directions = torch.linalg.eigh(distributed.all_reduce_sum_(covariance) / num_rows)
@@ -51,7 +55,7 @@ def whitened(features: Tensor, dim: int, device: torch.device) -> Tensor:
     scales = torch.where(variances > floor, variances.clamp(min=floor).rsqrt(), 0)
     projection = (directions * scales)[:, -dim:].contiguous()
     distributed.broadcast_([projection])  # the sign of a direction depends on the library
-    return torch.cat([((piece.to(device).double() - mean) @ projection).float() for piece in pieces])
+    return torch.cat([((piece.to(device).double() - mean) @ projection).float() for piece in features.split(size)])
 
 
 @torch.no_grad()
@@ -81,12 +85,12 @@ def k_means(rows: Tensor, num_clusters: int, generator: torch.Generator, iterati
     centroids[here.to(rows.device)] = rows[(chosen[here] - mine.start).to(rows.device)]
     distributed.all_reduce_sum_(centroids)
     for _ in range(iterations):
-        sums, counts = totals(rows, _nearest(rows, centroids), num_clusters)
+        sums, counts = totals(rows, _assigned(rows, centroids, num_rows), num_clusters)
         distributed.all_reduce_sum_(sums)
         distributed.all_reduce_sum_(counts)
         centroids = means(sums, counts, centroids)
         _split_for_empty(centroids, counts)
-    return centroids, distributed.all_gather_shares(_nearest(rows, centroids), num_rows)
+    return centroids, distributed.all_gather_shares(_assigned(rows, centroids, num_rows), num_rows)
 
 
 def totals(rows: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
@@ -117,6 +121,17 @@ def _nearest(rows: Tensor, centroids: Tensor, is_barred: Tensor | None = None) -
         squares = squares.masked_fill(is_barred, torch.inf)
     pieces = rows.split(max(1, PIECE // len(centroids)))
     return torch.cat([torch.addmm(squares, piece, centroids.T, alpha=-2).argmin(1) for piece in pieces])
+
+
+def _assigned(rows: Tensor, centroids: Tensor, num_rows: int) -> Tensor:
+    """`_nearest` of this rank's share of `num_rows` rows."""
+    pieces = _pieces(rows, max(1, PIECE // len(centroids)), num_rows)
+    return torch.cat([_nearest(piece, centroids) for piece in pieces])
+
+
+def _pieces(rows: Tensor, size: int, num_rows: int) -> Iterator[Tensor]:
+    """This rank's share of `num_rows` rows, `size` rows at a time; before each piece a stop is heard."""
+    return stoppable(rows.split(size), most=-(-num_rows // distributed.world_size() // size))
 
 
 def _split_for_empty(centroids: Tensor, counts: Tensor) -> None:

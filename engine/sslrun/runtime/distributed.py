@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime.late_value import LateValue
+from sslrun.runtime.signals import Stopped
 
 T = TypeVar("T")
 
@@ -51,6 +52,11 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _is_alone = False
+
+
+def is_alone() -> bool:
+    """Whether this process is in `alone`."""
+    return _is_alone
 
 
 def group() -> dist.ProcessGroup | None:
@@ -101,14 +107,14 @@ def from_rank_0(work: Callable[[], T]) -> T:
     """The result of `work` on rank 0, on every rank; an error of the user's that rank 0 finds is raised on every rank.
 
     Raises:
-        UsageError, RunFailed: as `work` did on rank 0.
+        UsageError, RunFailed, Stopped: as `work` did on rank 0.
     """
     value: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
     if rank() == 0:
         try:
             value = work()
-        except (UsageError, RunFailed) as problem:
+        except (UsageError, RunFailed, Stopped) as problem:
             error = problem
     value, error = broadcast_object((value, error))
     if error is not None:
@@ -129,11 +135,15 @@ class Vote:
 
     Args:
         device: device of the run. On CUDA the result is read one step late, so that the host does not wait.
+
+    Attributes:
+        is_late: whether the result is read one step late.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pending: LateValue | None = None
+        self.is_late = device.type == "cuda" and world_size() > 1
 
     def cast(self, value: int) -> int:
         """The largest value of all ranks: of this call, or on CUDA of the call before."""
@@ -141,10 +151,19 @@ class Vote:
             return value
         vote = torch.full((), value, dtype=torch.int32, device=self._device)  # `torch.tensor` would wait for the device
         dist.all_reduce(vote, dist.ReduceOp.MAX)
-        if self._device.type != "cuda":
+        if not self.is_late:
             return int(vote)
         earlier, self._pending = self._pending, LateValue(vote)
         return 0 if earlier is None else int(earlier.read())
+
+
+def largest(value: int) -> int:
+    """The largest value of all ranks, at once. (`Vote` does not let the host wait on CUDA.)"""
+    if world_size() == 1:
+        return value
+    box = torch.tensor(value, dtype=torch.int32, device=_collective_device())
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
 
 
 def broadcast_(tensors: Sequence[Tensor]) -> None:

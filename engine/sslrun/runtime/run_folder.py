@@ -212,9 +212,11 @@ class RunFolder(RunFiles):
         replace_or_fail(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
 
     def _has_rows(self) -> bool:
-        """Whether metrics.jsonl has content. A start that failed before its first row may be repeated."""
+        """Whether metrics.jsonl has content, other than measurements of the untrained network. A start that ended
+        before its first step may be repeated."""
         try:
-            return read_patiently(self.metrics, os.stat).st_size > 0
+            size = read_patiently(self.metrics, os.stat).st_size
+            return size > 0 and not (self.metrics.is_file() and read_patiently(self.metrics, _is_untrained))
         except FileNotFoundError:
             return False
 
@@ -271,6 +273,16 @@ class RunFolder(RunFiles):
             )
         for _, change in changes:
             logger.info("changed on this resume: %s", change)
+
+
+def _is_untrained(metrics: Path) -> bool:
+    """Whether a metrics.jsonl has whole rows of step 0 and nothing else."""
+    size = 0
+    for line, row in rows(metrics):
+        if row.get("step") != 0:
+            return False
+        size += len(line)
+    return size == metrics.stat().st_size
 
 
 def _step_of(row: Mapping[str, Any]) -> float:

@@ -15,6 +15,7 @@ from sslrun.contract import Method
 from sslrun.errors import UsageError
 from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
 from sslrun.runtime import distributed
+from sslrun.runtime.stopping import stoppable
 
 
 class HeldOutLoss(Monitor):
@@ -38,7 +39,7 @@ class HeldOutLoss(Monitor):
         assert snapshot.held_out_batches is not None
         metrics = []
         with untouched(executor.method, executor.device):
-            for batches in snapshot.held_out_batches():
+            for batches in stoppable(snapshot.held_out_batches()):
                 for batch, target in zip(batches, executor.targets(batches, progress), strict=True):
                     loss = executor.forward(batch, progress, target)
                     named = {"loss": loss.value, **loss.metrics}
@@ -57,8 +58,10 @@ def untouched(method: Method, device: torch.device) -> Iterator[None]:
     """
     before = {name: (buffer, buffer.clone()) for name, buffer in method.named_buffers()}
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-        for name, (buffer, value) in before.items():
-            buffer.copy_(value)
-            owner, _, attribute = name.rpartition(".")
-            setattr(method.get_submodule(owner), attribute, buffer)  # the method may have replaced it
+        try:
+            yield
+        finally:
+            for name, (buffer, value) in before.items():
+                buffer.copy_(value)
+                owner, _, attribute = name.rpartition(".")
+                setattr(method.get_submodule(owner), attribute, buffer)  # the method may have replaced it

@@ -131,5 +131,9 @@ class Monitor(Component, kind="monitors"):
         """
 
     def measure(self, snapshot: Snapshot) -> dict[str, float]:
-        """The measured numbers by name: `group/name` with the unit at its end, such as "knn/top1_pct"."""
+        """The measured numbers by name: `group/name` with the unit at its end, such as "knn/top1_pct".
+
+        A stop (Ctrl-C, SIGTERM) is heard when images are read. A measurement with a long loop of its own passes the
+        items of the loop through `sslrun.runtime.stopping.stoppable`.
+        """
         raise NotImplementedError

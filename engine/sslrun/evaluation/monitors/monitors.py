@@ -12,6 +12,7 @@ from sslrun.evaluation.features import FeatureExtractor, evenly
 from sslrun.evaluation.monitors.config import MonitorConfig
 from sslrun.evaluation.monitors.monitor import ImageSet, Snapshot
 from sslrun.runtime.executor import Executor
+from sslrun.runtime.stopping import stoppable
 
 logger = logging.getLogger("sslrun")
 
@@ -55,6 +56,7 @@ class Monitors:
         """The numbers of all monitors that are due before the step of `progress`, by name. All ranks call it.
 
         Raises:
+            Stopped: the run was asked to stop; nothing has changed.
             UsageError: a monitor returns something that is not a number, or a name that is not its own.
         """
         due = {k: each for k, each in self.monitors.items() if self.config.is_due(each.interval, progress)}
@@ -64,7 +66,7 @@ class Monitors:
         device = executor.device
         measured: dict[str, float] = {}
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            for key, monitor in due.items():
+            for key, monitor in stoppable(due.items()):
                 numbers = monitor.measure(snapshot)
                 place = f"{type(monitor).__name__} (monitor.{key.removesuffix('.interval')})"
                 _check(numbers, measured, place)
