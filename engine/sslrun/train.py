@@ -25,7 +25,7 @@ from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
 from sslrun.randomness import Phase
-from sslrun.runtime import compilation, distributed
+from sslrun.runtime import compilation, distributed, heartbeat
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import SpeedMeter
 from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, is_number, rows
@@ -97,12 +97,16 @@ def train_step(
         Metrics on the device, means over the micro-batches; and whether the step was applied (True also while the host
         does not know, see `StepOutcome`).
     """
+    heartbeat.at("targets", progress.step + 1)
     targets = executor.targets(batches, progress)
     losses = []
     for batch, target in zip(batches, targets, strict=True):
+        heartbeat.at("forward")
         loss = executor.forward(batch, progress, target)
+        heartbeat.at("backward")
         executor.backward(loss.value)
         losses.append(replace(loss, value=loss.value.detach()))
+    heartbeat.at("update")
     outcome = executor.step(rates)
     applied = outcome.applied is not False
     if applied:
@@ -124,6 +128,7 @@ def joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: distributed.all_gather_rows(torch.cat([carry[name] for carry in carries])) for name in carries[0]}
 
 
+@distributed.naming_lost_ranks()
 def _loop(run: Run, signals: StopSignals) -> int:
     """Trains from `run.step` to the end, or until a signal stops the run; returns the exit code."""
     plan, recipe, executor, method = run.plan, run.recipe, run.executor, run.recipe.model
@@ -141,12 +146,14 @@ def _loop(run: Run, signals: StopSignals) -> int:
         code = 0
         while run.step < plan.total_steps and not code:
             progress = run.progress
+            heartbeat.at("before the step", run.step + 1)
             if run.step % plan.steps_per_epoch == 0:
                 executor.seed(progress, Phase.EPOCH)
                 with meter.pausing():
                     executor.rewrite(method.before_epoch(progress, functools.partial(_features, run)) or [])
             if stream is None or (run.step % plan.steps_per_epoch == 0 and method.draws_clusters):
                 stream = _stream(run, stream)
+            heartbeat.at("reading images")
             with meter.waiting():
                 batches = list(itertools.islice(stream, plan.accumulation))
             rates = learning_rates(
@@ -169,6 +176,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             _monitor(run, meter)
             code = vote.cast(signals.exit_code)
             if code or run.step == plan.total_steps or recipe.checkpoint.is_due(run.step, plan.steps_per_epoch):
+                heartbeat.at("saving")
                 with meter.pausing():
                     save(run)
             if run.step % GC_INTERVAL == 0:
@@ -225,6 +233,7 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
 
 def _monitor(run: Run, meter: SpeedMeter) -> None:
     """Writes a row of the measurements that are due: before the first step, at their intervals, and at the end."""
+    heartbeat.at("measuring")
     with meter.pausing():
         measured = run.monitors.measure(run.executor, run.progress)
     if measured and run.log is not None:
