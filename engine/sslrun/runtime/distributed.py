@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -22,7 +21,7 @@ from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import heartbeat
 from sslrun.runtime.heartbeat import Heartbeat
 from sslrun.runtime.late_value import LateValue
-from sslrun.runtime.rendezvous import meet
+from sslrun.runtime.rendezvous import PATIENCE, meet
 
 T = TypeVar("T")
 
@@ -31,8 +30,6 @@ _is_alone = False
 _heartbeat: Heartbeat | None = None
 
 TIMEOUT_S = 600.0
-# Of a collective. Which rank is missing is said long before; until then, one rank may have long work of its own.
-COLLECTIVE = timedelta(days=1)
 
 
 def rank() -> int:
@@ -100,9 +97,9 @@ def init(device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
         os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"  # torchrun sets it to 1
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=COLLECTIVE, device_id=device, **joining)
+        dist.init_process_group("nccl", timeout=PATIENCE, device_id=device, **joining)
     else:
-        dist.init_process_group("gloo", timeout=COLLECTIVE, **joining)
+        dist.init_process_group("gloo", timeout=PATIENCE, **joining)
 
 
 def leave(kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:

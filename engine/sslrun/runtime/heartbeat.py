@@ -146,6 +146,7 @@ class Heartbeat:
         self._ranks: dict[int, Heard] = {}
         self._reads_all = rank == 0
         self._proposal = ""
+        self._is_first_here: bool | None = None
         self._is_judging = True
         self._are_others_gone = threading.Event()
         self._over = threading.Event()
@@ -231,9 +232,11 @@ class Heartbeat:
             elapsed_s, now = min(time.monotonic() - now, 2 * self._interval_s), time.monotonic()
             self._note_progress(elapsed_s)
             silent_s += elapsed_s
+            if silent_s > self._limits.soon_s / 2 and self._is_first_here is None:
+                self._is_first_here = self._is_first()  # now: later the others may have left
             if self._cycles != cycle:
                 self._note_beats(silent_s)
-                cycle, silent_s = self._cycles, 0.0
+                cycle, silent_s, self._is_first_here = self._cycles, 0.0, None
             self._judge(silent_s)
 
     def _note_progress(self, elapsed_s: float) -> None:
@@ -259,7 +262,7 @@ class Heartbeat:
             found = json.loads(self._verdict)
             self._end(found["line"], speaks=found["by"] == self._rank)
         elif (line := self._without_store(silent_s)) is not None:
-            self._end(line, speaks=self._is_first_here())
+            self._end(line, speaks=bool(self._is_first_here))
         elif not self._proposal and all(map(self._is_gone, range(self._rank))):
             line = verdict(self._ranks, self._limits)
             if line is not None:
@@ -279,14 +282,14 @@ class Heartbeat:
             is_over = self._stood_s >= self._patience_s()
         if not is_over or 0 not in self._ranks:
             return None
-        who = missing({0: self._ranks[0]}, silent_s)
+        who = missing({0: self._ranks[0]}, silent_s, _main.where[0])
         host = self._ranks[0].beat.host
         if self._store_error:
             what = "its process" if self._hosts_store else f"the launcher on {host}"
             return f"{who}: {what} has ended"
         return f"{who}: its process has stopped, or {host} is cut off"
 
-    def _is_first_here(self) -> bool:
+    def _is_first(self) -> bool:
         """Whether this is the lowest rank of those that run on this machine; rank 0 does not count."""
         host, _ = self._processes[self._rank]
         before = self._processes[1 : self._rank]
@@ -298,19 +301,20 @@ class Heartbeat:
             time.sleep(self._interval_s)
             self._note_progress(self._interval_s)
         _bounded(lambda: self._speak(line) if speaks else None, LAST_WORDS_S)
-        self._ended = f"left, since {line}"
-        self._tell(self._limits.soon_s)
-        if self._hosts_store and self._rank == 0:  # until the others have read the verdict
-            deadline = time.monotonic() + self._limits.soon_s
-            cycle = self._cycles
-            while time.monotonic() < deadline and not self._are_others_gone.is_set():
-                time.sleep(self._interval_s / 4)
-                self._wake.set()
-                if self._cycles != cycle:
-                    self._note_beats(self._interval_s / 4)
-                    cycle = self._cycles
+        if self._verdict != NONE:
+            self._ended = f"left, since {line}"
+            self._tell(self._limits.soon_s)
+            if self._hosts_store and self._rank == 0:
+                self._let_others_read()
         _bounded(sys.stdout.flush, 1.0)
         os._exit(FAILED)
+
+    def _let_others_read(self) -> None:
+        """Waits until the others have read the verdict and left, but not for long: the store ends with this process."""
+        deadline = time.monotonic() + self._limits.soon_s
+        while time.monotonic() < deadline and not self._are_others_gone.is_set():
+            self._tell(self._interval_s)
+            self._note_beats(0.0)
 
     def _speak(self, line: str) -> None:
         if self._record is not None:

@@ -97,8 +97,10 @@ def verdict(ranks: Mapping[int, Heard], limits: Limits) -> str | None:
     if silent:
         hosts = {heard.beat.host for heard in silent.values()}
         processes = "its process has" if len(silent) == 1 else "their processes have"
+        others = [heard.beat.step for rank, heard in running.items() if rank not in silent]
+        who = missing(silent, min(heard.silent_s for heard in silent.values()), min(others, default=0))
         return (
-            f"{missing(silent, min(heard.silent_s for heard in silent.values()))}: {processes} died or stopped, or "
+            f"{who}: {processes} died or stopped, or "
             f"{_joined(sorted(hosts))} {'is' if len(hosts) == 1 else 'are'} cut off"
         )
     last = min((heard.beat.step, heard.beat.place) for heard in running.values())
@@ -117,11 +119,18 @@ def verdict(ranks: Mapping[int, Heard], limits: Limits) -> str | None:
     return None
 
 
-def missing(ranks: Mapping[int, Heard], for_s: float) -> str:
-    """`rank 3 on host b has not come back from step 1,204 (forward) for 120 s`."""
-    first = next(iter(ranks.values())).beat
-    has = "has" if len(ranks) == 1 else "have"
-    return f"{names(ranks)} {has} not come back from {_step(first)} ({first.doing}) for {for_s:.0f} s"
+def missing(ranks: Mapping[int, Heard], for_s: float, step: int = 0) -> str:
+    """`rank 3 on host b has not come back from step 1,204 (forward) for 120 s`.
+
+    Args:
+        ranks: those that are missing.
+        for_s: for how long.
+        step: the step in which the others are: a rank that was in an earlier one when it was last heard was in this one
+            when it was lost.
+    """
+    first = min((heard.beat for heard in ranks.values()), key=lambda beat: (beat.step, beat.place))
+    where = f"{_step(first)} ({first.doing})" if first.step >= step else f"step {step:,}"
+    return f"{names(ranks)} {'has' if len(ranks) == 1 else 'have'} not come back from {where} for {for_s:.0f} s"
 
 
 def names(ranks: Mapping[int, Heard]) -> str:

@@ -14,6 +14,7 @@ from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime.heartbeat import FAILED, VERDICT, Heartbeat, first_beat
 from sslrun.runtime.lost_ranks import Beat, numbered
 
+PATIENCE = timedelta(days=1)  # of the store and of collectives: which rank is missing is said long before
 NOTICE_S = 30.0  # after that, rank 0 says for whom it waits
 _ALL = "all have come"
 
@@ -44,9 +45,10 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Meeting:
     deadline = time.monotonic() + timeout_s
 
     def connect(is_master: bool = False) -> dist.TCPStore:
-        return dist.TCPStore(
-            address, int(port), None, is_master, timedelta(seconds=timeout_s), wait_for_workers=False, multi_tenant=True
-        )
+        within = timedelta(seconds=timeout_s)
+        store = dist.TCPStore(address, int(port), None, is_master, within, wait_for_workers=False, multi_tenant=True)
+        store.set_timeout(PATIENCE)
+        return store
 
     if is_launchers or rank > 0:
         _wait_for_port(address, int(port), deadline, timeout_s)
