@@ -116,8 +116,8 @@ def prepare(
     device = device_of(recipe, distributed.local_rank())
     if recipe.engine.deterministic:
         fix_cublas_workspaces()
-    distributed.init(device, recipe.engine.timeout_s)
     stack.push(distributed.leave)
+    distributed.init(device, recipe.engine.timeout_s)
     start_logging(distributed.rank(), level=recipe.log.level)
     source, holdout = recipe.data.open()
     _check_labels(recipe, source)

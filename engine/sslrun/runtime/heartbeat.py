@@ -205,7 +205,7 @@ class Heartbeat:
         store.set(str(self._rank), self._beat().encode())
         if self._proposal:
             store.compare_set(VERDICT, NONE.decode(), self._proposal)
-        read = range(len(self._processes)) if self._reads_all else [0]
+        read = range(len(self._processes)) if self._reads_all else [0, self._rank]
         *beats, found = store.multi_get([*map(str, read), VERDICT])
         self._beats = dict(zip(read, map(Beat.decode, beats), strict=True))
         self._verdict = found
@@ -227,7 +227,7 @@ class Heartbeat:
 
     def _watch(self) -> None:
         cycle, silent_s, now = 0, 0.0, time.monotonic()
-        while not self._over.wait(self._interval_s):
+        while not self._over.wait(min(0.1, self._interval_s) if self._proposal else self._interval_s):
             # If this process is stopped for a while, that is not a time in which the others were silent.
             elapsed_s, now = min(time.monotonic() - now, 2 * self._interval_s), time.monotonic()
             self._note_progress(elapsed_s)

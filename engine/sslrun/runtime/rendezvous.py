@@ -51,7 +51,7 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Meeting:
         return store
 
     if is_launchers or rank > 0:
-        _wait_for_port(address, int(port), deadline, timeout_s)
+        _wait_for_port(rank, address, int(port), deadline, timeout_s)
     try:
         store = connect(is_master=rank == 0 and not is_launchers)
     except dist.DistNetworkError as error:
@@ -79,7 +79,7 @@ def _from_launcher(name: str) -> str:
     return os.environ[name]
 
 
-def _wait_for_port(address: str, port: int, deadline: float, timeout_s: float) -> None:
+def _wait_for_port(rank: int, address: str, port: int, deadline: float, timeout_s: float) -> None:
     """Until the store listens. (torch's own wait cannot be interrupted, and prints what it tries.)"""
     while True:
         try:
@@ -87,7 +87,9 @@ def _wait_for_port(address: str, port: int, deadline: float, timeout_s: float) -
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                _leave_without(f"rank 0 has not come to port {port} of {address} within {timeout_s:.0f} s: {error}")
+                _leave_without_first(
+                    rank, f"rank 0 has not come to port {port} of {address} within {timeout_s:.0f} s: {error}"
+                )
         time.sleep(0.2)
 
 
@@ -108,7 +110,7 @@ def _wait_for_all(beats: dist.Store, rank: int, world_size: int, deadline: float
             time.sleep(0.05)
     except dist.DistError as error:
         if time.monotonic() < deadline:  # else rank 0 has said who is missing
-            _leave_without(f"rank 0 has ended before all ranks had come: {str(error).splitlines()[0]}")
+            _leave_without_first(rank, f"rank 0 has ended before all ranks had come: {str(error).splitlines()[0]}")
         os._exit(FAILED)
 
 
@@ -121,9 +123,9 @@ def _leave_without_some(absent: list[int], rank: int, world_size: int, timeout_s
     os._exit(FAILED)
 
 
-def _leave_without(line: str) -> NoReturn:
-    """One rank of each machine says it: they cannot agree on one."""
-    if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
+def _leave_without_first(rank: int, line: str) -> NoReturn:
+    """One rank of each machine says it, since they cannot agree on one: its first, or rank 1 beside rank 0."""
+    if rank == 1 or os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
         _say(line)
     os._exit(FAILED)
 
