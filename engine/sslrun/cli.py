@@ -27,6 +27,9 @@ def start() -> NoReturn:
     """
     early_signals.enter()
     limit_spinning()
+    if {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
+        # torch reads it when it is imported. It would say in 30 lines that the store of a rank is gone.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code = main()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()

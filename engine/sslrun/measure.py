@@ -42,6 +42,7 @@ def evaluation_of(saved: Saved, kind: str) -> Evaluation:
     return known[kind]
 
 
+@distributed.naming_lost_ranks()
 def evaluate(
     kind: str, evaluation: Evaluation, saved: Saved, command: str, directory: Path
 ) -> tuple[int, Results, Path]:
@@ -64,9 +65,9 @@ def evaluate(
     """
     recipe = saved.recipe
     device = device_of(recipe, distributed.local_rank())
-    distributed.init(device)
+    distributed.init(device, recipe.engine.timeout_s)
     with contextlib.ExitStack() as stack:
-        stack.callback(distributed.shutdown)
+        stack.push(distributed.leave)
         start_logging(distributed.rank(), level=recipe.log.level)
         encoder = frozen_encoder(saved, device)
         begin = time.perf_counter()

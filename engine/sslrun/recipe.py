@@ -43,6 +43,11 @@ class EngineConfig:
             of kept, which saves memory and takes time. Names are those of its submodules, with `*` for any part of a
             name: `["layer1", "layer2"]` for two stages of a ResNet, `["layer1.*"]` for the blocks of a stage,
             `["blocks.*"]` for the blocks of a vision transformer.
+        timeout_s: seconds after which a run of several processes gives up on one that makes no progress (it hangs, or
+            its storage does), or that does not start; it names the rank, its machine and the step, and all leave with
+            exit code 1. Before the second step, and in a checkpoint, a rank has an hour at least. A process that has
+            ended, or whose machine is cut off, is found out after 60 s (a tenth of this where that is longer), and
+            after 10 s if it breaks a connection.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -57,8 +62,11 @@ class EngineConfig:
     deterministic: bool = False
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     checkpoint_activations: list[str] = field(default_factory=list)
+    timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
+        if self.timeout_s < 1:
+            raise UsageError(f"engine.timeout_s must be at least 1, not {self.timeout_s}")
         if self.deterministic and self.cudnn_benchmark == "on":
             raise UsageError(
                 'engine.deterministic is set, and engine.cudnn_benchmark = "on" lets cuDNN take another algorithm in '

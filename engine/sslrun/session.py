@@ -1,6 +1,7 @@
 """Builds a run from its recipe, sets it up at its first step or at the step of a checkpoint, and saves it."""
 
 import contextlib
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -50,7 +51,7 @@ from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
 from sslrun.runtime.numerics import fix_cublas_workspaces, set_numerics
 from sslrun.runtime.run_files import ENVIRONMENT, MESSAGES
-from sslrun.runtime.run_folder import RunFolder, set_aside
+from sslrun.runtime.run_folder import RunFolder, record_loss, set_aside
 from sslrun.runtime.safetensors_file import require_storable
 from sslrun.step_metrics import StepMetrics
 
@@ -128,6 +129,7 @@ def build(config: Config) -> Recipe:
     return recipe
 
 
+@distributed.naming_lost_ranks()
 def prepare(
     config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack, restart: bool = False
 ) -> Run:
@@ -144,8 +146,8 @@ def prepare(
     device = device_of(recipe, distributed.local_rank())
     if recipe.engine.deterministic:
         fix_cublas_workspaces()
-    distributed.init(device)
-    stack.callback(distributed.shutdown)
+    stack.push(distributed.leave)
+    distributed.init(device, recipe.engine.timeout_s)
     start_logging(distributed.rank(), level=recipe.log.level)
     source, holdout = recipe.data.open()
     _check_labels(recipe, source)
@@ -215,7 +217,7 @@ def _open_folder(
     """Opens and locks rank 0's run folder; an error that ends the run will be recorded in it."""
     opened: list[RunFolder] = []
 
-    def open_it() -> None:
+    def open_it() -> tuple[Path, dict[str, Any]]:
         path = Path(shorten(Path(absolute(recipe.work_dir)) / config.name))
         if restart:
             set_aside(path)
@@ -226,6 +228,7 @@ def _open_folder(
         signals.say_last(folder.record_end)
         start_logging(0, folder.path / MESSAGES, recipe.log.level)
         folder.write_json(ENVIRONMENT, environment())
+        return folder.path, folder.state()
 
     def record(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, signals.Stopped):
@@ -234,7 +237,12 @@ def _open_folder(
             code = {UsageError: 2, Diverged: 3, KeyboardInterrupt: 130}.get(type(error), 1)
             opened[0].record_state("interrupted" if code == 130 else "failed", code, error=str(error))
 
-    distributed.from_rank_0(open_it)
+    path, begun = distributed.from_rank_0(open_it)
+    distributed.on_loss(
+        (lambda error: opened[0].record_state("failed", 1, error=error))
+        if opened
+        else functools.partial(record_loss, path, begun)
+    )
     return opened[0] if opened else None
 
 

@@ -27,7 +27,7 @@ from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
 from sslrun.randomness import Phase
 from sslrun.recipe import Recipe
-from sslrun.runtime import compilation, distributed
+from sslrun.runtime import compilation, distributed, heartbeat
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import SpeedMeter
 from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, is_number, rows
@@ -110,12 +110,16 @@ def train_step(
         Metrics on the device, means over the micro-batches; and whether the step was applied (True also while the host
         does not know, see `StepOutcome`).
     """
+    heartbeat.at("targets", progress.step + 1)
     targets = executor.targets(batches, progress)
     losses = []
     for batch, target in zip(batches, targets, strict=True):
+        heartbeat.at("forward")
         loss = executor.forward(batch, progress, target)
+        heartbeat.at("backward")
         executor.backward(loss.value)
         losses.append(replace(loss, value=loss.value.detach()))
+    heartbeat.at("update")
     outcome = executor.step(rates)
     applied = outcome.applied is not False
     if applied:
@@ -137,6 +141,7 @@ def joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: distributed.all_gather_rows(torch.cat([carry[name] for carry in carries])) for name in carries[0]}
 
 
+@distributed.naming_lost_ranks()
 def _loop(run: Run, signals: StopSignals) -> int:
     """Trains from `run.step` to the end, or until a signal stops the run; returns the exit code.
 
@@ -157,6 +162,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             _monitor(run, meter, signals)
         while run.step < plan.total_steps:
             progress = run.progress
+            heartbeat.at("before the step", run.step + 1)
             if run.step % plan.steps_per_epoch == 0:
                 executor.seed(progress, Phase.EPOCH)
                 with meter.pausing():
@@ -165,9 +171,10 @@ def _loop(run: Run, signals: StopSignals) -> int:
                     executor.rewrite(rewrites)
             if stream is None or (run.step % plan.steps_per_epoch == 0 and method.draws_clusters):
                 stream = _stream(run, stream)
+            heartbeat.at("reading images")
             with meter.waiting():
                 batches = _taken(stream, plan.accumulation)
-            _stop_if_agreed(vote, signals, has_data=bool(batches))
+            _stop_if_agreed(run, vote, signals, has_data=bool(batches))
             rates = learning_rates(
                 executor.optimizer.param_groups, recipe.lr, run.step, plan.steps_per_epoch, plan.total_steps
             )
@@ -186,9 +193,9 @@ def _loop(run: Run, signals: StopSignals) -> int:
                 run.log.tick(run.step)
             if run.step % recipe.log.interval == 0 or run.step == plan.total_steps:
                 _write_row(run, meter, next((rate for rate in rates if rate is not None), 0.0))
-    config = config.with_absolute_paths(Recipe)
             _monitor(run, meter, signals)
             if run.step == plan.total_steps or recipe.checkpoint.is_due(run.step, plan.steps_per_epoch):
+                heartbeat.at("saving")
                 with meter.pausing():
                     save(run)
             if run.step % GC_INTERVAL == 0:
@@ -217,14 +224,15 @@ def _taken(stream: BatchStream, count: int) -> list[Batch]:
         return []
 
 
-def _stop_if_agreed(vote: distributed.Vote, signals: StopSignals, has_data: bool) -> None:
-    """Raises Stopped on all ranks before the same step if one of them was asked to stop; a rank without data was.
+def _stop_if_agreed(run: Run, vote: distributed.Vote, signals: StopSignals, has_data: bool) -> None:
+    """Raises Stopped on all ranks before the same step if one of them was asked to stop (a rank without data was), or
+    the run folder is lost.
 
     On CUDA with several ranks the vote is read one step late, when the others have queued the step whose data one rank
     waits for. They cannot take it back, so such a run leaves without saving, to be resumed from its last checkpoint.
     """
     is_torn = vote.is_late and not has_data
-    code = vote.cast(signals.exit_code + TORN * is_torn)
+    code = vote.cast((signals.exit_code or run.stop_code) + TORN * is_torn)
     if is_torn or code > TORN:
         signals.has_nothing_to_save = True
     if code or is_torn:
@@ -282,8 +290,9 @@ def _has_measurements(run: Run) -> bool:
 
 def _monitor(run: Run, meter: SpeedMeter, signals: StopSignals) -> None:
     """Writes a row of the measurements that are due: before the first step, at their intervals, and at the end."""
-    run.is_measured = False
-    with meter.pausing(), signals.listening():
+            _monitor(run, meter, signals)
+            if run.step == plan.total_steps or recipe.checkpoint.is_due(run.step, plan.steps_per_epoch):
+                heartbeat.at("saving")
         measured = run.monitors.measure(run.executor, run.progress)
     config = config.with_absolute_paths(Recipe)
     if measured and run.log is not None:

@@ -28,6 +28,7 @@ from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline, needs_graph
 from sslrun.data.sources import Source
 from sslrun.data.split import fallbacks, num_dali_steps
 from sslrun.data.views import ViewGroup
+from sslrun.runtime import heartbeat
 
 Augment = Literal["auto", "dali", "exact"]
 
@@ -184,6 +185,7 @@ class BatchStream(Iterator[Batch]):
         except BaseException:
             self.close()
             raise
+        heartbeat.tick()
         self.wait_s += time.perf_counter() - start
         if item is None or isinstance(item, BaseException):
             self.close()

@@ -2,13 +2,14 @@
 
 A launcher (`deepspeed`, `torchrun`, `srun`) tells each process its rank in the environment. A run of one process
 initializes nothing, and every function works without communication. All ranks call a collective with equal shapes.
+A rank that is missing is named, and the others leave (`heartbeat.py`).
 """
 
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -17,15 +18,19 @@ import torch.distributed._functional_collectives as functional_collectives
 from torch import Tensor
 
 from sslrun.errors import RunFailed, UsageError
+from sslrun.runtime import heartbeat
+from sslrun.runtime.heartbeat import Heartbeat
 from sslrun.runtime.late_value import LateValue
+from sslrun.runtime.rendezvous import PATIENCE, meet
 from sslrun.runtime.signals import Stopped
 
 T = TypeVar("T")
 
 gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
 _is_alone = False
+_heartbeat: Heartbeat | None = None
 
-TIMEOUT = timedelta(minutes=30)  # rank 0 may be busy with a checkpoint or an evaluation for long
+TIMEOUT_S = 600.0
 
 
 def rank() -> int:
@@ -75,23 +80,67 @@ def ranks_on_node() -> int:
     return world_size()
 
 
-def init(device: torch.device) -> None:
-    """Join the other processes, by NCCL on a CUDA device and by gloo on the CPU; does nothing in a run of one."""
+def init(device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
+    """Join the other processes, by NCCL on a CUDA device and by gloo on the CPU; does nothing in a run of one.
+
+    From now on each rank watches over the others. If one is missing, this process ends with exit code 1.
+
+    Args:
+        device: device of this rank.
+        timeout_s: how long to wait for the others to start, and later for a rank that makes no progress.
+    """
+    global _heartbeat
     if world_size() == 1:
         return
     if _is_slurm_step():
         _export_slurm()
+    meeting = meet(rank(), world_size(), timeout_s)
+    _heartbeat = meeting.heartbeat
+    _heartbeat.start()
+    joining: dict[str, Any] = {"store": meeting.store, "rank": rank(), "world_size": world_size()}
     if device.type == "cuda":
+        # When a connection fails, NCCL's watchdog would abort the process with a dump before the missing rank is named.
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"  # torchrun sets it to 1
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
+        dist.init_process_group("nccl", timeout=PATIENCE, device_id=device, **joining)
     else:
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+        dist.init_process_group("gloo", timeout=PATIENCE, **joining)
+
+
+def leave(kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    """Leave the other processes, as the last exit of a run: the others hear with which error, if there is one."""
+    global _heartbeat
+    if _heartbeat is not None:
+        _heartbeat.leave(error)
+        _heartbeat = None
+    if world_size() > 1 and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def shutdown() -> None:
-    """Leave the other processes; the last call of a run."""
-    if world_size() > 1 and dist.is_initialized():
-        dist.destroy_process_group()
+    """Leave the other processes in order; the last call of a run."""
+    leave(None, None, None)
+
+
+def on_loss(record: Callable[[str], None]) -> None:
+    """Sets what this rank does with the message if a rank is missing and it is up to this one to record that."""
+    if _heartbeat is not None:
+        _heartbeat.on_loss(record)
+
+
+@contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """A context, or a decorator, in which the error of a collective ends the process by the verdict on who is missing.
+
+    For what is done between `init` and `leave`. gloo and NCCL only know that a connection has broken.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if _heartbeat is not None and _is_of_a_collective(error):
+            _heartbeat.wait_for_verdict(error)
+        raise
 
 
 def broadcast_object(value: T) -> T:
@@ -99,6 +148,7 @@ def broadcast_object(value: T) -> T:
     if world_size() == 1:
         return value
     box = [value]
+    heartbeat.enter_collective()
     dist.broadcast_object_list(box, src=0, device=_collective_device())
     return box[0]
 
@@ -113,7 +163,8 @@ def from_rank_0(work: Callable[[], T]) -> T:
     error: BaseException | None = None
     if rank() == 0:
         try:
-            value = work()
+            with heartbeat.unhurried():
+                value = work()
         except (UsageError, RunFailed, Stopped) as problem:
             error = problem
     value, error = broadcast_object((value, error))
@@ -126,6 +177,7 @@ def gather_objects(value: T) -> list[T]:
     """Every rank's `value`, in rank order, on every rank."""
     values = [value] * world_size()
     if world_size() > 1:
+        heartbeat.enter_collective()
         dist.all_gather_object(values, value)
     return values
 
@@ -150,6 +202,7 @@ class Vote:
         if world_size() == 1:
             return value
         vote = torch.full((), value, dtype=torch.int32, device=self._device)  # `torch.tensor` would wait for the device
+        heartbeat.enter_collective()
         dist.all_reduce(vote, dist.ReduceOp.MAX)
         if not self.is_late:
             return int(vote)
@@ -326,6 +379,11 @@ def _row_major(x: Tensor) -> tuple[Tensor, bool]:
     if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1), True
     return x.contiguous(), False
+
+
+def _is_of_a_collective(error: BaseException) -> bool:
+    """Whether an error says that a connection between ranks has failed."""
+    return isinstance(error, dist.DistError) or re.search(r"\bgloo\b|\bNCCL\b", str(error)) is not None
 
 
 def _collective_device() -> torch.device:

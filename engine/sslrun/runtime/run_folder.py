@@ -296,6 +296,24 @@ def _has_moved(old: Any, new: Any) -> bool:
     return are_paths and os.path.basename(old) == os.path.basename(new) and not os.path.exists(old)
 
 
+def record_loss(path: Path, begun: Mapping[str, Any], error: str) -> None:
+    """Record that a run has failed, from a rank that does not hold its folder: rank 0, which holds it, is missing.
+
+    Does nothing if state.json is no longer what rank 0 wrote at the start, or not there: on storage of another machine.
+
+    Args:
+        path: the run folder.
+        begun: the state at the start.
+        error: what has happened.
+    """
+    if begun and RunFiles(path).state() == begun:
+        ended = {"state": "failed", "exit_code": 1, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "error": error}
+        try:
+            replace_or_fail(path / STATE, (json.dumps({**begun, **ended}, indent=1) + "\n").encode())
+        except RunFailed as problem:
+            logger.warning("%s", problem)
+
+
 def set_aside(path: Path) -> None:
     """Rename a run folder to NAME.before-YYYYMMDD-HHMMSS, so that a new run can start under its name.
 
