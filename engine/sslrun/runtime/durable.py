@@ -22,7 +22,24 @@ T = TypeVar("T")
 RETRY_S = 60.0  # how long storage that gives errors is tried again
 _FIRST_PAUSE_S = 0.5
 # What these say of a path stays true; all others (I/O error, stale handle, permission) may be a fault of the storage.
-_DEFINITE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_DEFINITE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,  # a name that the file system cannot hold
+    errno.EILSEQ,
+    errno.ENXIO,  # a socket, or a device without its hardware
+    errno.ENODEV,
+)
+
+
+def is_outage(error: OSError) -> bool:
+    """Whether the storage or the network is at fault, so that the error says nothing about what is stored there."""
+    if error.errno is None:  # not the system's own
+        return isinstance(error, (TimeoutError, ConnectionError))
+    return error.errno not in _DEFINITE
 
 
 def read_patiently(path: Path, read: Callable[[Path], T]) -> T:
@@ -37,7 +54,7 @@ def read_patiently(path: Path, read: Callable[[Path], T]) -> T:
         try:
             return read(path)
         except OSError as error:
-            if error.errno in _DEFINITE:
+            if not is_outage(error):
                 raise
             problem = f"{error.filename or path} cannot be read: {error.strerror or error}"
             if time.monotonic() >= deadline:

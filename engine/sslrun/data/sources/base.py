@@ -8,6 +8,7 @@ import numpy as np
 
 from sslrun.config.component import Component
 from sslrun.data.index import read_sizes
+from sslrun.data.waiting import patiently
 from sslrun.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class Source(Component, kind="sources"):
     is_decoded: bool = False
     """Whether samples are given as pixels by `decoded`. Otherwise they are given as image files by `encoded`."""
 
+    lists_storage: bool = True
+    """Whether `list_samples` only reads, so that it is left alone where storage hangs and the run is to stop."""
+
     names: Sequence[str]
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
@@ -51,11 +55,12 @@ class Source(Component, kind="sources"):
 
         Raises:
             UsageError: there are no samples, or they cannot be listed; one line that names the key to change.
+            Stopped: the run is asked to stop before they are listed.
         """
         if self._is_open:
             return
         try:
-            names = self.list_samples(key)
+            names = patiently(lambda: self.list_samples(key)) if self.lists_storage else self.list_samples(key)
         except OSError as error:
             raise UsageError(f"{error.filename}: {error.strerror}: {key} cannot be read") from None
         if len(names) == 0:
@@ -81,7 +86,9 @@ class Source(Component, kind="sources"):
             ids: (n,) int64.
 
         Raises:
-            OSError, ValueError: a sample cannot be read; the message says why. Such a sample is replaced by another.
+            OSError, ValueError: a sample cannot be read; the message says why. Such a sample is replaced by another. An
+                OSError that the storage or the network is to blame for (by its errno, a TimeoutError or a
+                ConnectionError) is waited for, and says nothing about the sample.
         """
         raise NotImplementedError
 
@@ -121,11 +128,21 @@ class Source(Component, kind="sources"):
 
     @property
     def sizes(self) -> np.ndarray:
-        """(N, 2) int32, height and width as stored (no EXIF rotation); 0, 0 if the header cannot be read. They are read
-        at first use."""
+        """(N, 2) int32, height and width as stored (no EXIF rotation); 0, 0 if the header cannot be read, or could not
+        be read then. They are read at first use."""
         if self._sizes is None:
             self._sizes = read_sizes(self)
         return self._sizes
+
+    def has_size(self, sample: int) -> bool:
+        """Whether the sample's size is known already, so that it could be read once."""
+        return self._sizes is not None and bool(self._sizes[sample].min() > 0)
+
+    def set_size(self, sample: int, size: tuple[int, int]) -> bool:
+        """Enter height and width of a sample that could not be read when the sizes were; whether that is possible."""
+        if self._sizes is not None:
+            self._sizes[sample] = size
+        return self.has_size(sample)
 
     def __len__(self) -> int:
         return len(self.names)

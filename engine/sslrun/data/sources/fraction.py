@@ -23,6 +23,8 @@ class Fraction(Subset):
         seed: seed of the choice.
     """
 
+    lists_storage = False  # its source does
+
     def __init__(self, source: Source, share: float | None = None, names: str | None = None, seed: int = 0) -> None:
         if (share is None) == (names is None):
             raise ValueError("expected either share or names")
