@@ -38,7 +38,6 @@ logger = logging.getLogger("sslrun")
 _CHUNK = 64  # images per task of a reader; at most as many are decoded at once
 _MOST_READERS = 16
 _PIXELS_PER_THREAD = 2**24  # decoded at once, unless a single image has more
-_FIRST_PAUSE_S = 0.5  # before images are read again that the storage gave errors for
 _SMALL = 2**17  # bytes of a file that is kept until it is decoded; a larger one is read again
 
 # libjpeg writes this about an image that it decodes all the same, gray or shifted from some line on. Bytes between the
@@ -200,17 +199,11 @@ def _examine_encoded(
 ) -> None:
     """Examine all images; those that the storage gives errors for are examined again, for `durable.RETRY_S`."""
     _examine_some(survey, np.arange(len(survey.source)), limits, workers, trial, progress)
-    deadline, pause_s = time.monotonic() + durable.RETRY_S, _FIRST_PAUSE_S
+    deadline, pause_s = time.monotonic() + durable.RETRY_S, durable.FIRST_PAUSE_S
     while len(left := survey.ids(Verdict.NOT_READ)) and time.monotonic() < deadline:
-        if pause_s == _FIRST_PAUSE_S:
-            name = survey.source.names[int(left[0])]
-            logger.warning(
-                "storage error: %s: %s; %d images are tried again for %.0f s",
-                name,
-                survey.reason(int(left[0])),
-                len(left),
-                durable.RETRY_S,
-            )
+        if pause_s == durable.FIRST_PAUSE_S:
+            first, text = int(left[0]), "storage error: %s: %s; tried again for %.0f s; images that wait: %d"
+            logger.warning(text, survey.source.names[first], survey.reason(first), durable.RETRY_S, len(left))
         time.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
         pause_s *= 2
         _examine_some(survey, left, limits, workers, trial, lambda _: None)

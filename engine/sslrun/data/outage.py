@@ -25,7 +25,7 @@ logger = logging.getLogger("sslrun")
 T = TypeVar("T")
 
 AGAIN_S = 3600.0  # after which single files are waited for again
-_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.5, 8.0
+_MOST_PAUSE_S = 8.0
 _PROBES = 8  # other images that are tried, to see whether anything can be read
 
 
@@ -122,14 +122,14 @@ class Patience(Generic[T]):
         """
         settled = list(reads)
         rows = [row for row, read in enumerate(settled) if is_outage(read)]
-        begin, pause_s = time.monotonic(), _FIRST_PAUSE_S
+        begin, pause_s = time.monotonic(), durable.FIRST_PAUSE_S
         for attempt in itertools.count():
             for row, read in zip(rows, self._read(ids[rows]) if rows else (), strict=True):
                 settled[row] = read
             rows = [row for row in rows if is_outage(settled[row])]
             waited_s = time.monotonic() - begin
             if not rows:
-                if attempt > 1 and waited_s >= _FIRST_PAUSE_S:
+                if attempt > 1 and waited_s >= durable.FIRST_PAUSE_S:
                     logger.warning("the storage can be read again, after %.0f s; nothing was replaced", waited_s)
                 return settled
             read = settled[rows[0]]
@@ -146,13 +146,8 @@ class Patience(Generic[T]):
             if is_over:
                 raise RunFailed(f"{name}: {read.reason}: no image can be read (tried for {waited_s:.0f} s)")
             if attempt == 0:
-                logger.warning(
-                    "storage error: %s: %s; %d images of a batch wait for it, for up to %.0f s",
-                    name,
-                    read.reason,
-                    len(rows),
-                    durable.RETRY_S,
-                )
+                text = "storage error: %s: %s; tried again for up to %.0f s; images that wait: %d"
+                logger.warning(text, name, read.reason, durable.RETRY_S, len(rows))
             self._pause(min(pause_s, durable.RETRY_S - waited_s), name)
             pause_s = min(2 * pause_s, _MOST_PAUSE_S)
         raise AssertionError("counting does not end")

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -10,6 +11,7 @@ from sslrun.config.component import Component
 from sslrun.data.index import read_sizes
 from sslrun.data.waiting import patiently
 from sslrun.errors import UsageError
+from sslrun.runtime.durable import is_outage, read_patiently
 
 if TYPE_CHECKING:
     import torch
@@ -55,17 +57,27 @@ class Source(Component, kind="sources"):
 
         Raises:
             UsageError: there are no samples, or they cannot be listed; one line that names the key to change.
+            RunFailed: the storage gives errors.
             Stopped: the run is asked to stop before they are listed.
         """
         if self._is_open:
             return
-        try:
-            names = patiently(lambda: self.list_samples(key)) if self.lists_storage else self.list_samples(key)
-        except OSError as error:
-            raise UsageError(f"{error.filename}: {error.strerror}: {key} cannot be read") from None
+        if self.lists_storage:
+            names = patiently(lambda: read_patiently(Path(key), lambda _: self._listed(key)))
+        else:
+            names = self._listed(key)
         if len(names) == 0:
             raise UsageError(f"{self!r} has no samples: point {key} to some")
         self.names, self._is_open = names, True
+
+    def _listed(self, key: str) -> Sequence[str]:
+        """Raises the OSErrors that may not last: a folder that may not be read now was pointed to by mistake."""
+        try:
+            return self.list_samples(key)
+        except OSError as error:
+            if self.lists_storage and is_outage(error) and not isinstance(error, PermissionError):
+                raise
+            raise UsageError(f"{error.filename}: {error.strerror}: {key} cannot be read") from None
 
     def list_samples(self, key: str) -> Sequence[str]:
         """The names of all samples, in the order of their ids; sets `labels` and `class_names` if there are classes.
