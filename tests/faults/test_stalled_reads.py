@@ -11,12 +11,13 @@ import pytest
 from faulty_source import NUM_IMAGES, Faulty, epochs, loader_of, opened, rows, write_images
 
 import small_run
+from sslrun.cli import main
 from sslrun.data import loader as loader_module
 from sslrun.data import waiting
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.loader import Loader
 from sslrun.data.order import Sequential
-from sslrun.data.sources.files import read_file
+from sslrun.data.sources.files import FileSource, read_file
 from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.sources.in_memory import InMemory, numbered
 from sslrun.data.transforms import Resize
@@ -124,7 +125,6 @@ class HungListing(ImageFolder, listed=False):
     released = threading.Event()
 
     def list_samples(self, key):
-        waiting.note(self.data_prefix, "is being listed")
         self.released.wait()
         return super().list_samples(key)
 
@@ -137,7 +137,7 @@ def test_a_stop_ends_the_wait_for_the_source(source, caplog, monkeypatch, place)
     folder = source.data_prefix
     if place == "listing":
         stuck = HungListing(folder)
-        expected, begin = f"{folder} is being listed", stuck.open
+        expected, begin = f"HungListing({folder!r}) is being listed", stuck.open
     else:
         stuck = Faulty(folder)
         stuck.names, stuck.hung = source.names, {"11.jpg"}
@@ -159,6 +159,24 @@ def test_ctrl_c_ends_the_wait_for_the_source(source):
         stuck.open()
     stuck.released.set()
     assert soon(["sslrun-open"])
+
+
+def test_ctrl_c_ends_a_data_check_whose_reads_are_stuck(source, monkeypatch, capsys):
+    opening, stuck = FileSource.open_encoded, threading.Event()
+
+    def open_encoded(self, sample):
+        if self.names[sample].endswith("39.jpg"):
+            stuck.set()
+            source.released.wait()
+        return opening(self, sample)
+
+    monkeypatch.setattr(FileSource, "open_encoded", open_encoded)
+    interrupt = threading.Thread(target=lambda: stuck.wait(MOST_S) and os.kill(os.getpid(), signal.SIGINT))
+    interrupt.start()
+    assert main(["data", "check", source.data_prefix, "--workers", "1"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    source.released.set()
+    assert soon(["sslrun-check"])
 
 
 class Pixels(InMemory, listed=False):

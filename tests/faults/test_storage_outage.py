@@ -67,7 +67,8 @@ def test_an_outage_that_ends_changes_nothing(source, caplog, monkeypatch, number
     source.errors = After(20, number, (name,)) if not name else After(3, number, (name,))
     assert rows(loader.run(epochs())) == expected
     assert not bad.found and not bad.absent and not bad.state_dict()
-    assert len(messages(caplog, "storage error: ")) >= 1 and not messages(caplog, "replaced by")
+    assert len(messages(caplog, "storage error: ")) == len(messages(caplog, "the storage can be read again")) >= 1
+    assert not messages(caplog, "replaced for")
 
 
 def test_a_storage_that_gives_nothing_ends_the_run_and_blames_no_image(source, caplog):
@@ -289,7 +290,7 @@ def test_a_training_over_an_outage_is_the_undisturbed_one(faulty_run, tmp_path, 
     table.unlink()
     code, output = small_run.finish(process)
     assert code == 0, output
-    assert "can be read again" in output and "replaced" not in output
+    assert "can be read again" in output and "replaced for" not in output
     assert not small_run.differences(small_run.saved(undisturbed, 30), small_run.saved(run, 30))
 
 

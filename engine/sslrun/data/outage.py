@@ -48,11 +48,11 @@ def unreadable(error: OSError | ValueError, folder: str | None) -> Unreadable:
     Args:
         error: of the source.
         folder: where the sample's file must be. If it is gone too, its disk may not be mounted, and nothing is known
-            about the file. None: there is no such folder.
+            about the file. None or empty: there is no such folder.
     """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     is_outage = isinstance(error, OSError) and durable.is_outage(error)
-    if folder is not None and isinstance(error, (FileNotFoundError, NotADirectoryError)):
+    if folder and isinstance(error, (FileNotFoundError, NotADirectoryError)):
         is_outage = _is_gone(folder)
     return Unreadable(text[:1].lower() + text[1:], is_outage)
 
@@ -129,8 +129,8 @@ class Patience(Generic[T]):
             rows = [row for row in rows if is_outage(settled[row])]
             waited_s = time.monotonic() - begin
             if not rows:
-                if attempt > 1 and waited_s >= durable.FIRST_PAUSE_S:
-                    logger.warning("the storage can be read again, after %.0f s; nothing was replaced", waited_s)
+                if attempt > 0:
+                    logger.warning("the storage can be read again, after %.1f s; nothing was replaced", waited_s)
                 return settled
             read = settled[rows[0]]
             assert isinstance(read, Unreadable)
@@ -166,9 +166,8 @@ class Patience(Generic[T]):
         return any(not is_outage(self._read(np.array([sample]))[0]) for sample in others)
 
     def _pause(self, pause_s: float, name: str) -> None:
-        waiting.note(name, "cannot be read and is tried again")
         deadline = time.monotonic() + pause_s
-        while (left_s := deadline - time.monotonic()) > 0:
-            self._go_on()
-            time.sleep(min(waiting.STEP_S, left_s))
-        waiting.done()
+        with waiting.doing(name, "cannot be read and is tried again"):
+            while (left_s := deadline - time.monotonic()) > 0:
+                self._go_on()
+                time.sleep(min(waiting.STEP_S, left_s))

@@ -140,9 +140,8 @@ class Pipeline:
 
     def _placed(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Samples at some positions of an epoch, those that are known to be bad replaced, and their sizes."""
-        waiting.note("the order of samples", "is being made")
-        wanted = self.sampler.ids(epoch, positions)
-        waiting.done()
+        with waiting.doing("the order of samples", "is being made"):
+            wanted = self.sampler.ids(epoch, positions)
         ids = self.bad.replace(wanted, self.seed, epoch, positions, len(self.source))
         return ids, self.source.sizes[ids]
 
@@ -200,9 +199,8 @@ class Pipeline:
     def _pixels(self, ids: np.ndarray) -> Any:
         """Decoded images of the source, on the device: contiguous arrays and writable ones, as torch and DALI want
         them, or tensors."""
-        waiting.note(self.source.names[int(ids[0])])
-        pixels = self.source.decoded(ids, self.device)
-        waiting.done()
+        with waiting.doing(self.source.names[int(ids[0])]):
+            pixels = self.source.decoded(ids, self.device)
         if isinstance(pixels, torch.Tensor):
             return pixels.to(self.device)
         if isinstance(pixels, np.ndarray):

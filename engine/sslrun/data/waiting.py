@@ -5,11 +5,12 @@ short steps. So a wait can say what it waits for, and a run can be stopped meanw
 """
 
 import concurrent.futures
+import contextlib
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -34,6 +35,16 @@ def note(what: str, doing: str = "is being read") -> None:
 def done() -> None:
     """This thread does nothing any more that may take long."""
     _doings.pop(threading.get_ident(), None)
+
+
+@contextlib.contextmanager
+def doing(what: str, doing: str = "is being read") -> Iterator[None]:
+    """A `note` for as long as the block takes."""
+    note(what, doing)
+    try:
+        yield
+    finally:
+        done()
 
 
 def since(thread: int | None) -> float | None:

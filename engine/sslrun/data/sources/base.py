@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from sslrun.config.component import Component
+from sslrun.data import waiting
 from sslrun.data.index import read_sizes
-from sslrun.data.waiting import patiently
 from sslrun.errors import UsageError
 from sslrun.runtime.durable import is_outage, read_patiently
 
@@ -63,7 +63,7 @@ class Source(Component, kind="sources"):
         if self._is_open:
             return
         if self.lists_storage:
-            names = patiently(lambda: read_patiently(Path(key), lambda _: self._listed(key)))
+            names = waiting.patiently(lambda: read_patiently(Path(key), lambda _: self._listed(key)))
         else:
             names = self._listed(key)
         if len(names) == 0:
@@ -73,7 +73,8 @@ class Source(Component, kind="sources"):
     def _listed(self, key: str) -> Sequence[str]:
         """Raises the OSErrors that may not last: a folder that may not be read now was pointed to by mistake."""
         try:
-            return self.list_samples(key)
+            with waiting.doing(repr(self), "is being listed"):
+                return self.list_samples(key)
         except OSError as error:
             if self.lists_storage and is_outage(error) and not isinstance(error, PermissionError):
                 raise
