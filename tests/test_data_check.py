@@ -21,7 +21,8 @@ from sslrun.data.bad_samples import BadSamples
 from sslrun.data.check import Survey, Verdict
 from sslrun.data.loader import Loader
 from sslrun.data.order import Sequential
-from sslrun.data.reading import Unreadable, read_all
+from sslrun.data.outage import Unreadable
+from sslrun.data.reading import read_all
 from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.sources.image_list import ImageList
 from sslrun.data.transforms import Resize
@@ -274,7 +275,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
     try:
         if mine == 0:
             os.seteuid(65534)
-        assert read_all(source, np.array([0])) == [Unreadable("permission denied")]
+        assert read_all(source, np.array([0])) == [Unreadable("permission denied", is_outage=True)]
     finally:
         os.seteuid(mine)
     path.chmod(0o600)

@@ -204,6 +204,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
     except Stopped as stopped:
         if signals.has_nothing_to_save:
             raise
+        heartbeat.at("saving")
         save(run)
         return stopped.exit_code
     except RuntimeError as error:
@@ -290,13 +291,12 @@ def _has_measurements(run: Run) -> bool:
 
 def _monitor(run: Run, meter: SpeedMeter, signals: StopSignals) -> None:
     """Writes a row of the measurements that are due: before the first step, at their intervals, and at the end."""
-            _monitor(run, meter, signals)
-            if run.step == plan.total_steps or recipe.checkpoint.is_due(run.step, plan.steps_per_epoch):
-                heartbeat.at("saving")
+    run.is_measured = False
+    heartbeat.at("measuring")
+    with meter.pausing(), signals.listening():
         measured = run.monitors.measure(run.executor, run.progress)
-    config = config.with_absolute_paths(Recipe)
-    if measured and run.log is not None:
-        run.log.write(run.step, measured)
+    if measured:
+        run.write(measured)
     run.is_measured = True
 
 

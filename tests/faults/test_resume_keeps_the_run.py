@@ -79,7 +79,7 @@ def test_storage_that_gives_errors_ends_the_start_with_1(run, resume, monkeypatc
 
 
 def test_storage_that_recovers_is_waited_for(run, resume, monkeypatch, caplog):
-    monkeypatch.setattr(durable, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(durable, "FIRST_PAUSE_S", 0.01)
     manifest = saved(run, 6) / "manifest.json"
     failures = fails(monkeypatch, manifest, errno.EIO, times=3)
     code, _ = resume("--resume")

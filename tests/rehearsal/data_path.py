@@ -81,7 +81,7 @@ def rehearse(name: str, augment: Any) -> dict[str, Any]:
     pipeline = loader._pipeline(loader.dali_steps)
     mode = FakeTensorMode(allow_non_fake_inputs=False)
     specs = (pipeline._spec(*at) for at in cursor)
-    played: Any = types.SimpleNamespace(run=lambda cursor, stream: played_outputs(loader, specs))
+    played: Any = types.SimpleNamespace(run=lambda cursor, stream, go_on: played_outputs(loader, specs))
     counts, told = None, []
     with (
         mode,
@@ -107,7 +107,7 @@ def hand_over(loader: Loader, batch: Batch, ready: Any) -> list[str]:
         if not view.permute(0, 2, 3, 1).is_contiguous():
             told.append(f"views {tuple(view.shape)} have strides {view.stride()}, not those of channels-last")
     step_stream = PlayedStream()
-    made = mock.patch.object(loader, "_batches", lambda cursor: iter([(batch, ready)]))
+    made = mock.patch.object(loader, "_batches", lambda cursor, go_on: iter([(batch, ready)]))
     with made, torch.cuda.stream(step_stream):
         taken = next(BatchStream(loader, iter([])))
     if ready.stream is None or ready.stream in (step_stream, torch.cuda.default_stream()):

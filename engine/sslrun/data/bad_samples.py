@@ -1,9 +1,15 @@
-"""Images that cannot be read or decoded: each is named once, counted and replaced; too many of them end the run."""
+"""Images that cannot be read or decoded: each is named once, counted and replaced; too many of them end the run.
+
+A damaged image is bad for good. One that the storage does not give, while it gives others, is absent: replaced for one
+epoch, and not in the checkpoint.
+"""
 
 import logging
+from collections.abc import Iterable, Set
 
 import numpy as np
 
+from sslrun.data.outage import Record
 from sslrun.errors import RunFailed
 from sslrun.randomness import SUBSTITUTE_VIEW, words
 
@@ -26,9 +32,38 @@ class BadSamples:
     def __init__(self, max_bad_pct: float = 1.0) -> None:
         self.max_bad_pct = max_bad_pct
         self.found: dict[int, str] = {}
+        self.absent: dict[int, int] = {}  # sample -> the epoch in which it is replaced
+        self.record = Record()
+        self._named: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.found)
+
+    def is_replaced(self, sample: int, epoch: int) -> bool:
+        """Whether another image takes the sample's place in an epoch."""
+        return sample in self.found or self.absent.get(sample) == epoch
+
+    def set_absent(self, sample: int, epoch: int, name: str, reason: str, num_samples: int) -> None:
+        """Replace an image for one epoch; log it the first time that it is met.
+
+        Raises:
+            RunFailed: as `add`; absent images count too.
+        """
+        self.absent[sample] = epoch
+        if sample not in self._named:
+            self._named.add(sample)
+            logger.warning(
+                "image cannot be read, though others can: replaced for this epoch, by which the run differs from an "
+                "undisturbed one; it is tried again in the next epoch and after a resume: %s: %s",
+                name,
+                reason,
+            )
+        self._check(name, reason, num_samples)
+
+    def forget_absent(self, samples: Iterable[int] | None = None) -> None:
+        """Count these samples, which can be read again, or all, no more as absent."""
+        for sample in list(self.absent) if samples is None else samples:
+            self.absent.pop(sample, None)
 
     def add(self, sample: int, name: str, reason: str, num_samples: int) -> None:
         """Log and count a bad image, the first time it is met.
@@ -38,17 +73,22 @@ class BadSamples:
         """
         if sample in self.found:
             return
+        self.absent.pop(sample, None)
         self.found[sample] = f"{name}: {reason}"
         logger.warning("bad image, replaced by another: %s: %s", name, reason)
-        allowed = self.max_bad_pct / 100 * num_samples
-        if len(self.found) > (max(allowed, 1) if self.max_bad_pct > 0 else 0):
+        self._check(name, reason, num_samples)
+
+    def _check(self, name: str, reason: str, num_samples: int) -> None:
+        allowed, count = self.max_bad_pct / 100 * num_samples, len(self.found) + len(self.absent)
+        if count > (max(allowed, 1) if self.max_bad_pct > 0 else 0):
+            trouble = "decoded" if not self.absent else f"decoded, {len(self.absent)} of them not even read"
             raise RunFailed(
-                f"{len(self.found)} of {num_samples} images cannot be decoded, more than data.max_bad_pct = "
+                f"{count} of {num_samples} images cannot be {trouble}, more than data.max_bad_pct = "
                 f"{self.max_bad_pct:g}; the last one: {name}: {reason}"
             )
 
     def replace(self, ids: np.ndarray, seed: int, epoch: int, positions: np.ndarray, num_samples: int) -> np.ndarray:
-        """The ids with every known bad one replaced.
+        """The ids with every known bad one, and every one that is absent in this epoch, replaced.
 
         Args:
             ids: (B,) int64.
@@ -60,16 +100,20 @@ class BadSamples:
         Returns:
             (B,) int64; `ids` itself if none of them is bad.
         """
-        if not self.found or self.found.keys().isdisjoint(ids.tolist()):
+        known: Set[int] = self.found.keys()
+        if self.absent:
+            known = known | {sample for sample, absent_in in self.absent.items() if absent_in == epoch}
+        if not known or known.isdisjoint(ids.tolist()):
             return ids
         ids = ids.copy()
-        for row in np.flatnonzero([sample in self.found for sample in ids.tolist()]):
+        for row in np.flatnonzero([sample in known for sample in ids.tolist()]):
             place = positions[row : row + 1]
             drawn = words(seed, epoch, place, SUBSTITUTE_VIEW, 2 * _ATTEMPTS)[0]
             candidates = ((drawn[0::2] << np.uint64(32)) | drawn[1::2]) % np.uint64(num_samples)
-            good = [sample for sample in candidates.astype(np.int64).tolist() if sample not in self.found]
+            good = [sample for sample in candidates.astype(np.int64).tolist() if sample not in known]
             if not good:
-                raise RunFailed(f"no substitute for {self.found[int(ids[row])]}: {len(self.found)} images are bad")
+                named = self.found.get(int(ids[row]), f"image {ids[row]}")
+                raise RunFailed(f"no substitute for {named}: {len(known)} images are bad")
             ids[row] = good[0]
         return ids
 

@@ -7,13 +7,15 @@ process keeps 40 bytes of each (hash, size, verdict) and no name. Another proces
 
 import hashlib
 import io
+import logging
 import os
 import re
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import IO, Any
@@ -22,13 +24,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sslrun.data import dali
+from sslrun.data import dali, waiting
 from sslrun.data.decoding import TrialProcess, other_size
 from sslrun.data.index import header
 from sslrun.data.levels import kind
-from sslrun.data.reading import Unreadable, read_all, reason_of
+from sslrun.data.outage import Unreadable, unreadable
+from sslrun.data.reading import read_all
 from sslrun.data.sources import Source
 from sslrun.errors import RunFailed
+from sslrun.runtime import durable
+
+logger = logging.getLogger("sslrun")
 
 _CHUNK = 64  # images per task of a reader; at most as many are decoded at once
 _MOST_READERS = 16
@@ -56,6 +62,8 @@ class Verdict(IntEnum):
     """In a training source: the same image is in a source to measure on."""
     DUPLICATE = 7
     """The same image has a smaller id in the source."""
+    NOT_READ = 8
+    """The storage gave an error, which says nothing about the image."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,7 @@ class Survey:
     def judge(self, i: int, verdict: Verdict, reason: str = "") -> None:
         """Enter a verdict and its reason."""
         self.verdicts[i] = verdict
-        if reason:
-            self._reasons[i] = self._texts.setdefault(reason, len(self._texts))
+        self._reasons[i] = self._texts.setdefault(reason, len(self._texts)) if reason else -1
 
     def reason(self, i: int) -> str:
         """Reason of an image's verdict; its height and width if there is none."""
@@ -191,43 +198,64 @@ def _examine_decoded(survey: Survey, progress: Callable[[int], object]) -> None:
 def _examine_encoded(
     survey: Survey, limits: Limits, workers: int, trial: TrialProcess, progress: Callable[[int], object]
 ) -> None:
+    """Examine all images; those that the storage gives errors for are examined again, for `durable.RETRY_S`."""
+    _examine_some(survey, np.arange(len(survey.source)), limits, workers, trial, progress)
+    deadline, pause_s = time.monotonic() + durable.RETRY_S, durable.FIRST_PAUSE_S
+    while len(left := survey.ids(Verdict.NOT_READ)) and time.monotonic() < deadline:
+        if pause_s == durable.FIRST_PAUSE_S:
+            first, text = int(left[0]), "storage error: %s: %s; tried again for %.0f s; images that wait: %d"
+            logger.warning(text, survey.source.names[first], survey.reason(first), durable.RETRY_S, len(left))
+        time.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
+        pause_s *= 2
+        _examine_some(survey, left, limits, workers, trial, lambda _: None)
+
+
+def _examine_some(
+    survey: Survey,
+    ids: np.ndarray,
+    limits: Limits,
+    workers: int,
+    trial: TrialProcess,
+    progress: Callable[[int], object],
+) -> None:
     """Images are read in order, a few chunks ahead of decoding, which finds the larger ones in the disk's cache."""
-    count, readers = len(survey.source), min(2 * workers, _MOST_READERS)
+    readers, wait = min(2 * workers, _MOST_READERS), waiting.Wait()
     stop = threading.Event()
-    pool = ThreadPoolExecutor(readers, "sslrun-check")
-    chunks = iter(range(0, count, _CHUNK))
-    flying: deque[tuple[range, Future[tuple[_Troubles, _Contents]]]] = deque()
+    threads = waiting.Threads(readers, "sslrun-check")
+    chunks = iter([ids[first : first + _CHUNK].tolist() for first in range(0, len(ids), _CHUNK)])
+    flying: deque[tuple[list[int], Future[tuple[_Troubles, _Contents]]]] = deque()
 
     def read_ahead() -> None:
-        first = next(chunks, None)
-        if first is not None:
-            ids = range(first, min(first + _CHUNK, count))
-            flying.append((ids, pool.submit(_read, survey, ids, limits.max_pixels, stop)))
+        chunk = next(chunks, None)
+        if chunk is not None:
+            flying.append((chunk, threads.submit(_read, survey, chunk, limits.max_pixels, stop)))
 
     try:
         for _ in range(readers + 2):
             read_ahead()
         while flying:
-            ids, future = flying.popleft()
-            troubles, contents = future.result()
+            chunk, future = flying.popleft()
+            wait.begin()
+            troubles, contents = waiting.result(future, wait)
+            wait.end()
             read_ahead()
             for i, (verdict, reason) in troubles.items():
                 survey.judge(i, verdict, reason)
             progress(len(troubles))
-            readable = [i for i in ids if i not in troubles]
+            readable = [i for i in chunk if i not in troubles]
             for batch in _batches(readable, survey.sizes, _PIXELS_PER_THREAD * workers):
                 _decode(survey, batch, contents, trial)
                 progress(len(batch))
     finally:
         stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
+        threads.close()
 
 
 _Troubles = dict[int, tuple[Verdict, str]]
 _Contents = dict[int, bytes]
 
 
-def _read(survey: Survey, ids: range, max_pixels: int, stop: threading.Event) -> tuple[_Troubles, _Contents]:
+def _read(survey: Survey, ids: list[int], max_pixels: int, stop: threading.Event) -> tuple[_Troubles, _Contents]:
     """Enter sizes and hashes of some images; returns verdict and reason of those that are not to be decoded, and the
     content of the small ones."""
     troubles: _Troubles = {}
@@ -235,10 +263,11 @@ def _read(survey: Survey, ids: range, max_pixels: int, stop: threading.Event) ->
     for i in ids:
         if stop.is_set():
             break
+        waiting.note(survey.source.names[i])
         try:
             file = survey.source.open_encoded(i)
         except (OSError, ValueError) as error:
-            troubles[i] = Verdict.UNREADABLE, reason_of(error)
+            troubles[i] = _trouble(survey, error)
             continue
         with file:
             trouble, content = _inspect(survey, i, file, max_pixels)
@@ -277,8 +306,17 @@ def _inspect(
         return (Verdict.HUGE, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"), None
     except Exception as error:  # Pillow's plugins raise whatever a damaged header leads them to
         if isinstance(error, OSError) and error.strerror:  # the disk's
-            return (Verdict.UNREADABLE, reason_of(error)), None
+            return _trouble(survey, error), None
         return (Verdict.UNREADABLE, "not an image, or its header is broken"), None
+
+
+def _trouble(survey: Survey, error: OSError | ValueError) -> tuple[Verdict, str]:
+    """Verdict and reason of an image that cannot be read."""
+    return _verdict(unreadable(error, survey.source.files_root))
+
+
+def _verdict(read: Unreadable) -> tuple[Verdict, str]:
+    return Verdict.NOT_READ if read.is_outage else Verdict.UNREADABLE, read.reason
 
 
 def _decode(survey: Survey, ids: Sequence[int], contents: _Contents, trial: TrialProcess) -> None:
@@ -289,7 +327,7 @@ def _decode(survey: Survey, ids: Sequence[int], contents: _Contents, trial: Tria
     for i in ids:
         read = np.frombuffer(contents[i], dtype=np.uint8) if i in contents else reads[i]
         if isinstance(read, Unreadable):
-            survey.judge(i, Verdict.UNREADABLE, read.reason)
+            survey.judge(i, *_verdict(read))
         else:
             encoded.append((i, read))
     if encoded:

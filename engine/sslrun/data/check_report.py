@@ -35,7 +35,7 @@ def _entry(survey: Survey, surveys: Sequence[Survey]) -> dict[str, Any]:
         "kinds": _kinds(survey.source),
         "remarks": _remarks(survey.source),
     }
-    for verdict in (Verdict.UNREADABLE, Verdict.DAMAGED, Verdict.HUGE, Verdict.TINY):
+    for verdict in (Verdict.UNREADABLE, Verdict.NOT_READ, Verdict.DAMAGED, Verdict.HUGE, Verdict.TINY):
         ids = survey.ids(verdict).tolist()
         entry[verdict.name.lower()] = [{"path": names[i], "reason": survey.reason(i)} for i in ids]
     entry["duplicates"] = [[names[i] for i in group] for group in _groups(survey)]
@@ -64,6 +64,7 @@ def _lines(survey: Survey, surveys: Sequence[Survey], limits: Limits) -> Iterato
         yield f"  note: {remark}"
     for verdict, meaning in {
         Verdict.UNREADABLE: "unreadable",
+        Verdict.NOT_READ: "not read: the storage gave errors, which say nothing about the images",
         Verdict.DAMAGED: "damaged, though they decode",
         Verdict.HUGE: f"huge, more than {limits.max_pixels:,} pixels: not decoded",
         Verdict.TINY: f"tiny, shorter side below {limits.min_side} px",

@@ -6,26 +6,34 @@ Random crops are drawn before an image is decoded, so sizes must be known: Pillo
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image
+
+from sslrun.data import waiting
+from sslrun.data.outage import Patience, Record, Unreadable, is_outage, unreadable
 
 if TYPE_CHECKING:
     from sslrun.data.sources.base import Source
 
 logger = logging.getLogger("sslrun")
 
+T = TypeVar("T")
+
 _CHUNK = 512
 _THREADS = 16
 _VERSION = b"2"
+_NOT_KNOWN = -1  # in the cache: a size that could not be read, by the storage's fault
 
 
 def cache_dir() -> Path:
@@ -39,23 +47,78 @@ def cache_dir() -> Path:
 def read_sizes(source: Source) -> np.ndarray:
     """Sizes of a source's N images, from the cache if the source's fingerprint is the same as then.
 
+    While the storage gives errors, they are waited for. What still cannot be read is not known: 0, 0 in the result, and
+    read again by whoever asks next.
+
     Returns:
         (N, 2) int32, height and width as stored (EXIF rotation not applied); 0, 0 for an unreadable header.
+
+    Raises:
+        RunFailed: no image can be read.
+        Stopped: the run is asked to stop.
     """
     start = time.monotonic()
-    parts = [np.arange(first, min(first + _CHUNK, len(source))) for first in range(0, len(source), _CHUNK)]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        prints = list(pool.map(source.fingerprint, parts))
+    threads, wait = waiting.Threads(_THREADS, "sslrun-index"), waiting.Wait()
+    try:
+        prints = list(_in_parts(threads, source.fingerprint, np.arange(len(source)), wait))
         cache = _cache_file([one for one in prints if one is not None]) if None not in prints else None
-        sizes = None if cache is None else _load(cache, len(source))
-        if sizes is None:
-            sizes = np.concatenate(list(pool.map(lambda ids: _sizes(source, ids), parts)))
-            if cache is not None:
-                _save(cache, sizes)
+        kept = None if cache is None else _load(cache, len(source))
+        sizes = np.full((len(source), 2), _NOT_KNOWN, np.int32) if kept is None else kept.copy()
+        _read_missing(source, sizes, threads, wait, is_again=kept is not None)
+    finally:
+        threads.close()
+    if cache is not None and (kept is None or (sizes != kept).any()):
+        _save(cache, sizes)
     elapsed_s = time.monotonic() - start
     if elapsed_s > 5:
         logger.info("sizes of %d images read in %.0f s", len(source), elapsed_s)
-    return sizes
+    return np.maximum(sizes, 0)
+
+
+def _read_missing(
+    source: Source, sizes: np.ndarray, threads: waiting.Threads, wait: waiting.Wait, is_again: bool
+) -> None:
+    """Enter the sizes that are not known. Those that cannot be read stay so, by the storage's fault.
+
+    Args:
+        source: opened.
+        sizes: (N, 2), changed.
+        threads: what reads.
+        wait: what waits for them.
+        is_again: whether they could not be read the last time either; then single files are not waited for.
+    """
+
+    def read(ids: np.ndarray) -> list[tuple[int, int] | Unreadable]:
+        parts = [threads.submit(_sizes, source, part) for part in np.array_split(ids, min(len(ids), _THREADS))]
+        return [size for part in parts for size in waiting.result(part, wait)]
+
+    missing = np.flatnonzero(sizes[:, 0] == _NOT_KNOWN)
+    patience = Patience(read, source.names, wait, Record())
+    known = missing.tolist() if is_again else ()
+    unknown, reason = 0, ""
+    for ids, found in _in_parts(threads, lambda ids: (ids, _sizes(source, ids)), missing, wait):
+        for sample, size in zip(ids.tolist(), patience.settle(ids, found, known), strict=True):
+            if isinstance(size, Unreadable):
+                unknown, reason = unknown + 1, reason or f"{source.names[sample]}: {size.reason}"
+            else:
+                sizes[sample] = size
+    if unknown:
+        logger.warning("the sizes of %d images are not known, which cannot be read for now; %s", unknown, reason)
+
+
+def _in_parts(
+    threads: waiting.Threads, function: Callable[[np.ndarray], T], ids: np.ndarray, wait: waiting.Wait
+) -> Iterator[T]:
+    """Results of a function for the ids in chunks, in order, some chunks ahead."""
+    parts = iter([ids[first : first + _CHUNK] for first in range(0, len(ids), _CHUNK)])
+    ahead = deque(threads.submit(function, part) for part in itertools.islice(parts, 2 * _THREADS))
+    while ahead:
+        wait.begin()
+        wait()  # also where each part comes at once
+        result = waiting.result(ahead.popleft(), wait)
+        wait.end()
+        yield result
+        ahead.extend(threads.submit(function, part) for part in itertools.islice(parts, 1))
 
 
 def _cache_file(prints: Sequence[bytes]) -> Path:
@@ -65,21 +128,42 @@ def _cache_file(prints: Sequence[bytes]) -> Path:
     return cache_dir() / "index" / f"{digest.hexdigest()}.npy"
 
 
-def _sizes(source: Source, ids: np.ndarray) -> np.ndarray:
+def _sizes(source: Source, ids: np.ndarray) -> list[tuple[int, int] | Unreadable]:
+    """Sizes of some images; those after the first that the storage fails for are not tried."""
     if source.is_decoded:
         import torch
 
-        return np.array([image.shape[:2] for image in source.decoded(ids, torch.device("cpu"))], np.int32)
-    return np.array([size_of(source, sample) for sample in ids.tolist()], np.int32)
+        waiting.note(source.names[int(ids[0])])
+        images = source.decoded(ids, torch.device("cpu"))
+        return [(int(image.shape[0]), int(image.shape[1])) for image in images]
+    found: list[tuple[int, int] | Unreadable] = []
+    for sample in ids.tolist():
+        found.append(size_of(source, sample))
+        if is_outage(found[-1]):
+            return found + found[-1:] * (len(ids) - len(found))
+    return found
 
 
-def size_of(source: Source, sample: int) -> tuple[int, int]:
-    """Height and width of an image; 0, 0 if they cannot be read."""
+def size_of(source: Source, sample: int) -> tuple[int, int] | Unreadable:
+    """Height and width of an image: 0, 0 if it has none that can be read, an outage if the storage is at fault."""
+    waiting.note(source.names[sample])
     try:
         with source.open_encoded(sample) as file:
             return header(file)
+    except OSError as error:
+        trouble = unreadable(error, source.files_root)
+        return trouble if trouble.is_outage else (0, 0)
     except Exception:  # Pillow's plugins raise whatever a damaged header leads them to
         return 0, 0
+
+
+def size_in(encoded: np.ndarray) -> tuple[int, int] | None:
+    """Height and width of an encoded image, (n,) uint8; None if its header has none."""
+    try:
+        size = header(io.BytesIO(encoded.data))
+    except Exception:  # Pillow's plugins raise whatever a damaged header leads them to
+        return None
+    return size if min(size) > 0 else None
 
 
 def header(file: IO[bytes]) -> tuple[int, int]:

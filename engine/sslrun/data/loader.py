@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline, needs_graph
 from sslrun.data.sources import Source
 from sslrun.data.split import fallbacks, num_dali_steps
 from sslrun.data.views import ViewGroup
+from sslrun.data.waiting import STEP_S, Wait, since
 from sslrun.runtime import heartbeat
 
 Augment = Literal["auto", "dali", "exact"]
@@ -35,6 +36,8 @@ Augment = Literal["auto", "dali", "exact"]
 logger = logging.getLogger("sslrun")
 
 _POLL_S = 0.1
+_STOP_AFTER_S = 2.0  # a run that is asked to stop waits as long: as a rule its batch comes, and all ranks stop at once
+_STUCK_S = 5.0  # of one call of a source or a sampler: it is not waited for any longer
 
 
 class Loader:
@@ -101,12 +104,15 @@ class Loader:
             cursor: (epoch, positions) of each batch, positions (B,) int64 in the global order, B at most `batch_size`;
                 read ahead, from another thread.
         """
+        _ = self.source.sizes  # if they are to be read, this thread waits for them, and can be stopped
         return BatchStream(self, cursor)
 
     def decoded(self, cursor: Cursor) -> Iterator[tuple[BatchSpec, list[torch.Tensor]]]:
         """The specification of each batch and its decoded images, (H, W, 3) uint8 on the CPU."""
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        for spec, (images,) in self._pipeline([0] * len(self.views)).run(cursor, stream):
+        wait = Wait()
+        for spec, (images,) in self._pipeline([0] * len(self.views)).run(cursor, stream, wait):
+            wait.end()
             yield spec, [torch.from_dlpack(images[row]).cpu().clone() for row in range(len(spec.ids))]
 
     def _pipeline(self, dali_steps: Sequence[int]) -> Pipeline:
@@ -124,8 +130,8 @@ class Loader:
             bad=self.bad,
         )
 
-    def _batches(self, cursor: Cursor) -> Iterator[tuple[Batch, Any]]:
-        """Batches, each with the CUDA event after which it is ready."""
+    def _batches(self, cursor: Cursor, go_on: Callable[[], None] | None = None) -> Iterator[tuple[Batch, Any]]:
+        """Batches, each with the CUDA event after which it is ready; `go_on` as for `Pipeline.run`."""
         cuda = self.device.type == "cuda"
         options: dict[str, Any] = {"num_threads": self.num_threads, "dtype": self.dtype}
         stage = ExactStage(self.views, self.device, dali_steps=self.dali_steps, **options)
@@ -134,7 +140,7 @@ class Loader:
         in_use: deque[tuple[Any, torch.cuda.Event]] = deque()
         try:
             with torch.cuda.stream(stream) if cuda else nullcontext():
-                for spec, outputs in self._pipeline(self.dali_steps).run(cursor, stream):
+                for spec, outputs in self._pipeline(self.dali_steps).run(cursor, stream, go_on):
                     images = outputs_by_group(plan, [_tensors(output) for output in outputs])
                     views = stage(images, spec.arguments)
                     batch = self._batch(spec, views)
@@ -166,6 +172,7 @@ class BatchStream(Iterator[Batch]):
 
     def __init__(self, loader: Loader, cursor: Cursor) -> None:
         self.wait_s = 0.0
+        self._wait = Wait(_STOP_AFTER_S)
         self._queue: queue.Queue[Any] = queue.Queue(loader.prefetch)
         stop = threading.Event()
         thread = threading.Thread(
@@ -177,14 +184,22 @@ class BatchStream(Iterator[Batch]):
         thread.start()
 
     def __next__(self) -> Batch:
+        """The next batch; while it does not come, the log says what is waited for.
+
+        Raises:
+            Stopped: the run is asked to stop, and has waited for this batch for some seconds.
+            Whatever making the batch raised.
+        """
         if not self._finalizer.alive:
             raise StopIteration
         start = time.perf_counter()
+        self._wait.begin()
         try:
-            item = self._queue.get()
+            item = self._next_item()
         except BaseException:
             self.close()
             raise
+        self._wait.end()
         heartbeat.tick()
         self.wait_s += time.perf_counter() - start
         if item is None or isinstance(item, BaseException):
@@ -199,8 +214,16 @@ class BatchStream(Iterator[Batch]):
                     tensor.record_stream(current)
         return batch
 
+    def _next_item(self) -> Any:
+        while True:
+            try:
+                return self._queue.get(timeout=STEP_S)
+            except queue.Empty:
+                self._wait()
+
     def close(self) -> None:
-        """Stop the thread and wait for its end; batches made ahead are dropped."""
+        """Stop the thread and wait for its end; batches made ahead are dropped. Reads that do not come back are not
+        waited for."""
         self._finalizer()
 
 
@@ -253,6 +276,10 @@ def resolve_augment(augment: Augment) -> Literal["dali", "exact"]:
 def _work(loader: Loader, cursor: Cursor, out: queue.Queue[Any], stop: threading.Event) -> None:
     """The thread's work. It has no reference to the stream, which otherwise would never be collected."""
 
+    def go_on() -> None:
+        if stop.is_set():
+            raise _Closed
+
     def put(item: Any) -> bool:
         while not stop.is_set():
             try:
@@ -264,7 +291,7 @@ def _work(loader: Loader, cursor: Cursor, out: queue.Queue[Any], stop: threading
 
     try:
         torch.set_num_threads(1)  # in this thread: the cores are for the training step
-        for item in loader._batches(cursor):
+        for item in loader._batches(cursor, go_on):
             if not put(item):
                 return
         put(None)
@@ -272,9 +299,20 @@ def _work(loader: Loader, cursor: Cursor, out: queue.Queue[Any], stop: threading
         put(error)
 
 
+class _Closed(Exception):
+    """The stream is closed: what its thread waits for is not needed any more."""
+
+
 def _shut_down(thread: threading.Thread, out: queue.Queue[Any], stop: threading.Event) -> None:
+    """The thread must not be in DALI when the process ends. In `Source.decoded` it may hang, and is left there."""
     stop.set()
     while not out.empty():  # makes room for a `put` that is under way
         out.get_nowait()
-    if thread is not threading.current_thread():  # the garbage collector runs in any thread
-        thread.join()
+    if thread is threading.current_thread():  # the garbage collector runs in any thread
+        return
+    deadline = time.monotonic() + _STUCK_S
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        begun = since(thread.ident)
+        if begun is not None and max(begun + _STUCK_S, deadline) < time.monotonic():
+            return

@@ -1,7 +1,8 @@
 """Feeds DALI graphs from Python, and replaces images that cannot be read or decoded.
 
 Threads (`reading.py`) read encoded images ahead; they enter the graph as bytes. Images of a decoded source enter it as
-pixels; if no step of the views runs in DALI, no graph is built for them.
+pixels; if no step of the views runs in DALI, no graph is built for them. A read that the storage fails for is waited
+for (`outage.py`); nothing here waits for storage without looking, again and again, whether to go on.
 
 A graph holds no random state. What enters it (images, boxes, factors) is computed per batch from (seed, epoch,
 positions), so the same batch comes out whatever ran before it, and a graph that failed is replaced by a new one at the
@@ -12,7 +13,7 @@ rarely says which one it is: each is then tried alone.
 import itertools
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any
@@ -20,11 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from sslrun.data import waiting
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.decoding import Trial, brief, decoder_arguments, other_size
 from sslrun.data.graph import Arguments, dali_views, graph_arguments, graph_plan, num_inputs, view_arguments
+from sslrun.data.index import size_in
 from sslrun.data.order import Sampler
-from sslrun.data.reading import Readers, Reading, Unreadable, read_all
+from sslrun.data.outage import Patience, Unreadable, is_outage
+from sslrun.data.reading import Read, Readers, Reading
 from sslrun.data.sources import Source
 from sslrun.data.views import ViewGroup
 from sslrun.errors import RunFailed
@@ -82,24 +86,28 @@ class Pipeline:
     prefetch: int
     bad: BadSamples
 
-    def run(self, cursor: Cursor, stream: Any = None) -> Iterator[tuple[BatchSpec, list[Any]]]:
+    def run(
+        self, cursor: Cursor, stream: Any = None, go_on: Callable[[], None] | None = None
+    ) -> Iterator[tuple[BatchSpec, list[Any]]]:
         """Yields, for each cursor item in order, the batch and the outputs of the graph as DALI tensor lists. Without a
         graph, the output is the pixels of the source: one array, or a list of arrays.
 
         Args:
             cursor: (epoch, positions) of each batch; read some items ahead.
-            stream: CUDA stream that the outputs are bound to.
+            stream: CUDA stream that the outputs are bound to; None on the CPU.
+            go_on: called every now and then while data does not come; it may raise to end the waiting. None: a `Wait`.
 
         Raises:
-            RunFailed: too many bad images, or DALI fails on images that decode one by one.
-            Whatever the cursor or the source raises, after the batches before it.
+            RunFailed: too many bad images, no image can be read, or DALI fails on images that decode one by one.
+            Whatever the cursor, the source or `go_on` raises, after the batches before it.
         """
+        self.bad.forget_absent()
         if not needs_graph(self.source, self.dali_steps):
             for epoch, positions in cursor:
                 spec = self._spec(epoch, positions)
                 yield spec, [self._pixels(spec.ids)]
             return
-        feed = _Feed(self, iter(cursor))
+        feed = _Feed(self, iter(cursor), go_on or waiting.Wait())
         try:
             yield from self._decoded(feed, stream)
         finally:
@@ -130,19 +138,20 @@ class Pipeline:
                 delivered += 1
                 yield feed.delivered().spec, outputs
 
+    def _placed(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Samples at some positions of an epoch, those that are known to be bad replaced, and their sizes."""
+        with waiting.doing("the order of samples", "is being made"):
+            wanted = self.sampler.ids(epoch, positions)
+        ids = self.bad.replace(wanted, self.seed, epoch, positions, len(self.source))
+        return ids, self.source.sizes[ids]
+
     def _spec(self, epoch: int, positions: np.ndarray) -> BatchSpec:
         positions = np.asarray(positions, dtype=np.int64)
-        wanted = self.sampler.ids(epoch, positions)
-        while True:
-            ids = self.bad.replace(wanted, self.seed, epoch, positions, len(self.source))
-            sizes = self.source.sizes[ids]
-            unreadable = ids[sizes.min(axis=1) == 0]
-            if len(unreadable) == 0:
-                arguments = view_arguments(self.views, self.seed, epoch, positions, sizes)
-                return BatchSpec(epoch, positions, ids, sizes, arguments)
-            for sample in unreadable.tolist():
-                (read,) = read_all(self.source, np.array([sample]))
-                self._add_bad(sample, read.reason if isinstance(read, Unreadable) else "the header cannot be read")
+        return self._spec_of(epoch, positions, *self._placed(epoch, positions))
+
+    def _spec_of(self, epoch: int, positions: np.ndarray, ids: np.ndarray, sizes: np.ndarray) -> BatchSpec:
+        arguments = view_arguments(self.views, self.seed, epoch, positions, sizes)
+        return BatchSpec(epoch, positions, ids, sizes, arguments)
 
     def _build(self, feed: "_Feed") -> Any:
         """The graph, which takes its inputs from `feed`."""
@@ -190,7 +199,8 @@ class Pipeline:
     def _pixels(self, ids: np.ndarray) -> Any:
         """Decoded images of the source, on the device: contiguous arrays and writable ones, as torch and DALI want
         them, or tensors."""
-        pixels = self.source.decoded(ids, self.device)
+        with waiting.doing(self.source.names[int(ids[0])]):
+            pixels = self.source.decoded(ids, self.device)
         if isinstance(pixels, torch.Tensor):
             return pixels.to(self.device)
         if isinstance(pixels, np.ndarray):
@@ -201,8 +211,13 @@ class Pipeline:
         usable = np.require(pixels, requirements=["C", "W"])  # a copy only where it is neither
         return torch.from_numpy(usable).to(self.device) if self._cuda else usable
 
-    def _add_bad(self, sample: int, reason: str) -> None:
-        self.bad.add(sample, self.source.names[sample], reason, len(self.source))
+    def _add_bad(self, sample: int, reason: str, epoch: int | None = None) -> None:
+        """Replace a sample for good, or in one epoch."""
+        name, count = self.source.names[sample], len(self.source)
+        if epoch is None:
+            self.bad.add(sample, name, reason, count)
+        else:
+            self.bad.set_absent(sample, epoch, name, reason, count)
 
     def _changed(self, spec: BatchSpec, outputs: Sequence[Any]) -> bool:
         """Whether images are not the size they had when they were indexed (their boxes would be wrong): then bad."""
@@ -255,10 +270,12 @@ class _Feed:
     batches before it still come out; then it is found in `error`.
     """
 
-    def __init__(self, pipeline: Pipeline, cursor: Iterator[tuple[int, np.ndarray]]) -> None:
+    def __init__(self, pipeline: Pipeline, cursor: Iterator[tuple[int, np.ndarray]], go_on: Callable[[], None]) -> None:
         self.error: Exception | None = None
-        self._pipeline, self._cursor = pipeline, cursor
-        self._readers = None if pipeline.source.is_decoded else Readers(pipeline.source, pipeline.num_threads)
+        self._pipeline, self._cursor, self._go_on = pipeline, cursor, go_on
+        source = pipeline.source
+        self._readers = None if source.is_decoded else Readers(source, pipeline.num_threads)
+        self._patience = Patience(self._read, source.names, go_on, pipeline.bad.record)
         self._ahead: deque[tuple[BatchSpec, Reading | None]] = deque()  # being read
         self._handed: deque[_Fed] = deque()  # in DALI, not yet come back
         self._is_ended = False
@@ -285,7 +302,7 @@ class _Feed:
 
     def repeat(self) -> None:
         """Feed the batches that DALI has not returned again, with substitutes for samples that are known to be bad."""
-        specs = [self._pipeline._spec(fed.spec.epoch, fed.spec.positions) for fed in self._handed]
+        specs = [self._spec(fed.spec.epoch, fed.spec.positions) for fed in self._handed]
         self._handed.clear()
         self._ahead.extendleft([(spec, self._start(spec)) for spec in reversed(specs)])
 
@@ -298,27 +315,56 @@ class _Feed:
         """Keep `prefetch` batches in reading beside the one that is handed over now."""
         while not self._is_ended and len(self._ahead) <= self._pipeline.prefetch:
             try:
-                spec = self._pipeline._spec(*next(self._cursor))
+                spec = self._spec(*next(self._cursor))
             except Exception as error:
                 self._is_ended = True
                 self.error = None if isinstance(error, StopIteration) else error
                 return
             self._ahead.append((spec, self._start(spec)))
 
+    def _spec(self, epoch: int, positions: np.ndarray) -> BatchSpec:
+        """A batch whose images have a size; one without is read: either its header is broken, or it could not be read
+        when the sizes were."""
+        positions = np.asarray(positions, dtype=np.int64)
+        while True:
+            ids, sizes = self._pipeline._placed(epoch, positions)
+            unknown = np.unique(ids[sizes.min(axis=1) == 0])
+            if len(unknown) == 0:
+                return self._pipeline._spec_of(epoch, positions, ids, sizes)
+            reads = self._settled(unknown, self._read(unknown), epoch, known=unknown.tolist())
+            for sample, read in zip(unknown.tolist(), reads, strict=True):
+                if not isinstance(read, Unreadable):
+                    size = size_in(read)
+                    if size is None or not self._pipeline.source.set_size(sample, size):
+                        self._pipeline._add_bad(sample, "the header cannot be read")
+
     def _start(self, spec: BatchSpec) -> Reading | None:
         return None if self._readers is None else self._readers.start(spec.ids)
+
+    def _read(self, ids: np.ndarray) -> list[Read]:
+        if self._readers is None:
+            return [Unreadable("it has no pixels")] * len(ids)
+        return self._readers.start(ids).result(self._go_on)
+
+    def _settled(self, ids: np.ndarray, reads: list[Read], epoch: int, known: Collection[int] = ()) -> list[Read]:
+        """Images as they are read at last; those that cannot be read are replaced in this epoch, or for good."""
+        bad = self._pipeline.bad
+        reads = self._patience.settle(ids, reads, {*known, *bad.absent})
+        if bad.absent:
+            bad.forget_absent(s for s, read in zip(ids.tolist(), reads, strict=True) if not is_outage(read))
+        for sample, read in zip(ids.tolist(), reads, strict=True):
+            if isinstance(read, Unreadable):
+                self._pipeline._add_bad(sample, read.reason, epoch if read.is_outage else None)
+        return reads
 
     def _ready(self, spec: BatchSpec, reading: Reading | None) -> _Fed:
         """A batch that has been read; samples that cannot be read are replaced."""
         if reading is None:
             return _Fed(spec, self._pipeline._pixels(spec.ids))
         while True:
-            images = reading.result()
-            for sample, read in zip(spec.ids.tolist(), images, strict=True):
-                if isinstance(read, Unreadable):
-                    self._pipeline._add_bad(sample, read.reason)
-            if self._pipeline.bad.found.keys().isdisjoint(spec.ids.tolist()):
+            images = self._settled(spec.ids, reading.result(self._go_on), spec.epoch)
+            if not any(self._pipeline.bad.is_replaced(sample, spec.epoch) for sample in spec.ids.tolist()):
                 return _Fed(spec, images)
-            spec = self._pipeline._spec(spec.epoch, spec.positions)
+            spec = self._spec(spec.epoch, spec.positions)
             reading = self._start(spec)
             assert reading is not None

@@ -5,28 +5,20 @@ with the decoder: for Python's lock at each system call, and with fresh memory i
 """
 
 import math
+import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 
+from sslrun.data import waiting
+from sslrun.data.outage import Unreadable, is_outage, unreadable
 from sslrun.data.sources import Source
 
 _LEAST_THREADS = 8
 _PART_S = 0.01  # seconds of reading that are worth one more thread
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A sample that cannot be read.
-
-    Attributes:
-        reason: in a few words.
-    """
-
-    reason: str
 
 
 Read = np.ndarray | Unreadable
@@ -44,8 +36,8 @@ class Readers:
 
     def __init__(self, source: Source, num_threads: int) -> None:
         self.source, self.num_threads = source, max(num_threads, _LEAST_THREADS)
-        self._one = ThreadPoolExecutor(1, "sslrun-read")
-        self._many = ThreadPoolExecutor(self.num_threads, "sslrun-read")
+        self._one = waiting.Threads(1, "sslrun-read")
+        self._many = waiting.Threads(self.num_threads, "sslrun-read")
         self._sample_s = 1.0  # how long a read takes: slow, until it is known
 
     def start(self, ids: np.ndarray) -> "Reading":
@@ -56,9 +48,9 @@ class Readers:
         return Reading([pool.submit(self._read, part) for part in parts])
 
     def close(self) -> None:
-        """Wait for the reads that are under way and drop the others."""
-        for pool in (self._one, self._many):
-            pool.shutdown(cancel_futures=True)
+        """Drop the reads that have not begun; those under way are waited for, but not for long."""
+        for threads in (self._one, self._many):
+            threads.close()
 
     def _read(self, ids: np.ndarray) -> list["Read"]:
         start = time.perf_counter()
@@ -74,25 +66,39 @@ class Reading:
 
     parts: Sequence[Future[list[Read]]]
 
-    def result(self) -> list[Read]:
-        """The encoded images in the order of the ids; waits for them."""
-        return [read for part in self.parts for read in part.result()]
+    def result(self, go_on: Callable[[], None]) -> list[Read]:
+        """The encoded images in the order of the ids; waits for them.
+
+        Args:
+            go_on: called every now and then while they do not come; it may raise to end the wait.
+        """
+        return [read for part in self.parts for read in waiting.result(part, go_on)]
 
 
 def read_all(source: Source, ids: np.ndarray) -> list[Read]:
-    """Encoded images of some samples; if one cannot be read, all are read one by one to find out which."""
+    """Encoded images of some samples; if one cannot be read, all are read one by one to find out which. Those after the
+    first that the storage fails for are not tried, since each attempt may take minutes."""
+    waiting.note(source.names[int(ids[0])])
     try:
         return [_checked(np.frombuffer(content, dtype=np.uint8)) for content in source.encoded(ids)]
     except (OSError, ValueError) as error:
-        if len(ids) > 1:
-            return [read for sample in ids for read in read_all(source, np.array([sample]))]
-        return [Unreadable(reason_of(error))]
+        if len(ids) == 1:
+            return [unreadable(error, _folder(source, int(ids[0]), error))]
+    finally:
+        waiting.done()
+    reads: list[Read] = []
+    for sample in ids:
+        reads += read_all(source, np.array([sample]))
+        if is_outage(reads[-1]):
+            return reads + reads[-1:] * (len(ids) - len(reads))
+    return reads
 
 
-def reason_of(error: OSError | ValueError) -> str:
-    """What an error of `Source.encoded` says, in a few words."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text[:1].lower() + text[1:]
+def _folder(source: Source, sample: int, error: OSError | ValueError) -> str | None:
+    """The folder that a sample's file must be in: its own, if it has been there when the sizes were read."""
+    was_there = source.has_size(sample)
+    path = error.filename if isinstance(error, OSError) else None
+    return os.path.dirname(path) if was_there and isinstance(path, str) else source.files_root
 
 
 def _checked(content: np.ndarray) -> Read:

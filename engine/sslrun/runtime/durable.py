@@ -20,9 +20,26 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RETRY_S = 60.0  # how long storage that gives errors is tried again
-_FIRST_PAUSE_S = 0.5
+FIRST_PAUSE_S = 0.5  # before the second attempt; each pause is twice the one before
 # What these say of a path stays true; all others (I/O error, stale handle, permission) may be a fault of the storage.
-_DEFINITE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_DEFINITE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,  # a name that the file system cannot hold
+    errno.EILSEQ,
+    errno.ENXIO,  # a socket, or a device without its hardware
+    errno.ENODEV,
+)
+
+
+def is_outage(error: OSError) -> bool:
+    """Whether the storage or the network is at fault, so that the error says nothing about what is stored there."""
+    if error.errno is None:  # not the system's own
+        return isinstance(error, (TimeoutError, ConnectionError))
+    return error.errno not in _DEFINITE
 
 
 def read_patiently(path: Path, read: Callable[[Path], T]) -> T:
@@ -32,17 +49,17 @@ def read_patiently(path: Path, read: Callable[[Path], T]) -> T:
         OSError: there is no such file or folder, or the path is of the other kind; at once.
         RunFailed: the storage still gives errors. That says nothing about what is stored there.
     """
-    deadline, pause_s = time.monotonic() + RETRY_S, _FIRST_PAUSE_S
+    deadline, pause_s = time.monotonic() + RETRY_S, FIRST_PAUSE_S
     while True:
         try:
             return read(path)
         except OSError as error:
-            if error.errno in _DEFINITE:
+            if not is_outage(error):
                 raise
             problem = f"{error.filename or path} cannot be read: {error.strerror or error}"
             if time.monotonic() >= deadline:
                 raise RunFailed(f"{problem} (tried for {RETRY_S:.0f} s)") from error
-        if pause_s == _FIRST_PAUSE_S:
+        if pause_s == FIRST_PAUSE_S:
             logger.warning("%s; trying again for %.0f s", problem, RETRY_S)
         time.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
         pause_s *= 2

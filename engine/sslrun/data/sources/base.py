@@ -5,13 +5,16 @@ import io
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from sslrun.config.component import Component
+from sslrun.data import waiting
 from sslrun.data.index import read_sizes
 from sslrun.errors import UsageError
+from sslrun.runtime.durable import is_outage, read_patiently
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +47,9 @@ class Source(Component, kind="sources"):
     is_decoded: bool = False
     """Whether samples are given as pixels by `decoded`. Otherwise they are given as image files by `encoded`."""
 
+    lists_storage: bool = True
+    """Whether `list_samples` only reads, so that it is left alone where storage hangs and the run is to stop."""
+
     names: Sequence[str]
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
@@ -59,13 +65,15 @@ class Source(Component, kind="sources"):
 
         Raises:
             UsageError: there are no samples, or they cannot be listed; one line that names the key to change.
+            RunFailed: the storage gives errors.
+            Stopped: the run is asked to stop before they are listed.
         """
         if self._is_open:
             return
-        try:
-            names = self.list_samples(key)
-        except OSError as error:
-            raise UsageError(f"{error.filename}: {error.strerror}: {key} cannot be read") from None
+        if self.lists_storage:
+            names = waiting.patiently(lambda: read_patiently(Path(key), lambda _: self._listed(key)))
+        else:
+            names = self._listed(key)
         if len(names) == 0:
             raise UsageError(f"{self!r} has no samples: point {key} to some")
         self.names, self._is_open = names, True
@@ -75,6 +83,16 @@ class Source(Component, kind="sources"):
     def make_nothing(self) -> None:
         """Keep `open` from making files, for a dry run: it lists what it would make. A source that contains another one
         passes this on."""
+
+    def _listed(self, key: str) -> Sequence[str]:
+        """Raises the OSErrors that may not last: a folder that may not be read now was pointed to by mistake."""
+        try:
+            with waiting.doing(repr(self), "is being listed"):
+                return self.list_samples(key)
+        except OSError as error:
+            if self.lists_storage and is_outage(error) and not isinstance(error, PermissionError):
+                raise
+            raise UsageError(f"{error.filename}: {error.strerror}: {key} cannot be read") from None
 
     def list_samples(self, key: str) -> Sequence[str]:
         """The names of all samples, in the order of their ids; sets `labels` and `class_names` if there are classes.
@@ -95,7 +113,9 @@ class Source(Component, kind="sources"):
             ids: (n,) int64.
 
         Raises:
-            OSError, ValueError: a sample cannot be read; the message says why. Such a sample is replaced by another.
+            OSError, ValueError: a sample cannot be read; the message says why. Such a sample is replaced by another. An
+                OSError that the storage or the network is to blame for (by its errno, a TimeoutError or a
+                ConnectionError) is waited for, and says nothing about the sample.
         """
         raise NotImplementedError
 
@@ -140,11 +160,21 @@ class Source(Component, kind="sources"):
 
     @property
     def sizes(self) -> np.ndarray:
-        """(N, 2) int32, height and width as stored (no EXIF rotation); 0, 0 if the header cannot be read. They are read
-        at first use."""
+        """(N, 2) int32, height and width as stored (no EXIF rotation); 0, 0 if the header cannot be read, or could not
+        be read then. They are read at first use."""
         if self._sizes is None:
             self._sizes = read_sizes(self)
         return self._sizes
+
+    def has_size(self, sample: int) -> bool:
+        """Whether the sample's size is known already, so that it could be read once."""
+        return self._sizes is not None and bool(self._sizes[sample].min() > 0)
+
+    def set_size(self, sample: int, size: tuple[int, int]) -> bool:
+        """Enter height and width of a sample that could not be read when the sizes were; whether that is possible."""
+        if self._sizes is not None:
+            self._sizes[sample] = size
+        return self.has_size(sample)
 
     def __len__(self) -> int:
         return len(self.names)

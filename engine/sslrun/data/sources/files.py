@@ -10,6 +10,7 @@ from typing import BinaryIO, overload
 import numpy as np
 
 from sslrun.config.paths import stated
+from sslrun.data import waiting
 from sslrun.data.levels import Range, in_8_bits, kind
 from sslrun.data.sources.base import Encoded, Source, digest_of
 from sslrun.errors import UsageError, printable
@@ -103,6 +104,7 @@ class FileSource(Source, listed=False):
         parts = []
         for sample in ids.tolist():
             path = self.names[sample]
+            waiting.note(path)
             try:
                 status = os.stat(path)
                 self.names.lengths[sample] = status.st_size
@@ -131,13 +133,16 @@ def read_file(path: str) -> bytes:
     """All bytes of a regular file, with few system calls: each of them waits for Python's lock once.
 
     Raises:
-        OSError, ValueError: it cannot be read, or is a folder or a pipe.
+        OSError, ValueError: it cannot be read, or is a folder or a pipe; EAGAIN: it has less bytes than it should.
     """
+    waiting.note(path)
     descriptor, size = _open_regular(path)
     try:
         content = os.read(descriptor, size)
         while len(content) < size and (more := os.read(descriptor, size - len(content))):  # some file systems
             content += more
+        if len(content) < size:  # of a file that another machine is writing, for example
+            raise OSError(errno.EAGAIN, "it became shorter while it was read", path)
         return content
     finally:
         os.close(descriptor)
@@ -150,7 +155,9 @@ def _open_regular(path: str) -> tuple[int, int]:
     if stat.S_ISREG(status.st_mode):
         return descriptor, status.st_size
     os.close(descriptor)
-    raise OSError(errno.EINVAL, "a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a file", path)
+    if stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EISDIR, "a folder, not a file", path)
+    raise OSError(errno.ENXIO, "not a file", path)
 
 
 @contextlib.contextmanager

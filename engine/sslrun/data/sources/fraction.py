@@ -24,6 +24,8 @@ class Fraction(Subset):
         seed: seed of the choice.
     """
 
+    lists_storage = False  # its source does
+
     def __init__(
         self, source: Source, share: float | None = None, names: FilePath | None = None, seed: int = 0
     ) -> None:

@@ -42,6 +42,8 @@ class Shapes(FileSource):
         layout: arrangement of an image, many silhouettes "strewn" over it or a "single" one near its center.
     """
 
+    lists_storage = False  # it draws, and removes what it has begun when Ctrl-C comes
+
     def __init__(
         self,
         root: FilePath = "data/shapes",
