@@ -15,7 +15,11 @@ from sslrun.runtime.hooks import BY_WORD, Hook
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """The `[engine]` table: how the hardware is used. Apart from rounding, it does not change what a recipe computes.
+    """The `[engine]` table: how the hardware is used.
+
+    Apart from rounding, it does not change what a recipe computes, with one exception: where `micro_batch` is smaller
+    than a rank's share of the global batch, the statistics of SyncBN and losses that compare the samples of a batch
+    (SimCLR, Barlow Twins, SwAV) are those of the samples that are on the devices at once. A warning says so at start.
 
     Attributes:
         device: device to train on; "auto" is CUDA if there is a CUDA device, else the CPU.
@@ -24,7 +28,9 @@ class EngineConfig:
         compile: whether torch.compile compiles the networks; "auto" is on for CUDA. The first start takes minutes
             longer, others less if the folder of compiled code is kept: the environment variable
             TORCHINDUCTOR_CACHE_DIR names it, and the log where it is.
-        micro_batch: samples on a device at once, a multiple of data.samples_per_gpu; "auto" takes as many as fit.
+        micro_batch: samples on a device at once, a multiple of data.samples_per_gpu; "auto" takes as many as fit, so a
+            machine with less memory accumulates gradients. SyncBN's statistics, and losses that compare the samples of
+            a batch, then change.
         zero_stage: DeepSpeed ZeRO stage, 0 to 3, for runs with several processes.
         max_skipped_steps: number of successive steps with a non-finite loss or gradient that are skipped before the run
             stops. Above 0 the host waits for the device at every step.

@@ -356,7 +356,9 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
         folder.path,
     )
     restricted, no_graphs = restricted_by_accumulation(run.recipe, plan), cuda_graphs_note(run.recipe, plan)
-    notes = [restricted, None if no_graphs is None else f"CUDA graphs are {no_graphs}", *norms_notes(run.recipe)]
+    if restricted is not None:
+        logger.warning("accumulation changes what the recipe computes: %s", restricted)
+    notes = [None if no_graphs is None else f"CUDA graphs are {no_graphs}", *norms_notes(run.recipe)]
     for note in notes:
         if note is not None:
             logger.info("%s", note)
