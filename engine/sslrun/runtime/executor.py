@@ -20,6 +20,7 @@ from sslrun.errors import Diverged, UsageError
 from sslrun.randomness import Phase, seed_torch
 from sslrun.runtime import compilation, distributed
 from sslrun.runtime.late_value import LateValue
+from sslrun.runtime.strided_convolutions import avoid_strides
 
 COUNTER = "step"  # the one entry of a parameter's state in torch's optimizers that has not the parameter's shape
 
@@ -112,6 +113,8 @@ class Executor(ABC):
         self._weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
         method.to(device)
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if device.type == "cpu":
+            avoid_strides(method)
         if compile:
             compilation.compile_children(method, cuda_graphs)
         self.cuda_graphs = cuda_graphs
