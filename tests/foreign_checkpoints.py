@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import math
 
 import numpy as np
 import torch
@@ -34,9 +35,8 @@ def linear(prefix, inputs=32, outputs=6):
     return {f"{prefix}.weight": torch.randn(outputs, inputs), f"{prefix}.bias": torch.randn(outputs)}
 
 
-def sequential(tensors, has_pool=True):
+def sequential(tensors, first=4):
     """nn.Sequential of torchvision's children without the last: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4 to 7 layers."""
-    first = 4 if has_pool else 3
     number = {"conv1": 0, "bn1": 1, **{f"layer{stage}": first + stage - 1 for stage in (1, 2, 3, 4)}}
     return {f"{number[name.split('.')[0]]}.{name.split('.', 1)[1]}": tensor for name, tensor in tensors.items()}
 
@@ -79,6 +79,58 @@ def torchvision_vit(tensors):
     return renamed(tensors, top, block)
 
 
+def transformers_vit(tensors):
+    """A ViTModel: query, key and value are tensors of their own."""
+    top = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj": "embeddings.patch_embeddings.projection.{}",
+        "norm": "layernorm.{}",
+    }
+    block = {"": "encoder.layer.", "norm1": "layernorm_before.{}", "norm2": "layernorm_after.{}",
+             "attn.qkv": "attention.attention.qkv.{}", "attn.proj": "attention.output.dense.{}",
+             "mlp.fc1": "intermediate.dense.{}", "mlp.fc2": "output.dense.{}"}  # fmt: skip
+    theirs = {}
+    for name, tensor in renamed(tensors, top, block).items():
+        if ".qkv." in name:
+            width = len(tensor) // 3
+            for place, part in enumerate(("query", "key", "value")):
+                theirs[name.replace("qkv", part)] = tensor[place * width : (place + 1) * width].clone()
+        else:
+            theirs[name] = tensor
+    return theirs
+
+
+def transformers_resnet(tensors):
+    """A ResNetModel."""
+    theirs = {}
+    for name, tensor in tensors.items():
+        *place, layer, last = name.split(".")
+        if not place:
+            theirs[f"embedder.embedder.{'convolution' if layer == 'conv1' else 'normalization'}.{last}"] = tensor
+            continue
+        stage, block = int(place[0][-1]) - 1, place[1]
+        inner, kind = f"layer.{int(layer[-1]) - 1}", "convolution" if "conv" in layer else "normalization"
+        if place[2:] == ["downsample"]:
+            inner, kind = "shortcut", ["convolution", "normalization"][int(layer)]
+        theirs[f"encoder.stages.{stage}.layers.{block}.{inner}.{kind}.{last}"] = tensor
+    return theirs
+
+
+def rows_then_columns(grid, width):
+    """MoCo v3's positional embeddings, by its formula, patch by patch."""
+    table = torch.zeros(1, 1 + grid * grid, width)
+    for row in range(grid):
+        for column in range(grid):
+            for k in range(width // 4):
+                frequency = 10000 ** (-k / (width // 4))
+                place = table[0, 1 + row * grid + column]
+                place[k], place[k + width // 4] = math.sin(row * frequency), math.cos(row * frequency)
+                place[k + width // 2] = math.sin(column * frequency)
+                place[k + width // 2 + width // 4] = math.cos(column * frequency)
+    return table
+
+
 def optimizer(tensors):
     """The state of torch's SGD in a checkpoint."""
     state = {index: {"momentum_buffer": torch.zeros(2)} for index in range(3)}
@@ -96,6 +148,7 @@ class HistoryBuffer:
 NET, OTHER = resnet(), resnet(seed=2)
 SMALL = resnet(stem="small")
 TRANSFORMER = vit()
+MOCO_V3 = {**vit(embed_dim=384), "pos_embed": rows_then_columns(4, 384)}
 
 # name: (content, expected weights, expected origin, expected backbone table, words of the report)
 CHECKPOINTS = {
@@ -207,8 +260,7 @@ CHECKPOINTS = {
         {
             "pytorch-lightning_version": "1.9.0",
             "state_dict": under("backbone.", {
-                name.replace("downsample", "shortcut"): tensor
-                for name, tensor in sequential(SMALL, has_pool=False).items()
+                name.replace("downsample", "shortcut"): tensor for name, tensor in SMALL.items()
             }),
         },
         SMALL, "lightly's", {"stem": "small", "depth": 18}, ["no max-pool"],
@@ -271,6 +323,44 @@ CHECKPOINTS = {
     "torchvision transformer": (
         {**torchvision_vit(TRANSFORMER), **linear("heads.head")}, TRANSFORMER, "such as torchvision's",
         {"embed_dim": 192}, ["heads (2)"],
+    ),
+    "torchvision's small ResNet, nn.Sequential": (
+        {"state_dict": under("backbone.", sequential(SMALL, first=3)), "pytorch-lightning_version": "1.9.0"},
+        SMALL, "lightly's", {"stem": "small", "depth": 18}, ["no max-pool"],
+    ),
+    "VISSL": (
+        {
+            "phase_idx": 2, "iteration": 5, "config": argparse.Namespace(a=1),
+            "classy_state_dict": {"base_model": {"model": {
+                "trunk": under("_feature_blocks.", NET), "heads": linear("0.clf.0"),
+            }}},
+        },
+        NET, "VISSL's", {"depth": 18}, ["classy_state_dict.base_model.model.heads"],
+    ),
+    "a transformer of transformers": (
+        {**under("vit.", transformers_vit(TRANSFORMER)), **linear("vit.pooler.dense"), **linear("classifier")},
+        TRANSFORMER, "a network of transformers", {"embed_dim": 192, "num_heads": 3}, ["classifier (2)", "vit.pooler"],
+    ),
+    "a ResNet of transformers": (
+        {**under("resnet.", transformers_resnet(resnet(50))), **linear("classifier.1")},
+        resnet(50), "a network of transformers", {"depth": 50}, ["classifier"],
+    ),
+    "MSN": (
+        {"target_encoder": under("module.", TRANSFORMER), "encoder": under("module.", vit(2)), "epoch": 1},
+        TRANSFORMER, "the I-JEPA or MSN authors', target encoder", {"num_heads": 3}, ["encoder"],
+    ),
+    "torch.compile and FSDP": (
+        {"model": under("_orig_mod.", {
+            name.replace("blocks.1.", "blocks.1._fsdp_wrapped_module."): tensor for name, tensor in TRANSFORMER.items()
+        })},
+        TRANSFORMER, "a network under model.", {"depth": 2}, [],
+    ),
+    "MoCo v3's small transformer in another wrapper": (
+        {"state_dict": under("backbone.", MOCO_V3), "pytorch-lightning_version": "1.9.0"},
+        MOCO_V3, "lightly's", {"num_heads": 12, "embed_dim": 384}, ["12 attention heads: as in the small"],
+    ),
+    "DINO's small transformer": (
+        vit(embed_dim=384), vit(embed_dim=384), "such as", {"num_heads": 6, "embed_dim": 384}, ["6 attention heads"],
     ),
     "timm transformer": ({**TRANSFORMER, **linear("head")}, TRANSFORMER, "such as torchvision's", {}, ["head (2)"]),
 }  # fmt: skip

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import small_run
 from foreign_checkpoints import CHECKPOINTS, NET, OTHER, SMALL, TRANSFORMER, linear, under
 from small_run import call
-from sslrun.export.import_weights import read
+from sslrun.export.foreign_file import read
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.vit import VisionTransformer
 from sslrun.runtime import checkpoint

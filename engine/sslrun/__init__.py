@@ -24,6 +24,7 @@ _EXPORTS = {
     "Neck": "sslrun.nn.necks",
     "Norm": "sslrun.nn.norm",
     "Optimizer": "sslrun.optim",
+    "Pooled": "sslrun.contract",
     "Progress": "sslrun.contract",
     "Schedule": "sslrun.optim",
     "Snapshot": "sslrun.evaluation.monitors.monitor",

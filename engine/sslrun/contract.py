@@ -77,18 +77,34 @@ class Progress:
         return step_generator(self.seed, self.step)
 
 
+@dataclass(frozen=True)
+class Pooled:
+    """A metric that is no mean over samples, such as a standard deviation, in parts that can be added up.
+
+    The engine adds the sums of all micro-batches and ranks: the metric is that of the global batch, however the
+    hardware divides it.
+
+    Attributes:
+        sums: sums over the micro-batch's samples, of any shape, on the device.
+        value: the function from the added sums to the metric, 0-d.
+    """
+
+    sums: Tensor
+    value: Callable[[Tensor], Tensor]
+
+
 @dataclass
 class Loss:
     """The result of one micro-batch.
 
     Attributes:
         value: 0-d, the loss to minimize, a mean over the micro-batch's samples.
-        metrics: 0-d tensors on the device, for the log.
+        metrics: for the log: 0-d tensors on the device that are means over the micro-batch's samples, or `Pooled`.
         carry: tensors for `after_step`, without gradient, with one row per sample.
     """
 
     value: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, Tensor | Pooled] = field(default_factory=dict)
     carry: dict[str, Tensor] = field(default_factory=dict)
 
 

@@ -16,7 +16,11 @@ from sslrun.runtime.hooks import BY_WORD, Hook
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """The `[engine]` table: how the hardware is used. Apart from rounding, it does not change what a recipe computes.
+    """The `[engine]` table: how the hardware is used.
+
+    Apart from rounding, it does not change what a recipe computes, with one exception: where `micro_batch` is smaller
+    than a rank's share of the global batch, the statistics of SyncBN and losses that compare the samples of a batch
+    (SimCLR, Barlow Twins, SwAV) are those of the samples that are on the devices at once. A warning says so at start.
 
     Attributes:
         device: device to train on; "auto" is CUDA if there is a CUDA device, else the CPU.
@@ -25,7 +29,9 @@ class EngineConfig:
         compile: whether torch.compile compiles the networks; "auto" is on for CUDA. The first start takes minutes
             longer, others less if the folder of compiled code is kept: the environment variable
             TORCHINDUCTOR_CACHE_DIR names it, and the log where it is.
-        micro_batch: samples on a device at once, a multiple of data.samples_per_gpu; "auto" takes as many as fit.
+        micro_batch: samples on a device at once, a multiple of data.samples_per_gpu; "auto" takes as many as fit, so a
+            machine with less memory accumulates gradients. SyncBN's statistics, and losses that compare the samples of
+            a batch, then change.
         zero_stage: DeepSpeed ZeRO stage, 0 to 3, for runs with several processes.
         max_skipped_steps: number of successive steps with a non-finite loss or gradient that are skipped before the run
             stops. Above 0 the host waits for the device at every step.
@@ -113,8 +119,9 @@ class Recipe:
         seed: seed of all random numbers: initial weights, sample order, crops, dropout.
         work_dir: folder in which run folders are created.
         load_from: checkpoint or file with the initial weights of a new run.
-        load_strict: whether load_from must contain exactly the model's weights. If false, missing weights keep their
-            random values, and a missing momentum encoder starts as a copy of its student.
+        load_strict: whether load_from must contain exactly the model's weights. If false, it must fill half of the
+            backbone or more; missing weights keep their random values, a missing momentum encoder starts as a copy of
+            its student, and a VisionTransformer's positions are interpolated for another img_size.
         resume_from: checkpoint to continue from if the run folder has none.
         custom_imports: Python modules with your own components, imported before anything is built.
         engine: device, precision, compilation, micro-batches.

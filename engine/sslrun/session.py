@@ -4,7 +4,7 @@ import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sslrun import run_state
 from sslrun.advice import advice
@@ -30,6 +29,7 @@ from sslrun.data.sources import Source
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.features import FeatureExtractor, center_crop_like
 from sslrun.evaluation.monitors.monitors import Monitors
+from sslrun.initial_weights import load_initial_weights
 from sslrun.nn.checkpointing import checkpoint_activations
 from sslrun.nn.norm import RunningStatistics, convert_batch_norms, set_groups
 from sslrun.plan import (
@@ -379,24 +379,7 @@ def _restore(run: Run, path: Path | None) -> None:
         run.step, run.is_measured = state.step, state.is_measured
         logger.info("continuing from %s", path)
     elif run.recipe.load_from is not None:
-        weights = checkpoint.load_weights(Path(run.recipe.load_from))
-        if not run.recipe.load_strict:
-            weights |= _teachers_weights(run, weights)
-        mismatch = run.executor.load_state(weights, strict=run.recipe.load_strict, converts=True)
-        converted = ", converted to the model's" if mismatch.recast else ""
-        logger.info("weights from %s; %s%s", run.recipe.load_from, str(mismatch) or "all of them fit", converted)
-
-
-def _teachers_weights(run: Run, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for the momentum teachers that a file does not contain: those of their students, as in a new run."""
-    method = run.recipe.model
-    names = {module: name for name, module in method.named_modules()}
-    taken: dict[str, Tensor] = {}
-    for teacher, student, _ in method.teachers(run.progress):
-        if not any(name.startswith(f"{names[teacher]}.") for name in weights):
-            own = {f"{names[teacher]}.{name}": f"{names[student]}.{name}" for name in student.state_dict()}
-            taken |= {name: weights[students] for name, students in own.items() if students in weights}
-    return taken
+        load_initial_weights(run.executor, Path(run.recipe.load_from), run.recipe.load_strict, run.progress)
 
 
 def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.ExitStack) -> RunLog:
@@ -427,7 +410,9 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
         folder.path,
     )
     restricted, no_graphs = restricted_by_accumulation(run.recipe, plan), cuda_graphs_note(run.recipe, plan)
-    notes = [restricted, None if no_graphs is None else f"CUDA graphs are {no_graphs}", *norms_notes(run.recipe)]
+    if restricted is not None:
+        logger.warning("accumulation changes what the recipe computes: %s", restricted)
+    notes = [None if no_graphs is None else f"CUDA graphs are {no_graphs}", *norms_notes(run.recipe)]
     for note in notes:
         if note is not None:
             logger.info("%s", note)

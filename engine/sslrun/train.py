@@ -30,6 +30,7 @@ from sslrun.recipe import Recipe
 from sslrun.runtime import compilation, distributed, heartbeat
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import SpeedMeter
+from sslrun.runtime.metrics import of_a_step
 from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, is_number, rows
 from sslrun.runtime.safetensors_file import require_storable
 from sslrun.runtime.signals import Stopped, StopSignals
@@ -107,7 +108,7 @@ def train_step(
     """One optimizer step on this rank's micro-batches.
 
     Returns:
-        Metrics on the device, means over the micro-batches; and whether the step was applied (True also while the host
+        Metrics on the device (`runtime.metrics.of_a_step`); and whether the step was applied (True also while the host
         does not know, see `StepOutcome`).
     """
     heartbeat.at("targets", progress.step + 1)
@@ -131,9 +132,7 @@ def train_step(
         method.after_step(following, joined([loss.carry for loss in losses]))
     else:
         statistics.discard()
-    named = [{"loss": loss.value, **loss.metrics} for loss in losses]
-    metrics = {name: torch.stack([one[name].float() for one in named]).mean() for name in named[0]}
-    return {**metrics, "grad_norm": outcome.grad_norm}, applied
+    return {**of_a_step(losses), "grad_norm": outcome.grad_norm}, applied
 
 
 def joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:

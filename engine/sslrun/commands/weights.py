@@ -40,13 +40,24 @@ def add(verbs: Any) -> None:
     importing = verbs.add_parser(
         "import-weights",
         help="turn a foreign checkpoint into weights for load_from",
-        description="Find the backbone in a checkpoint of MMSelfSup, lightly, solo-learn, torchvision, timm or the "
-        "authors of MoCo, DINO, MAE and others, by the names of its tensors, and write it under ours. Nothing in the "
-        "file is executed.",
+        description="Find the backbone in a checkpoint of MMSelfSup, VISSL, lightly, solo-learn, torchvision, timm, "
+        "transformers or the authors of MoCo, DINO, MAE and others, by the names of its tensors, and write it under "
+        "ours. Nothing in the file is executed.",
     )
-    importing.add_argument("file", metavar="FILE", help="a checkpoint: .pth, .pt, .ckpt, .tar, .safetensors")
+    importing.add_argument(
+        "file", metavar="FILE", help="a checkpoint (.pth, .pt, .ckpt, .tar, .safetensors) or a Hugging Face folder"
+    )
     importing.add_argument("-o", dest="new", metavar="NEW.safetensors", required=True, help="the file to write")
     importing.add_argument("--prefix", metavar="PREFIX", help="prefix of the network to import, if there are several")
+    importing.add_argument(
+        "--heads",
+        metavar="N",
+        type=int,
+        help="attention heads of a transformer, where the file and its width do not tell",
+    )
+    importing.add_argument(
+        "--img-size", metavar="N", type=int, help="interpolate a transformer's positions for images of N pixels"
+    )
     importing.add_argument("--force", action="store_true", help="replace NEW.safetensors")
     importing.set_defaults(call=_import)
 
@@ -95,7 +106,7 @@ def _import(args: argparse.Namespace) -> int:
 
     from sslrun.export.import_weights import import_weights, write
 
-    imported = import_weights(Path(args.file), args.prefix)
+    imported = import_weights(Path(args.file), args.prefix, args.heads, args.img_size)
     write(imported, Path(args.new), args.force)
     for line in imported.report(args.new):
         print(line, file=sys.stderr)

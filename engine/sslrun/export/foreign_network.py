@@ -2,15 +2,33 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sslrun.errors import UsageError
 from sslrun.export.architecture import Architecture, ResNetArchitecture, VitArchitecture
 from sslrun.nn.resnet import STAGE_BLOCKS, ResNet
-from sslrun.nn.vit import VisionTransformer
+from sslrun.nn.vit import VisionTransformer, grid_of, sine_cosine_positions
+
+WAVES_TOLERANCE = 2e-2  # of sines and cosines that were stored in bfloat16
+
+# Attention heads of vision transformers by width. No weight tells the number, and another one gives other features.
+HEADS = {
+    192: 3,  # Ti: Touvron et al. 2021 (DeiT, arXiv 2012.12877), table 1
+    384: 6,  # S: the same; the small one of MoCo v3 has 12
+    512: 8,  # timm's vit_medium
+    640: 10,  # timm's vit_betwixt
+    768: 12,  # B: Dosovitskiy et al. 2021 (arXiv 2010.11929), table 1
+    1024: 16,  # L: the same
+    1152: 16,  # SO400m: Alabdulmohsin et al. 2023 (arXiv 2305.13035)
+    1280: 16,  # H: Dosovitskiy et al.
+    1408: 16,  # g: Zhai et al. 2022 (arXiv 2106.04560), table 2
+    1536: 24,  # DINOv2's g: Oquab et al. 2023 (arXiv 2304.07193)
+    1664: 16,  # G: Zhai et al.
+}
 
 
 def built(architecture: Architecture) -> nn.Module:
@@ -31,18 +49,24 @@ def built(architecture: Architecture) -> nn.Module:
 def deduce(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
     """The network that tensors of these names and shapes belong to.
 
-    The number of a transformer's heads is not in the shapes; heads are assumed to be 64 wide. Of a 3x3 stem the shapes
-    do not say whether it strides and whether a max-pool follows; it is taken for "small".
+    The number of a transformer's heads is not in the shapes: it is that of published networks of its width, 0 where
+    there is none. Of a 3x3 stem the shapes do not say whether it strides and whether a max-pool follows; it is taken
+    for "small".
 
     Raises:
         UsageError: they belong to no network that we have.
     """
     try:
-        return _vit(shapes) if "cls_token" in shapes else _resnet(shapes)
+        return _vit(shapes) if is_transformer(shapes) else _resnet(shapes)
     except UsageError:
         raise
     except (LookupError, ValueError, ZeroDivisionError) as error:
         raise UsageError(f"these are not the weights of a ResNet or a VisionTransformer ({error})") from error
+
+
+def is_transformer(names: Iterable[str]) -> bool:
+    """Whether these are the names of a transformer's tensors, with or without class token."""
+    return any(name.startswith(("blocks.", "patch_embed.")) for name in names)
 
 
 def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> ResNetArchitecture:
@@ -60,6 +84,11 @@ def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> ResNetArchitecture:
     stem = {7: "imagenet", 3: "small"}.get(kernel)
     if stem is None:
         raise UsageError(f"a ResNet whose first convolution is {kernel}x{kernel}, not 7x7 or 3x3, is none of ours")
+    norms = [name.removesuffix(".weight") for name in shapes if re.fullmatch(r"(layer\d\.\d+\.)?bn\d\.weight", name)]
+    if bare := [norm for norm in norms if f"{norm}.running_mean" not in shapes or f"{norm}.running_var" not in shapes]:
+        raise UsageError(
+            f"{bare[0]} of this ResNet has no running statistics: it is not a BatchNorm, as ours (a GroupNorm?)"
+        )
     if not is_deep:
         return ResNetArchitecture(depths[0], in_channels, stem, base_width, stages=stages)
     inner, per_group, _, _ = shapes["layer1.0.conv2.weight"]
@@ -68,13 +97,49 @@ def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> ResNetArchitecture:
 
 
 def _vit(shapes: Mapping[str, tuple[int, ...]]) -> VitArchitecture:
+    if "cls_token" not in shapes:
+        raise UsageError(
+            "this vision transformer has no class token (cls_token), as that of I-JEPA; the feature of ours is the "
+            "output of its class token"
+        )
+    if "fc_norm.weight" in shapes:
+        raise UsageError(
+            "this vision transformer averages its patches and has its last norm behind that (fc_norm, global_pool = "
+            '"avg"); the feature of ours is the normalized output of its class token'
+        )
+    if "pos_embed" not in shapes:
+        raise UsageError(
+            "this vision transformer has no pos_embed: its positions are of another kind (rotary, relative)"
+        )
+    block = {name.split(".", 2)[2].rpartition(".")[0] for name in shapes if name.startswith("blocks.0.")}
+    if absent := [
+        part for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2") if part not in block
+    ]:
+        others = sorted(block - {"norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"})
+        instead = f", but {', '.join(others)}" if others else ""
+        raise UsageError(f"the blocks of this vision transformer have no {absent[0]}, as ours have{instead}")
     width = shapes["cls_token"][-1]
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     _, in_channels, patch_size, _ = shapes["patch_embed.proj.weight"]
-    patches = shapes["pos_embed"][1] - 1 if "pos_embed" in shapes else (224 // patch_size) ** 2
+    patches = shapes["pos_embed"][1] - 1
     grid = math.isqrt(patches)
     if grid**2 != patches:
         raise UsageError(f"pos_embed has {patches + 1} places, which are not a class token and a square of patches")
-    mlp_ratio = shapes["blocks.0.mlp.fc1.weight"][0] / width
-    heads = max(1, width // 64)
-    return VitArchitecture(width, depth, heads, grid * patch_size, patch_size, in_channels, mlp_ratio)
+    hidden = shapes["blocks.0.mlp.fc1.weight"][0]
+    ratio = hidden / width
+    if int(width * ratio) < hidden:  # by rounding
+        ratio = math.nextafter(ratio, math.inf)
+    return VitArchitecture(width, depth, HEADS.get(width, 0), grid * patch_size, patch_size, in_channels, ratio)
+
+
+def order_of_waves(positions: Tensor) -> Literal["rows", "columns"] | None:
+    """Whose fixed positional embeddings these are: sines and cosines of rows before those of columns are MoCo v3's, and
+    of columns before those of rows MAE's and our own; None for learned ones."""
+    grid = grid_of(positions)
+    if grid is None or grid < 2 or positions.shape[2] % 4:
+        return None
+    columns_first = sine_cosine_positions(grid, positions.shape[2])
+    rows_first = torch.cat(columns_first.chunk(2, dim=2)[::-1], dim=2)
+    if torch.allclose(positions.float(), rows_first, atol=WAVES_TOLERANCE):
+        return "rows"
+    return "columns" if torch.allclose(positions.float(), columns_first, atol=WAVES_TOLERANCE) else None

@@ -1,15 +1,8 @@
-"""`sslrun import-weights`: a foreign checkpoint becomes weights that `load_from` takes.
-
-A checkpoint is read with torch's restricted reader, which calls only torch's own functions that make tensors. Other
-objects beside the weights (argparse.Namespace, numpy's numbers, omegaconf's tables) are neither imported nor called: an
-inert object takes the place of each.
-"""
+"""`sslrun import-weights`: a foreign checkpoint becomes weights that `load_from` takes."""
 
 import contextlib
 import json
-import pickle
 import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sslrun.errors import UsageError, printable
-from sslrun.export.architecture import Architecture, VitArchitecture, shapes_of
+from sslrun.export.architecture import Architecture, VitArchitecture, architecture_of, shapes_of
 from sslrun.export.export import make_way, verified
-from sslrun.export.foreign_network import built, deduce
+from sslrun.export.foreign_file import CONFIG, ForeignFile, open_foreign
+from sslrun.export.foreign_network import built, deduce, order_of_waves
 from sslrun.export.tensor_files import KEY, read_safetensors
-from sslrun.export.tensor_names import Names, networks
+from sslrun.export.tensor_names import Names, modules_between_norm_and_layers, networks, with_joined_attention
 from sslrun.export.verify import NotTheSame
-from sslrun.runtime.safetensors_file import read_tensors, write_tensors
+from sslrun.nn.vit import resized_positions
+from sslrun.runtime.safetensors_file import write_tensors
 
 OURS = "backbone."
 
@@ -45,6 +39,9 @@ _PLACES = [
     (r"state_dict\.encoder_q\.0\.", "MMSelfSup's, query encoder"),
     (r"state_dict\.module\.encoder\.", "the SimSiam authors'"),
     (r"model\.module\.backbone\.", "the Barlow Twins authors'"),
+    (r"classy_state_dict\.base_model\.model\.trunk\.(_feature_blocks\.)?", "VISSL's"),
+    (r"target_encoder\.(module\.)?", "the I-JEPA or MSN authors', target encoder"),
+    (r"(vit|resnet|deit|vit_msn)\.", "a network of transformers"),
     (r"(state_dict\.)?module\.", "a network under module., such as the SwAV authors'"),
     (r"model\.", "a network under model., such as the MAE authors'"),
     (r"state_dict\.", "a network alone, such as MMSelfSup extracts"),
@@ -54,7 +51,7 @@ _PLACES = [
 # Names that no head or decoder has, only a backbone: if ours does not have them, it is another network.
 _OF_THE_NETWORK = re.compile(
     r"(layer\d|layers|blocks|conv\d|bn\d|norm|norm_pre|patch_embed|cls_token|pos_embed|\w*reg\w*_tokens?|dist_token"
-    r"|rel_pos_\w+)(\..*)?"
+    r"|rel_pos_\w+|rope\w*|encoder\.stages\.\d+\.layers|embeddings\.(?!mask_token)\w+)(\..*)?"
 )
 
 
@@ -101,28 +98,37 @@ class Imported:
         return [printable(line) for line in lines]
 
 
-def import_weights(path: Path, prefix: str | None = None) -> Imported:
+def import_weights(
+    path: Path, prefix: str | None = None, heads: int | None = None, img_size: int | None = None
+) -> Imported:
     """Find the backbone in a checkpoint.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or a Hugging Face folder.
         prefix: prefix of the network to import, if the checkpoint holds several; None for the one that its authors
             evaluate.
+        heads: attention heads of a transformer, where neither the checkpoint nor its width tells.
+        img_size: side of the images, in pixels, that a transformer's positions are interpolated to; None keeps them.
 
     Raises:
         UsageError: the checkpoint cannot be read, holds no network that we have, or holds several unknown ones.
     """
-    content, unread = read(path)
-    tensors = _flat(content)
+    if heads is not None and heads < 1:
+        raise UsageError(f"--heads is {heads}, expected 1 or more")
+    foreign = open_foreign(path)
+    tensors = with_joined_attention(foreign.tensors)
     candidates = networks(tensors)
     if not candidates:
         raise UsageError(f"{path} holds no ResNet and no vision transformer whose names are known here{_seen(tensors)}")
     place, origin = _choice(path, candidates, prefix)
-    origin = origin or _whose(content, candidates[place])
+    origin = origin or _whose(foreign.content, candidates[place])
+    if foreign.config:
+        kind = foreign.config.get("model_type") or foreign.config.get("architecture")
+        origin = f"a Hugging Face folder, {kind}"
     theirs = {own: place + name for name, own in candidates[place].items()}
     ours = {own: tensors[name] for own, name in theirs.items()}
     try:
-        architecture = _architecture(ours, place, origin)
+        architecture, notes = _architecture(foreign, candidates[place], ours, place, origin, heads)
         expected = shapes_of(built(architecture).state_dict())
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
@@ -139,6 +145,8 @@ def import_weights(path: Path, prefix: str | None = None) -> Imported:
     taken = {name: ours[name] for name in expected if name in ours}
     used = {theirs[name] for name in taken}
     taken |= {name: torch.tensor(0) for name in counters}
+    if img_size is not None:
+        architecture, taken["pos_embed"] = _resized(path, architecture, taken, img_size, notes)
     return Imported(
         tensors={name: _converted(tensor) for name, tensor in taken.items()},
         architecture=architecture,
@@ -146,8 +154,8 @@ def import_weights(path: Path, prefix: str | None = None) -> Imported:
         place=place,
         dropped=_grouped([name for name in tensors if name not in used], used),
         missing=[name for name in missing if name not in counters],
-        unread=unread,
-        notes=_notes(architecture, origin),
+        unread=foreign.unread,
+        notes=notes,
     )
 
 
@@ -169,73 +177,6 @@ def write(imported: Imported, path: Path, force: bool = False) -> None:
         back, _ = read_safetensors(beside)
         if back.keys() != tensors.keys() or not all(back[name].equal(tensors[name]) for name in back):
             raise NotTheSame("it did not read back as it was written")
-
-
-class _Inert:
-    """Takes the place of an object that is not a tensor: accepts whatever a pickle does to it, and does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def read(path: Path) -> tuple[Any, list[str]]:
-    """The content of a checkpoint, and the names of the classes in it that were not constructed.
-
-    Raises:
-        UsageError: it is not a checkpoint, is damaged, or needs more than tensors, containers and inert objects.
-    """
-    unknown: list[str] = []
-    try:
-        if path.suffix == ".safetensors":
-            return read_tensors(path), unknown
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about pickles of other versions
-            return _unpickled(path, unknown), unknown
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # arbitrary bytes make the reader raise anything
-        raise UsageError(f"{path} cannot be read: it is damaged, or holds more than weights") from error
-
-
-def _unpickled(path: Path, unknown: list[str]) -> Any:
-    """What torch saved; adds the names of the classes that torch refuses to `unknown`."""
-    with contextlib.suppress(ValueError, RuntimeError):  # newer files list them
-        unknown += sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    while True:
-        names = [name for cls in unknown for name in (cls, f"builtins.{cls}")]
-        try:
-            with torch.serialization.safe_globals([(_Inert, name) for name in names]):
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
-            if refused is None or refused[1] in unknown:
-                raise
-            unknown.append(refused[1])
-
-
-def _flat(content: Any) -> dict[str, Tensor]:
-    """Every tensor by its path, keys joined by dots; a dict that is reached by several paths counts by the first."""
-    tensors: dict[str, Tensor] = {}
-    visited: set[int] = set()
-
-    def visit(content: Any, place: str) -> None:
-        if isinstance(content, Tensor):
-            tensors[place] = content
-        elif isinstance(content, Mapping) and id(content) not in visited and place.count(".") < 100:
-            visited.add(id(content))
-            for key, value in content.items():
-                visit(value, f"{place}.{key}" if place else str(key))
-
-    visit(content, "")
-    return tensors
 
 
 def _choice(path: Path, candidates: Mapping[str, Names], wanted: str | None) -> tuple[str, str]:
@@ -268,23 +209,116 @@ def _whose(content: Mapping[str, Any], names: Names) -> str:
     return "a network under backbone."
 
 
-def _architecture(tensors: Mapping[str, Tensor], place: str, origin: str) -> Architecture:
+def _architecture(
+    foreign: ForeignFile, names: Names, tensors: Mapping[str, Tensor], place: str, origin: str, wanted: int | None
+) -> tuple[Architecture, list[str]]:
+    """The network that tensors by our names belong to, and notes on what their shapes do not tell.
+
+    Raises:
+        UsageError: it is none of ours, or the number of its heads is not known.
+    """
     architecture = deduce(shapes_of(tensors))
-    of_mocov3 = "base_encoder" in place or origin.startswith("MMSelfSup")
-    if isinstance(architecture, VitArchitecture) and architecture.embed_dim == 384 and of_mocov3:
-        return replace(architecture, num_heads=12)
-    return architecture
-
-
-def _notes(architecture: Architecture, origin: str) -> list[str]:
+    _require_computed_alike(foreign.config, architecture)
     if isinstance(architecture, VitArchitecture):
-        return [f"how many heads it has, no weight tells: {architecture.num_heads} are taken for granted"]
+        heads, why = _heads(foreign, architecture, tensors, place, origin, wanted)
+        eps = foreign.config.get("layer_norm_eps", 1e-6)
+        rounding = [] if eps == 1e-6 else [f"its norms add {eps:g} to the variance, ours 1e-06"]
+        return replace(architecture, num_heads=heads), [f"{heads} attention heads: {why}", *rounding]
+    if wanted is not None:
+        raise UsageError(f"--heads is for transformers, and this is a {architecture}")
+    between = modules_between_norm_and_layers(names)
+    if between == 0:
+        raise UsageError(
+            "this Sequential was cut out of a ResNet whose ReLU is a function and not a module, as lightly's own: it "
+            "has no ReLU behind its first norm, and computes other features than a ResNet"
+        )
+    if between == 1 and architecture.stem == "imagenet":
+        raise UsageError("this Sequential has no max-pool behind its 7x7 convolution, as our ResNet has")
     if architecture.stem == "small":
         padding = "; solo-learn pads it by 2 pixels, ours by 1" if origin.startswith("solo") else ""
-        return [f"its 3x3 stem is taken to have a stride of 1 and no max-pool behind it{padding}"]
+        return architecture, [f"its 3x3 stem is taken to have a stride of 1 and no max-pool behind it{padding}"]
     if architecture.in_channels == 2:
-        return ["it sees two channels: in a recipe it is the backbone of a Sobel, and its names begin with that one's"]
-    return []
+        note = "it sees two channels: in a recipe it is the backbone of a Sobel, and its names begin with that one's"
+        return architecture, [note]
+    return architecture, []
+
+
+def _require_computed_alike(config: Mapping[str, Any], architecture: Architecture) -> None:
+    """Raises UsageError where a Hugging Face folder's config.json says that the network computes something that ours
+    does not."""
+    is_vit = isinstance(architecture, VitArchitecture)
+    ours = {
+        "hidden_act": "gelu" if is_vit else "relu",
+        "downsample_in_bottleneck": False,
+        "downsample_in_first_stage": False,
+    }
+    for key, value in ours.items():
+        if key in config and config[key] != value:
+            raise UsageError(
+                f"{key} is {config[key]!r} in {CONFIG}; our {'VisionTransformer' if is_vit else 'ResNet'} "
+                f"computes as with {value!r}"
+            )
+    if is_vit and config.get("global_pool", "token") != "token":
+        raise UsageError(
+            f"global_pool is {config['global_pool']!r} in {CONFIG}; the feature of our VisionTransformer is the output "
+            "of its class token"
+        )
+
+
+def _heads(
+    foreign: ForeignFile,
+    architecture: VitArchitecture,
+    tensors: Mapping[str, Tensor],
+    place: str,
+    origin: str,
+    wanted: int | None,
+) -> tuple[int, str]:
+    """The number of a transformer's heads, and how it is known."""
+    said, where = _heads_said(foreign)
+    if said is not None and wanted not in (None, said):
+        raise UsageError(f"--heads is {wanted}, but {where} says {said}")
+    if said is not None:
+        return said, f"as {where} says"
+    if wanted is not None:
+        return wanted, "as --heads says"
+    width, order = architecture.embed_dim, order_of_waves(tensors["pos_embed"])
+    of_mocov3 = re.search(r"\b(base|momentum)_encoder\.", place) or origin.startswith("MMSelfSup") or order == "rows"
+    if width == 384 and of_mocov3:
+        return 12, "as in the small transformer of MoCo v3; --heads sets another number"
+    if architecture.num_heads == 0 or (order is not None and width < 768):
+        known = f"; published ones of this width have {architecture.num_heads} or 12" if architecture.num_heads else ""
+        raise UsageError(
+            f"how many attention heads this transformer of width {width} has, its weights do not tell{known}: "
+            "set --heads N"
+        )
+    return architecture.num_heads, f"as published transformers of width {width}; --heads sets another number"
+
+
+def _heads_said(foreign: ForeignFile) -> tuple[int | None, str]:
+    """The number of heads that a checkpoint states, None if it states none; and what states it."""
+    with contextlib.suppress(LookupError, TypeError, ValueError):  # any table may stand there
+        architecture = architecture_of(foreign.backbone)
+        if isinstance(architecture, VitArchitecture):
+            return architecture.num_heads, "the metadata of the file"
+    arguments = foreign.config.get("model_args")
+    in_timm = arguments.get("num_heads") if isinstance(arguments, Mapping) else None
+    for heads in (foreign.config.get("num_attention_heads"), in_timm):
+        if type(heads) is int and heads > 0:
+            return heads, CONFIG
+    return None, ""
+
+
+def _resized(
+    path: Path, architecture: Architecture, tensors: Mapping[str, Tensor], img_size: int, notes: list[str]
+) -> tuple[Architecture, Tensor]:
+    """A transformer for images of another size and its positions, interpolated; a note says so."""
+    if not isinstance(architecture, VitArchitecture):
+        raise UsageError(f"{path}: --img-size is for transformers, and this is a {architecture}")
+    if img_size < 1 or img_size % architecture.patch_size:
+        raise UsageError(f"{path}: --img-size is {img_size}, expected a multiple of {architecture.patch_size} pixels")
+    old, new = architecture.img_size // architecture.patch_size, img_size // architecture.patch_size
+    notes.append(f"its positions are interpolated from {old} x {old} patches to {new} x {new}")
+    return replace(architecture, img_size=img_size), resized_positions(tensors["pos_embed"], new)
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """How other libraries name the tensors of a ResNet and of a vision transformer. Our names are torchvision's and timm's.
 
 `to_transformers` and `from_transformers` translate names for an export and back; `networks` finds the networks in a
-foreign checkpoint whose names are known here.
+foreign checkpoint whose names are known here, once `with_joined_attention` has joined what ours has in one tensor.
 """
 
 import re
@@ -45,6 +45,21 @@ _TORCHVISION_VIT = [
 ]
 
 
+_TRANSFORMERS_VIT = [  # the inverse of _VIT_TO_TRANSFORMERS; query, key and value are joined
+    (r"embeddings\.cls_token", r"cls_token"),
+    (r"embeddings\.position_embeddings", r"pos_embed"),
+    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
+    (r"encoder\.layer\.(\d+)\.layernorm_before\.(\w+)", r"blocks.\1.norm1.\2"),
+    (r"encoder\.layer\.(\d+)\.layernorm_after\.(\w+)", r"blocks.\1.norm2.\2"),
+    (r"encoder\.layer\.(\d+)\.attention\.attention\.qkv\.(\w+)", r"blocks.\1.attn.qkv.\2"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"blocks.\1.attn.proj.\2"),
+    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
+    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
+    (r"layernorm\.(\w+)", r"norm.\1"),
+    (r"encoder\.layer\.(\d+)\.(.+)", r"blocks.\1.\2"),  # of other networks than ours
+]
+
+
 def to_transformers(tensors: Mapping[str, Tensor]) -> Tensors:
     """The tensors of a ResNet or VisionTransformer under the names of a ResNetModel or ViTModel."""
     renamed: Tensors = {}
@@ -67,6 +82,26 @@ def _in_transformers(name: str) -> list[str]:
         return [f"{prefix}.{part}.{match[2]}" for part in ("query", "key", "value")]
     is_resnet = name.startswith(("conv1.", "bn1.", "layer"))
     return [_resnet_to_transformers(name) if is_resnet else _renamed(name, _VIT_TO_TRANSFORMERS)]
+
+
+def with_joined_attention(tensors: Mapping[str, Tensor]) -> Tensors:
+    """The tensors of a checkpoint, with query, key and value of each layer of transformers joined under "qkv"."""
+    joined: Tensors = {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"(.*\battention\.attention\.)(query|key|value)(\.\w+)", name)
+        names = [f"{match[1]}{part}{match[3]}" for part in ("query", "key", "value")] if match else []
+        parts = [tensors[part] for part in names if part in tensors]
+        if match is None or len(parts) < 3 or not all(_joins(part, tensor) for part in parts):
+            joined[name] = tensor
+        elif match[2] == "query":
+            joined[f"{match[1]}qkv{match[3]}"] = torch.cat(parts)
+    return joined
+
+
+def _joins(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors can be joined along their first dimension."""
+    is_alike = (tensor.shape, tensor.dtype, tensor.layout) == (other.shape, other.dtype, other.layout)
+    return is_alike and tensor.dim() > 0 and tensor.layout == torch.strided and not tensor.is_quantized
 
 
 def networks(names: Iterable[str]) -> dict[str, Names]:
@@ -123,6 +158,39 @@ def _sequential_resnet(names: list[str]) -> Names:
     return {name: _torchvision_resnet([own])[own] for name, own in plain.items()}
 
 
+def modules_between_norm_and_layers(names: Names) -> int | None:
+    """How many modules without weights a ResNet that was cut into `nn.Sequential` has between its first norm and its
+    first stage; None for any other network.
+
+    torchvision's has 2, ReLU and max-pool, and 1 without the max-pool. lightly's own ResNet, whose ReLU is a function
+    and not a module, has 0: cut in this way it lost its first ReLU.
+    """
+    places = {own.split(".")[0]: name.split(".")[0] for name, own in names.items()}
+    norm, first = places.get("bn1", ""), places.get("layer1", "")
+    return int(first) - int(norm) - 1 if norm.isdecimal() and first.isdecimal() else None
+
+
+def _transformers_resnet(names: list[str]) -> Names:
+    """The inverse of `_resnet_to_transformers`."""
+
+    def ours(name: str) -> str:
+        if match := re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", name):
+            return f"{'conv1' if match[1] == 'convolution' else 'bn1'}.{match[2]}"
+        match = re.fullmatch(
+            r"encoder\.stages\.(\d)\.layers\.(\d+)\.(shortcut|layer\.(\d))\.(convolution|normalization)\.(\w+)", name
+        )
+        if match is None:
+            return name
+        stage, block, part, number, kind, last = match.groups()
+        is_convolution = kind == "convolution"
+        layer = f"{'conv' if is_convolution else 'bn'}{int(number or 0) + 1}"
+        if part == "shortcut":
+            layer = f"downsample.{0 if is_convolution else 1}"
+        return f"layer{int(stage) + 1}.{block}.{layer}.{last}"
+
+    return {name: ours(name) for name in names}
+
+
 def _by_rules(rules: list[tuple[str, str]]) -> Callable[[list[str]], Names]:
     return lambda names: {name: _renamed(name, rules) for name in names}
 
@@ -133,4 +201,6 @@ _LAYOUTS: list[tuple[str, Callable[[list[str]], Names]]] = [
     (r"blocks\.0\.attn\.qkv\.weight", _by_rules([])),
     (r"layers\.0\.attn\.qkv\.weight", _by_rules(_MM_VIT)),
     (r"encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_weight", _by_rules(_TORCHVISION_VIT)),
+    (r"encoder\.layer\.0\.attention\.attention\.qkv\.weight", _by_rules(_TRANSFORMERS_VIT)),
+    (r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight", _transformers_resnet),
 ]

@@ -113,7 +113,7 @@ class VisionTransformer(Backbone):
         if width % heads or width % 4:
             raise ValueError(f"embed_dim is {width}, expected a multiple of 4 and of num_heads, {heads}")
         self.num_features = width
-        self.img_size = img_size
+        self.img_size, self.patch_size = img_size, patch_size
         self.patch_embed = PatchEmbed(in_channels, patch_size, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(sine_cosine_positions(img_size // patch_size, width), requires_grad=False)
@@ -161,3 +161,24 @@ def sine_cosine_positions(grid: int, width: int, temperature: float = 10000.0) -
     angles = [place.flatten().double().unsqueeze(1) * frequency for place in (column, row)]
     table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
     return torch.cat([torch.zeros(1, width, dtype=table.dtype), table]).unsqueeze(0).float()
+
+
+def grid_of(positions: Tensor) -> int | None:
+    """The number of patches along one side, of positional embeddings (1, 1 + grid^2, D); None for any other shape."""
+    if positions.dim() != 3 or positions.shape[0] != 1 or positions.shape[1] < 2:
+        return None
+    grid = math.isqrt(positions.shape[1] - 1)
+    return grid if 1 + grid**2 == positions.shape[1] else None
+
+
+def resized_positions(positions: Tensor, grid: int) -> Tensor:
+    """Positional embeddings (1, 1 + g^2, D), class token first, for another grid of patches: (1, 1 + grid^2, D).
+
+    Those of the patches are interpolated bicubically, without antialiasing; that of the class token is kept. It is what
+    MAE (He et al. 2022, arXiv 2111.06377) and DINOv2 (Oquab et al. 2023, arXiv 2304.07193, with an offset of 0) do.
+    """
+    own = grid_of(positions)
+    assert own is not None, tuple(positions.shape)
+    patches = positions[:, 1:].float().unflatten(1, (own, own)).permute(0, 3, 1, 2)
+    patches = F.interpolate(patches, (grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1].float(), patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

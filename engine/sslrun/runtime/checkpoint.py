@@ -135,8 +135,8 @@ def _content(path: Path) -> tuple[Tensors, dict[str, Any]]:
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """The model's tensors of a checkpoint, of a run's newest good checkpoint, or of a .safetensors or .pth file.
 
-    A .pth file is read with `weights_only=True` and must hold tensors by name. If it has the name of published weights,
-    its content is compared with the hash in the name.
+    A .pth file, and a file of any other name, is read with `weights_only=True` and must hold tensors by name. If it has
+    the name of published weights, its content is compared with the hash in the name.
 
     Raises:
         UsageError: the path does not exist, is of another kind, or is damaged.
@@ -146,9 +146,16 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
             return read_tensors(path)
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{path} cannot be loaded: {error}") from error
-    if path.suffix == ".pth":
+    if path.suffix == ".pth" or path.is_file():
         return _load_pth(path)
+    if (path / "config.json").is_file() and not (path / MANIFEST).is_file():
+        raise UsageError(f"{path} cannot be loaded: it is a folder of another program; {foreign_hint(path)}")
     return load(find(path))[0]["model"]
+
+
+def foreign_hint(path: Path) -> str:
+    """How weights of another project are brought into the form that is loaded here."""
+    return f"`sslrun import-weights {path} -o NEW.safetensors` makes weights for load_from of another project's"
 
 
 def saved_at(path: Path) -> float:
@@ -303,11 +310,17 @@ def _load_pth(path: Path) -> dict[str, torch.Tensor]:
                     f"{path} cannot be loaded: it is damaged, its SHA-256 does not begin with {published[1]}"
                 )
             file.seek(0)
+            head = file.read(9)
+            file.seek(0)
             weights = _unpickled(file)
     except OSError as error:
         raise UsageError(f"{path} cannot be loaded: {error.strerror}") from error
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
-        raise UsageError(f"{path} cannot be loaded: it does not hold tensors by name and nothing else")
+        if not (head.startswith((b"PK\x03\x04", b"\x80")) or head.endswith(b"{")):  # torch's, a pickle, safetensors
+            raise UsageError(f"{path} cannot be loaded: it is not a file of weights")
+        raise UsageError(
+            f"{path} cannot be loaded: it does not hold tensors by name and nothing else; {foreign_hint(path)}"
+        )
     return weights
 
 

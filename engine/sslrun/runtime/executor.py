@@ -20,6 +20,7 @@ from sslrun.errors import Diverged, UsageError
 from sslrun.randomness import Phase, seed_torch
 from sslrun.runtime import compilation, distributed
 from sslrun.runtime.late_value import LateValue
+from sslrun.runtime.strided_convolutions import avoid_strides
 
 COUNTER = "step"  # the one entry of a parameter's state in torch's optimizers that has not the parameter's shape
 
@@ -53,6 +54,11 @@ class Mismatch:
     unexpected: list[str]
     reshaped: list[str]
     recast: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether names and shapes are equal."""
+        return not (self.missing or self.unexpected or self.reshaped)
 
     def __str__(self) -> str:
         kinds = {
@@ -107,6 +113,8 @@ class Executor(ABC):
         self._weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
         method.to(device)
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if device.type == "cpu":
+            avoid_strides(method)
         if compile:
             compilation.compile_children(method, cuda_graphs)
         self.cuda_graphs = cuda_graphs
@@ -222,6 +230,21 @@ class Executor(ABC):
                 state[name] = _to_cpu(whole)
         return state
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of the method's parameters and buffers, unsharded."""
+        return {name: self._shape(tensor) for name, tensor in self.method.state_dict(keep_vars=True).items()}
+
+    def compare(self, state: Mapping[str, Tensor]) -> Mismatch:
+        """How a state differs from the method's own; changes nothing."""
+        own, shapes = self.method.state_dict(keep_vars=True), self.shapes()
+        reshaped = [name for name in own if name in state and state[name].shape != shapes[name]]
+        return Mismatch(
+            missing=[name for name in own if name not in state],
+            unexpected=[name for name in state if name not in own],
+            reshaped=reshaped,
+            recast=[n for n in own if n in state and n not in reshaped and state[n].dtype != own[n].dtype],
+        )
+
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], strict: bool = True, converts: bool = False) -> Mismatch:
         """Set parameters and buffers from what `full_state` returned; every rank passes all of it.
@@ -234,17 +257,10 @@ class Executor(ABC):
         Raises:
             UsageError: names, shapes or dtypes are not what they must be; nothing has been changed.
         """
-        own = self.method.state_dict(keep_vars=True)
-        reshaped = [name for name in own if name in state and state[name].shape != self._shape(own[name])]
-        mismatch = Mismatch(
-            missing=[name for name in own if name not in state],
-            unexpected=[name for name in state if name not in own],
-            reshaped=reshaped,
-            recast=[n for n in own if n in state and n not in reshaped and state[n].dtype != own[n].dtype],
-        )
-        misfits = mismatch.missing or mismatch.unexpected or mismatch.reshaped
-        if (strict and misfits) or (mismatch.recast and not converts):
+        mismatch = self.compare(state)
+        if (strict and not mismatch.fits) or (mismatch.recast and not converts):
             raise UsageError(f"the state does not fit the model: {mismatch}")
+        own = self.method.state_dict(keep_vars=True)
         for name, tensor in own.items():
             if name in mismatch.missing or name in mismatch.reshaped:
                 continue

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 import torch
 
-from sslrun.contract import Method
+from sslrun.contract import Loss, Method
 from sslrun.errors import UsageError
 from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
 from sslrun.runtime import distributed
+from sslrun.runtime.metrics import of_a_step
 from sslrun.runtime.stopping import stoppable
 
 
@@ -40,10 +41,11 @@ class HeldOutLoss(Monitor):
         metrics = []
         with untouched(executor.method, executor.device):
             for batches in stoppable(snapshot.held_out_batches()):
+                losses = []
                 for batch, target in zip(batches, executor.targets(batches, progress), strict=True):
                     loss = executor.forward(batch, progress, target)
-                    named = {"loss": loss.value, **loss.metrics}
-                    metrics.append({name: value.float().clone() for name, value in named.items()})  # see `Executor`
+                    losses.append(Loss(loss.value, loss.metrics))  # without its carry
+                metrics.append(of_a_step(losses))  # copies, see `Executor`
         means = {name: torch.stack([each[name] for each in metrics]).mean() for name in metrics[0]}
         distributed.all_reduce_mean_(list(means.values()))
         return {f"val/{name}": mean.item() for name, mean in means.items()}

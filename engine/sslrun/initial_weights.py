@@ -1,0 +1,91 @@
+"""The weights that a new run takes from `load_from`: what is resized or copied, and what is said of the rest."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from sslrun.contract import Method, Progress
+from sslrun.errors import UsageError
+from sslrun.nn.vit import VisionTransformer, grid_of, resized_positions
+from sslrun.runtime import checkpoint
+from sslrun.runtime.executor import Executor, Mismatch
+
+logger = logging.getLogger("sslrun")
+
+LEAST_SHARE = 0.5  # of the numbers in the backbone's tensors: with fewer, a run would begin almost from random weights
+_BACKBONE = "backbone."
+
+
+def load_initial_weights(executor: Executor, path: Path, is_strict: bool, progress: Progress) -> None:
+    """Sets the model's weights from a file or a checkpoint, and logs what fits; a warning if more than heads misfit.
+
+    Args:
+        executor: it holds the model; every rank calls it.
+        path: the run, checkpoint or file of `load_from`.
+        is_strict: whether it must contain exactly the model's weights. If not, learned positions of another number of
+            patches are interpolated, and momentum encoders that it lacks start as copies of their students.
+        progress: the run's first step.
+
+    Raises:
+        UsageError: the file cannot be read; it is not the model's and must be; or so few of its weights fit that less
+            than LEAST_SHARE of the backbone would be filled. Nothing has been changed.
+    """
+    weights = checkpoint.load_weights(path)
+    if not is_strict:
+        weights |= _resized(executor, weights)
+        weights |= _teachers_weights(executor.method, weights, progress)
+    mismatch = executor.compare(weights)
+    share = _filled_share(executor, mismatch)
+    if share < LEAST_SHARE:
+        raise UsageError(
+            f"{path} fills {100 * share:.0f} % of the backbone, of which load_from must fill {100 * LEAST_SHARE:.0f} % "
+            f"or more: {mismatch}; {checkpoint.foreign_hint(path)}"
+        )
+    if is_strict and not mismatch.fits:
+        raise UsageError(f"{path} does not fit the model: {mismatch}; load_strict = false takes the weights that fit")
+    executor.load_state(weights, strict=is_strict, converts=True)
+    filled = "" if share == 1 else f"{100 * share:.0f} % of the backbone is filled; "
+    converted = ", converted to the model's" if mismatch.recast else ""
+    level = logging.WARNING if share < 1 or mismatch.reshaped else logging.INFO
+    logger.log(level, "weights from %s; %s%s%s", path, filled, str(mismatch) or "all of them fit", converted)
+
+
+def _filled_share(executor: Executor, mismatch: Mismatch) -> float:
+    """The share of the numbers in the backbone's tensors that a loaded state has; 1 for a backbone without tensors."""
+    sizes = {name: shape.numel() for name, shape in executor.shapes().items() if name.startswith(_BACKBONE)}
+    left_out = {*mismatch.missing, *mismatch.reshaped}
+    filled = sum(size for name, size in sizes.items() if name not in left_out)
+    return filled / sum(sizes.values()) if sizes else 1.0
+
+
+def _resized(executor: Executor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The positional embeddings in `weights` that are those of another grid of patches, interpolated to the model's."""
+    resized = {}
+    shapes = executor.shapes()
+    for place, module in executor.method.named_modules():
+        name = f"{place}.pos_embed"
+        if not isinstance(module, VisionTransformer) or name not in weights or weights[name].shape == shapes[name]:
+            continue
+        grid, (_, places, width) = grid_of(weights[name]), shapes[name]
+        if grid is not None and weights[name].shape[2] == width:
+            own = module.img_size // module.patch_size
+            assert places == 1 + own**2
+            resized[name] = resized_positions(weights[name], own)
+            logger.info(
+                "%s is interpolated from %d x %d patches to %d x %d (img_size = %d)",
+                *(name, grid, grid, own, own, module.img_size),
+            )
+    return resized
+
+
+def _teachers_weights(method: Method, weights: Mapping[str, Tensor], progress: Progress) -> dict[str, Tensor]:
+    """Weights for the momentum teachers that a file does not contain: those of their students, as in a new run."""
+    names = {module: name for name, module in method.named_modules()}
+    taken: dict[str, Tensor] = {}
+    for teacher, student, _ in method.teachers(progress):
+        if not any(name.startswith(f"{names[teacher]}.") for name in weights):
+            own = {f"{names[teacher]}.{name}": f"{names[student]}.{name}" for name in student.state_dict()}
+            taken |= {name: weights[students] for name, students in own.items() if students in weights}
+    return taken
