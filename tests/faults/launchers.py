@@ -22,49 +22,50 @@ RANKS = 2
 RANK = """
 import os, runpy, sys
 from pathlib import Path
-folder, script = Path({folder!r}), {script!r}
-rank = os.environ["RANK"]
+folder, script, rank = Path({folder!r}), {script!r}, os.environ["RANK"]
 (folder / f"pid.{{rank}}").write_text(str(os.getpid()))
-leave = os._exit
-def leaving(code):
+def leaving(code, leave=os._exit):
     (folder / f"code.{{rank}}").write_text(str(code))
     leave(code)
 os._exit = leaving
 sys.argv[0] = script
-runpy.run_path(script, run_name="__main__")
+try:
+    runpy.run_path(script, run_name="__main__")
+except Exception:  # Python ends with 1
+    (folder / f"code.{{rank}}").write_text("1")
+    raise
 """
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table: which signals go to whom.
+    """One signal to one process.
 
     Attributes:
         launcher: "none", "nohup", "torchrun" or "deepspeed".
-        signals: names without SIG; a second one follows the first by 1.5 s.
+        signal: name without SIG.
         to: "process" or "launcher" (what the user started), "child launcher" (of deepspeed, on each node), "group" (the
             process group of what the user started, as Ctrl-C in a terminal), "rank" (rank 1).
     """
 
     launcher: str
-    signals: tuple[str, ...]
+    signal: str
     to: str
 
     @property
     def name(self) -> str:
-        return f"{self.launcher}: {' '.join(self.signals)} to {self.to}"
+        return f"{self.launcher}: {self.signal} to {self.to}"
 
 
 def _cases() -> list[Case]:
-    cases = [Case("none", (name,), "process") for name in ("TERM", "USR1", "HUP", "INT")]
-    cases += [Case("none", ("INT", "INT"), "process"), Case("none", ("KILL",), "process")]
-    cases += [Case("nohup", (name,), "process") for name in ("HUP", "TERM")]
+    cases = [Case("none", name, "process") for name in ("TERM", "USR1", "HUP", "INT", "KILL")]
+    cases += [Case("nohup", name, "process") for name in ("HUP", "TERM")]
     for launcher, targets in (
         ("torchrun", ("launcher", "group", "rank")),
         ("deepspeed", ("launcher", "child launcher", "group", "rank")),
     ):
         for to in targets:
-            cases += [Case(launcher, (name,), to) for name in ("TERM", "INT", "USR1", "HUP", "KILL")]
+            cases += [Case(launcher, name, to) for name in ("TERM", "INT", "USR1", "HUP", "KILL")]
     return cases
 
 
@@ -92,10 +93,8 @@ def observe(case: Case, folder: Path, images: Path) -> dict[str, Any]:
         is_alone = case.launcher in ("none", "nohup")
         ranks = {0: process.pid} if is_alone else {r: int((folder / f"pid.{r}").read_text()) for r in range(RANKS)}
         parent = _parent(ranks[0])
-        for number, name in enumerate(case.signals):
-            time.sleep(1.5 if number else 0)
-            target = {"rank": ranks.get(1), "child launcher": parent}.get(case.to, process.pid)
-            (os.killpg if case.to == "group" else os.kill)(target, signal.Signals[f"SIG{name}"])
+        target = {"rank": ranks.get(1), "child launcher": parent}.get(case.to, process.pid)
+        (os.killpg if case.to == "group" else os.kill)(target, signal.Signals[f"SIG{case.signal}"])
         goes_on = _goes_on(run, process, ranks)
         if goes_on:
             return {"case": case.name, "goes_on": True}

@@ -1,7 +1,6 @@
 """The mistakes of docs/reliability.md, as data: what is done wrong, and how."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -130,15 +129,6 @@ def bare_python(here: Path) -> tuple[int, str]:
     return done.returncode, done.stdout.replace(sys.executable, "/usr/bin/python3")
 
 
-def busy_port(here: Path) -> tuple[int, str]:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
-        code, printed = in_ranks("mine.toml", settings=settings | {"RANK": "0", "WORLD_SIZE": "2"})(here)
-        return code, printed.replace(settings["MASTER_PORT"], "29500")
-
-
 LIST = "--set data.source={type='ImageList',data_prefix='images',ann_file='list.txt',_delete_=true}"
 TENSORBOARD = "mine.toml --set log.hooks=[{type='TensorBoard'}]"
 
@@ -179,7 +169,6 @@ MISTAKES = [
     Mistake("TensorBoard is not installed", made=in_ranks(TENSORBOARD, absent="tensorboard"), nightly=True),
     Mistake("DALI is not installed", made=in_ranks("mine.toml", absent="nvidia.dali"), nightly=True),
     Mistake("DeepSpeed is not installed", made=in_ranks("mine.toml", ranks=2, absent="deepspeed"), nightly=True),
-    Mistake("a port that is in use", made=busy_port, nightly=True),
     # runs and checkpoints
     Mistake("the same command again", "done.toml"),
     Mistake("`--resume` of a run that is done", "done.toml --resume"),
