@@ -83,6 +83,7 @@ class Campaign:
         text = self.recipe.read_text().replace("interval = 4\n", f"interval = {INTERVAL}\n")
         self.recipe.write_text(text.replace("max_keep_ckpts = 3", f"max_keep_ckpts = {KEEP}"))
         self.count = 0
+        assert starter.run(["--version"], folder / "output") == 0, self.output()  # what starts the runs is ready
         root = self.trial()
         begin = time.monotonic()
         assert starter.run(self.words(root), folder / "output", self.settings(root)) == 0, self.output()
@@ -133,7 +134,7 @@ class Campaign:
             if calls.exists() and calls.read_bytes().count(b"\n") >= done:
                 break
             time.sleep(0.002)
-        time.sleep(self.random.uniform(0.0, self.run_s / (10 if done else 2)))
+        time.sleep(self.random.uniform(0.0, self.run_s / (50 if done else 4)))
 
     def outcome(self, root: Path, fault: str, code: int) -> Outcome:
         """The outcome of a process that has just ended; the seconds are counted from the injection."""
