@@ -9,7 +9,8 @@ import signal
 
 import pytest
 import tables
-from campaign import KINDS, Campaign, inject
+from campaign import Campaign
+from kinds import KINDS, inject
 
 ROWS, KEY, PAGE = "reliability", "kind", "reliability.md"
 
