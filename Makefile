@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-nightly lint schema kernel-table rehearsal-table learn bench clean
+.PHONY: install quickstart test test-nightly lint schema kernel-table rehearsal-table fault-tables learn bench clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +40,12 @@ kernel-table: install
 
 rehearsal-table: install
 	$(BIN)/python benchmarks/rehearsal.py
+
+# Every fault, signal and mistake of docs/reliability.md and docs/cluster.md; half an hour. TIMES=10 for ten times the faults.
+fault-tables: install
+	TABLES=write $(BIN)/pytest -n 2 --dist worksteal -m nightly tests/faults/test_campaign.py tests/faults/test_launchers.py
+	TABLES=write $(BIN)/pytest -m "nightly or not nightly" tests/faults/test_mistakes.py
+	TABLES=write $(BIN)/pytest tests/faults/test_campaign.py tests/faults/test_launchers.py
 
 learn: install
 	$(BIN)/python benchmarks/learn.py
