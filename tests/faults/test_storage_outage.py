@@ -16,7 +16,7 @@ import small_run
 from sslrun.cli import main
 from sslrun.data import outage
 from sslrun.data.bad_samples import BadSamples
-from sslrun.data.outage import Unreadable
+from sslrun.data.outage import Patience, Record, Unreadable
 from sslrun.data.reading import read_all
 from sslrun.data.sources import files
 from sslrun.errors import RunFailed, UsageError
@@ -127,6 +127,15 @@ def test_reads_after_the_first_error_of_a_thread_are_not_tried(source):
     source.errors, source.reads = {"": errno.ETIMEDOUT}, {}
     assert read_all(source, np.arange(10)) == [Unreadable("connection timed out", is_outage=True)] * 10
     assert source.reads == {"00.jpg": 2}
+
+
+@pytest.mark.parametrize("readable", range(0, 12, 5))
+def test_one_image_that_can_be_read_is_found(readable):
+    """Then the storage is not out of order, only the other files are."""
+    reads = [b"" if i == readable else Unreadable("denied", is_outage=True) for i in range(12)]
+    patience = Patience(lambda ids: [reads[i] for i in ids], [""] * 12, lambda: None, Record())
+    others = np.delete(np.arange(12), readable)
+    assert [read.is_outage for read in patience.settle(others, [reads[i] for i in others])] == [True] * 11
 
 
 @pytest.mark.parametrize("gone", ["0", "."])
