@@ -16,7 +16,7 @@ import small_run
 from sslrun.cli import main
 from sslrun.data import outage
 from sslrun.data.bad_samples import BadSamples
-from sslrun.data.outage import Unreadable
+from sslrun.data.outage import Patience, Record, Unreadable
 from sslrun.data.reading import read_all
 from sslrun.data.sources import files
 from sslrun.errors import RunFailed, UsageError
@@ -129,6 +129,15 @@ def test_reads_after_the_first_error_of_a_thread_are_not_tried(source):
     assert source.reads == {"00.jpg": 2}
 
 
+@pytest.mark.parametrize("readable", range(0, 12, 5))
+def test_one_image_that_can_be_read_is_found(readable):
+    """Then the storage is not out of order, only the other files are."""
+    reads = [b"" if i == readable else Unreadable("denied", is_outage=True) for i in range(12)]
+    patience = Patience(lambda ids: [reads[i] for i in ids], [""] * 12, lambda: None, Record())
+    others = np.delete(np.arange(12), readable)
+    assert [read.is_outage for read in patience.settle(others, [reads[i] for i in others])] == [True] * 11
+
+
 @pytest.mark.parametrize("gone", ["0", "."])
 def test_an_unmounted_disk_is_an_outage(source, root, monkeypatch, gone):
     expected = rows(loader_of(source).run(epochs()))
@@ -189,10 +198,17 @@ def test_a_size_that_is_not_known_is_not_kept_as_broken(root, caplog):
     later = opened(root)
     later.errors, later.reads = {"11.jpg": errno.EIO}, {}
     assert later.sizes[11].tolist() == [0, 0] and later.sizes[12].min() > 0
-    assert set(later.reads) == {"11.jpg", "12.jpg"} | (set(later.reads) - {"11.jpg", "12.jpg"})
+    assert later.reads["12.jpg"] == 1 and len(later.reads) < NUM_IMAGES  # these two, and probes whether others are read
     assert opened(root).sizes.min() > 0
     last = opened(root)
     assert last.sizes.min() > 0 and not last.reads
+
+
+def test_a_broken_header_is_kept_as_broken(root):
+    (root / "0" / "05.jpg").write_text("no image")
+    assert opened(root).sizes[5].tolist() == [0, 0]
+    later = opened(root)
+    assert later.sizes[5].tolist() == [0, 0] and not later.reads
 
 
 def test_an_index_of_storage_that_gives_nothing_is_not_kept(root):

@@ -103,6 +103,9 @@ class Loader:
         Args:
             cursor: (epoch, positions) of each batch, positions (B,) int64 in the global order, B at most `batch_size`;
                 read ahead, from another thread.
+
+        Raises:
+            RunFailed, Stopped: of `read_sizes`, where the sizes are not known yet.
         """
         _ = self.source.sizes  # if they are to be read, this thread waits for them, and can be stopped
         return BatchStream(self, cursor)

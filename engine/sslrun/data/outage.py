@@ -8,6 +8,7 @@ files are at fault (a permission, one server of many), and they are replaced for
 
 import itertools
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -156,10 +157,11 @@ class Patience(Generic[T]):
         """Whether the storage answers for any of a few other samples, new ones at each call: those that were read
         before may still be in memory."""
         count = len(self._names)
+        step = next(step for step in itertools.count(count // _PROBES + 1) if math.gcd(step, count) == 1)
         others: list[int] = []
-        for _ in range(min(count, 100 * _PROBES)):
-            self._place = (self._place + max(1, count // _PROBES) + 1) % count
-            if self._place not in ids and self._place not in others:
+        for _ in range(min(count, 100 * _PROBES)):  # each sample once at most
+            self._place = (self._place + step) % count
+            if self._place not in ids:
                 others.append(self._place)
             if len(others) == _PROBES:
                 break
