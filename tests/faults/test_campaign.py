@@ -38,9 +38,9 @@ def test_the_table_is_that_of_the_rows():
 
 
 def lines() -> list[str]:
-    table = ["| fault | times | lost | exit codes | slowest end |", "|---|---|---|---|---|"]
+    table = ["| fault | times | lost | exit codes (times) | slowest end |", "|---|---|---|---|---|"]
     for row in tables.rows(ROWS):
-        codes = ", ".join(f"{_code(int(code))}: {count:,}" for code, count in row["codes"].items())
+        codes = ", ".join(f"{_code(int(code))} ({count:,})" for code, count in row["codes"].items())
         lost = row["lost"] or "nothing"
         table.append(f"| {row[KEY]} | {row['times']:,} | {lost} | {codes} | {row['worst_exit_s']:.1f} s |")
     return table
