@@ -68,7 +68,7 @@ def dry_run(config: Config) -> str:
     device = device_of(recipe, 0)
     try:
         source, _ = recipe.data.open()
-        num_samples, note = len(source), repr(source)
+        num_samples, note = len(source), "; ".join([repr(source), *recipe.data.source.remarks])
     except UsageError as error:
         if recipe.data.source.nominal_size is None:
             raise
