@@ -159,3 +159,10 @@ def test_labels_of_a_list_may_have_gaps(capsys, run, images, tmp_path):
     options = ["--set", f"eval.train={listed}", "--set", f"eval.test={listed}"]
     code, _, err = call(capsys, "eval", "finetune", run, *options)
     assert code == 2 and "labels up to 300000000000 for 4 classes: number them from 0" in err
+
+
+def test_data_check_notes_them(capsys, images, some_classes, tmp_path):
+    recipe = write_recipe(tmp_path, images, steps=1, name=NAME)
+    other = ["--set", f"eval.test={{type='ImageFolder',data_prefix='{some_classes}'}}", "--set", "data.holdout=0.2"]
+    code, _, err = call(capsys, "data", "check", recipe, *other)
+    assert code == 1 and err.count("note: ") == 2 and "a_new_one" in err and "class_0, class_1" in err

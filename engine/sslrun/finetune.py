@@ -14,6 +14,7 @@ from sslrun.evaluation.finetune_recipe import Finetune, recipe
 from sslrun.evaluation.frozen_encoder import labeled, labels
 from sslrun.measure import Results, described, keep, name_of, sources
 from sslrun.runtime import checkpoint, distributed
+from sslrun.runtime.log import start_logging
 from sslrun.runtime.run_files import CHECKPOINTS, LOSS, METRICS, RATE, is_number, rows
 from sslrun.saved import Saved
 from sslrun.train import run
@@ -35,6 +36,7 @@ def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory:
     Returns:
         The exit code; the results, empty unless the code is 0; and the file with the results, or the run folder.
     """
+    start_logging(distributed.rank(), level=saved.recipe.log.level)
     train, test = labeled(*sources(saved.recipe))
     test = matched(train, test, says=False)  # the run says it
     num_classes, distinct = int(labels(train).max()) + 1, len(labels(train).unique())

@@ -80,7 +80,7 @@ def dry_run(config: Config) -> str:
     recipe.data.make_nothing()
     try:
         source, _ = recipe.data.open()
-        num_samples, note = len(source), repr(source)
+        num_samples, note = len(source), "; ".join([repr(source), *recipe.data.source.remarks])
     except UsageError as error:
         nominal = recipe.data.nominal_size
         if nominal is None:

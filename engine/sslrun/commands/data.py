@@ -168,7 +168,6 @@ def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
     from sslrun.allowed_imports import require_allowed
     from sslrun.config import load
     from sslrun.data.check import Survey
-    from sslrun.data.classes import differences
     from sslrun.data.sources import Source
     from sslrun.data.sources.image_folder import ImageFolder
 
@@ -196,14 +195,22 @@ def _surveys(subject: str, overrides: Sequence[str]) -> "list[Survey]":
             source: Source = config.build(Source, key)
             source.open(key)
             surveys.append(Survey(source, [key], is_measured))
-    for train, test in (("data.source", "data.holdout"), ("eval.train", "eval.test")):
-        pair = [next((s.source for s in surveys if key in s.keys), None) for key in (train, test)]
-        if pair[0] is not None and pair[1] is not None:
-            for text in differences(pair[0], pair[1]):
-                print(f"note: {text}", file=sys.stderr)
+    _print_differences(surveys)
     if not surveys:
         raise UsageError(f"{subject} names no images: data.source is not set")
     return surveys
+
+
+def _print_differences(surveys: "Sequence[Survey]") -> None:
+    """Notes on the classes of images to measure on and of those to learn from, for a run and for evaluations."""
+    from sslrun.data.classes import differences
+
+    sources = {key: survey.source for survey in surveys for key in survey.keys}
+    train, test = sources.get("data.source"), sources.get("data.holdout")
+    pairs = [(train, test), (sources.get("eval.train", train), sources.get("eval.test", test))]
+    notes = [text for one, other in pairs if one is not None and other is not None for text in differences(one, other)]
+    for text in dict.fromkeys(notes):
+        print(f"note: {text}", file=sys.stderr)
 
 
 def _print_written(path: Path, source: "Source", count: int, left_out: list[str]) -> None:

@@ -30,5 +30,5 @@ class INaturalist2018(AnnotatedImages):
             classes = {one["image_id"]: one["category_id"] for one in table["annotations"]}
             labels = np.array([classes[one["id"]] for one in table["images"]], dtype=np.int64)
             return Paths(root, (one["file_name"] for one in table["images"])), labels
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UsageError(f"{ann_file} is not an annotation file of iNaturalist: {error!r}") from None
