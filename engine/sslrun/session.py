@@ -192,13 +192,16 @@ def _open_folder(
             set_aside(path)
         opened.append(stack.enter_context(RunFolder(path, config.values, resume)))
         stack.push(record)
-        signals.say_last(opened[0].record_end)
+        signals.say_last(record_stop)
         start_logging(0, opened[0].path / MESSAGES, recipe.log.level)
         opened[0].write_json(ENVIRONMENT, environment())
 
+    def record_stop(code: int) -> None:
+        opened[0].record_state("pre-empted" if code == signals.PREEMPTED else "interrupted", code)
+
     def record(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, signals.Stopped):
-            opened[0].record_end(error.exit_code)
+            record_stop(error.exit_code)
         elif error is not None:
             code = {UsageError: 2, Diverged: 3, KeyboardInterrupt: 130}.get(type(error), 1)
             opened[0].record_state("interrupted" if code == 130 else "failed", code, error=str(error))

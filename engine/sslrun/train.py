@@ -30,7 +30,7 @@ from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import SpeedMeter
 from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, is_number, rows
 from sslrun.runtime.safetensors_file import require_storable
-from sslrun.runtime.signals import Stopped, StopSignals
+from sslrun.runtime.signals import PREEMPTED, Stopped, StopSignals
 from sslrun.session import Run, build, prepare, save
 
 logger = logging.getLogger("sslrun")
@@ -58,7 +58,9 @@ def run(config: Config, resume: str | None, command: str | None, restart: bool =
                 state = prepare(config, recipe, resume, stack, restart)
             code = _loop(state, signals)
             if state.folder is not None:
-                state.folder.record_end(code)
+                state.folder.record_state(
+                    "done" if code == 0 else "pre-empted" if code == PREEMPTED else "interrupted", code
+                )
     except Stopped as stopped:
         _say_that_nothing_is_saved(command)
         return stopped.exit_code

@@ -20,7 +20,6 @@ from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import checkpoint, folder_lock
 from sslrun.runtime.durable import read_patiently, replace_or_fail
 from sslrun.runtime.run_files import CONFIG, MACHINE, STATE, RunFiles, State, is_number, rows
-from sslrun.runtime.signals import PREEMPTED
 
 logger = logging.getLogger(__name__)
 
@@ -117,11 +116,6 @@ class RunFolder(RunFiles):
             self.write_json(STATE, {**record, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **details})
         except RunFailed as error:
             logger.warning("%s", error)
-
-    def record_end(self, exit_code: int) -> None:
-        """Record the end of a run that is done (0) or was stopped (`signals.CODES`)."""
-        ends: dict[int, State] = {0: "done", PREEMPTED: "pre-empted"}
-        self.record_state(ends.get(exit_code, "interrupted"), exit_code)
 
     def write_json(self, name: str, value: Any) -> None:
         """Replace one of the folder's JSON files.
