@@ -364,3 +364,7 @@ def test_untouched_restores_buffers_and_random_state():
     assert not loss.requires_grad and torch.equal(torch.get_rng_state(), state)
     assert all(module.get_buffer(name) is buffer for name, buffer in buffers.items())
     assert all(torch.equal(buffer, values[name]) for name, buffer in buffers.items())
+    with pytest.raises(KeyboardInterrupt), untouched(module, CPU):
+        module(torch.ones(4, 3))
+        raise KeyboardInterrupt
+    assert all(torch.equal(buffer, values[name]) for name, buffer in buffers.items()), "a stop undoes it too"

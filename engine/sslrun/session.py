@@ -26,7 +26,7 @@ from sslrun.data.classes import matched
 from sslrun.data.loader import Loader
 from sslrun.data.order import Order
 from sslrun.data.sources import Source
-from sslrun.errors import Diverged, UsageError
+from sslrun.errors import Diverged, RunFailed, UsageError
 from sslrun.evaluation.features import FeatureExtractor, center_crop_like
 from sslrun.evaluation.monitors.monitors import Monitors
 from sslrun.initial_weights import load_initial_weights
@@ -225,14 +225,19 @@ def _open_folder(
         folder = RunFolder(path, config.values, resume, lambda old: with_absolute_paths(old, schema))
         opened.append(stack.enter_context(folder))
         stack.push(record)
-        signals.say_last(folder.record_end)
+        signals.say_last(record_stop)
         start_logging(0, folder.path / MESSAGES, recipe.log.level)
         folder.write_json(ENVIRONMENT, environment())
         return folder.path, folder.state()
 
+    def record_stop(code: int) -> None:
+        if opened[0].lost is not None:
+            raise RunFailed(opened[0].lost)
+        opened[0].record_state("pre-empted" if code == signals.PREEMPTED else "interrupted", code)
+
     def record(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, signals.Stopped):
-            opened[0].record_end(error.exit_code)
+            record_stop(error.exit_code)
         elif error is not None:
             code = {UsageError: 2, Diverged: 3, KeyboardInterrupt: 130}.get(type(error), 1)
             opened[0].record_state("interrupted" if code == 130 else "failed", code, error=str(error))

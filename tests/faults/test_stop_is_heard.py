@@ -87,7 +87,7 @@ def assert_goes_on_as(straight: Path, recipe: Path, ranks: int = 1) -> None:
 @pytest.mark.parametrize(
     ("method", "place", "ranks", "to"),
     [
-        ("MoCo", "features", 1, [0]),
+        night("MoCo", "features", 1, [0]),
         night("MoCo", "probe", 1, [0]),
         night("MoCo", "step", 1, [0]),
         night("MoCo", "features", 2, [1]),
@@ -104,7 +104,7 @@ def test_before_the_first_step_a_run_leaves_and_can_start_again(tmp_path, images
 @pytest.mark.parametrize(
     ("method", "place", "ranks", "to"),
     [
-        ("MoCo", "held-out loss", 1, [0]),
+        night("MoCo", "held-out loss", 1, [0]),
         night("MoCo", "k-NN", 1, [0]),
         night("MoCo", "features", 1, [0]),
         night("MoCo", "probe", 1, [0]),
