@@ -88,6 +88,32 @@ def test_cycles_are_printed(refused, text, expected):
     assert refused(text) == expected
 
 
+DOUBLING = {
+    "lists": ["['${{a{}}}', '${{a{}}}']", "[1]"],
+    "tables": ["{{ x = '${{a{}}}', y = '${{a{}}}' }}", "{ x = 1 }"],
+    "strings": ["'${{a{}}}${{a{}}}'", "'x'"],
+}
+
+
+@pytest.mark.parametrize("form", DOUBLING)
+def test_references_that_double_each_other_have_a_limit(resolved, refused, form):
+    """A few lines could otherwise make more values than fit into the memory."""
+    line, last = DOUBLING[form]
+
+    def chain(length: int) -> str:
+        return "\n".join(f"a{i} = {line.format(i + 1, i + 1)}" for i in range(length)) + f"\na{length} = {last}"
+
+    assert refused(chain(60)).endswith("references make more than 1,048,576 values and characters")
+    assert set(resolved(chain(10))) == {f"a{i}" for i in range(11)}
+
+
+def test_many_references_to_one_long_value_have_the_same_limit(resolved, refused):
+    lines = ["a = '" + "x" * 10_000 + "'", "b = '" + "${a}" * 100 + "'", "c = [" + "'${a}', " * 4 + "]"]
+    text = "\n".join(lines)
+    assert len(resolved(text)["b"]) == 1_000_000
+    assert refused(text + "\nd = '${a}'").startswith("x.toml:5: d: references make more than")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -87,11 +87,15 @@ def shorten(path: Path) -> str:
 
 def _read(path: Path, chain: tuple[Path, ...]) -> File:
     try:
-        content = path.read_bytes()
+        size = os.stat(path).st_size
+        if not os.path.isfile(path) and not os.path.isdir(path):
+            _fail(chain, None, "is not a regular file")  # a pipe would be waited for, and a device has no end
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         _fail(chain, None, f"{error.strerror or error}{_siblings(path)}")
     if len(content) > MAX_BYTES:
-        _fail(chain, None, f"{len(content):,} bytes; a recipe has at most {MAX_BYTES:,}")
+        _fail(chain, None, f"{size:,} bytes; a recipe has at most {MAX_BYTES:,}")
     if content.startswith(b"\xef\xbb\xbf"):
         _fail(chain, 1, "begins with a byte-order mark; save the file as UTF-8 without one")
     try:

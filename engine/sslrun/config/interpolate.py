@@ -7,12 +7,14 @@
     $${                   a literal ${
 
 A reference that is the whole string takes the value with its type, tables and lists as deep copies. Inside a longer
-string it must be a scalar.
+string it must be a scalar. References may refer to references, and each can double what the last one made, so all that
+they make together has a limit.
 """
 
 import os
 import re
-from typing import NamedTuple, NoReturn
+from dataclasses import dataclass, field
+from typing import NoReturn
 
 from sslrun.config.merge import kind, nearest
 from sslrun.config.node import Key, Node, child, names, parse_key, show, wrap
@@ -22,18 +24,25 @@ from sslrun.errors import UsageError
 REFERENCE = re.compile(r"(?P<literal>\$\$\{)|\$\{(?P<target>[^{}]*)\}|(?P<open>\$\{)")
 
 
-class _Scope(NamedTuple):
-    """The merged tree, the recipe's name, the strings being resolved (outermost first), and the resolved ones."""
+MAX_SIZE = 1 << 20  # values and characters that all references make together; a file has at most as many bytes
+
+
+@dataclass
+class _Scope:
+    """The merged tree, the recipe's name, the strings being resolved (outermost first), the resolved ones, the sizes of
+    tables and lists by identity, and the size of what references have made."""
 
     root: Node
     name: str
-    trail: list[Key]
-    done: dict[Key, Node]
+    trail: list[Key] = field(default_factory=list)
+    done: dict[Key, Node] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
+    made: int = 0
 
 
 def resolve(root: Node, name: str) -> Node:
     """The tree with every reference replaced; origins remain those of the referring string."""
-    return _deep(_Scope(root, name, [], {}), root, ())
+    return _deep(_Scope(root, name), root, ())
 
 
 def references(text: str) -> list[str]:
@@ -64,7 +73,9 @@ def _string(scope: _Scope, node: Node, key: Key) -> Node:
     scope.trail.append(key)
     whole = REFERENCE.fullmatch(node.value)
     if whole and whole["target"] is not None:
-        value = _target(scope, node, key, whole["target"]).value
+        target = _target(scope, node, key, whole["target"])
+        _add(scope, node, key, _size(scope, target))
+        value = target.value
     else:
         value = REFERENCE.sub(lambda match: _inside(scope, node, key, match), node.value)
     scope.trail.pop()
@@ -80,11 +91,33 @@ def _inside(scope: _Scope, node: Node, key: Key, match: re.Match[str]) -> str:
         _fail(node, key, f"{node.value!r} has a ${{ without its }}; a literal ${{ is written $${{")
     target = match["target"].strip()
     if target.startswith("env:"):
-        return _environment(node, key, target)
-    value = _target(scope, node, key, target).value
-    if isinstance(value, dict | list):
-        _fail(node, key, f"${{{target}}} is {kind(value)} and can only be a whole string, not part of one")
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        text = _environment(node, key, target)
+    else:
+        value = _target(scope, node, key, target).value
+        if isinstance(value, dict | list):
+            _fail(node, key, f"${{{target}}} is {kind(value)} and can only be a whole string, not part of one")
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+    _add(scope, node, key, len(text))
+    return text
+
+
+def _add(scope: _Scope, node: Node, key: Key, size: int) -> None:
+    """Counts what a reference has made."""
+    scope.made += size
+    if scope.made > MAX_SIZE:
+        _fail(node, key, f"references make more than {MAX_SIZE:,} values and characters")
+
+
+def _size(scope: _Scope, node: Node) -> int:
+    """Number of values and characters of a node. Parts that are shared are counted each time, but visited once."""
+    if isinstance(node.value, str):
+        return 1 + len(node.value)
+    if not isinstance(node.value, dict | list):
+        return 1
+    if id(node.value) not in scope.sizes:
+        inside = node.value.values() if isinstance(node.value, dict) else node.value
+        scope.sizes[id(node.value)] = 1 + sum(_size(scope, part) for part in inside)
+    return scope.sizes[id(node.value)]
 
 
 def _target(scope: _Scope, node: Node, key: Key, target: str) -> Node:

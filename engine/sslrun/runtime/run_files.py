@@ -28,6 +28,8 @@ LOSS, RATE, KNN = "train/loss", "train/lr", "knn/top1_pct"
 SPEED, WAIT, MEMORY = "speed/images_per_s", "data/wait_pct", "mem/peak_gib"
 
 BLOCK_BYTES = 2**16
+LINE_BYTES = 2**20  # a longer line is no row
+TABLE_BYTES = 2**26  # a larger file is none of these tables
 
 State = Literal["running", "done", "pre-empted", "failed", "interrupted"]
 
@@ -98,7 +100,7 @@ class RunFiles:
             if self.metrics.is_file():
                 with open(self.metrics, "rb") as file:
                     while block := file.read(BLOCK_BYTES):
-                        yield block + file.readline()
+                        yield block + file.readline(LINE_BYTES)
         except OSError as error:
             self.problems[METRICS] = str(error)
 
@@ -131,6 +133,8 @@ class RunFiles:
     def _table(self, name: str, parse: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
         path = self.path / name
         try:
+            if path.is_file() and path.stat().st_size > TABLE_BYTES:
+                raise ValueError(f"it has more than {TABLE_BYTES:,} bytes")
             table = parse(path.read_bytes()) if path.is_file() else {}  # reading a pipe would wait for its writer
             if not isinstance(table, dict):
                 raise ValueError("it is not a table")
@@ -152,7 +156,7 @@ def rows(metrics: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         OSError: the file cannot be read.
     """
     with open(metrics, "rb") as file:
-        for line in file:
+        while line := file.readline(LINE_BYTES):
             row = _row(line)
             if row is not None and line.endswith(b"\n"):
                 yield line, row
