@@ -322,7 +322,7 @@ def _print_advice(folder: Path, config: Config, command: str, code: int) -> None
     print(f"look at it:         {program()} report {shlex.quote(str(folder))}{imports}")
     length = "epochs" if config.values.get("max_iters") is None else "max_iters"
     print(f"train longer:       {_without(command, length)} --resume --set {length}=...")
-    print(f"your own images:    see README.md, or: {program()} config print {shlex.quote(str(config.path))}")
+    print(f"your own images:    {program()} init DIR")
 
 
 def _without(command: str, key: str) -> str:

@@ -58,7 +58,9 @@ class Finding:
 
 
 CHECKS = (
-    Check("libraries", "libraries", 60, "run `make install`"),
+    Check(
+        "libraries", "libraries", 60, "run `make install` in a checkout, or install sslrun again with its dependencies"
+    ),
     Check("driver", "GPU driver", 60, "install NVIDIA's driver, or ask who runs this machine"),
     Check("cuda", "CUDA", 90, "install a torch for the CUDA version of the driver: https://pytorch.org"),
     Check("memory", "memory", 60, "close other programs"),
