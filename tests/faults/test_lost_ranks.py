@@ -28,7 +28,7 @@ def step(number: int, vote: distributed.Vote) -> None:
     vote.cast(0)
 
 
-@distributed.naming_lost_ranks()
+@heartbeat.naming_lost_ranks()
 def lose(rank: int, how: str) -> None:
     """Steps on all ranks; one of them is lost in step 3."""
     distributed.init(torch.device("cpu"), TIMEOUT_S)
@@ -102,7 +102,7 @@ def test_a_rank_that_does_not_come_is_named(absent, line):
     assert text.count(line) == text.count("error:") == 1 and "Traceback" not in text, text
 
 
-@distributed.naming_lost_ranks()
+@heartbeat.naming_lost_ranks()
 def fail_on_rank_1() -> None:
     distributed.init(torch.device("cpu"), 60.0)
     vote = distributed.Vote(torch.device("cpu"))
