@@ -19,6 +19,7 @@ from ranks import run_ranks
 from sslrun.runtime import distributed, heartbeat
 
 TIMEOUT_S = 2.0
+PATIENCE_S = 400  # of the tests, on a machine that does other things as well
 
 
 def step(number: int, vote: distributed.Vote) -> None:
@@ -170,25 +171,27 @@ def pid_of(rank: int, recipe: Path) -> int:
 )
 def test_a_training_that_loses_a_rank_records_which(tmp_path, images, launcher, ranks, lost, number):
     recipe = small_run.write_recipe(tmp_path, images, steps=5000)
-    settings = [f"global_batch={8 * ranks}", "monitor.knn_interval=0", "engine.timeout_s=10"]
+    settings = [f"global_batch={8 * ranks}", "monitor.knn_interval=0", "engine.timeout_s=20"]
     process = launched(launcher, ranks, [str(recipe), *(word for one in settings for word in ("--set", one))])
     run = tmp_path / "runs/small"
-    small_run.wait_until(lambda: small_run.last_step(run) >= 6, process)
+    small_run.wait_until(lambda: small_run.last_step(run) >= 6, process, PATIENCE_S)
     pid = pid_of(lost, recipe)
     begin = time.monotonic()
     os.kill(pid, number)
-    small_run.wait_until(lambda: json.loads((run / "state.json").read_text())["state"] != "running", process)
+    small_run.wait_until(
+        lambda: json.loads((run / "state.json").read_text())["state"] != "running", process, PATIENCE_S
+    )
     took_s = time.monotonic() - begin
     if number == signal.SIGSTOP:
         time.sleep(2)
         os.kill(pid, signal.SIGKILL)
-    _, output = small_run.finish(process)
+    _, output = small_run.finish(process, PATIENCE_S)
     state = json.loads((run / "state.json").read_text())
     line = rf"rank {lost} on host \S+ has not come back from step [\d,]+.* for \d+ s: its process has "
     assert (state["state"], state["exit_code"]) == ("failed", 1) and re.match(line, state["error"]), (state, output)
     assert output.count(f"error: {state['error']}") == output.count("error: ") == 1, output
     assert "sslrun/" not in "".join(re.findall(r'File "(.*)"', output)) and "c10" not in output, output
-    assert took_s < 60 and (launcher != "plain" or output.count(": 1\n") == ranks - 1), output
+    assert took_s < 120 and (launcher != "plain" or output.count(": 1\n") == ranks - 1), output
 
 
 @pytest.mark.nightly
@@ -196,14 +199,14 @@ def test_a_training_that_loses_a_rank_records_which(tmp_path, images, launcher, 
 def test_a_training_that_ends_or_is_preempted_says_nothing_of_it(tmp_path, images, launcher):
     recipe = small_run.write_recipe(tmp_path, images, steps=5000)
     run = tmp_path / "runs/small"
-    words = [str(recipe), "--set", "engine.timeout_s=10"]
+    words = [str(recipe), "--set", "engine.timeout_s=60"]
     process = launched(launcher, 2, words)
-    small_run.wait_until(lambda: small_run.last_step(run) >= 6, process)
+    small_run.wait_until(lambda: small_run.last_step(run) >= 6, process, PATIENCE_S)
     os.kill(pid_of(1, recipe), signal.SIGTERM)
-    _, stopped = small_run.finish(process)
+    _, stopped = small_run.finish(process, PATIENCE_S)
     assert json.loads((run / "state.json").read_text())["exit_code"] == 75
     step = max(int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*"))
     process = launched(launcher, 2, [*words, "--resume", "--set", f"max_iters={step + 4}"])
-    code, done = small_run.finish(process)
+    code, done = small_run.finish(process, PATIENCE_S)
     assert json.loads((run / "state.json").read_text())["state"] == "done" and code == 0, done
     assert "error: " not in stopped + done and "come back" not in stopped + done, stopped + done
