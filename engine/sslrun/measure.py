@@ -20,7 +20,7 @@ from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
 from sslrun.evaluation.partial_result import PartialResult, digest
 from sslrun.plan import cores_of_a_rank, device_of, precision_of
 from sslrun.recipe import Recipe
-from sslrun.runtime import distributed
+from sslrun.runtime import distributed, heartbeat
 from sslrun.runtime.durable import replace_or_fail
 from sslrun.runtime.environment import environment
 from sslrun.runtime.log import start_logging
@@ -42,7 +42,7 @@ def evaluation_of(saved: Saved, kind: str) -> Evaluation:
     return known[kind]
 
 
-@distributed.naming_lost_ranks()
+@heartbeat.naming_lost_ranks()
 def evaluate(
     kind: str, evaluation: Evaluation, saved: Saved, command: str, directory: Path
 ) -> tuple[int, Results, Path]:

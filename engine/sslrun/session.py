@@ -45,7 +45,7 @@ from sslrun.plan import (
 from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
 from sslrun.run_state import RunState
-from sslrun.runtime import checkpoint, compilation, distributed, signals
+from sslrun.runtime import checkpoint, compilation, distributed, heartbeat, signals
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
@@ -129,7 +129,7 @@ def build(config: Config) -> Recipe:
     return recipe
 
 
-@distributed.naming_lost_ranks()
+@heartbeat.naming_lost_ranks()
 def prepare(
     config: Config, recipe: Recipe, resume: str | None, stack: contextlib.ExitStack, restart: bool = False
 ) -> Run:
@@ -243,7 +243,7 @@ def _open_folder(
             opened[0].record_state("interrupted" if code == 130 else "failed", code, error=str(error))
 
     path, begun = distributed.from_rank_0(open_it)
-    distributed.on_loss(
+    heartbeat.on_loss(
         (lambda error: opened[0].record_state("failed", 1, error=error))
         if opened
         else functools.partial(record_loss, path, begun)

@@ -140,7 +140,7 @@ def joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: distributed.all_gather_rows(torch.cat([carry[name] for carry in carries])) for name in carries[0]}
 
 
-@distributed.naming_lost_ranks()
+@heartbeat.naming_lost_ranks()
 def _loop(run: Run, signals: StopSignals) -> int:
     """Trains from `run.step` to the end, or until a signal stops the run; returns the exit code.
 

@@ -18,7 +18,8 @@ import small_run
 from ranks import run_ranks
 from sslrun.runtime import distributed, heartbeat
 
-TIMEOUT_S = 2.0
+TIMEOUT_S = 3.0
+PATIENCE_S = 400  # of the tests, on a machine that does other things as well
 
 
 def step(number: int, vote: distributed.Vote) -> None:
@@ -28,7 +29,7 @@ def step(number: int, vote: distributed.Vote) -> None:
     vote.cast(0)
 
 
-@distributed.naming_lost_ranks()
+@heartbeat.naming_lost_ranks()
 def lose(rank: int, how: str) -> None:
     """Steps on all ranks; one of them is lost in step 3."""
     distributed.init(torch.device("cpu"), TIMEOUT_S)
@@ -49,13 +50,13 @@ def lose(rank: int, how: str) -> None:
             2,
             "hangs",
             1,
-            r"error: rank 2 on host \S+ has not come back from step 3 \(thinking\) for 2 s \(engine.timeout_s",
+            r"error: rank 2 on host \S+ has not come back from step 3 \(thinking\) for \d s \(engine.timeout_s",
         ),
         (
             0,
             "SIGSTOP",
             -9,
-            r"error: rank 0 on host \S+ has not come back from step 3.* for 2 s: its process has",
+            r"error: rank 0 on host \S+ has not come back from step 3.* for \d s: its process has",
         ),
     ],
 )
@@ -74,7 +75,7 @@ def leave_one_by_one() -> float:
     vote = distributed.Vote(torch.device("cpu"))
     for number in range(1, 5):
         step(number, vote)
-        time.sleep(0.9 * TIMEOUT_S if number == 4 and distributed.rank() == 1 else 0)  # slow, but not missing
+        time.sleep(0.5 * TIMEOUT_S if number == 4 and distributed.rank() == 1 else 0)  # slow, but not missing
     begin = time.monotonic()
     distributed.shutdown()
     return time.monotonic() - begin
@@ -91,9 +92,10 @@ def come(absent: int) -> None:
     distributed.init(torch.device("cpu"), TIMEOUT_S)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("absent", "line"),
-    [(2, "error: rank 2 of 3 has not come within 2 s (engine.timeout_s)"), (0, "error: rank 0 has not come to port ")],
+    [(2, "error: rank 2 of 3 has not come within 3 s (engine.timeout_s)"), (0, "error: rank 0 has not come to port ")],
 )
 def test_a_rank_that_does_not_come_is_named(absent, line):
     with pytest.raises(AssertionError) as failure:
@@ -102,7 +104,7 @@ def test_a_rank_that_does_not_come_is_named(absent, line):
     assert text.count(line) == text.count("error:") == 1 and "Traceback" not in text, text
 
 
-@distributed.naming_lost_ranks()
+@heartbeat.naming_lost_ranks()
 def fail_on_rank_1() -> None:
     distributed.init(torch.device("cpu"), 60.0)
     vote = distributed.Vote(torch.device("cpu"))
@@ -170,25 +172,27 @@ def pid_of(rank: int, recipe: Path) -> int:
 )
 def test_a_training_that_loses_a_rank_records_which(tmp_path, images, launcher, ranks, lost, number):
     recipe = small_run.write_recipe(tmp_path, images, steps=5000)
-    settings = [f"global_batch={8 * ranks}", "monitor.knn_interval=0", "engine.timeout_s=10"]
+    settings = [f"global_batch={8 * ranks}", "monitor.knn_interval=0", "engine.timeout_s=20"]
     process = launched(launcher, ranks, [str(recipe), *(word for one in settings for word in ("--set", one))])
     run = tmp_path / "runs/small"
-    small_run.wait_until(lambda: small_run.last_step(run) >= 6, process)
+    small_run.wait_until(lambda: small_run.last_step(run) >= 6, process, PATIENCE_S)
     pid = pid_of(lost, recipe)
     begin = time.monotonic()
     os.kill(pid, number)
-    small_run.wait_until(lambda: json.loads((run / "state.json").read_text())["state"] != "running", process)
+    small_run.wait_until(
+        lambda: json.loads((run / "state.json").read_text())["state"] != "running", process, PATIENCE_S
+    )
     took_s = time.monotonic() - begin
     if number == signal.SIGSTOP:
         time.sleep(2)
         os.kill(pid, signal.SIGKILL)
-    _, output = small_run.finish(process)
+    _, output = small_run.finish(process, PATIENCE_S)
     state = json.loads((run / "state.json").read_text())
     line = rf"rank {lost} on host \S+ has not come back from step [\d,]+.* for \d+ s: its process has "
     assert (state["state"], state["exit_code"]) == ("failed", 1) and re.match(line, state["error"]), (state, output)
     assert output.count(f"error: {state['error']}") == output.count("error: ") == 1, output
     assert "sslrun/" not in "".join(re.findall(r'File "(.*)"', output)) and "c10" not in output, output
-    assert took_s < 60 and (launcher != "plain" or output.count(": 1\n") == ranks - 1), output
+    assert took_s < 120 and (launcher != "plain" or output.count(": 1\n") == ranks - 1), output
 
 
 @pytest.mark.nightly
@@ -196,14 +200,14 @@ def test_a_training_that_loses_a_rank_records_which(tmp_path, images, launcher, 
 def test_a_training_that_ends_or_is_preempted_says_nothing_of_it(tmp_path, images, launcher):
     recipe = small_run.write_recipe(tmp_path, images, steps=5000)
     run = tmp_path / "runs/small"
-    words = [str(recipe), "--set", "engine.timeout_s=10"]
+    words = [str(recipe), "--set", "engine.timeout_s=60"]
     process = launched(launcher, 2, words)
-    small_run.wait_until(lambda: small_run.last_step(run) >= 6, process)
+    small_run.wait_until(lambda: small_run.last_step(run) >= 6, process, PATIENCE_S)
     os.kill(pid_of(1, recipe), signal.SIGTERM)
-    _, stopped = small_run.finish(process)
+    _, stopped = small_run.finish(process, PATIENCE_S)
     assert json.loads((run / "state.json").read_text())["exit_code"] == 75
     step = max(int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*"))
     process = launched(launcher, 2, [*words, "--resume", "--set", f"max_iters={step + 4}"])
-    code, done = small_run.finish(process)
+    code, done = small_run.finish(process, PATIENCE_S)
     assert json.loads((run / "state.json").read_text())["state"] == "done" and code == 0, done
     assert "error: " not in stopped + done and "come back" not in stopped + done, stopped + done

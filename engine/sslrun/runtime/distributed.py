@@ -19,7 +19,6 @@ from torch import Tensor
 
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import heartbeat
-from sslrun.runtime.heartbeat import Heartbeat
 from sslrun.runtime.late_value import LateValue
 from sslrun.runtime.rendezvous import PATIENCE, meet
 from sslrun.runtime.signals import Stopped
@@ -28,7 +27,6 @@ T = TypeVar("T")
 
 gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
 _is_alone = False
-_heartbeat: Heartbeat | None = None
 
 TIMEOUT_S = 600.0
 
@@ -89,19 +87,18 @@ def init(device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
         device: device of this rank.
         timeout_s: how long to wait for the others to start, and later for a rank that makes no progress.
     """
-    global _heartbeat
     if world_size() == 1:
         return
     if _is_slurm_step():
         _export_slurm()
     meeting = meet(rank(), world_size(), timeout_s)
-    _heartbeat = meeting.heartbeat
-    _heartbeat.start()
+    heartbeat.join(meeting.heartbeat)
     joining: dict[str, Any] = {"store": meeting.store, "rank": rank(), "world_size": world_size()}
     if device.type == "cuda":
-        # When a connection fails, NCCL's watchdog would abort the process with a dump before the missing rank is named.
+        # NCCL's own watch would end the process, with a dump, before it is known which rank is missing.
         os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"  # torchrun sets it to 1
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
+        os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(int(2 * timeout_s)))
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", timeout=PATIENCE, device_id=device, **joining)
     else:
@@ -110,10 +107,7 @@ def init(device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
 
 def leave(kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
     """Leave the other processes, as the last exit of a run: the others hear with which error, if there is one."""
-    global _heartbeat
-    if _heartbeat is not None:
-        _heartbeat.leave(error)
-        _heartbeat = None
+    heartbeat.leave(error)
     if world_size() > 1 and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -121,26 +115,6 @@ def leave(kind: type[BaseException] | None, error: BaseException | None, traceba
 def shutdown() -> None:
     """Leave the other processes in order; the last call of a run."""
     leave(None, None, None)
-
-
-def on_loss(record: Callable[[str], None]) -> None:
-    """Sets what this rank does with the message if a rank is missing and it is up to this one to record that."""
-    if _heartbeat is not None:
-        _heartbeat.on_loss(record)
-
-
-@contextmanager
-def naming_lost_ranks() -> Iterator[None]:
-    """A context, or a decorator, in which the error of a collective ends the process by the verdict on who is missing.
-
-    For what is done between `init` and `leave`. gloo and NCCL only know that a connection has broken.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if _heartbeat is not None and _is_of_a_collective(error):
-            _heartbeat.wait_for_verdict(error)
-        raise
 
 
 def broadcast_object(value: T) -> T:
@@ -379,11 +353,6 @@ def _row_major(x: Tensor) -> tuple[Tensor, bool]:
     if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1), True
     return x.contiguous(), False
-
-
-def _is_of_a_collective(error: BaseException) -> bool:
-    """Whether an error says that a connection between ranks has failed."""
-    return isinstance(error, dist.DistError) or re.search(r"\bgloo\b|\bNCCL\b", str(error)) is not None
 
 
 def _collective_device() -> torch.device:

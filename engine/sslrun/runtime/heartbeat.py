@@ -14,16 +14,20 @@ import itertools
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+from torch.distributed import DistError
+
 from sslrun.runtime.lost_ranks import IN_ORDER, Beat, Heard, Limits, is_gone, missing, verdict
+from sslrun.runtime.signals import Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -143,12 +147,13 @@ class Heartbeat:
         self._store_error = ""
         self._wake = threading.Event()
         # Of the thread that watches:
-        self._ranks: dict[int, Heard] = {}
+        host, pid = processes[0]
+        self._ranks = {0: Heard(Beat(0, host, pid, 0, 0, _main.where[2], 0.0, UNHURRIED_S), 0.0)}
         self._reads_all = rank == 0
         self._proposal = ""
         self._is_first_here: bool | None = None
         self._is_judging = True
-        self._are_others_gone = threading.Event()
+        self._have_others_ended = threading.Event()
         self._over = threading.Event()
 
     def start(self) -> None:
@@ -169,16 +174,17 @@ class Heartbeat:
 
     def leave(self, error: BaseException | None) -> None:
         """Tells the others that this rank leaves, and why. Rank 0, with which the store ends, waits for them."""
+        is_in_order = error is None or isinstance(error, Stopped)
         stays = self._hosts_store and self._rank == 0
-        if error is None and stays:
+        if is_in_order and stays:
             at("waiting for the other ranks to end")
-            while not self._are_others_gone.wait(self._interval_s) and not self._store_error:
+            while not self._have_others_ended.wait(self._interval_s) and not self._store_error:
                 tick()
         self._is_judging = False
-        self._ended = IN_ORDER if error is None else f"{type(error).__name__}: {_first_line(error)}"
+        self._ended = IN_ORDER if error is None or is_in_order else f"{type(error).__name__}: {_first_line(error)}"
         self._tell(GRACE_S)
-        if error is not None and stays and isinstance(error, Exception):
-            self._are_others_gone.wait(2 * GRACE_S)
+        if stays and isinstance(error, Exception):
+            self._have_others_ended.wait(3 * GRACE_S)
         self._over.set()
         self._wake.set()
 
@@ -249,9 +255,9 @@ class Heartbeat:
             old = self._ranks.get(rank)
             is_old = old is not None and old.beat.count == beat.count
             self._ranks[rank] = old.older(elapsed_s) if old is not None and is_old else Heard(beat, 0.0)
-        others = [heard for rank, heard in self._ranks.items() if rank != self._rank]
-        if self._reads_all and all(is_gone(heard, self._ranks.values(), self._limits) for heard in others):
-            self._are_others_gone.set()
+        others = {rank: beat for rank, beat in self._beats.items() if rank != self._rank}
+        if len(others) == len(self._processes) - 1 and all(beat.ended is not None for beat in others.values()):
+            self._have_others_ended.set()
         if self._rank > 0 and self._is_gone(0):
             self._reads_all = True
 
@@ -280,7 +286,7 @@ class Heartbeat:
             is_over = silent_s >= self._limits.soon_s
         else:  # a launcher has ended, and the ranks may save and leave
             is_over = self._stood_s >= self._patience_s()
-        if not is_over or 0 not in self._ranks:
+        if not is_over:
             return None
         who = missing({0: self._ranks[0]}, silent_s, _main.where[0])
         host = self._ranks[0].beat.host
@@ -312,17 +318,56 @@ class Heartbeat:
     def _let_others_read(self) -> None:
         """Waits until the others have read the verdict and left, but not for long: the store ends with this process."""
         deadline = time.monotonic() + self._limits.soon_s
-        while time.monotonic() < deadline and not self._are_others_gone.is_set():
+        others = set(range(len(self._processes))) - {self._rank}
+        while time.monotonic() < deadline and not all(map(self._is_gone, others)):
             self._tell(self._interval_s)
             self._note_beats(0.0)
 
     def _speak(self, line: str) -> None:
-        if self._record is not None:
-            self._record(line)
         if logging.getLogger("sslrun").handlers:
             logger.error("%s", line)
         else:
             print(f"error: {line}", file=sys.stderr, flush=True)
+        if self._record is not None:
+            self._record(line)
+
+
+_own: Heartbeat | None = None
+
+
+def join(own: Heartbeat) -> None:
+    """This process's heartbeat begins."""
+    global _own
+    _own = own
+    own.start()
+
+
+def leave(error: BaseException | None) -> None:
+    """It ends, in order or with an error."""
+    global _own
+    if _own is not None:
+        _own.leave(error)
+        _own = None
+
+
+def on_loss(record: Callable[[str], None]) -> None:
+    """Sets what this rank does with the message if a rank is missing and it is up to this one to record that."""
+    if _own is not None:
+        _own.on_loss(record)
+
+
+@contextlib.contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """A context, or a decorator, in which the error of a collective ends the process by the verdict on who is missing.
+
+    For all that is done after `join`. gloo and NCCL only know that a connection has broken.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if _own is not None and (isinstance(error, DistError) or re.search(r"\b(gloo|NCCL)\b", str(error))):
+            _own.wait_for_verdict(error)
+        raise
 
 
 def _bounded(work: Callable[[], None], most_s: float) -> None:
@@ -347,8 +392,3 @@ def _first_line(error: BaseException) -> str:
 def first_beat() -> Beat:
     """The beat of a process that has just come."""
     return Beat(0, socket.gethostname(), os.getpid(), 0, 0, "setting up", 0.0, UNHURRIED_S)
-
-
-def processes(beats: Mapping[int, Beat]) -> list[tuple[str, int]]:
-    """(host, process id) of each rank."""
-    return [(beats[rank].host, beats[rank].pid) for rank in sorted(beats)]
