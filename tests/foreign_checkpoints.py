@@ -355,6 +355,13 @@ CHECKPOINTS = {
         })},
         TRANSFORMER, "a network under model.", {"depth": 2}, [],
     ),
+    "DINOv2's chunks of blocks": (
+        {"teacher": {**under("backbone.", {
+            name.replace("blocks.0.", "blocks.0.0.").replace("blocks.1.", "blocks.1.1."): tensor
+            for name, tensor in TRANSFORMER.items()
+        }), **linear("dino_head.mlp.0")}},
+        TRANSFORMER, "teacher", {"depth": 2}, ["teacher.dino_head (2)"],
+    ),
     "MoCo v3's small transformer in another wrapper": (
         {"state_dict": under("backbone.", MOCO_V3), "pytorch-lightning_version": "1.9.0"},
         MOCO_V3, "lightly's", {"num_heads": 12, "embed_dim": 384}, ["12 attention heads: as in the small"],

@@ -199,6 +199,10 @@ _LAYOUTS: list[tuple[str, Callable[[list[str]], Names]]] = [
     (r"layer1\.0\.conv1\.weight", _torchvision_resnet),
     (r"\d+\.0\.conv1\.weight", _sequential_resnet),
     (r"blocks\.0\.attn\.qkv\.weight", _by_rules([])),
+    (
+        r"blocks\.0\.0\.attn\.qkv\.weight",
+        _by_rules([(r"blocks\.\d+\.(\d+)\.(.+)", r"blocks.\1.\2")]),
+    ),  # DINOv2's chunks
     (r"layers\.0\.attn\.qkv\.weight", _by_rules(_MM_VIT)),
     (r"encoder\.layers\.encoder_layer_0\.self_attention\.in_proj_weight", _by_rules(_TORCHVISION_VIT)),
     (r"encoder\.layer\.0\.attention\.attention\.qkv\.weight", _by_rules(_TRANSFORMERS_VIT)),
