@@ -189,6 +189,7 @@ def largest(value: int) -> int:
     if world_size() == 1:
         return value
     box = torch.tensor(value, dtype=torch.int32, device=_collective_device())
+    heartbeat.enter_collective()
     dist.all_reduce(box, dist.ReduceOp.MAX)
     return int(box)
 

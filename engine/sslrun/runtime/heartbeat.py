@@ -26,6 +26,7 @@ from typing import NoReturn, Protocol
 
 from torch.distributed import DistError
 
+from sslrun.runtime import signals
 from sslrun.runtime.lost_ranks import IN_ORDER, Beat, Heard, Limits, is_gone, missing, verdict
 from sslrun.runtime.signals import Stopped
 
@@ -169,6 +170,7 @@ class Heartbeat:
         """After a collective has failed: waits until it is known why. The process ends meanwhile."""
         self._broken = _first_line(error)
         self._wake.set()
+        signals.end_by_verdict()  # not by a signal that the launcher sends because a rank has ended
         while True:
             time.sleep(1)
 
