@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from sslrun.cli import main
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per core
     torch.set_num_threads(1)
+
+# Started by nohup or in the background, pytest and what it starts would ignore these, which tests send.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
