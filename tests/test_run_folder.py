@@ -271,6 +271,12 @@ def test_a_folder_that_cannot_be_created(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
+def test_a_lock_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(UsageError, match=r"\.lock is not a regular file: remove it$"):
+        RunFolder(tmp_path, RECIPE, resume=None)
+
+
 def test_a_read_only_folder(tmp_path):
     """In a child process that is not root: root may write everywhere."""
     used_folder(tmp_path / "run")

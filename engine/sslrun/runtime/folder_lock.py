@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import socket
+import stat
 import time
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def take(folder: Path) -> int:
             f"the run folder {folder} cannot be written: {getattr(error, 'strerror', None) or error}; set work_dir "
             "(or --work-dir) to a folder that can"
         ) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UsageError(f"{folder / NAME} is not a regular file: remove it")
     try:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
