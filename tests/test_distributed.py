@@ -1,10 +1,13 @@
 """Ranks from the environment, and each collective against the result of one process."""
 
+import socket
+
 import pytest
 import torch
 
 import small_run
 from ranks import run_ranks
+from sslrun.errors import UsageError
 from sslrun.runtime import distributed
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -40,6 +43,31 @@ def test_environment_of_deepspeed_and_torchrun(environment: pytest.MonkeyPatch) 
     environment.setenv("SLURM_PROCID", "2")
     assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (5, 1, 8)
     assert distributed.ranks_on_node() == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"WORLD_SIZE": "two"}, "^WORLD_SIZE is 'two' in the environment, expected a number: start several processes"),
+        ({"WORLD_SIZE": ""}, "^WORLD_SIZE is '' in the environment"),
+        ({"RANK": None}, "^WORLD_SIZE is set, but not RANK: start several"),
+        ({"RANK": "2"}, "^RANK is 2, but WORLD_SIZE is 2: start several"),
+        ({"MASTER_PORT": None}, "^WORLD_SIZE is set, but not MASTER_PORT"),
+        ({"MASTER_PORT": "x"}, "^MASTER_PORT is 'x' in the environment"),
+        ({"MASTER_ADDR": None}, "^WORLD_SIZE is set, but not MASTER_ADDR"),
+        ({}, r"^port \d+ of 127.0.0.1 \(MASTER_PORT, MASTER_ADDR\) cannot be used: "),
+    ],
+)
+def test_an_environment_that_no_launcher_makes_is_one_line(environment, changed, words):
+    with socket.socket() as other:  # uses the port
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        own = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(other.getsockname()[1])}
+        for name, value in (own | changed).items():
+            if value is not None:
+                environment.setenv(name, value)
+        with pytest.raises(UsageError, match=words):
+            distributed.init(torch.device("cpu"), timeout_s=5.0)
 
 
 def test_alone_within_a_run_of_several(environment: pytest.MonkeyPatch) -> None:

@@ -419,7 +419,7 @@ def test_a_run_is_exported(capsys, trained, tmp_path):
     assert "no export format called 'pickle'; there are huggingface, onnx, safetensors, timm, torchvision;" in line
     for target, name in (("safetensors", "x.pth"), ("timm", "x.bin"), ("onnx", "x.pth")):
         assert "must end in" in refused(capsys, "export", trained, "--to", target, "-o", tmp_path / name)
-    assert "is neither a checkpoint" in refused(capsys, "export", "nowhere", "--to", "onnx", "-o", tmp_path / "x.onnx")
+    assert "nowhere does not exist" in refused(capsys, "export", "nowhere", "--to", "onnx", "-o", tmp_path / "x.onnx")
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 

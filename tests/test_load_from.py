@@ -132,7 +132,7 @@ def test_a_file_that_is_no_checkpoint_says_so(executor, tmp_path):
             (tmp_path / name).write_bytes(content)
             line = refusal(ours, tmp_path / name)
             assert line == f"{tmp_path / name} cannot be loaded: it is not a file of weights"
-    assert "neither a checkpoint nor a run folder" in refusal(ours, tmp_path / "nowhere")
+    assert "nowhere does not exist" in refusal(ours, tmp_path / "nowhere")
 
 
 def test_strict_weights_that_almost_fit_name_the_other_key(executor, tmp_path):

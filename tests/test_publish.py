@@ -58,6 +58,7 @@ def test_tensors_of_any_dtype_are_published(capsys, run, tmp_path):
     values = torch.randn(2, 3, generator=torch.Generator().manual_seed(1)).abs()
     dtypes = (torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.bool, torch.uint16)
     tensors["model"] |= {f"buffer_{place}": values.to(dtype) for place, dtype in enumerate(dtypes)}
+    (tmp_path / NAME).mkdir()
     checkpoint.save(tmp_path / NAME / "checkpoints", 6, tensors, state)
     weights = torch.load(published(capsys, tmp_path / NAME / "checkpoints/step_00000006"), weights_only=True)
     for place, dtype in enumerate(dtypes):
@@ -109,7 +110,7 @@ def test_without_a_checkpoint(capsys, run):
     shutil.rmtree(run / "checkpoints")
     line = refused(capsys, run)
     assert line == f"error: {run} is neither a checkpoint nor a run folder with a good one"
-    assert "nowhere is neither" in refused(capsys, "nowhere")
+    assert "nowhere does not exist" in refused(capsys, "nowhere")
     assert not list(run.rglob("*.pth"))
 
 

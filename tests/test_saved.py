@@ -64,7 +64,8 @@ def test_overlays_and_overrides_go_over_the_recipe(trained, tmp_path):
 def test_what_is_no_run_is_said_in_a_line(trained, tmp_path):
     alone = shutil.copytree(trained / "checkpoints/step_00000006", tmp_path / "step_00000006")
     for path, words in (
-        (tmp_path / "nothing", "neither a checkpoint nor a run folder"),
+        (tmp_path / "nothing", "nothing does not exist"),
+        (tmp_path, "neither a checkpoint nor a run folder"),
         (alone, "is not in a run folder"),
     ):
         with pytest.raises(UsageError, match=words):

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from itertools import takewhile
 from typing import NoReturn
 
@@ -41,8 +42,8 @@ def start() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     parser, verbs = _parser()
-    words = _normalized(sys.argv[1:] if argv is None else argv, verbs)
     try:
+        words = _normalized(sys.argv[1:] if argv is None else argv, verbs)
         if words[:1] != ["train"] or "--dry-run" in words:
             early_signals.leave()
         _check_pairs(words)
@@ -75,12 +76,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _normalized(argv: Sequence[str], verbs: Collection[str]) -> list[str]:
-    """Adds the verb `train` if none is given, drops the --local_rank=N of launchers, gives a bare --resume no value."""
+    """Adds the verb `train` if none is given, drops the --local_rank=N of launchers, gives a bare --resume no value.
+
+    Raises UsageError if the first word is neither a verb nor a recipe, but almost a verb.
+    """
     words = [word for word in argv if not word.startswith(("--local_rank=", "--local-rank="))]
     words = ["--resume=" if word == "--resume" else word for word in words]
     if words and words[0] not in verbs and not {"-h", "--help", "--version"} & set(words[:1]):
+        near = get_close_matches(words[0], verbs, 1)
+        if near and not _is_recipe(words[0]):
+            raise UsageError(f"there is no verb and no recipe {words[0]}: did you mean {near[0]}?")
         words.insert(0, "train")
     return words
+
+
+def _is_recipe(word: str) -> bool:
+    from sslrun.config.recipes import located
+
+    return located(word).exists()
 
 
 def _check_pairs(words: Sequence[str]) -> None:

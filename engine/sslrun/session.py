@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -365,6 +366,8 @@ def _checkpoint_to_continue(recipe: Recipe, folder: RunFolder | None, resume: st
 def _restore(run: Run, path: Path | None) -> None:
     """Loads a checkpoint, or else the weights of load_from, if there are any."""
     if path is not None:
+        if distributed.rank() > 0 and not path.exists():
+            raise UsageError(f"{path} is not on {socket.gethostname()}: work_dir must be on storage of all machines")
         tensors, state = run_state.load(path)
         if state.num_samples != run.plan.num_samples:
             raise UsageError(
@@ -377,8 +380,11 @@ def _restore(run: Run, path: Path | None) -> None:
                 "as it would have with the same images",
                 path,
             )
-        run.executor.load_state(tensors["model"])
-        run.executor.load_optimizer_state(tensors["optimizer"])
+        try:
+            run.executor.load_state(tensors["model"])
+            run.executor.load_optimizer_state(tensors["optimizer"])
+        except UsageError as error:
+            raise UsageError(f"{path} is of another model or optimizer than the recipe's: {error}") from None
         run.step_metrics.load(state.step_metrics, run.executor.device)
         run.loader.bad.load_state_dict(state.bad_samples)
         run.step, run.is_measured = state.step, state.is_measured

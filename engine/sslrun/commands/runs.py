@@ -98,6 +98,6 @@ def _wait(run: "Path") -> int:
         raise UsageError(f"{run} is not the folder of a run that has started: it records no state")
     code, error = files.state().get("exit_code"), files.state().get("error")
     if status == "died" or not isinstance(code, int):
-        return fail(f"{run}: the run ended without recording how", FAILED)
+        return fail(f"{run}: the process ended without recording how, as when it is killed; --resume continues", FAILED)
     print(f"{run}: {status}", file=sys.stderr)
     return fail(error, code) if isinstance(error, str) else code

@@ -21,6 +21,7 @@ from typing import IO, Any, Literal
 import torch
 from safetensors import SafetensorError
 
+from sslrun.config.paths import stated
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import heartbeat
 from sslrun.runtime.durable import read_patiently, sync_directory, write_file
@@ -141,6 +142,8 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         UsageError: the path does not exist, is of another kind, or is damaged.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe would wait for its writer
+        raise UsageError(f"{path} cannot be loaded: it is neither a file nor a folder")
     if path.suffix == ".safetensors":
         try:
             return read_tensors(path)
@@ -243,7 +246,8 @@ def find(path: Path) -> Path:
         return path
     newest = newest_good(path / CHECKPOINTS) or newest_good(path)
     if newest is None:
-        raise UsageError(f"{path} is neither a checkpoint nor a run folder with a good one")
+        what = " is neither a checkpoint nor a run folder with a good one" if path.exists() else " does not exist"
+        raise UsageError(stated(path, what))
     return newest
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import heartbeat
 from sslrun.runtime.late_value import LateValue
-from sslrun.runtime.rendezvous import PATIENCE, meet
+from sslrun.runtime.rendezvous import PATIENCE, from_environment, meet
 from sslrun.runtime.signals import Stopped
 
 T = TypeVar("T")
@@ -362,8 +362,8 @@ def _collective_device() -> torch.device:
 
 def _from_launcher(name: str, slurm_name: str, alone: int) -> int:
     if "WORLD_SIZE" in os.environ:
-        return int(os.environ.get(name, alone))
-    return int(os.environ[slurm_name]) if _is_slurm_step() else alone
+        return from_environment(name) if name in os.environ else alone
+    return from_environment(slurm_name) if _is_slurm_step() else alone
 
 
 def _is_slurm_step() -> bool:

@@ -10,12 +10,13 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from sslrun.errors import RunFailed, UsageError
+from sslrun.errors import UsageError
 from sslrun.runtime.heartbeat import FAILED, VERDICT, Heartbeat, first_beat
 from sslrun.runtime.lost_ranks import Beat, numbered
 
 PATIENCE = timedelta(days=1)  # of the store and of collectives: which rank is missing is said long before
 NOTICE_S = 30.0  # after that, rank 0 says for whom it waits
+START = "start several processes with torchrun, deepspeed or srun"
 _ALL = "all have come"
 
 
@@ -37,25 +38,30 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Meeting:
 
     Raises:
         UsageError: the launcher has not said where the ranks meet.
-        RunFailed: rank 0 cannot open its port.
+        UsageError: rank 0 cannot open its port.
     """
-    address, port = (_from_launcher(name) for name in ("MASTER_ADDR", "MASTER_PORT"))
+    address, port = os.environ.get("MASTER_ADDR"), from_environment("MASTER_PORT")
+    if not address:
+        raise UsageError(f"WORLD_SIZE is set, but not MASTER_ADDR: {START}")
+    if from_environment("RANK") >= world_size:
+        raise UsageError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: {START}")
     is_launchers = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's own process has the store
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # several may share a store
     deadline = time.monotonic() + timeout_s
 
     def connect(is_master: bool = False) -> dist.TCPStore:
         within = timedelta(seconds=timeout_s)
-        store = dist.TCPStore(address, int(port), None, is_master, within, wait_for_workers=False, multi_tenant=True)
+        store = dist.TCPStore(address, port, None, is_master, within, wait_for_workers=False, multi_tenant=True)
         store.set_timeout(PATIENCE)
         return store
 
     if is_launchers or rank > 0:
-        _wait_for_port(rank, address, int(port), deadline, timeout_s)
+        _wait_for_port(rank, address, port, deadline, timeout_s)
     try:
         store = connect(is_master=rank == 0 and not is_launchers)
     except dist.DistNetworkError as error:
-        raise RunFailed(f"port {port} of {address} (MASTER_PORT, MASTER_ADDR): {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"port {port} of {address} (MASTER_PORT, MASTER_ADDR) cannot be used: {reason}") from error
     beats = dist.PrefixStore(f"sslrun/{attempt}/beats", store)
     beats.set(str(rank), first_beat().encode())
     if beats.add("arrived", 1) == world_size:
@@ -73,10 +79,14 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Meeting:
     return Meeting(dist.PrefixStore(f"sslrun/{attempt}/group", store), heartbeat)
 
 
-def _from_launcher(name: str) -> str:
-    if name not in os.environ:
-        raise UsageError(f"WORLD_SIZE is set, but not {name}: start several processes with torchrun, deepspeed or srun")
-    return os.environ[name]
+def from_environment(name: str) -> int:
+    """A number that a launcher sets. Raises UsageError if it is not set, or is no number."""
+    text = os.environ.get(name)
+    if text is None:
+        raise UsageError(f"WORLD_SIZE is set, but not {name}: {START}")
+    if not text.isdecimal():
+        raise UsageError(f"{name} is {text!r} in the environment, expected a number: {START}")
+    return int(text)
 
 
 def _wait_for_port(rank: int, address: str, port: int, deadline: float, timeout_s: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from sslrun.config.paths import FilePath, stated
-from sslrun.data.sources.files import FileSource, Paths, folder_of, need
+from sslrun.data.sources.files import FileSource, Paths, folder_of, need, open_regular
 from sslrun.data.sources.folders import in_leaf_folders
 from sslrun.errors import UsageError
 
@@ -55,7 +55,7 @@ def text_lines(file: str, advice: str) -> Iterator[str]:
         UsageError: it cannot be read, or is no text.
     """
     with need(file, advice):
-        with open(file, "rb") as content:
+        with open(open_regular(file)[0], "rb") as content:
             start = content.read(3)
         encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
         errors = "strict" if encoding == "utf-16" else "surrogateescape"  # file names may be any bytes

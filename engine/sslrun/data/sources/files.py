@@ -97,7 +97,7 @@ class FileSource(Source, listed=False):
         return [in_8_bits(read_file(self.names[sample]), self.range) for sample in ids.tolist()]
 
     def open_encoded(self, sample: int) -> BinaryIO:
-        return open(_open_regular(self.names[sample])[0], "rb")
+        return open(open_regular(self.names[sample])[0], "rb")
 
     def fingerprint(self, ids: np.ndarray) -> bytes:
         """Names, lengths and times."""
@@ -117,7 +117,7 @@ class FileSource(Source, listed=False):
         """A remark if some of the files, of which a few are looked at, have other values than 0 to 255."""
         suspects = paths.ending_with(_SUSPECTS)
         for i in suspects[np.linspace(0, len(suspects) - 1, min(len(suspects), _LOOKED_AT)).astype(np.int64)].tolist():
-            with contextlib.suppress(OSError, ValueError), open(_open_regular(paths[i])[0], "rb") as file:
+            with contextlib.suppress(OSError, ValueError), open(open_regular(paths[i])[0], "rb") as file:
                 if found := kind(file):
                     what = "floats" if found[0] == "float" else f"integers up to {found[1]}"
                     name = printable(os.path.relpath(paths[i], paths.root))
@@ -136,7 +136,7 @@ def read_file(path: str) -> bytes:
         OSError, ValueError: it cannot be read, or is a folder or a pipe; EAGAIN: it has less bytes than it should.
     """
     waiting.note(path)
-    descriptor, size = _open_regular(path)
+    descriptor, size = open_regular(path)
     try:
         content = os.read(descriptor, size)
         while len(content) < size and (more := os.read(descriptor, size - len(content))):  # some file systems
@@ -148,7 +148,7 @@ def read_file(path: str) -> bytes:
         os.close(descriptor)
 
 
-def _open_regular(path: str) -> tuple[int, int]:
+def open_regular(path: str) -> tuple[int, int]:
     """Descriptor and length of a file; a pipe is refused rather than waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     status = os.fstat(descriptor)
