@@ -348,9 +348,7 @@ def test_wait_for_a_run_that_died_or_never_began(tmp_path, capsys):
     state = json.loads((tmp_path / "died/state.json").read_text())
     (tmp_path / "died/state.json").write_text(json.dumps({**state, "pid": 1}))
     assert main(["runs", "--wait", str(tmp_path / "died")]) == 1
-    assert (
-        capsys.readouterr().err
-        == f"error: {tmp_path / 'died'}: the process ended without recording how, as when it is killed; --resume continues\n"
-    )
+    line = "the process ended without recording how, as when it is killed; --resume continues"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'died'}: {line}\n"
     assert main(["runs", "--wait", str(tmp_path)]) == 2
     assert "is not the folder of a run that has started" in capsys.readouterr().err
