@@ -73,7 +73,7 @@ def test_an_overlay_may_set_other_images(capsys, run, images, tmp_path):
         (["--set", "eval.test={type='ImageFolder',data_prefix='nowhere'}"], 2, "eval.test.data_prefix"),
         (["--with", "nowhere.toml"], 2, "No such file"),
         (["--recipe", "a.toml"], 2, "has its own recipe"),
-        (["-o", "/dev/null/x"], 1, "could not be written"),
+        (["-o", "/dev/null/x"], 2, "cannot be made"),
         (["--set", "eval.extra.knn.type=Knn"], 2, "is none of finetune, knn, linear, spectrum"),
         (["--set", "eval.extra.mine.k=[1]"], 2, "type is missing; it names one of the evaluations"),
         (["--set", "eval.knn.type=Knn"], 2, "unknown key of Knn"),

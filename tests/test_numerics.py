@@ -151,7 +151,7 @@ def test_a_run_sets_and_records_them(tmp_path: Path, images: Path, monkeypatch: 
     """The workspaces before the device is touched; the rest before the networks are on it."""
     happened: list[object] = []
     init, numerics, executor = session.distributed.init, session.set_numerics, session.LocalExecutor
-    monkeypatch.setattr(session.distributed, "init", lambda device: (happened.append(switches()), init(device)))
+    monkeypatch.setattr(session.distributed, "init", lambda *a: (happened.append(switches()), init(*a)))
     monkeypatch.setattr(session, "set_numerics", lambda d, **asked: (happened.append(asked), numerics(d, **asked)))
     monkeypatch.setattr(session, "LocalExecutor", lambda *a, **k: (happened.append("executor"), executor(*a, **k))[1])
     path = small_run.write_recipe(tmp_path, images, steps=2)

@@ -173,7 +173,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             heartbeat.at("reading images")
             with meter.waiting():
                 batches = _taken(stream, plan.accumulation)
-            _stop_if_agreed(run, vote, signals, has_data=bool(batches))
+            _stop_if_agreed(vote, signals, bool(batches), run.stop_code)
             rates = learning_rates(
                 executor.optimizer.param_groups, recipe.lr, run.step, plan.steps_per_epoch, plan.total_steps
             )
@@ -224,15 +224,15 @@ def _taken(stream: BatchStream, count: int) -> list[Batch]:
         return []
 
 
-def _stop_if_agreed(run: Run, vote: distributed.Vote, signals: StopSignals, has_data: bool) -> None:
+def _stop_if_agreed(vote: distributed.Vote, signals: StopSignals, has_data: bool, stop_code: int = 0) -> None:
     """Raises Stopped on all ranks before the same step if one of them was asked to stop (a rank without data was), or
-    the run folder is lost.
+    has another reason, `stop_code`.
 
     On CUDA with several ranks the vote is read one step late, when the others have queued the step whose data one rank
     waits for. They cannot take it back, so such a run leaves without saving, to be resumed from its last checkpoint.
     """
     is_torn = vote.is_late and not has_data
-    code = vote.cast((signals.exit_code or run.stop_code) + TORN * is_torn)
+    code = vote.cast((signals.exit_code or stop_code) + TORN * is_torn)
     if is_torn or code > TORN:
         signals.has_nothing_to_save = True
     if code or is_torn:

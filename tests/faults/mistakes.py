@@ -124,6 +124,7 @@ def bare_python(here: Path) -> tuple[int, str]:
     script = here / "sslrun/bin/sslrun"
     script.parent.mkdir(parents=True)
     script.write_text((ROOT / "bin/sslrun").read_text())
+    (here / "sslrun/engine").symlink_to(ROOT / "engine")
     words = [sys.executable, "-I", "-S", str(script), "mine.toml"]
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout.replace(sys.executable, "/usr/bin/python3")

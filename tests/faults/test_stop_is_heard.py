@@ -160,7 +160,7 @@ def test_a_run_that_does_not_come_back_before_its_first_step_is_ended(tmp_path, 
         )
     codes = dict(re.findall(r"rank (\d): (-?\d+)", str(ended.value).partition("\n")[0]))
     assert codes == {str(rank): "75" for rank in range(ranks)}
-    assert "nothing new to save; start again with: bin/sslrun" in str(ended.value)
+    assert "nothing new to save; start again with: sslrun" in str(ended.value)
     if place != "opening":  # that is before there is a folder
         assert_ended(recipe, "pre-empted", 75, [])
     train(recipe, "--resume", "--set", "max_iters=1", ranks=ranks)
