@@ -75,7 +75,7 @@ def run(config: Config, resume: str | None, command: str | None, restart: bool =
 def dry_run(config: Config) -> str:
     """The text of `--dry-run`: the plan of a run. It writes nothing, and needs neither the data nor the hardware of the
     run."""
-    recipe = build(config)
+    recipe = _build_without_memory(config)
     device = device_of(recipe, 0)
     recipe.data.make_nothing()
     try:
@@ -95,6 +95,15 @@ def dry_run(config: Config) -> str:
     ids = Order(num_samples, recipe.seed).ids(epoch, positions[:4])
     lines = [f"{'advice':<13}{line}" for line in advice(recipe, plan)]
     return "\n".join([config.name, describe(recipe, plan, ids.tolist(), note), *lines])
+
+
+def _build_without_memory(config: Config) -> Recipe:
+    """As `build`, but weights and queues have sizes only; a model that computes with them at once is built as it is."""
+    try:
+        with torch.device("meta"):
+            return build(config)
+    except UsageError:  # a fault of the recipe comes again
+        return build(config)
 
 
 def train_step(

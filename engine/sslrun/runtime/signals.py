@@ -20,17 +20,11 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from sslrun.runtime import early_signals
+from sslrun.runtime.early_signals import CODES, INTERRUPTED, PREEMPTED
 from sslrun.runtime.launcher import Launcher
 
 logger = logging.getLogger(__name__)
 
-PREEMPTED, INTERRUPTED = 75, 130
-CODES = {
-    signal.SIGTERM: PREEMPTED,
-    signal.SIGUSR1: PREEMPTED,
-    signal.SIGHUP: PREEMPTED,
-    signal.SIGINT: INTERRUPTED,
-}
 DEBOUNCE_S = 1.0  # one Ctrl-C may arrive twice: from the terminal and from the launcher that passes it on
 GRACE_S = 2.0  # for leaving in order, before the process is ended
 LAST_WORDS_S = 1.5  # for recording the end: the storage may hang as well
