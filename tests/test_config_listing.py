@@ -28,7 +28,7 @@ def listed(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["method"], "there is no kind of component called 'method'; did you mean methods?"),
+        (["method"], "there is no kind of component and no component called 'method'; did you mean methods?"),
         (["losses", "X"], "there is no kind of component called 'losses'; there are backbones, evaluations, formats, "),
         (["methods", "MoCov2"], "there is no 'MoCov2' among the methods; did you mean MoCo"),
         (["methods", "MoCov2", "--json"], "there is no 'MoCov2' among the methods; did you mean MoCo"),
@@ -39,6 +39,12 @@ def test_a_misspelled_name(capsys, words, message):
     assert main(["list", *words]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {message}") and not captured.out and len(captured.err.splitlines()) == 1
+
+
+def test_the_name_of_a_component_is_found_in_whatever_kind(listed):
+    for kind, name in COMPONENTS:
+        words = [name.lower()] if sum(name == other for _, other in COMPONENTS) == 1 else [kind, name]
+        assert listed(*words).startswith(f"{name}, of the {kind} (")
 
 
 def test_the_kinds(listed):

@@ -18,7 +18,10 @@ def add(verbs: Any) -> None:
         "that a config can name, and their keys; or the recipes that ship.",
     )
     listing.add_argument(
-        "kind", metavar="KIND", nargs="?", help="methods, backbones, ..., or recipes; all kinds if omitted"
+        "kind",
+        metavar="KIND",
+        nargs="?",
+        help="methods, backbones, ..., or recipes; or the NAME of a component of any kind; all kinds if omitted",
     )
     listing.add_argument("name", metavar="NAME", nargs="?", help="one component, with its keys")
     listing.add_argument("--json", action="store_true", help="print JSON")
@@ -87,6 +90,8 @@ def _list(args: argparse.Namespace) -> int:
     from sslrun.config.schema_reader import committed_schema
 
     schema = committed_schema()
+    if args.kind is not None and args.name is None:
+        args.kind, args.name = listing.found(schema, args.kind)
     if args.kind == "recipes":
         print(listing.list_recipes(args.name, width(), args.json))
     elif args.json:

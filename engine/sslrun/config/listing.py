@@ -15,6 +15,26 @@ from sslrun.started import program
 _COLUMN = 30  # at which the types of keys begin
 
 
+def found(schema: Schema, word: str) -> tuple[str, str | None]:
+    """The kind that a word names, or the kind and the name of the component that it names, in capitals or not.
+
+    Raises:
+        UsageError: there is none, or several kinds have such a component.
+    """
+    known = kinds(schema)
+    if word == "recipes" or word in known:
+        return word, None
+    names = [(kind, name) for kind, union in known.items() for name in classes(union)]
+    places = [(kind, name) for kind, name in names if name.lower() == word.lower()]
+    if len(places) > 1:
+        commands = " and ".join(f"`{program()} list {kind} {name}`" for kind, name in places)
+        raise UsageError(f"{word} is the name of several components: {commands} show them")
+    if not places:
+        near = nearest(word, [*known, *(name for _, name in names)]) or f"; there are the kinds {', '.join(known)}"
+        raise UsageError(f"there is no kind of component and no component called {word!r}{near}")
+    return places[0]
+
+
 def list_kinds(schema: Schema, width: int = 100) -> str:
     """Each kind of component with the names of its classes, as text."""
     return _aligned({kind: ", ".join(classes(union)) for kind, union in kinds(schema).items()}, width)
