@@ -43,8 +43,8 @@ def test_a_misspelled_name(capsys, words, message):
 
 def test_the_name_of_a_component_is_found_in_whatever_kind(listed):
     for kind, name in COMPONENTS:
-        words = [name.lower()] if sum(name == other for _, other in COMPONENTS) == 1 else [kind, name]
-        assert listed(*words).startswith(f"{name}, of the {kind} (")
+        words = [name.lower()] if sum(name.lower() == other.lower() for _, other in COMPONENTS) == 1 else [kind, name]
+        assert listed(*words).startswith(f"{name}, of the {kind}")
 
 
 def test_the_kinds(listed):

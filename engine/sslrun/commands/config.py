@@ -21,7 +21,7 @@ def add(verbs: Any) -> None:
         "kind",
         metavar="KIND",
         nargs="?",
-        help="methods, backbones, ..., or recipes; or the NAME of a component of any kind; all kinds if omitted",
+        help="methods, backbones, ..., or recipes, or the NAME of a component; all kinds if omitted",
     )
     listing.add_argument("name", metavar="NAME", nargs="?", help="one component, with its keys")
     listing.add_argument("--json", action="store_true", help="print JSON")
