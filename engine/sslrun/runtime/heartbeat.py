@@ -176,6 +176,7 @@ class Heartbeat:
 
     def leave(self, error: BaseException | None) -> None:
         """Tells the others that this rank leaves, and why. Rank 0, with which the store ends, waits for them."""
+        signals.end_by_verdict()  # waiting for the others may take longer than a stop is given
         is_in_order = error is None or isinstance(error, Stopped)
         stays = self._hosts_store and self._rank == 0
         if is_in_order and stays:
