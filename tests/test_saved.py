@@ -65,7 +65,7 @@ def test_what_is_no_run_is_said_in_a_line(trained, tmp_path):
     alone = shutil.copytree(trained / "checkpoints/step_00000006", tmp_path / "step_00000006")
     for path, words in (
         (tmp_path / "nothing", "nothing does not exist"),
-        (tmp_path, "neither a checkpoint nor a run folder"),
+        (tmp_path.parent, "neither a checkpoint nor a run folder"),
         (alone, "is not in a run folder"),
     ):
         with pytest.raises(UsageError, match=words):
