@@ -1,5 +1,6 @@
 """The ranks meet: each connects to the store of the first, and waits until all have come."""
 
+import itertools
 import os
 import socket
 import sys
@@ -18,6 +19,8 @@ PATIENCE = timedelta(days=1)  # of the store and of collectives: which rank is m
 NOTICE_S = 30.0  # after that, rank 0 says for whom it waits
 START = "start several processes with torchrun, deepspeed or srun"
 _ALL = "all have come"
+_meetings = itertools.count()  # of this process: its store has what was said in the one before
+_stores: list[dist.Store] = []  # kept, so that rank 0's is there for as long as its process
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Meeting:
         raise UsageError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: {START}")
     is_launchers = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's own process has the store
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # several may share a store
+    place = f"sslrun/{attempt}/{next(_meetings)}"
     deadline = time.monotonic() + timeout_s
 
     def connect(is_master: bool = False) -> dist.TCPStore:
@@ -62,7 +66,8 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Meeting:
     except dist.DistNetworkError as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"port {port} of {address} (MASTER_PORT, MASTER_ADDR) cannot be used: {reason}") from error
-    beats = dist.PrefixStore(f"sslrun/{attempt}/beats", store)
+    _stores.append(store)
+    beats = dist.PrefixStore(f"{place}/beats", store)
     beats.set(str(rank), first_beat().encode())
     if beats.add("arrived", 1) == world_size:
         beats.set(VERDICT, "-")
@@ -70,13 +75,13 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Meeting:
     _wait_for_all(beats, rank, world_size, deadline, timeout_s)
     everyone = map(Beat.decode, beats.multi_get([str(other) for other in range(world_size)]))
     heartbeat = Heartbeat(
-        lambda: dist.PrefixStore(f"sslrun/{attempt}/beats", connect()),
+        lambda: dist.PrefixStore(f"{place}/beats", connect()),
         rank,
         [(beat.host, beat.pid) for beat in everyone],
         timeout_s=timeout_s,
         hosts_store=not is_launchers,
     )
-    return Meeting(dist.PrefixStore(f"sslrun/{attempt}/group", store), heartbeat)
+    return Meeting(dist.PrefixStore(f"{place}/group", store), heartbeat)
 
 
 def from_environment(name: str) -> int:
