@@ -1,4 +1,4 @@
-"""A run is told at its start what of its recipe is allowed but rarely meant with its images."""
+"""A run logs at its start which settings are allowed but rarely meant with its images."""
 
 import small_run
 from small_run import call

@@ -101,8 +101,11 @@ def _build_without_memory(config: Config) -> Recipe:
     """As `build`, but weights and queues have sizes only; a model that computes with them at once is built as it is."""
     try:
         with torch.device("meta"):
-            return build(config)
-    except UsageError:  # a fault of the recipe comes again
+            recipe = build(config)
+        largest = max((tensor.nbytes for tensor in recipe.model.state_dict().values()), default=0)
+        torch.empty(largest, dtype=torch.uint8)  # what is never touched takes no memory, unless there cannot be as much
+        return recipe
+    except (UsageError, RuntimeError):  # a fault of the recipe comes again, with its place
         return build(config)
 
 

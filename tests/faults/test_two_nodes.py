@@ -49,7 +49,7 @@ def test_two_nodes_train_one_run(launcher, tmp_path, images):
         if time.monotonic() > deadline:
             break
         time.sleep(0.1)
-    for node in nodes:  # a launcher that is told so ends its rank; the rank would notice the launcher's end
+    for node in nodes:  # a launcher that gets the signal ends its rank; the rank would notice the launcher's end
         node.terminate()
     codes, printed = [node.wait(60) for node in nodes], [output.read_text() for output in outputs]
     assert codes == [0, 0], printed

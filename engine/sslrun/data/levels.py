@@ -23,7 +23,7 @@ _INTEGERS = (255, 4095, 65535)  # 8, 12 and 16 bits
 _FLOATS = (1, *_INTEGERS)
 _SPACE = rb"(?:\s+(?:#[^\n]*\n\s*)*)"
 _PNM = re.compile(rb"P([56])" + _SPACE + rb"(\d+)" + _SPACE + rb"(\d+)" + _SPACE + rb"(\d+)\s")
-_STARTS = (b"\x89P", b"II", b"MM", b"P5", b"P6")  # of PNG, TIFF, PNM: JPEGs are told at once
+_STARTS = (b"\x89P", b"II", b"MM", b"P5", b"P6")  # of PNG, TIFF, PNM: a JPEG begins otherwise
 _graphs = threading.local()
 
 

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 PREEMPTED, INTERRUPTED = 75, 130
-CODES = {
+CODES: "dict[int, int]" = {
     signal.SIGINT: INTERRUPTED,
     signal.SIGTERM: PREEMPTED,
     signal.SIGUSR1: PREEMPTED,

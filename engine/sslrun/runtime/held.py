@@ -1,4 +1,4 @@
-"""Files and folders that stay open, so that another one under the same name is told from them."""
+"""Files and folders that stay open, so that another one under the same name is recognized."""
 
 import os
 from pathlib import Path

@@ -69,7 +69,7 @@ class StopSignals:
         self.is_listening = False
         self._launcher = Launcher()
         self._interrupted_at: float | None = None
-        self._old: dict[signal.Signals, Any] = {}
+        self._old: dict[int, Any] = {}
         self._old_wakeup = -1
 
     def __enter__(self) -> "StopSignals":
@@ -140,7 +140,7 @@ class StopSignals:
                     if not numbers:
                         return
                 for number in numbers:
-                    self.exit_code = self.exit_code or CODES.get(number, 0)  # type: ignore[call-overload]
+                    self.exit_code = self.exit_code or CODES.get(number, 0)
                 if not self.exit_code and self._launcher.is_gone():
                     logger.warning("the launcher of this process has ended: saving and stopping")
                     self.exit_code = PREEMPTED
