@@ -28,7 +28,7 @@ from sslrun.runtime.executor import Executor
 from sslrun.runtime.numerics import set_numerics
 from sslrun.session import _executor, build
 from sslrun.step_metrics import StepMetrics
-from sslrun.train import train_step
+from sslrun.training import train_step
 
 
 @dataclass

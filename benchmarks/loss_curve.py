@@ -31,7 +31,7 @@ from sslrun.config import Config, load
 from sslrun.recipe import Recipe
 from sslrun.runtime.executor import Executor
 from sslrun.session import build
-from sslrun.train import run
+from sslrun.training import run
 
 
 def main() -> None:

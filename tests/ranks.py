@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("engine", "kernels", "tests", "tests/methods", "tests/faults")  # on the path of every rank
 # By ranks (the last of them by DeepSpeed). None starts a thread, prints, or draws a random number.
-IMPORTED = ("sslrun.train", "sslrun.data.graph", "nvidia.dali.fn", "pytest", "torch._inductor.compile_fx")
+IMPORTED = ("sslrun.training", "sslrun.data.graph", "nvidia.dali.fn", "pytest", "torch._inductor.compile_fx")
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

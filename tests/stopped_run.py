@@ -29,7 +29,7 @@ PLACES = {
     "spectrum": ("torch", "Tensor.addmm_"),
     "clustering": ("sslrun.nn.clustering", "_nearest"),
     "step": ("sslrun.runtime.executor", "Executor.forward"),
-    "batches of a step": ("sslrun.train", "_taken"),
+    "batches of a step": ("sslrun.training", "_taken"),
     "batches of features": ("sslrun.evaluation.features", "stoppable"),
 }
 

@@ -352,7 +352,7 @@ def test_an_error_of_graphs_comes_with_advice(tmp_path, images, monkeypatch, mes
 
     monkeypatch.setattr(compilation, "compile_children", lambda *_: None)
     monkeypatch.setattr(sslrun.plan, "why_no_cuda_graphs", lambda *_, **__: None)
-    monkeypatch.setattr("sslrun.train.train_step", fail)
+    monkeypatch.setattr("sslrun.training.train_step", fail)
     options = ["--set=engine.compile=on", "--set=monitor.knn_interval=0"]
     with pytest.raises(RuntimeError, match=message) as raised:
         main([str(small_run.write_recipe(tmp_path, images)), *options])

@@ -105,7 +105,7 @@ def test_warnings_of_collapse_and_guessing():
 def test_a_collapse_ends_a_run_with_collapse_stop_and_a_high_loss_does_not(
     warning, action, code, tmp_path, images, monkeypatch
 ):
-    monkeypatch.setattr(f"sslrun.train.{warning}", lambda *_: "the sentence")
+    monkeypatch.setattr(f"sslrun.training.{warning}", lambda *_: "the sentence")
     recipe = small_run.write_recipe(tmp_path, images, steps=3)
     assert main([str(recipe), "--set", f"monitor.collapse={action}"]) == code
     file = "log.txt" if code == 0 else "state.json"

@@ -66,10 +66,10 @@ def test_the_same_command_continues(capsys, run, monkeypatch):
     """A run that was stopped and continued ends with the same bits as one that was not stopped."""
     whole = shutil.copytree(run, run.parent / "whole")
     assert call(capsys, "eval", "finetune", whole, *FAST)[0] == 0
-    import sslrun.train as train
+    from sslrun import training
 
     stopped = iter([0, 0, 0, 75])
-    monkeypatch.setattr(train.distributed.Vote, "cast", lambda vote, code: next(stopped))
+    monkeypatch.setattr(training.distributed.Vote, "cast", lambda vote, code: next(stopped))
     code, out, err = call(capsys, "eval", "finetune", run, *FAST)
     assert (code, out) == (75, "") and "the same command goes on" in err and not list((run / "eval").glob("*.json"))
     monkeypatch.undo()

@@ -19,7 +19,7 @@ FLOORS = {
     "allowed_imports": 4,
     "recipe": 6, "run_state": 6, "step_metrics": 6.1, "rehearsal": 6.1, "plan": 6.2, "advice": 6.25,
     "initial_weights": 6.2, "session": 6.3,
-    "train": 6.4, "saved": 6.4,
+    "training": 6.4, "saved": 6.4,
     "measure": 7, "preview": 7, "export": 7, "runs": 7, "importer": 7,
     "doctor": 7, "first_recipe": 7,
     "finetune": 8, "report": 8,
@@ -114,7 +114,7 @@ def test_kernels_know_torch_and_triton_only(module):
     ("module", "source"),
     [
         ("sslrun.config.load", "import sslrun.runtime.log"),
-        ("sslrun.config.load", "def f():\n    from sslrun import train"),
+        ("sslrun.config.load", "def f():\n    from sslrun import training"),
         ("sslrun.data.loader", "from sslrun.nn import resnet"),
         ("sslrun.data.loader", "from ..optim.lars import LARS"),
         ("sslrun.nn.resnet", "from sslrun import Method"),

@@ -26,7 +26,7 @@ from sslrun.recipe import Recipe
 from sslrun.runtime import checkpoint
 from sslrun.runtime.executor import LocalExecutor
 from sslrun.session import build
-from sslrun.train import joined, train_step
+from sslrun.training import joined, train_step
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.stem: path for path in [*sorted(ROOT.glob("configs/learn/*.toml")), ROOT / "configs/quickstart.toml"]}

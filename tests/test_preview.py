@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 import documents
 import small_run
 from fidelity_cases import torchvision_blur
-from sslrun import train
+from sslrun import training
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.data import pil_twins
@@ -87,13 +87,13 @@ def tiles(image: Path, originals, views, with_pil=False, line=0) -> list[list[np
 
 @pytest.mark.parametrize("mode", ["exact", "dali"])
 def test_the_tiles_are_what_training_is_handed(capsys, recipe, monkeypatch, mode):
-    handed, step = [], train.train_step
+    handed, step = [], training.train_step
 
     def noted(executor, method, statistics, batches, progress, rates):
         handed.append(batches[0])
         return step(executor, method, statistics, batches, progress, rates)
 
-    monkeypatch.setattr(train, "train_step", noted)
+    monkeypatch.setattr(training, "train_step", noted)
     assert main([str(recipe), "--set", f"data.augment={mode}", "--set", "monitor.knn_interval=0"]) == 0
     assert [len(batch.index) for batch in handed] == [16] * 5  # 64 of 80 images: the fifth is of the second epoch
     shown = {}

@@ -13,7 +13,7 @@ from sslrun.cli import main
 from sslrun.config import Config, load
 from sslrun.nn.vit import SIZES
 from sslrun.runtime import checkpoint
-from sslrun.train import dry_run
+from sslrun.training import dry_run
 
 SHIPPED = sorted((small_run.ROOT / "configs/selfsup").rglob("*.toml"))
 FIRST_OF_EACH = [min(folder.glob("*.toml")) for folder in sorted((small_run.ROOT / "configs/selfsup").iterdir())]

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import small_run
-from sslrun import train
+from sslrun import training
 from sslrun.runtime import signals as module
 from sslrun.runtime.signals import Stopped, StopSignals
 from sslrun.runtime.stopping import stop_if_asked, stoppable
@@ -223,21 +223,21 @@ class Vote:
         (75, False, True, 0, 0, True),
         (75, False, False, 75, 75, True),
         (75, True, True, 0, 0, True),
-        (0, True, False, 75, 75 + train.TORN, False),  # the others have queued the step
-        (75 + train.TORN, True, True, 0, 0, False),  # this rank has
-        (130, True, False, 75, 75 + train.TORN, False),
+        (0, True, False, 75, 75 + training.TORN, False),  # the others have queued the step
+        (75 + training.TORN, True, True, 0, 0, False),  # this rank has
+        (130, True, False, 75, 75 + training.TORN, False),
     ],
 )
 def test_a_step_that_others_have_queued_is_not_saved(result, is_late, has_data, asked, cast, saves):
     vote, signals = Vote(result, is_late), StopSignals()
     signals.exit_code = asked
     with pytest.raises(Stopped) as stopped:
-        train._stop_if_agreed(vote, signals, has_data)
+        training._stop_if_agreed(vote, signals, has_data)
     assert stopped.value.exit_code in (75, 130)
     assert vote.cast_values == [cast] and signals.has_nothing_to_save is not saves
 
 
 def test_a_run_that_nobody_stops_goes_on():
     vote, signals = Vote(0, is_late=True), StopSignals()
-    train._stop_if_agreed(vote, signals, has_data=True)
+    training._stop_if_agreed(vote, signals, has_data=True)
     assert not signals.has_nothing_to_save

@@ -175,7 +175,7 @@ def _train(args: argparse.Namespace) -> int:
     config = load(args.config, overrides)
     for note in config.notes:
         print(f"note: {note}", file=sys.stderr)
-    from sslrun.train import dry_run, run  # torch from here on
+    from sslrun.training import dry_run, run  # torch from here on
 
     if args.dry_run:
         print(dry_run(config))

@@ -17,7 +17,7 @@ from sslrun.runtime import checkpoint, distributed
 from sslrun.runtime.log import start_logging
 from sslrun.runtime.run_files import CHECKPOINTS, LOSS, METRICS, RATE, is_number, rows
 from sslrun.saved import Saved
-from sslrun.train import run
+from sslrun.training import run
 
 MOST_CLASSES = 100_000  # above, labels must use a tenth of the numbers
 CURVE = ("step", "epoch", "wall_s", LOSS, RATE, "test/top1_pct", "test/top5_pct")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sslrun.contract import Batch, Method, Progress
 from sslrun.runtime import distributed
-from sslrun.train import joined
+from sslrun.training import joined
 
 PROGRESS = Progress(step=3, total_steps=10, steps_per_epoch=5, seed=1)
 

@@ -19,7 +19,7 @@ from sslrun.optim.groups import ParamRule
 from sslrun.optim.optimizers import SGD
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import LocalExecutor
-from sslrun.train import train_step
+from sslrun.training import train_step
 
 ROOT = Path(__file__).parents[2]
 DIM, PROTOTYPES = 4, 7

@@ -40,7 +40,7 @@ from sslrun.contract import Progress
 from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import choose_machine, make_plan
-from sslrun.train import train_step
+from sslrun.training import train_step
 
 TRITON_CALL = re.compile(r"^\s+triton_\w+\.run\(", re.MULTILINE)
 LIBRARY_CALL = re.compile(r"(?:extern_kernels\.\w+|torch\.ops\.[\w.]+)\(")

@@ -34,7 +34,7 @@ from sslrun.recipe import EngineConfig, Recipe
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.step_metrics import StepMetrics
-from sslrun.train import train_step
+from sslrun.training import train_step
 
 FIRST_STEP = 100  # not 0: schedules and warm-ups are under way
 NUM_STEPS = 2  # the first makes the optimizer's state and tables; the second is like all that follow

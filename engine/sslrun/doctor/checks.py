@@ -356,7 +356,7 @@ def training() -> Finding:
     from sslrun.config import load
     from sslrun.data import dali
     from sslrun.runtime.run_files import METRICS, rows
-    from sslrun.train import run
+    from sslrun.training import run
 
     with in_new_folder():
         if dali.is_installed():
