@@ -20,7 +20,7 @@ from sslrun.allowed_imports import require_allowed
 from sslrun.config import Config
 from sslrun.config.annotations import describe
 from sslrun.config.files import shorten
-from sslrun.config.paths import absolute, with_absolute_paths
+from sslrun.config.paths import absolute, with_absolute_paths, without_paths
 from sslrun.contract import Batch, Progress
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.classes import matched
@@ -46,7 +46,8 @@ from sslrun.plan import (
 from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
 from sslrun.run_state import RunState
-from sslrun.runtime import checkpoint, compilation, distributed, heartbeat, signals
+from sslrun.runtime import agreement, checkpoint, compilation, distributed, heartbeat, signals
+from sslrun.runtime.agreement import require_agreement
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
@@ -150,7 +151,11 @@ def prepare(
     stack.push(distributed.leave)
     distributed.init(device, recipe.engine.timeout_s)
     start_logging(distributed.rank(), level=recipe.log.level)
+    require_agreement("recipe", _without_data_paths(config.values))
+    require_agreement("installation", agreement.code(recipe.custom_imports))
     source, holdout = recipe.data.open()
+    images = {"digest of the names and sizes": source.identity(), "class names": source.class_names}
+    require_agreement("set of images", images)
     _check_labels(recipe, source)
     recipe.model.prepare(len(source))
     require_storable(recipe.model.state_dict())
@@ -198,6 +203,11 @@ def save(run: Run) -> None:
         run.log.sync()
         run_state.save(run.folder.checkpoints, tensors, state)
         checkpoint.prune(run.folder.checkpoints, run.recipe.checkpoint.max_keep_ckpts)
+
+
+def _without_data_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without the folders of the images, which may differ on each machine."""
+    return values | {"data": without_paths(values, describe(Recipe)).get("data")}
 
 
 def _check_labels(recipe: Recipe, source: Source) -> None:
