@@ -25,7 +25,8 @@ class EngineConfig:
     Attributes:
         device: device to train on; "auto" is CUDA if there is a CUDA device, else the CPU.
         precision: "bf16" computes in bfloat16 autocast with fp32 parameters; "auto" is bf16 on CUDA devices that
-            support it, else fp32.
+            support it, else fp32. "fp64" computes in float64 on the CPU, to compare runs where rounding cannot hide
+            a difference; several processes then average their gradients without DeepSpeed, whatever the zero_stage.
         compile: whether torch.compile compiles the networks; "auto" is on for CUDA. The first start takes minutes
             longer, others less if the folder of compiled code is kept: the environment variable
             TORCHINDUCTOR_CACHE_DIR names it, and the log where it is.
@@ -57,7 +58,7 @@ class EngineConfig:
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     micro_batch: int | Literal["auto"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1

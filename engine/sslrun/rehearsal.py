@@ -69,7 +69,7 @@ def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32
 
     Args:
         recipe: a recipe.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16" or "fp64".
         images: dtype of the views that the loader delivers.
 
     Raises:
@@ -78,7 +78,9 @@ def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32
     group = recipe.data.samples_per_gpu
     logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it also prints the errors that it raises
     shapes_only = FakeTensorMode(allow_non_fake_inputs=True)
-    method = copy.deepcopy(recipe.model, _fakes(recipe.model, shapes_only)).train()
+    is_exact = precision == "fp64"
+    method = copy.deepcopy(recipe.model, _fakes(recipe.model, shapes_only, is_exact)).train()
+    images = torch.float64 if is_exact else images
     with distributed.alone(), shapes_only:
         set_groups(method, group, 1)
         optimizer = recipe.optimizer.create(method.named_parameters())
@@ -116,12 +118,13 @@ def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32
     )
 
 
-def _fakes(model: nn.Module, mode: FakeTensorMode) -> dict[int, Any]:
-    """A memo for `deepcopy`, with a tensor without memory for each parameter and buffer."""
+def _fakes(model: nn.Module, mode: FakeTensorMode, is_exact: bool) -> dict[int, Any]:
+    """A memo for `deepcopy`, with a tensor without memory for each parameter and buffer; in float64 if `is_exact`."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
+        dtype = torch.float64 if is_exact and tensor.is_floating_point() else tensor.dtype
         with mode:
-            fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+            fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=dtype)
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
     return memo

@@ -52,6 +52,7 @@ from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
 from sslrun.runtime.numerics import fix_cublas_workspaces, set_numerics
+from sslrun.runtime.replicated_executor import ReplicatedExecutor
 from sslrun.runtime.run_files import ENVIRONMENT, MESSAGES
 from sslrun.runtime.run_folder import RunFolder, record_loss, set_aside
 from sslrun.runtime.safetensors_file import require_storable
@@ -179,7 +180,7 @@ def prepare(
     monitors = _monitors(recipe, plan, features, holdout, reading)
     executor = _executor(recipe, plan, device)
     statistics = RunningStatistics(recipe.model)  # after the executor has moved the model to its device
-    step_metrics = StepMetrics()
+    step_metrics = StepMetrics(torch.float64 if machine.precision == "fp64" else torch.float32)
     run = Run(recipe, plan, executor, statistics, loader, features, monitors, folder, None, step_metrics, step=0)
     _restore(run, _checkpoint_to_continue(recipe, folder, resume))
     if folder is not None:
@@ -354,6 +355,8 @@ def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
     optimizer = recipe.optimizer.create(recipe.model.named_parameters())
     if plan.world_size == 1:
         return LocalExecutor(recipe.model, optimizer, **options)
+    if plan.machine.precision == "fp64":
+        return ReplicatedExecutor(recipe.model, optimizer, **options)
     from sslrun.runtime.deepspeed_executor import DeepSpeedExecutor
 
     return DeepSpeedExecutor(recipe.model, optimizer, zero_stage=recipe.engine.zero_stage, **options)

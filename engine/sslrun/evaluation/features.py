@@ -145,6 +145,9 @@ def pooled(module: nn.Module, images: Tensor, bf16: bool = False) -> Tensor:
 
     Of a list of outputs the last is used. Feature maps (B, C, H, W) are averaged over positions.
     """
+    weights = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), images)
+    if weights.dtype == torch.float64:
+        images = images.double()
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
         features = module(images)
     features = (features[-1] if isinstance(features, list) else features).float()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sslrun.contract import Backbone
 from sslrun.nn.argument_checks import require_positive
+from sslrun.nn.precision import wide
 
 # width D, blocks, heads; MoCo v3's small one has 12 heads, not 6.
 SIZES = {"tiny": (192, 12, 12), "small": (384, 12, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -179,6 +180,6 @@ def resized_positions(positions: Tensor, grid: int) -> Tensor:
     """
     own = grid_of(positions)
     assert own is not None, tuple(positions.shape)
-    patches = positions[:, 1:].float().unflatten(1, (own, own)).permute(0, 3, 1, 2)
+    patches = wide(positions[:, 1:]).unflatten(1, (own, own)).permute(0, 3, 1, 2)
     patches = F.interpolate(patches, (grid, grid), mode="bicubic", align_corners=False)
-    return torch.cat([positions[:, :1].float(), patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    return torch.cat([wide(positions[:, :1]), patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
