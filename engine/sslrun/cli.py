@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import NoReturn
 
 from sslrun import __version__
-from sslrun.commands import config, data, doctor, evaluation, init, runs, weights
+from sslrun.commands import config, data, doctor, embed, evaluation, init, runs, weights
 from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_allow_imports, add_config, fail
 from sslrun.errors import Diverged, RunFailed, UsageError
 from sslrun.runtime import early_signals
@@ -160,7 +160,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     train.add_argument("--dry-run", action="store_true", help="print the plan without data or GPU")
     train.set_defaults(call=_train)
 
-    for room in (init, config, data, doctor, evaluation, runs, weights):
+    for room in (init, config, data, doctor, evaluation, embed, runs, weights):
         room.add(verbs)
     return parser, verbs.choices
 
