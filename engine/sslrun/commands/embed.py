@@ -1,11 +1,20 @@
-"""The verbs that compare images by their vectors: `embed`."""
+"""The verbs about vectors of images: `embed`, `similar`."""
 
 import argparse
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sslrun.commands.arguments import DONE, add_allow_imports, add_overrides
-from sslrun.errors import printable
+from sslrun.errors import UsageError, printable
+from sslrun.runtime.durable import require_free
+
+if TYPE_CHECKING:
+    import torch
+
+    from sslrun.saved import Saved
+
+MOST_NEIGHBORS = 200
 
 
 def add(verbs: Any) -> None:
@@ -35,6 +44,19 @@ def add(verbs: Any) -> None:
     embed.add_argument("--force", action="store_true", help="replace OUT")
     embed.set_defaults(call=_embed)
 
+    similar = verbs.add_parser(
+        "similar",
+        help="show the images that are nearest to one, by a trained encoder",
+        description="Find the images whose vectors have the largest cosine with that of IMAGE. Print cosines and "
+        "paths, nearest first, and show the images in a PNG file, which is replaced if it exists.",
+    )
+    _add_encoder(similar)
+    similar.add_argument("query", metavar="IMAGE", help="an image file; it is no neighbor of itself")
+    similar.add_argument("images", metavar="IMAGES", help="a folder of images, or a recipe (TOML) that names some")
+    similar.add_argument("-o", dest="path", metavar="PNG", default="similar.png", help="file to write (similar.png)")
+    similar.add_argument("-k", type=int, default=12, metavar="N", help="number of neighbors (12)")
+    similar.set_defaults(call=_similar)
+
 
 def _add_encoder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, a checkpoint in one, or a file of weights")
@@ -44,17 +66,12 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
 
 
 def _embed(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from sslrun.embedding.embed import Settings, embed_to_file
-    from sslrun.plan import device_of
     from sslrun.runtime import distributed
     from sslrun.runtime.signals import Stopped
-    from sslrun.saved import open_saved
 
     settings, path = Settings(args.batch_size, args.l2), Path(args.path)
-    saved = open_saved(Path(args.run), (), args.overrides, args.recipe and Path(args.recipe))
-    device = device_of(saved.recipe, distributed.local_rank())
+    saved, device = _encoder(args)
     try:
         done = embed_to_file(saved, device, args.images, settings, path, args.force)
     except Stopped as stopped:
@@ -65,3 +82,37 @@ def _embed(args: argparse.Namespace) -> int:
         print(f"{done.shape[0]} images, {done.shape[1]} numbers each", file=sys.stderr)
         print(printable(str(path)))
     return DONE
+
+
+def _similar(args: argparse.Namespace) -> int:
+    from sslrun.embedding.similar import draw, similar
+    from sslrun.preview.grid import write
+    from sslrun.runtime import distributed
+    from sslrun.runtime.signals import Stopped
+
+    path = Path(args.path)
+    require_free(path, force=True)
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"{path}: the picture is a PNG file; -o names one that ends with .png")
+    if not 1 <= args.k <= MOST_NEIGHBORS:
+        raise UsageError(f"-k must lie between 1 and {MOST_NEIGHBORS}, not {args.k}")
+    saved, device = _encoder(args)
+    try:
+        found = similar(saved, device, args.query, args.images, args.k)
+    except Stopped as stopped:
+        return stopped.exit_code
+    if distributed.rank() == 0:
+        write(draw(found), path)
+        for neighbor in found.neighbors:
+            print(f"{neighbor.cosine:.4f}  {printable(neighbor.path)}")
+        print(printable(str(path)), file=sys.stderr)
+    return DONE
+
+
+def _encoder(args: argparse.Namespace) -> "tuple[Saved, torch.device]":
+    from sslrun.plan import device_of
+    from sslrun.runtime import distributed
+    from sslrun.saved import open_saved
+
+    saved = open_saved(Path(args.run), (), args.overrides, args.recipe and Path(args.recipe))
+    return saved, device_of(saved.recipe, distributed.local_rank())

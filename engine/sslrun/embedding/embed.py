@@ -7,7 +7,7 @@ the result do not depend on how many ranks there are, nor on interruptions.
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sslrun.data.bad_samples import BadSamples
 from sslrun.embedding import outputs
-from sslrun.embedding.images import Images, images_of
+from sslrun.embedding.images import Images, Subject, images_of
 from sslrun.embedding.pieces import Pieces, cut
 from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation.features import BATCH, FeatureExtractor, evaluating, require_finite, unit_rows
@@ -101,7 +101,7 @@ class Undecodable(BadSamples):
 
 
 @heartbeat.naming_lost_ranks()
-def embed(saved: Saved, device: torch.device, subject: str | Sequence[str], settings: Settings) -> np.ndarray:
+def embed(saved: Saved, device: torch.device, subject: Subject, settings: Settings) -> np.ndarray:
     """(N, D) float32: vectors of images, the same on all ranks, which all call it. A row is NaN where an image cannot
     be decoded.
 
@@ -130,7 +130,7 @@ def embed(saved: Saved, device: torch.device, subject: str | Sequence[str], sett
 def embed_to_file(
     saved: Saved,
     device: torch.device,
-    subject: str | Sequence[str],
+    subject: Subject,
     settings: Settings,
     path: Path,
     force: bool = False,

@@ -30,6 +30,9 @@ class Images:
     paths: Sequence[str]
 
 
+Subject = str | Sequence[str] | Images
+
+
 class Files(FileSource, listed=False):
     """Image files in sorted order below a folder, or in the order of a list.
 
@@ -57,18 +60,20 @@ class Files(FileSource, listed=False):
         return paths
 
 
-def images_of(subject: str | Sequence[str], saved: Saved) -> Images:
+def images_of(subject: Subject, saved: Saved) -> Images:
     """Opens the images that a user names.
 
     Args:
         subject: a folder, all images below which are taken in the order of their sorted paths; a recipe (a TOML file or
-            a name that ships), whose data.source is taken in its own order, held-out images included; or a list of
-            paths, in its order.
+            a name that ships), whose data.source is taken in its own order, held-out images included; a list of paths,
+            in its order; or what this function has returned.
         saved: the encoder. Files are read by the `range` of its own data.source.
 
     Raises:
         UsageError: there are no images; one line.
     """
+    if isinstance(subject, Images):
+        return subject
     if not isinstance(subject, str):
         if len(subject) == 0:
             raise UsageError("there are no images to embed: the list of paths is empty")
