@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, verbs = _parser()
     try:
         words = _normalized(sys.argv[1:] if argv is None else argv, verbs)
-        if words[:1] != ["train"] or "--dry-run" in words:
+        if words[:1] not in (["train"], ["embed"]) or "--dry-run" in words:
             early_signals.leave()
         _check_pairs(words)
         args = parser.parse_args(words)

@@ -145,11 +145,12 @@ def embed_to_file(
         UsageError: `path` exists or cannot be written.
         RunFailed: the disk is full.
     """
-    with _at_work(saved, device):
+    with _at_work(saved, device), contextlib.ExitStack() as stack:
         distributed.from_rank_0(lambda: outputs.check(path, force))
         images = images_of(subject, saved)
         cuts = cut(len(images.source), settings.batch_size)
         pieces = Pieces(path, len(cuts))
+        stack.callback(pieces.close)
         missing = distributed.from_rank_0(lambda: pieces.open(_identity(saved, images, settings)))
         mine = missing[distributed.share(len(missing))]
         rows = _rows(saved, device, images, settings, [batch for number in mine for batch in cuts[number]])

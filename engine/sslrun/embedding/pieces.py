@@ -7,6 +7,7 @@ the size of a batch alone, so that any number of ranks computes the same bytes, 
 import io
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sslrun.errors import RunFailed
+from sslrun.runtime import folder_lock
 from sslrun.runtime.durable import replace_or_fail
 
 logger = logging.getLogger("sslrun")
@@ -39,6 +41,7 @@ class Pieces:
 
     def __init__(self, output: Path, count: int) -> None:
         self.folder, self.count = output.with_name(output.name + ".part"), count
+        self._lock: int | None = None
 
     def open(self, identity: str) -> list[int]:
         """The numbers of the pieces that are to be made.
@@ -48,9 +51,11 @@ class Pieces:
                 a warning.
 
         Raises:
-            RunFailed: the folder cannot be written.
+            UsageError: another process uses the folder, or it cannot be made.
+            RunFailed: the folder cannot be read or written.
         """
         kept = self.folder / IDENTITY
+        self._lock = folder_lock.take(self.folder, "the folder")
         try:
             if kept.is_file() and json.loads(kept.read_bytes()) == identity:
                 missing = [number for number in range(self.count) if self._rows(number) is None]
@@ -59,9 +64,8 @@ class Pieces:
                 return missing
             if kept.exists():
                 logger.warning("%s is of other weights, images or settings: starting over", self.folder)
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-            self.folder.mkdir()
+            for old in self.folder.glob("[!.]*"):
+                old.unlink()
         except (OSError, ValueError) as error:
             raise RunFailed(f"{self.folder} cannot be used: {getattr(error, 'strerror', None) or error}") from error
         replace_or_fail(kept, json.dumps(identity).encode())
@@ -84,6 +88,11 @@ class Pieces:
     def remove(self) -> None:
         """Removes the folder, after the file of vectors is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Lets another process use the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08d}.npy"

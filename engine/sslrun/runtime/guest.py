@@ -6,8 +6,11 @@ restored here, after a run and after an error or Ctrl-C in it.
 
 import contextlib
 import gc
+import io
 import logging
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -25,7 +28,7 @@ def guest() -> Iterator[None]:
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with signals.as_guest(), _torch_restored(), torch.random.fork_rng(devices), _logging_restored():
+        with signals.as_guest(), _torch_restored(), torch.random.fork_rng(devices), _logging_restored(), _with_bars():
             yield
     except Stopped as stopped:
         raise_stop(stopped.exit_code)
@@ -70,3 +73,29 @@ def _logging_restored() -> Iterator[None]:
             handler.close()
         logger.setLevel(level)
         logger.propagate = propagates
+
+
+class _AsTerminal:
+    """A notebook's stderr, which can redraw a line, though it is no terminal."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("a notebook has no columns")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _with_bars() -> Iterator[None]:
+    """Within it, a notebook shows progress bars as a terminal does."""
+    if not type(sys.stderr).__module__.startswith("ipykernel"):
+        yield
+        return
+    with contextlib.redirect_stderr(_AsTerminal(sys.stderr)):
+        yield
