@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 
 import small_run
+import sslrun
 from ranks import run_ranks
 from small_run import call
 from sslrun.cli import main
 from sslrun.embedding import outputs
+from sslrun.embedding.embed import Settings, _identity
 from sslrun.embedding.encoder import Encoder
 from sslrun.embedding.images import images_of
 from sslrun.embedding.pieces import Pieces, cut
@@ -29,8 +31,9 @@ BATCH = ("--batch-size", "16")
 
 @pytest.fixture
 def folder(images: Path, tmp_path: Path) -> str:
-    """80 images in class folders, and one that is broken, in the current folder."""
+    """80 images in class folders, one that is broken, and one beside the folders."""
     copy = shutil.copytree(images, tmp_path / "pictures")
+    shutil.copy(copy / "class_0" / "03.jpg", copy / "zebra.jpg")
     (copy / "class_1" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
     return str(copy)
 
@@ -43,7 +46,11 @@ def test_rows_are_the_vectors_of_the_sorted_paths(capsys, trained, folder, tmp_p
     code, out, err = call(capsys, "embed", trained, folder, "-o", tmp_path / "a.npy")
     assert (code, out) == (0, f"{tmp_path}/a.npy\n"), err
     vectors, paths = embedded(tmp_path / "a.npy")
-    assert paths == sorted(str(path) for path in Path(folder).rglob("*.jpg")) and len(paths) == 81
+    assert (
+        paths == sorted(str(path) for path in Path(folder).rglob("*.jpg"))
+        and len(paths) == 82
+        and paths[-1].endswith("zebra.jpg")
+    )
     assert vectors.dtype == np.float32
     encoder = Encoder(open_saved(trained), torch.device("cpu"))
     for path, vector in zip(paths, vectors, strict=True):
@@ -53,7 +60,7 @@ def test_rows_are_the_vectors_of_the_sorted_paths(capsys, trained, folder, tmp_p
             with torch.no_grad():
                 alone = encoder.module(encoder.transform(path)[None])[0]
             assert np.abs(alone.numpy() - vector).max() < 1e-5 * np.abs(vector).max()
-    assert "1 of 81 images could not be decoded, their rows are NaN: " in err and "broken.jpg" in err
+    assert "1 of 82 images could not be decoded, their rows are NaN: " in err and "broken.jpg" in err
     assert not (tmp_path / "a.npy.part").exists()
 
 
@@ -144,6 +151,21 @@ def test_pieces_of_other_settings_are_not_taken(capsys, trained, folder, tmp_pat
     assert np.array_equal(embedded(tmp_path / "a.npy")[0], vectors, equal_nan=True)
 
 
+def test_whatever_changes_vectors_changes_the_identity(trained, folder):
+    saved, images = open_saved(trained), images_of(folder, open_saved(trained))
+    base = _identity(saved, images, Settings())
+    assert _identity(open_saved(trained), images_of(folder, saved), Settings()) == base
+    others = [Settings(l2=True), Settings(batch_size=64)]
+    found = [_identity(saved, images, settings) for settings in others]
+    found.append(_identity(open_saved(trained / "checkpoints/step_00000004"), images, Settings()))
+    sized = open_saved(trained, overrides=["eval.transforms=[{type='CenterCrop', size=24}]"])
+    found.append(_identity(sized, images, Settings()))
+    found.append(_identity(saved, images_of(images.paths[:-1], saved), Settings()))
+    os.utime(images.paths[0], (1, 1))
+    found.append(_identity(saved, images_of(folder, saved), Settings()))
+    assert len({base, *found}) == 7
+
+
 def test_two_processes_do_not_write_one_file(tmp_path):
     code = "import sys; from pathlib import Path; from sslrun.embedding.pieces import Pieces\n"
     code += "Pieces(Path(sys.argv[1]), 1).open('x'); print('held', flush=True); sys.stdin.read()"
@@ -161,7 +183,7 @@ def test_a_file_is_replaced_only_by_force(capsys, trained, folder, tmp_path):
     assert (code, err) == (2, f"error: {tmp_path}/a.npy exists; --force replaces it\n")
     assert (tmp_path / "a.npy").read_text() == "mine"
     assert call(capsys, "embed", trained, folder, "-o", tmp_path / "a.npy", "--force")[0] == 0
-    assert len(embedded(tmp_path / "a.npy")[0]) == 81
+    assert len(embedded(tmp_path / "a.npy")[0]) == 82
 
 
 def test_a_full_disk_is_one_line(capsys, trained, folder, tmp_path, monkeypatch):
@@ -227,3 +249,13 @@ def test_pieces_depend_on_images_and_batch_alone():
         cuts = cut(num_images, batch_size)
         assert len(cuts) == pieces
         assert np.array_equal(np.concatenate([ids for piece in cuts for ids in piece]), np.arange(num_images))
+
+
+def embedded_in_memory(run: Path, folder: str) -> np.ndarray:
+    return sslrun.load(run).embed(folder, batch_size=16)
+
+
+def test_all_ranks_get_all_rows_in_memory(trained, folder):
+    alone = embedded_in_memory(trained, folder)
+    for found in run_ranks(embedded_in_memory, 2, trained, folder):
+        assert np.array_equal(found, alone, equal_nan=True)
