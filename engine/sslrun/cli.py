@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import NoReturn
 
 from sslrun import __version__
-from sslrun.commands import config, data, doctor, evaluation, init, runs, weights
+from sslrun.commands import config, data, doctor, embed, evaluation, init, runs, weights
 from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_allow_imports, add_config, fail
 from sslrun.errors import Diverged, RunFailed, UsageError
 from sslrun.runtime import early_signals
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, verbs = _parser()
     try:
         words = _normalized(sys.argv[1:] if argv is None else argv, verbs)
-        if words[:1] != ["train"] or "--dry-run" in words:
+        if words[:1] not in (["train"], ["embed"]) or "--dry-run" in words:
             early_signals.leave()
         _check_pairs(words)
         args = parser.parse_args(words)
@@ -160,7 +160,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     train.add_argument("--dry-run", action="store_true", help="print the plan without data or GPU")
     train.set_defaults(call=_train)
 
-    for room in (init, config, data, doctor, evaluation, runs, weights):
+    for room in (init, config, data, doctor, evaluation, embed, runs, weights):
         room.add(verbs)
     return parser, verbs.choices
 

@@ -19,6 +19,7 @@ from sslrun.started import program
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # tables and lists in each other
+IN_CODE = "<table>"  # the name of a recipe that is no file
 MAX_CHAIN = 200  # files that inherit from each other, one after the other
 
 
@@ -43,10 +44,18 @@ class File(NamedTuple):
         """The file as a layer with its place in the merge order."""
         shown = tuple(shorten(path) for path in self.chain)
         lines = functools.partial(key_lines, self.text)
-        return wrap(self.table, Layer(order, shown[-1], str(self.path.parent), shown, lines), ())
+        is_code = self.path.name == IN_CODE
+        return wrap(self.table, Layer(order, shown[-1], str(self.path.parent), shown, lines), None if is_code else ())
 
 
-def line_up(started: Path) -> list[File]:
+def in_code(table: dict[str, Any]) -> File:
+    """A recipe that a program gives as a table, as if it were a file in the current folder."""
+    path = Path(os.path.realpath(IN_CODE))
+    own = {key: value for key, value in table.items() if key != "extends"}
+    return File(path, (path,), "", own, _bases(table.get("extends", []), "", (path,)))
+
+
+def line_up(started: Path | File) -> list[File]:
     """A file and all files that it extends, depth first: bases before the file that names them, each once."""
     done: dict[Path, File] = {}
 
@@ -58,22 +67,28 @@ def line_up(started: Path) -> list[File]:
             raise UsageError(f"extends goes in a circle: {' -> '.join(map(shorten, circle))}")
         if len(above) == MAX_CHAIN:
             raise UsageError(f"{shorten(above[0])}: inherits over more than {MAX_CHAIN} files")
-        file = _read(path, (*above, path))
+        file = started if isinstance(started, File) and not above else _read(path, (*above, path))
         for base in file.bases:
             visit(base, file.chain)
         done[path] = file
 
-    visit(Path(os.path.realpath(recipes.located(started))), ())
+    visit(started.path if isinstance(started, File) else Path(os.path.realpath(recipes.located(started))), ())
     return list(done.values())
 
 
 def recipe_name(started: Path, files: list[File]) -> str:
     """The name of a file's runs: its stem, or, for an alias, the name of its recipe.
 
-    An alias is a file that contains nothing but `extends` to a single file.
+    An alias is a file that contains nothing but `extends` to a single file. A table in code has the name of the one
+    recipe that it extends, else "recipe".
     """
     by_path = {file.path: file for file in files}
     file, name = files[-1], started.stem
+    if started.name == IN_CODE:
+        if len(file.bases) != 1:
+            return "recipe"
+        file = by_path[file.bases[0]]
+        name = file.path.stem
     while not file.table and len(file.bases) == 1:
         file = by_path[file.bases[0]]
         name = file.path.stem

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -158,7 +159,8 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def foreign_hint(path: Path) -> str:
     """How weights of another project are brought into the form that is loaded here."""
-    return f"`sslrun import-weights {path} -o NEW.safetensors` makes weights for load_from of another project's"
+    command = f"sslrun import-weights {shlex.quote(str(path))} -o NEW.safetensors"
+    return f"weights of another project are brought in by `{command}`"
 
 
 def saved_at(path: Path) -> float:

@@ -299,7 +299,9 @@ class _Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            has_size = min(os.get_terminal_size(sys.stderr.fileno())) > 0  # not every pseudo-terminal has
+            has_size = False
+            with contextlib.suppress(OSError):  # a notebook has none
+                has_size = min(os.get_terminal_size(sys.stderr.fileno())) > 0  # nor has every pseudo-terminal
             size = {"dynamic_ncols": True} if has_size else {"ncols": 120, "nrows": 20}
             self._bar = tqdm(
                 total=total_steps,
