@@ -162,10 +162,10 @@ def _property(parameter: Parameter, definitions: dict[str, Schema], prefix: str)
 
 
 def _as_table(value: Any, annotation: Any) -> Any:
-    """A dataclass instance as the table that builds it, without its defaults; anything else as it is."""
+    """A dataclass instance or a component as the table that builds it, without its defaults; anything else as it is."""
     if isinstance(value, Path):
         return str(value)
-    if not dataclasses.is_dataclass(value):
+    if not (dataclasses.is_dataclass(value) or isinstance(value, Component)):
         return value
     cls: Any = type(value)
     given = {name: getattr(value, name) for name, p in parameters(cls).items() if getattr(value, name) != p.default}
