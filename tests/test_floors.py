@@ -27,7 +27,7 @@ FLOORS = {
 }  # fmt: skip
 HOME = {  # the one module that may import a library
     "nvidia": "sslrun.data", "deepspeed": "sslrun.runtime.deepspeed_executor",
-    "matplotlib": "sslrun.report.plots", "sklearn": "sslrun.report.encoder_outputs",
+    "sklearn": "sslrun.report.encoder_outputs",
 }  # fmt: skip
 
 
