@@ -96,9 +96,9 @@ def verdict(feature_std: float | None, rankme: float | None, most_directions: in
             words.append("collapsed")
             reasons.append(f"The embeddings of all images are almost equal (spread {feature_std:.2g}).")
         elif feature_std < EVEN_SPREAD:
-            reasons.append(f"The embeddings are spread, but unevenly ({feature_std:.2f}).")
+            reasons.append(f"The embeddings are spread, but unevenly ({feature_std:.3g}).")
         else:
-            reasons.append(f"The embeddings are spread over their sphere ({feature_std:.2f}).")
+            reasons.append(f"The embeddings are spread over their sphere ({feature_std:.3g}).")
     if rankme is None:
         reasons.append("RankMe was not measured, so the features themselves are not judged.")
     if "collapsed" in words:

@@ -13,6 +13,7 @@ from sslrun.report.reported_run import ReportedRun
 from sslrun.report.tiles import THUMBNAIL, tile
 
 EXAMPLES = 10
+SAME = 4.0  # mean difference, in levels of 255, of two thumbnails of the same images
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Neighbors:
 
     Attributes:
         text: what is shown.
-        names: names of the queries' images, which several runs may have in common.
+        names: names of the queries' images.
+        images: (n, S, S, 3) uint8, the queries' images.
         queries: tile of each query.
         after: a strip of neighbors for each query, by the trained network.
         before: the same by the network before training; None without such a network.
@@ -29,7 +31,8 @@ class Neighbors:
     """
 
     text: str
-    names: tuple[str, ...]
+    names: list[str]
+    images: np.ndarray
     queries: list[Html]
     after: list[Html]
     before: list[Html] | None
@@ -56,7 +59,8 @@ def collect_neighbors(outputs: EncoderOutputs) -> Neighbors:
     )
     return Neighbors(
         text.strip(),
-        tuple(outputs.source.names[int(each)] for each in ids),
+        [outputs.source.names[int(each)] for each in ids],
+        images,
         queries,
         _strips(outputs, places, outputs.neighbors[places], names, outputs.similarity[places]),
         None if outputs.before is None else _strips(outputs, places, outputs.before[places], names, None),
@@ -66,14 +70,25 @@ def collect_neighbors(outputs: EncoderOutputs) -> Neighbors:
 
 def render_neighbors(parts: Sequence[tuple[ReportedRun, Neighbors | Html]]) -> list[Child]:
     """A row for each query: the neighbors of all runs that have the same queries stand in it beside each other."""
-    alike: dict[tuple[str, ...], list[tuple[ReportedRun, Neighbors]]] = {}
+    groups: list[list[tuple[ReportedRun, Neighbors]]] = []
     reasons = []
     for run, part in parts:
         if isinstance(part, Html):
             reasons.append(element("div", heading([run], len(parts)), part))
+            continue
+        group = next((each for each in groups if _have_same_queries(each[0][1], part)), None)
+        if group is None:
+            groups.append([(run, part)])
         else:
-            alike.setdefault(part.names, []).append((run, part))
-    return [[_table(group, len(parts)) for group in alike.values()], reasons]
+            group.append((run, part))
+    return [[_table(group, len(parts)) for group in groups], reasons]
+
+
+def _have_same_queries(one: Neighbors, other: Neighbors) -> bool:
+    """Whether names and pixels are the same, up to the rounding of the two modes of decoding."""
+    if one.names != other.names:
+        return False
+    return bool(np.abs(one.images.astype(float) - other.images.astype(float)).mean() < SAME)
 
 
 def _table(group: Sequence[tuple[ReportedRun, Neighbors]], total: int) -> list[Child]:
