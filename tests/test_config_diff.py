@@ -89,6 +89,19 @@ class TestValues:
         assert diff(neck + " }", "|", neck + ", norm_cfg = { type = 'SyncBN' } }") == []
         assert diff("|", "model.backbone.norm_cfg.momentum=0.5")[0] == "model.backbone.norm_cfg.momentum"
 
+    def test_defaults_that_depend_on_another_key_are_no_difference(self):
+        def vit(keys: str) -> str:
+            return f"model.backbone={{ _delete_ = true, type = 'VisionTransformer'{keys} }}"
+
+        assert diff(vit(""), "|", vit(", arch = 'small', embed_dim = 384, depth = 12")) == []
+        assert diff(vit(", arch = 'base'"), "|", vit(", arch = 'base', embed_dim = 768")) == []
+        assert [line for line in diff(vit(""), "|", vit(", arch = 'base'")) if line[0] not in "+-"] == [
+            "model.backbone.arch", "model.backbone.embed_dim",
+        ]  # fmt: skip
+        shapes = "data.source={ _delete_ = true, type = 'Shapes', split = 'test'"
+        assert diff(shapes + " }", "|", shapes + ", num_images = 1000 }") == []
+        assert len(diff(shapes + " }", "|", shapes + ", num_images = 5000 }")) == 3
+
     def test_defaults_of_two_classes_are_compared(self):
         """Neither recipe sets weight_decay: 0 for SGD, 0.01 for AdamW. Only AdamW has betas, only SGD nesterov."""
         sgd, adamw = (f"optimizer={{ _delete_ = true, type = '{name}', lr = 1 }}" for name in ("SGD", "AdamW"))

@@ -3,9 +3,10 @@
 The comparison is of what a run would do, not of the files: a key that is not set counts with the code's default, on
 either side and at any depth, 1 equals 1.0, a path equals the same path from another folder, and `vars` count only
 through the values that refer to them. Between two classes, a key that only one of them has counts if its value is not
-the default. (Defaults that the code computes from other keys, such as the width of a transformer's `arch`, are not
-known here: such a key counts as not set.) Lists of tables (views, transforms, rules) are aligned first, so that an
-inserted element does not make all elements after it look changed.
+the default. (Not known here are defaults of a user's own classes, which are not imported, and those that take a whole
+component from elsewhere in the recipe, such as `monitor.transforms`: such a key counts as not set.) Lists of tables
+(views, transforms, rules) are aligned first, so that an inserted element does not make all elements after it look
+changed.
 """
 
 import json
@@ -19,7 +20,7 @@ from sslrun.config.explain import DEFAULT
 from sslrun.config.load import Config
 from sslrun.config.node import Layer, Node, plain, same, show, wrap
 from sslrun.config.paths import absolute, is_path
-from sslrun.config.schema_reader import Schema, Setting, committed_schema, parts
+from sslrun.config.schema_reader import DEFAULT_OF, Schema, Setting, committed_schema, parts
 
 _CODE = Layer(0, DEFAULT, "", ())
 _RED, _GREEN, _BOLD, _END = "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[0m"
@@ -112,12 +113,24 @@ def _is_default(definitions: Schema, side: Setting) -> bool:
 
 def _parts(definitions: Schema, side: Setting) -> dict[str | int, Setting]:
     """The parts of a table or list; a key that is not set has the code's default."""
-    return {
-        part: below._replace(node=wrap(below.schema["default"], _CODE))
-        if below.node is None and "default" in below.schema
-        else below
-        for part, below in parts(definitions, side).items()
-    }
+    known = parts(definitions, side)
+    for part, below in known.items():
+        schema = {**below.schema, **_computed_default(below.schema, known)}
+        if below.node is None and "default" in schema:
+            known[part] = below._replace(node=wrap(schema["default"], _CODE), schema=schema)
+        else:
+            known[part] = below._replace(schema=schema)
+    return known
+
+
+def _computed_default(schema: Schema, siblings: dict[str | int, Setting]) -> Schema:
+    """The default that depends on another key (a transformer's width on its `arch`), as part of a schema."""
+    for key, values in schema.get(DEFAULT_OF, {}).items():
+        other = siblings[key]
+        value = other.schema.get("default") if other.node is None else other.node.value
+        if isinstance(value, str) and value in values:
+            return {"default": values[value]}
+    return {}
 
 
 def _compare_elements(definitions: Schema, old: list[Setting], new: list[Setting]) -> Iterator[Difference]:
