@@ -5,12 +5,13 @@ embeddings, and a patch projection that keeps its random initial weights, which 
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslrun.config.annotations import DefaultOf
 from sslrun.contract import Backbone
 from sslrun.nn.argument_checks import require_positive
 from sslrun.nn.precision import wide
@@ -98,9 +99,9 @@ class VisionTransformer(Backbone):
         img_size: int = 224,
         patch_size: int = 16,
         in_channels: int = 3,
-        embed_dim: int | None = None,
-        depth: int | None = None,
-        num_heads: int | None = None,
+        embed_dim: Annotated[int | None, DefaultOf("arch", {name: size[0] for name, size in SIZES.items()})] = None,
+        depth: Annotated[int | None, DefaultOf("arch", {name: size[1] for name, size in SIZES.items()})] = None,
+        num_heads: Annotated[int | None, DefaultOf("arch", {name: size[2] for name, size in SIZES.items()})] = None,
         mlp_ratio: float = 4.0,
         frozen_patch_embed: bool = True,
     ) -> None:
