@@ -35,6 +35,25 @@ def add_allow_imports(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Adds `--devices`; the command line starts the ranks before the verb is called."""
+    parser.add_argument(
+        "--devices",
+        metavar="N",
+        type=_devices,
+        help='start N processes here, each on a GPU of its own, or on the CPU where there is none; "auto": one for '
+        "each GPU",
+    )
+
+
+def _devices(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected auto or a number from 1, not {text!r}")
+    return int(text)
+
+
 def width() -> int:
     """Number of columns for output: the terminal's, 60 to 120; 100 without a terminal."""
     return min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from sslrun.commands.arguments import DONE, add_allow_imports, add_overrides
+from sslrun.commands.arguments import DONE, add_allow_imports, add_devices, add_overrides
 from sslrun.errors import UsageError
 
 
@@ -30,6 +30,7 @@ def add(verbs: Any) -> None:
     )
     add_overrides(evaluation, "set one value, such as eval.knn.temperature=0.1; may be repeated")
     add_allow_imports(evaluation)
+    add_devices(evaluation)
     evaluation.add_argument("--recipe", metavar="TOML", help="the recipe that a file of weights was trained by")
     evaluation.add_argument("-o", dest="directory", metavar="DIR", help="where the result goes")
     evaluation.set_defaults(call=_eval)

@@ -8,12 +8,12 @@ from PIL import Image
 
 from sslrun.allowed_imports import require_allowed
 from sslrun.config import load
+from sslrun.number_format import counted, percent
 from sslrun.preview import as_text, describe, load_samples
 from sslrun.preview.description import describe_sample, sample_in_words
 from sslrun.report import plots
 from sslrun.report.encoder_outputs import ANY_DEVICE, EncoderOutputs, attention, examples, maps, pixels
 from sslrun.report.html import Child, Html, element, scrollable
-from sslrun.report.number_format import counted, percent
 from sslrun.report.reported_run import ReportedRun
 from sslrun.runtime.run_files import CONFIG
 

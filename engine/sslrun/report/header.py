@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Sequence
 
+from sslrun.number_format import duration, number, percent
 from sslrun.report.html import Child, Html, element, joined, table
-from sslrun.report.number_format import duration, number, percent
 from sslrun.report.reported_run import ReportedRun
 from sslrun.runtime.run_files import KNN, LOSS, SPEED
 

@@ -7,9 +7,9 @@ from typing import Any
 from sslrun.config.diff import differences
 from sslrun.config.dump import inline
 from sslrun.config.node import Node, plain, show
+from sslrun.number_format import counted, number
 from sslrun.report.header import state
 from sslrun.report.html import Child, Html, element, table
-from sslrun.report.number_format import counted, number
 from sslrun.report.reported_run import ReportedRun
 from sslrun.runtime.run_files import CONFIG, ENVIRONMENT, is_number
 

@@ -1,8 +1,12 @@
-"""Numbers as text for a reader."""
+"""Numbers as text for a reader: the one way to round, in the terminal and on the pages. Files have every digit."""
+
+import math
 
 
 def number(value: float) -> str:
     """Up to four digits with thousands separators; scientific notation for very small and very large values."""
+    if not math.isfinite(value):
+        return str(value)
     if value == 0 or 1e-3 <= abs(value) < 1e7:
         digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
         text = f"{value:,.{digits}f}"
@@ -12,7 +16,13 @@ def number(value: float) -> str:
 
 
 def percent(value: float) -> str:
+    """With one decimal and its sign."""
     return f"{value:.1f} %"
+
+
+def measured(name: str, value: float) -> str:
+    """A metric by its name, without its unit: one decimal for per cent (`..._pct`), else as `number`."""
+    return f"{value:.1f}" if name.endswith("_pct") else number(value)
 
 
 def duration(seconds: float) -> str:
