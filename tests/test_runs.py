@@ -227,8 +227,9 @@ def test_the_best_value_is_shown_with_its_epoch(capsys, three):
     assert b["best"]["train/loss"] == {"value": 1.25, "epoch": 1.0, "step": 5} and c["best"] == {}
     assert main(words) == 0
     header, first, second, _ = capsys.readouterr().out.splitlines()
-    assert header.endswith("best knn/top1_pct  best train/loss")
-    assert first.endswith("55.5, epoch 2    1.25, epoch 1") and second.endswith("71.2, epoch 1     1.5, epoch 2")
+    assert header.endswith(f"{'best knn/top1_pct':>19}  {'best train/loss':>18}")
+    assert first.endswith("55.5 after 2 epochs  1.25 after 1 epoch")
+    assert second.endswith(" 71.2 after 1 epoch  1.5 after 2 epochs")
 
 
 def test_csv_has_every_digit(capsys, three):

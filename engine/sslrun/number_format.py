@@ -40,3 +40,11 @@ def duration(seconds: float) -> str:
 def counted(count: int, name: str) -> str:
     """A count with its noun, such as "1 image" and "1,200 images"."""
     return f"{count:,} {name if count == 1 else name + 's'}"
+
+
+def after(epoch: float) -> str:
+    """When something was measured, by the epochs that were done: "before training", "after 1 epoch", "after 2.5
+    epochs"."""
+    if epoch == 0:
+        return "before training"
+    return f"after {number(epoch)} epoch{'s' * (epoch != 1)}"

@@ -17,7 +17,7 @@ from typing import Any
 
 from sslrun.errors import UsageError, printable
 from sslrun.glossary import better
-from sslrun.number_format import measured, number
+from sslrun.number_format import after, measured, number
 from sslrun.runtime.run_files import (
     CHECKPOINTS,
     CONFIG,
@@ -312,10 +312,10 @@ def _text(metric: str, value: float | None) -> str:
 
 
 def _best_text(metric: str, best: Best | None) -> str:
-    """Such as "71.3, epoch 8"."""
+    """Such as "71.3 after 8 epochs"."""
     if best is None:
         return ""
-    return measured(metric, best.value) + ("" if best.epoch is None else f", epoch {number(best.epoch)}")
+    return measured(metric, best.value) + ("" if best.epoch is None else f" {after(best.epoch)}")
 
 
 def _ago(seconds: float) -> str:

@@ -5,13 +5,15 @@ import shutil
 import sys
 
 from sslrun.errors import printable
+from sslrun.runtime.open_bars import close_bars
 
 DONE, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 FINDINGS = DIFFERENT = 1  # `config lint` has findings, `config diff` differences
 
 
 def fail(error: object, code: int) -> int:
-    """Prints an error as one line and returns the exit code."""
+    """Prints an error as one line, below the progress bars, and returns the exit code."""
+    close_bars()
     print(f"error: {printable(str(error))}", file=sys.stderr)
     return code
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from sslrun.commands.arguments import DONE, add_allow_imports, add_devices, add_overrides
 from sslrun.errors import UsageError
+from sslrun.number_format import measured
 
 
 def add(verbs: Any) -> None:
@@ -73,6 +74,6 @@ def _eval(args: argparse.Namespace) -> int:
     if distributed.rank() == 0:
         for name, value in results.items():
             if isinstance(value, int | float):
-                print(f"{name}  {value:.4g}")
+                print(f"{name}  {measured(name, value)}")
         print(path if code == DONE else f"stopped and saved in {path}; the same command goes on", file=sys.stderr)
     return code
