@@ -9,10 +9,10 @@ import sys
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from itertools import takewhile
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from sslrun import __version__
-from sslrun.commands import config, data, doctor, evaluation, init, runs, weights
+from sslrun.commands import completion, config, data, doctor, evaluation, init, runs, weights
 from sslrun.commands.arguments import (
     DIVERGED,
     DONE,
@@ -24,6 +24,7 @@ from sslrun.commands.arguments import (
     add_devices,
     fail,
 )
+from sslrun.commands.spelling import nearest_choice, require_known_options
 from sslrun.errors import Diverged, RunFailed, UsageError
 from sslrun.runtime import early_signals, starter
 from sslrun.started import limit_spinning, program
@@ -52,11 +53,16 @@ def start() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     parser, verbs = _parser()
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        words = _normalized(sys.argv[1:] if argv is None else argv, verbs)
+        if tuple(argv[:2]) == completion.ASK:
+            completion.answer(parser, argv[2:])
+            return DONE
+        words = _normalized(argv, verbs)
         if words[:1] != ["train"] or "--dry-run" in words:
             early_signals.leave()
         _check_pairs(words)
+        require_known_options(parser, words)
         args = parser.parse_args(words)
         starts = ("--resume=", "--restart")
         args.command = f"{program()} {shlex.join(word for word in words if not word.startswith(starts))}"
@@ -145,10 +151,13 @@ def _is_pair(word: str) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints an error in the command as one line, like all other errors.
+    """Prints an error in the command as one line, like all other errors. A part of an option's name is no option.
 
     An `epilog` may be a function: what it reads is read only if the help of its verb is printed.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def format_help(self) -> str:
         epilog: object = self.epilog
@@ -157,7 +166,7 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        self.exit(fail(f"{message}; see {self.prog} --help", USAGE))
+        self.exit(fail(nearest_choice(message) or f"{message}; see {self.prog} --help", USAGE))
 
 
 def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
@@ -189,7 +198,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     train.add_argument("--dry-run", action="store_true", help="print the plan without data or GPU")
     train.set_defaults(call=_train)
 
-    for room in (init, config, data, doctor, evaluation, runs, weights):
+    for room in (init, config, data, doctor, evaluation, runs, weights, completion):
         room.add(verbs)
     return parser, verbs.choices
 
