@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import small_run
 from ranks import LAUNCHER
 from sslrun.cli import main
-from sslrun.runtime.starter import is_rank
+from sslrun.errors import UsageError
+from sslrun.runtime import distributed
+from sslrun.runtime.starter import is_rank, number_of_ranks
 
 # A starter whose program is the script RANK; LOST_S is shorter.
 STARTER = """
@@ -223,6 +226,23 @@ def test_what_cannot_be_is_one_line(capsys, monkeypatch, words, settings, line):
         code = left.code
     error = capsys.readouterr().err
     assert code == 2 and line in error and len(error.splitlines()) == 1
+
+
+def test_more_ranks_than_gpus_are_one_line_on_every_rank(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(
+        UsageError, match="2 ranks are started on this machine, but torch sees 1 GPU: each needs its own"
+    ):
+        distributed.init(torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [("0", 1), ("1", 1), ("8", 8)])
+def test_auto_is_the_number_of_gpus(monkeypatch, gpus, expected):
+    counted = subprocess.CompletedProcess([], 0, stdout=f"{gpus}\n")
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: counted)
+    assert number_of_ranks("auto") == expected
 
 
 def test_an_inherited_mark_does_not_make_a_rank(monkeypatch):

@@ -134,6 +134,7 @@ EVALUATIONS = (
         "finetune/top1_pct", "%", "higher", "Test images that encoder and classifier, trained together, have right."
     ),
     Metric("finetune/top5_pct", "%", "higher", "The same, among the five highest; with more than five classes."),
+    Metric("num_samples", "images", None, "`eval spectrum`: the number of images."),
     Metric(
         "spectrum/alignment",
         "",

@@ -4,11 +4,12 @@ import math
 
 
 def number(value: float) -> str:
-    """Up to four digits with thousands separators; scientific notation for very small and very large values."""
+    """Four significant digits at most, or the whole part with thousands separators; scientific notation for very small
+    and very large values."""
     if not math.isfinite(value):
         return str(value)
     if value == 0 or 1e-3 <= abs(value) < 1e7:
-        digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
+        digits = 3 if value == 0 else max(0, 3 - math.floor(math.log10(abs(value))))
         text = f"{value:,.{digits}f}"
         return text.rstrip("0").rstrip(".") if "." in text else text
     mantissa, exponent = f"{value:.2e}".split("e")
