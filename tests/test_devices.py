@@ -232,9 +232,7 @@ def test_more_ranks_than_gpus_are_one_line_on_every_rank(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(
-        UsageError, match="2 ranks are started on this machine, but torch sees 1 GPU: each needs its own"
-    ):
+    with pytest.raises(UsageError, match="2 ranks are started on this machine, but torch sees 1 GPU: "):
         distributed.init(torch.device("cuda", 0))
 
 
