@@ -20,6 +20,7 @@ from ranks import LAUNCHER
 from sslrun.cli import main
 from sslrun.errors import UsageError
 from sslrun.runtime import distributed
+from sslrun.runtime.launcher import Launcher
 from sslrun.runtime.starter import is_rank, number_of_ranks
 
 # A starter whose program is the script RANK; LOST_S is shorter.
@@ -248,6 +249,13 @@ def test_an_inherited_mark_does_not_make_a_rank(monkeypatch):
     assert not is_rank()
     monkeypatch.setenv("SSLRUN_STARTER", str(os.getppid()))
     assert is_rank()
+
+
+def test_a_rank_takes_its_starter_for_a_launcher(monkeypatch):
+    monkeypatch.delenv("SSLRUN_STARTER", raising=False)
+    assert Launcher()._parents == {}
+    monkeypatch.setenv("SSLRUN_STARTER", str(os.getppid()))
+    assert Launcher()._parents == {os.getpid(): os.getppid()}
 
 
 def command(*words: object) -> list[str]:

@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(error, FAILED)
     except Diverged as error:
         return fail(error, DIVERGED)
-    except KeyboardInterrupt:
-        return fail("interrupted", INTERRUPTED)
+    except KeyboardInterrupt:  # so has this one
+        return fail("interrupted", INTERRUPTED) if os.environ.get("LOCAL_RANK", "0") == "0" else INTERRUPTED
     except BrokenPipeError:  # `sslrun config print ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
