@@ -34,6 +34,7 @@ test-nightly: install
 
 schema: install
 	PYTHONPATH=engine:kernels $(BIN)/python -m sslrun.config.schema
+	PYTHONPATH=engine:kernels $(BIN)/python -m sslrun.glossary
 
 kernel-table: install
 	PYTHONPATH=kernels:tests/kernels $(BIN)/python -m test_ahead_of_time

@@ -12,7 +12,7 @@ import pytest
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.config.dump import dump
-from sslrun.config.schema import EDITOR_PATH
+from sslrun.config.editor import EDITOR_PATH
 from sslrun.config.schema_reader import SCHEMA_PATH, committed_schema
 from sslrun.errors import UsageError
 
@@ -208,8 +208,9 @@ def test_values_that_are_marked_do_not_load(tmp_path):
         assert flagged(f"{key} = {value}")
 
 
-def test_the_command_prints_both_schemas(capsys):
+def test_the_command_prints_the_schema_and_the_path_of_the_editors(capsys, tmp_path, monkeypatch):
     assert main(["config", "schema"]) == 0
     assert capsys.readouterr().out == SCHEMA_PATH.read_text() and committed_schema()["$ref"] == "#/$defs/Recipe"
+    monkeypatch.chdir(tmp_path)
     assert main(["config", "schema", "--editor"]) == 0
-    assert capsys.readouterr().out == EDITOR_PATH.read_text()
+    assert capsys.readouterr().out == f"{ROOT / 'configs/editor.schema.json'}\n"

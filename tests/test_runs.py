@@ -1,6 +1,8 @@
 """`sslrun runs`: it lists what run folders hold, tells dead runs from running ones, and skips nothing for damage."""
 
 import contextlib
+import csv
+import io
 import json
 import math
 import os
@@ -57,6 +59,7 @@ def test_the_values_of_a_finished_run(capsys, trained):
     last = [row for row in rows if "train/loss" in row][-1]
     assert (run["loss"], run["images_per_s"]) == (last["train/loss"], last["speed/images_per_s"])
     assert run["best_knn_top1_pct"] == max(row["knn/top1_pct"] for row in rows if "knn/top1_pct" in row)
+    assert run["tags"] == [] and run["best"] == {}
     alone = listed(capsys, trained)["."]
     assert {**alone, "age_s": run["age_s"]} == run and alone["age_s"] >= run["age_s"]
 
@@ -179,6 +182,79 @@ def test_the_best_evaluations_are_listed(capsys, tmp_path):
     assert listed(capsys, tmp_path)["run"]["evaluations"] == {"linear/top1_pct": 71.25}
 
 
+@pytest.fixture
+def three(tmp_path) -> Path:
+    """A folder of three runs: a has the best k-NN early, b the best loss, c has neither yet."""
+    rows = {
+        "a": [(0, None, 50.0), (5, 2.0, 71.23456789), (10, 1.5, 60.0)],
+        "b": [(5, 1.25, None), (10, None, 55.5)],
+        "c": [],
+    }
+    for name, values in rows.items():
+        recipe = {**RECIPE, "log": {"tags": ["paper", name]}}
+        with RunFolder(tmp_path / name, recipe, resume=None) as folder:
+            for step, loss, accuracy in values:
+                row = {"step": step, "epoch": step / 5, "train/loss": loss, "knn/top1_pct": accuracy}
+                write_rows(folder.path, {key: value for key, value in row.items() if value is not None})
+            folder.record_state("done", 0)
+    (tmp_path / "b/eval").mkdir()
+    result = {"epoch": 2.0, "step": 10, "results": {"linear/top1_pct": 80.123456789, "grid": []}}
+    (tmp_path / "b/eval/linear.json").write_text(json.dumps(result))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("metric", "order"),
+    [
+        ("knn/top1_pct", "abc"),  # higher is better
+        ("train/loss", "bac"),  # lower is better
+        ("loss", "bac"),  # the last one
+        ("linear/top1_pct", "bac"),  # of an evaluation
+        ("run", "abc"),
+        ("k-NN", "abc"),
+    ],
+)
+def test_the_best_run_is_first_and_one_without_the_metric_last(capsys, three, metric, order):
+    assert main(["runs", str(three), "--sort", metric, "--json"]) == 0
+    assert [Path(one["path"]).name for one in json.loads(capsys.readouterr().out)] == list(order)
+
+
+def test_the_best_value_is_shown_with_its_epoch(capsys, three):
+    words = ["runs", str(three), "--best", "knn/top1_pct", "--sort", "train/loss"]
+    assert main([*words, "--json"]) == 0
+    b, a, c = json.loads(capsys.readouterr().out)
+    assert a["best"]["knn/top1_pct"] == {"value": 71.23456789, "epoch": 1.0, "step": 5}
+    assert b["best"]["train/loss"] == {"value": 1.25, "epoch": 1.0, "step": 5} and c["best"] == {}
+    assert main(words) == 0
+    header, first, second, _ = capsys.readouterr().out.splitlines()
+    assert header.endswith(f"{'best knn/top1_pct':>19}  {'best train/loss':>18}")
+    assert first.endswith("55.5 after 2 epochs  1.25 after 1 epoch")
+    assert second.endswith(" 71.2 after 1 epoch  1.5 after 2 epochs")
+
+
+def test_csv_has_every_digit(capsys, three):
+    assert main(["runs", str(three), "--csv", "--best", "knn/top1_pct", "--best", "linear/top1_pct"]) == 0
+    a, b, c = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (a["best knn/top1_pct"], a["best knn/top1_pct: epoch"]) == ("71.23456789", "1.0")
+    assert (b["best linear/top1_pct"], b["best linear/top1_pct: epoch"]) == ("80.123456789", "2.0")
+    assert (b["tags"], b["exit_code"], b["loss"]) == ("paper;b", "0", "1.25")
+    assert c["loss"] == c["best knn/top1_pct"] == "" and c["path"] == str(three / "c")
+
+
+def test_tags_select_runs(capsys, three):
+    for words, names in ([["paper"], "abc"], [["b"], "b"], [["paper", "c"], "c"], [["a", "b"], ""]):
+        assert main(["runs", str(three), "--json", *(part for word in words for part in ("--tag", word))]) == 0
+        assert [Path(one["path"]).name for one in json.loads(capsys.readouterr().out)] == list(names)
+    assert main(["runs", str(three), "--tag", "papers"]) == 0
+    assert "no runs below" in (error := capsys.readouterr().err) and "with papers in log.tags" in error
+
+
+def test_a_metric_that_no_run_has_gets_the_nearest_name(capsys, three):
+    for option in ("--sort", "--best"):
+        assert main(["runs", str(three), option, "knn/top1"]) == 2
+        assert capsys.readouterr().err == "error: no run has a metric knn/top1: did you mean knn/top1_pct?\n"
+
+
 GARBAGE = [
     b"",
     b"\0" * 1000,
@@ -289,7 +365,7 @@ def test_the_table_fits_the_width(capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it
     header, first, *_ = whole = table(capsys, tmp_path)
     assert header.split() == ["run", "state", "epoch", "loss", "k-NN", "%", "images/s", "last", "row"]
-    assert first.split() == f"{name} failed (1) 5.0 / 10 1.2500 66.7 125 2 h".split()
+    assert first.split() == f"{name} failed (1) 5 / 10 1.25 66.7 125 2 h".split()
     for columns in (200, 100, 80, 60, 40, 20, 5):
         monkeypatch.setenv("COLUMNS", str(columns))
         lines = table(capsys, tmp_path)

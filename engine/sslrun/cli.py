@@ -9,13 +9,24 @@ import sys
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from itertools import takewhile
-from typing import NoReturn
+from typing import Any, Literal, NoReturn
 
 from sslrun import __version__
-from sslrun.commands import config, data, doctor, embed, evaluation, init, runs, weights
-from sslrun.commands.arguments import DIVERGED, DONE, FAILED, INTERRUPTED, USAGE, add_allow_imports, add_config, fail
+from sslrun.commands import completion, config, data, doctor, embed, evaluation, init, runs, weights
+from sslrun.commands.arguments import (
+    DIVERGED,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    USAGE,
+    add_allow_imports,
+    add_config,
+    add_devices,
+    fail,
+)
+from sslrun.commands.spelling import nearest_choice, require_known_options
 from sslrun.errors import Diverged, RunFailed, UsageError
-from sslrun.runtime import early_signals
+from sslrun.runtime import early_signals, starter
 from sslrun.started import limit_spinning, program
 
 
@@ -42,19 +53,21 @@ def start() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     parser, verbs = _parser()
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        words = _normalized(sys.argv[1:] if argv is None else argv, verbs)
+        if tuple(argv[:2]) == completion.ASK:
+            completion.answer(parser, argv[2:])
+            return DONE
+        words = _normalized(argv, verbs)
         if words[:1] not in (["train"], ["embed"]) or "--dry-run" in words:
             early_signals.leave()
         _check_pairs(words)
+        require_known_options(parser, words)
         args = parser.parse_args(words)
         starts = ("--resume=", "--restart")
         args.command = f"{program()} {shlex.join(word for word in words if not word.startswith(starts))}"
-        if modules := getattr(args, "allow_imports", ()):
-            from sslrun.allowed_imports import import_allowed
-
-            import_allowed(modules)
-        code: int = args.call(args)
+        ranks = _ranks_to_start(args)
+        code = _call(args) if ranks == 1 else starter.run_ranks(words, ranks, 1 if _is_plan(args) else None)
         sys.stdout.flush()  # so that a pipe that was closed is noticed here
         return code
     except UsageError as error:  # every rank has it: one per machine prints it
@@ -63,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(error, FAILED)
     except Diverged as error:
         return fail(error, DIVERGED)
-    except KeyboardInterrupt:
-        return fail("interrupted", INTERRUPTED)
+    except KeyboardInterrupt:  # so has this one
+        return fail("interrupted", INTERRUPTED) if os.environ.get("LOCAL_RANK", "0") == "0" else INTERRUPTED
     except BrokenPipeError:  # `sslrun config print ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -73,6 +86,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         is_name = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
         return fail(f"{error.filename}: {error.strerror}", USAGE if is_name else FAILED)
+
+
+def _call(args: argparse.Namespace) -> int:
+    """Does the work of a verb in this process; returns the exit code."""
+    if modules := getattr(args, "allow_imports", ()):
+        from sslrun.allowed_imports import import_allowed
+
+        import_allowed(modules)
+    code: int = args.call(args)
+    return code
+
+
+def _ranks_to_start(args: argparse.Namespace) -> int:
+    """The number of ranks that `--devices` asks for; 1 if this process is to do the work, alone or as a rank."""
+    devices: int | Literal["auto"] | None = getattr(args, "devices", None)
+    return 1 if devices is None or starter.is_rank() else starter.number_of_ranks(devices)
+
+
+def _is_plan(args: argparse.Namespace) -> bool:
+    """Whether a single rank can answer for all of them."""
+    return getattr(args, "dry_run", False)
 
 
 def _normalized(argv: Sequence[str], verbs: Collection[str]) -> list[str]:
@@ -117,10 +151,13 @@ def _is_pair(word: str) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints an error in the command as one line, like all other errors.
+    """Prints an error in the command as one line, like all other errors. A part of an option's name is no option.
 
     An `epilog` may be a function: what it reads is read only if the help of its verb is printed.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def format_help(self) -> str:
         epilog: object = self.epilog
@@ -129,7 +166,7 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        self.exit(fail(f"{message}; see {self.prog} --help", USAGE))
+        self.exit(fail(nearest_choice(message) or f"{message}; see {self.prog} --help", USAGE))
 
 
 def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
@@ -137,9 +174,9 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     parser = _Parser(
         prog="sslrun",
         description="Pre-train image encoders without labels, from TOML recipes.",
-        epilog="`sslrun CONFIG` is short for `sslrun train CONFIG`. For several processes use "
-        "`torchrun --nproc_per_node N -m sslrun CONFIG` or `deepspeed --hostfile hosts --module sslrun CONFIG`; in a "
-        "checkout, `bin/sslrun` in place of these.",
+        epilog="`sslrun CONFIG` is short for `sslrun train CONFIG`. `--devices N` starts several processes on this "
+        "machine; on several machines use `torchrun ... -m sslrun CONFIG`, `deepspeed --hostfile hosts --module sslrun "
+        "CONFIG` or `srun sslrun CONFIG`.",
     )
     parser.add_argument("--version", action="version", version=f"sslrun {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -147,6 +184,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     train = verbs.add_parser("train", help="train an encoder", description="Train an encoder as a recipe says.")
     add_config(train)
     add_allow_imports(train)
+    add_devices(train)
     train.add_argument("--work-dir", metavar="DIR", help="folder for run folders (default: the recipe's work_dir)")
     start = train.add_mutually_exclusive_group()
     start.add_argument(
@@ -160,7 +198,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     train.add_argument("--dry-run", action="store_true", help="print the plan without data or GPU")
     train.set_defaults(call=_train)
 
-    for room in (init, config, data, doctor, evaluation, embed, runs, weights):
+    for room in (init, config, data, doctor, evaluation, embed, runs, weights, completion):
         room.add(verbs)
     return parser, verbs.choices
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sslrun.config.merge import nearest
 from sslrun.data.classes import matched, num_left_out
 from sslrun.data.sources import Source
 from sslrun.data.transforms import Transform
@@ -37,9 +38,8 @@ def evaluation_of(saved: Saved, kind: str) -> Evaluation:
     """The evaluation that `sslrun eval KIND` runs. Raises UsageError if the recipe has none of this name."""
     known = saved.recipe.eval.evaluations()
     if kind not in known:
-        raise UsageError(
-            f"there is no evaluation called {kind!r}; {saved.name} has {', '.join(known)}; [eval.extra.{kind}] adds one"
-        )
+        near = nearest(kind, list(known)) or f"; {saved.name} has {', '.join(known)}; [eval.extra.{kind}] adds one"
+        raise UsageError(f"there is no evaluation called {kind!r}{near}")
     return known[kind]
 
 

@@ -26,10 +26,21 @@ def program() -> str:
 
 def lasting_program() -> str:
     """The program as a script can start it from any folder, with another PATH."""
+    script = _script()
+    return f"{shlex.quote(sys.executable)} -m sslrun" if script is None else shlex.quote(script)
+
+
+def words_of_program() -> list[str]:
+    """The program as a process of its own, by the same interpreter."""
+    script = _script()
+    return [sys.executable, *(["-m", "sslrun"] if script is None else [script])]
+
+
+def _script() -> str | None:
+    """The script `sslrun` that was started; None if it was `python -m sslrun`, or a test."""
     started = sys.argv[0]
-    if os.path.basename(started) == "sslrun" and os.path.isfile(started):
-        return shlex.quote(os.path.abspath(started))
-    return f"{shlex.quote(sys.executable)} -m sslrun"
+    is_script = os.path.basename(started) == "sslrun" and os.path.isfile(started)
+    return os.path.abspath(started) if is_script else None
 
 
 def limit_spinning() -> None:

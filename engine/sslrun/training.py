@@ -23,6 +23,7 @@ from sslrun.data.order import Balanced, Order
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.collapse import collapse_warning, guessing_warning
 from sslrun.nn.norm import RunningStatistics
+from sslrun.number_format import after, percent
 from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
 from sslrun.randomness import Phase
@@ -327,9 +328,10 @@ def _print_advice(folder: Path, config: Config, command: str, code: int) -> None
         print(f"stopped and saved in {folder}; continue with: {command} --resume")
         return
     print(f"done: {folder} ({METRICS}, {MESSAGES}, {CHECKPOINTS}/)")
-    accuracies = [row[KNN] for _, row in rows(folder / METRICS) if is_number(row.get(KNN))]
-    if len(accuracies) > 1:
-        print(f"k-NN on held-out images: {accuracies[0]:.1f} % before training, {accuracies[-1]:.1f} % after")
+    measured = [row for _, row in rows(folder / METRICS) if is_number(row.get(KNN)) and is_number(row.get("epoch"))]
+    if len(measured) > 1:
+        first, last = (f"{percent(row[KNN])} {after(row['epoch'])}" for row in (measured[0], measured[-1]))
+        print(f"k-NN on held-out images: {first}, {last}")
     imports = "".join(f" --allow-imports {module}" for module in config.values.get("custom_imports", ()))
     print(f"look at it:         {program()} report {shlex.quote(str(folder))}{imports}")
     length = "epochs" if config.values.get("max_iters") is None else "max_iters"

@@ -22,14 +22,18 @@ RANKS = 2
 RANK = """
 import os, runpy, sys
 from pathlib import Path
-folder, script, rank = Path({folder!r}), {script!r}, os.environ["RANK"]
+folder, script, rank = Path({folder!r}), {script!r}, os.environ.get("RANK", "starter")
 (folder / f"pid.{{rank}}").write_text(str(os.getpid()))
 def leaving(code, leave=os._exit):
     (folder / f"code.{{rank}}").write_text(str(code))
     leave(code)
 os._exit = leaving
-sys.argv[0] = script
 try:
+    if rank == "starter":  # it starts this file again, which has the name of the program
+        sys.path.insert(0, str(Path(script).parents[1] / "engine"))
+        from sslrun.cli import start
+        start()
+    sys.argv[0] = script
     runpy.run_path(script, run_name="__main__")
 except Exception:  # Python ends with 1
     (folder / f"code.{{rank}}").write_text("1")
@@ -42,7 +46,7 @@ class Case:
     """One signal to one process.
 
     Attributes:
-        launcher: "none", "nohup", "torchrun" or "deepspeed".
+        launcher: "none", "nohup", "devices" (`--devices 2`), "torchrun" or "deepspeed".
         signal: name without SIG.
         to: "process" or "launcher" (what the user started), "child launcher" (of deepspeed, on each node), "group" (the
             process group of what the user started, as Ctrl-C in a terminal), "rank" (rank 1).
@@ -61,6 +65,7 @@ def _cases() -> list[Case]:
     cases = [Case("none", name, "process") for name in ("TERM", "USR1", "HUP", "INT", "KILL")]
     cases += [Case("nohup", name, "process") for name in ("HUP", "TERM")]
     for launcher, targets in (
+        ("devices", ("launcher", "group", "rank")),
         ("torchrun", ("launcher", "group", "rank")),
         ("deepspeed", ("launcher", "child launcher", "group", "rank")),
     ):
@@ -113,8 +118,10 @@ def _command(launcher: str, folder: Path, recipe: Path) -> list[str]:
     script = str(small_run.ROOT / "bin/sslrun")
     if launcher in ("none", "nohup"):
         return [*(["nohup"] if launcher == "nohup" else []), sys.executable, script, str(recipe)]
-    rank = folder / "rank.py"
+    rank = folder / "sslrun"
     rank.write_text(RANK.format(folder=str(folder), script=script))
+    if launcher == "devices":
+        return [sys.executable, str(rank), str(recipe), "--devices", str(RANKS)]
     port = str(small_run.free_port())
     start = {
         "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(RANKS)],

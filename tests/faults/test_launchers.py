@@ -8,7 +8,13 @@ import tables
 from launchers import CASES, observe
 
 ROWS, KEY, PAGE = "launchers", "case", "cluster.md"
-STARTED = {"none": "`bin/sslrun`", "nohup": "`nohup bin/sslrun`", "torchrun": "`torchrun`", "deepspeed": "`deepspeed`"}
+STARTED = {
+    "none": "`bin/sslrun`",
+    "nohup": "`nohup bin/sslrun`",
+    "devices": "`bin/sslrun --devices`",
+    "torchrun": "`torchrun`",
+    "deepspeed": "`deepspeed`",
+}
 
 
 @pytest.mark.nightly

@@ -5,13 +5,15 @@ import shutil
 import sys
 
 from sslrun.errors import printable
+from sslrun.runtime.open_bars import close_bars
 
 DONE, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 FINDINGS = DIFFERENT = 1  # `config lint` has findings, `config diff` differences
 
 
 def fail(error: object, code: int) -> int:
-    """Prints an error as one line and returns the exit code."""
+    """Prints an error as one line, below the progress bars, and returns the exit code."""
+    close_bars()
     print(f"error: {printable(str(error))}", file=sys.stderr)
     return code
 
@@ -33,6 +35,25 @@ def add_allow_imports(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="import a Python module that custom_imports of a run's recipe names; its code runs; may be repeated",
     )
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Adds `--devices`; the command line starts the ranks before the verb is called."""
+    parser.add_argument(
+        "--devices",
+        metavar="N",
+        type=_devices,
+        help='start N processes here, each on a GPU of its own, or on the CPU where there is none; "auto": one for '
+        "each GPU",
+    )
+
+
+def _devices(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected auto or a number from 1, not {text!r}")
+    return int(text)
 
 
 def width() -> int:

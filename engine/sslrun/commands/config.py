@@ -67,9 +67,16 @@ def add(verbs: Any) -> None:
     diff.add_argument("config", metavar="B", nargs="?", help="another one; if omitted, A with --set applied")
     add_overrides(diff, "set one value of B, like a line of TOML merged last; may be repeated")
     diff.set_defaults(call=_config_diff)
-    schema = config_verbs.add_parser("schema", help="print the JSON Schema of recipes")
+    schema = config_verbs.add_parser(
+        "schema",
+        help="print the JSON Schema of recipes",
+        description="Print the JSON Schema of whole recipes. With --editor, print the path of the schema for single "
+        "files: a recipe whose first line is `#:schema PATH` is completed and checked by editors.",
+    )
     schema.add_argument(
-        "--editor", action="store_true", help="schema for single files, for the #:schema line of editors"
+        "--editor",
+        action="store_true",
+        help="print the path of the schema for single files, for the #:schema line that editors read",
     )
     schema.set_defaults(call=_config_schema)
     lint = config_verbs.add_parser(
@@ -185,9 +192,8 @@ def _config_diff(args: argparse.Namespace) -> int:
 
 
 def _config_schema(args: argparse.Namespace) -> int:
-    from sslrun.config.editor import editor_schema
+    from sslrun.config.editor import EDITOR_PATH
     from sslrun.config.schema_reader import as_text, committed_schema
 
-    schema = committed_schema()
-    print(as_text(editor_schema(schema) if args.editor else schema), end="")
+    print(EDITOR_PATH if args.editor else as_text(committed_schema()).rstrip("\n"))
     return DONE

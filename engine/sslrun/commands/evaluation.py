@@ -4,8 +4,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from sslrun.commands.arguments import DONE, add_allow_imports, add_overrides
+from sslrun.commands.arguments import DONE, add_allow_imports, add_devices, add_overrides
 from sslrun.errors import UsageError
+from sslrun.number_format import measured
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,7 @@ def add(verbs: Any) -> None:
     )
     add_overrides(evaluation, "set one value, such as eval.knn.temperature=0.1; may be repeated")
     add_allow_imports(evaluation)
+    add_devices(evaluation)
     evaluation.add_argument("--recipe", metavar="TOML", help="the recipe that a file of weights was trained by")
     evaluation.add_argument("-o", dest="directory", metavar="DIR", help="where the result goes")
     evaluation.set_defaults(call=_eval)
@@ -62,7 +64,7 @@ def _eval(args: argparse.Namespace) -> int:
     if distributed.rank() == 0:
         for name, value in results.items():
             if isinstance(value, int | float):
-                print(f"{name}  {value:.4g}")
+                print(f"{name}  {measured(name, value)}")
         print(path if code == DONE else f"stopped and saved in {path}; the same command goes on", file=sys.stderr)
     return code
 

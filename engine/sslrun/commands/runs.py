@@ -37,11 +37,22 @@ def add(verbs: Any) -> None:
         help="list all runs and their state",
         description="List the run folders below a folder: state, epoch, last loss, best k-NN accuracy, speed, and the "
         "time since the last row of metrics.jsonl. A run whose process ended without recording a state, for example "
-        "because it was killed, has died.",
+        "because it was killed, has died. METRIC is a name in metrics.jsonl or in a result of `sslrun eval`, such as "
+        "knn/top1_pct or linear/top1_pct; docs/metrics.md lists them, and says which way is good.",
     )
     runs.add_argument("root", metavar="DIR", nargs="?", default="work_dirs", help="the folder to search (work_dirs)")
+    runs.add_argument(
+        "--sort", metavar="METRIC", help="the best first, by a metric or by a column: run, epoch, loss, ..."
+    )
+    runs.add_argument(
+        "--best", metavar="METRIC", action="append", default=[], help="show the best value and its epoch; repeatable"
+    )
+    runs.add_argument(
+        "--tag", metavar="NAME", action="append", default=[], help="only runs with this word in log.tags; repeatable"
+    )
     shown = runs.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print JSON")
+    shown.add_argument("--csv", action="store_true", help="print comma-separated values, with every digit")
     shown.add_argument(
         "--wait", action="store_true", help="wait until the run in the folder DIR ends, and exit with its exit code"
     )
@@ -65,7 +76,7 @@ def _runs(args: argparse.Namespace) -> int:
     import shutil
     from pathlib import Path
 
-    from sslrun.runs import as_json, as_table, find_runs  # no torch
+    from sslrun.runs import as_csv, as_json, as_table, find_runs, in_order, metrics_of, require_metrics  # no torch
 
     if not os.path.isdir(args.root):
         state = "is not a folder" if os.path.exists(args.root) else "does not exist"
@@ -73,13 +84,21 @@ def _runs(args: argparse.Namespace) -> int:
     root = Path(args.root)
     if args.wait:
         return _wait(root)
-    runs = list(find_runs(root))
+    metrics = metrics_of(args.sort, args.best)
+    runs = [run for run in find_runs(root, metrics) if set(args.tag) <= set(run.tags)]
+    require_metrics(runs, metrics)
+    if args.sort is not None:
+        runs = in_order(runs, args.sort)
     if args.json:
         print(as_json(runs))
+    elif args.csv:
+        print(as_csv(runs, metrics), end="")
     elif runs:
-        print(as_table(runs, root, shutil.get_terminal_size((10_000, 24)).columns))  # unlimited without a terminal
-    else:
-        print(f"no runs below {root}", file=sys.stderr)
+        columns = shutil.get_terminal_size((10_000, 24)).columns  # unlimited without a terminal
+        print(as_table(runs, root, columns, metrics))
+    if not runs and not args.json:
+        tagged = f" with {' and '.join(args.tag)} in log.tags" if args.tag else ""
+        print(f"no runs below {root}{tagged}", file=sys.stderr)
     return DONE
 
 

@@ -9,7 +9,11 @@ Errors should point at the wrong key, so alternatives are distinguished by `if`:
 nothing matched. But editors take completions from `anyOf`, so a union has one beside its `if`, which accepts anything.
 """
 
+from sslrun.config.recipes import FOLDER
 from sslrun.config.schema_reader import Schema, classes, follow, keys
+
+EDITOR_PATH = (FOLDER / "editor.schema.json").resolve()
+"""The schema for editors, wherever sslrun is installed."""
 
 _INDEX = "^(0|[1-9][0-9]*)$"
 _REFERENCE: Schema = {"$ref": "#/$defs/reference"}

@@ -16,7 +16,7 @@ _COLUMN = 30  # at which the types of keys begin
 
 
 def found(schema: Schema, word: str) -> tuple[str, str | None]:
-    """The kind that a word names, or the kind and the name of the component that it names, in capitals or not.
+    """The kind that a word names, or the kind and the name of the component (in capitals or not) or recipe.
 
     Raises:
         UsageError: there is none, or several kinds have such a component.
@@ -29,8 +29,12 @@ def found(schema: Schema, word: str) -> tuple[str, str | None]:
     if len(places) > 1:
         commands = " and ".join(f"`{program()} list {kind} {name}`" for kind, name in places)
         raise UsageError(f"{word} is the name of several components: {commands} show them")
+    shipped = list(recipes.names())
+    if not places and word.removeprefix(recipes.PREFIX) in shipped:
+        return "recipes", word
     if not places:
-        near = nearest(word, [*known, *(name for _, name in names)]) or f"; there are the kinds {', '.join(known)}"
+        near = nearest(word, ["recipes", *known, *(name for _, name in names), *shipped])
+        near = near or f"; there are the kinds {', '.join(known)}, recipes"
         raise UsageError(f"there is no kind of component and no component called {word!r}{near}")
     return places[0]
 

@@ -19,8 +19,8 @@ from signatures and docstrings; edit those, not this file. In a terminal, `sslru
 The default of a key stands beside it. A key without a default is optional unless marked *required*.
 
 Editors with taplo (Even Better TOML in VS Code) complete and check a recipe by the `#:schema` line at its top, which
-points to `configs/editor.schema.json`. For recipes outside this repository, write that schema to a file:
-`sslrun config schema --editor > sslrun.schema.json`, and begin the recipe with `#:schema ./sslrun.schema.json`.
+points to `configs/editor.schema.json`. A recipe elsewhere begins with `#:schema PATH`, with the path that
+`sslrun config schema --editor` prints: that of the installed schema.
 """
 _OF_FILES = """\
 Two keys belong to files and never reach a run: `extends` at the top level, the file or files that this one inherits

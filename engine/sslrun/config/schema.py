@@ -12,13 +12,12 @@ from pathlib import Path
 
 from sslrun.config.annotations import describe
 from sslrun.config.component import Component
-from sslrun.config.editor import editor_schema
+from sslrun.config.editor import EDITOR_PATH, editor_schema
 from sslrun.config.reference import reference
 from sslrun.config.schema_reader import SCHEMA_PATH, Schema, as_text
 
 RECIPE = "sslrun.recipe:Recipe"  # on an upper floor: named here, imported only when this module runs
 ROOT = Path(__file__).parents[3]
-EDITOR_PATH = ROOT / "configs/editor.schema.json"
 REFERENCE_PATH = ROOT / "docs/reference.md"
 
 

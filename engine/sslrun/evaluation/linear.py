@@ -31,6 +31,7 @@ from sslrun.evaluation.features import BATCH, evaluating, pooled
 from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
 from sslrun.evaluation.linear_heads import Heads, Scores, Setting
 from sslrun.evaluation.partial_result import PartialResult
+from sslrun.number_format import number, percent
 from sslrun.optim import Optimizer, Schedule
 from sslrun.optim.optimizers import LARS, SGD
 from sslrun.optim.policies import CosineAnnealing
@@ -241,11 +242,11 @@ class _Training:
         best = _best(validated, len(self.validation_ids))
         chosen = grid[best]
         logger.info(
-            "linear: of %d settings, lr %g with weight decay %g is chosen: %.4g %% of the validation images",
+            "linear: of %d settings, lr %g with weight decay %g is chosen: %s of the validation images",
             len(grid),
             chosen["lr"],
             chosen["weight_decay"],
-            chosen["validation_top1_pct"],
+            percent(chosen["validation_top1_pct"]),
         )
         return best
 
@@ -285,7 +286,7 @@ class _Training:
                 if place + 1 == steps and time.monotonic() - reported_s > REPORT_S:
                     reported_s = time.monotonic()
                     least = last_epoch.nan_to_num(nan=math.inf).min().item() / steps
-                    logger.info("linear: epoch %d of %d, loss %.4f", epoch + 1, config.epochs, least)
+                    logger.info("linear: epoch %d of %d, loss %s", epoch + 1, config.epochs, number(least))
                 if partial_result is not None and step + 1 < total:  # the rest takes little time after the last step
                     code = vote.cast(signals.exit_code)
                     partial_result.save(state, step + 1, now=code > 0)

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from sslrun.config.merge import nearest
 from sslrun.errors import RunFailed, UsageError
 from sslrun.export import huggingface, onnx_file, tensor_files  # noqa: F401 (the formats that ship)
 from sslrun.export.encoder import Encoder
@@ -16,9 +17,8 @@ def format_called(word: str) -> ExportFormat:
     """The format of this name (of the class, in lower case). UsageError: there is none."""
     known = {name.lower(): cls for name, cls in sorted(ExportFormat.registry.items())}
     if word.lower() not in known:
-        raise UsageError(
-            f"there is no export format called {word!r}; there are {', '.join(known)}; custom_imports adds your own"
-        )
+        near = nearest(word, list(known)) or f"; there are {', '.join(known)}; custom_imports adds your own"
+        raise UsageError(f"there is no export format called {word!r}{near}")
     format: ExportFormat = known[word.lower()]()
     return format
 

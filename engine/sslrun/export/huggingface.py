@@ -12,6 +12,7 @@ from sslrun.export.export_format import ExportFormat
 from sslrun.export.tensor_files import KEY, read_safetensors
 from sslrun.export.tensor_names import from_transformers, to_transformers
 from sslrun.export.verify import NotTheSame, difference, require_names, require_same
+from sslrun.number_format import number
 from sslrun.runtime.durable import write_file
 from sslrun.runtime.safetensors_file import write_tensors
 
@@ -57,7 +58,7 @@ class HuggingFace(ExportFormat):
 def _card(name: str, encoder: Encoder, architecture: str) -> str:
     """README.md of the folder."""
     about = encoder.about
-    length = "" if about["step"] is None else f", {about['step']} steps ({about['epoch']:.4g} epochs)"
+    length = "" if about["step"] is None else f", {about['step']} steps ({number(about['epoch'])} epochs)"
     if architecture == "ViTModel":
         arguments = ", add_pooling_layer=False"
         feature = "last_hidden_state[:, 0]"

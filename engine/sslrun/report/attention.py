@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image
 
+from sslrun.number_format import counted
 from sslrun.report.encoder_outputs import EncoderOutputs, attention, examples
 from sslrun.report.html import Child, Html, element
-from sslrun.report.number_format import counted
 from sslrun.report.tiles import THUMBNAIL, fitted, tile
 
 ATTENDED = 4  # images

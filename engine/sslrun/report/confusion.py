@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from sslrun.number_format import counted, percent
 from sslrun.report.encoder_outputs import EncoderOutputs
 from sslrun.report.html import Child, element, scrollable
 from sslrun.report.neighbors import shown_classes
-from sslrun.report.number_format import counted, percent
 
 
 def confusion(outputs: EncoderOutputs) -> list[Child]:

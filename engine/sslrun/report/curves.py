@@ -7,7 +7,6 @@ import numpy as np
 
 from sslrun.report import plots
 from sslrun.report.html import Child, Html, element
-from sslrun.report.number_format import number, percent
 from sslrun.report.reported_run import ReportedRun
 from sslrun.runtime.run_files import KNN, LOSS, METRICS, RATE, SPEED, WAIT, is_number
 

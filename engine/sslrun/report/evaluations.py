@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sslrun.number_format import counted, duration, number
 from sslrun.report.curves import singular_values
 from sslrun.report.html import Child, Html, element, table
-from sslrun.report.number_format import counted, duration, number
 from sslrun.report.recipe import plain_text
 from sslrun.report.reported_run import ReportedRun
 from sslrun.runtime.run_files import is_number

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from sslrun.number_format import counted, percent
 from sslrun.report import plots
 from sslrun.report.encoder_outputs import EncoderOutputs, clusters, maps, pixels
 from sslrun.report.html import Child, Html, element
-from sslrun.report.number_format import counted, percent
 from sslrun.report.tiles import data_uri, tile
 
 FEWEST = 10  # images of a map

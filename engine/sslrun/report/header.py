@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from sslrun.evaluation.collapse import THRESHOLDS, Verdict, verdict
+from sslrun.number_format import duration, number, percent
 from sslrun.report.html import Child, Html, element, joined
-from sslrun.report.number_format import duration, number, percent
 from sslrun.report.reported_run import PROBE, RANKME, SPREAD, ReportedRun
 from sslrun.report.results import result_table
 from sslrun.report.words import breakable, encoder, epochs, letter, method, prefix, speed, state

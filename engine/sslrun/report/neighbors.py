@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sslrun.number_format import counted
 from sslrun.report.columns import heading
 from sslrun.report.encoder_outputs import EncoderOutputs, examples, pixels
 from sslrun.report.html import Child, Html, element, joined
-from sslrun.report.number_format import counted
 from sslrun.report.reported_run import ReportedRun
 from sslrun.report.tiles import THUMBNAIL, tile
 

@@ -10,7 +10,6 @@ from sslrun.config.explain import DEFAULT
 from sslrun.config.node import Node, plain, show
 from sslrun.config.schema_reader import Setting
 from sslrun.report.html import Child, Html, element, table
-from sslrun.report.number_format import counted, number
 from sslrun.report.reported_run import ReportedRun
 from sslrun.report.words import letter, prefix, state
 from sslrun.runtime.run_files import CONFIG, ENVIRONMENT, is_number

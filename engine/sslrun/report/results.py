@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from sslrun.number_format import duration, number
 from sslrun.report.html import Child, element, scrollable
-from sslrun.report.number_format import duration, number
 from sslrun.report.reported_run import PROBE, ReportedRun
 from sslrun.report.words import breakable, count_of_parameters, epochs, letter, method, speed, state
 from sslrun.runtime.run_files import KNN, LOSS, is_number

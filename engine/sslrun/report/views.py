@@ -2,11 +2,11 @@
 
 from sslrun.allowed_imports import require_allowed
 from sslrun.config import load
+from sslrun.number_format import counted
 from sslrun.preview import as_text, describe, load_samples
 from sslrun.preview.description import describe_sample, sample_in_words
 from sslrun.report.encoder_outputs import ANY_DEVICE
 from sslrun.report.html import Child, element
-from sslrun.report.number_format import counted
 from sslrun.report.reported_run import ReportedRun
 from sslrun.report.tiles import small, tile
 from sslrun.runtime.run_files import CONFIG

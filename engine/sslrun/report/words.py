@@ -2,8 +2,8 @@
 
 import statistics
 
+from sslrun.number_format import number
 from sslrun.report.html import Html, element, joined
-from sslrun.report.number_format import number
 from sslrun.report.plots import RUN_COLORS
 from sslrun.report.reported_run import ReportedRun
 from sslrun.runtime.run_files import SPEED

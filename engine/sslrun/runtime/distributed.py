@@ -86,9 +86,17 @@ def init(device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
     Args:
         device: device of this rank.
         timeout_s: how long to wait for the others to start, and later for a rank that makes no progress.
+
+    Raises:
+        UsageError: there are fewer GPUs than ranks here, or the launcher has not said where the ranks meet.
     """
     if world_size() == 1:
         return
+    if device.type == "cuda" and ranks_on_node() > (gpus := torch.cuda.device_count()):
+        raise UsageError(
+            f"{ranks_on_node()} ranks are started on this machine, but torch sees {gpus} GPU{'s' * (gpus != 1)}: each "
+            'needs its own (or set engine.device = "cpu")'
+        )
     if _is_slurm_step():
         _export_slurm()
     meeting = meet(rank(), world_size(), timeout_s)

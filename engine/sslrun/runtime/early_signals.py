@@ -19,16 +19,20 @@ CODES: "dict[int, int]" = {
     signal.SIGUSR1: PREEMPTED,
     signal.SIGHUP: PREEMPTED,
 }
+HELD = (*CODES, signal.SIGTSTP, signal.SIGCHLD)
+"""The signals that a rank of `starter.py` begins without, so that none ends it before it can answer."""
 
 _old: "dict[int, Any]" = {}  # the handlers before `enter`, by signal
 
 
 def enter() -> None:
-    """Answer signals from here on. Those that are ignored (`nohup`) or that have a handler already are left alone."""
+    """Answer signals from here on, and those that were held up. Those that are ignored (`nohup`) or that have a handler
+    already are left alone."""
     for number in CODES:
         handler = signal.getsignal(number)
         if handler in (signal.SIG_DFL, signal.default_int_handler):
             _old[number] = signal.signal(number, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
 
 
 def leave() -> None:

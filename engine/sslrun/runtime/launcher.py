@@ -11,6 +11,7 @@ from pathlib import Path
 
 _LAUNCHERS = (b"torchrun", b"torch.distributed", b"torch/distributed", b"deepspeed")
 _INTERVAL_S = 1.0
+STARTER = "SSLRUN_STARTER"  # the environment variable with the process id of our own launcher (`starter.py`)
 
 
 class Launcher:
@@ -43,7 +44,10 @@ def _parent(process: int) -> int | None:
 
 
 def _is_launcher(process: int) -> bool:
-    """Whether a process is Python running a launcher's script or module; a shell whose script starts one is not."""
+    """Whether a process is our starter, or Python running a launcher's script or module; a shell whose script starts
+    one is not."""
+    if str(process) == os.environ.get(STARTER):
+        return True
     try:
         words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
     except OSError:

@@ -21,8 +21,10 @@ from typing import Any, TextIO, TypeVar
 import torch
 
 from sslrun.errors import RunFailed, UsageError
+from sslrun.number_format import after, measured
 from sslrun.runtime import distributed
 from sslrun.runtime.hooks import Hook
+from sslrun.runtime.open_bars import close_bars
 from sslrun.runtime.run_files import LOSS, MEMORY, METRICS, RATE, SPEED, WAIT, is_number, rows
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ def shown(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     from tqdm import tqdm
 
     # disable=None: shown only on a terminal.
-    yield from tqdm(items, what, total, leave=False, disable=True if distributed.rank() else None)
+    yield from tqdm(items, what, total, leave=False, dynamic_ncols=True, disable=True if distributed.rank() else None)
 
 
 class _Console(logging.Handler):
@@ -297,47 +299,45 @@ class _Progress:
         self._step_s: float | None = None
         self._bar = None
         if sys.stderr.isatty():
-            from tqdm import tqdm
+            from sslrun.runtime.bar import Bar
 
-            has_size = False
-            with contextlib.suppress(OSError):  # a notebook has none
-                has_size = min(os.get_terminal_size(sys.stderr.fileno())) > 0  # nor has every pseudo-terminal
-            size = {"dynamic_ncols": True} if has_size else {"ncols": 120, "nrows": 20}
-            self._bar = tqdm(
-                total=total_steps,
-                initial=first_step,
-                file=sys.stderr,
-                **size,
-                mininterval=0.2,
-                bar_format="{desc} |{bar}| step {n_fmt}/{total_fmt}{postfix}",
-                desc=self._epoch(first_step),
-            )
+            self._bar = Bar(total_steps, first_step, {"epoch": self._epoch(first_step)})
 
     def tick(self, step: int) -> None:
         if self._bar is not None:
             if step % self._steps_per_epoch == 0:
-                self._bar.set_description_str(self._epoch(step), refresh=False)
+                self._bar.parts["epoch"] = self._epoch(step)
             self._bar.update(step - self._bar.n)
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
-        known = [text.format(metrics[name]) for name, text in _SHOWN.items() if name in metrics]
-        others = [f"{name} {value:.4g}" for name, value in metrics.items() if name not in _SHOWN]
+        known = {
+            name: shape.format(measured(metric, metrics[metric]))
+            for name, (metric, shape) in _SHOWN.items()
+            if metric in metrics
+        }
+        shown = {metric for metric, _ in _SHOWN.values()}
+        others = [f"{name} {measured(name, value)}" for name, value in metrics.items() if name not in shown]
         is_training = LOSS in metrics
         if is_training:
-            known.append(f"ETA {self._eta(step):>8}")
+            known["ETA"] = f"ETA {self._eta(step):>8}"
         if is_training and self._bar is not None:
-            self._bar.set_postfix_str("  ".join(" ".join(part.split()) for part in known))
+            self._bar.parts |= {name: " ".join(part.split()) for name, part in known.items()}
+            self._bar.refresh()
         digits = len(str(self._total_steps))
-        head = f"{self._epoch(step)}  step {step:>{digits}}/{self._total_steps}"
+        when = self._epoch(step - 1) if is_training else after(step / self._steps_per_epoch)
+        head = f"{when}  step {step:>{digits}}/{self._total_steps}"
         logger.info(
-            "%s", "  ".join([head, *known, *others]), extra={"is_in_bar": is_training and self._bar is not None}
+            "%s",
+            "  ".join([head, *known.values(), *others]),
+            extra={"is_in_bar": is_training and self._bar is not None},
         )
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            close_bars()
 
     def _epoch(self, step: int) -> str:
+        """The epoch of the step that follows `step` others."""
         epochs = math.ceil(self._total_steps / self._steps_per_epoch)
         current = min(step // self._steps_per_epoch + 1, epochs)
         return f"epoch {current:>{len(str(epochs))}}/{epochs}"
@@ -354,10 +354,11 @@ class _Progress:
         return str(timedelta(seconds=round(self._step_s * (self._total_steps - step))))
 
 
+# The parts of a line (`bar.NEED`): which metric, and its place in a line, so that lines are aligned.
 _SHOWN = {
-    LOSS: "loss {:8.4f}",
-    RATE: "lr {:.3e}",
-    SPEED: "{:8.1f} images/s",
-    WAIT: "wait {:5.1f} %",
-    MEMORY: "{:6.2f} GiB",
+    "loss": (LOSS, "loss {:>8}"),
+    "rate": (RATE, "lr {:>8}"),
+    "speed": (SPEED, "{:>8} images/s"),
+    "wait": (WAIT, "wait {:>5} %"),
+    "memory": (MEMORY, "{:>6} GiB"),
 }
