@@ -11,7 +11,7 @@ from sslrun.report.header import state
 from sslrun.report.html import Child, Html, element, table
 from sslrun.report.number_format import counted, number
 from sslrun.report.reported_run import ReportedRun
-from sslrun.runtime.run_files import CONFIG, ENVIRONMENT, is_number
+from sslrun.runtime.run_files import CONFIG, ENVIRONMENT, content_of, is_number
 
 
 def recipe_differences(runs: Sequence[ReportedRun]) -> list[Child]:
@@ -43,9 +43,10 @@ def recipe_differences(runs: Sequence[ReportedRun]) -> list[Child]:
 def recipe(run: ReportedRun) -> list[Child]:
     """The resolved recipe, as the run folder holds it."""
     try:
-        text = (run.path / CONFIG).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        return [element("p", f"Left out: {CONFIG}: {error.strerror}.", class_="note")]
+        text = content_of(run.path / CONFIG).decode(errors="replace")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return [element("p", f"Left out: {CONFIG}: {reason}.", class_="note")]
     code = element("pre", element("code", text), tabindex=0)
     return [element("details", element("summary", f"{CONFIG}, {counted(len(text.splitlines()), 'line')}"), code)]
 
