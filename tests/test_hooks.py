@@ -11,6 +11,7 @@ import pytest
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime.hooks import delivery
 from sslrun.runtime.hooks.base import Hook, library
+from sslrun.runtime.hooks.mlflow import MLflow
 from sslrun.runtime.hooks.tensorboard import TensorBoard
 from sslrun.runtime.hooks.wandb import WandB
 from sslrun.runtime.log import RunLog
@@ -127,7 +128,7 @@ def test_a_failing_import_names_the_true_cause(tmp_path, monkeypatch, name, sour
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("hook", [TensorBoard, WandB])
+@pytest.mark.parametrize("hook", [TensorBoard, WandB, MLflow])
 def test_a_missing_package_is_an_error_at_the_start(tmp_path, monkeypatch, hook):
     name = hook.__name__.lower()
     monkeypatch.setitem(sys.modules, name, None)

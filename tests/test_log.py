@@ -325,7 +325,7 @@ def test_hooks_of_a_recipe_are_words_or_tables(tmp_path, images):
 @pytest.mark.parametrize(
     ("hooks", "message"),
     [
-        ("['tensorbord']", '"tensorboard" or "wandb" or a table whose type names one of the hooks'),
+        ("['tensorbord']", '"tensorboard" or "wandb" or "mlflow" or a table whose type names one of the hooks'),
         ("[{type='TensorBoard',project='x'}]", "unknown key of TensorBoard"),
         ("[{project='x'}]", "type is missing; it names one of the hooks"),
     ],

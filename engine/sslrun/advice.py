@@ -50,7 +50,7 @@ def _warm_up(recipe: Recipe, plan: Plan) -> list[str]:
 
 
 def _hooks(recipe: Recipe, plan: Plan) -> list[str]:
-    settings = {"wandb": recipe.log.wandb}
+    settings = {"wandb": recipe.log.wandb, "mlflow": recipe.log.mlflow}
     return [
         f'log.{word} is set, but log.hooks does not name "{word}", so it gets no rows'
         for word, hook in settings.items()

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 WAITING_CALLS = 1000  # rows that a hook may be behind
 CLOSE_S = 30.0  # for the last rows
+MOST_CHARACTERS = 500  # of an error
 ABORT_S = 2.0  # for the thread to end after `Hook.abort`
 
 
@@ -126,4 +127,4 @@ def close(deliveries: Sequence[Delivery]) -> None:
 
 
 def _in_words(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:MOST_CHARACTERS] or type(error).__name__
