@@ -51,7 +51,7 @@ _EXPORTS = {
     "FilePath": "sslrun.config.paths",
     "FrozenEncoder": "sslrun.evaluation.frozen_encoder",
     "Head": "sslrun.nn.heads",
-    "Hook": "sslrun.runtime.hooks",
+    "Hook": "sslrun.runtime.hooks.base",
     "Loss": "sslrun.contract",
     "Method": "sslrun.contract",
     "Monitor": "sslrun.evaluation.monitors.monitor",

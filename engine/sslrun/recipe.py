@@ -11,7 +11,10 @@ from sslrun.evaluation.eval_config import EvalConfig
 from sslrun.evaluation.monitors.config import MonitorConfig
 from sslrun.optim import Optimizer, Schedule
 from sslrun.runtime.checkpoint import CheckpointConfig
-from sslrun.runtime.hooks import BY_WORD, Hook
+from sslrun.runtime.hooks.base import Hook
+from sslrun.runtime.hooks.mlflow import MLflow
+from sslrun.runtime.hooks.tensorboard import TensorBoard
+from sslrun.runtime.hooks.wandb import WandB
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,20 @@ class LogConfig:
 
     Attributes:
         interval: optimizer steps between two rows of metrics.jsonl, and between two lines on the console.
-        hooks: other receivers of the rows: "tensorboard", "wandb", or tables with the `type` of a hook, including your
-            own.
+        hooks: other receivers of the rows: "tensorboard", "wandb", "mlflow", or tables with the `type` of a hook,
+            including your own.
         level: least severe level of messages that are shown.
+        tags: words that say what the run is for; the hooks get them, too.
+        wandb: settings of the hook "wandb".
+        mlflow: settings of the hook "mlflow".
     """
 
     interval: int = 50
-    hooks: list[Literal["tensorboard", "wandb"] | Hook] = field(default_factory=list)
+    hooks: list[Literal["tensorboard", "wandb", "mlflow"] | Hook] = field(default_factory=list)
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    tags: list[str] = field(default_factory=list)
+    wandb: WandB = field(default_factory=WandB)
+    mlflow: MLflow = field(default_factory=MLflow)
 
     def __post_init__(self) -> None:
         if self.interval < 1:
@@ -102,7 +111,8 @@ class LogConfig:
 
     def all_hooks(self) -> list[Hook]:
         """The hooks, in the order of the recipe."""
-        return [BY_WORD[hook]() if isinstance(hook, str) else hook for hook in self.hooks]
+        by_word = {"tensorboard": TensorBoard(), "wandb": self.wandb, "mlflow": self.mlflow}
+        return [by_word[hook] if isinstance(hook, str) else hook for hook in self.hooks]
 
 
 @dataclass

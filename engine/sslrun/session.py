@@ -185,7 +185,7 @@ def prepare(
     _restore(run, _checkpoint_to_continue(recipe, folder, resume))
     if folder is not None:
         folder.go_back_to(run.step)
-        run.log = _open_log(config, run, folder, stack)
+    distributed.from_rank_0(lambda: _open_log(config, run, stack))
     return run
 
 
@@ -406,9 +406,11 @@ def _restore(run: Run, path: Path | None) -> None:
         load_initial_weights(run.executor, Path(run.recipe.load_from), run.recipe.load_strict, run.progress)
 
 
-def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.ExitStack) -> RunLog:
-    plan, machine = run.plan, run.plan.machine
-    log = RunLog(
+def _open_log(config: Config, run: Run, stack: contextlib.ExitStack) -> None:
+    """Opens the log on rank 0, and says what kind of run begins."""
+    plan, machine, folder = run.plan, run.plan.machine, run.folder
+    assert folder is not None
+    log = run.log = RunLog(
         folder.path,
         name=config.name,
         values=config.values,
@@ -421,7 +423,7 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
     folder.hold(folder.metrics, log.descriptor)
     if run.step >= plan.total_steps:
         logger.info("nothing is left to do: %d of %d steps are done", run.step, plan.total_steps)
-        return log
+        return
     logger.info(
         "%s: %s of %d steps on %d x %s (%s, %d samples at once), in %s",
         config.name,
@@ -442,4 +444,3 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
             logger.info("%s", note)
     for line in advice(run.recipe, plan):
         logger.info("advice: %s", line)
-    return log

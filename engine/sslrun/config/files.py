@@ -1,8 +1,10 @@
 """Reads the files of an `extends` tree and puts them in merge order."""
 
+import errno
 import functools
 import os
 import re
+import stat
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -14,13 +16,14 @@ from sslrun.config.lines import key_lines, nesting_line
 from sslrun.config.merge import kind, nearest
 from sslrun.config.node import Layer, Node, wrap
 from sslrun.config.python_hints import hint_at
-from sslrun.errors import UsageError
+from sslrun.errors import RunFailed, UsageError
 from sslrun.started import program
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # tables and lists in each other
 IN_CODE = "<table>"  # the name of a recipe that is no file
 MAX_CHAIN = 200  # files that inherit from each other, one after the other
+_OUTAGES = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN)
 
 
 class File(NamedTuple):
@@ -108,6 +111,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> File:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
+        _raise_outage(path, error)
         _fail(chain, None, f"{error.strerror or error}{_siblings(path)}")
     if len(content) > MAX_BYTES:
         _fail(chain, None, f"{size:,} bytes; a recipe has at most {MAX_BYTES:,}")
@@ -174,11 +178,26 @@ def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
         except UsageError as error:
             _fail(chain, line(), f"extends: {error}")
         base = Path(os.path.realpath(chain[-1].parent / own))
-        if not os.path.isfile(base):  # not `Path.is_file`, which raises for a name that is too long
-            what = "is a folder, not a file" if os.path.isdir(base) else f"does not exist{_siblings(base)}"
+        if not stat.S_ISREG(mode := _mode(base)):
+            what = "is a folder, not a file" if stat.S_ISDIR(mode) else f"does not exist{_siblings(base)}"
             _fail((*chain, base), line(), f"extends: {shorten(base)} {what}", at=chain[-1])
         bases.append(base)
     return bases
+
+
+def _mode(path: Path) -> int:
+    """What is at a path, as of `os.stat`; 0 for nothing, or for a name that is too long."""
+    try:
+        return os.stat(path).st_mode
+    except OSError as error:
+        _raise_outage(path, error)
+        return 0
+
+
+def _raise_outage(path: Path, error: OSError) -> None:
+    """Raises RunFailed if the storage is at fault and nothing is wrong with the recipe: a scheduler may try again."""
+    if error.errno in _OUTAGES:
+        raise RunFailed(f"{shorten(path)} cannot be read: {error.strerror}") from None
 
 
 def _siblings(path: Path) -> str:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sslrun.number_format import number, percent
 from sslrun.report import plots
 from sslrun.report.html import Child, Html, element
 from sslrun.report.reported_run import ReportedRun

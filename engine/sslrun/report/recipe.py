@@ -9,10 +9,11 @@ from sslrun.config.dump import inline
 from sslrun.config.explain import DEFAULT
 from sslrun.config.node import Node, plain, show
 from sslrun.config.schema_reader import Setting
+from sslrun.number_format import counted, number
 from sslrun.report.html import Child, Html, element, table
 from sslrun.report.reported_run import ReportedRun
 from sslrun.report.words import letter, prefix, state
-from sslrun.runtime.run_files import CONFIG, ENVIRONMENT, is_number
+from sslrun.runtime.run_files import CONFIG, ENVIRONMENT, content_of, is_number
 
 FIRST = ("host", "time", "gpus", "folder")  # entries that are shown even if all runs have the same
 
@@ -50,9 +51,10 @@ def recipe_differences(runs: Sequence[ReportedRun]) -> list[Child]:
 def recipe(run: ReportedRun) -> list[Child]:
     """The resolved recipe, as the run folder holds it."""
     try:
-        text = (run.path / CONFIG).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        return [element("p", f"Left out: {CONFIG}: {error.strerror}.", class_="note")]
+        text = content_of(run.path / CONFIG).decode(errors="replace")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return [element("p", f"Left out: {CONFIG}: {reason}.", class_="note")]
     code = element("pre", element("code", text), tabindex=0)
     return [element("details", element("summary", f"{CONFIG}, {counted(len(text.splitlines()), 'line')}"), code)]
 

@@ -32,6 +32,7 @@ _DEFINITE = (
     errno.EILSEQ,
     errno.ENXIO,  # a socket, or a device without its hardware
     errno.ENODEV,
+    errno.EFBIG,  # longer than what is looked for
 )
 
 

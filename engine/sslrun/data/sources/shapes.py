@@ -16,9 +16,9 @@ from typing import Annotated, Literal
 import numpy as np
 
 from sslrun.config.annotations import DefaultOf
-from sslrun.config.paths import FilePath
+from sslrun.config.paths import FilePath, stated
 from sslrun.data.sources import shapes_drawing as drawing
-from sslrun.data.sources.files import FileSource, Paths, need
+from sslrun.data.sources.files import FileSource, Paths
 from sslrun.errors import UsageError
 
 NUM_IMAGES = {"train": 5000, "test": 1000}  # by split
@@ -85,8 +85,11 @@ class Shapes(FileSource):
         fingerprint = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         folder = os.path.join(os.path.abspath(self.root), f"{self.split}-{spec.num_images}-{spec.size}px-{fingerprint}")
         if self._makes_files:
-            with need(folder, f"set {key}.root to a folder where the images can be drawn"):
+            try:
                 _draw_once(folder, spec)
+            except OSError as error:
+                advice = f"set {key}.root to a folder where the images can be drawn"
+                raise UsageError(f"{stated(folder, f': {error.strerror or error}')}: {advice}") from None
         self.class_names = list(drawing.CLASS_NAMES)
         self.labels = np.arange(spec.num_images) % len(drawing.CLASS_NAMES)
         return Paths(folder, map(drawing.relative_path, range(spec.num_images)))
