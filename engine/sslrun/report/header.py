@@ -111,9 +111,11 @@ def _method(run: ReportedRun) -> str:
 
 
 def _encoder(run: ReportedRun) -> str:
-    kind, depth, arch = (run.value(f"model.backbone.{key}") for key in ("type", "depth", "arch"))
+    kind, depth, arch, name = (run.value(f"model.backbone.{key}") for key in ("type", "depth", "arch", "name"))
     if kind is None:
         return "–"
+    if name is not None:  # of timm or torchvision
+        return f"{name} ({kind})"
     return f"{kind}-{depth if arch is None else arch}" if (depth or arch) else str(kind)
 
 
