@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslrun.commands.evaluation import measured
+from sslrun.commands.evaluation import measure_encoder
 from sslrun.config.load import load as load_config
 from sslrun.config.paths import absolute
 from sslrun.config.tables import Overrides, override_texts
@@ -169,7 +169,7 @@ def evaluate(
     own, place = (None if path is None else Path(path) for path in (recipe, directory))
     command = f"sslrun.evaluate({kind!r}, {os.fspath(run)!r}, {overrides!r})"
     with guest():
-        code, results, _ = measured(kind, Path(run), override_texts(overrides), paths, own, place, command)
+        code, results, _ = measure_encoder(kind, Path(run), override_texts(overrides), paths, own, place, command)
         raise_stop(code)
     return results
 

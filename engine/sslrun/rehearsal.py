@@ -1,7 +1,6 @@
 """An optimizer step of a recipe on fake tensors: counts its memory and finds parts of the model that do not fit."""
 
 import contextlib
-import copy
 import logging
 import weakref
 from collections.abc import Iterable, Sequence
@@ -26,6 +25,7 @@ from sslrun.config.component import Component
 from sslrun.contract import Backbone, Batch, Method, Progress
 from sslrun.errors import UsageError
 from sslrun.nn.norm import set_groups
+from sslrun.nn.without_values import without_values
 from sslrun.recipe import Recipe
 from sslrun.runtime import distributed
 
@@ -79,7 +79,7 @@ def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32
     logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it also prints the errors that it raises
     shapes_only = FakeTensorMode(allow_non_fake_inputs=True)
     is_exact = precision == "fp64"
-    method = copy.deepcopy(recipe.model, _fakes(recipe.model, shapes_only, is_exact)).train()
+    method = without_values(recipe.model, shapes_only, torch.float64 if is_exact else None).train()
     images = torch.float64 if is_exact else images
     with distributed.alone(), shapes_only:
         set_groups(method, group, 1)
@@ -98,7 +98,7 @@ def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32
                 with _autocast(precision):
                     loss = method(batch, START, target)
             except Exception as error:
-                if isinstance(error, RuntimeError | ValueError) or _users_line(error) is None:
+                if isinstance(error, RuntimeError | ValueError | AssertionError) or _users_line(error) is None:
                     raise UsageError(trail.explain(error)) from error
                 raise
             trail.end()
@@ -116,18 +116,6 @@ def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32
         images=_bytes(views),
         activations=live.peak_activations,
     )
-
-
-def _fakes(model: nn.Module, mode: FakeTensorMode, is_exact: bool) -> dict[int, Any]:
-    """A memo for `deepcopy`, with a tensor without memory for each parameter and buffer; in float64 if `is_exact`."""
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        dtype = torch.float64 if is_exact and tensor.is_floating_point() else tensor.dtype
-        with mode:
-            fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=dtype)
-        is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
-    return memo
 
 
 def _autocast(precision: str) -> torch.autocast:

@@ -60,7 +60,9 @@ def _eval(args: argparse.Namespace) -> int:
 
     overlays, recipe = [Path(overlay) for overlay in args.overlays], args.recipe and Path(args.recipe)
     directory = Path(args.directory) if args.directory else None
-    code, results, path = measure_encoder(args.kind, Path(args.run), args.overrides, overlays, recipe, directory, args.command)
+    code, results, path = measure_encoder(
+        args.kind, Path(args.run), args.overrides, overlays, recipe, directory, args.command
+    )
     if distributed.rank() == 0:
         for name, value in results.items():
             if isinstance(value, int | float):
