@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from sslrun.python_api import images as images
     from sslrun.python_api import load as load
     from sslrun.python_api import train as train
-    from sslrun.runtime.hooks import Hook as Hook
+    from sslrun.runtime.hooks.base import Hook as Hook
 
 __version__ = "0.1.0"
 
