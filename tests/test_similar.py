@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ranks import run_ranks
 from small_run import call
+from sslrun.cli import main
 from sslrun.embedding.similar import LINES, SIDE, SMALL, Neighbor, Similar, draw, wrapped
 from sslrun.preview.grid import font
 
@@ -76,3 +78,10 @@ def test_what_cannot_be_searched_for_is_one_line(capsys, trained, tmp_path, monk
     code, out, err = call(capsys, "similar", trained, query, ".", *words)
     assert (code, out) == (2, "") and err.splitlines()[-1].startswith("error: ") and message in err.splitlines()[-1]
     assert not list(tmp_path.glob("similar.png"))
+
+
+def test_ranks_without_a_batch_have_a_part(trained, folder, tmp_path):
+    words = ["similar", str(trained), str(folder / "class_1" / "00.jpg"), str(folder / "class_0"), "-k", "3", "-o"]
+    assert run_ranks(main, 2, [*words, str(tmp_path / "two.png")]) == [0, 0]
+    assert main([*words, str(tmp_path / "one.png")]) == 0
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

@@ -184,4 +184,4 @@ def images(folder: PathLike) -> list[str]:
     """
     from sslrun.embedding.images import in_folder
 
-    return list(in_folder(os.fspath(folder), "auto").paths)
+    return list(in_folder(os.fspath(folder)).paths)

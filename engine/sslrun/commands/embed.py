@@ -28,7 +28,7 @@ def add(verbs: Any) -> None:
         "interruption, the same command goes on; on any number of ranks the file is the same.",
     )
     _add_encoder(embed)
-    embed.add_argument("images", metavar="IMAGES", help="a folder of images, or a recipe (TOML) that names some")
+    embed.add_argument("images", metavar="IMAGES", help="a folder of images, an image, or a recipe (TOML)")
     embed.add_argument(
         "-o",
         dest="path",
@@ -52,7 +52,7 @@ def add(verbs: Any) -> None:
     )
     _add_encoder(similar)
     similar.add_argument("query", metavar="IMAGE", help="an image file; it is no neighbor of itself")
-    similar.add_argument("images", metavar="IMAGES", help="a folder of images, or a recipe (TOML) that names some")
+    similar.add_argument("images", metavar="IMAGES", help="a folder of images, or a recipe (TOML)")
     similar.add_argument("-o", dest="path", metavar="PNG", default="similar.png", help="file to write (similar.png)")
     similar.add_argument("-k", type=int, default=12, metavar="N", help="number of neighbors (12)")
     similar.set_defaults(call=_similar)

@@ -7,7 +7,7 @@ the result do not depend on how many ranks there are, nor on interruptions.
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,7 +153,8 @@ def embed_to_file(
         stack.callback(pieces.close)
         missing = distributed.from_rank_0(lambda: pieces.open(_identity(saved, images, settings)))
         mine = missing[distributed.share(len(missing))]
-        rows = _rows(saved, device, images, settings, [batch for number in mine for batch in cuts[number]])
+        batches = [batch for number in mine for batch in cuts[number]]
+        rows = stack.enter_context(contextlib.closing(_rows(saved, device, images, settings, batches)))
         for number in mine:
             pieces.write(number, np.concatenate([next(rows) for _ in cuts[number]]))
         for _ in rows:  # none is left, but the other ranks may have some
@@ -181,7 +182,7 @@ def _at_work(saved: Saved, device: torch.device) -> Iterator[None]:
 
 def _rows(
     saved: Saved, device: torch.device, images: Images, settings: Settings, batches: list[np.ndarray]
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, None]:
     """Yields (b, D) float32 vectors of each of this rank's batches of ids."""
     recipe = saved.recipe
     extractor = FeatureExtractor(

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sslrun.contract import Backbone
 from sslrun.embedding.embed import Settings, embed, embed_to_file
-from sslrun.embedding.images import range_of
 from sslrun.embedding.preparation import Preparation
 from sslrun.evaluation.features import vectors
 from sslrun.measure import preparation_of
@@ -55,7 +54,7 @@ class Encoder:
     def __init__(self, saved: Saved, device: torch.device) -> None:
         self.device, self.name, self.weights, self.step = device, saved.name, saved.weights, saved.step
         self.module = Features(saved.backbone).to(device).eval()
-        self.transform = Preparation(preparation_of(saved.recipe), range_of(saved))
+        self.transform = Preparation(preparation_of(saved.recipe), saved.recipe.data.source)
         self._saved = saved
 
     def __repr__(self) -> str:
@@ -77,7 +76,7 @@ class Encoder:
 
         Args:
             images: a folder, whose images are taken in sorted order of their paths (`sslrun.images` lists them); a list
-                of paths, whose order the rows have; or a recipe, of which data.source is taken.
+                of paths, whose order the rows have; an image file; or a recipe, of which data.source is taken.
             batch_size: number of images that enter the network at once.
             out: a file to write as well: .npz or .parquet with the paths, or .npy with the paths in a text file beside
                 it. What is done of it survives an interruption, and the same call goes on.

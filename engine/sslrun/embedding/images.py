@@ -8,7 +8,6 @@ from sslrun.allowed_imports import require_allowed
 from sslrun.config import load
 from sslrun.config.paths import absolute, stated
 from sslrun.config.recipes import located
-from sslrun.data.levels import Range
 from sslrun.data.sources import Source
 from sslrun.data.sources.files import FileSource, Paths
 from sslrun.data.sources.folders import EXTENSIONS, Walk
@@ -39,11 +38,12 @@ class Files(FileSource, listed=False):
     Args:
         folder: absolute path of a folder; "" for a list.
         files: absolute paths; None for all images below the folder.
-        range: how values beyond whole numbers from 0 to 255 are read.
+        own: the encoder's own data.source, as which they are read: values beyond whole numbers from 0 to 255, channels.
     """
 
-    def __init__(self, folder: str, files: Sequence[str] | None, range: Range) -> None:
-        self.folder, self.files, self.range = folder, files, range
+    def __init__(self, folder: str, files: Sequence[str] | None, own: Source | None) -> None:
+        self.folder, self.files = folder, files
+        self.range, self.channels = getattr(own, "range", "auto"), getattr(own, "channels", 3)
 
     def __repr__(self) -> str:
         return f"{len(self):,} images" if self._is_open else "images"
@@ -65,28 +65,35 @@ def images_of(subject: Subject, saved: Saved) -> Images:
 
     Args:
         subject: a folder, all images below which are taken in the order of their sorted paths; a recipe (a TOML file or
-            a name that ships), whose data.source is taken in its own order, held-out images included; a list of paths,
-            in its order; or what this function has returned.
-        saved: the encoder. Files are read by the `range` of its own data.source.
+            a name that ships), whose data.source is taken in its own order, held-out images included; an image file; a
+            list of paths, in its order; or what this function has returned.
+        saved: the encoder. Files are read as those of its own data.source.
 
     Raises:
         UsageError: there are no images; one line.
     """
     if isinstance(subject, Images):
         return subject
+    own = saved.recipe.data.source
+    if isinstance(subject, str) and subject.lower().endswith(EXTENSIONS) and os.path.isfile(absolute(subject)):
+        subject = [subject]
     if not isinstance(subject, str):
         if len(subject) == 0:
             raise UsageError("there are no images to embed: the list of paths is empty")
-        listed = Files("", [absolute(path) for path in subject], range_of(saved))
+        listed = Files("", [absolute(path) for path in subject], own)
         listed.open("the list")
         return Images(listed, list(subject))
     if os.path.isdir(absolute(subject)):
-        return in_folder(subject, range_of(saved))
+        return in_folder(subject, own)
     return _of_recipe(subject)
 
 
-def in_folder(folder: str, range: Range) -> Images:
+def in_folder(folder: str, own: Source | None = None) -> Images:
     """Opens all images below a folder, in the order of their sorted paths.
+
+    Args:
+        folder: the folder.
+        own: of `Files`.
 
     Raises:
         UsageError: there are none.
@@ -94,15 +101,9 @@ def in_folder(folder: str, range: Range) -> Images:
     root = absolute(folder)
     if not os.path.isdir(root):
         raise UsageError(stated(folder, " is not a folder" if os.path.exists(root) else " does not exist"))
-    files = Files(root, None, range)
+    files = Files(root, None, own)
     files.open(folder)
     return Images(files, [os.path.join(folder, name[len(root) :].lstrip(os.sep)) for name in files.names])
-
-
-def range_of(saved: Saved) -> Range:
-    """How an encoder's own images, and therefore others for it, are read where they have more than 8 bits."""
-    own: Range = getattr(saved.recipe.data.source, "range", "auto")
-    return own
 
 
 def _of_recipe(subject: str) -> Images:

@@ -78,7 +78,7 @@ def _write_npz(path: Path, rows: Rows, shape: tuple[int, int], paths: Sequence[s
         with archive.open("vectors.npy", "w", force_zip64=True) as file:
             _write_array(file, rows, shape)
         with archive.open("paths.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array(file, np.array(paths), allow_pickle=False)
+            np.lib.format.write_array(file, np.array(list(paths)), allow_pickle=False)
 
 
 def _write_array(file: IO[bytes], rows: Rows, shape: tuple[int, int]) -> None:

@@ -14,6 +14,7 @@ from sslrun.data import pil_twins
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import view_arguments
 from sslrun.data.levels import Range, in_8_bits
+from sslrun.data.sources import Source
 from sslrun.data.sources.files import read_file
 from sslrun.data.split import has_torch_form
 from sslrun.data.transforms import Transform
@@ -30,19 +31,26 @@ class Preparation:
 
     Args:
         transforms: how images are prepared.
-        range: how files with values beyond whole numbers from 0 to 255 are read.
+        own: the encoder's own data.source, as which values beyond whole numbers from 0 to 255 are read.
     """
 
-    def __init__(self, transforms: Sequence[Transform], range: Range) -> None:
-        self._views, self._range = [ViewGroup(num_views=1, transforms=list(transforms))], range
+    def __init__(self, transforms: Sequence[Transform], own: Source) -> None:
+        self._views = [ViewGroup(num_views=1, transforms=list(transforms))]
+        self._range: Range = getattr(own, "range", "auto")
+        self._channels: int = getattr(own, "channels", 3)
         self._stages: dict[int, ExactStage] = {}  # by process: a fork does not inherit its threads
 
     def __call__(self, image: Image.Image | str | os.PathLike[str]) -> Tensor:
         """(3, H, W) float32 of a PIL image of any mode, or of the image file at a path.
 
         Raises:
-            UsageError: the file cannot be read or decoded, or the recipe prepares images in a way that needs DALI.
+            UsageError: the file cannot be read or decoded, the recipe prepares images in a way that needs DALI, or the
+                encoder takes other images than RGB.
         """
+        if self._channels != 3:
+            raise UsageError(
+                f"transform prepares RGB images, and the encoder takes {self._channels} channels: use embed"
+            )
         for step in self._views[0].steps:
             if not has_torch_form(step):
                 raise UsageError(f"{type(step).__name__} runs in DALI alone: set eval.transforms to others")

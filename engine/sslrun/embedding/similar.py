@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw
 
 from sslrun.config.paths import absolute, stated
 from sslrun.data import pil_twins
-from sslrun.data.levels import in_8_bits
 from sslrun.data.sources import Source
-from sslrun.data.sources.files import read_file
 from sslrun.embedding.embed import Settings, embed
-from sslrun.embedding.images import images_of, range_of
+from sslrun.embedding.images import images_of
 from sslrun.errors import RunFailed, UsageError, printable
 from sslrun.preview.grid import FAINT, GAP, INK, MARGIN, PAPER, font, text_line
+from sslrun.runtime import distributed
+from sslrun.runtime.log import start_logging
 from sslrun.saved import Saved
 
 SIDE, COLUMNS, GROUND = 224, 4, "#e2e2e2"
@@ -72,6 +72,7 @@ def similar(saved: Saved, device: torch.device, query: str, subject: str, count:
     """
     if not os.path.isfile(absolute(query)):
         raise UsageError(stated(query, " is not a file" if os.path.exists(absolute(query)) else " does not exist"))
+    start_logging(distributed.rank(), level=saved.recipe.log.level)
     images = images_of(subject, saved)
     try:
         (wanted,) = embed(saved, device, [query], Settings(l2=True))
@@ -84,7 +85,8 @@ def similar(saved: Saved, device: torch.device, query: str, subject: str, count:
     found = [Neighbor(images.paths[i], float(cosines[i]), _shown(images.source, i)) for i in nearest]
     step = "" if saved.step is None else f", step {saved.step}"
     about = f"{saved.name}{step}: nearest of {len(images.source):,} images in {subject}, cosine similarity"
-    return Similar(query, _decoded(in_8_bits(read_file(absolute(query)), range_of(saved))), found, about)
+    (itself,) = images_of([query], saved).source.encoded(np.zeros(1, dtype=np.int64))
+    return Similar(query, _decoded(bytes(itself)), found, about)
 
 
 def draw(found: Similar) -> Image.Image:
