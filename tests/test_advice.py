@@ -12,12 +12,15 @@ def test_each_mismatch_with_the_images_is_a_line_of_advice(tmp_path, images, cap
     recipe = small_run.write_recipe(tmp_path, images, steps=2)
     assert told(call(capsys, recipe, "--dry-run", "--set=log.interval=1")[1]) == []
     sets = ["model.queue_len=100", "global_batch=1", "data.samples_per_gpu=1", "lr={warmup='linear',warmup_iters=2}"]
+    sets.append("log.wandb.group='seeds'")
     code, out, err = call(capsys, recipe, "--dry-run", "--set=log.interval=500", *(f"--set={one}" for one in sets))
-    queue, batch, log, warm_up = told(out) if code == 0 else [err] * 4
+    queue, batch, log, warm_up, hooks = told(out) if code == 0 else [err] * 5
     assert queue.startswith("model.queue_len is 100, but there are ") and queue.endswith("negatives: 64 or less")
     assert batch.startswith("global_batch leaves one image at a time, and MoCo ")
     assert log.startswith("log.interval is 500 steps, but an epoch has ")
     assert warm_up.startswith("lr.warmup_iters makes a warm-up of 2 steps, but the run has 2")
+    assert hooks == 'log.wandb is set, but log.hooks does not name "wandb", so it gets no rows'
+    assert told(call(capsys, recipe, "--dry-run", f"--set={sets[-1]}", "--set=log.hooks=['wandb']")[1]) == []
 
 
 def test_a_run_logs_the_advice(tmp_path, images, capsys):

@@ -63,6 +63,8 @@ def test_config_explain_lists_the_places_that_set_a_key(capsys):
         ["--help"],
         ["eval", "--help"],
         ["export", "--help"],
+        ["embed", "--help"],
+        ["similar", "--help"],
         ["list", "monitors"],
         ["config", "print", MOCOV2],
         ["config", "explain", MOCOV2, "model"],

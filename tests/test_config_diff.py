@@ -1,5 +1,6 @@
 """`sslrun config diff`: all differences and nothing else, aligned lists, colors on a terminal only."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -19,6 +20,8 @@ from sslrun.config import dump, load
 from sslrun.config.diff import differences, render
 from sslrun.config.dump import laid_out
 from sslrun.config.explain import explain_all
+from sslrun.config.node import Layer, Node, plain, wrap
+from sslrun.config.schema_reader import Setting, committed_schema, parts
 
 ROOT = Path(__file__).parents[1]
 ALIASES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.toml"))
@@ -76,6 +79,43 @@ class TestValues:
             "- 3 --set monitor.knn_k=3",
             "+ 20 default of the code",
         ]
+
+    def test_stated_defaults_of_parts_are_no_difference(self):
+        bn = "model.backbone.norm_cfg={ type = 'BN', eps = 0.00001 }"
+        assert diff("|", "monitor={}", "eval.knn={}", "model.backbone.out_indices=[4]", bn) == []
+        neck = (
+            "model.neck={ _delete_ = true, type = 'NonLinearNeck', in_channels = 8, hid_channels = 8, out_channels = 8"
+        )
+        assert diff(neck + " }", "|", neck + ", norm_cfg = { type = 'SyncBN' } }") == []
+        assert diff("|", "model.backbone.norm_cfg.momentum=0.5")[0] == "model.backbone.norm_cfg.momentum"
+
+    def test_defaults_that_depend_on_another_key_are_no_difference(self):
+        def vit(keys: str) -> str:
+            return f"model.backbone={{ _delete_ = true, type = 'VisionTransformer'{keys} }}"
+
+        assert diff(vit(""), "|", vit(", arch = 'small', embed_dim = 384, depth = 12")) == []
+        assert diff(vit(", arch = 'base'"), "|", vit(", arch = 'base', embed_dim = 768")) == []
+        assert [line for line in diff(vit(""), "|", vit(", arch = 'base'")) if line[0] not in "+-"] == [
+            "model.backbone.arch", "model.backbone.embed_dim",
+        ]  # fmt: skip
+        shapes = "data.source={ _delete_ = true, type = 'Shapes', split = 'test'"
+        assert diff(shapes + " }", "|", shapes + ", num_images = 1000 }") == []
+        assert len(diff(shapes + " }", "|", shapes + ", num_images = 5000 }")) == 3
+
+    def test_defaults_of_two_classes_are_compared(self):
+        """Neither recipe sets weight_decay: 0 for SGD, 0.01 for AdamW. Only AdamW has betas, only SGD nesterov."""
+        sgd, adamw = (f"optimizer={{ _delete_ = true, type = '{name}', lr = 1 }}" for name in ("SGD", "AdamW"))
+        stated = "optimizer={ _delete_ = true, type = 'AdamW', lr = 1, weight_decay = 0.01, betas = [0.9, 0.999] }"
+        found = diff(sgd, "|", adamw)
+        assert [line.split(" --set")[0] for line in found] == [
+            "optimizer.type", '- "SGD"', '+ "AdamW"',
+            "optimizer.weight_decay", "- 0.0 default of the code", "+ 0.01 default of the code",
+        ]  # fmt: skip
+        assert {line for line in diff(sgd, "|", stated) if line[0] not in "+-"} == {found[0], found[3]}
+        assert "optimizer.nesterov" in diff(sgd.replace("}", ", momentum = 0.9, nesterov = true }"), "|", adamw)
+
+    def test_a_path_is_the_same_from_another_folder(self, tmp_path):
+        assert diff("load_from='x'", "|", f"load_from='{ROOT / 'x'}'") == []
 
     def test_numbers_are_compared_by_value_and_booleans_are_no_numbers(self):
         assert diff("optimizer.lr=1", "|", "optimizer.lr=1.0") == []
@@ -157,6 +197,12 @@ class TestLists:
     def test_elements_that_differ_only_in_a_stated_default_are_equal(self):
         assert diff(transforms(FLIP), "|", transforms('{ type = "RandomHorizontalFlip", p = 0.5 }')) == []
 
+    def test_elements_are_aligned_by_what_they_do(self):
+        """The second of three alike is removed; the third states a default and 1 as 1.0."""
+        often, always = '{ type = "RandomGrayscale", p = 0.5 }', '{ type = "RandomGrayscale", p = 1 }'
+        found = diff(transforms(GRAY, often, always), "|", transforms(GRAY, always.replace("1", "1.0")))
+        assert [line.split(" --set")[0] for line in found] == ["data.views.0.transforms.1", f"- {often}"]
+
     def test_groups_of_views(self):
         small = "{ type = 'RandomResizedCrop', size = 96 }"
         assert diff(views((2, BLUR)), "|", views((2, BLUR), (6, small)))[0] == "data.views.1"
@@ -180,6 +226,25 @@ def test_only_equal_recipes_do_not_differ():
     configs = {path: load(path) for path in ALIASES}
     for a, b in itertools.product(configs, configs):
         assert bool(differences(configs[a], configs[b])) == (a != b), (a, b)
+
+
+@pytest.mark.parametrize("path", [ROOT / "configs/quickstart.toml", *(ROOT / "configs/learn").glob("*.toml")], ids=str)
+def test_a_recipe_with_every_default_stated_does_not_differ(path):
+    config, schema = load(str(path)), committed_schema()
+
+    def stated(setting: Setting) -> Node:
+        if not isinstance(setting.node.value, dict | list):
+            return setting.node
+        below = parts(schema["$defs"], setting)
+        for part, each in below.items():
+            if each.node is None and "default" in each.schema:
+                below[part] = each._replace(node=wrap(each.schema["default"], Layer(0, "stated", "", ())))
+        values = {part: stated(each) for part, each in below.items() if each.node is not None}
+        return setting.node._replace(value=values if isinstance(setting.node.value, dict) else [*values.values()])
+
+    full = dataclasses.replace(config, root=stated(Setting((), config.root, schema)))
+    assert len(dump(plain(full.root))) > 2 * len(dump(config.values))
+    assert differences(config, full) == differences(full, config) == []
 
 
 @pytest.mark.parametrize("width", [10, 16, 17, 30, 49])

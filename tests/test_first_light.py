@@ -60,7 +60,18 @@ def rows(out: Path) -> list[dict]:
 
 def run(folder: Path, environment: dict[str, str] | None, *words: str) -> tuple[int, str, list[dict]]:
     """(exit code, output, rows) of a run on the CPU at toy size."""
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--tiny", "--out", str(folder / "out"), *words]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--device",
+        "cpu",
+        "--tiny",
+        "--minutes",
+        "60",
+        "--out",
+        str(folder / "out"),
+        *words,
+    ]
     done = subprocess.run(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True)
     return done.returncode, done.stdout, rows(folder / "out")
 

@@ -72,3 +72,21 @@ def test_what_is_no_run_is_said_in_a_line(trained, tmp_path):
             open_saved(path)
     with pytest.raises(UsageError, match="has its own recipe"):
         open_saved(trained, recipe=trained / "config.toml")
+
+
+def test_weights_of_another_project_are_to_be_imported(trained, tmp_path):
+    hint = r"brought in by `sslrun import-weights '.*a b/theirs\.{}' -o NEW.safetensors`"
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    weights = {"conv1.weight": torch.zeros(4, 3, 3, 3)}
+    torch.save(weights, folder / "theirs.pth")
+    torch.save({"state_dict": weights, "epoch": 3}, folder / "theirs.tar")
+    torch.save({f"backbone.encoder.{name}": tensor for name, tensor in weights.items()}, folder / "theirs.2.pth")
+    for name, recipe in (
+        ("pth", None),
+        ("pth", trained / "config.toml"),
+        ("2.pth", trained / "config.toml"),
+        ("tar", None),
+    ):
+        with pytest.raises(UsageError, match=hint.format(name)):
+            open_saved(folder / f"theirs.{name}", recipe=recipe)

@@ -7,7 +7,7 @@ from sslrun.recipe import Recipe
 
 def advice(recipe: Recipe, plan: Plan) -> list[str]:
     """Lines for the user; each begins with the key to change."""
-    return [line for check in (_queue, _batch_of_one, _log_interval, _warm_up) for line in check(recipe, plan)]
+    return [line for check in _CHECKS for line in check(recipe, plan)]
 
 
 def _queue(recipe: Recipe, plan: Plan) -> list[str]:
@@ -47,3 +47,15 @@ def _warm_up(recipe: Recipe, plan: Plan) -> list[str]:
         f"{key} makes a warm-up of {steps:,} steps, but the run has {plan.total_steps:,}: the learning rate never "
         "reaches its value"
     ]
+
+
+def _hooks(recipe: Recipe, plan: Plan) -> list[str]:
+    settings = {"wandb": recipe.log.wandb, "mlflow": recipe.log.mlflow}
+    return [
+        f'log.{word} is set, but log.hooks does not name "{word}", so it gets no rows'
+        for word, hook in settings.items()
+        if hook != type(hook)() and word not in recipe.log.hooks
+    ]
+
+
+_CHECKS = (_queue, _batch_of_one, _log_interval, _warm_up, _hooks)

@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import Any, Literal, NoReturn
 
 from sslrun import __version__
-from sslrun.commands import completion, config, data, doctor, evaluation, init, runs, weights
+from sslrun.commands import completion, config, data, doctor, embed, evaluation, init, runs, weights
 from sslrun.commands.arguments import (
     DIVERGED,
     DONE,
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             completion.answer(parser, argv[2:])
             return DONE
         words = _normalized(argv, verbs)
-        if words[:1] != ["train"] or "--dry-run" in words:
+        if words[:1] not in (["train"], ["embed"]) or "--dry-run" in words:
             early_signals.leave()
         _check_pairs(words)
         require_known_options(parser, words)
@@ -198,7 +198,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     train.add_argument("--dry-run", action="store_true", help="print the plan without data or GPU")
     train.set_defaults(call=_train)
 
-    for room in (init, config, data, doctor, evaluation, runs, weights, completion):
+    for room in (init, config, data, doctor, evaluation, embed, runs, weights, completion):
         room.add(verbs)
     return parser, verbs.choices
 

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from sslrun.contract import Method, Progress
+from sslrun.contract import Backbone, Method, Progress
 from sslrun.errors import UsageError
 from sslrun.nn.vit import VisionTransformer, grid_of, resized_positions
 from sslrun.runtime import checkpoint
@@ -32,7 +32,7 @@ def load_initial_weights(executor: Executor, path: Path, is_strict: bool, progre
         UsageError: the file cannot be read; it is not the model's and must be; or so few of its weights fit that less
             than LEAST_SHARE of the backbone would be filled. Nothing has been changed.
     """
-    weights = checkpoint.load_weights(path)
+    weights = _by_our_names(executor.method.backbone, checkpoint.load_weights(path))
     if not is_strict:
         weights |= _resized(executor, weights)
         weights |= _teachers_weights(executor.method, weights, progress)
@@ -50,6 +50,21 @@ def load_initial_weights(executor: Executor, path: Path, is_strict: bool, progre
     converted = ", converted to the model's" if mismatch.recast else ""
     level = logging.WARNING if share < 1 or mismatch.reshaped else logging.INFO
     logger.log(level, "weights from %s; %s%s%s", path, filled, str(mismatch) or "all of them fit", converted)
+
+
+def _by_our_names(backbone: Backbone, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a network of timm or torchvision, which have its names, by those that they have in the model.
+
+    Args:
+        backbone: the model's backbone; all weights stay as they are if it is none of these.
+        weights: with the library's names, also behind "backbone." (as `sslrun import-weights` writes them).
+    """
+    network = getattr(backbone, "net", None)
+    if not isinstance(network, nn.Module) or any(name.startswith(f"{_BACKBONE}net.") for name in weights):
+        return weights
+    theirs = network.state_dict()
+    ours = {name: f"{_BACKBONE}net.{own}" for name in weights if (own := name.removeprefix(_BACKBONE)) in theirs}
+    return {ours.get(name, name): tensor for name, tensor in weights.items()}
 
 
 def _filled_share(executor: Executor, mismatch: Mismatch) -> float:

@@ -14,6 +14,7 @@ import torch
 from sslrun.config.merge import nearest
 from sslrun.data.classes import matched, num_left_out
 from sslrun.data.sources import Source
+from sslrun.data.transforms import Transform
 from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
 from sslrun.evaluation.features import center_crop_like
@@ -110,8 +111,7 @@ def keep(path: Path, kind: str, saved: Saved, command: str, details: Results, re
 def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
     """A saved encoder on the device, with the opened sources of the images to measure it on."""
     recipe: Recipe = saved.recipe
-    config, ranks_on_node = recipe.eval, distributed.ranks_on_node()
-    cores = cores_of_a_rank(ranks_on_node)
+    cores = cores_of_a_rank(distributed.ranks_on_node())
     torch.set_num_threads(recipe.engine.threads or cores)
     train, test = sources(recipe)
     if test is not None and test is not train:
@@ -120,7 +120,7 @@ def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
         backbone=saved.backbone.to(device),
         train=train,
         test=test,
-        transforms=config.transforms or recipe.monitor.transforms or center_crop_like(recipe.data.views[0]),
+        transforms=preparation_of(recipe),
         views=recipe.data.views,
         device=device,
         bf16=precision_of(recipe, device) == "bf16",
@@ -128,6 +128,11 @@ def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
         num_threads=min(recipe.data.workers_per_gpu, cores),
         seed=recipe.seed,
     )
+
+
+def preparation_of(recipe: Recipe) -> list[Transform]:
+    """How images are prepared for a trained encoder, without randomness."""
+    return recipe.eval.transforms or recipe.monitor.transforms or center_crop_like(recipe.data.views[0])
 
 
 def sources(recipe: Recipe) -> tuple[Source, Source | None]:

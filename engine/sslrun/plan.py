@@ -35,7 +35,7 @@ class Machine:
 
     Attributes:
         device: "cpu" or "cuda".
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16" or "fp64".
         compile: whether networks are compiled.
         micro_batch: samples on a device at once.
         threads: threads of the CPU computation of one process.
@@ -111,7 +111,12 @@ def cores_of_a_rank(ranks_on_node: int) -> int:
 
 
 def precision_of(recipe: Recipe, device: torch.device) -> str:
-    """ "fp32" or "bf16": the recipe's, or with "auto" bf16 on CUDA devices that support it, else fp32."""
+    """ "fp32", "bf16" or "fp64": the recipe's, or with "auto" bf16 on CUDA devices that support it, else fp32.
+
+    Raises UsageError for fp64 on CUDA, whose kernels are not for it.
+    """
+    if recipe.engine.precision == "fp64" and device.type == "cuda":
+        raise UsageError('engine.precision is "fp64", which is for the CPU: set engine.device = "cpu" too')
     if recipe.engine.precision != "auto":
         return recipe.engine.precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

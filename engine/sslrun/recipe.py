@@ -11,7 +11,10 @@ from sslrun.evaluation.eval_config import EvalConfig
 from sslrun.evaluation.monitors.config import MonitorConfig
 from sslrun.optim import Optimizer, Schedule
 from sslrun.runtime.checkpoint import CheckpointConfig
-from sslrun.runtime.hooks import BY_WORD, Hook
+from sslrun.runtime.hooks.base import Hook
+from sslrun.runtime.hooks.mlflow import MLflow
+from sslrun.runtime.hooks.tensorboard import TensorBoard
+from sslrun.runtime.hooks.wandb import WandB
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class EngineConfig:
     Attributes:
         device: device to train on; "auto" is CUDA if there is a CUDA device, else the CPU.
         precision: "bf16" computes in bfloat16 autocast with fp32 parameters; "auto" is bf16 on CUDA devices that
-            support it, else fp32.
+            support it, else fp32. "fp64" computes in float64 on the CPU, to compare runs where rounding cannot hide
+            a difference; several processes then average their gradients without DeepSpeed, whatever the zero_stage.
         compile: whether torch.compile compiles the networks; "auto" is on for CUDA. The first start takes minutes
             longer, others less if the folder of compiled code is kept: the environment variable
             TORCHINDUCTOR_CACHE_DIR names it, and the log where it is.
@@ -57,7 +61,7 @@ class EngineConfig:
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     micro_batch: int | Literal["auto"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -86,14 +90,20 @@ class LogConfig:
 
     Attributes:
         interval: optimizer steps between two rows of metrics.jsonl, and between two lines on the console.
-        hooks: other receivers of the rows: "tensorboard", "wandb", or tables with the `type` of a hook, including your
-            own.
+        hooks: other receivers of the rows: "tensorboard", "wandb", "mlflow", or tables with the `type` of a hook,
+            including your own.
         level: least severe level of messages that are shown.
+        tags: words that say what the run is for; the hooks get them, too.
+        wandb: settings of the hook "wandb".
+        mlflow: settings of the hook "mlflow".
     """
 
     interval: int = 50
-    hooks: list[Literal["tensorboard", "wandb"] | Hook] = field(default_factory=list)
+    hooks: list[Literal["tensorboard", "wandb", "mlflow"] | Hook] = field(default_factory=list)
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    tags: list[str] = field(default_factory=list)
+    wandb: WandB = field(default_factory=WandB)
+    mlflow: MLflow = field(default_factory=MLflow)
 
     def __post_init__(self) -> None:
         if self.interval < 1:
@@ -101,7 +111,8 @@ class LogConfig:
 
     def all_hooks(self) -> list[Hook]:
         """The hooks, in the order of the recipe."""
-        return [BY_WORD[hook]() if isinstance(hook, str) else hook for hook in self.hooks]
+        by_word = {"tensorboard": TensorBoard(), "wandb": self.wandb, "mlflow": self.mlflow}
+        return [by_word[hook] if isinstance(hook, str) else hook for hook in self.hooks]
 
 
 @dataclass

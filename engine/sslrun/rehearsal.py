@@ -1,7 +1,6 @@
 """An optimizer step of a recipe on fake tensors: counts its memory and finds parts of the model that do not fit."""
 
 import contextlib
-import copy
 import logging
 import weakref
 from collections.abc import Iterable, Sequence
@@ -26,6 +25,7 @@ from sslrun.config.component import Component
 from sslrun.contract import Backbone, Batch, Method, Progress
 from sslrun.errors import UsageError
 from sslrun.nn.norm import set_groups
+from sslrun.nn.without_values import without_values
 from sslrun.recipe import Recipe
 from sslrun.runtime import distributed
 
@@ -69,7 +69,7 @@ def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32
 
     Args:
         recipe: a recipe.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16" or "fp64".
         images: dtype of the views that the loader delivers.
 
     Raises:
@@ -78,7 +78,9 @@ def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32
     group = recipe.data.samples_per_gpu
     logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it also prints the errors that it raises
     shapes_only = FakeTensorMode(allow_non_fake_inputs=True)
-    method = copy.deepcopy(recipe.model, _fakes(recipe.model, shapes_only)).train()
+    is_exact = precision == "fp64"
+    method = without_values(recipe.model, shapes_only, torch.float64 if is_exact else None).train()
+    images = torch.float64 if is_exact else images
     with distributed.alone(), shapes_only:
         set_groups(method, group, 1)
         optimizer = recipe.optimizer.create(method.named_parameters())
@@ -96,7 +98,7 @@ def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32
                 with _autocast(precision):
                     loss = method(batch, START, target)
             except Exception as error:
-                if isinstance(error, RuntimeError | ValueError) or _users_line(error) is None:
+                if isinstance(error, RuntimeError | ValueError | AssertionError) or _users_line(error) is None:
                     raise UsageError(trail.explain(error)) from error
                 raise
             trail.end()
@@ -114,17 +116,6 @@ def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32
         images=_bytes(views),
         activations=live.peak_activations,
     )
-
-
-def _fakes(model: nn.Module, mode: FakeTensorMode) -> dict[int, Any]:
-    """A memo for `deepcopy`, with a tensor without memory for each parameter and buffer."""
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        with mode:
-            fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
-        is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
-    return memo
 
 
 def _autocast(precision: str) -> torch.autocast:

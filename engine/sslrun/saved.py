@@ -73,12 +73,19 @@ def open_saved(
     """
     if path.suffix in FILES:
         if recipe is None:
-            raise UsageError(f"{path} holds only weights: set --recipe to their TOML recipe")
+            checkpoint.load_weights(path)  # what is no file of ours is said first
+            raise UsageError(
+                f"{path} holds only weights: set --recipe to their TOML recipe; {checkpoint.foreign_hint(path)}"
+            )
         config = load(recipe, overrides, overlays=overlays)
         built = _built(config, path, checkpoint.load_weights(path))
         return Saved(config.with_absolute_paths(Recipe), built, config.name, path)
     if recipe is not None:
         raise UsageError(f"{path} is a run, which has its own recipe: --recipe is for files of weights")
+    if path.suffix == ".toml" and path.is_file():
+        raise UsageError(f"{path} is a recipe: name a run folder, a checkpoint in one, or a file of weights")
+    if path.is_file() or ((path / "config.json").is_file() and not (path / checkpoint.MANIFEST).is_file()):
+        raise UsageError(f"{path} is neither a run nor a checkpoint of one; {checkpoint.foreign_hint(path)}")
     weights = checkpoint.find(path).resolve()
     folder = run_folder_of(weights)
     if folder is None or not (folder / CONFIG).is_file():
@@ -108,12 +115,14 @@ def _built(config: Config, weights: Path, tensors: Mapping[str, Tensor]) -> Reci
     recipe = build(config)
     own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
     if not own:
-        raise UsageError(f"{weights} has no weights of a backbone (names that begin with {PREFIX!r})")
+        problem = f"{weights} has no weights of a backbone (names that begin with {PREFIX!r})"
+        raise UsageError(f"{problem}; {checkpoint.foreign_hint(weights)}")
     backbone = recipe.model.backbone
     try:
         backbone.load_state_dict(own)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"{weights} does not fit the backbone of {config.path}: {reason}") from error
+        hint = f"; {checkpoint.foreign_hint(weights)}" if "key(s) in state_dict" in reason else ""
+        raise UsageError(f"{weights} does not fit the backbone of {config.path}: {reason}{hint}") from error
     backbone.eval()
     return recipe

@@ -20,7 +20,7 @@ from sslrun.allowed_imports import require_allowed
 from sslrun.config import Config
 from sslrun.config.annotations import describe
 from sslrun.config.files import shorten
-from sslrun.config.paths import absolute, with_absolute_paths
+from sslrun.config.paths import absolute, with_absolute_paths, without_paths
 from sslrun.contract import Batch, Progress
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.classes import matched
@@ -46,11 +46,13 @@ from sslrun.plan import (
 from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
 from sslrun.run_state import RunState
-from sslrun.runtime import checkpoint, compilation, distributed, heartbeat, signals
+from sslrun.runtime import agreement, checkpoint, compilation, distributed, heartbeat, signals
+from sslrun.runtime.agreement import require_agreement
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.runtime.log import RunLog, start_logging
 from sslrun.runtime.numerics import fix_cublas_workspaces, set_numerics
+from sslrun.runtime.replicated_executor import ReplicatedExecutor
 from sslrun.runtime.run_files import ENVIRONMENT, MESSAGES
 from sslrun.runtime.run_folder import RunFolder, record_loss, set_aside
 from sslrun.runtime.safetensors_file import require_storable
@@ -150,7 +152,11 @@ def prepare(
     stack.push(distributed.leave)
     distributed.init(device, recipe.engine.timeout_s)
     start_logging(distributed.rank(), level=recipe.log.level)
+    require_agreement("recipe", _without_data_paths(config.values))
+    require_agreement("installation", agreement.code(recipe.custom_imports))
     source, holdout = recipe.data.open()
+    images = {"digest of the names and sizes": source.identity(), "class names": source.class_names}
+    require_agreement("set of images", images)
     _check_labels(recipe, source)
     recipe.model.prepare(len(source))
     require_storable(recipe.model.state_dict())
@@ -174,12 +180,12 @@ def prepare(
     monitors = _monitors(recipe, plan, features, holdout, reading)
     executor = _executor(recipe, plan, device)
     statistics = RunningStatistics(recipe.model)  # after the executor has moved the model to its device
-    step_metrics = StepMetrics()
+    step_metrics = StepMetrics(torch.float64 if machine.precision == "fp64" else torch.float32)
     run = Run(recipe, plan, executor, statistics, loader, features, monitors, folder, None, step_metrics, step=0)
     _restore(run, _checkpoint_to_continue(recipe, folder, resume))
     if folder is not None:
         folder.go_back_to(run.step)
-        run.log = _open_log(config, run, folder, stack)
+    distributed.from_rank_0(lambda: _open_log(config, run, stack))
     return run
 
 
@@ -198,6 +204,11 @@ def save(run: Run) -> None:
         run.log.sync()
         run_state.save(run.folder.checkpoints, tensors, state)
         checkpoint.prune(run.folder.checkpoints, run.recipe.checkpoint.max_keep_ckpts)
+
+
+def _without_data_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without the folders of the images, which may differ on each machine."""
+    return values | {"data": without_paths(values, describe(Recipe)).get("data")}
 
 
 def _check_labels(recipe: Recipe, source: Source) -> None:
@@ -344,6 +355,8 @@ def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
     optimizer = recipe.optimizer.create(recipe.model.named_parameters())
     if plan.world_size == 1:
         return LocalExecutor(recipe.model, optimizer, **options)
+    if plan.machine.precision == "fp64":
+        return ReplicatedExecutor(recipe.model, optimizer, **options)
     from sslrun.runtime.deepspeed_executor import DeepSpeedExecutor
 
     return DeepSpeedExecutor(recipe.model, optimizer, zero_stage=recipe.engine.zero_stage, **options)
@@ -393,9 +406,11 @@ def _restore(run: Run, path: Path | None) -> None:
         load_initial_weights(run.executor, Path(run.recipe.load_from), run.recipe.load_strict, run.progress)
 
 
-def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.ExitStack) -> RunLog:
-    plan, machine = run.plan, run.plan.machine
-    log = RunLog(
+def _open_log(config: Config, run: Run, stack: contextlib.ExitStack) -> None:
+    """Opens the log on rank 0, and says what kind of run begins."""
+    plan, machine, folder = run.plan, run.plan.machine, run.folder
+    assert folder is not None
+    log = run.log = RunLog(
         folder.path,
         name=config.name,
         values=config.values,
@@ -408,7 +423,7 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
     folder.hold(folder.metrics, log.descriptor)
     if run.step >= plan.total_steps:
         logger.info("nothing is left to do: %d of %d steps are done", run.step, plan.total_steps)
-        return log
+        return
     logger.info(
         "%s: %s of %d steps on %d x %s (%s, %d samples at once), in %s",
         config.name,
@@ -429,4 +444,3 @@ def _open_log(config: Config, run: Run, folder: RunFolder, stack: contextlib.Exi
             logger.info("%s", note)
     for line in advice(run.recipe, plan):
         logger.info("advice: %s", line)
-    return log

@@ -9,9 +9,14 @@ from sslrun.runtime import distributed
 
 
 class StepMetrics:
-    """Sums of each metric since the last row. A checkpoint holds them, so that a resumed run writes the same rows."""
+    """Sums of each metric since the last row. A checkpoint holds them, so that a resumed run writes the same rows.
 
-    def __init__(self) -> None:
+    Args:
+        dtype: of the metrics.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self._dtype = dtype
         self.steps = 0
         self.sums: dict[str, Tensor] = {}
 
@@ -37,7 +42,7 @@ class StepMetrics:
         ranks, rank = distributed.world_size(), distributed.rank()
         self.sums = {
             name: torch.tensor(
-                shares[rank] if len(shares) == ranks else sum(shares) / len(shares), dtype=torch.float32, device=device
+                shares[rank] if len(shares) == ranks else sum(shares) / len(shares), dtype=self._dtype, device=device
             )
             for name, shares in state["sums"].items()
         }
@@ -46,5 +51,6 @@ class StepMetrics:
         """The sums of every rank."""
         if not self.sums:
             return {}
-        gathered = distributed.all_gather_rows(torch.stack(list(self.sums.values())).float().unsqueeze(0))
+        mine = torch.stack([total.to(self._dtype) for total in self.sums.values()])
+        gathered = distributed.all_gather_rows(mine.unsqueeze(0))
         return dict(zip(self.sums, gathered.T.tolist(), strict=True))

@@ -17,6 +17,7 @@ from typing import Any
 
 import starter
 from campaign import INTERVAL, STEPS, Campaign, Outcome
+from readers import damaged_runs
 
 import small_run
 from small_run import saved
@@ -219,6 +220,7 @@ def _kinds() -> Iterator[Kind]:
     yield Kind("disk full from the n-th call on", disk_full, 12, (0, 1, 2))
     yield Kind("EIO and ESTALE on reading checkpoints", read_errors, 6, (0, 1))
     yield Kind("one damaged file of the newest checkpoint", damaged_checkpoints, 20, (0,))
+    yield Kind("one damaged file of a run, on report, eval, export and runs", damaged_runs, 40, (0, 1, 2))
     yield Kind("torchrun killed, two ranks", killed_launchers, 3, (0, 1, 75))
     yield Kind("recipe with slips of the pen", mutated_recipes, 1000, (0, 2))
 

@@ -89,6 +89,18 @@ def test_storage_that_recovers_is_waited_for(run, resume, monkeypatch, caplog):
     assert warned == [f"{manifest} cannot be read: Input/output error; trying again for 60 s"]
 
 
+NONE_SAVED = "it has no checkpoint (it ended before its first, or they were removed)"
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_not_told_to_resume(run, resume):
+    shutil.rmtree(run / "checkpoints")
+    code, line = resume()
+    assert code == 2 and line == (
+        f"error: {run} already holds a run (done) that {NONE_SAVED.removeprefix('it ')}: --restart sets it aside and "
+        "starts from the beginning; or give the new one another --work-dir"
+    )
+
+
 def all_damaged(run: Path) -> None:
     for path in checkpoint.steps(run / "checkpoints").values():
         os.truncate(path / "model.safetensors", 10)
@@ -113,8 +125,8 @@ def rows_gone_too(run: Path) -> None:
     [
         (all_damaged, "none of its 2 checkpoints is intact"),
         (rows_gone_too, "none of its 2 checkpoints is intact"),
-        (folder_gone, "it has no checkpoint"),
-        (a_file_in_its_place, "it has no checkpoint"),
+        (folder_gone, NONE_SAVED),
+        (a_file_in_its_place, NONE_SAVED),
     ],
 )
 def test_a_run_without_a_good_checkpoint_ends_the_start_with_2_until_it_is_set_aside(

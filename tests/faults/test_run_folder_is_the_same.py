@@ -328,3 +328,30 @@ def test_checkpoints_that_cannot_be_made_end_the_start(tmp_path, place):
     place(tmp_path / "run/checkpoints")
     with pytest.raises(UsageError, match=rf"{tmp_path}/run/checkpoints cannot be made: File exists"):
         RunFolder(tmp_path / "run", RECIPE, resume=None)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("harm", ["moved", "replaced", "removed"])
+def test_all_ranks_leave_with_1_and_a_line_each_at_most(tmp_path, images, harm):
+    recipe, run = small_run.write_recipe(tmp_path, images, steps=5000), tmp_path / "runs/small"
+    settings = ("log.interval=1", "checkpoint.interval=10000", "monitor.knn_interval=0")
+    ranks = small_run.start(small_run.command(recipe, *(f"--set={setting}" for setting in settings), ranks=2))
+    small_run.wait_until(lambda: small_run.last_step(run) >= 3, ranks)
+    run.rename(tmp_path / "moved")
+    if harm == "removed":
+        shutil.rmtree(tmp_path / "moved")
+    elif harm == "replaced":
+        shutil.copytree(tmp_path / "moved", run)
+        before = content(run)
+    code, output = small_run.finish(ranks)
+    own, _, of_torchrun = output.partition("Traceback (most recent call last)")
+    assert code == 1 and re.findall(r"exitcode *: (-?\d+)", of_torchrun) == ["1", "1"], output
+    lines = [line for line in own.splitlines() if "error: " in line]
+    assert "done: " not in output and len(lines) == len({line.partition("error: ")[0] for line in lines}), output
+    said = "removed" if harm == "removed" else f"moved to {tmp_path}/moved"
+    assert any(line.startswith(f"error: the run folder {run} was {said}") for line in lines)
+    if harm == "replaced":
+        assert content(run) == before
+    if harm != "removed":
+        assert state(tmp_path / "moved")["state"] == "failed"
+        assert checkpoint.newest_good(tmp_path / "moved/checkpoints") is not None

@@ -19,6 +19,7 @@ from sslrun.commands.arguments import (
     width,
 )
 from sslrun.errors import UsageError, printable
+from sslrun.runtime.durable import require_free
 
 if TYPE_CHECKING:
     from sslrun.data.check import Survey
@@ -95,7 +96,7 @@ def _preview(args: argparse.Namespace) -> int:
 
     config = load(args.config, args.overrides)
     path = Path(args.image if args.image is not None else f"{config.name}_preview.png")
-    _check_output(path, force=True)
+    require_free(path, force=True)
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path}: the image is a PNG file; -o names one that ends with .png")
     for note in config.notes:
@@ -115,18 +116,6 @@ def _preview(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _check_output(path: Path, force: bool) -> None:
-    """Raise a UsageError, before any work is done, if no file can be written there."""
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder, not a file")
-    if os.path.lexists(path) and not force:
-        raise UsageError(f"{path} exists; --force replaces it")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path}: {path.parent} cannot be written to")
-
-
 def _check(args: argparse.Namespace) -> int:
     import time
 
@@ -140,7 +129,7 @@ def _check(args: argparse.Namespace) -> int:
     good = None if args.good is None else Path(args.good)
     if good is not None:
         require_listable(surveys[0].source)
-        _check_output(good, args.force)
+        require_free(good, args.force)
     workers = args.workers or len(os.sched_getaffinity(0))
     total = sum(len(survey.verdicts) for survey in surveys)
     begin = time.monotonic()

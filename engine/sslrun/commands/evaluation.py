@@ -2,11 +2,17 @@
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sslrun.commands.arguments import DONE, add_allow_imports, add_devices, add_overrides
 from sslrun.errors import UsageError
 from sslrun.number_format import measured
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sslrun.measure import Results
 
 
 def add(verbs: Any) -> None:
@@ -50,30 +56,63 @@ def _kinds() -> str:
 def _eval(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from sslrun.evaluation.finetune_recipe import Finetune
-    from sslrun.finetune import finetune
-    from sslrun.measure import evaluate, evaluation_of
     from sslrun.runtime import distributed
-    from sslrun.runtime.run_files import EVAL
-    from sslrun.saved import open_saved
 
-    overlays = [Path(overlay) for overlay in args.overlays]
-    saved = open_saved(Path(args.run), overlays, args.overrides, args.recipe and Path(args.recipe))
-    directory = (saved.folder or saved.weights.parent) / EVAL
-    if args.directory:
-        directory = Path(args.directory)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{directory} cannot be made: {error.strerror}") from error
-    evaluation = evaluation_of(saved, args.kind)
-    if isinstance(evaluation, Finetune):
-        code, results, path = finetune(args.kind, evaluation, saved, args.command, directory)
-    else:
-        code, results, path = evaluate(args.kind, evaluation, saved, args.command, directory)
+    overlays, recipe = [Path(overlay) for overlay in args.overlays], args.recipe and Path(args.recipe)
+    directory = Path(args.directory) if args.directory else None
+    code, results, path = measure_encoder(
+        args.kind, Path(args.run), args.overrides, overlays, recipe, directory, args.command
+    )
     if distributed.rank() == 0:
         for name, value in results.items():
             if isinstance(value, int | float):
                 print(f"{name}  {measured(name, value)}")
         print(path if code == DONE else f"stopped and saved in {path}; the same command goes on", file=sys.stderr)
     return code
+
+
+def measure_encoder(
+    kind: str,
+    run: "Path",
+    overrides: "Sequence[str]",
+    overlays: "Sequence[Path]",
+    recipe: "Path | None",
+    directory: "Path | None",
+    command: str,
+) -> "tuple[int, Results, Path]":
+    """Measures an encoder; for the command line and for Python.
+
+    Args:
+        kind: name of the evaluation.
+        run: of `open_saved`, like `overrides`, `overlays` and `recipe`.
+        overrides: see `run`.
+        overlays: see `run`.
+        recipe: see `run`.
+        directory: where the result goes; None for eval/ of the run folder.
+        command: what the user typed, for the record.
+
+    Returns:
+        The exit code; the results, empty unless the code is 0; and the file with the results, or with what there is
+        after a stop.
+
+    Raises:
+        UsageError: the encoder cannot be opened, there is no such evaluation, or `directory` cannot be made.
+    """
+    from sslrun.evaluation.finetune_recipe import Finetune
+    from sslrun.finetune import finetune
+    from sslrun.measure import evaluate, evaluation_of
+    from sslrun.runtime.run_files import EVAL
+    from sslrun.saved import open_saved
+
+    saved = open_saved(run, overlays, overrides, recipe)
+    if directory is None:
+        directory = (saved.folder or saved.weights.parent) / EVAL
+    else:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{directory} cannot be made: {error.strerror}") from error
+    evaluation = evaluation_of(saved, kind)
+    if isinstance(evaluation, Finetune):
+        return finetune(kind, evaluation, saved, command, directory)
+    return evaluate(kind, evaluation, saved, command, directory)

@@ -18,8 +18,8 @@ def add(verbs: Any) -> None:
     report = verbs.add_parser(
         "report",
         help="write an HTML page about one or several runs",
-        description="Write report.html: curves, views, nearest neighbors and maps of the features, evaluations, "
-        "recipe. The page is one file that needs no network. Several runs are shown side by side.",
+        description="Write report.html: results, curves, views, nearest neighbors and maps of the features, "
+        "evaluations, recipe. The page is one file that needs no network. Several runs are shown side by side.",
     )
     report.add_argument("runs", metavar="RUN", nargs="+", help="a run folder, or a checkpoint in one")
     report.add_argument(

@@ -8,12 +8,12 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from sslrun.config.component import Component
-from sslrun.config.schema_reader import PATH, Schema
+from sslrun.config.schema_reader import DEFAULT_OF, PATH, Schema
 from sslrun.errors import UsageError
 
 REQUIRED = inspect.Parameter.empty
@@ -21,6 +21,16 @@ REQUIRED = inspect.Parameter.empty
 _SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string"}
 _SECTION = re.compile(r"^(?:Args|Attributes):\n((?:[ \t]+.*\n|\n)*)", re.MULTILINE)
 _ITEM = re.compile(r"^    (\w+)(?: \([^)]*\))?: *((?:.*\n)(?:     +.*\n|\n(?=     ))*)", re.MULTILINE)
+
+
+class DefaultOf(NamedTuple):
+    """Mark of an annotation, `Annotated[int | None, DefaultOf("arch", ...)]`: what None stands for.
+
+    `key` is another key of the table, and `values` has the default for each of its values.
+    """
+
+    key: str
+    values: Mapping[str, Any]
 
 
 class Parameter(NamedTuple):
@@ -88,8 +98,11 @@ def names_class(annotation: Any) -> bool:
 def _schema(annotation: Any, definitions: dict[str, Schema], prefix: str) -> Schema:
     origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
     if origin is Annotated:
-        mark = {PATH: True} if PATH in annotation.__metadata__ else {}
-        return {**_schema(arguments[0], definitions, prefix), **mark}
+        marks: Schema = {PATH: True} if PATH in annotation.__metadata__ else {}
+        for mark in annotation.__metadata__:
+            if isinstance(mark, DefaultOf):
+                marks[DEFAULT_OF] = {mark.key: dict(mark.values)}
+        return {**_schema(arguments[0], definitions, prefix), **marks}
     if annotation is Path:
         return {"type": "string", PATH: True}
     if annotation in _SCALARS:
@@ -162,10 +175,10 @@ def _property(parameter: Parameter, definitions: dict[str, Schema], prefix: str)
 
 
 def _as_table(value: Any, annotation: Any) -> Any:
-    """A dataclass instance as the table that builds it, without its defaults; anything else as it is."""
+    """A dataclass instance or a component as the table that builds it, without its defaults; anything else as it is."""
     if isinstance(value, Path):
         return str(value)
-    if not dataclasses.is_dataclass(value):
+    if not (dataclasses.is_dataclass(value) or isinstance(value, Component)):
         return value
     cls: Any = type(value)
     given = {name: getattr(value, name) for name, p in parameters(cls).items() if getattr(value, name) != p.default}

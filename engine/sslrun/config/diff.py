@@ -1,10 +1,15 @@
 """Compares two resolved configs value by value, with the place that set each value.
 
-The comparison is of what a run would do, not of the files: a key that only one side sets is compared with the code's
-default, 1 equals 1.0, and `vars` count only through the values that refer to them. Lists of tables (views, transforms,
-rules) are aligned first, so that an inserted element does not make all elements after it look changed.
+The comparison is of what a run would do, not of the files: a key that is not set counts with the code's default, on
+either side and at any depth, 1 equals 1.0, a path equals the same path from another folder, and `vars` count only
+through the values that refer to them. Between two classes, a key that only one of them has counts if its value is not
+the default. (Not known here are defaults of a user's own classes, which are not imported, and those that take a whole
+component from elsewhere in the recipe, such as `monitor.transforms`: such a key counts as not set.) Lists of tables
+(views, transforms, rules) are aligned first, so that an inserted element does not make all elements after it look
+changed.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
@@ -15,7 +20,7 @@ from sslrun.config.explain import DEFAULT
 from sslrun.config.load import Config
 from sslrun.config.node import Layer, Node, plain, same, show, wrap
 from sslrun.config.paths import absolute, is_path
-from sslrun.config.schema_reader import Schema, Setting, committed_schema, parts
+from sslrun.config.schema_reader import DEFAULT_OF, Schema, Setting, committed_schema, parts
 
 _CODE = Layer(0, DEFAULT, "", ())
 _RED, _GREEN, _BOLD, _END = "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[0m"
@@ -73,37 +78,71 @@ def _compare(definitions: Schema, old: Setting, new: Setting) -> Iterator[Differ
             yield Difference(old, new)
     elif isinstance(old.node.value, dict) and isinstance(new.node.value, dict):
         olds, news = _parts(definitions, old), _parts(definitions, new)
-        for part in {**old.node.value, **new.node.value}:
-            absent = Setting((*old.key, part), None, {}), Setting((*new.key, part), None, {})
-            yield from _compare(definitions, olds.get(part, absent[0]), news.get(part, absent[1]))
+        for part in {**old.node.value, **new.node.value, **olds, **news}:
+            sides = [(Setting((*side.key, part), None, {})) for side in (old, new)]
+            one, other = olds.get(part, sides[0]), news.get(part, sides[1])
+            if (part in olds and part in news) or not _is_default(definitions, one if part in olds else other):
+                yield from _compare(definitions, one, other)
     elif _is_list_of_tables(old.node) and _is_list_of_tables(new.node):
         yield from _compare_elements(definitions, *([*_parts(definitions, side).values()] for side in (old, new)))
-    elif not same(_compared(definitions, old), _compared(definitions, new)):
+    elif not same(_completed(definitions, old), _completed(definitions, new)):
         yield Difference(old, new)
 
 
-def _compared(definitions: Schema, side: Setting) -> Any:
-    """The value of a setting; a path is absolute, as the recipe of a run has it."""
-    value = None if side.node is None else plain(side.node)
+def _completed(definitions: Schema, side: Setting) -> Any:
+    """The value of a setting as what it does: with the defaults of keys that are not set, with absolute paths as the
+    recipe of a run has them, and with whole numbers as integers."""
+    if side.node is None:
+        return None
+    value = side.node.value
+    if isinstance(value, dict | list):
+        below = {part: _completed(definitions, each) for part, each in _parts(definitions, side).items() if each.node}
+        return list(below.values()) if isinstance(value, list) else below
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return absolute(value) if isinstance(value, str) and is_path(definitions, side.schema) else value
+
+
+def _is_default(definitions: Schema, side: Setting) -> bool:
+    """Whether a setting has the code's default."""
+    if "default" not in side.schema:
+        return side.node is None
+    default = side._replace(node=wrap(side.schema["default"], _CODE))
+    return same(_completed(definitions, side), _completed(definitions, default))
 
 
 def _parts(definitions: Schema, side: Setting) -> dict[str | int, Setting]:
     """The parts of a table or list; a key that is not set has the code's default."""
-    return {
-        part: below._replace(node=wrap(below.schema["default"], _CODE))
-        if below.node is None and "default" in below.schema
-        else below
-        for part, below in parts(definitions, side).items()
-    }
+    known = parts(definitions, side)
+    for part, below in known.items():
+        schema = {**below.schema, **_computed_default(below.schema, known)}
+        if below.node is None and "default" in schema:
+            known[part] = below._replace(node=wrap(schema["default"], _CODE), schema=schema)
+        else:
+            known[part] = below._replace(schema=schema)
+    return known
+
+
+def _computed_default(schema: Schema, siblings: dict[str | int, Setting]) -> Schema:
+    """The default that depends on another key (a transformer's width on its `arch`), as part of a schema."""
+    for key, values in schema.get(DEFAULT_OF, {}).items():
+        other = siblings[key]
+        value = other.schema.get("default") if other.node is None else other.node.value
+        if isinstance(value, str) and value in values:
+            return {"default": values[value]}
+    return {}
 
 
 def _compare_elements(definitions: Schema, old: list[Setting], new: list[Setting]) -> Iterator[Difference]:
     """Aligns equal elements and, between them, elements of the same class; the remaining ones of a class have moved."""
+
+    def value(side: Setting) -> str:
+        return json.dumps(_completed(definitions, side), sort_keys=True, default=str)
+
     pairs: list[tuple[Setting, Setting]] = []
     removed: list[Setting] = []
     added: list[Setting] = []
-    for olds, news, _ in _runs(old, new, _value):
+    for olds, news, _ in _runs(old, new, value):
         for left, right, are_of_one_class in _runs(olds, news, _class):
             if are_of_one_class:
                 pairs += zip(left, right, strict=True)
@@ -111,9 +150,7 @@ def _compare_elements(definitions: Schema, old: list[Setting], new: list[Setting
                 removed, added = removed + left, added + right
     compared = [list(_compare(definitions, *pair)) for pair in pairs]
     for side in removed:
-        twins = sorted(
-            (twin for twin in added if _class(twin) == _class(side)), key=lambda t: _value(t) != _value(side)
-        )
+        twins = sorted((twin for twin in added if _class(twin) == _class(side)), key=lambda t: value(t) != value(side))
         if twins:
             added.remove(twins[0])
             compared.append([Difference(side, twins[0], is_moved=True), *_compare(definitions, side, twins[0])])
@@ -130,10 +167,6 @@ def _runs(
     """Two lists cut into runs, in order: the elements of each side, and whether their marks are equal."""
     codes = SequenceMatcher(None, [*map(mark, old)], [*map(mark, new)], autojunk=False).get_opcodes()
     return [(old[a:b], new[c:d], code == "equal") for code, a, b, c, d in codes]
-
-
-def _value(side: Setting) -> str:
-    return repr(side.node and plain(side.node))
 
 
 def _class(side: Setting) -> str:

@@ -1,8 +1,10 @@
 """Reads the files of an `extends` tree and puts them in merge order."""
 
+import errno
 import functools
 import os
 import re
+import stat
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -14,12 +16,14 @@ from sslrun.config.lines import key_lines, nesting_line
 from sslrun.config.merge import kind, nearest
 from sslrun.config.node import Layer, Node, wrap
 from sslrun.config.python_hints import hint_at
-from sslrun.errors import UsageError
+from sslrun.errors import RunFailed, UsageError
 from sslrun.started import program
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # tables and lists in each other
+IN_CODE = "<table>"  # the name of a recipe that is no file
 MAX_CHAIN = 200  # files that inherit from each other, one after the other
+_OUTAGES = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN)
 
 
 class File(NamedTuple):
@@ -43,10 +47,18 @@ class File(NamedTuple):
         """The file as a layer with its place in the merge order."""
         shown = tuple(shorten(path) for path in self.chain)
         lines = functools.partial(key_lines, self.text)
-        return wrap(self.table, Layer(order, shown[-1], str(self.path.parent), shown, lines), ())
+        is_code = self.path.name == IN_CODE
+        return wrap(self.table, Layer(order, shown[-1], str(self.path.parent), shown, lines), None if is_code else ())
 
 
-def line_up(started: Path) -> list[File]:
+def in_code(table: dict[str, Any]) -> File:
+    """A recipe that a program gives as a table, as if it were a file in the current folder."""
+    path = Path(os.path.realpath(IN_CODE))
+    own = {key: value for key, value in table.items() if key != "extends"}
+    return File(path, (path,), "", own, _bases(table.get("extends", []), "", (path,)))
+
+
+def line_up(started: Path | File) -> list[File]:
     """A file and all files that it extends, depth first: bases before the file that names them, each once."""
     done: dict[Path, File] = {}
 
@@ -58,22 +70,28 @@ def line_up(started: Path) -> list[File]:
             raise UsageError(f"extends goes in a circle: {' -> '.join(map(shorten, circle))}")
         if len(above) == MAX_CHAIN:
             raise UsageError(f"{shorten(above[0])}: inherits over more than {MAX_CHAIN} files")
-        file = _read(path, (*above, path))
+        file = started if isinstance(started, File) and not above else _read(path, (*above, path))
         for base in file.bases:
             visit(base, file.chain)
         done[path] = file
 
-    visit(Path(os.path.realpath(recipes.located(started))), ())
+    visit(started.path if isinstance(started, File) else Path(os.path.realpath(recipes.located(started))), ())
     return list(done.values())
 
 
 def recipe_name(started: Path, files: list[File]) -> str:
     """The name of a file's runs: its stem, or, for an alias, the name of its recipe.
 
-    An alias is a file that contains nothing but `extends` to a single file.
+    An alias is a file that contains nothing but `extends` to a single file. A table in code has the name of the one
+    recipe that it extends, else "recipe".
     """
     by_path = {file.path: file for file in files}
     file, name = files[-1], started.stem
+    if started.name == IN_CODE:
+        if len(file.bases) != 1:
+            return "recipe"
+        file = by_path[file.bases[0]]
+        name = file.path.stem
     while not file.table and len(file.bases) == 1:
         file = by_path[file.bases[0]]
         name = file.path.stem
@@ -93,6 +111,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> File:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
+        _raise_outage(path, error)
         _fail(chain, None, f"{error.strerror or error}{_siblings(path)}")
     if len(content) > MAX_BYTES:
         _fail(chain, None, f"{size:,} bytes; a recipe has at most {MAX_BYTES:,}")
@@ -159,11 +178,26 @@ def _bases(extends: Any, text: str, chain: tuple[Path, ...]) -> list[Path]:
         except UsageError as error:
             _fail(chain, line(), f"extends: {error}")
         base = Path(os.path.realpath(chain[-1].parent / own))
-        if not os.path.isfile(base):  # not `Path.is_file`, which raises for a name that is too long
-            what = "is a folder, not a file" if os.path.isdir(base) else f"does not exist{_siblings(base)}"
+        if not stat.S_ISREG(mode := _mode(base)):
+            what = "is a folder, not a file" if stat.S_ISDIR(mode) else f"does not exist{_siblings(base)}"
             _fail((*chain, base), line(), f"extends: {shorten(base)} {what}", at=chain[-1])
         bases.append(base)
     return bases
+
+
+def _mode(path: Path) -> int:
+    """What is at a path, as of `os.stat`; 0 for nothing, or for a name that is too long."""
+    try:
+        return os.stat(path).st_mode
+    except OSError as error:
+        _raise_outage(path, error)
+        return 0
+
+
+def _raise_outage(path: Path, error: OSError) -> None:
+    """Raises RunFailed if the storage is at fault and nothing is wrong with the recipe: a scheduler may try again."""
+    if error.errno in _OUTAGES:
+        raise RunFailed(f"{shorten(path)} cannot be read: {error.strerror}") from None
 
 
 def _siblings(path: Path) -> str:

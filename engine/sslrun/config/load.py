@@ -3,20 +3,21 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sslrun.config import recipes
 from sslrun.config.check import check, kept_keys
-from sslrun.config.files import line_up, recipe_name
+from sslrun.config.files import IN_CODE, File, in_code, line_up, recipe_name
 from sslrun.config.interpolate import resolve
 from sslrun.config.merge import merge
 from sslrun.config.node import Key, Layer, Node, Origin, as_key, find, lookup, plain, wrap
 from sslrun.config.override import parse_override
 from sslrun.config.paths import with_absolute_paths
 from sslrun.config.schema_reader import Schema, committed_schema
+from sslrun.config.tables import toml
 from sslrun.errors import UsageError
 
 
@@ -74,29 +75,37 @@ class Config:
 
 
 def load(
-    path: str | Path,
+    path: str | Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     schema: Schema | None = None,
     overlays: Sequence[str | Path] = (),
+    name: str | None = None,
 ) -> Config:
     """Reads a recipe.
 
     Args:
-        path: a TOML file, or the name of a recipe that ships, with or without `sslrun:` before it.
+        path: a TOML file, or the name of a recipe that ships, with or without `sslrun:` before it; or a table, whose
+            `extends` starts from the current folder.
         overrides: texts of `--set`, `KEY=VALUE` each, merged after all files in this order.
         schema: schema to check against; None means the committed schema.json.
         overlays: further TOML files, each merged, with the files that it extends, over all files before it.
+        name: the recipe's name; by default that of the file, and for a table that of the one recipe that it extends, or
+            "recipe".
 
     Raises:
         UsageError: one line with file:line, for any error in the files or overrides.
     """
     try:
-        return _load(recipes.located(path), overlays, overrides, committed_schema() if schema is None else schema)
+        started = in_code(toml(path, "")) if isinstance(path, Mapping) else recipes.located(path)
+        return _load(started, overlays, overrides, committed_schema() if schema is None else schema, name)
     except RecursionError:
-        raise UsageError(f"{path}: tables, lists or references are nested too deep") from None
+        shown = IN_CODE if isinstance(path, Mapping) else path
+        raise UsageError(f"{shown}: tables, lists or references are nested too deep") from None
 
 
-def _load(started: Path, overlays: Sequence[str | Path], overrides: Sequence[str], schema: Schema) -> Config:
+def _load(
+    started: Path | File, overlays: Sequence[str | Path], overrides: Sequence[str], schema: Schema, name: str | None
+) -> Config:
     recipe = line_up(started)
     files = recipe + [file for overlay in overlays for file in line_up(Path(overlay))]
     layers = [file.node(order) for order, file in enumerate(files)]
@@ -106,12 +115,15 @@ def _load(started: Path, overlays: Sequence[str | Path], overrides: Sequence[str
     for layer in layers:
         merged = merge(merged, layer)
     assert merged is not None
-    name = recipe_name(started, recipe)
+    path = started.path if isinstance(started, File) else started
+    name = recipe_name(path, recipe) if name is None else name
     if not name.strip("."):
-        raise UsageError(f"{started}: a run has the name of its recipe, and {name!r} names a folder above: rename it")
+        raise UsageError(f"{path}: a run has the name of its recipe, and {name!r} names a folder above: rename it")
+    if os.sep in name:
+        raise UsageError(f"{path}: a run has the name of its recipe, and {name!r} is a path: name a folder in work_dir")
     root = resolve(merged, name)
     check(root, schema)
-    return Config(started, name, plain(root), [file.path for file in files], kept_keys(root), root)
+    return Config(path, name, plain(root), [file.path for file in files], kept_keys(root), root)
 
 
 def composed(values: dict[str, Any], name: str, source: str) -> Config:

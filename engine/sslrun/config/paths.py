@@ -6,6 +6,7 @@ sslrun was started, and `~` is the home folder. Objects get absolute paths (`bui
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,24 +45,32 @@ def with_absolute_paths(values: dict[str, Any], schema: Schema) -> dict[str, Any
         values: the config.
         schema: describes it, with the user's own components.
     """
-    root = Setting((), wrap(values, _CODE), schema)
-    absolute_values: dict[str, Any] = plain(_with_absolute(schema.get("$defs", {}), root))
-    return absolute_values
+    return _with_paths(values, schema, absolute)
 
 
-def _with_absolute(definitions: Schema, setting: Setting) -> Node:
+def without_paths(values: dict[str, Any], schema: Schema) -> dict[str, Any]:
+    """A resolved config with an empty text for each path, to compare recipes that read the same files elsewhere."""
+    return _with_paths(values, schema, lambda path: "")
+
+
+def _with_paths(values: dict[str, Any], schema: Schema, change: Callable[[str], str]) -> dict[str, Any]:
+    changed: dict[str, Any] = plain(_changed(schema.get("$defs", {}), Setting((), wrap(values, _CODE), schema), change))
+    return changed
+
+
+def _changed(definitions: Schema, setting: Setting, change: Callable[[str], str]) -> Node:
     node = setting.node
     assert node is not None
     if isinstance(node.value, str):
-        return node._replace(value=absolute(node.value)) if is_path(definitions, setting.schema) else node
+        return node._replace(value=change(node.value)) if is_path(definitions, setting.schema) else node
     if not isinstance(node.value, dict | list):
         return node
     below: dict[Any, Node] = {}
     for part, inner in parts(definitions, setting).items():
         if inner.node is not None:
-            below[part] = _with_absolute(definitions, inner)
+            below[part] = _changed(definitions, inner, change)
         elif is_path(definitions, inner.schema) and isinstance(default := inner.schema.get("default"), str):
-            below[part] = wrap(absolute(default), _CODE)
+            below[part] = wrap(change(default), _CODE)
     return node._replace(value=list(below.values()) if isinstance(node.value, list) else below)
 
 

@@ -21,6 +21,9 @@ SCHEMA_PATH = Path(__file__).with_name("schema.json")
 PATH = "x-path"
 """The key of a schema that says that a string is a path."""
 
+DEFAULT_OF = "x-default-of"
+"""The key of a schema whose default depends on another key of the table: that key, and the default for its values."""
+
 _WORDS = {
     "integer": ("a whole number", "whole numbers"),
     "number": ("a number", "numbers"),

@@ -1,6 +1,18 @@
-"""Warnings about a collapsed network and about a loss that is no better than guessing."""
+"""Judges whether a network has collapsed, and whether its loss is better than guessing."""
 
-SPREAD_FLOOR = 0.1  # standard deviation; 1 is an even spread over the sphere, healthy runs stay above 0.5
+from typing import NamedTuple
+
+SPREAD_FLOOR = 0.1  # standard deviation; 1 is an even spread over the sphere, healthy runs stay above EVEN_SPREAD
+EVEN_SPREAD = 0.5
+ONE_DIRECTION = 2.0  # RankMe; 1 if all features lie on one line through 0
+FEW_DIRECTIONS_PCT = 10  # RankMe, in per cent of the largest possible one
+
+THRESHOLDS = (
+    f"Collapsed: RankMe below {ONE_DIRECTION:g}, or a spread of the embeddings below {SPREAD_FLOOR}. Partly collapsed: "
+    f"RankMe below {FEW_DIRECTIONS_PCT} % of the possible directions. "
+    f"A spread of 1 is even, one below {EVEN_SPREAD} uneven."
+)
+"""The thresholds of `verdict` in words."""
 
 
 def collapse_warning(feature_std: float | None, epoch: int) -> str | None:
@@ -14,7 +26,7 @@ def collapse_warning(feature_std: float | None, epoch: int) -> str | None:
         return None
     return (
         f"the run looks collapsed: embeddings of different images are almost equal (spread {feature_std:.3f}, "
-        f"healthy above 0.5); try a lower learning rate, a longer warm-up or stronger augmentation"
+        f"healthy above {EVEN_SPREAD}); try a lower learning rate, a longer warm-up or stronger augmentation"
     )
 
 
@@ -35,3 +47,60 @@ def guessing_warning(loss: float, chance_loss: float | None, epoch: int) -> str 
         f"the network does not tell images apart yet: loss {loss:.3f} is at or above that of guessing "
         f"({chance_loss:.3f} = ln of the number of candidates)"
     )
+
+
+class Verdict(NamedTuple):
+    """What the measurements say about collapse.
+
+    Attributes:
+        word: "collapsed", "partly collapsed", "not collapsed" or "cannot be judged".
+        reason: the measurements behind it, as sentences.
+    """
+
+    word: str
+    reason: str
+
+
+def verdict(feature_std: float | None, rankme: float | None, most_directions: int | None) -> Verdict:
+    """Whether a trained network has collapsed, in words.
+
+    Complete collapse is one output for all images: the spread of the embeddings is then 0 and RankMe 1 (SimSiam, Chen &
+    He 2021, arXiv 2011.10566, section 4.1). Dimensional collapse is the use of few directions: RankMe is then a small
+    share of the possible ones (Jing et al. 2022, arXiv 2110.09348; RankMe: Garrido et al. 2023, arXiv 2210.02885). The
+    papers name no thresholds; those here (`THRESHOLDS`) are our own.
+
+    Args:
+        feature_std: newest `train/feature_std`, the standard deviation of the normalized embeddings (1 if they are
+            spread evenly over the sphere); None if it was not measured.
+        rankme: newest RankMe of the backbone's features; None if it was not measured.
+        most_directions: the largest possible RankMe, the smaller one of the numbers of features and of images; None if
+            it is unknown.
+    """
+    if feature_std is None and rankme is None:
+        return Verdict("cannot be judged", "Neither RankMe nor the spread of the embeddings was measured in training.")
+    words, reasons = [], []
+    if rankme is not None:
+        of_all = "" if most_directions is None else f" of {most_directions:,} possible"
+        if rankme < ONE_DIRECTION:
+            words.append("collapsed")
+            reasons.append(f"All images have almost the same features: RankMe is {rankme:.1f}{of_all}.")
+        elif most_directions is None:
+            reasons.append(f"The features use {rankme:.0f} directions (RankMe); how many are possible is not known.")
+        elif 100 * rankme < FEW_DIRECTIONS_PCT * most_directions:
+            words.append("partly collapsed")
+            reasons.append(f"The features use few directions, {rankme:.1f}{of_all} (RankMe).")
+        else:
+            reasons.append(f"The features use {rankme:.0f}{of_all} directions (RankMe).")
+    if feature_std is not None:
+        if feature_std < SPREAD_FLOOR:
+            words.append("collapsed")
+            reasons.append(f"The embeddings of all images are almost equal (spread {feature_std:.2g}).")
+        elif feature_std < EVEN_SPREAD:
+            reasons.append(f"The embeddings are spread, but unevenly ({feature_std:.3g}).")
+        else:
+            reasons.append(f"The embeddings are spread over their sphere ({feature_std:.3g}).")
+    if rankme is None:
+        reasons.append("RankMe was not measured, so the features themselves are not judged.")
+    if "collapsed" in words:
+        return Verdict("collapsed", " ".join(reasons))
+    return Verdict(words[0] if words else "not collapsed", " ".join(reasons))

@@ -1,13 +1,14 @@
 """Extracts features of images with a frozen encoder, for evaluations, monitors and clustering methods."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslrun.data.bad_samples import BadSamples
 from sslrun.data.loader import Augment, Loader
 from sslrun.data.order import Sequential
 from sslrun.data.sources import Source
@@ -32,6 +33,8 @@ class FeatureExtractor:
         augment: "exact", "dali" or "auto", as for training.
         num_threads: threads that read and decode.
         has_bar: whether to show a progress bar on the terminal.
+        batch_size: largest number of images in a batch.
+        bad: counts images that cannot be decoded, and limits their number; None for the limit of 1 %.
     """
 
     def __init__(
@@ -44,18 +47,21 @@ class FeatureExtractor:
         augment: Augment = "auto",
         num_threads: int = 1,
         has_bar: bool = False,
+        batch_size: int = BATCH,
+        bad: BadSamples | None = None,
     ) -> None:
         self.source, self.transforms, self.device, self.bf16 = source, transforms, device, bf16
-        self.has_bar = has_bar
+        self.has_bar, self.batch_size = has_bar, batch_size
         self.loader = Loader(
             source,
             [ViewGroup(num_views=1, transforms=transforms)],
             sampler=Sequential(len(source)),
             seed=0,
-            batch_size=BATCH,
+            batch_size=batch_size,
             device=device,
             augment=augment,
             num_threads=num_threads,
+            bad=bad,
         )
 
     def extract_share(self, module: nn.Module, ids: np.ndarray) -> Tensor:
@@ -87,7 +93,12 @@ class FeatureExtractor:
             return torch.cat([features for features, _ in stoppable(self._stream(module, ids))])
 
     def _stream(self, module: nn.Module, ids: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        cursor = [(0, ids[first : first + BATCH]) for first in range(0, len(ids), BATCH)]
+        size = self.batch_size
+        return self.stream_batches(module, [ids[first : first + size] for first in range(0, len(ids), size)])
+
+    def stream_batches(self, module: nn.Module, batches: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `stream_share`, for batches of ids that the caller has made, (b,) each and not above `batch_size`."""
+        cursor = [(0, ids) for ids in batches]
         is_compiled = compilation.is_compiled(module)
         with contextlib.closing(self.loader.run(cursor)) as stream:
             for batch in shown(stream, len(cursor), repr(self.source)) if self.has_bar else stream:
@@ -95,7 +106,7 @@ class FeatureExtractor:
                 rows = len(images)
                 if is_compiled:
                     compilation.begin_generation()
-                    images = filled(images, BATCH)
+                    images = filled(images, self.batch_size)
                 yield pooled(module, images, self.bf16)[:rows].cpu(), batch.index.cpu()
 
 
@@ -141,11 +152,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def pooled(module: nn.Module, images: Tensor, bf16: bool = False) -> Tensor:
-    """(B, D) fp32: a module's features of images (B, 3, H, W), without gradient.
+    """(B, D) fp32: a module's features of images (B, 3, H, W), without gradient; see `vectors`."""
+    weights = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), images)
+    if weights.dtype == torch.float64:  # engine.precision = "fp64"
+        images = images.double()
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
+        outputs = module(images)
+    return vectors(outputs)
+
+
+def vectors(outputs: Tensor | list[Tensor]) -> Tensor:
+    """(B, D) fp32: a vector for each image, of what a network returns.
 
     Of a list of outputs the last is used. Feature maps (B, C, H, W) are averaged over positions.
     """
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
-        features = module(images)
-    features = (features[-1] if isinstance(features, list) else features).float()
+    features = (outputs[-1] if isinstance(outputs, list) else outputs).float()
     return features.mean(dim=(2, 3)) if features.dim() == 4 else features

@@ -45,7 +45,8 @@ class Encoder:
             UsageError: `program` has no network of this kind.
         """
         if self.architecture is None:
-            raise UsageError(f"{program} has no {type(self.backbone).__name__}: {ELSEWHERE}")
+            name = " ".join(filter(None, [type(self.backbone).__name__, getattr(self.backbone, "name", None)]))
+            raise UsageError(f"{program} has no {name}: {ELSEWHERE}")
         norms = [module for module in self.backbone.modules() if isinstance(module, GroupBatchNorm)]
         if any(norm.weight is None or norm.eps != 1e-5 for norm in norms):
             raise UsageError(f"{program} has BatchNorm with scale, shift and an eps of 1e-5 only: {ELSEWHERE}")
@@ -54,9 +55,9 @@ class Encoder:
         return self.architecture
 
     def images(self, number: int = 2) -> Tensor:
-        """(number, 3, H, W) noise of the size that it expects, to test it with."""
+        """(number, C, H, W) noise of the size that it expects, to test it with."""
         generator = fixed_generator(number)
-        return torch.randn(number, 3, *self.preprocessing.size, generator=generator)
+        return torch.randn(number, self.preprocessing.channels, *self.preprocessing.size, generator=generator)
 
     def metadata(self, **more: Any) -> str:
         """Preprocessing and origin as JSON, with `more`; every format holds it beside the weights."""
@@ -87,6 +88,6 @@ def encoder_of(saved: Saved) -> Encoder:
     encoder = Encoder(backbone, architecture_of(table), preprocessing_of(saved.recipe), about)
     try:
         encoder.backbone(encoder.images(1))
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         raise UsageError(f"the backbone does not take images as eval.transforms prepares them: {error}") from error
     return encoder

@@ -29,11 +29,16 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return len(self.mean)
+
     def as_dict(self) -> dict[str, Any]:
         """The preprocessing in a file's metadata."""
         return {
             "color_order": "RGB",
-            "input_size": [3, *self.size],
+            "input_size": [self.channels, *self.size],
             "resize": list(self.resize) if isinstance(self.resize, tuple) else self.resize,
             "interpolation": self.interpolation,
             "antialias": True,
@@ -45,7 +50,7 @@ class Preprocessing:
 
     def for_timm(self) -> dict[str, Any]:
         """timm's `pretrained_cfg`."""
-        common = {"input_size": [3, *self.size], "interpolation": self.interpolation}
+        common = {"input_size": [self.channels, *self.size], "interpolation": self.interpolation}
         colors = {"mean": list(self.mean), "std": list(self.std)}
         if not isinstance(self.resize, int):
             return {**common, "crop_pct": 1.0, "crop_mode": "squash", **colors}

@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslrun.errors import UsageError
 from sslrun.export import library_shapes
 from sslrun.export.architecture import ResNetArchitecture, Shapes, shapes_of
 from sslrun.export.encoder import ELSEWHERE, Encoder
 from sslrun.export.export_format import ExportFormat
-from sslrun.export.verify import NotTheSame, difference, require_names, require_same
+from sslrun.export.verify import NotTheSame, difference, features, require_equal, require_names, require_same
 from sslrun.runtime.safetensors_file import read_tensors, write_tensors
 
 KEY = "sslrun"  # of our metadata, among the metadata of a file
@@ -26,11 +26,14 @@ class TensorFile(ExportFormat, listed=False):
 
     suffixes: ClassVar[tuple[str, ...]] = (".safetensors", ".pth")
 
+    prefix = ""
+    """What our names have and those in the file do not."""
+
     def prepare(self, encoder: Encoder, path: Path) -> None:
         self.suffix = path.suffix
         self.shapes, about = self.layout(encoder)
         self.metadata = encoder.metadata(**about)
-        wrong = difference(shapes_of(encoder.tensors()), self.shapes)
+        wrong = difference(shapes_of(self.written(encoder)), self.shapes)
         if wrong is not None:
             raise UsageError(f"these weights are not laid out as published: {wrong}")
 
@@ -42,8 +45,12 @@ class TensorFile(ExportFormat, listed=False):
         """
         raise NotImplementedError
 
+    def written(self, encoder: Encoder) -> dict[str, Tensor]:
+        """The encoder's tensors by the names in the file."""
+        return {name.removeprefix(self.prefix): tensor for name, tensor in encoder.tensors().items()}
+
     def write(self, encoder: Encoder, path: Path) -> None:
-        tensors = {name: tensor.contiguous() for name, tensor in encoder.tensors().items()}
+        tensors = {name: tensor.contiguous() for name, tensor in self.written(encoder).items()}
         if self.suffix == ".pth":
             _write_pth(path, tensors, self.metadata)
         else:
@@ -54,7 +61,8 @@ class TensorFile(ExportFormat, listed=False):
         if metadata != self.metadata:
             raise NotTheSame("its metadata did not read back")
         require_names(tensors, self.shapes)
-        require_same(encoder.backbone, tensors, encoder.images())
+        ours = {self.prefix + name: tensor for name, tensor in tensors.items()}
+        require_same(encoder.backbone, ours, encoder.images())
 
 
 class Safetensors(TensorFile):
@@ -66,19 +74,69 @@ class Safetensors(TensorFile):
         return shapes_of(encoder.tensors()), {"target": "safetensors"}
 
 
-class Torchvision(TensorFile):
-    """A ResNet of torchvision, without its classifier."""
+class LibraryFile(TensorFile, listed=False):
+    """A network of a library under its names. Of a backbone that the library itself has made, a new one takes the file
+    and has to give the same outputs."""
+
+    library: ClassVar[str]
 
     def layout(self, encoder: Encoder) -> tuple[Shapes, dict[str, Any]]:
+        backbone: Any = encoder.backbone
+        if not self._has_made(backbone):
+            return self.layout_of_ours(encoder)
+        self.prefix, self.note = "net.", backbone.export_note()
+        about = {"target": self.library, "architecture": backbone.name, **backbone.making()}
+        return shapes_of(backbone.network().state_dict()), about
+
+    def layout_of_ours(self, encoder: Encoder) -> tuple[Shapes, dict[str, Any]]:
+        """`layout` of a network of our own that the library has too."""
+        raise NotImplementedError
+
+    def verify(self, encoder: Encoder, path: Path) -> None:
+        super().verify(encoder, path)
+        backbone: Any = encoder.backbone
+        if self._has_made(backbone):
+            network = backbone.network().eval()
+            network.load_state_dict((_read_pth if self.suffix == ".pth" else read_safetensors)(path)[0])
+            theirs = features(_Outputs(backbone, network))
+            require_equal(features(backbone), theirs, encoder.images())
+
+    def _has_made(self, backbone: nn.Module) -> bool:
+        return type(backbone).__name__ == self.library
+
+
+class _Outputs(nn.Module):
+    """What a backbone gives, of another network of its library."""
+
+    def __init__(self, backbone: Any, network: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.network = backbone, network
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.backbone.outputs(self.network, images)
+
+
+class Torchvision(LibraryFile):
+    """A network of torchvision, without its classifier."""
+
+    library = "torchvision"
+
+    def layout_of_ours(self, encoder: Encoder) -> tuple[Shapes, dict[str, Any]]:
         name = _resnet_name(encoder, "torchvision")
         about = {"target": "torchvision", "architecture": name, "classifier": "none: set fc to torch.nn.Identity()"}
         return _without_classifier(library_shapes.resnet(name)), about
 
 
-class Timm(TensorFile):
-    """A ResNet or a vision transformer of timm, without its classifier (num_classes = 0)."""
+class Timm(LibraryFile):
+    """A network of timm, without its classifier (num_classes = 0)."""
+
+    library = "timm"
 
     def layout(self, encoder: Encoder) -> tuple[Shapes, dict[str, Any]]:
+        shapes, about = super().layout(encoder)
+        return shapes, {**about, "pretrained_cfg": encoder.preprocessing.for_timm()}
+
+    def layout_of_ours(self, encoder: Encoder) -> tuple[Shapes, dict[str, Any]]:
         architecture = encoder.architecture_for("timm")
         arguments: dict[str, Any] = {"num_classes": 0}
         if isinstance(architecture, ResNetArchitecture):
@@ -94,7 +152,7 @@ class Timm(TensorFile):
                 self.note = f"timm's {name} has {heads} heads: create it with num_heads={architecture.num_heads}"
             shapes = library_shapes.vit(name)
         about = {"target": "timm", "architecture": name, "model_args": arguments}
-        return _without_classifier(shapes), {**about, "pretrained_cfg": encoder.preprocessing.for_timm()}
+        return _without_classifier(shapes), about
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:

@@ -24,11 +24,12 @@ from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
 from sslrun.nn.momentum import encode_shuffled, teacher_of
 from sslrun.nn.necks import DenseCLNeck
+from sslrun.nn.precision import wide
 from sslrun.nn.queue_and_bank import Queue
 
 
 class Keys(NamedTuple):
-    """The key encoder's outputs for the second views; every vector is normalized, float32.
+    """The key encoder's outputs for the second views; every vector is normalized, float32 (float64 in that precision).
 
     Attributes:
         whole: (B, D), keys of the global branch.
@@ -116,7 +117,7 @@ class DenseCL(Method):
     def _keys(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.key_backbone(images)[-1]
         outputs = (*self.key_neck(features), features.flatten(2))
-        return tuple(F.normalize(output.float(), dim=1) for output in outputs)
+        return tuple(F.normalize(wide(output), dim=1) for output in outputs)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import Head
 from sslrun.nn.momentum import encode_shuffled, teacher_of
 from sslrun.nn.necks import Neck
+from sslrun.nn.precision import wide
 from sslrun.nn.queue_and_bank import Queue
 
 
@@ -77,4 +78,4 @@ class MoCo(Method):
         return math.log(len(self.queue.rows) + 1)
 
     def _keys(self, images: Tensor) -> tuple[Tensor]:
-        return (F.normalize(self.key_neck(self.key_backbone(images)[-1]).float(), dim=1),)
+        return (F.normalize(wide(self.key_neck(self.key_backbone(images)[-1])), dim=1),)

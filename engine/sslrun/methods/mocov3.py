@@ -26,6 +26,7 @@ from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import MoCoV3Head
 from sslrun.nn.momentum import cosine_momentum, teacher_of
 from sslrun.nn.necks import Neck
+from sslrun.nn.precision import wide
 from sslrun.runtime.distributed import all_gather_rows, rank, world_size
 
 
@@ -83,4 +84,4 @@ class MoCoV3(Method):
         return [(self.key_backbone, self.backbone, momentum), (self.key_neck, self.neck, momentum)]
 
     def _keys(self, images: Tensor) -> Tensor:
-        return F.normalize(self.key_neck(self.key_backbone(images)[-1]).float(), dim=1)
+        return F.normalize(wide(self.key_neck(self.key_backbone(images)[-1])), dim=1)

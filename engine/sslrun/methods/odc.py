@@ -31,6 +31,7 @@ from sslrun.nn.clustering import OnlineClusters, balancing_weights
 from sslrun.nn.dropout import dropout_masks
 from sslrun.nn.heads import ClsHead
 from sslrun.nn.necks import Embedder, ODCNeck
+from sslrun.nn.precision import wide
 
 
 class ODC(Method):
@@ -113,7 +114,7 @@ class ODC(Method):
             "smallest_cluster": self.clusters.counts.min(),
             "largest_cluster": self.clusters.counts.max(),
         }
-        rows = F.normalize(embeddings.detach().float(), dim=1)
+        rows = F.normalize(wide(embeddings.detach()), dim=1)
         return Loss(loss, metrics, {"index": batch.index, "features": rows})
 
     def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:

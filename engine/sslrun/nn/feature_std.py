@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslrun.contract import Pooled
+from sslrun.nn.precision import wide
 
 
 @torch.no_grad()
@@ -14,7 +15,7 @@ def feature_std(embeddings: Tensor) -> Pooled:
 
     It becomes that of the global batch, for any division among micro-batches and ranks.
     """
-    unit = F.normalize(embeddings.float(), dim=1).double()  # squares cancel where all are almost equal
+    unit = F.normalize(wide(embeddings), dim=1).double()  # squares cancel where all are almost equal
     return Pooled(
         torch.stack([torch.full_like(unit[0], len(unit)), unit.sum(dim=0), unit.square().sum(dim=0)]), _spread
     )

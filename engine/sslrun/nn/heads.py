@@ -10,6 +10,7 @@ from sslkernels import batch_nce, info_nce, nt_xent
 from sslrun.config.component import Component
 from sslrun.nn.argument_checks import require_not_negative, require_temperature
 from sslrun.nn.necks import Neck, pooled
+from sslrun.nn.precision import wide
 from sslrun.runtime.distributed import all_reduce_mean_with_gradient, group
 
 
@@ -171,8 +172,8 @@ class LatentPredictHead(PredictorHead):
             embeddings: (B, D), not normalized.
             targets: (B, D), not normalized; row i is the other view of row i.
         """
-        predictions = F.normalize(_wide(self.predictor(embeddings)), dim=1)
-        return -(predictions * F.normalize(_wide(targets.detach()), dim=1)).sum(dim=1).mean()
+        predictions = F.normalize(wide(self.predictor(embeddings)), dim=1)
+        return -(predictions * F.normalize(wide(targets.detach()), dim=1)).sum(dim=1).mean()
 
 
 class LatentCrossCorrelationHead(Head):
@@ -201,7 +202,7 @@ class LatentCrossCorrelationHead(Head):
             second: (B, D), embeddings of the other view of the same images.
         """
         with torch.autocast(first.device.type, enabled=False):  # rounding C_ii would dominate 1 - C_ii
-            local = _standardized(_wide(first)).T @ _standardized(_wide(second)) / len(first)
+            local = _standardized(wide(first)).T @ _standardized(wide(second)) / len(first)
             correlation = all_reduce_mean_with_gradient(local)
             diagonal = correlation.diagonal()
             redundancy = correlation.square().sum() - diagonal.square().sum()
@@ -213,8 +214,3 @@ def _standardized(x: Tensor, eps: float = 1e-5) -> Tensor:
     centered = x - all_reduce_mean_with_gradient(x.mean(dim=0))
     variance = all_reduce_mean_with_gradient(centered.square().mean(dim=0))
     return centered * torch.rsqrt(variance + eps)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 if it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -135,7 +135,7 @@ class NonLinearNeck(Neck):
         with_last_bn: whether a norm follows the last linear layer.
         with_last_bn_affine: whether the last norm learns a scale and a shift.
         with_last_bias: whether the last linear layer has a bias.
-        norm_cfg: normalization layer; SyncBN by default.
+        norm_cfg: normalization layer.
     """
 
     def __init__(
@@ -148,22 +148,25 @@ class NonLinearNeck(Neck):
         with_last_bn: bool = True,
         with_last_bn_affine: bool = True,
         with_last_bias: bool = False,
-        norm_cfg: Norm | None = None,
+        norm_cfg: Norm = SyncBN(),
     ) -> None:
         super().__init__()
         require_positive(in_channels=in_channels, hid_channels=hid_channels, out_channels=out_channels)
         if num_layers < 2:
             raise ValueError(f"num_layers is {num_layers}, expected 2 or more; LinearNeck has one")
         self.out_channels = out_channels
-        norm = norm_cfg or SyncBN()
         layers: list[nn.Module] = []
         channels = in_channels
         for _ in range(num_layers - 1):
-            layers += [nn.Linear(channels, hid_channels, with_bias), norm.layer(hid_channels), nn.ReLU(inplace=True)]
+            layers += [
+                nn.Linear(channels, hid_channels, with_bias),
+                norm_cfg.layer(hid_channels),
+                nn.ReLU(inplace=True),
+            ]
             channels = hid_channels
         layers.append(nn.Linear(channels, out_channels, with_last_bias))
         if with_last_bn:
-            layers.append(norm.layer(out_channels, with_last_bn_affine))
+            layers.append(norm_cfg.layer(out_channels, with_last_bn_affine))
         self.mlp = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -179,18 +182,23 @@ class ODCNeck(Neck):
         hid_channels: width of the hidden layer.
         out_channels: dimension D of the embedding.
         dropout: dropout rate of the hidden layer in training, 0 to below 1.
-        norm_cfg: normalization layer; by default SyncBN with momentum 0.001, without scale and shift.
+        norm_cfg: normalization layer.
     """
 
     def __init__(
-        self, in_channels: int, hid_channels: int, out_channels: int, dropout: float = 0.5, norm_cfg: Norm | None = None
+        self,
+        in_channels: int,
+        hid_channels: int,
+        out_channels: int,
+        dropout: float = 0.5,
+        norm_cfg: Norm = SyncBN(momentum=0.001, affine=False),
     ) -> None:
         super().__init__()
         require_positive(in_channels=in_channels, hid_channels=hid_channels, out_channels=out_channels)
         require_rate(dropout=dropout)
         self.hid_channels, self.out_channels, self.dropout = hid_channels, out_channels, dropout
         self.fc0 = nn.Linear(in_channels, hid_channels)
-        self.bn0 = (norm_cfg or SyncBN(momentum=0.001, affine=False)).layer(hid_channels)
+        self.bn0 = norm_cfg.layer(hid_channels)
         self.fc1 = nn.Linear(hid_channels, out_channels)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -213,16 +221,18 @@ class RelativeLocNeck(Neck):
         in_channels: channels C of one patch's features.
         out_channels: width D of the layer.
         dropout: dropout rate of the layer in training, 0 to below 1.
-        norm_cfg: normalization layer; by default BN with momentum 0.003.
+        norm_cfg: normalization layer.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.5, norm_cfg: Norm | None = None) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, dropout: float = 0.5, norm_cfg: Norm = BN(momentum=0.003)
+    ) -> None:
         super().__init__()
         require_positive(in_channels=in_channels, out_channels=out_channels)
         require_rate(dropout=dropout)
         self.out_channels, self.dropout = out_channels, dropout
         self.fc = nn.Linear(2 * in_channels, out_channels)
-        self.bn = (norm_cfg or BN(momentum=0.003)).layer(out_channels)
+        self.bn = norm_cfg.layer(out_channels)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
 

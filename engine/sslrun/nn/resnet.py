@@ -1,6 +1,7 @@
 """ResNet 18 to 152 (He et al. 2016, arXiv 1512.03385), wide (Zagoruyko & Komodakis 2016, arXiv 1605.07146) and ResNeXt
 (Xie et al. 2017, arXiv 1611.05431); parameter names as in torchvision, without the classifier."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -64,9 +65,9 @@ class ResNet(Backbone):
     Args:
         depth: number of layers: 18, 34, 50, 101 or 152.
         in_channels: channels of the input images.
-        out_indices: feature maps to return: 0 is that of the stem, 1 to 4 are those of the stages; [4] by default.
+        out_indices: feature maps to return: 0 is that of the stem, 1 to 4 are those of the stages.
             Methods use the last one in the list. Stages above the highest are not built.
-        norm_cfg: normalization layer; BN by default.
+        norm_cfg: normalization layer.
         stem: "imagenet" is a 7x7 convolution of stride 2 and a max-pool; "small" is a 3x3 convolution of stride 1, for
             images of 32 to 64 pixels.
         base_width: channels of the stem and of the first stage; 64 in the paper.
@@ -85,8 +86,8 @@ class ResNet(Backbone):
         self,
         depth: Literal[18, 34, 50, 101, 152],
         in_channels: int = 3,
-        out_indices: list[int] | None = None,
-        norm_cfg: Norm | None = None,
+        out_indices: Sequence[int] = (4,),
+        norm_cfg: Norm = BN(),
         stem: Literal["imagenet", "small"] = "imagenet",
         base_width: int = 64,
         zero_init_residual: bool = False,
@@ -101,14 +102,13 @@ class ResNet(Backbone):
             raise ValueError(f"groups and width_per_group need depth 50 or more, not {depth}")
         if not -1 <= frozen_stages <= 4:
             raise ValueError(f"frozen_stages is {frozen_stages}, expected -1 (none) to 4")
-        self.out_indices = [4] if out_indices is None else out_indices
+        self.out_indices = list(out_indices)
         if not self.out_indices or not set(self.out_indices) <= set(range(5)):
             raise ValueError(f"out_indices is {self.out_indices}, but the feature maps are 0 (stem) to 4 (last stage)")
-        norm = norm_cfg or BN()
         block = BasicBlock if depth < 50 else Bottleneck
         self.stem = stem
         self.conv1 = _conv(in_channels, base_width, *((7, 2) if stem == "imagenet" else (3, 1)))
-        self.bn1 = norm.layer(base_width)
+        self.bn1 = norm_cfg.layer(base_width)
         channels = base_width
         widths = [base_width]
         for stage, num_blocks in enumerate(STAGE_BLOCKS[depth][: max(self.out_indices)], start=1):
@@ -117,7 +117,7 @@ class ResNet(Backbone):
             blocks = []
             for index in range(num_blocks):
                 stride = 2 if index == 0 and stage > 1 else 1
-                blocks.append(block(channels, width, stride, norm, inner, groups))
+                blocks.append(block(channels, width, stride, norm_cfg, inner, groups))
                 channels = width * block.expansion
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
             widths.append(channels)

@@ -5,14 +5,16 @@ embeddings, and a patch projection that keeps its random initial weights, which 
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslrun.config.annotations import DefaultOf
 from sslrun.contract import Backbone
 from sslrun.nn.argument_checks import require_positive
+from sslrun.nn.precision import wide
 
 # width D, blocks, heads; MoCo v3's small one has 12 heads, not 6.
 SIZES = {"tiny": (192, 12, 12), "small": (384, 12, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -97,9 +99,9 @@ class VisionTransformer(Backbone):
         img_size: int = 224,
         patch_size: int = 16,
         in_channels: int = 3,
-        embed_dim: int | None = None,
-        depth: int | None = None,
-        num_heads: int | None = None,
+        embed_dim: Annotated[int | None, DefaultOf("arch", {name: size[0] for name, size in SIZES.items()})] = None,
+        depth: Annotated[int | None, DefaultOf("arch", {name: size[1] for name, size in SIZES.items()})] = None,
+        num_heads: Annotated[int | None, DefaultOf("arch", {name: size[2] for name, size in SIZES.items()})] = None,
         mlp_ratio: float = 4.0,
         frozen_patch_embed: bool = True,
     ) -> None:
@@ -179,6 +181,6 @@ def resized_positions(positions: Tensor, grid: int) -> Tensor:
     """
     own = grid_of(positions)
     assert own is not None, tuple(positions.shape)
-    patches = positions[:, 1:].float().unflatten(1, (own, own)).permute(0, 3, 1, 2)
+    patches = wide(positions[:, 1:]).unflatten(1, (own, own)).permute(0, 3, 1, 2)
     patches = F.interpolate(patches, (grid, grid), mode="bicubic", align_corners=False)
-    return torch.cat([positions[:, :1].float(), patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    return torch.cat([wide(positions[:, :1]), patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

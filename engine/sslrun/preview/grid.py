@@ -1,6 +1,7 @@
 """Samples as one image: a row for each, the original beside its views, and PIL's versions below on request."""
 
 import functools
+import importlib.util
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,11 +86,11 @@ def draw(samples: Samples, twins: tuple[list[np.ndarray], list[np.ndarray | None
     _draw_headings(pen, samples, layout)
     for row, (top, *lines) in enumerate(layout.tops):
         sample = describe_sample(samples, row)
-        _text(pen, (layout.lefts[0], top), sample_in_words(sample), 13, INK, layout.size[0] - MARGIN)
+        text_line(pen, (layout.lefts[0], top), sample_in_words(sample), 13, INK, layout.size[0] - MARGIN)
         if twins is not None:
             words = (f"{samples.augment} mode", "PIL", f"difference\nx {AMPLIFIED}")
             for y, word in zip(lines, words, strict=True):
-                pen.text((MARGIN, y), word, fill=FAINT, font=_font(13))
+                pen.text((MARGIN, y), word, fill=FAINT, font=font(13))
         for column, left in enumerate(layout.lefts):
             ours, theirs = _pair(samples, twins, column, row)
             for y, pixels in zip(lines, _stack(ours, theirs), strict=False):
@@ -100,7 +101,7 @@ def draw(samples: Samples, twins: tuple[list[np.ndarray], list[np.ndarray | None
                 sheet.paste(tile, (left, y))
                 below = y + tile.height + 2
             if theirs is not None:
-                pen.text((left, below), _error(ours, theirs), fill=FAINT, font=_font(12))
+                pen.text((left, below), _error(ours, theirs), fill=FAINT, font=font(12))
     return sheet
 
 
@@ -120,17 +121,17 @@ def write(image: Image.Image, path: Path) -> None:
 
 def _draw_headings(pen: ImageDraw.ImageDraw, samples: Samples, layout: Layout) -> None:
     first, last = samples.plan.positions[[0, -1]].tolist()
-    _text(pen, (MARGIN, MARGIN), printable(samples.name), 17, INK, layout.size[0] - MARGIN)
+    text_line(pen, (MARGIN, MARGIN), printable(samples.name), 17, INK, layout.size[0] - MARGIN)
     run = f"seed {samples.seed}, epoch {samples.plan.epoch}"
     about = f"{run}, positions {first} to {last}; {samples.augment} mode, {samples.device}"
-    _text(pen, (MARGIN, MARGIN + LINE + 6), about, 13, FAINT, layout.size[0] - MARGIN)
+    text_line(pen, (MARGIN, MARGIN + LINE + 6), about, 13, FAINT, layout.size[0] - MARGIN)
     y = MARGIN + 2 * LINE + GAP + 4
-    pen.text((layout.lefts[0], y), "original", fill=INK, font=_font(14))
+    pen.text((layout.lefts[0], y), "original", fill=INK, font=font(14))
     for number, (left, zoom, (g, _)) in enumerate(zip(layout.lefts[1:], layout.zooms, samples.columns, strict=True)):
         pen.rectangle((left, y + 4, left + 9, y + 13), fill=COLORS[number % len(COLORS)])
-        pen.text((left + 15, y), f"view {number + 1}", fill=INK, font=_font(14))
+        pen.text((left + 15, y), f"view {number + 1}", fill=INK, font=font(14))
         shown = f", shown x {zoom}" if zoom > 1 else ""
-        pen.text((left, y + LINE), by(samples.groups[g].size) + f" px{shown}", fill=FAINT, font=_font(12))
+        pen.text((left, y + LINE), by(samples.groups[g].size) + f" px{shown}", fill=FAINT, font=font(12))
 
 
 def _pair(
@@ -190,15 +191,18 @@ def _outline(tile: Image.Image, boxes: Sequence[Sequence[float] | None], size: t
             pen.rectangle(corners, outline=COLORS[number % len(COLORS)], width=2)
 
 
-def _text(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, fill: str, right: int) -> None:
+def text_line(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, fill: str, right: int) -> None:
     """One line of text that ends before `right`, its middle left out where it is too long."""
-    font, kept, shown = _font(size), len(text), text
-    while kept and (length := font.getlength(shown)) > right - place[0]:
+    face, kept, shown = font(size), len(text), text
+    while kept and (length := face.getlength(shown)) > right - place[0]:
         kept = min(kept - 1, int(kept * (right - place[0]) / length))
         shown = f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
-    pen.text(place, shown, fill=fill, font=font)
+    pen.text(place, shown, fill=fill, font=face)
 
 
 @functools.cache
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
+def font(size: int) -> Any:
+    """The font of all texts in images: the one that matplotlib brings, which has more letters than Pillow's."""
+    found = importlib.util.find_spec("matplotlib")  # finding it imports nothing
+    file = Path(found.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf" if found and found.origin else None
+    return ImageFont.truetype(file, size - 1) if file and file.is_file() else ImageFont.load_default(size)

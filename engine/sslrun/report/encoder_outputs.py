@@ -9,23 +9,25 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from sslrun.contract import Batch
+from sslrun.contract import Backbone, Batch
 from sslrun.data.loader import Loader
 from sslrun.data.order import Sequential
 from sslrun.data.sources import Source
 from sslrun.data.transforms import CenterCrop, Resize, Transform
 from sslrun.data.views import ViewGroup
-from sslrun.errors import UsageError
-from sslrun.evaluation.features import evenly, require_finite
+from sslrun.errors import RunFailed, UsageError
+from sslrun.evaluation.features import evenly, pooled, require_finite
 from sslrun.evaluation.frozen_encoder import FrozenEncoder
 from sslrun.evaluation.frozen_encoder import labels as labels_of
 from sslrun.evaluation.knn import knn_predict, nearest
 from sslrun.measure import frozen_encoder
 from sslrun.nn.vit import Attention, VisionTransformer
 from sslrun.plan import device_of
-from sslrun.saved import Saved, open_saved
+from sslrun.runtime import checkpoint
+from sslrun.saved import PREFIX, Saved, open_saved
+from sslrun.session import build
 
 logger = logging.getLogger("sslrun")
 
@@ -48,6 +50,8 @@ class EncoderOutputs:
         features: (M, D) float32, features of the queries, of unit length.
         similarity: (M, k) cosine similarities of each query's nearest bank images, descending.
         neighbors: (M, k) int64, indices of these images in the bank.
+        before: the neighbors before training; None if there is no such network.
+        before_note: why there is none, or what it is.
         classes: (C,) int64, the labels that are shown, ascending; None if there are no labels.
         num_classes: number of classes in the data, shown or not.
         labels: (M,) int64, the queries' classes as indices into `classes`; None if there are no labels.
@@ -63,6 +67,8 @@ class EncoderOutputs:
     features: Tensor
     similarity: np.ndarray
     neighbors: np.ndarray
+    before: np.ndarray | None
+    before_note: str
     classes: np.ndarray | None
     num_classes: int
     labels: np.ndarray | None
@@ -106,11 +112,13 @@ def run_encoder(path: Path) -> EncoderOutputs:
     if min(len(queries), len(bank)) == 0:
         raise UsageError(f"{train!r} has too few images to compare")
     logger.info("%s: features of %d images", saved.name, len(queries) + len(bank))
-    features = encoder.extractor(source).extract(encoder.backbone, queries)
-    others = encoder.extractor(train).extract(encoder.backbone, bank)
-    for each in (features, others):
-        require_finite(each)
+    initial, before_note = _initial_backbone(saved)
+    features, features_before = _features(encoder, initial, source, queries)
+    others, others_before = _features(encoder, initial, train, bank)
     neighbors, similarity = nearest(others, features, NEIGHBORS)
+    before = None
+    if features_before is not None and others_before is not None:
+        before = nearest(others_before, features_before, NEIGHBORS)[0].numpy()
     labels = bank_labels = predicted = None
     if classes is not None:
         monitor = saved.recipe.monitor
@@ -127,12 +135,56 @@ def run_encoder(path: Path) -> EncoderOutputs:
         F.normalize(features, dim=1),
         similarity.numpy(),
         neighbors.numpy(),
+        before,
+        before_note,
         classes,
         num_classes,
         labels,
         bank_labels,
         predicted,
     )
+
+
+class _Both(nn.Module):
+    """The features of two networks side by side, (B, D + D'), so that each image is decoded once."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, bf16: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.bf16 = first, second, bf16
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([pooled(each, images, self.bf16) for each in (self.first, self.second)], dim=1)
+
+
+def _features(
+    encoder: FrozenEncoder, initial: Backbone | None, source: Source, ids: np.ndarray
+) -> tuple[Tensor, Tensor | None]:
+    """(N, D) features of some images, by the trained and by the initial network (None without one)."""
+    module = encoder.backbone if initial is None else _Both(encoder.backbone, initial.to(encoder.device), encoder.bf16)
+    features = encoder.extractor(source).extract(module, ids)
+    width = features.shape[1] // (1 if initial is None else 2)
+    require_finite(features[:, :width])
+    return features[:, :width], None if initial is None else features[:, width:]
+
+
+def _initial_backbone(saved: Saved) -> tuple[Backbone | None, str]:
+    """The run's network before its first step, and what it is; None, and why, if it cannot be made again.
+
+    Initial weights are a function of the seed, see `session.build`.
+    """
+    recipe = build(saved.config)
+    backbone, origin = recipe.model.backbone.eval(), recipe.load_from
+    if saved.folder is None:
+        return None, "a file of weights does not say how its training began"
+    if not origin:
+        return backbone, "with its random initial weights"
+    try:
+        weights = checkpoint.load_weights(Path(origin))
+        own = {name.removeprefix(PREFIX): each for name, each in weights.items() if name.startswith(PREFIX)}
+        backbone.load_state_dict(own)
+    except (UsageError, RunFailed, OSError, RuntimeError):
+        return None, f"its weights came from {origin}, which cannot be read now or had to be adapted"
+    return backbone, f"with the weights of {origin}"
 
 
 def examples(outputs: EncoderOutputs, count: int) -> np.ndarray:
@@ -146,6 +198,29 @@ def examples(outputs: EncoderOutputs, count: int) -> np.ndarray:
 def pixels(outputs: EncoderOutputs, source: Source, ids: np.ndarray, side: int) -> np.ndarray:
     """(n, side, side, 3) uint8, the center square of each image."""
     return _prepared(outputs, source, ids, [Resize(side), CenterCrop(side)]).numpy()
+
+
+def clusters(features: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """k-means clusters of unit features, largest first.
+
+    Args:
+        features: (M, D).
+        count: number of clusters, at most M.
+
+    Returns:
+        (M,) number of each image's cluster, and (M,) its distance from the cluster's center.
+    """
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    rows = features.double().numpy()
+    with threadpool_limits(1):  # as for t-SNE
+        model = KMeans(count, n_init=4, random_state=0).fit(rows)
+    found, sizes = np.unique(model.labels_, return_counts=True)  # fewer than `count` if images are equal
+    order = found[np.argsort(-sizes, kind="stable")]
+    numbers = np.empty(count, dtype=np.int64)
+    numbers[order] = np.arange(len(order))
+    return numbers[model.labels_], np.linalg.norm(rows - model.cluster_centers_[model.labels_], axis=1)
 
 
 def maps(features: Tensor) -> tuple[np.ndarray, float, np.ndarray]:

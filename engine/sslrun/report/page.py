@@ -1,34 +1,40 @@
 """`sslrun report`: one HTML page about one or several runs, complete in one file."""
 
+import base64
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from sslrun.allowed_imports import require_allowed
 from sslrun.errors import UsageError
-from sslrun.report import encoder_sections
+from sslrun.report.attention import attention_maps
+from sslrun.report.columns import columns, or_reason
+from sslrun.report.confusion import confusion
 from sslrun.report.curves import curves
 from sslrun.report.encoder_outputs import EncoderOutputs, run_encoder
 from sslrun.report.evaluations import evaluations
-from sslrun.report.header import header, letter
+from sslrun.report.feature_map import feature_maps
+from sslrun.report.header import header
 from sslrun.report.html import Child, Html, element
-from sslrun.report.recipe import environment, recipe, recipe_differences
+from sslrun.report.neighbors import collect_neighbors, render_neighbors
+from sslrun.report.recipe import environments, recipe, recipe_differences
 from sslrun.report.reported_run import ReportedRun, read_run
+from sslrun.report.views import training_views
 from sslrun.runtime.durable import replace_or_fail
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-# Sections that need the encoder's outputs: id, title, function of the outputs and of a suffix for ids.
-EncoderSection = Callable[[EncoderOutputs, str], list[Child]]
-ENCODER_SECTIONS: tuple[tuple[str, str, EncoderSection], ...] = (
-    ("neighbors", "Nearest neighbors", encoder_sections.neighbors),
-    ("map", "Map of the features", encoder_sections.feature_maps),
-    ("confusion", "Confusion of the k-NN", encoder_sections.confusion),
-    ("attention", "Attention", encoder_sections.attention_maps),
+# Sections that need the encoders: id, title, what one encoder gives (one is in memory at a time), and how the parts of
+# all runs are shown.
+Parts = Sequence[tuple[ReportedRun, Any]]
+ENCODER_SECTIONS: tuple[tuple[str, str, Callable[[EncoderOutputs], Any], Callable[[Parts], list[Child]]], ...] = (
+    ("neighbors", "Nearest neighbors", collect_neighbors, render_neighbors),
+    ("map", "Map of the features", feature_maps, columns),
+    ("confusion", "Confusion of the k-NN", confusion, columns),
+    ("attention", "Attention", attention_maps, columns),
 )
 
 
@@ -61,12 +67,12 @@ def render(runs: Sequence[ReportedRun], has_images: bool) -> str:
     if len(runs) > 1:
         sections.append(("differences", "Recipe differences", recipe_differences(runs)))
     if has_images:
-        sections += [("views", "Training views", _side_by_side(runs, encoder_sections.augmentations))]
+        sections += [("views", "Training views", _each(runs, training_views))]
         sections += _encoder_sections(runs)
     sections += [
         ("results", "Evaluations", evaluations(runs)),
-        ("recipe", "Recipe", _side_by_side(runs, recipe)),
-        ("environment", "Environment", _side_by_side(runs, environment)),
+        ("recipe", "Recipe", _each(runs, recipe)),
+        ("environment", "Environment", environments(runs)),
     ]
     links = [element("a", title, href=f"#{name}") for name, title, _ in sections]
     body = [
@@ -74,23 +80,23 @@ def render(runs: Sequence[ReportedRun], has_images: bool) -> str:
         for name, title, content in sections
     ]
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs, {', '.join(run.name for run in runs)}"
-    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
-        element(
-            "meta",
-            http_equiv="Content-Security-Policy",
-            content="default-src 'none'; img-src data:; style-src 'unsafe-inline'",
-        ),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("title", f"{title} · sslrun report"),
         element("link", rel="icon", href="data:,"),
         element("style", Html(style)),
     )
-    main = element("main", header(runs), element("nav", links, aria_label="Sections"), body)
-    return f"<!DOCTYPE html>\n{element('html', head, element('body', main), lang='en')}\n"
+    kind = "several" if len(runs) > 1 else None
+    main = element("main", header(runs), element("nav", links, aria_label="Sections"), body, class_=kind)
+    page = element("body", main, element("script", Html(script)))
+    return f"<!DOCTYPE html>\n{element('html', head, page, lang='en')}\n"
 
 
 def _warn_of_imports(runs: Sequence[ReportedRun]) -> None:
@@ -104,32 +110,15 @@ def _warn_of_imports(runs: Sequence[ReportedRun]) -> None:
 
 def _encoder_sections(runs: Sequence[ReportedRun]) -> list[tuple[str, str, list[Child]]]:
     """The sections that need the encoders, made run by run: one encoder is in memory at a time."""
-    content: dict[str, list[Child]] = {name: [] for name, _, _ in ENCODER_SECTIONS}
+    parts: dict[str, list[tuple[ReportedRun, Any]]] = {name: [] for name, *_ in ENCODER_SECTIONS}
     for run in runs:
-        outputs = _or_reason(partial(run_encoder, run.checkpoint))
-        for name, _, section in ENCODER_SECTIONS:
-            part = outputs if isinstance(outputs, Html) else _or_reason(partial(section, outputs, str(run.color)))
-            content[name].append(_article(run, [part]))
-    return [
-        (name, title, [element("div", content[name], class_="side-by-side")]) for name, title, _ in ENCODER_SECTIONS
-    ]
+        outputs = or_reason(partial(run_encoder, run.checkpoint))
+        for name, _, collect, _ in ENCODER_SECTIONS:
+            part = outputs if isinstance(outputs, Html) else or_reason(partial(collect, outputs))
+            parts[name].append((run, part))
+    return [(name, title, render_parts(parts[name])) for name, title, _, render_parts in ENCODER_SECTIONS]
 
 
-def _or_reason(function: Callable[[], T]) -> T | Html:
-    """The result of the function, or a sentence that says why there is none, so that the rest is still reported."""
-    try:
-        return function()
-    except (ValueError, OSError, RuntimeError) as error:  # UsageError, RunFailed, a GPU without free memory
-        return element("p", f"Left out: {str(error).partition(chr(10))[0]}.", class_="note")
-
-
-def _side_by_side(runs: Sequence[ReportedRun], section: Callable[[ReportedRun], list[Child]]) -> list[Child]:
-    articles = [_article(run, [_or_reason(partial(section, run))]) for run in runs]
-    return [element("div", articles, class_="side-by-side")]
-
-
-def _article(run: ReportedRun, content: list[Child]) -> Html:
-    """One run's part of a section."""
-    if not run.letter:
-        return element("div", content)
-    return element("article", element("h3", letter(run), " ", element("span", run.name)), content)
+def _each(runs: Sequence[ReportedRun], section: Callable[[ReportedRun], list[Child]]) -> list[Child]:
+    """A section that is made for each run alone."""
+    return columns([(run, or_reason(partial(section, run))) for run in runs])

@@ -6,12 +6,16 @@ from typing import Any
 
 from sslrun.config.diff import differences
 from sslrun.config.dump import inline
+from sslrun.config.explain import DEFAULT
 from sslrun.config.node import Node, plain, show
+from sslrun.config.schema_reader import Setting
 from sslrun.number_format import counted, number
-from sslrun.report.header import state
 from sslrun.report.html import Child, Html, element, table
 from sslrun.report.reported_run import ReportedRun
-from sslrun.runtime.run_files import CONFIG, ENVIRONMENT, is_number
+from sslrun.report.words import letter, prefix, state
+from sslrun.runtime.run_files import CONFIG, ENVIRONMENT, content_of, is_number
+
+FIRST = ("host", "time", "gpus", "folder")  # entries that are shown even if all runs have the same
 
 
 def recipe_differences(runs: Sequence[ReportedRun]) -> list[Child]:
@@ -20,44 +24,74 @@ def recipe_differences(runs: Sequence[ReportedRun]) -> list[Child]:
     if len(readable) < 2:
         return [element("p", "Left out: there are fewer than two readable recipes to compare.", class_="note")]
     first, *others = readable
-    values: dict[str, dict[str, str]] = {}
+    rows: dict[str, dict[str, Html]] = {}
     for other in others:
         assert first.config is not None and other.config is not None
         for old, new, is_moved in differences(first.config, other.config):
-            if not is_moved and old.key[:1] != ("work_dir",):
-                row = values.setdefault(show(new.key if new.node else old.key), {first.letter: _value(old.node)})
-                row[other.letter] = _value(new.node)
-    if not values:
-        return [element("p", "The recipes are the same.")]
-    rows = [
-        [
-            element("code", key),
-            *(element("code", row.get(each.letter, row[first.letter])) for each in (first, *others)),
-        ]
-        for key, row in values.items()
+            if old.key[:1] != ("work_dir",):
+                # An element that only the other run has gets its own row: the first may have another at its index.
+                is_added = old.node is None and isinstance(new.key[-1], int)
+                name = f"{show(new.key)}, added" if is_added else show(old.key)
+                name += ", place" if is_moved else ""
+                values = [_place(side) if is_moved else _value(side.node) for side in (old, new)]
+                rows.setdefault(name, {first.letter: values[0]})[other.letter] = values[1]
+    if not rows:
+        return [element("p", "The recipes are the same. A key that is not set counts with its default.")]
+    cells = [
+        [element("code", key), *(row.get(each.letter, row[first.letter]) for each in readable)]
+        for key, row in rows.items()
     ]
-    text = f"{counted(len(rows), 'key')} of the resolved recipes differ. A key that is not set counts with its default."
-    return [element("p", text), table(["key", *(each.letter for each in (first, *others))], rows)]
+    text = (
+        f"{counted(len(rows), 'key')} of the resolved recipes {'differs' if len(rows) == 1 else 'differ'}. A key that "
+        "is not set counts with its default."
+    )
+    return [element("p", text), table(["key", *(letter(each) for each in readable)], cells, class_="differences")]
 
 
 def recipe(run: ReportedRun) -> list[Child]:
     """The resolved recipe, as the run folder holds it."""
     try:
-        text = (run.path / CONFIG).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        return [element("p", f"Left out: {CONFIG}: {error.strerror}.", class_="note")]
+        text = content_of(run.path / CONFIG).decode(errors="replace")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return [element("p", f"Left out: {CONFIG}: {reason}.", class_="note")]
     code = element("pre", element("code", text), tabindex=0)
     return [element("details", element("summary", f"{CONFIG}, {counted(len(text.splitlines()), 'line')}"), code)]
 
 
-def environment(run: ReportedRun) -> list[Child]:
-    """The run's state, and the versions and hardware of its last start."""
-    status = {"state": state(run)} | {key: plain_text(run.state[key]) for key in ("time", "host") if key in run.state}
-    content = [_pairs({**status, "folder": str(run.path)})]
-    if not run.environment:
-        return [*content, element("p", f"{ENVIRONMENT} is missing.", class_="note")]
-    entries = {key: plain_text(value) for key, value in run.environment.items() if value not in (None, [], "")}
-    return [*content, element("details", element("summary", ENVIRONMENT), _pairs(entries))]
+def environments(runs: Sequence[ReportedRun]) -> list[Child]:
+    """The runs' states, and the versions and hardware of their last starts; what does not differ is folded."""
+    entries = [_environment(run) for run in runs]
+    keys = list(dict.fromkeys(key for each in entries for key in each))
+    text = {key: [plain_text(each.get(key)) for each in entries] for key in keys}
+    first = [key for key in keys if key in FIRST or len(set(text[key])) > 1]
+    rest = [key for key in keys if key not in first]
+    content: list[Child] = [_entries(runs, {key: text[key] for key in first}, state_row=[state(run) for run in runs])]
+    content += [
+        element("p", f"{prefix(run)}{ENVIRONMENT} is missing.", class_="note") for run in runs if not run.environment
+    ]
+    if rest:
+        same = ", equal in all runs" if len(runs) > 1 else ""
+        summary = element("summary", f"{ENVIRONMENT}: {counted(len(rest), 'line')}{same}")
+        folded: dict[str, str | Html] = {key: text[key][0] for key in rest}
+        content.append(element("details", summary, _pairs(folded)))
+    return content
+
+
+def _environment(run: ReportedRun) -> dict[str, Any]:
+    status: dict[str, Any] = {key: run.state[key] for key in ("time", "host") if key in run.state}
+    known = {key: value for key, value in run.environment.items() if value not in (None, [], "")}
+    return {**known, **status, "folder": str(run.path)}
+
+
+def _entries(runs: Sequence[ReportedRun], entries: dict[str, list[str]], state_row: list[Html]) -> Html:
+    """A list for one run, a table with a column per run for several."""
+    if len(runs) == 1:
+        single: dict[str, str | Html] = {key: values[0] for key, values in entries.items()}
+        return _pairs({"state": state_row[0], **single})
+    rows: list[list[Child]] = [["state", *state_row]]
+    rows += [[key, *values] for key, values in entries.items()]
+    return table(["", *(letter(run) for run in runs)], rows, class_="differences")
 
 
 def plain_text(value: Any) -> str:
@@ -74,5 +108,15 @@ def _pairs(values: dict[str, str | Html]) -> Html:
     return element("dl", items, class_="pairs")
 
 
-def _value(node: Node | None) -> str:
-    return "–" if node is None else inline(plain(node))
+def _value(node: Node | None) -> Html:
+    """A value of a recipe, and whether it is the code's default."""
+    if node is None:
+        return element("span", "not set", class_="note")
+    value = element("code", inline(plain(node)))
+    is_default = node.where.layer.source == DEFAULT
+    return element("span", value, element("small", " default") if is_default else None)
+
+
+def _place(side: Setting) -> Html:
+    """Where an element stands in its list, counted from 0 as in its key."""
+    return element("span", f"{side.key[-1]}")

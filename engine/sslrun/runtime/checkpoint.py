@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from sslrun.runtime.safetensors_file import read_tensors, write_tensors
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+MANIFEST_BYTES = 2**20  # of the longest manifest that is read
 MANIFEST = "manifest.json"
 STATE = "state.json"
 FILES = ("model.safetensors", "optimizer.safetensors", STATE)
@@ -128,7 +130,7 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def _content(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    files = json.loads((path / MANIFEST).read_bytes())["files"]
+    files = _manifest(path)["files"]
     tensors = {name.removesuffix(".safetensors"): read_tensors(path / name) for name in files if name != STATE}
     return tensors, json.loads((path / STATE).read_bytes())
 
@@ -158,12 +160,22 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def foreign_hint(path: Path) -> str:
     """How weights of another project are brought into the form that is loaded here."""
-    return f"`sslrun import-weights {path} -o NEW.safetensors` makes weights for load_from of another project's"
+    command = f"sslrun import-weights {shlex.quote(str(path))} -o NEW.safetensors"
+    return f"weights of another project are brought in by `{command}`"
+
+
+def _manifest(path: Path) -> Any:
+    """The manifest of a checkpoint. ValueError: it is not JSON, or longer than any."""
+    with open(path / MANIFEST, "rb") as file:
+        content = file.read(MANIFEST_BYTES + 1)
+    if len(content) > MANIFEST_BYTES:
+        raise ValueError(f"it has more than {MANIFEST_BYTES:,} bytes")
+    return json.loads(content)
 
 
 def saved_at(path: Path) -> float:
     """When a checkpoint was saved, in seconds since 1970. A copy of a checkpoint has the time of the original."""
-    written: float = json.loads((path / MANIFEST).read_bytes())["time"]
+    written: float = _manifest(path)["time"]
     return written
 
 
@@ -181,7 +193,7 @@ def _damage(path: Path) -> str | None:
         for name in (MANIFEST, STATE):
             if (path / name).exists() and not (path / name).is_file():  # reading a pipe would wait for its writer
                 return f"{name} is not a file"
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = _manifest(path)
         if manifest["format"] != FORMAT:
             return f"its format is {manifest['format']!r}, this version reads {FORMAT}"
         if (named := _step(path)) is not None and named != manifest["step"]:

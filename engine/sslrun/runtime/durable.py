@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from sslrun.errors import RunFailed
+from sslrun.errors import RunFailed, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ _DEFINITE = (
     errno.EILSEQ,
     errno.ENXIO,  # a socket, or a device without its hardware
     errno.ENODEV,
+    errno.EFBIG,  # longer than what is looked for
 )
 
 
@@ -109,6 +110,19 @@ def replace_or_fail(path: Path, data: bytes, makes_folder: bool = False) -> None
         replace_file(path, data)
     except OSError as error:
         raise RunFailed(f"{path} could not be written: {error.strerror}") from error
+
+
+def require_free(path: Path, force: bool) -> None:
+    """Raises a UsageError, before any work is done, if no file can be written at `path`; `force` allows to replace
+    one."""
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder, not a file")
+    if os.path.lexists(path) and not force:
+        raise UsageError(f"{path} exists; --force replaces it")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: {path.parent} cannot be written to")
 
 
 @contextlib.contextmanager

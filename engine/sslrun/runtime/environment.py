@@ -26,7 +26,7 @@ def environment() -> dict[str, Any]:
     return {
         "command": sys.argv,
         "python": platform.python_version(),
-        **{name: _version(candidates) for name, candidates in PACKAGES.items()},
+        **versions(),
         **_gpus(),
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -35,6 +35,11 @@ def environment() -> dict[str, Any]:
         "host": socket.gethostname(),
         **_commit(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of the libraries that compute; None for one that is not installed."""
+    return {name: _version(candidates) for name, candidates in PACKAGES.items()}
 
 
 def _version(candidates: tuple[str, ...]) -> str | None:

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -77,7 +77,8 @@ class Executor(ABC):
         method: moved to `device`, convolutions to channels-last.
         optimizer: over parameters of `method`; parameters of momentum teachers belong to no group.
         device: where to compute.
-        precision: "bf16" computes under autocast; parameters stay float32.
+        precision: "bf16" computes under autocast, parameters stay float32; "fp64" makes parameters, buffers and views
+            float64.
         accumulation: micro-batches per step.
         grad_clip: largest global norm of the gradient; None for no clipping.
         norm_type: order of that norm; 2 is the Euclidean one, infinity the largest absolute value.
@@ -94,7 +95,7 @@ class Executor(ABC):
         optimizer: torch.optim.Optimizer,
         *,
         device: torch.device,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Literal["fp32", "bf16", "fp64"] = "fp32",
         accumulation: int = 1,
         grad_clip: float | None = None,
         norm_type: float = 2.0,
@@ -111,7 +112,8 @@ class Executor(ABC):
         self.names = {parameter: name for name, parameter in method.named_parameters()}
         self._check_groups()
         self._weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
-        method.to(device)
+        dtype = torch.float64 if precision == "fp64" else torch.float32
+        method.to(device, dtype if precision == "fp64" else None)
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device.type == "cpu":
             avoid_strides(method)
@@ -124,7 +126,7 @@ class Executor(ABC):
         self.is_late = device.type == "cuda" and max_skipped_steps == 0 and obeys_flag
         self._late: LateValue | None = None
         self._forwards, self._micro_batches = 0, 0  # forward passes since `targets`, backward passes since `step`
-        self._loss = torch.zeros((), device=device)
+        self._loss = torch.zeros((), dtype=dtype, device=device)
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
         """`method.targets` for all micro-batches of a step, without gradient; begins the step."""
@@ -133,13 +135,13 @@ class Executor(ABC):
         self.seed(progress, Phase.TARGETS)
         self._forwards = 0
         with torch.no_grad(), self._autocast():
-            return self.method.targets(batches, progress)
+            return self.method.targets([self._exact(batch) for batch in batches], progress)
 
     def forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
         """`method.forward` for the next micro-batch of a step."""
         self.seed(progress, Phase.FORWARD)
         self._forwards += 1
-        return self._forward(batch, progress, targets)
+        return self._forward(self._exact(batch), progress, targets)
 
     def seed(self, progress: Progress, phase: Phase) -> None:
         """Set torch's global generators for what follows.
@@ -188,7 +190,7 @@ class Executor(ABC):
         self._loss = torch.zeros_like(self._loss)
         if applied is not None:
             self._count(applied)
-        return StepOutcome(applied, norm.float())
+        return StepOutcome(applied, norm.to(self._loss.dtype))
 
     def check(self) -> None:
         """Raise Diverged if the last step was not finite; to be called before a checkpoint and at the end of a run."""
@@ -345,6 +347,12 @@ class Executor(ABC):
     def _apply(self, is_applied: bool) -> None:
         """Update the parameters if `is_applied`, and clear the gradients in any case."""
 
+    def _exact(self, batch: Batch) -> Batch:
+        """The batch with float64 views, if that is the precision."""
+        if self.precision != "fp64":
+            return batch
+        return replace(batch, views=[view.double() for view in batch.views])
+
     def _norm_share(self) -> float:
         """Weight of this rank's gradients in the sum over ranks."""
         return 1.0
@@ -371,7 +379,7 @@ class Executor(ABC):
         shares, losses = distributed.all_gather_rows(torch.stack([mine, self._loss.double()]).unsqueeze(0)).unbind(1)
         norm = shares.max() if power == math.inf else shares.sum().pow(1 / power)
         if self.grad_clip is not None:
-            torch._foreach_mul_(gradients, (self.grad_clip / (norm + 1e-6)).clamp(max=1.0).float())
+            torch._foreach_mul_(gradients, (self.grad_clip / (norm + 1e-6)).clamp(max=1.0).to(self._loss.dtype))
         return norm, ~(torch.isfinite(norm) & torch.isfinite(losses).all())
 
     def _count(self, applied: bool) -> None:

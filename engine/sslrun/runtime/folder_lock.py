@@ -20,10 +20,14 @@ NAME = ".lock"
 RETRY_S = 0.1  # `is_held` of another process takes the lock for less than that
 
 
-def take(folder: Path) -> int:
+def take(folder: Path, what: str = "the run folder") -> int:
     """Make a folder and take its lock. The lock lasts until the returned descriptor is closed or the process ends.
 
     On a file system without locks this is a warning.
+
+    Args:
+        folder: the folder.
+        what: what it is called in messages.
 
     Raises:
         UsageError: the folder cannot be written, or another process holds the lock.
@@ -48,7 +52,7 @@ def take(folder: Path) -> int:
     except (BlockingIOError, PermissionError):
         holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
         os.close(descriptor)
-        raise UsageError(f"the run folder {folder} is in use by {holder}") from None
+        raise UsageError(f"{what} {folder} is in use by {holder}") from None
     except OSError as error:
         logger.warning("%s cannot be locked (%s): make sure that no second run uses it", folder, error.strerror)
         return descriptor

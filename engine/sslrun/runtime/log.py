@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -23,7 +23,8 @@ import torch
 from sslrun.errors import RunFailed, UsageError
 from sslrun.number_format import after, measured
 from sslrun.runtime import distributed
-from sslrun.runtime.hooks import Hook
+from sslrun.runtime.hooks.base import Hook
+from sslrun.runtime.hooks.delivery import Delivery, close
 from sslrun.runtime.open_bars import close_bars
 from sslrun.runtime.run_files import LOSS, MEMORY, METRICS, RATE, SPEED, WAIT, is_number, rows
 
@@ -202,6 +203,7 @@ class RunLog:
 
     Raises:
         UsageError: a hook's package is not installed.
+        RunFailed: metrics.jsonl cannot be written, or a hook of a new run cannot be opened.
 
     Attributes:
         descriptor: the open metrics.jsonl.
@@ -227,14 +229,20 @@ class RunLog:
         )
         earlier_s = max(earlier, default=0.0)
         self._began = time.monotonic() - earlier_s
-        self._hooks = list(hooks)
-        for hook in hooks:
-            hook.open(folder, name, values, first_step)
-        self._progress = _Progress(first_step, total_steps, steps_per_epoch)
         try:
             self.descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
+        self._hooks: list[Delivery] = []
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, self.descriptor)
+            stack.callback(close, self._hooks)
+            for hook in hooks:
+                delivery = Delivery(hook)
+                delivery.open(folder, name, values, first_step)
+                self._hooks.append(delivery)
+            stack.pop_all()
+        self._progress = _Progress(first_step, total_steps, steps_per_epoch)
 
     def tick(self, step: int) -> None:
         """Move the bar after a step."""
@@ -261,7 +269,8 @@ class RunLog:
         except OSError as error:
             raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
         self._progress.show(step, metrics)
-        self._call_hooks(lambda hook: hook.write({**where, **finite}))
+        for hook in self._hooks:
+            hook.call(lambda hook: hook.write({**where, **finite}))
 
     def sync(self) -> None:
         """Wait until all rows are on the disk. Called before a checkpoint, which must not be ahead of them.
@@ -278,16 +287,7 @@ class RunLog:
         """End the bar, close the file and the hooks."""
         self._progress.close()
         os.close(self.descriptor)
-        self._call_hooks(lambda hook: hook.close())
-
-    def _call_hooks(self, call: Callable[[Hook], None]) -> None:
-        """Calls every hook; one that raises gets no more calls."""
-        for hook in list(self._hooks):
-            try:
-                call(hook)
-            except Exception as error:
-                self._hooks.remove(hook)
-                logger.warning("log.hooks: %s failed and gets no more rows: %s", type(hook).__name__, error)
+        close(self._hooks)
 
 
 class _Progress:

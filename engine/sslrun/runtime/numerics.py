@@ -38,10 +38,12 @@ def set_numerics(device: torch.device, *, tf32: bool, cudnn_benchmark: bool, det
 
 @contextlib.contextmanager
 def in_full_float32() -> Iterator[None]:
-    """Within it, float32 matrix products do not use TensorFloat-32: measurements are as exact in a run as after it."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    """Within it, float32 matrix products and convolutions do not use TensorFloat-32: measurements are as exact in a run
+    as after it."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        products.allow_tf32, convolutions.allow_tf32 = before

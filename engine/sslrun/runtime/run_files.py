@@ -8,13 +8,14 @@
 `run_folder.py` writes them. The readers here work at any time: during the run, after a kill, and on damaged files.
 """
 
+import errno
 import json
 import math
 import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import tomli
 
@@ -30,6 +31,7 @@ SPEED, WAIT, MEMORY = "speed/images_per_s", "data/wait_pct", "mem/peak_gib"
 BLOCK_BYTES = 2**16
 LINE_BYTES = 2**20  # a longer line is no row
 TABLE_BYTES = 2**26  # a larger file is none of these tables
+ROWS_BYTES = 2**32  # nor is it rows: ten million of them take this much
 
 State = Literal["running", "done", "pre-empted", "failed", "interrupted"]
 
@@ -98,7 +100,7 @@ class RunFiles:
         """The bytes of metrics.jsonl, oldest first, in blocks of whole lines for `newest_rows`."""
         try:
             if self.metrics.is_file():
-                with open(self.metrics, "rb") as file:
+                with _opened(self.metrics) as file:
                     while block := file.read(BLOCK_BYTES):
                         yield block + file.readline(LINE_BYTES)
         except OSError as error:
@@ -133,15 +135,26 @@ class RunFiles:
     def _table(self, name: str, parse: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
         path = self.path / name
         try:
-            if path.is_file() and path.stat().st_size > TABLE_BYTES:
-                raise ValueError(f"it has more than {TABLE_BYTES:,} bytes")
-            table = parse(path.read_bytes()) if path.is_file() else {}  # reading a pipe would wait for its writer
+            table = parse(content_of(path)) if path.is_file() else {}
             if not isinstance(table, dict):
                 raise ValueError("it is not a table")
         except (OSError, ValueError, RecursionError) as error:
             self.problems[name] = str(error)
             return {}
         return table
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of one of the tables.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is no file (reading a pipe would wait for its writer), or is too long.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a file")
+    if path.stat().st_size > TABLE_BYTES:
+        raise ValueError(f"it has more than {TABLE_BYTES:,} bytes")
+    return path.read_bytes()
 
 
 def run_folder_of(checkpoint: Path) -> Path | None:
@@ -153,13 +166,19 @@ def rows(metrics: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """(line, row) of a metrics.jsonl, oldest first. A last line that a kill cut short is left out.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or has more bytes than any run writes.
     """
-    with open(metrics, "rb") as file:
+    with _opened(metrics) as file:
         while line := file.readline(LINE_BYTES):
             row = _row(line)
             if row is not None and line.endswith(b"\n"):
                 yield line, row
+
+
+def _opened(metrics: Path) -> BinaryIO:
+    if (size := os.stat(metrics).st_size) > ROWS_BYTES:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, and rows at most {ROWS_BYTES:,}", str(metrics))
+    return open(metrics, "rb")
 
 
 def newest_rows(block: bytes, key: str | None = None) -> Iterator[dict[str, Any]]:

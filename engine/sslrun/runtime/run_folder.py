@@ -50,6 +50,9 @@ MAY_CHANGE = (
 )
 
 
+_NONE_SAVED = "has no checkpoint (it ended before its first, or they were removed)"
+
+
 class RunFolder(RunFiles):
     """An open, locked run folder. Use as a context manager, or call `close`.
 
@@ -224,15 +227,21 @@ class RunFolder(RunFiles):
         """Finds the checkpoint to continue from; raises UsageError if the folder's run must not be continued."""
         if resume is None:
             state = self.state().get("state")
+            known = f" ({state})" if isinstance(state, str) else ""
+            if not saved:
+                raise UsageError(
+                    f"{self.path} already holds a run{known} that {_NONE_SAVED}: --restart sets it aside and starts "
+                    "from the beginning; or give the new one another --work-dir"
+                )
             raise UsageError(
-                f"{self.path} already holds a run{f' ({state})' if isinstance(state, str) else ''}: continue it with "
-                "--resume, give the new one another --work-dir, or set the old one aside with --restart"
+                f"{self.path} already holds a run{known}: continue it with --resume, give the new one another "
+                "--work-dir, or set the old one aside with --restart"
             )
         if resume:
             return
         self.newest = checkpoint.newest_good(self.checkpoints)
         if self.newest is None:
-            missing = f"none of its {len(saved)} checkpoints is intact" if saved else "it has no checkpoint"
+            missing = f"none of its {len(saved)} checkpoints is intact" if saved else f"it {_NONE_SAVED}"
             raise UsageError(
                 f"{self.path} holds a run that cannot be continued: {missing}. --restart sets it aside and starts from "
                 "the beginning, --resume=CHECKPOINT continues from another checkpoint"

@@ -71,10 +71,13 @@ class StopSignals:
         self._interrupted_at: float | None = None
         self._old: dict[int, Any] = {}
         self._old_wakeup = -1
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "StopSignals":
         global _entered
-        assert threading.current_thread() is threading.main_thread(), "only the main thread may handle signals"
+        if threading.current_thread() is not threading.main_thread():
+            assert _is_guest, "only the main thread may handle signals"
+            return self
         self._bell, hears = socket.socketpair()  # the interpreter writes every signal's number to it, from any code
         self._bell.setblocking(False)
         self._old_wakeup = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
@@ -91,6 +94,8 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         global _entered
+        if self._thread is None:
+            return
         _entered = None
         self.has_nothing_to_save = False
         for number, handler in self._old.items():
@@ -146,7 +151,8 @@ class StopSignals:
                     self.exit_code = PREEMPTED
                 if self.exit_code and asked_at is None:
                     asked_at = time.monotonic()
-                if asked_at is not None and self.has_nothing_to_save and time.monotonic() - asked_at >= GRACE_S:
+                is_late = asked_at is not None and time.monotonic() - asked_at >= GRACE_S
+                if is_late and self.has_nothing_to_save and not _is_guest:
                     self._end()
 
     def _end(self) -> None:
@@ -167,6 +173,19 @@ class StopSignals:
 
 
 _entered: StopSignals | None = None
+_is_guest = False
+
+
+@contextlib.contextmanager
+def as_guest() -> Iterator[None]:
+    """Within it sslrun is a guest in a program: signals end the process only by an exception, and a run in another
+    thread than the main one leaves them to the program."""
+    global _is_guest
+    before, _is_guest = _is_guest, True
+    try:
+        yield
+    finally:
+        _is_guest = before
 
 
 def _forked() -> None:

@@ -70,10 +70,11 @@ class Source(Component, kind="sources"):
         """
         if self._is_open:
             return
-        if self.lists_storage:
-            names = waiting.patiently(lambda: read_patiently(Path(key), lambda _: self._listed(key)))
-        else:
-            names = self._listed(key)
+
+        def listed() -> Sequence[str]:
+            return read_patiently(Path(key), lambda _: self._listed(key))
+
+        names = waiting.patiently(listed) if self.lists_storage else listed()
         if len(names) == 0:
             raise UsageError(f"{self!r} has no samples: point {key} to some")
         self.names, self._is_open = names, True
@@ -90,7 +91,7 @@ class Source(Component, kind="sources"):
             with waiting.doing(repr(self), "is being listed"):
                 return self.list_samples(key)
         except OSError as error:
-            if self.lists_storage and is_outage(error) and not isinstance(error, PermissionError):
+            if may_pass(error):
                 raise
             raise UsageError(f"{error.filename}: {error.strerror}: {key} cannot be read") from None
 
@@ -181,6 +182,12 @@ class Source(Component, kind="sources"):
 
     def __repr__(self) -> str:
         return type(self).__name__
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether an error of listing samples is one to read again after, as `Source.open` does. A permission is the user's
+    to give."""
+    return is_outage(error) and not isinstance(error, PermissionError)
 
 
 def digest_of(parts: Iterable[bytes]) -> str:

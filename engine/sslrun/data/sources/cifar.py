@@ -8,6 +8,7 @@ import numpy as np
 
 from sslrun.config.paths import FilePath
 from sslrun.data.sources import cifar_pickle
+from sslrun.data.sources.files import exists
 from sslrun.data.sources.in_memory import InMemory, numbered, parse_file, read_lines
 
 
@@ -57,9 +58,9 @@ class Cifar(InMemory, listed=False):
 
     def _names_of_classes(self, folder: str) -> list[str] | None:
         text, pickled = (os.path.join(folder, name) for name in self.name_files)
-        if os.path.exists(text):
+        if exists(text):
             return read_lines(text)
-        return list(parse_file(pickled, cifar_pickle.read)[self.name_key]) if os.path.exists(pickled) else None
+        return list(parse_file(pickled, cifar_pickle.read)[self.name_key]) if exists(pickled) else None
 
 
 class CIFAR10(Cifar):

@@ -12,7 +12,7 @@ import numpy as np
 from sslrun.config.paths import stated
 from sslrun.data import waiting
 from sslrun.data.levels import Range, in_8_bits, kind
-from sslrun.data.sources.base import Encoded, Source, digest_of
+from sslrun.data.sources.base import Encoded, Source, digest_of, may_pass
 from sslrun.errors import UsageError, printable
 
 _SUSPECTS = (".png", ".tif", ".tiff", ".ppm", ".pgm")
@@ -160,18 +160,47 @@ def open_regular(path: str) -> tuple[int, int]:
     raise OSError(errno.ENXIO, "not a file", path)
 
 
+def is_file(path: str) -> bool:
+    """Whether there is a file; where `os.path.isfile` says no, storage that gives errors raises its OSError here."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder, as `is_file`."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def exists(path: str) -> bool:
+    """Whether there is something, as `is_file`."""
+    return _mode(path) != 0
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode
+    except ValueError:  # a null byte in the name
+        return 0
+    except OSError as error:
+        if may_pass(error):
+            raise
+        return 0
+
+
 @contextlib.contextmanager
 def need(path: str, advice: str) -> Iterator[None]:
-    """Turn the OSError of a file or folder into a UsageError with advice such as `set data.source.root to a folder`."""
+    """Turn the OSError of a file that is read into a UsageError with advice such as `set data.source.ann_file to a
+    list`; errors that may pass stay as they are."""
     try:
         yield
     except OSError as error:
+        if may_pass(error):
+            raise
         raise UsageError(f"{stated(path, f': {error.strerror or error}')}: {advice}") from None
 
 
 def folder_of(data_prefix: str, key: str) -> str:
     """The folder's absolute path, so that a later change of the working directory does no harm."""
-    if not os.path.isdir(data_prefix):
-        problem = stated(data_prefix, " is not a folder" if os.path.exists(data_prefix) else " does not exist")
+    if not is_folder(data_prefix):
+        problem = stated(data_prefix, " is not a folder" if exists(data_prefix) else " does not exist")
         raise UsageError(f"{problem}: set {key}.data_prefix to the folder that holds the images")
     return os.path.abspath(data_prefix)

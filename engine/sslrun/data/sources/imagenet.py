@@ -3,7 +3,7 @@
 import os
 
 from sslrun.data.sources.annotations import AnnotatedImages
-from sslrun.data.sources.files import Paths, folder_of
+from sslrun.data.sources.files import Paths, exists, folder_of
 from sslrun.data.sources.folders import images_below
 
 # The lists that the shipped recipes name. They are part of the published data set, but not of every copy of it.
@@ -30,7 +30,7 @@ class ImageNet(AnnotatedImages):
             is_absent = False
         else:
             is_usual = os.path.abspath(self.ann_file).endswith(_USUAL_LISTS)
-            is_absent = is_usual and not os.path.exists(self.ann_file)
+            is_absent = is_usual and not exists(self.ann_file)
             if not is_absent:
                 return super().list_samples(key)
         listing = images_below(folder_of(self.data_prefix, key), self.data_prefix, key)

@@ -4,7 +4,7 @@ import os
 
 from sslrun.config.paths import FilePath
 from sslrun.data.sources.annotations import text_lines
-from sslrun.data.sources.files import FileSource, Paths, folder_of
+from sslrun.data.sources.files import FileSource, Paths, folder_of, is_folder
 from sslrun.data.sources.folders import in_class_folders
 from sslrun.errors import UsageError
 
@@ -31,7 +31,7 @@ class ImageNet100(FileSource):
         root = folder_of(self.data_prefix, key)
         advice = f"set {key}.class_file to a list of classes"
         names = sorted({line.split()[0] for line in text_lines(self.class_file, advice)})
-        missing = [name for name in names if not os.path.isdir(os.path.join(root, name))]
+        missing = [name for name in names if not is_folder(os.path.join(root, name))]
         if missing:
             raise UsageError(
                 f"{self.data_prefix} lacks {len(missing)} of the {len(names)} class folders that {self.class_file} "

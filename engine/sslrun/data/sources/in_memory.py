@@ -11,7 +11,7 @@ import numpy as np
 
 from sslrun.config.paths import FilePath, stated
 from sslrun.data.sources.base import Source
-from sslrun.data.sources.files import Paths
+from sslrun.data.sources.files import Paths, is_file
 from sslrun.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class InMemory(Source, listed=False):
         for folder in (self.data_prefix, *(os.path.join(self.data_prefix, name) for name in self.folders)):
             for name in names:
                 path = os.path.join(folder, name)
-                if os.path.isfile(path):
+                if is_file(path):
                     return os.path.abspath(path)
         problem = stated(self.data_prefix, f" has no {' or '.join(names)}")
         raise UsageError(f"{problem}: set {key}.data_prefix to the folder that holds {' or '.join(self.folders)}")

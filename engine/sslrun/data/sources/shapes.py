@@ -11,14 +11,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from sslrun.config.paths import FilePath
+from sslrun.config.annotations import DefaultOf
+from sslrun.config.paths import FilePath, stated
 from sslrun.data.sources import shapes_drawing as drawing
-from sslrun.data.sources.files import FileSource, Paths, need
+from sslrun.data.sources.files import FileSource, Paths
 from sslrun.errors import UsageError
+
+NUM_IMAGES = {"train": 5000, "test": 1000}  # by split
 
 logger = logging.getLogger("sslrun")
 
@@ -47,7 +50,7 @@ class Shapes(FileSource):
     def __init__(
         self,
         root: FilePath = "data/shapes",
-        num_images: int | None = None,
+        num_images: Annotated[int | None, DefaultOf("split", NUM_IMAGES)] = None,
         size: int = 80,
         split: Literal["train", "test"] = "train",
         seed: int = 0,
@@ -59,7 +62,7 @@ class Shapes(FileSource):
             if len(value) != 2 or not least <= value[0] <= value[1]:
                 raise UsageError(f"{name} must be [smallest, largest], {least:g} or more, not {list(value)}")
         if num_images is None:
-            num_images = {"train": 5000, "test": 1000}[split]
+            num_images = NUM_IMAGES[split]
         if num_images < 1 or not 16 <= size <= 1024:
             raise UsageError(f"num_images must be at least 1 and size 16 to 1024, not {num_images} and {size}")
         self.root = root
@@ -82,8 +85,11 @@ class Shapes(FileSource):
         fingerprint = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         folder = os.path.join(os.path.abspath(self.root), f"{self.split}-{spec.num_images}-{spec.size}px-{fingerprint}")
         if self._makes_files:
-            with need(folder, f"set {key}.root to a folder where the images can be drawn"):
+            try:
                 _draw_once(folder, spec)
+            except OSError as error:
+                advice = f"set {key}.root to a folder where the images can be drawn"
+                raise UsageError(f"{stated(folder, f': {error.strerror or error}')}: {advice}") from None
         self.class_names = list(drawing.CLASS_NAMES)
         self.labels = np.arange(spec.num_images) % len(drawing.CLASS_NAMES)
         return Paths(folder, map(drawing.relative_path, range(spec.num_images)))

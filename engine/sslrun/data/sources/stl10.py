@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from sslrun.config.paths import FilePath
+from sslrun.data.sources.files import exists
 from sslrun.data.sources.in_memory import InMemory, numbered, read_lines
 from sslrun.errors import UsageError
 
@@ -52,7 +53,7 @@ class STL10(InMemory):
             if len(self.labels) != rows:
                 raise UsageError(f"{files[0]} holds {rows} images, but there are {len(self.labels)} labels beside it")
         names = os.path.join(os.path.dirname(files[0]), "class_names.txt")
-        self.class_names = read_lines(names) if os.path.exists(names) else None
+        self.class_names = read_lines(names) if exists(names) else None
         return numbered(files, counts)
 
 
