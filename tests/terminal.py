@@ -8,6 +8,7 @@ import re
 import select
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ class Terminal:
     def __init__(self, command: Sequence[str], columns: int, environment: Mapping[str, str], **options: object) -> None:
         self.main, inside = pty.openpty()
         self.resize(columns)
-        adopt = ["/usr/bin/env", "python3", "-c", ADOPT]
+        adopt = [sys.executable, "-c", ADOPT]
         self.process = subprocess.Popen(
             [*adopt, *command],
             stdin=inside,

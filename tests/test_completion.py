@@ -57,6 +57,7 @@ def completed(capsys, *words: str) -> list[str]:
         (["mine.toml", "--set", "data.views.0.num"], ["data.views.0.num_views="]),
         (["config", "explain", "mine.toml", "model.backbone.dep"], ["model.backbone.depth"]),
         (["eval", "kn"], ["knn"]),
+        (["embed", "r", "im", "--devices", "a"], ["auto"]),
         (["eval", "knn", "work_dirs/f"], ["work_dirs/first_run"]),
         (["eval", "knn", "w"], ["work_dirs/first_run", "work_dirs/"]),
         (["report", "work_dirs/first_run", "work_dirs/"], ["work_dirs/first_run"]),

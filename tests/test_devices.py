@@ -190,6 +190,11 @@ def test_a_hang_up_that_is_ignored_is_not_passed_on(start):
     assert started.end() == 75 and started.heard() == [[signal.SIGTERM]] * 2
 
 
+def test_a_parent_that_ignores_its_children_does_not_hide_the_code(start):
+    started = start("75,75", preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+    assert started.end() == 75
+
+
 def test_ctrl_z_stops_the_ranks_too_until_they_go_on(start):
     started = start("saves,saves", terminal=True)
     pids = [started.process.pid, *(rank["pid"] for rank in started.ranks())]

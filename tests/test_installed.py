@@ -166,6 +166,11 @@ def test_the_wheel_trains_and_reports_from_an_empty_folder(tmp_path, images, els
         source = { _delete_ = true, type = "ImageFolder", data_prefix = "IMAGES" }
         """
     Path("mine.toml").write_text(textwrap.dedent(recipe).replace("IMAGES", str(images)))
+    schema = Path(run("sslrun", "config", "schema", "--editor").rstrip())
+    assert schema.is_file() and schema.is_relative_to(site)
+    assert run("sslrun", "completion", "--words", "quicks") == "quickstart\n"
+    assert "on 2 x cpu" in run("sslrun", "mine.toml", "--devices", "2", "--set", "engine.device=cpu")
+    shutil.rmtree("work_dirs")
     advice = run("sslrun", "mine.toml")
     assert "look at it:         sslrun report work_dirs/mine" in advice
     assert list((tmp_path / "cache").glob("pixels-*.so")), "pixels.c came with the wheel"

@@ -4,12 +4,13 @@ import math
 
 
 def number(value: float) -> str:
-    """Four significant digits at most, or the whole part with thousands separators; scientific notation for very small
-    and very large values."""
+    """Four digits, three below 1, without zeros at the end; large whole parts have thousands separators, and very small
+    and very large values are in scientific notation."""
     if not math.isfinite(value):
         return str(value)
     if value == 0 or 1e-3 <= abs(value) < 1e7:
-        digits = 3 if value == 0 else max(0, 3 - math.floor(math.log10(abs(value))))
+        power = 0 if value == 0 else math.floor(math.log10(abs(value)))
+        digits = max(0, 3 - power) if power >= 0 else 2 - power
         text = f"{value:,.{digits}f}"
         return text.rstrip("0").rstrip(".") if "." in text else text
     mantissa, exponent = f"{value:.2e}".split("e")

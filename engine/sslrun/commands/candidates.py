@@ -60,8 +60,8 @@ def _positional(place: Place, word: str) -> Iterator[str]:
 def _values(place: Place, action: argparse.Action, word: str) -> Iterator[str]:
     """The values of an option or a positional argument, by what help calls them."""
     found: Iterator[str]
-    if action.choices:
-        found = map(str, action.choices)
+    if action.choices or action.dest == "devices":
+        found = map(str, action.choices or ("auto",))
     else:
         name = str(action.metavar)
         of_verb = _VALUES.get((place.parser.prog.rpartition(" ")[2], name))
@@ -179,6 +179,4 @@ _VALUES: dict[tuple[str, str], Find] = {  # (verb or "", what help calls the val
     ("", "METRIC"): lambda place, word: iter(METRICS),
     ("", "N"): lambda place, word: iter(()),
     ("", "NAME"): lambda place, word: iter(()),
-    ("train", "N"): lambda place, word: iter(("auto",)),
-    ("eval", "N"): lambda place, word: iter(("auto",)),
 }

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslrun.commands.arguments import DONE, add_allow_imports, add_overrides
+from sslrun.commands.arguments import DONE, add_allow_imports, add_devices, add_overrides
 from sslrun.errors import UsageError, printable
 from sslrun.runtime.durable import require_free
 
@@ -62,6 +62,7 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, a checkpoint in one, or a file of weights")
     add_overrides(parser, "set one value of the run's recipe, such as eval.transforms; may be repeated")
     add_allow_imports(parser)
+    add_devices(parser)
     parser.add_argument("--recipe", metavar="TOML", help="the recipe that a file of weights was trained by")
 
 

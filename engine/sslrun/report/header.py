@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sslrun.evaluation.collapse import THRESHOLDS, Verdict, verdict
-from sslrun.number_format import duration, number, percent
+from sslrun.number_format import after, duration, number, percent
 from sslrun.report.html import Child, Html, element, joined
 from sslrun.report.reported_run import PROBE, RANKME, SPREAD, ReportedRun
 from sslrun.report.results import result_table
@@ -87,16 +87,16 @@ def _tiles(run: ReportedRun) -> Html:
     for key, name in ((KNN, "k-NN accuracy"), (PROBE, "online probe accuracy")):
         series = run.series(key)
         if series:
-            first, last = series[0][1], series[-1][1]
-            gain = f"{last - first:+.1f} points since epoch {number(series[0][0])}" if len(series) > 1 else "held out"
-            tiles.append((name, percent(last), gain))
+            (first_epoch, first), (last_epoch, last) = series[0], series[-1]
+            before = f"{percent(first)} {after(first_epoch)}" if len(series) > 1 else "held out"
+            tiles.append((name, percent(last), f"{after(last_epoch)}; {before}"))
     for key, name in ((LOSS, "training loss"), (RANKME, "RankMe")):
         series = run.series(key)
         if series:
-            (first_epoch, first), (_, last) = series[0], series[-1]
+            (first_epoch, first), (last_epoch, last) = series[0], series[-1]
             total = run.encoder.num_features if key == RANKME else None
             value = number(last) if total is None else f"{number(last)} of {total:,}"
-            tiles.append((name, value, f"{number(first)} at epoch {number(first_epoch)}"))
+            tiles.append((name, value, f"{after(last_epoch)}; {number(first)} {after(first_epoch)}"))
     images_per_s = speed(run)
     if images_per_s is not None:
         tiles.append(("images per second", number(images_per_s), "median of the training"))

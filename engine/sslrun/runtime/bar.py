@@ -56,9 +56,12 @@ class Bar(tqdm):  # type: ignore[type-arg]
     @staticmethod
     def status_printer(file: TextIO) -> Callable[[str], None]:
         """What writes the line over the one before; also where the terminal has become narrower meanwhile."""
+        longest = 0
 
         def write(text: str) -> None:
-            file.write(f"\r{text}\x1b[K")
+            nonlocal longest
+            longest = max(longest, len(text))  # notebooks do not know the code that erases the rest of a line
+            file.write(f"\r{text.ljust(min(longest, _columns() - 1))}\x1b[K")
             file.flush()
 
         return write

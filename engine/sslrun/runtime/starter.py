@@ -60,6 +60,7 @@ def run_ranks(words: Sequence[str], count: int, started: int | None = None) -> i
         count: number of ranks.
         started: number of ranks that are started; all if None.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it, and starts this, would hide the codes of the ranks
     heard = {number for number in HELD if signal.getsignal(number) != signal.SIG_IGN}
     old = signal.pthread_sigmask(signal.SIG_BLOCK, heard)  # for the ranks, until `early_signals.enter`
     ranks: list[subprocess.Popen[bytes]] = []
