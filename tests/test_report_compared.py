@@ -106,8 +106,8 @@ def test_the_results_of_runs_are_one_table(run, trained, tmp_path):
     heads = "run k-NN, % linear, % parameters time images/s epochs loss method encoder state"
     assert table.split(" A ")[0].strip() == heads
     first, second = table.split(" A ")[1].split(" B ")
-    assert "30 best 40, epoch 1 61 epoch 1 44.29 k 5 s 7" in first
-    assert "35 (best) – 44.29 k 2 h 1 min –" in second
+    assert "30.0 best 40.0, epoch 1 61.0 epoch 1 44.29 k 5 s 7" in first
+    assert "35.0 (best) – 44.29 k 2 h 1 min –" in second
     assert "Not measured: k-NN after training, % ( sslrun eval knn RUN ), fine-tuned, % (" in second
 
 

@@ -76,15 +76,10 @@ def lines(
     def down(y: Any) -> np.ndarray:
         return bottom - (np.asarray(y, float) - y_low) / ((y_high - y_low) or 1) * (bottom - top)
 
-    parts: list[Html] = []
-    for tick, text in zip(y_ticks, texts, strict=True):
-        height = _short(down(tick))
-        grid = {"x1": _short(left), "x2": _short(right), "y1": height, "y2": height}
-        parts.append(element("line", class_="grid", **grid))
-        parts.append(_text(text, left - 5, float(down(tick)) + 4, "tick", "end"))
+    parts = _y_axis(texts, down(y_ticks), left, right)
     x_ticks = _ticks(x_low, x_high, 6, is_whole=x_high - x_low >= 2)
-    for tick, text in zip(x_ticks, _tick_texts(x_ticks), strict=True):
-        parts.append(_text(text, float(across(tick)), bottom + 15, "tick", "middle"))
+    for text, place in zip(_tick_texts(x_ticks), across(x_ticks), strict=True):
+        parts.append(_text(text, float(place), bottom + 15, "tick", "middle"))
     parts.append(_text(x_label, right, bottom + 30, "tick", "end"))
     ends = []
     for line, values in zip(drawn, ys, strict=True):
@@ -113,6 +108,17 @@ def lines(
         data_x=f"{x_low * x_scale:.9g} {x_high * x_scale:.9g}",
         data_y=f"{y_low:.9g} {y_high:.9g}",
     )
+
+
+def _y_axis(texts: Sequence[str], places: np.ndarray, left: float, right: float) -> list[Html]:
+    """Lines across the plot at the ticks of the y axis, and their numbers."""
+    parts = []
+    for text, place in zip(texts, places, strict=True):
+        height = _short(place)
+        ends = {"x1": _short(left), "x2": _short(right), "y1": height, "y2": height}
+        parts.append(element("line", class_="grid", **ends))
+        parts.append(_text(text, left - 5, float(place) + 4, "tick", "end"))
+    return parts
 
 
 def thinned(columns: Sequence[np.ndarray], most: int = MOST_POINTS) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from sslrun.number_format import duration, number
+from sslrun.number_format import duration, number, percent
 from sslrun.report.html import Child, element, scrollable
 from sslrun.report.reported_run import PROBE, ReportedRun
 from sslrun.report.words import breakable, count_of_parameters, epochs, letter, method, speed, state
@@ -108,8 +108,18 @@ def _knn(run: ReportedRun) -> Cell:
     if not series:
         return Cell(None)
     best_epoch, best = max(series, key=lambda point: point[1])
-    detail = f"best {number(best)}, epoch {number(best_epoch)}" if best > series[-1][1] else None
-    return Cell(series[-1][1], None, detail)
+    detail = f"best {_share(best)}, epoch {number(best_epoch)}" if best > series[-1][1] else None
+    return Cell(series[-1][1], _share(series[-1][1]), detail)
+
+
+def _share(value: float) -> str:
+    """Per cent, below a heading that says so."""
+    return percent(value).removesuffix(" %")
+
+
+def _probe(run: ReportedRun) -> Cell:
+    value = run.last(PROBE)
+    return Cell(value, None if value is None else _share(value))
 
 
 def _evaluated(kind: str) -> Callable[[ReportedRun], Cell]:
@@ -125,7 +135,9 @@ def _evaluated(kind: str) -> Callable[[ReportedRun], Cell]:
         if not found:
             return Cell(None)
         value, epoch = max(found, key=lambda each: each[0])
-        return Cell(value, None, f"epoch {number(epoch)}" if is_number(epoch) and epoch != run.summary.epoch else None)
+        return Cell(
+            value, _share(value), f"epoch {number(epoch)}" if is_number(epoch) and epoch != run.summary.epoch else None
+        )
 
     return cell
 
@@ -147,7 +159,7 @@ COLUMNS = (
     Column("k-NN after training, %", _evaluated("knn"), True, "sslrun eval knn RUN"),
     Column("linear, %", _evaluated("linear"), True, "sslrun eval linear RUN"),
     Column("fine-tuned, %", _evaluated("finetune"), True, "sslrun eval finetune RUN"),
-    Column("online probe, %", lambda run: Cell(run.last(PROBE)), True, "monitor.probe_interval"),
+    Column("online probe, %", _probe, True, "monitor.probe_interval"),
     Column("RankMe", _rankme, False, "monitor.rankme_interval"),
     Column("parameters", _parameters),
     Column("time", lambda run: Cell(run.wall_s, None if run.wall_s is None else duration(run.wall_s))),
