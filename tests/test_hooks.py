@@ -1,5 +1,6 @@
 """Log hooks work in threads of their own: what one does, or fails to do, changes nothing for the run."""
 
+import contextlib
 import sys
 import threading
 import time
@@ -92,6 +93,18 @@ def test_what_opening_raises_ends_a_new_run_and_not_one_that_goes_on(tmp_path, c
     assert warnings(caplog) == ["log.hooks: Scripted cannot be opened and gets no rows: no server"]
     with pytest.raises(UsageError, match="no such package"):
         run_log(tmp_path, Scripted(open=UsageError("no such package")), first_step=3)
+
+
+def test_opening_does_not_take_for_ever(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(delivery, "OPEN_S", 0.1)
+    monkeypatch.setattr(delivery, "ABORT_S", 0.1)
+    for first_step in (0, 3):
+        hangs = Scripted()
+        hangs.goes_on.clear()
+        with contextlib.nullcontext() if first_step else pytest.raises(RunFailed, match="nothing has come for 0 s"):
+            run_log(tmp_path, hangs, first_step=first_step).close()
+        assert hangs.aborted
+    assert warnings(caplog) == ["log.hooks: Scripted cannot be opened and gets no rows: nothing has come for 0 s"]
 
 
 def test_a_hook_that_is_far_behind_misses_rows(tmp_path, monkeypatch, caplog):

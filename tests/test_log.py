@@ -229,6 +229,25 @@ def test_tensorboard(tmp_path):
     assert [event.step for event in events.Scalars("epoch")] == [50, 100]
 
 
+def test_tensorboard_has_the_recipe_as_hyperparameters_and_text(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    (tmp_path / "config.toml").write_text("seed = 1\n[optimizer]\nlr = 0.5\n")
+    values = {"seed": 1, "optimizer": {"type": "SGD", "lr": 0.5, "nesterov": True}, "views": [{"size": 8}]}
+    one = run_log(tmp_path, hooks=[TensorBoard()], values=values)
+    one.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    given = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert (given["seed"].number_value, given["optimizer.lr"].number_value) == (1.0, 0.5)
+    assert given["optimizer.nesterov"].number_value == 1.0 and given["optimizer.type"].string_value == "SGD"
+    assert given["views"].string_value == '[{"size": 8}]'
+    (text,) = events.Tensors("recipe/text_summary")
+    assert b"    lr = 0.5\n" in text.tensor_proto.string_val[0]
+
+
 LOST_EVENTS = """
 import os, resource, shutil, sys
 from pathlib import Path
@@ -314,12 +333,16 @@ class Remembering(Hook):
 
 def test_hooks_of_a_recipe_are_words_or_tables(tmp_path, images):
     pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     recipe = small_run.write_recipe(tmp_path, images, steps=6)
     hooks = "log.hooks=['tensorboard',{type='Remembering',every=2}]"
     words = ["--set", "custom_imports=['test_log']", "--set", hooks, "--set", "log.interval=1"]
     assert main([str(recipe), *words]) == 0
     run = tmp_path / "runs/small"
-    assert list((run / "tensorboard").iterdir())
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    (first,) = events.Images("first batch")
+    assert (first.step, first.height, first.width) == (0, 8 * 28 - 4, 2 * 28 - 4)  # of 8 samples, two views of 24 px
     losses = [row for row in small_run.metrics(run) if "train/loss" in row]
     seen = [row["train/loss"] for row in Remembering.rows if "train/loss" in row]
     assert seen == [row["train/loss"] for row in losses if row["step"] % 2 == 0] and len(seen) == 3
@@ -328,7 +351,7 @@ def test_hooks_of_a_recipe_are_words_or_tables(tmp_path, images):
 @pytest.mark.parametrize(
     ("hooks", "message"),
     [
-        ("['tensorbord']", '"tensorboard" or "wandb" or "mlflow" or a table whose type names one of the hooks'),
+        ("['tensorbord']", '"tensorboard", "wandb" or "mlflow" or a table whose type names one of the hooks'),
         ("[{type='TensorBoard',project='x'}]", "unknown key of TensorBoard"),
         ("[{project='x'}]", "type is missing; it names one of the hooks"),
     ],

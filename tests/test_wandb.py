@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import small_run
 from sslrun.runtime.hooks import delivery
 from sslrun.runtime.hooks.wandb import WandB, _processes
 from sslrun.runtime.log import RunLog
@@ -123,3 +125,53 @@ def test_a_process_of_the_library_that_dies_or_hangs_is_one_warning(tmp_path, mo
     assert time.monotonic() - begin < 5
     (line,) = warnings(caplog)
     assert line.startswith("log.hooks: WandB " + ("failed" if harm == signal.SIGKILL else "does not end"))
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from sslrun.runtime.hooks.wandb import WandB
+from sslrun.runtime.log import RunLog, start_logging
+folder = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024, resource.RLIM_INFINITY))
+start_logging()
+log = RunLog(folder, name="run", values={}, first_step=0, total_steps=99, steps_per_epoch=3, hooks=[WandB()])
+step = 0
+while (folder / "metrics.jsonl").stat().st_size < 18_000:
+    step += 1
+    log.write(step, {"train/loss": 1.0, **{f"train/more_{i}": 1.0 for i in range(40)}})
+log.close()
+"""
+
+
+@pytest.mark.nightly
+def test_a_full_disk_under_it_ends_nothing(tmp_path):
+    process = small_run.python(FULL_DISK, tmp_path, stderr=subprocess.PIPE)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    (file,) = (tmp_path / "wandb/latest-run").resolve().glob("*.wandb")
+    assert file.stat().st_size == 20 * 1024, "its file was not full"
+    others = [line for line in stderr.splitlines() if not line.startswith(("epoch ", "W&B: offline"))]
+    assert len(others) <= 1 and all(line.startswith("warning: log.hooks: WandB failed") for line in others), stderr
+
+
+TERMINAL = """
+import os, pty, sys
+from pathlib import Path
+os.environ["TERM"] = "xterm"
+program = (
+    "import sys; from pathlib import Path; from sslrun.runtime.hooks.wandb import WandB; "
+    "from sslrun.runtime.log import RunLog; "
+    "RunLog(Path(sys.argv[1]), name='run', values={}, first_step=0, total_steps=9, steps_per_epoch=3, "
+    "hooks=[WandB()]).close(); print('no question')"
+)
+code = pty.spawn([sys.executable, "-c", program, sys.argv[1]])
+sys.exit(os.waitstatus_to_exitcode(code))
+"""
+
+
+@pytest.mark.nightly
+def test_it_asks_nothing_on_a_terminal(tmp_path):
+    process = small_run.python(TERMINAL, tmp_path, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+    seen, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "no question" in seen and "choice" not in seen.lower(), seen

@@ -20,6 +20,7 @@ from sslrun.config import Config
 from sslrun.contract import Batch, Method, Progress
 from sslrun.data.loader import BatchStream
 from sslrun.data.order import Balanced, Order
+from sslrun.data.pictures import sheet
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.collapse import collapse_warning, guessing_warning
 from sslrun.nn.norm import RunningStatistics
@@ -187,6 +188,8 @@ def _loop(run: Run, signals: StopSignals) -> int:
             with meter.waiting():
                 batches = _taken(stream, plan.accumulation)
             _stop_if_agreed(vote, signals, bool(batches), run.stop_code)
+            if run.log is not None and run.log.wants_images:
+                run.log.images(run.step, sheet(batches[0], recipe.data.views))
             rates = learning_rates(
                 executor.optimizer.param_groups, recipe.lr, run.step, plan.steps_per_epoch, plan.total_steps
             )

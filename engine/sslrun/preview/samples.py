@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from sslrun.config import Config
 from sslrun.contract import Method
 from sslrun.data import pil_twins
+from sslrun.data.pictures import as_bytes
 from sslrun.data.pipeline import BatchSpec
 from sslrun.data.sources import Source
 from sslrun.data.transforms import Numbers, Transform
@@ -114,15 +114,6 @@ def load_samples(config: Config, samples: int = 8, epoch: int = 0) -> Samples:
         originals=[image.numpy() for image in originals],
         views=[as_bytes(views, group) for views, group in zip(batch.views, recipe.data.views, strict=True)],
     )
-
-
-def as_bytes(views: torch.Tensor, group: ViewGroup) -> np.ndarray:
-    """Undo the normalization: (N, 3, h, w) float to (N, h, w, 3) uint8."""
-    mean, std = (
-        torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (group.normalize.mean, group.normalize.std)
-    )
-    levels = (views.cpu().double() * std + mean) * 255
-    return levels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def pil_versions(samples: Samples) -> tuple[list[np.ndarray], list[np.ndarray | None]]:

@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+import numpy as np
 import torch
 
 from sslrun.errors import RunFailed, UsageError
@@ -233,6 +234,7 @@ class RunLog:
             self.descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
+        self._has_images = False
         self._hooks: list[Delivery] = []
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, self.descriptor)
@@ -271,6 +273,17 @@ class RunLog:
         self._progress.show(step, metrics)
         for hook in self._hooks:
             hook.call(lambda hook: hook.write({**where, **finite}))
+
+    @property
+    def wants_images(self) -> bool:
+        """Whether a hook shows the first batch, which it has not got yet."""
+        return not self._has_images and any(type(each.hook).images is not Hook.images for each in self._hooks)
+
+    def images(self, step: int, sheet: np.ndarray) -> None:
+        """Give the hooks the first batch; arguments as of `Hook.images`."""
+        self._has_images = True
+        for hook in self._hooks:
+            hook.call(lambda hook: hook.images(step, sheet))
 
     def sync(self) -> None:
         """Wait until all rows are on the disk. Called before a checkpoint, which must not be ahead of them.

@@ -1,9 +1,12 @@
 """What a log hook is: a receiver of a run's rows."""
 
 import importlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sslrun.config.component import Component
 from sslrun.errors import UsageError
@@ -36,6 +39,15 @@ class Hook(Component, kind="hooks"):
         """One row of metrics.jsonl: `step`, `epoch`, `wall_s` and finite numbers by `group/name`."""
         raise NotImplementedError
 
+    def images(self, step: int, sheet: np.ndarray) -> None:
+        """The first batch that this process trains on, as one picture. A run whose hooks do not define this method does
+        not make the picture, for which the host waits for the device once.
+
+        Args:
+            step: optimizer steps before that batch.
+            sheet: (H, W, 3) uint8, a row for each of the first samples with its views side by side.
+        """
+
     def close(self) -> None:
         """Called once, after the last row. The run waits for it for half a minute at most."""
 
@@ -50,6 +62,15 @@ def earlier_rows(folder: Path) -> Iterator[dict[str, float]]:
         for _, row in rows(folder / METRICS):
             if isinstance(row.get("step"), int):
                 yield {name: value for name, value in row.items() if is_number(value)}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """(dotted key, value) of every value of a recipe. A list, also of tables, is one text; so are empty tables."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
 
 
 def library(module: str, package: str) -> Any:

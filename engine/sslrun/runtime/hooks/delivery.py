@@ -15,6 +15,7 @@ from sslrun.runtime.hooks.base import Hook
 logger = logging.getLogger(__name__)
 
 WAITING_CALLS = 1000  # rows that a hook may be behind
+OPEN_S = 300.0  # for a server, or the tables of a new data base on slow storage
 CLOSE_S = 30.0  # for the last rows
 MOST_CHARACTERS = 500  # of an error
 ABORT_S = 2.0  # for the thread to end after `Hook.abort`
@@ -46,11 +47,13 @@ class Delivery:
         self._calls.put(lambda: self.hook.open(folder, name, values, first_step))
         self._thread.start()
         try:
-            self._is_open.wait()
+            is_open = self._is_open.wait(OPEN_S)
         except BaseException:  # a signal
             self._abort()
             raise
-        error = self._error
+        if not is_open:
+            self._abort()
+        error = self._error if is_open else TimeoutError(f"nothing has come for {OPEN_S:.0f} s")
         if isinstance(error, UsageError):
             raise error
         if error is not None and first_step == 0:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sslrun.runtime.durable import replace_file
-from sslrun.runtime.hooks.base import Hook, earlier_rows, library
+from sslrun.runtime.hooks.base import Hook, earlier_rows, flat, library
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class MLflow(Hook):
         if self.description is not None:
             tags["mlflow.note.content"] = self.description
         run = self._client.create_run(experiment, run_name=self.run_name or name, tags=tags)
-        named = {re.sub(r"[^\w. /-]", "_", key)[:MOST_OF_KEY]: text for key, text in _flat(values)}
+        named = {re.sub(r"[^\w. /-]", "_", key)[:MOST_OF_KEY]: str(value) for key, value in flat(values)}
         parameters = [
             self._entities.Param(key, text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 3]}...")
             for key, text in named.items()
@@ -125,12 +125,3 @@ def _read(file: Path) -> dict[str, str]:
         return {"tracking_uri": str(found["tracking_uri"]), "run_id": str(found["run_id"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of every value of the recipe. A list of tables is one text."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)

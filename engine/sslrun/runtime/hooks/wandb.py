@@ -68,6 +68,7 @@ class WandB(Hook):
             self._run = wandb.init(**options, mode=mode, settings=wandb.Settings(**settings))
         except Exception as error:
             logger.warning("log.wandb: the server cannot be reached: %s", " ".join(str(error).split()))
+            self.abort()  # nothing is lost yet; versions before 0.20 would wait for the server for ever
             self._end()
             self._run = wandb.init(**options, mode="offline", settings=wandb.Settings(**settings))
         if self._run.offline:
