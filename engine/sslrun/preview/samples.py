@@ -43,8 +43,8 @@ class Samples:
         source: the opened source of the samples.
         plan: positions, sample ids, sizes, and the numbers of the transforms.
         wanted: (B,) ids of the samples that would stand at these positions if no image were bad.
-        originals: B decoded images, (H, W, 3) uint8.
-        views: for each group (num_views * B, h, w, 3) uint8, view-major.
+        originals: B decoded images, (H, W, C) uint8.
+        views: for each group (num_views * B, h, w, C) uint8, view-major.
     """
 
     name: str
@@ -117,9 +117,9 @@ def load_samples(config: Config, samples: int = 8, epoch: int = 0) -> Samples:
 
 
 def as_bytes(views: torch.Tensor, group: ViewGroup) -> np.ndarray:
-    """Undo the normalization: (N, 3, h, w) float to (N, h, w, 3) uint8."""
+    """Undo the normalization: (N, C, h, w) float to (N, h, w, C) uint8."""
     mean, std = (
-        torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (group.normalize.mean, group.normalize.std)
+        torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (group.normalize.mean, group.normalize.std)
     )
     levels = (views.cpu().double() * std + mean) * 255
     return levels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
@@ -128,8 +128,12 @@ def as_bytes(views: torch.Tensor, group: ViewGroup) -> np.ndarray:
 def pil_versions(samples: Samples) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
     """Originals and views, read and made by PIL with the same draws; None for groups that PIL cannot make."""
     source, originals = samples.source, samples.originals
-    if not source.is_decoded:
-        originals = [pil_twins.decode(io.BytesIO(bytes(file))) for file in source.encoded(samples.plan.ids)]
+    if source.channels not in (1, 3):
+        logger.warning("PIL has no images of %d channels: the views are shown alone", source.channels)
+    elif not source.is_decoded:
+        originals = [
+            pil_twins.decode(io.BytesIO(bytes(file)), source.channels) for file in source.encoded(samples.plan.ids)
+        ]
     for g, group in enumerate(samples.groups):
         without = sorted({type(step).__name__ for step in group.steps if step.pil is None})
         if without:

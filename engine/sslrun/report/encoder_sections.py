@@ -8,6 +8,7 @@ from PIL import Image
 
 from sslrun.allowed_imports import require_allowed
 from sslrun.config import load
+from sslrun.data.display import as_rgb
 from sslrun.preview import as_text, describe, load_samples
 from sslrun.preview.description import describe_sample, sample_in_words
 from sslrun.report import plots
@@ -197,8 +198,8 @@ def _data_uri(image: np.ndarray) -> str:
 
 
 def _small(image: np.ndarray) -> np.ndarray:
-    """The image, reduced to a thumbnail's size if it is larger."""
-    thumbnail = Image.fromarray(image)
+    """The image in RGB, reduced to a thumbnail's size if it is larger."""
+    thumbnail = Image.fromarray(as_rgb(image))
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     return np.asarray(thumbnail)
 
