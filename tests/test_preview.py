@@ -366,7 +366,7 @@ def test_tiles_do_not_overlap(views, zooms, with_pil):
 @pytest.mark.parametrize("name", ["x" * 4000 + ".jpg", "новый\nkatze\udc80.jpg", ""])
 def test_names_of_any_length_and_kind_are_drawn(recipe, name):
     samples = load_samples(load(str(recipe)), samples=1)
-    named = replace(samples, source=SimpleNamespace(names=[name] * 80, labels=None, class_names=None))
+    named = replace(samples, source=SimpleNamespace(names=[name] * 80, labels=None, class_names=None, channels=3))
     sheet = draw(named)
     assert sheet.size == draw(samples).size and sheet.tobytes() != draw(samples).tobytes()
     assert as_text(describe(named)).splitlines()[0].endswith(" px")

@@ -85,7 +85,7 @@ def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32
         set_groups(method, group, 1)
         optimizer = recipe.optimizer.create(method.named_parameters())
         views = [
-            torch.empty(view.num_views * group, *view.size, 3, dtype=images).permute(0, 3, 1, 2)
+            torch.empty(view.num_views * group, *view.size, view.channels, dtype=images).permute(0, 3, 1, 2)
             for view in recipe.data.views
         ]
         batch = Batch(views, torch.empty(group, dtype=torch.long), torch.empty(group, dtype=torch.long))

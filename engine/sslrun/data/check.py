@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from PIL import Image
 
 from sslrun.data import dali, waiting
 from sslrun.data.decoding import TrialProcess, other_size
-from sslrun.data.index import header
 from sslrun.data.levels import kind
 from sslrun.data.outage import Unreadable, unreadable
 from sslrun.data.reading import read_all
@@ -273,13 +272,15 @@ def _read(survey: Survey, ids: list[int], max_pixels: int, stop: threading.Event
             trouble, content = _inspect(survey, i, file, max_pixels)
         if trouble is not None:
             troubles[i] = trouble
-        elif content and kind(io.BytesIO(content)) is None:  # others are read as a run reads them
+        elif (
+            content and not survey.source.has_bands and kind(io.BytesIO(content)) is None
+        ):  # others are read as a run reads them
             contents[i] = content
     return troubles, contents
 
 
 def _inspect(
-    survey: Survey, i: int, file: IO[bytes], max_pixels: int
+    survey: Survey, i: int, file: BinaryIO, max_pixels: int
 ) -> tuple[tuple[Verdict, str] | None, bytes | None]:
     """Enter an image's size and hash; returns the verdict and its reason if the image is not to be decoded, and the
     content if it is small."""
@@ -289,7 +290,7 @@ def _inspect(
         content = file.read() if length <= _SMALL else None
         if length == 0:
             return (Verdict.UNREADABLE, "the file is empty"), None
-        height, width = header(file if content is None else io.BytesIO(content))
+        height, width = survey.source.size_in_header(file if content is None else io.BytesIO(content))
         survey.sizes[i] = height, width
         if height * width > max_pixels:
             return (Verdict.HUGE, ""), None
@@ -328,6 +329,8 @@ def _decode(survey: Survey, ids: Sequence[int], contents: _Contents, trial: Tria
         read = np.frombuffer(contents[i], dtype=np.uint8) if i in contents else reads[i]
         if isinstance(read, Unreadable):
             survey.judge(i, *_verdict(read))
+        elif survey.source.has_bands:  # what has been read are the pixels
+            survey.judge(i, Verdict.GOOD)
         else:
             encoded.append((i, read))
     if encoded:

@@ -53,6 +53,10 @@ class DataConfig:
             raise UsageError(f"data.max_bad_pct must lie between 0 and 100, not {self.max_bad_pct}")
         if not self.views:
             raise UsageError("data.views is empty: a recipe needs at least one group of views ([[data.views]])")
+        self.views = [group.for_channels(self.source.channels) for group in self.views]
+        if isinstance(self.holdout, Source) and self.holdout.channels != self.source.channels:
+            counts = f"{self.holdout.channels} channels, and those of data.source {self.source.channels}"
+            raise UsageError(f"the images of data.holdout have {counts}")
         if isinstance(self.holdout, (int, float)) and not 0 < self.holdout < 1:
             raise UsageError(f"data.holdout must be a source or a fraction between 0 and 1, not {self.holdout}")
 

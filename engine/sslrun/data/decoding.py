@@ -29,17 +29,22 @@ PROGRAM = __file__
 os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", "256k")
 
 
-def decoder_arguments(cuda: bool, hw_decoder_load: float = 0.0) -> dict[str, Any]:
-    """Arguments of `fn.decoders.image` for RGB, uint8, H W 3, as stored (EXIF rotation not applied).
+def decoder_arguments(cuda: bool, hw_decoder_load: float = 0.0, is_gray: bool = False) -> dict[str, Any]:
+    """Arguments of `fn.decoders.image` for uint8, H W 3 (RGB) or H W 1, as stored (EXIF rotation not applied).
 
     Args:
         cuda: whether JPEGs are decoded on the GPU, with libjpeg's interpolation of chroma; nvJPEG repeats it otherwise.
         hw_decoder_load: share of a batch that the GPU's JPEG engine decodes.
+        is_gray: whether images become gray; the default is RGB.
     """
+    common: dict[str, Any] = {"adjust_orientation": False}
+    if is_gray:
+        from nvidia.dali import types
+
+        common["output_type"] = types.GRAY  # type: ignore[attr-defined]
     if not cuda:
-        return {"device": "cpu", "adjust_orientation": False}
-    mixed = {"jpeg_fancy_upsampling": True, "hw_decoder_load": hw_decoder_load}
-    return {"device": "mixed", "adjust_orientation": False, **mixed}
+        return {"device": "cpu", **common}
+    return {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": hw_decoder_load, **common}
 
 
 class Trial:

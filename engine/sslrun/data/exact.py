@@ -59,7 +59,8 @@ class ExactStage:
         self.views = list(views)
         self.device = device
         self.dali_steps = [0] * len(self.views) if dali_steps is None else list(dali_steps)
-        self.compiled = split.compiled_code(device) if compiled else None
+        is_rgb = all(group.channels == 3 for group in self.views)
+        self.compiled = split.compiled_code(device) if compiled and is_rgb else None
         self._memory = _Memory(device, dtype if self._is_gpu else torch.float32)
         # Threads of its own: torch's number of threads belongs to a thread, and these tensors are too small for two. On
         # a GPU this thread does it all, whose CUDA stream it is.
@@ -71,11 +72,11 @@ class ExactStage:
 
         Args:
             images: for each view group B images, or num_views * B view-major where the views differ already: tensors
-                (H, W, 3) uint8 RGB of one image, or (n, H, W, 3) of n images of one size.
+                (H, W, C) uint8 of one image, or (n, H, W, C) of n images of one size.
             arguments: of `view_arguments` for these images.
 
         Returns:
-            For each view group (num_views * B, 3, h, w), normalized, channels-last, view-major.
+            For each view group (num_views * B, C, h, w), normalized, channels-last, view-major.
         """
         views: list[torch.Tensor] = []
         tasks: list[Iterator[None]] = []
@@ -132,7 +133,7 @@ class _RemainingSteps:
         common: steps that all views of an image have in common, done once for each image.
         by_image: whether some of the steps are done image by image.
         runs: the steps after those: programs for compiled code, and lists of steps for torch.
-        scales: (2, 3) float32, scale and offset of each channel.
+        scales: (2, C) float32, scale and offset of each channel.
     """
 
     def __init__(
@@ -160,18 +161,19 @@ class _RemainingSteps:
                 self.runs.append(run)
 
     def common_part(self, image: torch.Tensor, row: int) -> torch.Tensor:
-        """An image (1, 3, H, W) uint8 after the steps that its views, of which `row` is the first, have in common."""
+        """An image (1, C, H, W) uint8 after the steps that its views, of which `row` is the first, have in common."""
         return _one_image(self.common, image, row)
 
     def from_images(self, images: Sequence[torch.Tensor], rows: slice, out: torch.Tensor) -> None:
-        """Makes `out[rows]` from one image each, (1, 3, H, W) uint8, of `common_part`."""
-        crops = torch.empty((len(images), *self.size, 3), dtype=torch.uint8, device=out.device).permute(0, 3, 1, 2)
+        """Makes `out[rows]` from one image each, (1, C, H, W) uint8, of `common_part`."""
+        shape = (len(images), *self.size, out.shape[1])
+        crops = torch.empty(shape, dtype=torch.uint8, device=out.device).permute(0, 3, 1, 2)
         for i, image in enumerate(images):
             crops[i : i + 1] = _one_image(self._own, image, rows.start + i)
         self.from_crops([crops], rows, out)
 
     def from_crops(self, crops: Sequence[torch.Tensor], rows: slice, out: torch.Tensor) -> None:
-        """Makes `out[rows]` from images that have their size: tensors (n, 3, h, w) uint8, contiguous as channels-last,
+        """Makes `out[rows]` from images that have their size: tensors (n, C, h, w) uint8, contiguous as channels-last,
         which hold the images of `rows` together."""
         last = len(self.runs) - 1
         for place, run in enumerate(self.runs):
@@ -180,7 +182,7 @@ class _RemainingSteps:
             if not isinstance(run, operations.Program):
                 x = _run_in_torch(run, _one(crops), rows)
                 if scales is not None:
-                    scale, offset = scales.to(x.device, non_blocking=True).view(2, 1, 3, 1, 1)
+                    scale, offset = scales.to(x.device, non_blocking=True).view(2, 1, -1, 1, 1)
                     x = x.mul_(scale).add_(offset)
                 target.copy_(x)
             elif self._compiled == "C":
@@ -225,7 +227,7 @@ def table_of(program: operations.Program, scales: torch.Tensor | None) -> "Table
 
 
 def _run_in_torch(steps: Sequence[Step], crops: torch.Tensor, rows: slice) -> torch.Tensor:
-    """Steps on a block: (N, 3, h, w) uint8 -> float32, contiguous, whole numbers from 0 to 255."""
+    """Steps on a block: (N, C, h, w) uint8 -> float32, contiguous, whole numbers from 0 to 255."""
     flips, others = _flips_first(steps)
     if flips:
         crops = crops.clone(memory_format=torch.contiguous_format)
@@ -248,7 +250,7 @@ def _flips_first(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
 
 
 def _change(transform: Transform, x: torch.Tensor, numbers: Numbers) -> torch.Tensor:
-    """One step on N images, (N, 3, h, w), changed in place where it can be."""
+    """One step on N images, (N, C, h, w), changed in place where it can be."""
     assert transform.torch_block is not None
     chosen = np.flatnonzero(numbers.apply)
     if len(chosen) == 0:
@@ -272,17 +274,18 @@ def _whole_numbers(transform: Transform, result: torch.Tensor, before: torch.Ten
 
 
 def _one_image(steps: Sequence[Step], image: torch.Tensor, row: int) -> torch.Tensor:
-    """One image, (1, 3, H, W) uint8, after some steps with the numbers of view `row`."""
+    """One image, (1, C, H, W) uint8, after some steps with the numbers of view `row`."""
     for transform, numbers in steps:
         if not numbers.apply[row]:
             continue
         if transform.torch_image is not None:
             own = numbers.rows(row)
+            expected = (1, image.shape[1], *own.size.tolist())
             image = transform.torch_image(image, own)
-            if image.shape != (1, 3, *own.size.tolist()):
+            if image.shape != expected:
                 raise UsageError(
                     f"{type(transform).__name__}.torch_image makes an image of {tuple(image.shape)}, "
-                    f"but its numbers state {(1, 3, *own.size.tolist())}"
+                    f"but its numbers state {expected}"
                 )
         else:
             x = image.to(torch.float32, memory_format=torch.contiguous_format)
@@ -298,8 +301,8 @@ class _Memory:
         self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
 
     def views(self, group: ViewGroup, count: int) -> torch.Tensor:
-        """(count, 3, h, w) as channels-last, uninitialized."""
-        shape = (count, *group.size, 3)
+        """(count, C, h, w) as channels-last, uninitialized."""
+        shape = (count, *group.size, group.channels)
         if (self._device.type, self._dtype) != ("cpu", torch.float32):
             return torch.empty(shape, dtype=self._dtype, device=self._device).permute(0, 3, 1, 2)
         free = self._free[math.prod(shape)]

@@ -149,7 +149,7 @@ def size_of(source: Source, sample: int) -> tuple[int, int] | Unreadable:
     waiting.note(source.names[sample])
     try:
         with source.open_encoded(sample) as file:
-            return header(file)
+            return source.size_in_header(file)
     except OSError as error:
         trouble = unreadable(error, source.files_root)
         return trouble if trouble.is_outage else (0, 0)

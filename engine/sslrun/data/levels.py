@@ -82,10 +82,26 @@ def in_8_bits(content: bytes, levels: Range) -> bytes:
     values = _of_pnm(content) if is_pnm else _decoded(content)
     if what == "integer" and not is_pnm:
         values = np.rint(values * largest)
+    pixels = as_bytes(values, what, largest, "full" if is_pnm and isinstance(levels, str) else levels)
+    return b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
+
+
+def as_bytes(values: np.ndarray, what: str, largest: float, levels: Range) -> np.ndarray:
+    """Values of an image as whole numbers from 0 to 255, by the rule of `in_8_bits`.
+
+    Args:
+        values: of any shape.
+        what: "float" or "integer".
+        largest: what "full" takes for white.
+        levels: as of `in_8_bits`.
+
+    Raises:
+        ValueError: no range fits.
+    """
     low, high = 0.0, float(largest)
     if not isinstance(levels, str):
         low, high = levels
-    elif not is_pnm:
+    elif levels == "auto":
         finite = values[np.isfinite(values)]
         smallest, most = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
         fitting = [limit for limit in (_FLOATS if what == "float" else _INTEGERS) if most <= limit]
@@ -93,8 +109,7 @@ def in_8_bits(content: bytes, levels: Range) -> bytes:
             raise ValueError(f"values from {smallest:g} to {most:g}: set range = [black, white] of the source")
         high = fitting[0]
     scaled = (np.nan_to_num(values, nan=low) - low) / (high - low)
-    pixels = np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
-    return b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
+    return np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
 
 
 def _of_pnm(content: bytes) -> np.ndarray:

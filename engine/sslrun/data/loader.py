@@ -78,7 +78,7 @@ class Loader:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.source = source
-        self.views = list(views)
+        self.views = [group.for_channels(source.channels) for group in views]
         self.sampler = sampler
         self.seed = seed
         self.batch_size = batch_size
@@ -111,7 +111,7 @@ class Loader:
         return BatchStream(self, cursor)
 
     def decoded(self, cursor: Cursor) -> Iterator[tuple[BatchSpec, list[torch.Tensor]]]:
-        """The specification of each batch and its decoded images, (H, W, 3) uint8 on the CPU."""
+        """The specification of each batch and its decoded images, (H, W, C) uint8 on the CPU."""
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         wait = Wait()
         for spec, (images,) in self._pipeline([0] * len(self.views)).run(cursor, stream, wait):

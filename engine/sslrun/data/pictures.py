@@ -22,6 +22,11 @@ def as_bytes(views: torch.Tensor, group: ViewGroup) -> np.ndarray:
     return levels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
+def as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (..., C) as RGB (..., 3): the first three channels; with fewer than three, the first as gray."""
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=-1)
+
+
 def sheet(batch: Batch, groups: Sequence[ViewGroup]) -> np.ndarray:
     """The first samples of a batch as one picture, (H, W, 3) uint8: a row for each, its views side by side.
 
@@ -35,7 +40,7 @@ def sheet(batch: Batch, groups: Sequence[ViewGroup]) -> np.ndarray:
     count = len(batch.index)
     rows = min(count, MOST_ROWS)
     columns = [
-        _colors(as_bytes(views[view * count : view * count + rows], group))
+        as_rgb(as_bytes(views[view * count : view * count + rows], group))
         for views, group in zip(batch.views, groups, strict=True)
         for view in range(group.num_views)
     ]
@@ -49,8 +54,3 @@ def sheet(batch: Batch, groups: Sequence[ViewGroup]) -> np.ndarray:
             picture[top : top + view.shape[0], left : left + view.shape[1]] = view
         left += column.shape[2] + GAP
     return picture
-
-
-def _colors(pixels: np.ndarray) -> np.ndarray:
-    """(N, h, w, C) as (N, h, w, 3)."""
-    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)

@@ -157,7 +157,8 @@ class Pipeline:
         """The graph, which takes its inputs from `feed`."""
         from nvidia.dali import fn, pipeline_def
 
-        plan, cuda, is_decoded = graph_plan(self.views, self.dali_steps), self._cuda, self.source.is_decoded
+        plan, cuda = graph_plan(self.views, self.dali_steps), self._cuda
+        gives_pixels = self.source.is_decoded or self.source.has_bands
         decoder = self._decoder
         batches = iter(feed, None)
         # DALI asks for images and arguments in any order.
@@ -170,7 +171,7 @@ class Pipeline:
             return graph_arguments(plan, next(same_batches).spec.arguments)
 
         def whole() -> Any:
-            if is_decoded:
+            if gives_pixels:
                 device = "gpu" if cuda else "cpu"
                 first = fn.external_source(source=images, batch=True, layout="HWC", device=device)
             else:
@@ -190,7 +191,7 @@ class Pipeline:
 
     @property
     def _decoder(self) -> dict[str, Any]:
-        return decoder_arguments(self._cuda, self.hw_decoder_load)
+        return decoder_arguments(self._cuda, self.hw_decoder_load, is_gray=self.source.channels == 1)
 
     @property
     def _cuda(self) -> bool:
@@ -231,7 +232,7 @@ class Pipeline:
 
     def _blame(self, batch: "_Fed", message: str) -> bool:
         """Find the images of a failed batch that do not decode; False if all do."""
-        if self.source.is_decoded:
+        if self.source.is_decoded or self.source.has_bands:
             return False
         count = len(batch.images)
         named = {int(row) for row in re.findall(r"sample #(\d+)", message)} & set(range(count))
@@ -334,7 +335,7 @@ class _Feed:
             reads = self._settled(unknown, self._read(unknown), epoch, known=unknown.tolist())
             for sample, read in zip(unknown.tolist(), reads, strict=True):
                 if not isinstance(read, Unreadable):
-                    size = size_in(read)
+                    size = read.shape[:2] if self._pipeline.source.has_bands else size_in(read)
                     if size is None or not self._pipeline.source.set_size(sample, size):
                         self._pipeline._add_bad(sample, "the header cannot be read")
 

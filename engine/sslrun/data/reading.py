@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ _PART_S = 0.01  # seconds of reading that are worth one more thread
 
 
 Read = np.ndarray | Unreadable
-"""An encoded image as a one-dimensional uint8 array, or why there is none."""
+"""An encoded image as a one-dimensional uint8 array, the pixels of one with bands, or why there is none."""
 
 
 class Readers:
@@ -80,7 +81,10 @@ def read_all(source: Source, ids: np.ndarray) -> list[Read]:
     first that the storage fails for are not tried, since each attempt may take minutes."""
     waiting.note(source.names[int(ids[0])])
     try:
-        return [_checked(np.frombuffer(content, dtype=np.uint8)) for content in source.encoded(ids)]
+        contents: Any = source.encoded(ids)
+        return (
+            list(contents) if source.has_bands else [_checked(np.frombuffer(one, dtype=np.uint8)) for one in contents]
+        )
     except (OSError, ValueError) as error:
         if len(ids) == 1:
             return [unreadable(error, _folder(source, int(ids[0]), error))]

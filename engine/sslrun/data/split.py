@@ -44,6 +44,10 @@ def num_dali_steps(group: ViewGroup, augment: str, device: torch.device) -> int:
             f"{one} has no DALI operators and {other} has nothing else, and DALI's steps come first: "
             f"put {other} before {one}, give {one} a method dali, or {other} a method torch_block or torch_image"
         )
+    if augment == "dali" and group.channels != 3:
+        raise UsageError(
+            f'data.augment = "dali" is for RGB, and the images have {group.channels} channels (channels of the source)'
+        )
     if augment == "dali":
         return leading
     geometric = next((k for k, step in enumerate(steps) if not step.geometric), len(steps))
@@ -72,7 +76,7 @@ def paths(group: ViewGroup, augment: str, device: torch.device) -> str:
     done = num_dali_steps(group, augment, device)
     single = done + num_image_steps(group.steps[done:])
     on_cpu = "C" if native.is_expected() else "torch"  # a plan compiles nothing
-    compiled = "Triton" if device.type == "cuda" else on_cpu
+    compiled = "torch" if group.channels != 3 else "Triton" if device.type == "cuda" else on_cpu
     ways = []
     for place, step in enumerate(group.steps):
         by_block = compiled if step.operations is not None else "torch"
@@ -99,5 +103,7 @@ def fallbacks(group: ViewGroup, augment: str, device: torch.device) -> list[str]
         dalis = [type(step).__name__ for step in slow if step.geometric and not dali.is_installed()]
         reasons += [f"DALI is not installed: torch does {', '.join(dalis)}, image by image"] if dalis else []
         rest = [type(step).__name__ for step in slow if type(step).__name__ not in dalis]
+        if group.channels != 3:
+            reasons += [f"the kernel is for RGB: torch makes images of {group.channels} channels, operator by operator"]
         reasons += [f"no kernel does {', '.join(rest)}: torch does, in a launch for each operator"] if rest else []
     return reasons

@@ -1,5 +1,6 @@
 """Groups of equal views: a recipe's `[[data.views]]` tables."""
 
+import copy
 import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,6 +34,7 @@ class ViewGroup:
         if not all(step.is_flip for transform in after for step in transform.steps()):
             raise UsageError("Normalize must be the last of the transforms (only a flip may follow)")
         self.normalize = normalize[0] if normalize else Normalize(mean=(0, 0, 0), std=(1, 1, 1))
+        self.is_normalized = bool(normalize)
         for member in inner:
             if member.shared or member.view_draw is not None:
                 raise UsageError(f"{type(member).__name__} must stand in the list of transforms itself, not in a group")
@@ -48,6 +50,30 @@ class ViewGroup:
                 "give them a RandomResizedCrop, CenterCrop or Resize = [height, width] that always applies"
             )
         self.size = size  # height and width of every view
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images that it takes."""
+        return len(self.normalize.mean)
+
+    def for_channels(self, channels: int) -> "ViewGroup":
+        """The group, for images of this number of channels.
+
+        Raises:
+            UsageError: a transform cannot take them, or Normalize has another number of means.
+        """
+        for step in self.steps:
+            step.check_channels(channels)
+        if self.channels == channels:
+            return self
+        if self.is_normalized:
+            raise UsageError(
+                f"Normalize has a mean and std of {self.channels} channels, but the images have {channels} "
+                "(channels of the source)"
+            )
+        group = copy.copy(self)
+        group.normalize = Normalize(mean=(0,) * channels, std=(1,) * channels)
+        return group
 
     @cached_property
     def num_draws(self) -> int:

@@ -37,7 +37,7 @@ class Preprocessing:
     def as_dict(self) -> dict[str, Any]:
         """The preprocessing in a file's metadata."""
         return {
-            "color_order": "RGB",
+            "color_order": "RGB" if self.channels == 3 else "as in the file",
             "input_size": [self.channels, *self.size],
             "resize": list(self.resize) if isinstance(self.resize, tuple) else self.resize,
             "interpolation": self.interpolation,
@@ -91,7 +91,7 @@ def preprocessing_of(recipe: Recipe) -> Preprocessing:
         UsageError: other libraries cannot express it.
     """
     transforms = recipe.eval.transforms or recipe.monitor.transforms or center_crop_like(recipe.data.views[0])
-    group = ViewGroup(num_views=1, transforms=transforms)
+    group = ViewGroup(num_views=1, transforms=transforms).for_channels(recipe.data.source.channels)
     steps = [transform for transform in transforms if not isinstance(transform, Normalize)]
     kinds = [type(step) for step in steps]
     if kinds not in ([Resize, CenterCrop], [Resize], [CenterCrop]) or any(step.p != 1.0 for step in steps):

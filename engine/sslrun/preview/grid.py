@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from sslrun.data.pictures import as_rgb
 from sslrun.errors import UsageError, printable
 from sslrun.preview.description import by, describe_sample, sample_in_words
 from sslrun.preview.samples import Samples
@@ -124,6 +125,8 @@ def _draw_headings(pen: ImageDraw.ImageDraw, samples: Samples, layout: Layout) -
     text_line(pen, (MARGIN, MARGIN), printable(samples.name), 17, INK, layout.size[0] - MARGIN)
     run = f"seed {samples.seed}, epoch {samples.plan.epoch}"
     about = f"{run}, positions {first} to {last}; {samples.augment} mode, {samples.device}"
+    if (channels := samples.source.channels) not in (1, 3):
+        about += f"; channels {'1 to 3' if channels > 3 else '1'} of {channels} are shown"
     text_line(pen, (MARGIN, MARGIN + LINE + 6), about, 13, FAINT, layout.size[0] - MARGIN)
     y = MARGIN + 2 * LINE + GAP + 4
     pen.text((layout.lefts[0], y), "original", fill=INK, font=font(14))
@@ -139,11 +142,11 @@ def _pair(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Our version and PIL's of the original (column 0) or of a view."""
     if column == 0:
-        return samples.originals[row], None if twins is None else twins[0][row]
+        return as_rgb(samples.originals[row]), None if twins is None else as_rgb(twins[0][row])
     g, view = samples.columns[column - 1]
     line = samples.line(view, row)
     theirs = None if twins is None else twins[1][g]
-    return samples.views[g][line], None if theirs is None else theirs[line]
+    return as_rgb(samples.views[g][line]), None if theirs is None else as_rgb(theirs[line])
 
 
 def _stack(ours: np.ndarray, theirs: np.ndarray | None) -> list[np.ndarray]:

@@ -43,8 +43,8 @@ class Samples:
         source: the opened source of the samples.
         plan: positions, sample ids, sizes, and the numbers of the transforms.
         wanted: (B,) ids of the samples that would stand at these positions if no image were bad.
-        originals: B decoded images, (H, W, 3) uint8.
-        views: for each group (num_views * B, h, w, 3) uint8, view-major.
+        originals: B decoded images, (H, W, C) uint8.
+        views: for each group (num_views * B, h, w, C) uint8, view-major.
     """
 
     name: str
@@ -119,8 +119,12 @@ def load_samples(config: Config, samples: int = 8, epoch: int = 0) -> Samples:
 def pil_versions(samples: Samples) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
     """Originals and views, read and made by PIL with the same draws; None for groups that PIL cannot make."""
     source, originals = samples.source, samples.originals
-    if not source.is_decoded:
-        originals = [pil_twins.decode(io.BytesIO(bytes(file))) for file in source.encoded(samples.plan.ids)]
+    if source.channels not in (1, 3):
+        logger.warning("PIL has no images of %d channels: the views are shown alone", source.channels)
+    elif not source.is_decoded:
+        originals = [
+            pil_twins.decode(io.BytesIO(bytes(file)), source.channels) for file in source.encoded(samples.plan.ids)
+        ]
     for g, group in enumerate(samples.groups):
         without = sorted({type(step).__name__ for step in group.steps if step.pil is None})
         if without:

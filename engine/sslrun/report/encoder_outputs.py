@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sslrun.contract import Backbone, Batch
 from sslrun.data.loader import Loader
 from sslrun.data.order import Sequential
+from sslrun.data.pictures import as_rgb
 from sslrun.data.sources import Source
 from sslrun.data.transforms import CenterCrop, Resize, Transform
 from sslrun.data.views import ViewGroup
@@ -197,7 +198,7 @@ def examples(outputs: EncoderOutputs, count: int) -> np.ndarray:
 
 def pixels(outputs: EncoderOutputs, source: Source, ids: np.ndarray, side: int) -> np.ndarray:
     """(n, side, side, 3) uint8, the center square of each image."""
-    return _prepared(outputs, source, ids, [Resize(side), CenterCrop(side)]).numpy()
+    return as_rgb(_prepared(outputs, source, ids, [Resize(side), CenterCrop(side)]).numpy())
 
 
 def clusters(features: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -255,9 +256,9 @@ def attention(outputs: EncoderOutputs, places: np.ndarray) -> tuple[np.ndarray, 
         return None
     group = ViewGroup(num_views=1, transforms=encoder.transforms)
     images = _prepared(outputs, outputs.source, outputs.queries[places], encoder.transforms)
-    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (group.normalize.mean, group.normalize.std))
+    mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (group.normalize.mean, group.normalize.std))
     normalized = (images.permute(0, 3, 1, 2) / 255 - mean) / std
-    return images.numpy(), class_attention(backbone, normalized.to(encoder.device)).cpu().numpy()
+    return as_rgb(images.numpy()), class_attention(backbone, normalized.to(encoder.device)).cpu().numpy()
 
 
 @torch.no_grad()
@@ -284,8 +285,8 @@ def class_attention(backbone: VisionTransformer, images: Tensor) -> Tensor:
 
 
 def _prepared(outputs: EncoderOutputs, source: Source, ids: np.ndarray, transforms: list[Transform]) -> Tensor:
-    """(n, H, W, 3) uint8, images of a source after transforms."""
-    group = ViewGroup(num_views=1, transforms=transforms)
+    """(n, H, W, C) uint8, images of a source after transforms."""
+    group = ViewGroup(num_views=1, transforms=transforms).for_channels(source.channels)
     loader = Loader(
         source,
         [group],
@@ -297,7 +298,7 @@ def _prepared(outputs: EncoderOutputs, source: Source, ids: np.ndarray, transfor
     )
     with contextlib.closing(loader.run([(0, ids)])) as stream:
         batch: Batch = next(stream)
-    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (group.normalize.mean, group.normalize.std))
+    mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (group.normalize.mean, group.normalize.std))
     return ((batch.views[0] * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 

@@ -6,6 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from sslrun.data.pictures import as_rgb
 from sslrun.report.html import Child, Html, element
 
 THUMBNAIL = 96  # pixels
@@ -26,8 +27,8 @@ def data_uri(image: np.ndarray) -> str:
 
 
 def small(image: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
-    """The image, reduced to a thumbnail's size if it is larger."""
-    thumbnail = Image.fromarray(image)
+    """The image (H, W, C) in RGB, reduced to a thumbnail's size if it is larger."""
+    thumbnail = Image.fromarray(as_rgb(image))
     thumbnail.thumbnail((side, side), Image.Resampling.LANCZOS)
     return np.asarray(thumbnail)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from sslrun.config.component import Component
 from sslrun.data import waiting
-from sslrun.data.index import read_sizes
+from sslrun.data.index import header, read_sizes
 from sslrun.errors import UsageError
 from sslrun.runtime.durable import is_outage, read_patiently
 
@@ -46,6 +46,9 @@ class Source(Component, kind="sources"):
 
     is_decoded: bool = False
     """Whether samples are given as pixels by `decoded`. Otherwise they are given as image files by `encoded`."""
+
+    channels: int = 3
+    """Channels of the images: 3 for RGB, 1 for gray; any other number is read band by band (`has_bands`)."""
 
     lists_storage: bool = True
     """Whether `list_samples` only reads, so that it is left alone where storage hangs and the run is to stop."""
@@ -128,10 +131,19 @@ class Source(Component, kind="sources"):
             device: where the pixels will be used. A source that keeps them there may return a tensor on it.
 
         Returns:
-            n arrays (H, W, 3), uint8 RGB, or one array (n, H, W, 3). They are copied if they are read-only or not
-            contiguous.
+            n arrays (H, W, C), uint8, or one array (n, H, W, C); C is `channels`. They are copied if they are
+            read-only or not contiguous.
         """
         raise NotImplementedError
+
+    @property
+    def has_bands(self) -> bool:
+        """Whether `encoded` gives pixels, (H, W, C) uint8, in place of files: DALI decodes gray and RGB alone."""
+        return not self.is_decoded and self.channels not in (1, 3)
+
+    def size_in_header(self, file: BinaryIO) -> tuple[int, int]:
+        """Height and width in the header of an open image file. Raises what its reader raises if there are none."""
+        return header(file)
 
     def open_encoded(self, sample: int) -> BinaryIO:
         """A sample's image file, opened for reading and seeking; the sizes come from its first bytes.

@@ -10,7 +10,8 @@ from typing import BinaryIO, overload
 import numpy as np
 
 from sslrun.config.paths import stated
-from sslrun.data import waiting
+from sslrun.data import bands, waiting
+from sslrun.data.index import header
 from sslrun.data.levels import Range, in_8_bits, kind
 from sslrun.data.sources.base import Encoded, Source, digest_of, may_pass
 from sslrun.errors import UsageError, printable
@@ -94,7 +95,12 @@ class FileSource(Source, listed=False):
         return self.names.root
 
     def encoded(self, ids: np.ndarray) -> Sequence[Encoded]:
+        if self.has_bands:
+            return [bands.pixels(read_file(self.names[i]), self.channels, self.range) for i in ids.tolist()]
         return [in_8_bits(read_file(self.names[sample]), self.range) for sample in ids.tolist()]
+
+    def size_in_header(self, file: BinaryIO) -> tuple[int, int]:
+        return bands.size(file) if self.has_bands else header(file)
 
     def open_encoded(self, sample: int) -> BinaryIO:
         return open(open_regular(self.names[sample])[0], "rb")
@@ -111,10 +117,30 @@ class FileSource(Source, listed=False):
                 parts.append(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0")
             except (OSError, ValueError):  # a null byte in the name
                 parts.append(f"{path}\0missing\0")
+        if self.has_bands:  # sizes that no other reader finds
+            parts.append("bands")
         return "".join(parts).encode(errors="surrogateescape")
 
     def remarks_on_levels(self, paths: Paths) -> list[str]:
-        """A remark if some of the files, of which a few are looked at, have other values than 0 to 255."""
+        """A remark if some of the files, of which a few are looked at, have other values than 0 to 255; another one if
+        a TIFF file has more bands than are read.
+
+        Raises:
+            UsageError: TIFF files cannot be read band by band, or have another number of bands.
+        """
+        tiffs = paths.ending_with((".tif", ".tiff"))
+        if self.has_bands:
+            bands.require_reader(self.channels, has_tiff=len(tiffs) > 0)
+        first = paths[tiffs[0]] if len(tiffs) else ""
+        found = bands.count(first) if first else None
+        if self.has_bands and found not in (None, self.channels):
+            raise UsageError(f"{first} has {found} bands: set channels of the source, which is {self.channels}, to it")
+        if self.has_bands:
+            return []
+        many = [] if found in (None, 1, 3, 4) else [f"{first} has {found} bands, which channels = {found} would read"]
+        return [*many, *self._remarks_on_values(paths)]
+
+    def _remarks_on_values(self, paths: Paths) -> list[str]:
         suspects = paths.ending_with(_SUSPECTS)
         for i in suspects[np.linspace(0, len(suspects) - 1, min(len(suspects), _LOOKED_AT)).astype(np.int64)].tolist():
             with contextlib.suppress(OSError, ValueError), open(open_regular(paths[i])[0], "rb") as file:

@@ -6,6 +6,7 @@ from sslrun.config.paths import FilePath
 from sslrun.data.levels import checked
 from sslrun.data.sources.files import FileSource, Paths, folder_of
 from sslrun.data.sources.folders import images_below
+from sslrun.errors import UsageError
 
 
 class ImageFolder(FileSource):
@@ -22,10 +23,19 @@ class ImageFolder(FileSource):
         range: how images with more than 8 bits (16-bit PNG and TIFF, float TIFF) are read: the values that become black
             and white, such as [0, 1023]. "auto" takes 0 to the smallest of 255, 4095 and 65535 (and of 1, for floats)
             that no value of the image exceeds; "full" the whole range of the type, 0 to 65535 or 0 to 1.
+        channels: channels of the images. Color images are read as gray for 1. Other numbers are read as the bands of
+            TIFF files, as many as the file has ('sslrun[tiff]' has the reader), or of PNG files with an alpha channel.
     """
 
-    def __init__(self, data_prefix: FilePath, range: Literal["auto", "full"] | list[float] = "auto") -> None:
-        self.data_prefix, self.range = data_prefix, checked(range)
+    def __init__(
+        self,
+        data_prefix: FilePath,
+        range: Literal["auto", "full"] | list[float] = "auto",
+        channels: int = 3,
+    ) -> None:
+        if channels < 1:
+            raise UsageError(f"channels is {channels}, expected 1 or more")
+        self.data_prefix, self.range, self.channels = data_prefix, checked(range), channels
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.data_prefix!r})"

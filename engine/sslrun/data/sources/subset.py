@@ -33,6 +33,14 @@ class Subset(Source, listed=False):
         self.class_names, self.is_decoded = self.source.class_names, self.source.is_decoded
         return _Picked(self.source.names, self.ids)
 
+    @property
+    def channels(self) -> int:  # type: ignore[override]
+        """Channels of the source's images."""
+        return self.source.channels
+
+    def size_in_header(self, file: BinaryIO) -> tuple[int, int]:
+        return self.source.size_in_header(file)
+
     def __repr__(self) -> str:
         return f"{len(self)} of {self.source!r}"
 

@@ -94,12 +94,12 @@ class Transform(Component, kind="transforms"):
     # The forms. Each is a method or None.
 
     torch_image: Callable[[Tensor, Numbers], Tensor] | None = None
-    """`torch_image(image, numbers)`: (1, 3, H, W) uint8, any strides, not to be written to -> (1, 3, h, w) uint8 on the
+    """`torch_image(image, numbers)`: (1, C, H, W) uint8, any strides, not to be written to -> (1, C, h, w) uint8 on the
     same device, of the size that `numbers` states. Called for an image to which the transform applies, with its own
     numbers (each a number or (k,))."""
 
     torch_block: Callable[[Tensor, Numbers], Tensor] | None = None
-    """`torch_block(x, numbers)`: (N, 3, H, W) float32, contiguous, whole numbers from 0 to 255, may be written to ->
+    """`torch_block(x, numbers)`: (N, C, H, W) float32, contiguous, whole numbers from 0 to 255, may be written to ->
     the same shape. Called with the images to which the transform applies, and with their numbers. The result is cut to
     whole numbers from 0 to 255, as PIL does; a transform that has operations too must do so by itself."""
 
@@ -142,6 +142,13 @@ class Transform(Component, kind="transforms"):
             UsageError: the transform cannot take images of this size.
         """
         return size
+
+    def check_channels(self, channels: int) -> None:
+        """Do nothing if the transform can change images of this number of channels.
+
+        Raises:
+            UsageError: it cannot: it mixes channels as red, green and blue, and there are others.
+        """
 
     def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
         """The arrays, (N,) or (N, k), that the `dali` form takes as nodes under the same names."""

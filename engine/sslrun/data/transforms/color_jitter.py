@@ -34,7 +34,8 @@ class ColorJitter(Transform):
     """Changes brightness, contrast, saturation and hue by random factors, in an order drawn for each image.
 
     As in torchvision, a number x means factors from max(0, 1 - x) to 1 + x (for hue, rotations from -x to x of the
-    color circle), and a list gives both ends. An operation whose argument is 0 is left out.
+    color circle), and a list gives both ends. An operation whose argument is 0 is left out. Images that are not RGB can
+    change in brightness and contrast alone; contrast then is about the mean of all channels.
 
     Args:
         brightness: strength of the change of brightness, 0 or more, or smallest and largest factor.
@@ -84,6 +85,14 @@ class ColorJitter(Transform):
         factors = np.where(apply[:, None], factors, _NEUTRAL)
         values = {"order": np.where(done, order, -1).astype(np.int32), "factors": factors.astype(np.float32)}
         return Numbers(apply, sizes, values)
+
+    def check_channels(self, channels: int) -> None:
+        of_colors = [NAMES[operation] for operation in (SATURATION, HUE) if operation in self.active]
+        if channels != 3 and of_colors:
+            raise UsageError(
+                f"ColorJitter changes {' and '.join(of_colors)} of red, green and blue, and the images have {channels} "
+                "channels: leave it at 0"
+            )
 
     def torch_block(self, x: Tensor, numbers: Numbers) -> Tensor:
         import torch
@@ -186,8 +195,9 @@ def contrast(x: Tensor, factor: Tensor) -> None:
     """Blend with the image's own mean gray, rounded to a whole level."""
     import torch
 
-    _, _, height, width = x.shape
-    mean = gray(x).sum((1, 2), dtype=torch.float64).div_(height * width).add_(0.5).floor_()
+    values = gray(x) if x.shape[1] == 3 else x
+    total = values.flatten(1).sum(1, dtype=torch.float64)
+    mean = total.div_(values[0].numel()).add_(0.5).floor_()
     _blend(x, mean.to(torch.float32).view(-1, 1, 1, 1), factor)
 
 

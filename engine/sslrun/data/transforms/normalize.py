@@ -12,8 +12,8 @@ class Normalize(Transform):
     Without it, pixels are x / 255.
 
     Args:
-        mean: means of R, G and B, for pixels from 0 to 1.
-        std: standard deviations of R, G and B, for pixels from 0 to 1.
+        mean: means of R, G and B (of each channel of images that are not RGB), for pixels from 0 to 1.
+        std: standard deviations of the same channels, for pixels from 0 to 1.
     """
 
     num_draws = 0
@@ -22,8 +22,8 @@ class Normalize(Transform):
         self, mean: Sequence[float] = (0.485, 0.456, 0.406), std: Sequence[float] = (0.229, 0.224, 0.225)
     ) -> None:
         super().__init__()
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise UsageError("mean and std must each have three numbers, those of std above 0")
+        if not mean or len(mean) != len(std) or min(std) <= 0:
+            raise UsageError("mean and std must each have a number for each channel, those of std above 0")
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
 
     def steps(self) -> list[Transform]:

@@ -7,6 +7,7 @@ import numpy as np
 from sslrun.data.operations import GRAY, Operation, applied
 from sslrun.data.transforms.base import Numbers, Transform, dali_types
 from sslrun.data.transforms.color_jitter import LUMA, gray
+from sslrun.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,6 +26,10 @@ class RandomGrayscale(Transform):
 
     def __init__(self, p: float = 0.1) -> None:
         super().__init__(p=p)
+
+    def check_channels(self, channels: int) -> None:
+        if channels != 3:
+            raise UsageError(f"RandomGrayscale takes red, green and blue, and the images have {channels} channels")
 
     def torch_block(self, x: Tensor, numbers: Numbers) -> Tensor:
         return x.copy_(gray(x)[:, None])

@@ -59,8 +59,9 @@ class RandomRotation(Transform):
         column, row = place(a, b, c), place(d, e, f)
         outside = (column < 0) | (column >= width) | (row < 0) | (row >= height)
         source = (row * width + column).masked_fill_(outside, height * width).flatten()
-        pixels = torch.cat([image.permute(0, 2, 3, 1).reshape(-1, 3), image.new_zeros(1, 3)])
-        return pixels.index_select(0, source).view(1, height, width, 3).permute(0, 3, 1, 2)
+        channels = image.shape[1]
+        pixels = torch.cat([image.permute(0, 2, 3, 1).reshape(-1, channels), image.new_zeros(1, channels)])
+        return pixels.index_select(0, source).view(1, height, width, channels).permute(0, 3, 1, 2)
 
     def dali_arguments(self, numbers: Numbers) -> dict[str, np.ndarray]:
         return {"affine": numbers["affine"].astype(np.float32)}
