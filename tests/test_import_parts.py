@@ -158,13 +158,14 @@ PARTS = {
                    f"x: {UNREAD}"]),
     "saving": (V0, "checkpoint_config = dict(interval=2, max_keep_ckpts=5, save_optimizer=True)\nlog_level = 'DEBUG'\n"
                "log_config = dict(interval=7, hooks=[dict(type='TextLoggerHook', by_epoch=1), dict(type='Pavi'), "
-               "dict(type='TensorboardLoggerHook'), dict(type='WandbLoggerHook', entity='x')])",
+               "dict(type='TensorboardLoggerHook'), dict(type='WandbLoggerHook', entity='x'), "
+               "dict(type='MlflowLoggerHook')])",
                {"checkpoint": {"interval": 2, "by": "epoch", "max_keep_ckpts": 5},
-                "log": {"interval": 7, "hooks": ["tensorboard", "wandb"], "level": "DEBUG"}},
+                "log": {"interval": 7, "hooks": ["tensorboard", "wandb", "mlflow"], "level": "DEBUG"}},
                ["checkpoint_config.save_optimizer: left out: a checkpoint holds all of a run",
                 "log_config.hooks.0.by_epoch: left out: the log is written anyway",
-                'log_config.hooks.1: Pavi: there are "tensorboard" and "wandb" here',
-                "log_config.hooks.3.entity: log.hooks names places, without arguments"]),
+                'log_config.hooks.1: Pavi: there are "tensorboard", "wandb" and "mlflow" here',
+                "log_config.hooks.3.entity: set what you need of it in [log.wandb] or [log.mlflow]"]),
     "hooks": (V1, "default_hooks = dict(logger=dict(type='LoggerHook', interval=9), other=dict(type='X'), "
               "checkpoint=dict(interval=-1, max_keep_ckpts=0), visualization=dict(type='VisualizationHook', "
               "enable=False), timer=dict(type='m.IterTimerHook'), off=dict(enable=False), none=None)\n"

@@ -7,7 +7,8 @@ from sslrun.importer.ours import Part, value_at
 
 _GPUS_BY_SAMPLES = re.compile(r"(?:^|[_-])(\d{1,5})xb(\d{1,6})(?:[_-]|$)")
 _OF_A_PASS = re.compile(r"(?:^|_)bs(\d{1,6})(?:_|$)")  # in names of OpenSelfSup: samples on all GPUs
-_PLACES = {"Tensorboard": "tensorboard", "Wandb": "wandb"}  # by the hook or the backend that writes to them
+# By the hook or the backend that writes to them.
+_PLACES = {"Tensorboard": "tensorboard", "Wandb": "wandb", "Mlflow": "mlflow", "MLflow": "mlflow"}
 _OWN_LOG = ("TextLoggerHook", "LocalVisBackend")
 _USUAL_HOOKS = (
     "RuntimeInfoHook", "IterTimerHook", "ParamSchedulerHook", "DistSamplerSeedHook", "SelfSupVisualizationHook",
@@ -136,6 +137,6 @@ def _place(hook: OldTable) -> str | None:
     if title in _OWN_LOG:
         hook.leave("the log is written anyway", *list(hook.rest))
     elif place is None:
-        hook.give_up(f'{title or "a place"}: there are "tensorboard" and "wandb" here')
-    hook.why = "log.hooks names places, without arguments"
+        hook.give_up(f'{title or "a place"}: there are "tensorboard", "wandb" and "mlflow" here')
+    hook.why = "set what you need of it in [log.wandb] or [log.mlflow]"
     return place
