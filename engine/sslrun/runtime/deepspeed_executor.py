@@ -14,18 +14,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from traceback import walk_tb
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
 from sslkernels.ema_update import ema_update_
-from sslrun.contract import Batch, Loss, Method, PartitionedOptimizer, Progress
+from sslrun.contract import Loss, Method, PartitionedOptimizer
 from sslrun.errors import UsageError
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import COUNTER, Executor, counter_device
 
+T = TypeVar("T")
 LARGEST_BUCKET = 50_000_000  # largest number of elements averaged at once; DeepSpeed allocates a buffer of that size
 
 
@@ -89,8 +90,9 @@ class DeepSpeedExecutor(Executor):
         self._is_applied = True
         self._hold_back_steps()
         distributed.broadcast_(list(method.buffers()))
-        self._whole_step = _WholeStep(method, self._autocast)
-        self.engine = _initialize(self._whole_step, optimizer, self.device, self._config(zero_options or {}))
+        self.engine = _initialize(
+            _WholeStep(method, self._autocast), optimizer, self.device, self._config(zero_options or {})
+        )
         if zero_stage == 0:  # the others keep parameters as pieces of flat tensors
             method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._by_name = {name: parameter for parameter, name in self.names.items()}
@@ -101,11 +103,20 @@ class DeepSpeedExecutor(Executor):
                 distributed.all_reduce_sum_,
             )
 
-    def _forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
-        value = self.engine(batch, progress, targets)
-        loss = self._whole_step.take()
-        loss.value = value  # the same number, with DeepSpeed's hooks on it
-        return loss
+    def _run(self, compute: Callable[[], T]) -> T:
+        result: T = self.engine(compute)
+        return result
+
+    def _loss_of(self, compute: Callable[[], Loss]) -> Loss:
+        losses: list[Loss] = []
+
+        def value() -> Tensor:
+            losses.append(compute())
+            return losses[0].value
+
+        number = self._run(value)
+        losses[0].value = number  # the same number, with DeepSpeed's hooks on it
+        return losses[0]
 
     @torch.no_grad()
     def write_parameter(self, parameter: Any, value: Tensor) -> None:
@@ -277,25 +288,21 @@ class DeepSpeedExecutor(Executor):
 
 
 class _WholeStep(nn.Module):
-    """The method in the form that DeepSpeed wants: a module whose output is a tensor."""
+    """The method in the form that DeepSpeed wants: a module whose output is a tensor, or a list of tensors."""
 
     def __init__(self, method: Method, autocast: Callable[[], AbstractContextManager[None]]) -> None:
         super().__init__()
         self.method = method
         self.autocast = autocast
-        self.loss: Loss | None = None
 
-    def forward(self, batch: Batch, progress: Progress, targets: Any) -> Tensor:
+    def forward(self, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns.
+
+        It calls functions of the method, not the method itself: stage 3 would hook into that, find no tensor in its
+        output, and release the parameters that belong directly to it before backward. So they belong to this module.
+        """
         with self.autocast():
-            # Not __call__: stage 3 would hook into the method, find no tensor in its output, and release the parameters
-            # that belong directly to the method before backward. So they belong to this module, which returns a tensor.
-            self.loss = self.method.forward(batch, progress, targets)
-        return self.loss.value
-
-    def take(self) -> Loss:
-        loss, self.loss = self.loss, None
-        assert loss is not None
-        return loss
+            return compute()
 
 
 def _initialize(
