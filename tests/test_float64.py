@@ -106,5 +106,7 @@ def test_what_accumulation_changes_is_seen(tmp_path, settings):
 def test_the_gradient_cache_under_zero(tmp_path, name, zero_stage):
     """In float32, whose rounding differs with the order of sums."""
     settings = ['model.neck.norm_cfg={type="BN"}', 'engine.precision="fp32"', f"engine.zero_stage={zero_stage}"]
+    if name == "learn/swav":
+        settings.append("model.freeze_prototypes_iters=0")  # else the loss itself gives no parameter a gradient
     whole, cut = (first_step(tmp_path, name, ranks, size, *settings) for ranks, size in ((1, 32), (2, 8)))
     assert largest_difference(cut, whole) < 1e-3

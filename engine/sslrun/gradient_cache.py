@@ -23,7 +23,7 @@ def compared(executor: Executor, statistics: RunningStatistics, batches: list[Ba
         joined = [tensor.requires_grad_() for tensor in executor.embed_all(batches, progress)]
     heartbeat.at("comparing")
     loss = executor.compare(joined, progress)
-    executor.backward_whole(loss.value)
+    executor.backward_whole(loss.value, joined)
     rows = [len(batch.index) for batch in batches]
     gradients = [tensor.new_zeros(()).expand_as(tensor) if tensor.grad is None else tensor.grad for tensor in joined]
     for batch, *gradient in zip(batches, *(tensor.split(rows) for tensor in gradients), strict=True):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
 from sslkernels.ema_update import ema_update_
-from sslrun.contract import Loss, Method, PartitionedOptimizer
+from sslrun.contract import Loss, Method, PartitionedOptimizer, Progress
 from sslrun.errors import UsageError
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import COUNTER, Executor, counter_device
@@ -88,6 +88,7 @@ class DeepSpeedExecutor(Executor):
         self.zero_stage = zero_stage
         self._shapes = {parameter: parameter.shape for parameter in self.names}
         self._is_applied = True
+        self._kept: list[tuple[nn.Parameter, Tensor]] = []  # gradients that the last backward pass of a step adds
         self._hold_back_steps()
         distributed.broadcast_(list(method.buffers()))
         self.engine = _initialize(
@@ -159,7 +160,29 @@ class DeepSpeedExecutor(Executor):
                     partition.fill(flat_state[key], name, value)
             self.optimizer.state[partition.flat] = flat_state
 
+    def compare(self, embedded: list[Tensor], progress: Progress) -> Loss:
+        if self.zero_stage != 2:
+            return super().compare(embedded, progress)
+        with self._autocast():  # not by DeepSpeed, which would take part in its backward pass: see `backward_whole`
+            return self.method.compare(embedded, progress)
+
+    def backward_whole(self, value: Tensor, embedded: list[Tensor]) -> None:
+        if self.zero_stage != 2:
+            super().backward_whole(value, embedded)
+            return
+        # Stage 2 averages in each backward pass, and fails in one that gives no parameter a gradient.
+        self._loss += value.detach()
+        trained = [parameter for parameter in self.names if parameter.requires_grad]
+        gradients = torch.autograd.grad(value, [*embedded, *trained], allow_unused=True)
+        for leaf, gradient in zip(embedded, gradients, strict=False):
+            leaf.grad = gradient
+        pairs = zip(trained, gradients[len(embedded) :], strict=True)
+        self._kept = [(parameter, gradient) for parameter, gradient in pairs if gradient is not None]
+
     def _backward(self, value: Tensor) -> None:
+        if self._kept and self._micro_batches == self.accumulation:
+            value = value + torch.stack([(parameter * gradient).sum() for parameter, gradient in self._kept]).sum()
+            self._kept = []
         self.engine.set_gradient_accumulation_boundary(self._micro_batches == self.accumulation)
         try:
             self.engine.backward(value)

@@ -185,9 +185,9 @@ class Executor(ABC):
         self._loss += value.detach()
         self._backward(value / self.accumulation)
 
-    def backward_whole(self, value: Tensor) -> None:
-        """Add the gradient of the loss of all micro-batches of a step. It ends at their embeddings, from which
-        `backward_embedded` goes on."""
+    def backward_whole(self, value: Tensor, embedded: list[Tensor]) -> None:
+        """Add the gradient of the loss of all micro-batches of a step. It ends at their embeddings, which are leaves;
+        `backward_embedded` goes on from their `grad`."""
         self._loss += value.detach()
         self._backward(value)
 
