@@ -182,8 +182,9 @@ class Method(nn.Module, Component, kind="methods"):
     """Number of views of each image, over all view groups, that the method takes; None for any number."""
 
     compares_samples: bool = False
-    """Whether `forward` compares the samples of a batch with each other. Accumulation then restricts the comparison to
-    one micro-batch of all ranks, and the engine reports it. (Samples gathered by `targets` do not count.)"""
+    """Whether the loss compares the samples of a batch with each other (samples gathered by `targets` do not count). A
+    method that has `embed` and `compare` instead of `forward` compares the whole global batch under accumulation too;
+    otherwise accumulation restricts the comparison to one micro-batch of all ranks, and the engine reports it."""
 
     num_classes: int | None = None
     """Number of classes of the labels that the method learns from; None if it reads no labels."""
@@ -215,7 +216,21 @@ class Method(nn.Module, Component, kind="methods"):
 
     def forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
         """The loss of one micro-batch."""
+        return self.compare(self.embed(batch, progress), progress)
+
+    def embed(self, batch: Batch, progress: Progress) -> list[Tensor]:
+        """Embeddings of a micro-batch from which `compare` computes the loss: tensors with one row for each sample, in
+        the order of the batch. No sample's row may depend on other samples, except through batch statistics."""
         raise NotImplementedError
+
+    def compare(self, embedded: list[Tensor], progress: Progress) -> Loss:
+        """The loss of all samples of this rank, whose embeddings are given; others are gathered by the loss."""
+        raise NotImplementedError
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the method has `embed` and `compare`."""
+        return type(self).embed is not Method.embed
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
         """(teacher, student, momentum) of each momentum encoder. After each applied step the engine sets teacher =

@@ -36,7 +36,7 @@ def load_initial_weights(executor: Executor, path: Path, is_strict: bool, progre
     if not is_strict:
         weights |= _resized(executor, weights)
         weights |= _teachers_weights(executor.method, weights, progress)
-    mismatch = executor.compare(weights)
+    mismatch = executor.mismatch(weights)
     share = _filled_share(executor, mismatch)
     if share < LEAST_SHARE:
         raise UsageError(

@@ -222,7 +222,8 @@ def steps_per_epoch(recipe: Recipe, num_samples: int) -> int:
 def restricted_by_accumulation(recipe: Recipe, plan: Plan) -> str | None:
     """Batch statistics or losses that accumulation restricts to one micro-batch of all ranks; None if none."""
     norms = ["SyncBN's statistics"] * any(layer.sync and layer.training for layer in group_norms(recipe.model))
-    losses = [f"the loss of {type(recipe.model).__name__}"] * recipe.model.compares_samples
+    is_exact = recipe.engine.gradient_cache and recipe.model.embeds
+    losses = [f"the loss of {type(recipe.model).__name__}"] * (recipe.model.compares_samples and not is_exact)
     if plan.accumulation == 1 or not norms + losses:
         return None
     at_once = plan.global_batch // plan.accumulation

@@ -22,8 +22,9 @@ class EngineConfig:
     """The `[engine]` table: how the hardware is used.
 
     Apart from rounding, it does not change what a recipe computes, with one exception: where `micro_batch` is smaller
-    than a rank's share of the global batch, the statistics of SyncBN and losses that compare the samples of a batch
-    (SimCLR, Barlow Twins, SwAV) are those of the samples that are on the devices at once. A warning says so at start.
+    than a rank's share of the global batch, the statistics of SyncBN are those of the samples that are on the devices
+    at once, and so are losses that compare the samples of a batch, if gradient_cache is off or a method of your own has
+    no `embed`. A warning says so at start.
 
     Attributes:
         device: device to train on; "auto" is CUDA if there is a CUDA device, else the CPU.
@@ -34,8 +35,10 @@ class EngineConfig:
             longer, others less if the folder of compiled code is kept: the environment variable
             TORCHINDUCTOR_CACHE_DIR names it, and the log where it is.
         micro_batch: samples on a device at once, a multiple of data.samples_per_gpu; "auto" takes as many as fit, so a
-            machine with less memory accumulates gradients. SyncBN's statistics, and losses that compare the samples of
-            a batch, then change.
+            machine with less memory accumulates gradients. SyncBN's statistics then change.
+        gradient_cache: whether a loss that compares the samples of a batch (SimCLR, Barlow Twins, SwAV) compares those
+            of the whole global batch when gradients are accumulated. Each step then has a second forward pass (Gao et
+            al. 2021, arXiv 2101.06983).
         zero_stage: DeepSpeed ZeRO stage, 0 to 3, for runs with several processes.
         max_skipped_steps: number of successive steps with a non-finite loss or gradient that are skipped before the run
             stops. Above 0 the host waits for the device at every step.
@@ -64,6 +67,7 @@ class EngineConfig:
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     micro_batch: int | Literal["auto"] = "auto"
+    gradient_cache: bool = True
     zero_stage: Literal[0, 1, 2, 3] = 1
     max_skipped_steps: int = 0
     threads: int = 0

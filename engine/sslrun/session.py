@@ -349,6 +349,7 @@ def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
         "grad_clip": None if clip is None else clip.max_norm,
         "norm_type": 2.0 if clip is None else float(clip.norm_type),
         "max_skipped_steps": recipe.engine.max_skipped_steps,
+        "gradient_cache": recipe.engine.gradient_cache,
         "compile": plan.machine.compile,
         "cuda_graphs": plan.machine.cuda_graphs,
     }

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from sslrun.advice import advice
 from sslrun.config import Config
-from sslrun.contract import Batch, Method, Progress
+from sslrun.contract import Batch, Loss, Method, Progress
 from sslrun.data.loader import BatchStream
 from sslrun.data.order import Balanced, Order
 from sslrun.data.pictures import sheet
 from sslrun.errors import Diverged, UsageError
 from sslrun.evaluation.collapse import collapse_warning, guessing_warning
+from sslrun.gradient_cache import compared
 from sslrun.nn.norm import RunningStatistics
 from sslrun.number_format import after, percent
 from sslrun.optim import learning_rates
@@ -127,13 +129,12 @@ def train_step(
     """
     heartbeat.at("targets", progress.step + 1)
     targets = executor.targets(batches, progress)
-    losses = []
-    for batch, target in zip(batches, targets, strict=True):
-        heartbeat.at("forward")
-        loss = executor.forward(batch, progress, target)
-        heartbeat.at("backward")
-        executor.backward(loss.value)
-        losses.append(replace(loss, value=loss.value.detach()))
+    if executor.caches_gradients:
+        losses = [compared(executor, statistics, batches, progress)]
+    else:
+        losses = [
+            _accumulated(executor, batch, progress, target) for batch, target in zip(batches, targets, strict=True)
+        ]
     heartbeat.at("update")
     outcome = executor.step(rates)
     applied = outcome.applied is not False
@@ -147,6 +148,15 @@ def train_step(
     else:
         statistics.discard()
     return {**of_a_step(losses), "grad_norm": outcome.grad_norm}, applied
+
+
+def _accumulated(executor: Executor, batch: Batch, progress: Progress, target: Any) -> Loss:
+    """The loss of a micro-batch, whose gradient is added."""
+    heartbeat.at("forward")
+    loss = executor.forward(batch, progress, target)
+    heartbeat.at("backward")
+    executor.backward(loss.value)
+    return replace(loss, value=loss.value.detach())
 
 
 def joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:

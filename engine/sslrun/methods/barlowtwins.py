@@ -35,9 +35,9 @@ class BarlowTwins(Method):
         super().__init__()
         self.backbone, self.neck, self.head = backbone, neck, head
 
-    def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
-        first, second = (self._embed(images) for images in batch.crops())
-        return Loss(self.head(first, second), {"feature_std": feature_std(first)})
+    def embed(self, batch: Batch, progress: Progress) -> list[Tensor]:
+        return [self.neck(self.backbone(images)[-1]) for images in batch.crops()]
 
-    def _embed(self, images: Tensor) -> Tensor:
-        return self.neck(self.backbone(images)[-1])
+    def compare(self, embedded: list[Tensor], progress: Progress) -> Loss:
+        first, second = embedded
+        return Loss(self.head(first, second), {"feature_std": feature_std(first)})

@@ -35,9 +35,13 @@ class SimCLR(Method):
         super().__init__()
         self.backbone, self.neck, self.head = backbone, neck, head
 
-    def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
+    def embed(self, batch: Batch, progress: Progress) -> list[Tensor]:
         images = batch.views[0] if len(batch.views) == 1 else torch.cat(batch.views)
         if len(images) != 2 * len(batch.index):
             raise ValueError(f"SimCLR compares 2 views of each image, not {len(images) // len(batch.index)}")
         embeddings: Tensor = self.neck(self.backbone(images)[-1])
+        return list(embeddings.chunk(2))
+
+    def compare(self, embedded: list[Tensor], progress: Progress) -> Loss:
+        embeddings = torch.cat(embedded)
         return Loss(self.head.between_views(embeddings), {"feature_std": feature_std(embeddings)})

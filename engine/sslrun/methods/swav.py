@@ -164,10 +164,13 @@ class SwAV(Method):
         dim = len(head.crops_for_assign) * head.feat_dim
         self.queue = Queue(queue_length, dim, starts_empty=True) if queue_length else None
 
-    def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
+    def embed(self, batch: Batch, progress: Progress) -> list[Tensor]:
         features = torch.cat([pooled(self.backbone(views)[-1]) for views in batch.views])
         dtype = self.head.prototypes.weight.dtype  # float32, also under autocast
-        crops = F.normalize(self.neck(features).to(dtype), dim=1).unflatten(0, (-1, len(batch.index)))
+        return list(F.normalize(self.neck(features).to(dtype), dim=1).split(len(batch.index)))
+
+    def compare(self, embedded: list[Tensor], progress: Progress) -> Loss:
+        crops = torch.stack(embedded)
         loss = self.head(crops, progress.step < self.freeze_prototypes_iters, self._stored(progress))
         assigned = [crops[crop].detach() for crop in self.head.crops_for_assign]  # crops[list] would wait
         carry = {"embeddings": torch.cat(assigned, dim=1)} if self._keeps(progress) else {}

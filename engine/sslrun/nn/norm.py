@@ -12,7 +12,9 @@ forward pass: with two views, or two micro-batches, twice per step.)
 torch's own BatchNorm layers in a user's network become such layers when the model is built (`convert_batch_norms`).
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -301,6 +303,15 @@ class RunningStatistics:
         self._running.lerp_(sums[:2] / passes.clamp(min=1), momentum * has_run)
         self._tracked[:, 0].add_(has_run[self._first])
         self.discard()
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Forward passes within it do not count: they are repeated."""
+        pending = [layer.pending for layer in self.layers]
+        before = [tensor.clone() for tensor in pending]
+        yield
+        if pending:
+            torch._foreach_copy_(pending, before)
 
     @torch.no_grad()
     def discard(self) -> None:

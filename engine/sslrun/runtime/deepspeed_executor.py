@@ -14,18 +14,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from traceback import walk_tb
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
 from sslkernels.ema_update import ema_update_
-from sslrun.contract import Batch, Loss, Method, PartitionedOptimizer, Progress
+from sslrun.contract import Loss, Method, PartitionedOptimizer, Progress
 from sslrun.errors import UsageError
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import COUNTER, Executor, counter_device
 
+T = TypeVar("T")
 LARGEST_BUCKET = 50_000_000  # largest number of elements averaged at once; DeepSpeed allocates a buffer of that size
 
 
@@ -87,10 +88,12 @@ class DeepSpeedExecutor(Executor):
         self.zero_stage = zero_stage
         self._shapes = {parameter: parameter.shape for parameter in self.names}
         self._is_applied = True
+        self._kept: list[tuple[nn.Parameter, Tensor]] = []  # gradients that the last backward pass of a step adds
         self._hold_back_steps()
         distributed.broadcast_(list(method.buffers()))
-        self._whole_step = _WholeStep(method, self._autocast)
-        self.engine = _initialize(self._whole_step, optimizer, self.device, self._config(zero_options or {}))
+        self.engine = _initialize(
+            _WholeStep(method, self._autocast), optimizer, self.device, self._config(zero_options or {})
+        )
         if zero_stage == 0:  # the others keep parameters as pieces of flat tensors
             method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._by_name = {name: parameter for parameter, name in self.names.items()}
@@ -101,11 +104,20 @@ class DeepSpeedExecutor(Executor):
                 distributed.all_reduce_sum_,
             )
 
-    def _forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
-        value = self.engine(batch, progress, targets)
-        loss = self._whole_step.take()
-        loss.value = value  # the same number, with DeepSpeed's hooks on it
-        return loss
+    def _run(self, compute: Callable[[], T]) -> T:
+        result: T = self.engine(compute)
+        return result
+
+    def _loss_of(self, compute: Callable[[], Loss]) -> Loss:
+        losses: list[Loss] = []
+
+        def value() -> Tensor:
+            losses.append(compute())
+            return losses[0].value
+
+        number = self._run(value)
+        losses[0].value = number  # the same number, with DeepSpeed's hooks on it
+        return losses[0]
 
     @torch.no_grad()
     def write_parameter(self, parameter: Any, value: Tensor) -> None:
@@ -148,7 +160,29 @@ class DeepSpeedExecutor(Executor):
                     partition.fill(flat_state[key], name, value)
             self.optimizer.state[partition.flat] = flat_state
 
+    def compare(self, embedded: list[Tensor], progress: Progress) -> Loss:
+        if self.zero_stage != 2:
+            return super().compare(embedded, progress)
+        with self._autocast():  # not by DeepSpeed, which would take part in its backward pass: see `backward_whole`
+            return self.method.compare(embedded, progress)
+
+    def backward_whole(self, value: Tensor, embedded: list[Tensor]) -> None:
+        if self.zero_stage != 2:
+            super().backward_whole(value, embedded)
+            return
+        # Stage 2 averages in each backward pass, and fails in one that gives no parameter a gradient.
+        self._loss += value.detach()
+        trained = [parameter for parameter in self.names if parameter.requires_grad]
+        gradients = torch.autograd.grad(value, [*embedded, *trained], allow_unused=True)
+        for leaf, gradient in zip(embedded, gradients, strict=False):
+            leaf.grad = gradient
+        pairs = zip(trained, gradients[len(embedded) :], strict=True)
+        self._kept = [(parameter, gradient) for parameter, gradient in pairs if gradient is not None]
+
     def _backward(self, value: Tensor) -> None:
+        if self._kept and self._micro_batches == self.accumulation:
+            value = value + torch.stack([(parameter * gradient).sum() for parameter, gradient in self._kept]).sum()
+            self._kept = []
         self.engine.set_gradient_accumulation_boundary(self._micro_batches == self.accumulation)
         try:
             self.engine.backward(value)
@@ -277,25 +311,21 @@ class DeepSpeedExecutor(Executor):
 
 
 class _WholeStep(nn.Module):
-    """The method in the form that DeepSpeed wants: a module whose output is a tensor."""
+    """The method in the form that DeepSpeed wants: a module whose output is a tensor, or a list of tensors."""
 
     def __init__(self, method: Method, autocast: Callable[[], AbstractContextManager[None]]) -> None:
         super().__init__()
         self.method = method
         self.autocast = autocast
-        self.loss: Loss | None = None
 
-    def forward(self, batch: Batch, progress: Progress, targets: Any) -> Tensor:
+    def forward(self, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns.
+
+        It calls functions of the method, not the method itself: stage 3 would hook into that, find no tensor in its
+        output, and release the parameters that belong directly to it before backward. So they belong to this module.
+        """
         with self.autocast():
-            # Not __call__: stage 3 would hook into the method, find no tensor in its output, and release the parameters
-            # that belong directly to the method before backward. So they belong to this module, which returns a tensor.
-            self.loss = self.method.forward(batch, progress, targets)
-        return self.loss.value
-
-    def take(self) -> Loss:
-        loss, self.loss = self.loss, None
-        assert loss is not None
-        return loss
+            return compute()
 
 
 def _initialize(

@@ -6,10 +6,10 @@ process. If a loss or gradient is not finite on any rank, the step changes neith
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from sslrun.runtime import compilation, distributed
 from sslrun.runtime.late_value import LateValue
 from sslrun.runtime.strided_convolutions import avoid_strides
 
+T = TypeVar("T")
 COUNTER = "step"  # the one entry of a parameter's state in torch's optimizers that has not the parameter's shape
 
 
@@ -85,6 +86,7 @@ class Executor(ABC):
         max_skipped_steps: how many steps in a row may be skipped for a non-finite loss or gradient.
         compile: compile the direct submodules of the method, except those that it names in `uncompiled`. The method
             itself is not compiled: its `progress` changes in each step.
+        gradient_cache: whether a method that compares samples compares those of all micro-batches (`caches_gradients`).
         cuda_graphs: replay CUDA graphs of the compiled submodules. What they return, and gradients, are then valid
             until the next call of `targets`: whatever outlives a step must be a copy.
     """
@@ -100,12 +102,14 @@ class Executor(ABC):
         grad_clip: float | None = None,
         norm_type: float = 2.0,
         max_skipped_steps: int = 0,
+        gradient_cache: bool = False,
         compile: bool = False,
         cuda_graphs: bool = False,
     ) -> None:
         assert compile or not cuda_graphs, "CUDA graphs record compiled networks"
         self.method, self.optimizer, self.device = method, optimizer, device
         self.precision, self.accumulation = precision, accumulation
+        self.caches_gradients = gradient_cache and accumulation > 1 and method.compares_samples and method.embeds
         self.grad_clip, self.norm_type = grad_clip, norm_type
         self.max_skipped_steps, self.skipped_steps = max_skipped_steps, 0
         self._pairs: dict[tuple[nn.Module, nn.Module], tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
@@ -141,7 +145,27 @@ class Executor(ABC):
         """`method.forward` for the next micro-batch of a step."""
         self.seed(progress, Phase.FORWARD)
         self._forwards += 1
-        return self._forward(self._exact(batch), progress, targets)
+        batch = self._exact(batch)
+        return self._loss_of(lambda: self.method.forward(batch, progress, targets))
+
+    def embed(self, batch: Batch, progress: Progress) -> list[Tensor]:
+        """`method.embed` for the next micro-batch of a step."""
+        self.seed(progress, Phase.FORWARD)
+        self._forwards += 1
+        batch = self._exact(batch)
+        return self._run(lambda: self.method.embed(batch, progress))
+
+    @torch.no_grad()
+    def embed_all(self, batches: list[Batch], progress: Progress) -> list[Tensor]:
+        """The embeddings of all micro-batches of a step, joined, without gradient. The micro-batches can then be
+        embedded again, with the same random numbers."""
+        parts = [self.embed(batch, progress) for batch in batches]
+        self._forwards = 0
+        return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+
+    def compare(self, embedded: list[Tensor], progress: Progress) -> Loss:
+        """`method.compare` for the embeddings of a step."""
+        return self._loss_of(lambda: self.method.compare(embedded, progress))
 
     def seed(self, progress: Progress, phase: Phase) -> None:
         """Set torch's global generators for what follows.
@@ -160,6 +184,18 @@ class Executor(ABC):
         self._micro_batches += 1
         self._loss += value.detach()
         self._backward(value / self.accumulation)
+
+    def backward_whole(self, value: Tensor, embedded: list[Tensor]) -> None:
+        """Add the gradient of the loss of all micro-batches of a step. It ends at their embeddings, which are leaves;
+        `backward_embedded` goes on from their `grad`."""
+        self._loss += value.detach()
+        self._backward(value)
+
+    def backward_embedded(self, embedded: list[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Add the gradient of one micro-batch, given that of its embeddings."""
+        self._micro_batches += 1
+        # The gradient of this number with respect to the embeddings is `gradients`, without rounding.
+        self._backward(torch.stack([(x * y).sum() for x, y in zip(embedded, gradients, strict=True)]).sum())
 
     def step(self, learning_rates: Sequence[float | None]) -> StepOutcome:
         """Check, clip, update, and clear the gradients.
@@ -236,7 +272,7 @@ class Executor(ABC):
         """The shapes of the method's parameters and buffers, unsharded."""
         return {name: self._shape(tensor) for name, tensor in self.method.state_dict(keep_vars=True).items()}
 
-    def compare(self, state: Mapping[str, Tensor]) -> Mismatch:
+    def mismatch(self, state: Mapping[str, Tensor]) -> Mismatch:
         """How a state differs from the method's own; changes nothing."""
         own, shapes = self.method.state_dict(keep_vars=True), self.shapes()
         reshaped = [name for name in own if name in state and state[name].shape != shapes[name]]
@@ -259,7 +295,7 @@ class Executor(ABC):
         Raises:
             UsageError: names, shapes or dtypes are not what they must be; nothing has been changed.
         """
-        mismatch = self.compare(state)
+        mismatch = self.mismatch(state)
         if (strict and not mismatch.fits) or (mismatch.recast and not converts):
             raise UsageError(f"the state does not fit the model: {mismatch}")
         own = self.method.state_dict(keep_vars=True)
@@ -320,10 +356,13 @@ class Executor(ABC):
             grouped.setdefault(name, {})[key] = value
         return grouped
 
-    def _forward(self, batch: Batch, progress: Progress, targets: Any) -> Loss:
+    def _run(self, compute: Callable[[], T]) -> T:
+        """What a function returns that runs networks of the method."""
         with self._autocast():
-            loss: Loss = self.method(batch, progress, targets)
-        return loss
+            return compute()
+
+    def _loss_of(self, compute: Callable[[], Loss]) -> Loss:
+        return self._run(compute)
 
     @abstractmethod
     def _backward(self, value: Tensor) -> None:

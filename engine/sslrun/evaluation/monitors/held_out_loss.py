@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from sslrun.contract import Loss, Method
+from sslrun.contract import Method
 from sslrun.errors import UsageError
 from sslrun.evaluation.monitors.monitor import Monitor, Snapshot
 from sslrun.runtime import distributed
@@ -41,10 +41,14 @@ class HeldOutLoss(Monitor):
         metrics = []
         with untouched(executor.method, executor.device):
             for batches in stoppable(snapshot.held_out_batches()):
-                losses = []
-                for batch, target in zip(batches, executor.targets(batches, progress), strict=True):
-                    loss = executor.forward(batch, progress, target)
-                    losses.append(Loss(loss.value, loss.metrics))  # without its carry
+                targets = executor.targets(batches, progress)
+                if executor.caches_gradients:
+                    losses = [executor.compare(executor.embed_all(batches, progress), progress)]
+                else:
+                    losses = [
+                        executor.forward(batch, progress, target)
+                        for batch, target in zip(batches, targets, strict=True)
+                    ]
                 metrics.append(of_a_step(losses))  # copies, see `Executor`
         means = {name: torch.stack([each[name] for each in metrics]).mean() for name in metrics[0]}
         distributed.all_reduce_mean_(list(means.values()))
