@@ -50,11 +50,19 @@ class MLflow(Hook):
         before = _read(folder / FILE)
         with _hurried():
             self._start(mlflow, before, folder, name, values)
-        if before:
-            for row in earlier_rows(folder):
-                self.write(row)
+        self._earlier = list(earlier_rows(folder)) if before else []
 
     def write(self, row: Mapping[str, float]) -> None:
+        self._catch_up()
+        self._log(row)
+
+    def _catch_up(self) -> None:
+        """Sends the earlier rows that the server lacks: not in `open`, for which the run waits."""
+        earlier, self._earlier = self._earlier, []
+        for row in earlier:
+            self._log(row)
+
+    def _log(self, row: Mapping[str, float]) -> None:
         step, now = int(row["step"]), int(1000 * time.time())
         new = {name: value for name, value in row.items() if name != "step" and step > self._last_step(name)}
         metrics = [self._entities.Metric(name, value, now, step) for name, value in new.items()]
@@ -63,6 +71,7 @@ class MLflow(Hook):
             self._last |= dict.fromkeys(new, step)
 
     def close(self) -> None:
+        self._catch_up()
         self._client.set_terminated(self._run_id)
 
     def _start(self, mlflow: Any, before: dict[str, str], folder: Path, name: str, values: dict[str, Any]) -> None:

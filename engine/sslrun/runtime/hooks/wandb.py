@@ -75,15 +75,25 @@ class WandB(Hook):
             logger.info("W&B: offline; upload it with: wandb sync %s", Path(self._run.dir).parent)
         elif self._run.url:
             logger.info("W&B: %s", self._run.url)
-        for row in earlier_rows(folder):
-            if row["step"] >= self._run.starting_step:  # a run offline begins at 0: each of its folders holds all rows
-                self.write(row)
+        # A run offline begins at 0: each of its folders holds all rows.
+        self._earlier = [row for row in earlier_rows(folder) if row["step"] >= self._run.starting_step]
 
     def write(self, row: Mapping[str, float]) -> None:
+        self._catch_up()
+        self._log(row)
+
+    def _catch_up(self) -> None:
+        """Sends the earlier rows, some milliseconds each: not in `open`, for which the run waits."""
+        earlier, self._earlier = self._earlier, []
+        for row in earlier:
+            self._log(row)
+
+    def _log(self, row: Mapping[str, float]) -> None:
         self._run.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
 
     def close(self) -> None:
         try:
+            self._catch_up()
             self._run.finish()
         finally:
             self._end()
