@@ -166,6 +166,26 @@ def test_sizes_that_another_reader_did_not_find_are_read_again(folders, tmp_path
     assert opened(tmp_path, 5).sizes.tolist() == [[8, 9]]
 
 
+class Stripes(Source, listed=False):
+    """A user's own source of 4 bands."""
+
+    channels = 4
+
+    def list_samples(self, key):
+        return ["a", "b"]
+
+    def encoded(self, ids):
+        return [np.full((8, 9 + i, 4), [1, 2, 3, 40 * i], dtype=np.uint8) for i in ids.tolist()]
+
+
+def test_a_users_own_source_of_bands():
+    source = Stripes()
+    source.open()
+    assert source.sizes.tolist() == [[8, 9], [8, 10]]
+    pixels = views_of(source, [CenterCrop(8)], count=2) * 255
+    assert pixels.round()[:2, :, 0, 0].tolist() == [[1, 2, 3, 0], [1, 2, 3, 40]]
+
+
 def test_a_subset_has_the_channels_of_its_source(folders):
     assert Subset(opened(folders / "gray", 1), np.arange(3)).channels == 1
 

@@ -143,7 +143,7 @@ class Source(Component, kind="sources"):
 
     def size_in_header(self, file: BinaryIO) -> tuple[int, int]:
         """Height and width in the header of an open image file. Raises what its reader raises if there are none."""
-        return header(file)
+        return np.load(file).shape[:2] if self.has_bands else header(file)
 
     def open_encoded(self, sample: int) -> BinaryIO:
         """A sample's image file, opened for reading and seeking; the sizes come from its first bytes.
@@ -151,7 +151,13 @@ class Source(Component, kind="sources"):
         Raises:
             OSError, ValueError: as `encoded`.
         """
-        return io.BytesIO(np.frombuffer(self.encoded(np.array([sample]))[0], dtype=np.uint8).data)
+        (content,) = self.encoded(np.array([sample]))
+        if not self.has_bands:
+            return io.BytesIO(np.frombuffer(content, dtype=np.uint8).data)
+        file = io.BytesIO()
+        np.save(file, content)  # with the size in its head
+        file.seek(0)
+        return file
 
     def fingerprint(self, ids: np.ndarray) -> bytes | None:
         """Bytes that change when the content of any of these samples does, without reading it.
