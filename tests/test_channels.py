@@ -237,7 +237,7 @@ def recipe(folders, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("gray", 1), ("bands", BANDS)])
-def test_trains_and_is_measured_shown_checked_and_exported(recipe, kind, channels, tmp_path, capsys):
+def test_trains_and_is_measured_shown_checked_and_exported(recipe, folders, kind, channels, tmp_path, capsys):
     small_run.train(recipe(kind, channels))
     run = tmp_path / "runs" / kind
     code, printed, error = small_run.call(capsys, "eval", "knn", run, "--set", "eval.knn.k=[5]")
@@ -257,6 +257,12 @@ def test_trains_and_is_measured_shown_checked_and_exported(recipe, kind, channel
     assert code == 0 and "80 images" in printed + error
     code, printed, error = small_run.call(capsys, "report", run, "-o", tmp_path / "report.html")
     assert code == 0, error
+    folder, vectors, picture = folders / kind, tmp_path / "vectors.npy", tmp_path / "similar.png"
+    code, printed, error = small_run.call(capsys, "embed", run, folder, "-o", vectors)
+    assert code == 0 and np.isfinite(np.load(vectors)).all() and len(np.load(vectors)) == 80, error
+    image = sorted(path for path in folder.rglob("*") if path.is_file())[3]
+    code, printed, error = small_run.call(capsys, "similar", run, image, folder, "-o", picture)
+    assert code == 0 and Image.open(picture).mode == "RGB", error
 
 
 @pytest.mark.parametrize(

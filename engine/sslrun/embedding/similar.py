@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from sslrun.config.paths import absolute, stated
 from sslrun.data import pil_twins
+from sslrun.data.pictures import as_rgb
 from sslrun.data.sources import Source
 from sslrun.embedding.embed import Settings, embed
 from sslrun.embedding.images import images_of
@@ -141,7 +142,7 @@ def _fitted(pixels: np.ndarray) -> Image.Image:
     """The image with its longer side as long as a tile's."""
     height, width = (max(1, round(side * SIDE / max(pixels.shape[:2]))) for side in pixels.shape[:2])
     filter = Image.Resampling.LANCZOS if max(pixels.shape[:2]) > SIDE else Image.Resampling.BICUBIC
-    return Image.fromarray(pixels).resize((width, height), filter)
+    return Image.fromarray(as_rgb(pixels)).resize((width, height), filter)
 
 
 def _shown(source: Source, sample: int) -> np.ndarray | None:
@@ -149,7 +150,9 @@ def _shown(source: Source, sample: int) -> np.ndarray | None:
     if source.is_decoded:
         (pixels,) = source.decoded(ids, torch.device("cpu"))
         return np.asarray(pixels)
-    return _decoded(bytes(source.encoded(ids)[0]))
+    content = source.encoded(ids)[0]
+    is_pixels = isinstance(content, np.ndarray) and content.ndim == 3  # bands of a TIFF file
+    return content if is_pixels else _decoded(bytes(content))
 
 
 def _decoded(content: bytes) -> np.ndarray | None:
