@@ -151,8 +151,9 @@ def _shown(source: Source, sample: int) -> np.ndarray | None:
         (pixels,) = source.decoded(ids, torch.device("cpu"))
         return np.asarray(pixels)
     content = source.encoded(ids)[0]
-    is_pixels = isinstance(content, np.ndarray) and content.ndim == 3  # bands of a TIFF file
-    return content if is_pixels else _decoded(bytes(content))
+    if isinstance(content, np.ndarray) and content.ndim == 3:  # bands of a TIFF file
+        return content
+    return _decoded(bytes(content))
 
 
 def _decoded(content: bytes) -> np.ndarray | None:
