@@ -86,9 +86,10 @@ def test_errors_are_one_line(capsys, run, words, code, message):
 
 
 def test_an_unknown_kind_lists_the_known_ones(capsys, run):
-    code, out, err = call(capsys, "eval", "knnn", run)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "no evaluation called 'knnn'" in err and "has finetune, knn, linear, spectrum;" in err
+    for kind, answer in {"knnn": "did you mean knn?", "accuracy": "has finetune, knn, linear, spectrum;"}.items():
+        code, out, err = call(capsys, "eval", kind, run)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"no evaluation called '{kind}'" in err and answer in err
 
 
 def test_a_kind_may_have_a_second_table_with_other_settings(capsys, run):

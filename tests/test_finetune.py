@@ -37,7 +37,7 @@ def test_it_learns_the_classes_and_does_not_change_the_run(capsys, run):
     assert code == 0, err
     kept = record(run)
     results = kept["results"]
-    assert out.split()[:2] == ["finetune/top1_pct", f"{results['finetune/top1_pct']:.4g}"]
+    assert out.split()[:2] == ["finetune/top1_pct", f"{results['finetune/top1_pct']:.1f}"]
     tested = [row["test/top1_pct"] for row in results["curve"] if "test/top1_pct" in row]
     assert len(tested) == 5  # before, and after every five epochs
     assert results["finetune/top1_pct"] == tested[-1] > max(tested[0], 60)  # of four classes

@@ -19,8 +19,8 @@ from sslrun.nn.norm import Norm, SyncBN
 def small(norm: Norm | None = None, predicted: int = 8, **options: float) -> BYOL:
     torch.manual_seed(0)
     norm = norm or SyncBN()
-    neck = NonLinearNeck(FEATURES, 16, 8, with_bias=True, with_last_bn=False, norm_cfg=norm)
-    predictor = NonLinearNeck(8, 16, predicted, with_bias=True, with_last_bn=False, norm_cfg=norm)
+    neck = NonLinearNeck(FEATURES, 16, 8, with_bias=True, with_last_bn=False, norm_cfg=norm or SyncBN())
+    predictor = NonLinearNeck(8, 16, predicted, with_bias=True, with_last_bn=False, norm_cfg=norm or SyncBN())
     method = BYOL(two_views.backbone(norm), neck, LatentPredictHead(predictor), **options).double()
     with torch.no_grad():  # a teacher that is not the student, as after some steps
         for parameter in [*method.target_backbone.parameters(), *method.target_neck.parameters()]:

@@ -22,8 +22,9 @@ WIDTH = 10
 
 def small(norm: Norm | None = None, dropout: float = 0.5) -> RelativeLoc:
     torch.manual_seed(0)
-    backbone = ResNet(18, stem="small", base_width=4, norm_cfg=norm)
-    neck = RelativeLocNeck(in_channels=32, out_channels=WIDTH, dropout=dropout, norm_cfg=norm)
+    own = {} if norm is None else {"norm_cfg": norm}
+    backbone = ResNet(18, stem="small", base_width=4, **own)
+    neck = RelativeLocNeck(in_channels=32, out_channels=WIDTH, dropout=dropout, **own)
     return RelativeLoc(backbone, neck, ClsHead(in_channels=WIDTH, num_classes=8, init_std=0.3)).double()
 
 

@@ -11,14 +11,14 @@ from sslrun.config import load
 from sslrun.contract import Batch
 from sslrun.methods.rotation_pred import RotationPred, turned
 from sslrun.nn.heads import ClsHead
-from sslrun.nn.norm import Norm, group_norms
+from sslrun.nn.norm import BN, Norm, group_norms
 from sslrun.nn.resnet import ResNet
 from sslrun.recipe import Recipe
 
 
 def small(norm: Norm | None = None) -> RotationPred:
     torch.manual_seed(0)
-    backbone = ResNet(18, stem="small", base_width=4, norm_cfg=norm)
+    backbone = ResNet(18, stem="small", base_width=4, norm_cfg=norm or BN())
     return RotationPred(backbone, ClsHead(in_channels=32, num_classes=4, init_std=0.3)).double()
 
 

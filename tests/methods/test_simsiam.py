@@ -17,8 +17,8 @@ from sslrun.optim import learning_rates
 def small(norm: Norm | None = None, predicted: int = 8) -> SimSiam:
     torch.manual_seed(0)
     norm = norm or SyncBN()
-    neck = NonLinearNeck(FEATURES, 16, 8, num_layers=3, with_last_bn_affine=False, norm_cfg=norm)
-    predictor = NonLinearNeck(8, 4, predicted, with_last_bn=False, with_last_bias=True, norm_cfg=norm)
+    neck = NonLinearNeck(FEATURES, 16, 8, num_layers=3, with_last_bn_affine=False, norm_cfg=norm or SyncBN())
+    predictor = NonLinearNeck(8, 4, predicted, with_last_bn=False, with_last_bias=True, norm_cfg=norm or SyncBN())
     return SimSiam(two_views.backbone(norm), neck, LatentPredictHead(predictor)).double()
 
 

@@ -36,7 +36,8 @@ BATCH, SAMPLES, SIDE = 32, 256, 400
 class PlayedSource:
     """An opened source of JPEGs of one size, with labels."""
 
-    is_decoded = False
+    is_decoded = has_bands = False
+    channels = 3
     names = tuple(f"{sample}.jpg" for sample in range(SAMPLES))
     sizes = np.full((SAMPLES, 2), SIDE, dtype=np.int32)
     labels = np.zeros(SAMPLES, dtype=np.int64)
