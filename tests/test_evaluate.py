@@ -25,7 +25,7 @@ def test_the_result_is_shown_and_kept(capsys, run):
     code, out, err = call(capsys, "eval", "knn", run)
     assert code == 0, err
     kept = record(run)
-    assert out.splitlines()[0].split() == ["knn/top1_pct", f"{kept['results']['knn/top1_pct']:.4g}"]
+    assert out.splitlines()[0].split() == ["knn/top1_pct", f"{kept['results']['knn/top1_pct']:.1f}"]
     assert (kept["kind"], kept["name"], kept["step"], kept["epoch"]) == ("knn", small_run.NAME, 6, 1.5)
     assert kept["weights"] == "checkpoints/step_00000006"
     assert kept["data"]["train_samples"] == 64 and kept["data"]["test_samples"] == 16

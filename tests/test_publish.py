@@ -178,7 +178,7 @@ def test_other_pth_files_are_refused_and_run_nothing(tmp_path, monkeypatch, kind
     if kind == "nothing":
         reason = "it is not a file of weights$"
     else:
-        reason = "it does not hold tensors by name and nothing else; `sslrun import-weights x.pth -o .*$"
+        reason = "it does not hold tensors by name and nothing else; .* `sslrun import-weights x.pth -o .*$"
     with pytest.raises(UsageError, match=rf"^x\.pth cannot be loaded: {reason}"):
         checkpoint.load_weights(Path("x.pth"))
     assert not Path("exploded").exists()
