@@ -109,7 +109,9 @@ def test_tensorboard_has_the_rows(recipe, tmp_path):
 
 
 def test_a_hook_without_its_package_is_one_line_and_costs_nothing(recipe, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    for loaded in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     words = [str(recipe), "--work-dir", str(tmp_path), "--set", QUIET]
     assert main([*words, "--set", 'log.hooks=["tensorboard"]']) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -188,7 +190,7 @@ MISTAKES = {
     "a checkpoint never": (["checkpoint.interval=0"], "checkpoint: interval must be at least 1, not 0"),
     "none to keep": (["checkpoint.max_keep_ckpts=0"], "max_keep_ckpts must be at least 1, or -1 for all"),
     "no rows": (["log.interval=0"], "log.interval must be at least 1"),
-    "an unknown hook": (['log.hooks=["TextLoggerHook"]'], 'log.hooks.0: expected "tensorboard" or "wandb"'),
+    "an unknown hook": (['log.hooks=["TextLoggerHook"]'], 'log.hooks.0: expected "tensorboard", "wandb" or "mlflow"'),
     "an unknown level": (["log.level=info"], 'expected "DEBUG", "INFO", "WARNING" or "ERROR"'),
     "no threads": (["data.workers_per_gpu=0"], "data.workers_per_gpu must be at least 1"),
     "no room": (["data.prefetch=0"], "data.prefetch must be at least 1"),
