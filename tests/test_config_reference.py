@@ -54,9 +54,10 @@ def words(text):
 
 
 def heading_of(name):
-    """The heading of a table."""
+    """The heading of a table. Export formats that have the name of a backbone say that they are formats."""
     if "x-module" in TABLES[name]:
-        return TABLES[name]["title"]
+        title = TABLES[name]["title"]
+        return f"{title} (formats)" if title in ("Timm", "Torchvision") else title
     key = places(SCHEMA)[name][0]
     table = ".".join(map(str, key[:-1] if key[-1:] == ("N",) else key))
     return f"[[{table}]]" if key[-1:] == ("N",) else f"[{table}]" if key else "The recipe"

@@ -170,6 +170,7 @@ def processes_started_by_training() -> list[str]:
 def test_deepspeed_starts_no_compiler():
     (found,) = run_ranks(processes_started_on_a_gpu, 1)
     assert found["accelerator"] == "cuda"
-    assert found["compiled"] == (None, {}) and found["started"] == []
+    # W&B, which DeepSpeed imports where it is installed, asks `uname` for the processor.
+    assert found["compiled"] == (None, {}) and set(found["started"]) <= {"uname"}
     assert found["started by the question"], "a compiler that is started would not be seen"
     assert run_ranks(processes_started_by_training, 2) == [[], []]

@@ -37,15 +37,16 @@ def reference(schema: Schema) -> str:
         if "x-tag" in definitions[name]:
             used_at.setdefault(definitions[name]["title"], []).extend(keys_of_it)
     unions = {kind: definitions[kind] for kind in {**used_at, **kinds(schema)}}
-    parts = [_INTRODUCTION, _contents(list(tables.values()), unions)]
+    titles = _titles(unions)
+    parts = [_INTRODUCTION, _contents(list(tables.values()), unions, titles)]
     for ref, key in tables.items():
         table = follow(definitions, {"$ref": ref})
         parts += [f"## {_header(key)}", *_docs(table), "" if key else _OF_FILES, _keys(definitions, table, tables)]
     for kind, union in unions.items():
-        parts += [f"## {kind.capitalize()}", _usage(union, used_at.get(kind, [])), _overview(definitions, union)]
+        parts += [f"## {kind.capitalize()}", _usage(union, used_at.get(kind, [])), _overview(definitions, union, titles[kind])]
         for name, option in classes(union).items():
             table, own_section = follow(definitions, option), tables.get(f"#/$defs/{name}")
-            parts.append(f"### {name}")
+            parts.append(f"### {titles[kind][name]}")
             if own_section is None:
                 parts += [*_docs(table), _keys(definitions, table, tables), _source(table)]
             else:  # an evaluation: its table in [eval] has the same keys
@@ -69,10 +70,21 @@ def _header(key: Key) -> str:
     return f"`[[{show(key[:-1])}]]`" if key[-1] == "N" else f"`[{show(key)}]`"
 
 
-def _contents(tables: list[Key], unions: dict[str, Schema]) -> str:
-    lines = [f"- Tables: {', '.join(_link(_header(key)) for key in tables)}"]
+def _titles(unions: dict[str, Schema]) -> dict[str, dict[str, str]]:
+    """The heading of each component, by kind and name: its name, with the kind where another kind has that name too."""
+    titles: dict[str, dict[str, str]] = {}
+    taken: set[str] = set()
     for kind, union in unions.items():
-        lines.append(f"- {_link(kind.capitalize())}: {', '.join(map(_link, classes(union)))}")
+        titles[kind] = {name: f"{name} ({kind})" if anchor(name) in taken else name for name in classes(union)}
+        taken |= {anchor(name) for name in titles[kind].values()}
+    return titles
+
+
+def _contents(tables: list[Key], unions: dict[str, Schema], titles: dict[str, dict[str, str]]) -> str:
+    lines = [f"- Tables: {', '.join(_link(_header(key)) for key in tables)}"]
+    for kind in unions:
+        links = [_link(title, name) for name, title in titles[kind].items()]
+        lines.append(f"- {_link(kind.capitalize())}: {', '.join(links)}")
     return "\n".join(_filled(line, "  ") for line in lines)
 
 
@@ -88,10 +100,10 @@ def _usage(union: Schema, used_at: list[Key]) -> str:
     return _filled(f"Named by `{union['x-tag']}` at {where}.")
 
 
-def _overview(definitions: Schema, union: Schema) -> str:
+def _overview(definitions: Schema, union: Schema, titles: dict[str, str]) -> str:
     rows = ["| | |", "|---|---|"]
     for name, option in classes(union).items():
-        rows.append(f"| {_link(name)} | {first_sentence(follow(definitions, option)['description'])} |")
+        rows.append(f"| {_link(titles[name], name)} | {first_sentence(follow(definitions, option)['description'])} |")
     return "\n".join(rows)
 
 
