@@ -196,7 +196,9 @@ def test_a_table_over_a_list_has_indices_as_keys():
 
 
 def test_an_unknown_option_is_answered_with_the_valid_ones():
-    assert ("engine.precision", "'fp61' is not one of ['auto', 'fp32', 'bf16', 'fp64']") in flagged('engine.precision = "fp61"')
+    assert ("engine.precision", "'fp61' is not one of ['auto', 'fp32', 'bf16', 'fp64']") in flagged(
+        'engine.precision = "fp61"'
+    )
 
 
 def test_values_that_are_marked_do_not_load(tmp_path):

@@ -173,4 +173,4 @@ def test_deepspeed_starts_no_compiler():
     # W&B, which DeepSpeed imports where it is installed, asks `uname` for the processor.
     assert found["compiled"] == (None, {}) and set(found["started"]) <= {"uname"}
     assert found["started by the question"], "a compiler that is started would not be seen"
-    assert run_ranks(processes_started_by_training, 2) == [[], []]
+    assert all(set(started) <= {"uname"} for started in run_ranks(processes_started_by_training, 2))

@@ -251,7 +251,12 @@ def test_a_run_says_so_too(images, tmp_path):
     recipe = tmp_path / "parts.toml"
     recipe.write_text(f'extends = "{ROOT}/configs/learn/simclr.toml"\n[data]\nsource = {source}\n')
     options = ["global_batch=64", "data.samples_per_gpu=16", "engine.micro_batch=32", "epochs=1", "engine.device=cpu"]
-    options += ["engine.gradient_cache=false", "monitor.knn_interval=0", "model.backbone.base_width=4", "model.neck.in_channels=32"]
+    options += [
+        "engine.gradient_cache=false",
+        "monitor.knn_interval=0",
+        "model.backbone.base_width=4",
+        "model.neck.in_channels=32",
+    ]
     assert main([str(recipe), "--work-dir", str(tmp_path), *(f"--set={option}" for option in options)]) == 0
     told = "SyncBN's statistics and the loss of SimCLR: of 32 samples at a time, not of all 64"
     (line,) = [line for line in (tmp_path / "parts/log.txt").read_text().splitlines() if told in line]

@@ -43,7 +43,11 @@ def reference(schema: Schema) -> str:
         table = follow(definitions, {"$ref": ref})
         parts += [f"## {_header(key)}", *_docs(table), "" if key else _OF_FILES, _keys(definitions, table, tables)]
     for kind, union in unions.items():
-        parts += [f"## {kind.capitalize()}", _usage(union, used_at.get(kind, [])), _overview(definitions, union, titles[kind])]
+        parts += [
+            f"## {kind.capitalize()}",
+            _usage(union, used_at.get(kind, [])),
+            _overview(definitions, union, titles[kind]),
+        ]
         for name, option in classes(union).items():
             table, own_section = follow(definitions, option), tables.get(f"#/$defs/{name}")
             parts.append(f"### {titles[kind][name]}")
