@@ -10,7 +10,8 @@ from sslrun.contract import Backbone, Method, Progress
 from sslrun.errors import UsageError
 from sslrun.nn.vit import VisionTransformer, grid_of, resized_positions
 from sslrun.runtime import checkpoint
-from sslrun.runtime.executor import Executor, Mismatch
+from sslrun.runtime.executor import Executor
+from sslrun.runtime.mismatch import Mismatch
 
 logger = logging.getLogger("sslrun")
 

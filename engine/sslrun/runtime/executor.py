@@ -20,6 +20,7 @@ from sslrun.errors import Diverged, UsageError
 from sslrun.randomness import Phase, seed_torch
 from sslrun.runtime import compilation, distributed
 from sslrun.runtime.late_value import LateValue
+from sslrun.runtime.mismatch import Mismatch
 from sslrun.runtime.strided_convolutions import avoid_strides
 
 T = TypeVar("T")
@@ -38,37 +39,6 @@ class StepOutcome:
 
     applied: bool | None
     grad_norm: Tensor
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """Names of tensors in which a loaded state and a method differ.
-
-    Attributes:
-        missing: in the method only.
-        unexpected: in the state only.
-        reshaped: in both, with different shapes.
-        recast: in both, with equal shapes and different dtypes.
-    """
-
-    missing: list[str]
-    unexpected: list[str]
-    reshaped: list[str]
-    recast: list[str]
-
-    @property
-    def fits(self) -> bool:
-        """Whether names and shapes are equal."""
-        return not (self.missing or self.unexpected or self.reshaped)
-
-    def __str__(self) -> str:
-        kinds = {
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "of another shape": self.reshaped,
-            "of another dtype": self.recast,
-        }
-        return "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names)
 
 
 class Executor(ABC):
@@ -458,10 +428,6 @@ class LocalExecutor(Executor):
 def counter_device(group: Mapping[str, Any], parameter: Tensor) -> torch.device:
     """Where torch's optimizers want their step counters."""
     return parameter.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:
