@@ -1,5 +1,6 @@
 """The bar of a run fits every terminal, follows its size, and is left once."""
 
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import small_run
-from sslrun.runtime.bar import LEAST, NEED, PLACES, line
+from sslrun.runtime.bar import LEAST, NEED, PLACES, WholeLine, line
 from terminal import Terminal
 
 PARTS = {
@@ -111,7 +112,31 @@ def test_a_terminal_that_becomes_narrower(start):
     assert later and max(map(len, later)) < 40
 
 
-@pytest.mark.nightly  # open: a signal in the middle of tqdm's own drawing left the bar twice, once in eight runs
+class Writes(io.StringIO):
+    """A terminal that keeps each write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.kept.append(text)
+        return len(text)
+
+
+def test_a_bar_below_another_is_drawn_and_erased_in_one_write():
+    """Whatever interrupts between two writes then finds the cursor on the first bar's line."""
+    terminal = Writes()
+    first = WholeLine(total=10, file=terminal, leave=True)
+    second = WholeLine(total=10, file=terminal, leave=False)
+    for act in (second.refresh, second.clear, second.refresh, second.close):
+        terminal.kept.clear()
+        act()
+        assert terminal.kept[0].startswith("\n\r")
+        assert {text.count("\n") - text.count("\x1b[A") for text in terminal.kept} == {0}
+    first.close()
+
+
 def test_ctrl_c_leaves_one_bar(start):
     """Also while a second bar is below it, which shows how far a measurement is."""
     terminal = start(80, "stays")

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import TextIO
 
 from tqdm import tqdm
 from tqdm.std import Bar as Blocks
@@ -33,7 +32,30 @@ def line(parts: Mapping[str, str], columns: int, blocks: Callable[[int], str]) -
     return "  ".join(texts[name] for name in PLACES if name in chosen)[: max(0, columns)]
 
 
-class Bar(tqdm):  # type: ignore[type-arg]
+class WholeLine(tqdm):  # type: ignore[type-arg]
+    """A tqdm bar that goes to its line, draws and comes back in one write.
+
+    tqdm itself makes three, and an exception between them, as that of Ctrl-C, leaves the cursor on the line of another
+    bar, so that one of them is left twice.
+    """
+
+    longest = 0
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        down = abs(self.pos) if pos is None else pos
+        text = str(self) if msg is None else msg
+        self.longest = max(self.longest, len(text))  # notebooks do not know the code that erases the rest of a line
+        text = text.ljust(min(self.longest, _columns() - 1))
+        self.fp.write("\n" * down + f"\r{text}\x1b[K" + "\r" * (msg == "") + "\x1b[A" * down)
+        self.fp.flush()
+        return True
+
+    def clear(self, nolock: bool = False) -> None:
+        if not self.disable:
+            self.display("")
+
+
+class Bar(WholeLine):
     """The bar of a run on stderr; messages go above it by `tqdm.write`.
 
     Args:
@@ -52,19 +74,6 @@ class Bar(tqdm):  # type: ignore[type-arg]
 
         steps = {"step": f"step {self.n}/{self.total}"}
         return line(self.parts | steps, _columns() - 1, blocks)  # a full line would begin another one
-
-    @staticmethod
-    def status_printer(file: TextIO) -> Callable[[str], None]:
-        """What writes the line over the one before; also where the terminal has become narrower meanwhile."""
-        longest = 0
-
-        def write(text: str) -> None:
-            nonlocal longest
-            longest = max(longest, len(text))  # notebooks do not know the code that erases the rest of a line
-            file.write(f"\r{text.ljust(min(longest, _columns() - 1))}\x1b[K")
-            file.flush()
-
-        return write
 
 
 def _columns() -> int:

@@ -66,10 +66,10 @@ def shown(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         total: number of items.
         what: text beside the bar.
     """
-    from tqdm import tqdm
+    from sslrun.runtime.bar import WholeLine
 
     # disable=None: shown only on a terminal.
-    yield from tqdm(items, what, total, leave=False, dynamic_ncols=True, disable=True if distributed.rank() else None)
+    yield from WholeLine(items, what, total, leave=False, dynamic_ncols=True, disable=bool(distributed.rank()) or None)
 
 
 class _Console(logging.Handler):
