@@ -24,7 +24,15 @@ from sslrun.nn.necks import MoCoV2Neck
 from sslrun.nn.resnet import ResNet
 from sslrun.optim.optimizers import SGD, AdamW
 from sslrun.optim.policies import Constant, CosineRestart
-from sslrun.plan import Machine, Plan, choose_machine, describe, make_plan, restricted_by_accumulation
+from sslrun.plan import (
+    Machine,
+    Plan,
+    choose_machine,
+    describe,
+    make_plan,
+    require_whole_sync_bn,
+    restricted_by_accumulation,
+)
 from sslrun.recipe import EngineConfig
 from sslrun.rehearsal import StepMemory, rehearse
 from sslrun.session import build
@@ -246,12 +254,35 @@ def test_the_loss_alone_may_see_a_part(backbone):
         assert restricted_by_accumulation(tried, halves) == told
 
 
+def test_sync_bn_sees_the_global_batch_or_the_run_does_not_start(images, tmp_path, capsys):
+    source = f'{{ _delete_ = true, type = "ImageFolder", data_prefix = "{images}" }}'
+    recipe = tmp_path / "refused.toml"
+    recipe.write_text(f'extends = "{ROOT}/configs/learn/simclr.toml"\n[data]\nsource = {source}\n')
+    options = ["global_batch=64", "data.samples_per_gpu=16", "engine.micro_batch=32", "engine.device=cpu"]
+    command = [str(recipe), "--work-dir", str(tmp_path), *(f"--set={option}" for option in options)]
+    assert main(command) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "SyncBN" in line]
+    told = "SyncBN normalizes over the global batch, and 32 of its 64 samples are on the devices at once"
+    assert told in line and "data.samples_per_gpu (now 16)" in line and "engine.split_sync_bn = true" in line
+    assert not list(tmp_path.glob("refused/checkpoints/*"))
+    assert main([*command, "--dry-run"]) == 0 and f"not started  {told}" in capsys.readouterr().out
+    tried = build(load(str(recipe), options))
+    for accepted in (
+        [*options, "engine.split_sync_bn=true"],
+        [*options, 'model.neck.norm_cfg={type="BN"}', 'model.backbone.norm_cfg={type="BN"}'],
+    ):
+        require_whole_sync_bn(build(load(str(recipe), accepted)), replace(MACHINE, micro_batch=32), 1)
+    require_whole_sync_bn(tried, replace(MACHINE, micro_batch=32), 2)
+    require_whole_sync_bn(tried, replace(MACHINE, micro_batch=64), 1)
+
+
 def test_a_run_says_so_too(images, tmp_path):
     source = f'{{ _delete_ = true, type = "ImageFolder", data_prefix = "{images}" }}'
     recipe = tmp_path / "parts.toml"
     recipe.write_text(f'extends = "{ROOT}/configs/learn/simclr.toml"\n[data]\nsource = {source}\n')
     options = ["global_batch=64", "data.samples_per_gpu=16", "engine.micro_batch=32", "epochs=1", "engine.device=cpu"]
     options += [
+        "engine.split_sync_bn=true",
         "engine.gradient_cache=false",
         "monitor.knn_interval=0",
         "model.backbone.base_width=4",

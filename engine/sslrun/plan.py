@@ -219,15 +219,36 @@ def steps_per_epoch(recipe: Recipe, num_samples: int) -> int:
     return num_samples // batch if recipe.data.drop_last else -(-num_samples // batch)
 
 
+def require_whole_sync_bn(recipe: Recipe, machine: Machine, world_size: int) -> None:
+    """Raises UsageError if SyncBN would see a part of the global batch without the recipe's consent.
+
+    There is no exact form: every layer would wait for the statistics of all micro-batches, so that either all
+    activations of the global batch are kept, or each layer takes one more pass through all layers before it.
+    """
+    at_once = machine.micro_batch * world_size
+    if at_once < recipe.global_batch and _has_sync_bn(recipe) and not recipe.engine.split_sync_bn:
+        raise UsageError(
+            f"SyncBN normalizes over the global batch, and {at_once} of its {recipe.global_batch} samples are on the "
+            "devices at once: take more processes or a smaller global_batch; or the norm BN, with groups of "
+            f"data.samples_per_gpu (now {recipe.data.samples_per_gpu}) on any machine; or engine.split_sync_bn = true, "
+            "which normalizes over the samples that are there at once"
+        )
+
+
 def restricted_by_accumulation(recipe: Recipe, plan: Plan) -> str | None:
     """Batch statistics or losses that accumulation restricts to one micro-batch of all ranks; None if none."""
-    norms = ["SyncBN's statistics"] * any(layer.sync and layer.training for layer in group_norms(recipe.model))
+    norms = ["SyncBN's statistics"] * _has_sync_bn(recipe)
     is_exact = recipe.engine.gradient_cache and recipe.model.embeds
     losses = [f"the loss of {type(recipe.model).__name__}"] * (recipe.model.compares_samples and not is_exact)
     if plan.accumulation == 1 or not norms + losses:
         return None
     at_once = plan.global_batch // plan.accumulation
     return f"{' and '.join(norms + losses)}: of {at_once} samples at a time, not of all {plan.global_batch}"
+
+
+def _has_sync_bn(recipe: Recipe) -> bool:
+    """Whether a layer computes statistics over all ranks."""
+    return any(layer.sync and layer.training for layer in group_norms(recipe.model))
 
 
 def cuda_graphs_note(recipe: Recipe, plan: Plan) -> str | None:
@@ -286,6 +307,7 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
             f"x {machine.micro_batch} at once, BatchNorm groups of {recipe.data.samples_per_gpu}",
         ),
         *(("in parts", note) for note in [restricted_by_accumulation(recipe, plan)] if note is not None),
+        *(("not started", note) for note in [_refusal(recipe, plan)] if note is not None),
         *(("BatchNorm", note) for note in norms_notes(recipe)),
         (
             "steps",
@@ -302,6 +324,15 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
         ("first ids", ", ".join(map(str, first_ids)) + ", ..."),
     ]
     return "\n".join(f"{name:<13}{text}" for name, text in lines)
+
+
+def _refusal(recipe: Recipe, plan: Plan) -> str | None:
+    """Why a run of this plan would not start; None if it would."""
+    try:
+        require_whole_sync_bn(recipe, plan.machine, plan.world_size)
+    except UsageError as error:
+        return str(error)
+    return None
 
 
 def _memory_line(recipe: Recipe, plan: Plan) -> str:

@@ -21,10 +21,10 @@ from sslrun.runtime.hooks.wandb import WandB
 class EngineConfig:
     """The `[engine]` table: how the hardware is used.
 
-    Apart from rounding, it does not change what a recipe computes, with one exception: where `micro_batch` is smaller
-    than a rank's share of the global batch, the statistics of SyncBN are those of the samples that are on the devices
-    at once, and so are losses that compare the samples of a batch, if gradient_cache is off or a method of your own has
-    no `embed`. A warning says so at start.
+    Apart from rounding, it does not change what a recipe computes, unless you allow it: where `micro_batch` is smaller
+    than a rank's share of the global batch, split_sync_bn lets SyncBN normalize over the samples that are on the
+    devices at once, and without gradient_cache (or with a method of your own that has no `embed`) a loss compares
+    these alone. A warning says so at start.
 
     Attributes:
         device: device to train on; "auto" is CUDA if there is a CUDA device, else the CPU.
@@ -35,10 +35,13 @@ class EngineConfig:
             longer, others less if the folder of compiled code is kept: the environment variable
             TORCHINDUCTOR_CACHE_DIR names it, and the log where it is.
         micro_batch: samples on a device at once, a multiple of data.samples_per_gpu; "auto" takes as many as fit, so a
-            machine with less memory accumulates gradients. SyncBN's statistics then change.
+            machine with less memory accumulates gradients.
         gradient_cache: whether a loss that compares the samples of a batch (SimCLR, Barlow Twins, SwAV) compares those
             of the whole global batch when gradients are accumulated. Each step then has a second forward pass (Gao et
             al. 2021, arXiv 2101.06983).
+        split_sync_bn: whether SyncBN may normalize over one micro-batch of all processes where an optimizer step has
+            several. Otherwise such a run does not start: statistics over the global batch would need all of its
+            activations at once.
         zero_stage: DeepSpeed ZeRO stage, 0 to 3, for runs with several processes.
         max_skipped_steps: number of successive steps with a non-finite loss or gradient that are skipped before the run
             stops. Above 0 the host waits for the device at every step.
@@ -68,6 +71,7 @@ class EngineConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     micro_batch: int | Literal["auto"] = "auto"
     gradient_cache: bool = True
+    split_sync_bn: bool = False
     zero_stage: Literal[0, 1, 2, 3] = 1
     max_skipped_steps: int = 0
     threads: int = 0

@@ -41,6 +41,7 @@ from sslrun.plan import (
     device_of,
     make_plan,
     norms_notes,
+    require_whole_sync_bn,
     restricted_by_accumulation,
 )
 from sslrun.randomness import seed_weights
@@ -271,6 +272,7 @@ def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> 
         assert folder is not None
         name = f"{device.type} x {ranks}"
         machine = choose_machine(recipe, device, ranks, on_node, folder.machine_choice(name))
+        require_whole_sync_bn(recipe, machine, ranks)
         folder.record_machine_choice(name, asdict(machine))
         return machine
 

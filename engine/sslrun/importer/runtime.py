@@ -65,7 +65,7 @@ def batch(top: OldTable, name: str, gpus: int | None, data: Part) -> Part:
         changed("nothing says for how many GPUs this batch is: global_batch is that of one; --gpus N says it")
     made: Part = {"global_batch": (found or 1) * samples * passes}
     if passes > 1:  # statistics and losses of one pass are over what is on the devices at once
-        made["engine"] = {"micro_batch": samples}
+        made["engine"] = {"micro_batch": samples, "split_sync_bn": True}
     return made
 
 

@@ -6,8 +6,6 @@ compared with MMSelfSup's. The teacher's momentum rises along a cosine (section 
 
 As in the paper's code, each view goes through the network separately: the two are augmented differently and have their
 own BatchNorm statistics. The teacher runs in training mode, with its own statistics.
-
-Accumulation restricts only SyncBN's statistics: they cover one micro-batch of all ranks.
 """
 
 from torch import Tensor, nn

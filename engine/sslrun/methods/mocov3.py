@@ -5,8 +5,7 @@ f(x))) and keys k = projector'(f'(x)) of a momentum encoder, all normalized; wit
 keys of the whole global batch, the loss is 2T (L(q1, k2) + L(q2, k1)).
 
 The keys of all micro-batches and ranks are computed before any query, so every query is compared with all of them: the
-loss is that of the whole global batch, with or without accumulation. SyncBN's statistics still cover one micro-batch of
-all ranks (`sslrun.nn.norm`).
+loss is that of the whole global batch, with or without accumulation.
 
 The momentum rises to 1 along half a cosine. Each view goes through the networks separately and has its own BatchNorm
 statistics, as in the paper's code. Deviations: the momentum update runs after the step instead of before the next keys,

@@ -3,8 +3,6 @@
 Chen & He 2021 (arXiv 2011.10566), algorithm 1 and eq. 4: the loss is -(cos(p1, z2) + cos(p2, z1)) / 2, from -1 to 1. As
 there, each view goes through the network separately and has its own BatchNorm statistics. The recipe sets that the
 predictor keeps its learning rate (`fix_lr`) and that the projector's last norm has no scale and shift.
-
-Accumulation restricts only SyncBN's statistics: they cover one micro-batch of all ranks.
 """
 
 from torch import Tensor

@@ -58,7 +58,7 @@ class BN(Norm):
 
 
 class SyncBN(BN):
-    """Batch normalization over the global batch; with accumulation, over one micro-batch of all ranks."""
+    """Batch normalization over the global batch; with engine.split_sync_bn, over one micro-batch of all ranks."""
 
     def layer(self, num_features: int, affine: bool = True) -> nn.Module:
         return GroupBatchNorm(num_features, self.eps, self.momentum, self.affine and affine, sync=True)
