@@ -16,7 +16,7 @@ FILES = (
     "state.json",
     "metrics.jsonl",
     "machine.json",
-    "environment.json",
+    "env.json",
     "log.txt",
     "checkpoints/step_00000006/manifest.json",
     "checkpoints/step_00000006/state.json",

@@ -32,6 +32,8 @@ from sslrun.runtime.run_files import LOSS, MEMORY, METRICS, RATE, SPEED, WAIT, i
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+# O_NONBLOCK: a pipe without a reader is an error, and is not waited for.
+_APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def start_logging(rank: int = 0, file: Path | None = None, level: str = "INFO") -> None:
@@ -125,9 +127,7 @@ class _File(logging.StreamHandler[TextIO]):
             print(f"warning: {self._path} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
 
     def _open(self) -> TextIO:
-        # O_NONBLOCK: a pipe without a reader is an error, and is not waited for.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        return open(os.open(self._path.name, flags, 0o644, dir_fd=self._folder), "a", encoding="utf-8")
+        return open(os.open(self._path.name, _APPENDING, 0o644, dir_fd=self._folder), "a", encoding="utf-8")
 
     def _follow(self) -> None:
         """Begin another file if this one was removed or renamed, as by logrotate."""
@@ -231,7 +231,7 @@ class RunLog:
         earlier_s = max(earlier, default=0.0)
         self._began = time.monotonic() - earlier_s
         try:
-            self.descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self.descriptor = os.open(self._path, _APPENDING, 0o644)
         except OSError as error:
             raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
         self._has_images = False

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
@@ -166,7 +167,7 @@ def rows(metrics: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """(line, row) of a metrics.jsonl, oldest first. A last line that a kill cut short is left out.
 
     Raises:
-        OSError: the file cannot be read, or has more bytes than any run writes.
+        OSError: it is not a file, cannot be read, or has more bytes than any run writes.
     """
     with _opened(metrics) as file:
         while line := file.readline(LINE_BYTES):
@@ -176,8 +177,11 @@ def rows(metrics: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def _opened(metrics: Path) -> BinaryIO:
-    if (size := os.stat(metrics).st_size) > ROWS_BYTES:
-        raise OSError(errno.EFBIG, f"it has {size:,} bytes, and rows at most {ROWS_BYTES:,}", str(metrics))
+    found = os.stat(metrics)
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
+        raise OSError(errno.EINVAL, "it is not a file", str(metrics))
+    if found.st_size > ROWS_BYTES:
+        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, and rows at most {ROWS_BYTES:,}", str(metrics))
     return open(metrics, "rb")
 
 
