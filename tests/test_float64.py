@@ -15,8 +15,7 @@ METHODS = ["quickstart", *(f"learn/{path.stem}" for path in sorted((ROOT / "conf
 # SyncBN has the statistics of the samples that are on the devices at once: BatchNorm groups in its place.
 SYNC_BN = {
     "learn/npid": ["model.backbone"],
-    "learn/byol": ["model.neck", "model.head.predictor"],
-    "learn/simsiam": ["model.neck", "model.head.predictor"],
+    **{f"learn/{name}": ["model.neck", "model.head.predictor"] for name in ("byol", "mocov3", "simsiam")},
     **{f"learn/{name}": ["model.neck"] for name in ("barlowtwins", "odc", "simclr", "swav")},
 }
 BATCH, GROUP, GROUPS = 32, 8, {"learn/relative_loc": 32}
@@ -89,7 +88,10 @@ def test_a_step_is_the_same_for_all_ranks_and_micro_batches(tmp_path, name):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("settings", [[], ['model.neck.norm_cfg={type="BN"}', "engine.gradient_cache=false"]])
+@pytest.mark.parametrize(
+    "settings",
+    [["engine.split_sync_bn=true"], ['model.neck.norm_cfg={type="BN"}', "engine.gradient_cache=false"]],
+)
 def test_what_accumulation_changes_is_seen(tmp_path, settings):
     """SyncBN, and a loss that compares samples without the gradient cache: on ranks they are the same, cut they are
     not."""
