@@ -296,13 +296,14 @@ def test_a_training_over_an_outage_is_the_undisturbed_one(faulty_run, tmp_path, 
     assert small_run.finish(start())[0] == 0
     undisturbed = run.rename(tmp_path / "undisturbed")
     shutil.rmtree(tmp_path / "cache")
-    table.write_text(f"{call} {errno.EIO} {own}/class_2/\n")  # from the making of the index on
+    table.write_text(f"{call} {errno.EIO} {own}/class_2/\n")  # from the making of the index on, before there is a log
     process = start()
-    small_run.wait_until(lambda: "storage error" in log(run, process), process)
+    while "storage error" not in (line := process.stdout.readline()):
+        assert line, "it has ended"
     table.unlink()
     small_run.wait_until(lambda: small_run.last_step(run) >= 6, process)
     table.write_text(f"{call} {errno.ESTALE} {own}/\n")
-    small_run.wait_until(lambda: log(run, process).count("storage error") >= 2 or process.poll() is not None, process)
+    small_run.wait_until(lambda: "storage error" in log(run, process) or process.poll() is not None, process)
     table.unlink()
     code, output = small_run.finish(process)
     assert code == 0, output
