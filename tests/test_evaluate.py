@@ -30,7 +30,7 @@ def test_the_result_is_shown_and_kept(capsys, run):
     assert kept["weights"] == "checkpoints/step_00000006"
     assert kept["data"]["train_samples"] == 64 and kept["data"]["test_samples"] == 16
     assert kept["config"]["data"]["holdout"] == 0.2
-    assert kept["environment"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(kept["environment"]["torch"])
     assert kept["command"].startswith("sslrun eval knn ")
 
 
