@@ -251,7 +251,7 @@ def _open_folder(
         if isinstance(error, signals.Stopped):
             record_stop(error.exit_code)
         elif error is not None:
-            code = {UsageError: 2, Diverged: 3, KeyboardInterrupt: 130}.get(type(error), 1)
+            code = _exit_code(error)
             opened[0].record_state("interrupted" if code == 130 else "failed", code, error=str(error))
 
     path, begun = distributed.from_rank_0(open_it)
@@ -261,6 +261,13 @@ def _open_folder(
         else functools.partial(record_loss, path, begun)
     )
     return opened[0] if opened else None
+
+
+def _exit_code(error: BaseException) -> int:
+    """Exit code of a run that an error ends."""
+    if isinstance(error, signals.Stopped):
+        return error.exit_code
+    return {UsageError: 2, Diverged: 3, KeyboardInterrupt: 130}.get(type(error), 1)
 
 
 def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> Machine:
@@ -420,7 +427,11 @@ def _open_log(config: Config, run: Run, stack: contextlib.ExitStack) -> None:
         steps_per_epoch=plan.steps_per_epoch,
         hooks=run.recipe.log.all_hooks(),
     )
-    stack.callback(log.close)
+
+    def close(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        log.close((folder.exit_code or 0) if error is None else _exit_code(error))
+
+    stack.push(close)
     folder.hold(folder.metrics, log.descriptor)
     if run.step >= plan.total_steps:
         logger.info("nothing is left to do: %d of %d steps are done", run.step, plan.total_steps)
