@@ -28,7 +28,7 @@ from sslrun.data.loader import Loader
 from sslrun.data.order import Order
 from sslrun.data.sources import Source
 from sslrun.errors import Diverged, RunFailed, UsageError
-from sslrun.evaluation.features import FeatureExtractor, center_crop_like
+from sslrun.evaluation.features import FeatureExtractor
 from sslrun.evaluation.monitors.monitors import Monitors
 from sslrun.initial_weights import load_initial_weights
 from sslrun.nn.checkpointing import checkpoint_activations
@@ -43,6 +43,7 @@ from sslrun.plan import (
     norms_notes,
     restricted_by_accumulation,
 )
+from sslrun.preparation import preparation_in_training
 from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
 from sslrun.run_state import RunState
@@ -174,9 +175,8 @@ def prepare(
     plan = make_plan(recipe, len(source), machine, distributed.world_size())
     reading: dict[str, Any] = {"device": device, "augment": recipe.data.augment, "num_threads": machine.workers}
     loader = make_loader(recipe, source, machine.micro_batch, reading, machine.precision)
-    seen = recipe.monitor.transforms or center_crop_like(recipe.data.views[0])
     bf16 = machine.precision == "bf16"
-    features = FeatureExtractor(source, seen, bf16=bf16, **reading)
+    features = FeatureExtractor(source, preparation_in_training(recipe), bf16=bf16, **reading)
     monitors = _monitors(recipe, plan, features, holdout, reading)
     executor = _executor(recipe, plan, device)
     statistics = RunningStatistics(recipe.model)  # after the executor has moved the model to its device
