@@ -161,7 +161,7 @@ _LOWER = ("loss", "error", "wait", "_s", "_ms", "_gib")  # in the names of metri
 
 
 def better(name: str) -> Better:
-    """Which way of a metric is good, by the glossary, else by its name; "higher" where neither tells."""
+    """Which way of a metric is good, by the glossary, else by its name; "higher" where neither says."""
     known = _known(name)
     if known is not None:
         return known.better or "higher"

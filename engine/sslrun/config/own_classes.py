@@ -22,7 +22,7 @@ def with_own_classes(schema: Schema) -> Schema:
         narrower = [cls for name, cls in kind.registry.items() if f"{kind.kind}:{name}" in definitions]
         for base in (kind, *narrower):
             for name, definition in _definitions(base).items():
-                known = definitions.setdefault(name, definition)
+                known: Schema = definitions.setdefault(name, definition)
                 if "oneOf" in known:  # only some modules that ship may be imported
                     added = [option for option in definition["oneOf"] if option not in known["oneOf"]]
                     definitions[name] = {**known, "oneOf": [*known["oneOf"], *added]}

@@ -1,4 +1,4 @@
-"""`sslrun similar`: the images whose vectors are nearest to that of one image, as a list and as a picture."""
+"""`sslrun similar`: the images whose vectors are nearest to that of one image, as a list and as a figure."""
 
 import io
 import os

@@ -96,8 +96,8 @@ def preprocessing_of(recipe: Recipe) -> Preprocessing:
     kinds = [type(step) for step in steps]
     if kinds not in ([Resize, CenterCrop], [Resize], [CenterCrop]) or any(step.p != 1.0 for step in steps):
         raise UsageError(
-            f"images are prepared by {', '.join(kind.__name__ for kind in kinds)}, which other programs cannot be "
-            "told: set eval.transforms to Resize, CenterCrop and Normalize, none of them with a p"
+            f"images are prepared by {', '.join(kind.__name__ for kind in kinds)}, which other programs cannot "
+            "express: set eval.transforms to Resize, CenterCrop and Normalize, none of them with a p"
         )
     resize = steps[0] if isinstance(steps[0], Resize) else None
     return Preprocessing(

@@ -297,7 +297,7 @@ class RunLog:
             raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
 
     def close(self, exit_code: int = 0) -> None:
-        """End the bar, close the file and the hooks, which are told the exit code of the run."""
+        """End the bar, close the file and the hooks, which get the exit code of the run."""
         self._progress.close()
         os.close(self.descriptor)
         close(self._hooks, exit_code)

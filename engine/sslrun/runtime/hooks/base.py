@@ -47,8 +47,8 @@ class Hook(Component, kind="hooks"):
         raise NotImplementedError
 
     def images(self, step: int, sheet: np.ndarray) -> None:
-        """The first batch that this process trains on, as one picture. A run whose hooks do not define this method does
-        not make the picture, for which the host waits for the device once.
+        """The first batch that this process trains on, as one image. A run whose hooks do not define this method does
+        not make the image, for which the host waits for the device once.
 
         Args:
             step: optimizer steps before that batch.
