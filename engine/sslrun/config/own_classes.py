@@ -15,17 +15,18 @@ def with_own_classes(schema: Schema) -> Schema:
     Args:
         schema: a schema with `$defs`.
     """
-    definitions = dict(schema.get("$defs", {}))
+    definitions: Schema = dict(schema.get("$defs", {}))
     for kind in Component.__subclasses__():
         if all(cls.__module__.startswith(SHIPPED) for cls in kind.registry.values()):
             continue
         narrower = [cls for name, cls in kind.registry.items() if f"{kind.kind}:{name}" in definitions]
         for base in (kind, *narrower):
             for name, definition in _definitions(base).items():
-                known: Schema = definitions.setdefault(name, definition)
+                known: Schema = definitions.get(name) or definition
                 if "oneOf" in known:  # only some modules that ship may be imported
                     added = [option for option in definition["oneOf"] if option not in known["oneOf"]]
-                    definitions[name] = {**known, "oneOf": [*known["oneOf"], *added]}
+                    known = {**known, "oneOf": [*known["oneOf"], *added]}
+                definitions[name] = known
     return {**schema, "$defs": definitions}
 
 
