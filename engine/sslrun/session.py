@@ -237,7 +237,7 @@ def _open_folder(
         folder = RunFolder(path, config.values, resume, lambda old: with_absolute_paths(old, schema))
         opened.append(stack.enter_context(folder))
         stack.push(record)
-        signals.say_last(record_stop)
+        signals.record_by(record_stop)
         start_logging(0, folder.path / MESSAGES, recipe.log.level)
         folder.write_json(ENVIRONMENT, environment())
         return folder.path, folder.state()
