@@ -22,6 +22,7 @@ from sslrun.config.dump import laid_out
 from sslrun.config.explain import explain_all
 from sslrun.config.node import Layer, Node, plain, wrap
 from sslrun.config.schema_reader import Setting, committed_schema, parts
+from sslrun.nn.heads import ContrastiveHead
 
 ROOT = Path(__file__).parents[1]
 ALIASES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.toml"))
@@ -29,6 +30,17 @@ MOCOV2 = "configs/mocov2.toml"
 DATA = "configs/_base_/datasets/imagenet_mocov2.toml"
 GRAY, FLIP = '{ type = "RandomGrayscale", p = 0.2 }', '{ type = "RandomHorizontalFlip" }'
 BLUR = '{ type = "GaussianBlur", sigma_min = 0.1, sigma_max = 2.0 }'
+
+
+OWN_HEAD = """
+from collections.abc import Sequence
+from sslrun.nn.heads import ContrastiveHead
+from sslrun.config.paths import FilePath
+
+class OwnHead(ContrastiveHead):
+    def __init__(self, width: int = 3, folder: FilePath = "x", sizes: Sequence[int] = (1, 2)) -> None:
+        super().__init__()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +125,27 @@ class TestValues:
         ]  # fmt: skip
         assert {line for line in diff(sgd, "|", stated) if line[0] not in "+-"} == {found[0], found[3]}
         assert "optimizer.nesterov" in diff(sgd.replace("}", ", momentum = 0.9, nesterov = true }"), "|", adamw)
+
+    def test_defaults_of_own_classes_count_if_they_are_imported(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "own_head.py").write_text(OWN_HEAD)
+        names = ["old.toml", "new.toml"]
+        for name, keys in zip(names, ("", ", width = 3, folder = 'x', sizes = [1, 2]"), strict=True):
+            head = f"{{ _delete_ = true, type = 'OwnHead'{keys} }}"
+            start = f"extends = '{ROOT / MOCOV2}'\ncustom_imports = ['own_head']\n"
+            (tmp_path / name).write_text(f"{start}model.head = {head}\n")
+        words = ["config", "diff", *(str(tmp_path / name) for name in names)]
+        try:
+            assert main(words) == 1
+            assert "model.head.width" in capsys.readouterr().out
+            assert main([*words, "--allow-imports", "own_head"]) == 0
+            assert main([*words, "--set", "model.head.width=4", "--allow-imports", "own_head"]) == 1
+            assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[-3:]] == [
+                "model.head.width", "", ""
+            ]  # fmt: skip
+        finally:
+            ContrastiveHead.registry.pop("OwnHead", None)
+            sys.modules.pop("own_head", None)
 
     def test_a_path_is_the_same_from_another_folder(self, tmp_path):
         assert diff("load_from='x'", "|", f"load_from='{ROOT / 'x'}'") == []

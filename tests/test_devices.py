@@ -19,7 +19,7 @@ import small_run
 from ranks import LAUNCHER
 from sslrun.cli import main
 from sslrun.errors import UsageError
-from sslrun.runtime import distributed
+from sslrun.runtime import distributed, starter
 from sslrun.runtime.launcher import Launcher
 from sslrun.runtime.starter import is_rank, number_of_ranks
 
@@ -247,6 +247,34 @@ def test_auto_is_the_number_of_gpus(monkeypatch, gpus, expected):
     counted = subprocess.CompletedProcess([], 0, stdout=f"{gpus}\n")
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: counted)
     assert number_of_ranks("auto") == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], 1),  # the recipe says so
+        (["--set", "engine.device=auto"], 8),
+        (["--devices", "3"], 3),  # the last one counts
+    ],
+)
+def test_auto_counts_no_gpus_for_a_recipe_on_the_cpu(tmp_path, images, trained, monkeypatch, words, expected):
+    recipe, asked = small_run.write_recipe(tmp_path, images), []
+
+    def number_of_ranks(devices: int | str) -> int:
+        asked.append(8 if devices == "auto" else devices)
+        return 2
+
+    monkeypatch.setattr(starter, "number_of_ranks", number_of_ranks)
+    monkeypatch.setattr(starter, "run_ranks", lambda *_: 0)
+    (checkpoint, *_) = (trained / "checkpoints").iterdir()
+    for command in (
+        ["train", recipe],
+        ["eval", "knn", trained],
+        ["eval", "knn", checkpoint],
+        ["embed", tmp_path / "weights.pth", images, "-o", tmp_path / "x.npy", "--recipe", recipe],
+    ):
+        assert main([*map(str, command), "--devices", "auto", *words]) == 0
+    assert asked == [expected] * 4
 
 
 def test_an_inherited_mark_does_not_make_a_rank(monkeypatch):

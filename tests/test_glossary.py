@@ -10,7 +10,7 @@ import pytest
 
 import small_run
 from sslrun.cli import main
-from sslrun.glossary import METRICS, better, page
+from sslrun.glossary import METRICS, better, meaning, page
 
 ENGINE = small_run.ROOT / "engine/sslrun"
 GROUPS = {name.partition("/")[0] for name in METRICS if "/" in name}
@@ -86,6 +86,12 @@ def test_which_way_is_good():
     higher = ["knn/top1_pct", "train/feature_std", "val/feature_std", "mine/purity", "speed/images_per_s", "step"]
     lower = ["train/loss", "val/loss", "spectrum/alignment", "mine/loss", "mine/error_pct", "mine/latency_ms"]
     assert {*map(better, higher)} == {"higher"} and {*map(better, lower)} == {"lower"}
+
+
+def test_the_meaning_of_a_name():
+    assert meaning("epoch") == "step in epochs; a fraction within an epoch."
+    assert meaning("val/feature_std") == meaning("train/feature_std") and meaning("val/loss") != meaning("train/loss")
+    assert meaning("mine/purity") is None
 
 
 def test_each_has_a_meaning_with_a_source_where_it_is_a_formula():

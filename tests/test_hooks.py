@@ -72,6 +72,26 @@ def test_a_hook_that_hangs_delays_no_row_and_the_end_only_for_a_while(tmp_path, 
     assert warnings(caplog) == ["log.hooks: Scripted does not end, and may miss the last rows"]
 
 
+def test_a_hook_knows_how_the_run_ended(tmp_path):
+    fails, well = Scripted(write=OSError("the network is gone")), Scripted()
+    one = run_log(tmp_path, fails, well)
+    one.write(1, {"train/loss": 1.0})
+    one.close(75)
+    assert (fails.exit_code, well.exit_code) == (1, 75)
+
+
+class Resumed(Scripted, listed=False):
+    def open(self, *_: object) -> None:
+        self.missed = [{"step": 1}, {"step": 2}]
+
+
+def test_what_a_hook_has_missed_comes_before_the_first_new_row(tmp_path):
+    one = run_log(tmp_path, resumed := Resumed(), first_step=2)
+    one.write(3, {"train/loss": 1.0})
+    one.close()
+    assert resumed.calls == [1, 2, 3, "close"]
+
+
 def test_a_hook_that_fails_is_closed_with_one_warning(tmp_path, caplog):
     fails, well = Scripted(write=OSError("the network\nis gone"), close=OSError("still gone")), Scripted()
     one = run_log(tmp_path, fails, well)

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import resource
+import signal
 import struct
 import subprocess
 import termios
@@ -346,6 +347,34 @@ def test_hooks_of_a_recipe_are_words_or_tables(tmp_path, images):
     losses = [row for row in small_run.metrics(run) if "train/loss" in row]
     seen = [row["train/loss"] for row in Remembering.rows if "train/loss" in row]
     assert seen == [row["train/loss"] for row in losses if row["step"] % 2 == 0] and len(seen) == 3
+
+
+class Stopping(Hook):
+    """Sends a signal to the run, and notes how it ended."""
+
+    codes: ClassVar[list[int]] = []
+
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
+
+    def write(self, row: Mapping[str, float]) -> None:
+        if self.number and row["step"] == 1:
+            os.kill(os.getpid(), self.number)
+
+    def close(self) -> None:
+        self.codes.append(self.exit_code)
+
+
+@pytest.mark.parametrize(
+    ("number", "steps", "lr", "code"),
+    [(0, 2, 0.03, 0), (signal.SIGTERM, 300, 0.03, 75), (signal.SIGINT, 300, 0.03, 130), (0, 9, 1e38, 3)],
+)
+def test_a_hook_is_told_how_the_run_ended(tmp_path, images, number, steps, lr, code):
+    recipe = small_run.write_recipe(tmp_path, images, steps=steps)
+    hooks = f"log.hooks=[{{type='Stopping',number={int(number)}}}]"
+    words = ["--set", "custom_imports=['test_log']", "--set", hooks, "--set", "log.interval=1"]
+    assert main([str(recipe), *words, "--set", f"optimizer.lr={lr}"]) == code
+    assert Stopping.codes[-1] == code
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,24 @@ def test_one_run_over_resumes_with_each_point_once(tmp_path, monkeypatch, store)
         assert points == [(step, pytest.approx(step * factor)) for step in (1, 2, 3, 4)]
 
 
+def test_it_shows_how_the_run_ended(tmp_path, monkeypatch):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri, shown = f"file://{tmp_path}/mlruns", []
+
+    def status() -> str:
+        record = json.loads((tmp_path / "run/mlflow.json").read_text())
+        return mlflow.MlflowClient(uri).get_run(record["run_id"]).info.status
+
+    for code in (75, 130, 3, 0):
+        one = run_log(tmp_path / "run", MLflow(tracking_uri=uri))
+        shown.append(status())
+        one.close(code)
+        shown.append(status())
+    assert shown == ["RUNNING", "KILLED", "RUNNING", "KILLED", "RUNNING", "FAILED", "RUNNING", "FINISHED"]
+
+
 def test_a_server_that_does_not_answer_ends_a_new_run_only(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     hook = MLflow(tracking_uri="http://127.0.0.1:9")

@@ -17,6 +17,7 @@ import torch
 
 import small_run
 from sslrun.cli import main
+from sslrun.glossary import meaning
 from sslrun.nn.vit import VisionTransformer
 from sslrun.report import encoder_outputs, plots
 from sslrun.report import page as page_module
@@ -99,6 +100,16 @@ def test_the_page_is_complete_in_one_file(shown):
     assert len(identifiers) == len(set(identifiers)) > 8
     inside = {link[1:] for link in links if link.startswith("#")} | set(re.findall(r"url\(#([^)]*)\)", data.decode()))
     assert inside <= set(identifiers), "every reference has its target"
+
+
+def test_metrics_are_explained_where_their_names_stand(shown):
+    _, page = shown
+    for tag, metrics in {
+        "h3": ["train/loss", "knn/top1_pct", "speed/images_per_s"],  # plots
+        "dt": ["train/loss", "knn/top1_pct", "wall_s"],  # main results
+    }.items():
+        titles = {attributes.get("title") for attributes in page.all(tag)}
+        assert {meaning(metric) for metric in metrics} <= titles - {None}
 
 
 def test_the_page_is_accessible_to_screen_readers(shown, vit_page):

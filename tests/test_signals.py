@@ -113,6 +113,31 @@ with StopSignals() as stop:
 """
 
 
+# The main thread does not return to Python in time, as in a collective whose other ranks have left.
+IN_C = """
+import hashlib
+from sslrun.runtime.signals import StopSignals
+with StopSignals() as stop:
+    stop.last_words.append(lambda code: print("last words", flush=True))
+    stop.records.append(lambda code: print("recorded", code, flush=True))
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+
+
+def test_a_second_ctrl_c_is_recorded_also_if_the_process_cannot_leave():
+    process = small_run.python(IN_C, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for pause_s in (0.1, 1.5, 0):  # the second one is the first one's echo
+            process.send_signal(signal.SIGINT)
+            time.sleep(pause_s)
+        assert process.stdout.readline() == "recorded 130\n"
+    finally:
+        process.kill()
+    assert process.communicate()[0] == ""
+
+
 @pytest.mark.parametrize(
     ("raises", "last_words_s", "out", "code"),
     [

@@ -1,5 +1,6 @@
 """`sslrun similar`: the nearest images, printed and drawn."""
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from ranks import run_ranks
 from small_run import call
 from sslrun.cli import main
 from sslrun.embedding.similar import LINES, SIDE, SMALL, Neighbor, Similar, draw, wrapped
-from sslrun.preview.grid import font
+from sslrun.preview import text
+from sslrun.preview.text import font
 
 
 @pytest.fixture
@@ -60,6 +62,27 @@ def test_long_names_are_wrapped_and_keep_both_ends():
     assert len(longest) == LINES and longest[0].startswith("begin") and "".join(longest).endswith("end.jpg")
     assert any(line.endswith("...") for line in longest)
     assert all(font(SMALL).getlength(line) <= SIDE for line in [*longest, *wrapped(name, SIDE)])
+
+
+def test_a_letter_that_no_font_has_is_escaped(monkeypatch):
+    truetype = text.ImageFont.truetype
+
+    def without_dejavu(file: object, *options: object, **others: object) -> object:
+        if file == "DejaVuSans.ttf":
+            raise OSError("cannot open resource")
+        return truetype(file, *options, **others)
+
+    for cached in (text.font, text._is_drawn):
+        monkeypatch.setattr(text, cached.__name__, functools.cache(cached.__wrapped__))
+    monkeypatch.setattr(text.ImageFont, "truetype", without_dejavu)
+    assert text.font(13).getname()[0] != "DejaVu Sans"  # Pillow's: ASCII only
+    assert text.legible("größe a_1.jpg \n日") == r"gr\xf6\xdfe a_1.jpg \n\u65e5"
+
+
+def test_letters_of_many_languages_are_drawn_where_their_font_is():
+    if "DejaVu Sans" not in text.font(13).getname():
+        pytest.skip("needs the font DejaVu Sans")
+    assert text.legible("größe Łódź новый 日") == r"größe Łódź новый \u65e5"
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,16 @@ def test_one_run_over_resumes_with_what_the_table_says(tmp_path, caplog):
     assert losses == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
 
 
+@pytest.mark.parametrize(("code", "is_preempted"), [(0, False), (1, False), (75, True)])
+def test_it_shows_how_the_run_ended(tmp_path, code, is_preempted):
+    one = run_log(tmp_path, WandB())
+    one.close(code)
+    (file,) = (tmp_path / "wandb/latest-run").resolve().glob("*.wandb")
+    found = list(records(file))
+    assert [record.exit.exit_code for record in found if record.WhichOneof("record_type") == "exit"] == [code]
+    assert ("preempting" in {record.WhichOneof("record_type") for record in found}) == is_preempted
+
+
 def test_a_server_that_does_not_answer_leaves_the_run_offline(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")

@@ -16,7 +16,7 @@ from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.split import fallbacks, num_dali_steps
 from sslrun.data.transforms import CenterCrop, ColorJitter, RandomResizedCrop
 from sslrun.data.views import ViewGroup
-from sslrun.doctor.checks import _write_decoded
+from sslrun.doctor.running import write_decoded
 from sslrun.errors import UsageError
 
 CUDA = torch.device("cuda", 0)
@@ -42,7 +42,7 @@ def no_dali(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_decoded_images_are_trained_on_from_end_to_end(tmp_path, images):
     recipe = small_run.write_recipe(tmp_path, images, steps=4)
-    _write_decoded(tmp_path)
+    write_decoded(tmp_path)
     source = f'source={{_delete_=true, type="CIFAR10", data_prefix="{tmp_path}"}}'
     code, output = answer([*small_run.command(recipe, f"--set=data.{source}")[1:]], tmp_path)
     assert code == 0 and "done: " in output, output
@@ -61,7 +61,7 @@ def test_image_files_are_answered_with_what_to_install(verb, tmp_path, images):
 
 def test_several_processes_are_answered_with_what_to_install(tmp_path, images):
     recipe = small_run.write_recipe(tmp_path, images)
-    _write_decoded(tmp_path)
+    write_decoded(tmp_path)
     source = f'data.source={{_delete_=true, type="CIFAR10", data_prefix="{tmp_path}"}}'
     words = small_run.command(recipe, "--set", source, "--set", "data.holdout=0.3", ranks=2)[1:]
     code, output = answer(words, tmp_path)

@@ -23,6 +23,7 @@ from sslrun.commands.arguments import (
     add_config,
     add_devices,
     fail,
+    is_for_cpu,
 )
 from sslrun.commands.spelling import nearest_choice, require_known_options
 from sslrun.errors import Diverged, RunFailed, UsageError
@@ -101,7 +102,9 @@ def _call(args: argparse.Namespace) -> int:
 def _ranks_to_start(args: argparse.Namespace) -> int:
     """The number of ranks that `--devices` asks for; 1 if this process is to do the work, alone or as a rank."""
     devices: int | Literal["auto"] | None = getattr(args, "devices", None)
-    return 1 if devices is None or starter.is_rank() else starter.number_of_ranks(devices)
+    if devices is None or starter.is_rank():
+        return 1
+    return starter.number_of_ranks(1 if devices == "auto" and is_for_cpu(args) else devices)
 
 
 def _is_plan(args: argparse.Namespace) -> bool:

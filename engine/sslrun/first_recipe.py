@@ -154,7 +154,7 @@ def _monitors(seen: Looked, epochs: int) -> list[str]:
     if seen.classes > 1:
         return [
             "[monitor]  # on the tenth of the images that data.holdout keeps out of training",
-            f"knn_interval = {interval}  # epochs; k-NN tells how well the features separate the class folders",
+            f"knn_interval = {interval}  # epochs; k-NN accuracy: how well features separate the class folders",
             f"loss_interval = {interval}",
             f"rankme_interval = {interval}",
         ]

@@ -161,12 +161,23 @@ _LOWER = ("loss", "error", "wait", "_s", "_ms", "_gib")  # in the names of metri
 
 
 def better(name: str) -> Better:
-    """Which way of a metric is good, by the glossary, else by its name; "higher" where neither tells."""
-    known = METRICS.get(name.replace("val/", "train/", 1) if name.startswith("val/") else name)
+    """Which way of a metric is good, by the glossary, else by its name; "higher" where neither says."""
+    known = _known(name)
     if known is not None:
         return known.better or "higher"
     last = name.rpartition("/")[2]
     return "lower" if any(word in last if word.isalpha() else last.endswith(word) for word in _LOWER) else "higher"
+
+
+def meaning(name: str) -> str | None:
+    """What a metric is, as plain text; None if it is not in the glossary."""
+    known = _known(name)
+    return None if known is None else known.meaning.replace("`", "")
+
+
+def _known(name: str) -> Metric | None:
+    """The metric, or for one of held-out images the same of training."""
+    return METRICS.get(name) or METRICS.get(name.replace("val/", "train/", 1) if name.startswith("val/") else name)
 
 
 def page() -> str:

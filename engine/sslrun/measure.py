@@ -14,13 +14,12 @@ import torch
 from sslrun.config.merge import nearest
 from sslrun.data.classes import matched, num_left_out
 from sslrun.data.sources import Source
-from sslrun.data.transforms import Transform
 from sslrun.errors import UsageError
 from sslrun.evaluation.evaluation import Evaluation
-from sslrun.evaluation.features import center_crop_like
 from sslrun.evaluation.frozen_encoder import FrozenEncoder, labels
 from sslrun.evaluation.partial_result import PartialResult, digest
 from sslrun.plan import cores_of_a_rank, device_of, precision_of
+from sslrun.preparation import preparation_of
 from sslrun.recipe import Recipe
 from sslrun.runtime import distributed, heartbeat
 from sslrun.runtime.durable import replace_or_fail
@@ -128,11 +127,6 @@ def frozen_encoder(saved: Saved, device: torch.device) -> FrozenEncoder:
         num_threads=min(recipe.data.workers_per_gpu, cores),
         seed=recipe.seed,
     )
-
-
-def preparation_of(recipe: Recipe) -> list[Transform]:
-    """How images are prepared for a trained encoder, without randomness."""
-    return recipe.eval.transforms or recipe.monitor.transforms or center_crop_like(recipe.data.views[0])
 
 
 def sources(recipe: Recipe) -> tuple[Source, Source | None]:

@@ -28,7 +28,7 @@ from sslrun.data.loader import Loader
 from sslrun.data.order import Order
 from sslrun.data.sources import Source
 from sslrun.errors import Diverged, RunFailed, UsageError
-from sslrun.evaluation.features import FeatureExtractor, center_crop_like
+from sslrun.evaluation.features import FeatureExtractor
 from sslrun.evaluation.monitors.monitors import Monitors
 from sslrun.initial_weights import load_initial_weights
 from sslrun.nn.checkpointing import checkpoint_activations
@@ -44,6 +44,7 @@ from sslrun.plan import (
     require_whole_sync_bn,
     restricted_by_accumulation,
 )
+from sslrun.preparation import preparation_in_training
 from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
 from sslrun.run_state import RunState
@@ -175,9 +176,8 @@ def prepare(
     plan = make_plan(recipe, len(source), machine, distributed.world_size())
     reading: dict[str, Any] = {"device": device, "augment": recipe.data.augment, "num_threads": machine.workers}
     loader = make_loader(recipe, source, machine.micro_batch, reading, machine.precision)
-    seen = recipe.monitor.transforms or center_crop_like(recipe.data.views[0])
     bf16 = machine.precision == "bf16"
-    features = FeatureExtractor(source, seen, bf16=bf16, **reading)
+    features = FeatureExtractor(source, preparation_in_training(recipe), bf16=bf16, **reading)
     monitors = _monitors(recipe, plan, features, holdout, reading)
     executor = _executor(recipe, plan, device)
     statistics = RunningStatistics(recipe.model)  # after the executor has moved the model to its device
@@ -238,7 +238,7 @@ def _open_folder(
         folder = RunFolder(path, config.values, resume, lambda old: with_absolute_paths(old, schema))
         opened.append(stack.enter_context(folder))
         stack.push(record)
-        signals.say_last(record_stop)
+        signals.record_by(record_stop)
         start_logging(0, folder.path / MESSAGES, recipe.log.level)
         folder.write_json(ENVIRONMENT, environment())
         return folder.path, folder.state()
@@ -252,7 +252,7 @@ def _open_folder(
         if isinstance(error, signals.Stopped):
             record_stop(error.exit_code)
         elif error is not None:
-            code = {UsageError: 2, Diverged: 3, KeyboardInterrupt: 130}.get(type(error), 1)
+            code = _exit_code(error)
             opened[0].record_state("interrupted" if code == 130 else "failed", code, error=str(error))
 
     path, begun = distributed.from_rank_0(open_it)
@@ -262,6 +262,13 @@ def _open_folder(
         else functools.partial(record_loss, path, begun)
     )
     return opened[0] if opened else None
+
+
+def _exit_code(error: BaseException) -> int:
+    """Exit code of a run that an error ends."""
+    if isinstance(error, signals.Stopped):
+        return error.exit_code
+    return {UsageError: 2, Diverged: 3, KeyboardInterrupt: 130}.get(type(error), 1)
 
 
 def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> Machine:
@@ -422,7 +429,11 @@ def _open_log(config: Config, run: Run, stack: contextlib.ExitStack) -> None:
         steps_per_epoch=plan.steps_per_epoch,
         hooks=run.recipe.log.all_hooks(),
     )
-    stack.callback(log.close)
+
+    def close(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        log.close((folder.exit_code or 0) if error is None else _exit_code(error))
+
+    stack.push(close)
     folder.hold(folder.metrics, log.descriptor)
     if run.step >= plan.total_steps:
         logger.info("nothing is left to do: %d of %d steps are done", run.step, plan.total_steps)

@@ -207,7 +207,7 @@ def _launch(out: Tensor, crops: Sequence[Tensor], table: Table) -> None:
 
 
 def _tables(out: Tensor, crops: Sequence[Tensor], table: Table) -> list[Tensor]:
-    """What the kernels are told, on the device of `out`, by one copy.
+    """The arguments of the kernels, on the device of `out`, by one copy.
 
     Returns:
         addresses: (N,) int64, of the crops, which lie where they were made.

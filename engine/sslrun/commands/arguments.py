@@ -3,9 +3,11 @@
 import argparse
 import shutil
 import sys
+from pathlib import Path
 
 from sslrun.errors import printable
 from sslrun.runtime.open_bars import close_bars
+from sslrun.runtime.run_files import CONFIG
 
 DONE, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 FINDINGS = DIFFERENT = 1  # `config lint` has findings, `config diff` differences
@@ -44,8 +46,33 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=_devices,
         help='start N processes here, each on a GPU of its own, or on the CPU where there is none; "auto": one for '
-        "each GPU",
+        "each GPU, and a single one on the CPU",
     )
+
+
+def is_for_cpu(args: argparse.Namespace) -> bool:
+    """Whether the recipe of a command with `--devices` says engine.device = "cpu". A run that is not there is for the
+    command itself to find.
+
+    Raises:
+        UsageError: there is an error in the recipe.
+    """
+    from sslrun.config import load
+
+    recipe = _recipe(args)
+    if recipe is None:
+        return False
+    engine = load(recipe, args.overrides, overlays=getattr(args, "overlays", ())).values.get("engine", {})
+    return bool(engine.get("device") == "cpu")
+
+
+def _recipe(args: argparse.Namespace) -> str | Path | None:
+    """The recipe that a command reads: its own, that of a run or of a checkpoint in one."""
+    if "config" in args:
+        return str(args.config)
+    run = Path(args.run).resolve()
+    files = [Path(args.recipe)] if args.recipe else [run / CONFIG, run.parent.parent / CONFIG]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _devices(text: str) -> int | str:

@@ -5,7 +5,18 @@ import os
 import sys
 from typing import Any
 
-from sslrun.commands.arguments import DIFFERENT, DONE, FAILED, FINDINGS, USAGE, add_config, add_overrides, fail, width
+from sslrun.commands.arguments import (
+    DIFFERENT,
+    DONE,
+    FAILED,
+    FINDINGS,
+    USAGE,
+    add_allow_imports,
+    add_config,
+    add_overrides,
+    fail,
+    width,
+)
 from sslrun.errors import UsageError
 
 
@@ -60,12 +71,14 @@ def add(verbs: Any) -> None:
     diff = config_verbs.add_parser(
         "diff",
         help="compare two configs",
-        description="Compare two resolved configs: what runs would do, not what the files contain. Exit codes: 0 no "
-        "difference, 1 differences.",
+        description="Compare two resolved configs: what runs would do, not what the files contain. The defaults of "
+        "your own classes are known if --allow-imports names their modules. Exit codes: 0 no difference, 1 "
+        "differences.",
     )
     diff.add_argument("old", metavar="A", help="TOML recipe, or the config.toml of a run")
     diff.add_argument("config", metavar="B", nargs="?", help="another one; if omitted, A with --set applied")
     add_overrides(diff, "set one value of B, like a line of TOML merged last; may be repeated")
+    add_allow_imports(diff)
     diff.set_defaults(call=_config_diff)
     schema = config_verbs.add_parser(
         "schema",

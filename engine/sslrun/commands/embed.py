@@ -94,7 +94,7 @@ def _similar(args: argparse.Namespace) -> int:
     path = Path(args.path)
     require_free(path, force=True)
     if path.suffix.lower() != ".png":
-        raise UsageError(f"{path}: the picture is a PNG file; -o names one that ends with .png")
+        raise UsageError(f"{path}: the output is a PNG file; -o names one that ends with .png")
     if not 1 <= args.k <= MOST_NEIGHBORS:
         raise UsageError(f"-k must lie between 1 and {MOST_NEIGHBORS}, not {args.k}")
     saved, device = _encoder(args)

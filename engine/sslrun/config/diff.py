@@ -3,7 +3,7 @@
 The comparison is of what a run would do, not of the files: a key that is not set counts with the code's default, on
 either side and at any depth, 1 equals 1.0, a path equals the same path from another folder, and `vars` count only
 through the values that refer to them. Between two classes, a key that only one of them has counts if its value is not
-the default. (Not known here are defaults of a user's own classes, which are not imported, and those that take a whole
+the default. (Not known here are defaults of a user's own classes that are not imported, and those that take a whole
 component from elsewhere in the recipe, such as `monitor.transforms`: such a key counts as not set.) Lists of tables
 (views, transforms, rules) are aligned first, so that an inserted element does not make all elements after it look
 changed.
@@ -19,6 +19,7 @@ from sslrun.config.dump import laid_out
 from sslrun.config.explain import DEFAULT
 from sslrun.config.load import Config
 from sslrun.config.node import Layer, Node, plain, same, show, wrap
+from sslrun.config.own_classes import with_own_classes
 from sslrun.config.paths import absolute, is_path
 from sslrun.config.schema_reader import DEFAULT_OF, Schema, Setting, committed_schema, parts
 
@@ -39,7 +40,7 @@ class Difference(NamedTuple):
 
 def differences(old: Config, new: Config, schema: Schema | None = None) -> list[Difference]:
     """The differences, in the order of the old config."""
-    schema = committed_schema() if schema is None else schema
+    schema = with_own_classes(committed_schema()) if schema is None else schema
     compared = _compare(schema.get("$defs", {}), Setting((), old.root, schema), Setting((), new.root, schema))
     return [difference for difference in compared if difference.old.key[0] != "vars"]
 

@@ -7,7 +7,7 @@ Operators read their arguments on the host: on a GPU, no array is copied to the 
 The executor's time for each operator is what a graph costs on a GPU, so operators are few: what all views of an image
 have in common is done once, and the views of a group go together, as frames of one sequence, through all steps that can
 take them so. `graph_plan` says in which order and in how many branches; `graph_arguments`, `dali_views` and
-`outputs_by_group` follow it, which is what tells the arrays and the outputs apart. The operators are those of each
+`outputs_by_group` follow it: the arrays and the outputs are identified by their order. The operators are those of each
 transform's `dali` form, built inside a pipeline function with `enable_conditionals=True`.
 """
 

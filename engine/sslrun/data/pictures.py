@@ -28,7 +28,7 @@ def as_rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def sheet(batch: Batch, groups: Sequence[ViewGroup]) -> np.ndarray:
-    """The first samples of a batch as one picture, (H, W, 3) uint8: a row for each, its views side by side.
+    """The first samples of a batch as one image, (H, W, 3) uint8: a row for each, its views side by side.
 
     The host waits for the device. Of images with other than three channels, the first three are shown, or the first in
     gray.
@@ -46,11 +46,11 @@ def sheet(batch: Batch, groups: Sequence[ViewGroup]) -> np.ndarray:
     ]
     height = max(column.shape[1] for column in columns)
     width = sum(column.shape[2] + GAP for column in columns)
-    picture = np.full((rows * (height + GAP) - GAP, width - GAP, 3), PAPER, dtype=np.uint8)
+    whole = np.full((rows * (height + GAP) - GAP, width - GAP, 3), PAPER, dtype=np.uint8)
     left = 0
     for column in columns:
         for row, view in enumerate(column):
             top = row * (height + GAP)
-            picture[top : top + view.shape[0], left : left + view.shape[1]] = view
+            whole[top : top + view.shape[0], left : left + view.shape[1]] = view
         left += column.shape[2] + GAP
-    return picture
+    return whole

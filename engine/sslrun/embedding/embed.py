@@ -22,8 +22,8 @@ from sslrun.embedding.pieces import Pieces, cut
 from sslrun.errors import RunFailed, UsageError
 from sslrun.evaluation.features import BATCH, FeatureExtractor, evaluating, require_finite, unit_rows
 from sslrun.evaluation.partial_result import digest
-from sslrun.measure import preparation_of
 from sslrun.plan import cores_of_a_rank
+from sslrun.preparation import preparation_of
 from sslrun.runtime import distributed, heartbeat
 from sslrun.runtime.log import start_logging
 from sslrun.runtime.numerics import in_full_float32

@@ -12,7 +12,7 @@ from sslrun.contract import Backbone
 from sslrun.embedding.embed import Settings, embed, embed_to_file
 from sslrun.embedding.preparation import Preparation
 from sslrun.evaluation.features import vectors
-from sslrun.measure import preparation_of
+from sslrun.preparation import preparation_of
 from sslrun.runtime.guest import guest
 from sslrun.saved import Saved
 

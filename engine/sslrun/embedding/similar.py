@@ -1,4 +1,4 @@
-"""`sslrun similar`: the images whose vectors are nearest to that of one image, as a list and as a picture."""
+"""`sslrun similar`: the images whose vectors are nearest to that of one image, as a list and as a figure."""
 
 import io
 import os
@@ -14,8 +14,9 @@ from sslrun.data.pictures import as_rgb
 from sslrun.data.sources import Source
 from sslrun.embedding.embed import Settings, embed
 from sslrun.embedding.images import images_of
-from sslrun.errors import RunFailed, UsageError, printable
-from sslrun.preview.grid import FAINT, GAP, INK, MARGIN, PAPER, font, text_line
+from sslrun.errors import RunFailed, UsageError
+from sslrun.preview.grid import FAINT, GAP, INK, MARGIN, PAPER
+from sslrun.preview.text import font, legible, text_line
 from sslrun.runtime import distributed
 from sslrun.runtime.log import start_logging
 from sslrun.saved import Saved
@@ -100,7 +101,7 @@ def draw(found: Similar) -> Image.Image:
         places += [(MARGIN + column * (SIDE + 2 * GAP), top) for column in range(len(row))]
         top += max(tile.height for tile in row) + 2 * GAP
     sheet = Image.new("RGB", (2 * MARGIN + COLUMNS * (SIDE + 2 * GAP) - 2 * GAP, top), PAPER)
-    text_line(ImageDraw.Draw(sheet), (MARGIN, MARGIN), printable(found.about), 15, INK, sheet.width - MARGIN)
+    text_line(ImageDraw.Draw(sheet), (MARGIN, MARGIN), found.about, 15, INK, sheet.width - MARGIN)
     for tile, place in zip(tiles, places, strict=True):
         sheet.paste(tile, place)
     return sheet
@@ -123,7 +124,7 @@ def wrapped(text: str, width: int) -> list[str]:
 
 def _tile(heading: str, path: str, pixels: np.ndarray | None) -> Image.Image:
     """An image with its heading above and its name below."""
-    names = wrapped(printable(path), SIDE)
+    names = wrapped(legible(path), SIDE)
     tile = Image.new("RGB", (SIDE, LINE + 4 + SIDE + 4 + LINE * len(names)), PAPER)
     pen, below = ImageDraw.Draw(tile), LINE + 4
     pen.rectangle((0, below, SIDE - 1, below + SIDE - 1), fill=GROUND)

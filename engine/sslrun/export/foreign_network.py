@@ -15,7 +15,7 @@ from sslrun.nn.vit import VisionTransformer, grid_of, sine_cosine_positions
 
 WAVES_TOLERANCE = 2e-2  # of sines and cosines that were stored in bfloat16
 
-# Attention heads of vision transformers by width. No weight tells the number, and another one gives other features.
+# Attention heads of vision transformers by width. Weights do not determine them; a wrong number gives wrong features.
 HEADS = {
     192: 3,  # Ti: Touvron et al. 2021 (DeiT, arXiv 2012.12877), table 1
     384: 6,  # S: the same; the small one of MoCo v3 has 12

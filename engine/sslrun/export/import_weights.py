@@ -107,7 +107,8 @@ def import_weights(
         path: the checkpoint, or a Hugging Face folder.
         prefix: prefix of the network to import, if the checkpoint holds several; None for the one that its authors
             evaluate.
-        heads: attention heads of a transformer, where neither the checkpoint nor its width tells.
+        heads: attention heads of a transformer, where neither the checkpoint nor its width
+            determines them.
         img_size: side of the images, in pixels, that a transformer's positions are interpolated to; None keeps them.
 
     Raises:

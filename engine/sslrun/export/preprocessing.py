@@ -7,7 +7,7 @@ from typing import Any
 from sslrun.data.transforms import CenterCrop, Normalize, Resize
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
-from sslrun.evaluation.features import center_crop_like
+from sslrun.preparation import preparation_of
 from sslrun.recipe import Recipe
 
 
@@ -90,14 +90,14 @@ def preprocessing_of(recipe: Recipe) -> Preprocessing:
     Raises:
         UsageError: other libraries cannot express it.
     """
-    transforms = recipe.eval.transforms or recipe.monitor.transforms or center_crop_like(recipe.data.views[0])
+    transforms = preparation_of(recipe)
     group = ViewGroup(num_views=1, transforms=transforms).for_channels(recipe.data.source.channels)
     steps = [transform for transform in transforms if not isinstance(transform, Normalize)]
     kinds = [type(step) for step in steps]
     if kinds not in ([Resize, CenterCrop], [Resize], [CenterCrop]) or any(step.p != 1.0 for step in steps):
         raise UsageError(
-            f"images are prepared by {', '.join(kind.__name__ for kind in kinds)}, which other programs cannot be "
-            "told: set eval.transforms to Resize, CenterCrop and Normalize, none of them with a p"
+            f"images are prepared by {', '.join(kind.__name__ for kind in kinds)}, which other programs cannot "
+            "express: set eval.transforms to Resize, CenterCrop and Normalize, none of them with a p"
         )
     resize = steps[0] if isinstance(steps[0], Resize) else None
     return Preprocessing(

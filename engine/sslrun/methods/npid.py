@@ -28,7 +28,7 @@ from sslrun.runtime.distributed import rank, world_size
 
 
 class NPID(Method):
-    """Instance discrimination: tells each image from the others in a memory bank of all embeddings (arXiv 1805.01978).
+    """Instance discrimination: recognizes each image among all in a memory bank of embeddings (arXiv 1805.01978).
 
     It takes one view of each image.
 

@@ -1,20 +1,18 @@
 """Samples as one image: a row for each, the original beside its views, and PIL's versions below on request."""
 
-import functools
-import importlib.util
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from sslrun.data.pictures import as_rgb
-from sslrun.errors import UsageError, printable
+from sslrun.errors import UsageError
 from sslrun.preview.description import by, describe_sample, sample_in_words
 from sslrun.preview.samples import Samples
+from sslrun.preview.text import font, text_line
 from sslrun.runtime.durable import replace_file
 
 AMPLIFIED = 16  # how much brighter differences are shown than they are
@@ -122,7 +120,7 @@ def write(image: Image.Image, path: Path) -> None:
 
 def _draw_headings(pen: ImageDraw.ImageDraw, samples: Samples, layout: Layout) -> None:
     first, last = samples.plan.positions[[0, -1]].tolist()
-    text_line(pen, (MARGIN, MARGIN), printable(samples.name), 17, INK, layout.size[0] - MARGIN)
+    text_line(pen, (MARGIN, MARGIN), samples.name, 17, INK, layout.size[0] - MARGIN)
     run = f"seed {samples.seed}, epoch {samples.plan.epoch}"
     about = f"{run}, positions {first} to {last}; {samples.augment} mode, {samples.device}"
     if (channels := samples.source.channels) not in (1, 3):
@@ -192,20 +190,3 @@ def _outline(tile: Image.Image, boxes: Sequence[Sequence[float] | None], size: t
             # At least a pixel, also where the view shows less than one of the original.
             corners = (left, top, left + max(width - 1, 0), top + max(height - 1, 0))
             pen.rectangle(corners, outline=COLORS[number % len(COLORS)], width=2)
-
-
-def text_line(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, fill: str, right: int) -> None:
-    """One line of text that ends before `right`, its middle left out where it is too long."""
-    face, kept, shown = font(size), len(text), text
-    while kept and (length := face.getlength(shown)) > right - place[0]:
-        kept = min(kept - 1, int(kept * (right - place[0]) / length))
-        shown = f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
-    pen.text(place, shown, fill=fill, font=face)
-
-
-@functools.cache
-def font(size: int) -> Any:
-    """The font of all texts in images: the one that matplotlib brings, which has more letters than Pillow's."""
-    found = importlib.util.find_spec("matplotlib")  # finding it imports nothing
-    file = Path(found.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf" if found and found.origin else None
-    return ImageFont.truetype(file, size - 1) if file and file.is_file() else ImageFont.load_default(size)

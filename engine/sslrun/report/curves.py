@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sslrun.glossary import meaning
 from sslrun.number_format import number, percent
 from sslrun.report import plots
 from sslrun.report.html import Child, Html, element
@@ -175,7 +176,7 @@ def _panel(curve: Curve, runs: Sequence[ReportedRun], ranges: dict[str, tuple[fl
         )
     unit = " %" if curve.is_percent else ""
     title = f"{curve.title}, %" if curve.is_percent else curve.title
-    return _figure(title, curve.subtitle, [*figures, *data], data_unit=unit)
+    return _figure(title, curve.subtitle, [*figures, *data], meaning(curve.key), data_unit=unit)
 
 
 def _short(value: float) -> str:
@@ -183,6 +184,6 @@ def _short(value: float) -> str:
     return f"{value:.6g}" if np.isfinite(value) else "-"
 
 
-def _figure(title: str, subtitle: str, content: Child, **attributes: str) -> Html:
-    caption = element("figcaption", element("h3", title), element("p", subtitle))
+def _figure(title: str, subtitle: str, content: Child, tooltip: str | None = None, **attributes: str) -> Html:
+    caption = element("figcaption", element("h3", title, title=tooltip), element("p", subtitle))
     return element("figure", caption, content, class_="panel", **attributes)

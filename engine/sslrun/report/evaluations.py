@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sslrun.glossary import meaning
 from sslrun.number_format import counted, duration, number
 from sslrun.report.curves import singular_values
 from sslrun.report.html import Child, Html, element, table
@@ -48,7 +49,11 @@ def _kind(run: ReportedRun, result: dict[str, Any]) -> str:
 def _numbers(metrics: dict[str, Any]) -> Html:
     """The numbers and texts of a result, without its lists and tables."""
     items = [
-        element("div", element("dt", name), element("dd", value if isinstance(value, str) else number(value)))
+        element(
+            "div",
+            element("dt", name, title=meaning(name)),
+            element("dd", value if isinstance(value, str) else number(value)),
+        )
         for name, value in metrics.items()
         if is_number(value) or isinstance(value, str)
     ]

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from sslrun.evaluation.collapse import THRESHOLDS, Verdict, verdict
+from sslrun.glossary import meaning
 from sslrun.number_format import after, duration, number, percent
 from sslrun.report.html import Child, Html, element, joined
 from sslrun.report.reported_run import PROBE, RANKME, SPREAD, ReportedRun
 from sslrun.report.results import result_table
 from sslrun.report.words import breakable, encoder, epochs, letter, method, prefix, speed, state
-from sslrun.runtime.run_files import KNN, LOSS
+from sslrun.runtime.run_files import KNN, LOSS, SPEED
 
 
 def header(runs: Sequence[ReportedRun]) -> Html:
@@ -83,28 +84,33 @@ def _folders(runs: Sequence[ReportedRun]) -> Html | None:
 
 def _tiles(run: ReportedRun) -> Html:
     """The main results of a single run, in large type."""
-    tiles: list[tuple[str, str, str]] = []
+    tiles: list[tuple[str, str, str, str]] = []
     for key, name in ((KNN, "k-NN accuracy"), (PROBE, "online probe accuracy")):
         series = run.series(key)
         if series:
             (first_epoch, first), (last_epoch, last) = series[0], series[-1]
             before = f"{percent(first)} {after(first_epoch)}" if len(series) > 1 else "held out"
-            tiles.append((name, percent(last), f"{after(last_epoch)}; {before}"))
+            tiles.append((key, name, percent(last), f"{after(last_epoch)}; {before}"))
     for key, name in ((LOSS, "training loss"), (RANKME, "RankMe")):
         series = run.series(key)
         if series:
             (first_epoch, first), (last_epoch, last) = series[0], series[-1]
             total = run.encoder.num_features if key == RANKME else None
             value = number(last) if total is None else f"{number(last)} of {total:,}"
-            tiles.append((name, value, f"{after(last_epoch)}; {number(first)} {after(first_epoch)}"))
+            tiles.append((key, name, value, f"{after(last_epoch)}; {number(first)} {after(first_epoch)}"))
     images_per_s = speed(run)
     if images_per_s is not None:
-        tiles.append(("images per second", number(images_per_s), "median of the training"))
+        tiles.append((SPEED, "images per second", number(images_per_s), "median of the training"))
     if run.wall_s is not None:
-        tiles.append(("time", duration(run.wall_s), f"{epochs(run)} epochs"))
+        tiles.append(("wall_s", "time", duration(run.wall_s), f"{epochs(run)} epochs"))
     items = [
-        element("div", element("dt", name), element("dd", value), element("dd", detail, class_="detail"))
-        for name, value, detail in tiles
+        element(
+            "div",
+            element("dt", name, title=meaning(key)),
+            element("dd", value),
+            element("dd", detail, class_="detail"),
+        )
+        for key, name, value, detail in tiles
     ]
     return element("dl", items, class_="tiles")
 

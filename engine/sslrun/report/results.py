@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from sslrun.glossary import meaning
 from sslrun.number_format import duration, number, percent
 from sslrun.report.html import Child, element, scrollable
-from sslrun.report.reported_run import PROBE, ReportedRun
+from sslrun.report.reported_run import PROBE, RANKME, ReportedRun
 from sslrun.report.words import breakable, count_of_parameters, epochs, letter, method, speed, state
-from sslrun.runtime.run_files import KNN, LOSS, is_number
+from sslrun.runtime.run_files import KNN, LOSS, SPEED, is_number
 
 
 class Cell(NamedTuple):
@@ -32,12 +33,14 @@ class Column(NamedTuple):
         cell: a run's value.
         is_better_high: whether the highest value is marked as the best.
         command: what measures it, for a column that no run has; None if it is shown in any case.
+        metric: the metric whose meaning the head shows under the pointer; "" for none.
     """
 
     title: str
     cell: Callable[[ReportedRun], Cell]
     is_better_high: bool = False
     command: str | None = None
+    metric: str = ""
 
 
 def result_table(runs: Sequence[ReportedRun]) -> list[Child]:
@@ -49,7 +52,13 @@ def result_table(runs: Sequence[ReportedRun]) -> list[Child]:
         if column.command is None or any(cell.value is not None for cell in each)
     }
     head = [
-        element("th", column.title, scope="col", data_first=None if column.is_better_high else "ascending")
+        element(
+            "th",
+            column.title,
+            scope="col",
+            title=meaning(column.metric),
+            data_first=None if column.is_better_high else "ascending",
+        )
         for column in shown
     ]
     best = {column: _best(column, each) for column, each in shown.items()}
@@ -155,17 +164,17 @@ def _parameters(run: ReportedRun) -> Cell:
 
 COLUMNS = (
     Column("run", _run),
-    Column("k-NN, %", _knn, True, "monitor.knn_interval"),
-    Column("k-NN after training, %", _evaluated("knn"), True, "sslrun eval knn RUN"),
-    Column("linear, %", _evaluated("linear"), True, "sslrun eval linear RUN"),
-    Column("fine-tuned, %", _evaluated("finetune"), True, "sslrun eval finetune RUN"),
-    Column("online probe, %", _probe, True, "monitor.probe_interval"),
-    Column("RankMe", _rankme, False, "monitor.rankme_interval"),
+    Column("k-NN, %", _knn, True, "monitor.knn_interval", KNN),
+    Column("k-NN after training, %", _evaluated("knn"), True, "sslrun eval knn RUN", KNN),
+    Column("linear, %", _evaluated("linear"), True, "sslrun eval linear RUN", "linear/top1_pct"),
+    Column("fine-tuned, %", _evaluated("finetune"), True, "sslrun eval finetune RUN", "finetune/top1_pct"),
+    Column("online probe, %", _probe, True, "monitor.probe_interval", PROBE),
+    Column("RankMe", _rankme, False, "monitor.rankme_interval", RANKME),
     Column("parameters", _parameters),
-    Column("time", lambda run: Cell(run.wall_s, None if run.wall_s is None else duration(run.wall_s))),
-    Column("images/s", lambda run: Cell(speed(run)), True),
-    Column("epochs", lambda run: Cell(run.summary.epoch, epochs(run))),
-    Column("loss", lambda run: Cell(run.last(LOSS))),
+    Column("time", lambda run: Cell(run.wall_s, None if run.wall_s is None else duration(run.wall_s)), metric="wall_s"),
+    Column("images/s", lambda run: Cell(speed(run)), True, metric=SPEED),
+    Column("epochs", lambda run: Cell(run.summary.epoch, epochs(run)), metric="epoch"),
+    Column("loss", lambda run: Cell(run.last(LOSS)), metric=LOSS),
     Column("method", lambda run: Cell(method(run), method(run))),
     Column("encoder", lambda run: Cell(run.encoder.name, run.encoder.name)),
     Column("state", lambda run: Cell(run.summary.state or "unknown", state(run))),

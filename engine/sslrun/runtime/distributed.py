@@ -1,6 +1,6 @@
 """Ranks, and the few collectives that the engine and the methods need.
 
-A launcher (`deepspeed`, `torchrun`, `srun`) tells each process its rank in the environment. A run of one process
+A launcher (`deepspeed`, `torchrun`, `srun`) gives each process its rank in the environment. A run of one process
 initializes nothing, and every function works without communication. All ranks call a collective with equal shapes.
 A rank that is missing is named, and the others leave (`heartbeat.py`).
 """

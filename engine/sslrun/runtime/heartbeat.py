@@ -193,8 +193,8 @@ class Heartbeat:
 
     def _tell(self, most_s: float) -> None:
         """Waits until the store has this rank's newest beat."""
-        told, deadline = self._cycles + 2, time.monotonic() + most_s
-        while self._cycles < told and not self._store_error and time.monotonic() < deadline:
+        written, deadline = self._cycles + 2, time.monotonic() + most_s
+        while self._cycles < written and not self._store_error and time.monotonic() < deadline:
             self._wake.set()
             time.sleep(0.01)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 class LateValue:
     """A 0-d tensor that is being copied from the device to the host.
 
-    `read` waits for what the device had been told to do before this object was made, and for nothing after it. So the
-    host should not read in the same step.
+    `read` waits for the work that was queued on the device before this object was made, and for nothing after it. So
+    the host should not read in the same step.
 
     Args:
         value: 0-d; later changes of it are not seen.

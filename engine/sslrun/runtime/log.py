@@ -238,7 +238,7 @@ class RunLog:
         self._hooks: list[Delivery] = []
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, self.descriptor)
-            stack.callback(close, self._hooks)
+            stack.callback(close, self._hooks, 1)
             for hook in hooks:
                 delivery = Delivery(hook)
                 delivery.open(folder, name, values, first_step)
@@ -296,11 +296,11 @@ class RunLog:
         except OSError as error:
             raise RunFailed(f"{self._path} cannot be written: {error.strerror}") from error
 
-    def close(self) -> None:
-        """End the bar, close the file and the hooks."""
+    def close(self, exit_code: int = 0) -> None:
+        """End the bar, close the file and the hooks, which get the exit code of the run."""
         self._progress.close()
         os.close(self.descriptor)
-        close(self._hooks)
+        close(self._hooks, exit_code)
 
 
 class _Progress:

@@ -75,6 +75,7 @@ class RunFolder(RunFiles):
         newest: the newest good checkpoint of that run; None for a new run, or if `resume` names a checkpoint.
         lost: why the run must stop: the folder or what it holds is no longer the same, or no longer writable. None if
             all is well. What can still be saved goes to `path`.
+        exit_code: how the run ended, as far as this process has recorded it or tried to; None while it goes on.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class RunFolder(RunFiles):
         super().__init__(path)
         self._absolute = absolute
         self.lost: str | None = None
+        self.exit_code: int | None = None
         self._is_out_of_reach = False
         self._stack = contextlib.ExitStack()
         self._lock = self._held(path / folder_lock.NAME, folder_lock.take(path))
@@ -206,6 +208,7 @@ class RunFolder(RunFiles):
             return
 
     def _write_state(self, state: State, exit_code: int | None, details: Mapping[str, Any]) -> None:
+        self.exit_code = exit_code
         record = {"state": state, "exit_code": exit_code, "pid": os.getpid(), "host": socket.gethostname()}
         self._replace(STATE, {**record, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **details})
 

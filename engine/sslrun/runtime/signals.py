@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -60,12 +60,15 @@ class StopSignals:
         raises: whether the first signal raises Stopped while there is nothing to save: for runs of one process, in
             which nobody waits for this one.
         last_words: called with the exit code before the process is ended, from another thread than the main one.
+        records: called then too; and `GRACE_S` after a second Ctrl-C, if the process has not left by then, because the
+            starter of `--devices` will soon kill it. They record how the run ended.
     """
 
     def __init__(self) -> None:
         self.exit_code = 0
         self.has_nothing_to_save = self.raises = False
         self.last_words: list[Callable[[int], None]] = []
+        self.records: list[Callable[[int], None]] = []
         self.is_listening = False
         self._launcher = Launcher()
         self._interrupted_at: float | None = None
@@ -135,6 +138,8 @@ class StopSignals:
     def _watch(self, hears: socket.socket) -> None:
         """The thread's work, until the other end is closed."""
         asked_at: float | None = None
+        interrupted: list[float] = []  # when; a Ctrl-C that arrives twice counts once
+        is_recorded = False
         with hears:
             while True:
                 left_s = _LOOK_S if asked_at is None else asked_at + GRACE_S - time.monotonic()
@@ -146,6 +151,12 @@ class StopSignals:
                         return
                 for number in numbers:
                     self.exit_code = self.exit_code or CODES.get(number, 0)
+                    now = time.monotonic()
+                    if number == signal.SIGINT and (not interrupted or now - interrupted[-1] > DEBOUNCE_S):
+                        interrupted.append(now)
+                if len(interrupted) > 1 and time.monotonic() - interrupted[1] >= GRACE_S and not is_recorded:
+                    is_recorded = True
+                    threading.Thread(target=self._say, args=(self.records, INTERRUPTED), daemon=True).start()
                 if not self.exit_code and self._launcher.is_gone():
                     logger.warning("the launcher of this process has ended: saving and stopping")
                     self.exit_code = PREEMPTED
@@ -157,15 +168,17 @@ class StopSignals:
 
     def _end(self) -> None:
         """Ends the process, whatever the main thread does."""
-        speaker = threading.Thread(target=self._speak, daemon=True)
+        words = [*self.last_words, *self.records]
+        speaker = threading.Thread(target=self._say, args=(words, self.exit_code), daemon=True)
         speaker.start()
         speaker.join(LAST_WORDS_S)
         os._exit(self.exit_code)
 
-    def _speak(self) -> None:
-        for say in self.last_words:
+    @staticmethod
+    def _say(words: Sequence[Callable[[int], None]], code: int) -> None:
+        for say in words:
             try:
-                say(self.exit_code)
+                say(code)
             except Exception as error:
                 logger.warning("%s", error)
         sys.stdout.flush()
@@ -216,7 +229,7 @@ def end_by_verdict() -> None:
         _entered.has_nothing_to_save = False
 
 
-def say_last(say: Callable[[int], None]) -> None:
-    """Adds to the `last_words` of the run that is under way, if there is one."""
+def record_by(record: Callable[[int], None]) -> None:
+    """Adds to the `records` of the run that is under way, if there is one."""
     if _entered is not None:
-        _entered.last_words.append(say)
+        _entered.records.append(record)

@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,16 @@ class Hook(Component, kind="hooks"):
 
     Its constructor's arguments are the keys of its table in `log.hooks`. An exception that `write` or `close` raises
     ends the hook, not the run; `close` is called then, too.
+
+    Attributes:
+        missed: rows of before a resume that the receiver lacks, oldest first; set by `open`. They are written before
+            the first new one, and the run does not wait for that.
+        exit_code: exit code of the run (README.md), set before `close`; 1 also if the hook ends before the run.
     """
 
     names_itself = False  # `[log.wandb]` is a WandB without saying so
+    missed: Sequence[Mapping[str, float]] = ()
+    exit_code: int = 1
 
     def open(self, folder: Path, name: str, values: dict[str, Any], first_step: int) -> None:
         """Called once, before the first row. What it raises ends a new run; a resumed run goes on without the hook.
@@ -40,8 +47,8 @@ class Hook(Component, kind="hooks"):
         raise NotImplementedError
 
     def images(self, step: int, sheet: np.ndarray) -> None:
-        """The first batch that this process trains on, as one picture. A run whose hooks do not define this method does
-        not make the picture, for which the host waits for the device once.
+        """The first batch that this process trains on, as one image. A run whose hooks do not define this method does
+        not make the image, for which the host waits for the device once.
 
         Args:
             step: optimizer steps before that batch.

@@ -45,6 +45,7 @@ class Delivery:
             RunFailed: something else is wrong, and the run is new.
         """
         self._calls.put(lambda: self.hook.open(folder, name, values, first_step))
+        self._calls.put(self._catch_up)
         self._thread.start()
         try:
             is_open = self._is_open.wait(OPEN_S)
@@ -71,9 +72,13 @@ class Delivery:
             self._is_behind = True
             logger.warning("log.hooks: %s is %d rows behind, and misses some", self._name, WAITING_CALLS)
 
-    def end(self) -> None:
-        """Lets the hook close itself after the calls that it was left; `wait` waits for that."""
-        self._calls.put(self._end)
+    def end(self, exit_code: int) -> None:
+        """Lets the hook close itself after the calls that it was left; `wait` waits for that.
+
+        Args:
+            exit_code: exit code of the run.
+        """
+        self._calls.put(lambda: self._end(exit_code))
 
     def wait(self, deadline: float) -> None:
         """Waits until the hook is closed, and aborts it if that is not in time.
@@ -88,8 +93,14 @@ class Delivery:
                 logger.warning("log.hooks: %s does not end, and may miss the last rows", self._name)
                 self._abort()
 
-    def _end(self) -> None:
+    def _catch_up(self) -> None:
+        missed, self.hook.missed = self.hook.missed, ()
+        for row in missed:
+            self.hook.write(row)
+
+    def _end(self, exit_code: int) -> None:
         self._has_ended = True
+        self.hook.exit_code = exit_code
         self.hook.close()
 
     def _abort(self) -> None:
@@ -120,10 +131,10 @@ class Delivery:
                 self.hook.close()
 
 
-def close(deliveries: Sequence[Delivery]) -> None:
-    """Lets all hooks take their last rows at the same time, within `CLOSE_S`."""
+def close(deliveries: Sequence[Delivery], exit_code: int) -> None:
+    """Lets all hooks take their last rows and the exit code of the run at the same time, within `CLOSE_S`."""
     for delivery in deliveries:
-        delivery.end()
+        delivery.end(exit_code)
     deadline = time.monotonic() + CLOSE_S
     for delivery in deliveries:
         delivery.wait(deadline)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sslrun.runtime.durable import replace_file
+from sslrun.runtime.early_signals import INTERRUPTED, PREEMPTED
 from sslrun.runtime.hooks.base import Hook, earlier_rows, flat, library
 
 logger = logging.getLogger(__name__)
@@ -50,19 +51,9 @@ class MLflow(Hook):
         before = _read(folder / FILE)
         with _hurried():
             self._start(mlflow, before, folder, name, values)
-        self._earlier = list(earlier_rows(folder)) if before else []
+        self.missed = list(earlier_rows(folder)) if before else []
 
     def write(self, row: Mapping[str, float]) -> None:
-        self._catch_up()
-        self._log(row)
-
-    def _catch_up(self) -> None:
-        """Sends the earlier rows that the server lacks: not in `open`, for which the run waits."""
-        earlier, self._earlier = self._earlier, []
-        for row in earlier:
-            self._log(row)
-
-    def _log(self, row: Mapping[str, float]) -> None:
         step, now = int(row["step"]), int(1000 * time.time())
         new = {name: value for name, value in row.items() if name != "step" and step > self._last_step(name)}
         metrics = [self._entities.Metric(name, value, now, step) for name, value in new.items()]
@@ -71,8 +62,8 @@ class MLflow(Hook):
             self._last |= dict.fromkeys(new, step)
 
     def close(self) -> None:
-        self._catch_up()
-        self._client.set_terminated(self._run_id)
+        status = {0: "FINISHED", PREEMPTED: "KILLED", INTERRUPTED: "KILLED"}.get(self.exit_code, "FAILED")
+        self._client.set_terminated(self._run_id, status)
 
     def _start(self, mlflow: Any, before: dict[str, str], folder: Path, name: str, values: dict[str, Any]) -> None:
         """Makes the run at MLflow, or goes on with the one that an earlier start recorded."""

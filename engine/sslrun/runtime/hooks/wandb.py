@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sslrun.runtime.early_signals import PREEMPTED
 from sslrun.runtime.hooks.base import Hook, earlier_rows, library
 
 logger = logging.getLogger(__name__)
@@ -76,25 +77,16 @@ class WandB(Hook):
         elif self._run.url:
             logger.info("W&B: %s", self._run.url)
         # A run offline begins at 0: each of its folders holds all rows.
-        self._earlier = [row for row in earlier_rows(folder) if row["step"] >= self._run.starting_step]
+        self.missed = [row for row in earlier_rows(folder) if row["step"] >= self._run.starting_step]
 
     def write(self, row: Mapping[str, float]) -> None:
-        self._catch_up()
-        self._log(row)
-
-    def _catch_up(self) -> None:
-        """Sends the earlier rows, some milliseconds each: not in `open`, for which the run waits."""
-        earlier, self._earlier = self._earlier, []
-        for row in earlier:
-            self._log(row)
-
-    def _log(self, row: Mapping[str, float]) -> None:
         self._run.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
 
     def close(self) -> None:
         try:
-            self._catch_up()
-            self._run.finish()
+            if self.exit_code == PREEMPTED:
+                self._run.mark_preempting()  # shown as "preempted", not as "failed"
+            self._run.finish(exit_code=self.exit_code)
         finally:
             self._end()
 
