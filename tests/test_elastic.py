@@ -52,6 +52,7 @@ by = "iter"
 
 [checkpoint]
 interval = {saved}
+max_keep_ckpts = 9
 by = "iter"
 
 [log]

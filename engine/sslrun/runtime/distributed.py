@@ -161,6 +161,8 @@ def from_rank_0(work: Callable[[], T]) -> T:
             error = problem
     value, error = broadcast_object((value, error))
     if error is not None:
+        if isinstance(error, (UsageError, RunFailed)):
+            error.is_common = True
         raise error
     return value
 

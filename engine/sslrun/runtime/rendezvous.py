@@ -197,6 +197,7 @@ def _require_one_run(store: dist.Store, arrivals: list[Arrival], is_late: bool, 
     if why is not None:
         store.compare_set(_REFUSED, "", why)
     error = UsageError(store.get(_REFUSED).decode())
+    error.is_common = True
     if has_store:
         time.sleep(READ_S)
     raise error
