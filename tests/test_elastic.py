@@ -75,7 +75,9 @@ def started(words: list[str]) -> tuple[int, str]:
 
 
 def train(recipe: Path, ranks: int, stage: int, *words: str) -> RunFiles:
-    for code, err in run_ranks(started, ranks, [str(recipe), "--set", f"engine.zero_stage={stage}", *words]):
+    for code, err in run_ranks(
+        started, ranks, [str(recipe), "--set", f"engine.zero_stage={stage}", *words], timeout_s=900
+    ):
         assert code == 0, err
     return RunFiles(recipe.parent / "runs/elastic")
 

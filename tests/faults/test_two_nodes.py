@@ -1,6 +1,8 @@
 """The commands of "Two nodes" in docs/cluster.md, executed on two nodes: a node is cut off, and the job goes on."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,11 +13,12 @@ import pytest
 
 import documents
 import small_run
+from sslrun.runtime import checkpoint
 from sslrun.runtime.run_files import RunFiles
 from two_nodes import ADDRESSES, HOSTS, Nodes, two_nodes
 
 PAGE = small_run.ROOT / "docs/cluster.md"
-RANKS = 2  # of each node; the page has 8
+RANKS = 2  # of each node; the page has 4
 TIMEOUT_S = 20.0
 PATIENCE_S = 300.0  # of the test, on a machine that does other things as well
 
@@ -23,7 +26,7 @@ PATIENCE_S = 300.0  # of the test, on a machine that does other things as well
 def block(language: str, word: str) -> str:
     """The only block of the page with a word, for nodes of `RANKS` ranks."""
     (text,) = (block.text for block in documents.blocks(PAGE) if block.language == language and word in block.text)
-    return text.replace("slots=8", f"slots={RANKS}").replace("per-node 8", f"per-node {RANKS}")
+    return text.replace("slots=4", f"slots={RANKS}").replace("per-node 4", f"per-node {RANKS}")
 
 
 def command(text: str, node: int, recipe: Path) -> list[str]:
@@ -127,3 +130,48 @@ def test_a_run_of_two_nodes_outlives_a_cut(launcher, cut, tmp_path, images, node
     assert run.status() == "done" and small_run.last_step(run.path) == last
     assert "on 4 x cpu" in (run.path / "log.txt").read_text()
     assert "done: " in printed(tmp_path)[0] and "done: " not in printed(tmp_path)[1], "rank 0 is on node 0"
+
+
+@pytest.mark.nightly
+def test_ctrl_c_on_the_first_node_stops_both(tmp_path, images, nodes):
+    (tmp_path / "hosts").write_text(block("text", "slots"))
+    recipe = small_run.write_recipe(tmp_path, images, steps=100_000)
+    recipe.write_text(recipe.read_text().replace("samples_per_gpu = 8", "samples_per_gpu = 4"))
+    run = RunFiles(tmp_path / "runs/small")
+    started = by_launcher(nodes, tmp_path, "deepspeed", recipe, [])
+    deadline = time.monotonic() + PATIENCE_S
+    while small_run.last_step(run.path) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(started[0].pid, signal.SIGINT)
+    codes(tmp_path, started, PATIENCE_S)
+    assert (run.status(), run.state()["exit_code"]) == ("interrupted", 130), printed(tmp_path)
+    assert checkpoint.newest_good(run.checkpoints) is not None
+    assert "Traceback" not in printed(tmp_path)[1].replace("KeyboardInterrupt", "")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("of_node_1", "expected"),
+    [
+        (
+            ("--hostfile hosts", "--hostfile other"),
+            "error: rank 0 on nodeA was told that there are 4 ranks, but rank 2 on nodeB that there are 3: all nodes",
+        ),
+        (
+            ("--node_rank R", "--node_rank 0"),
+            r"error: rank [01] of 4 has come twice, from node[AB] and from node[AB]: ",
+        ),
+    ],
+)
+def test_nodes_that_are_started_differently_are_one_line(tmp_path, images, nodes, of_node_1, expected):
+    recipe = small_run.write_recipe(tmp_path, images, steps=2)
+    (tmp_path / "hosts").write_text(block("text", "slots"))
+    (tmp_path / "other").write_text(block("text", "slots").replace(f"nodeB slots={RANKS}", "nodeB slots=1"))
+    text, started = block("bash", "deepspeed -"), []
+    for node, line in ((0, text), (1, text.replace(*of_node_1))):
+        with open(tmp_path / f"node{node}", "w") as output:
+            words = command(line, node, recipe)
+            started.append(nodes.start(node, words, output, tmp_path, small_run.environment()))
+    assert codes(tmp_path, started, PATIENCE_S) == [2, 2], printed(tmp_path)
+    lines = re.findall(r"^error: .*", "\n".join(printed(tmp_path)), re.MULTILINE)
+    assert len(set(lines)) == 1 and re.match(expected, lines[0]), printed(tmp_path)

@@ -59,25 +59,26 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Meeting:
     place = f"sslrun/{attempt}/{next(_meetings)}"
     deadline = time.monotonic() + timeout_s
     # What is on the same machine stays reachable by the loopback address if the network goes down.
-    near = LOOPBACK if has_store or is_own(address) else address
+    near = LOOPBACK if is_own(address) else address
 
-    def connect(is_master: bool = False) -> dist.TCPStore:
+    def connect(host: str = near, is_master: bool = False) -> dist.TCPStore:
         within = timedelta(seconds=timeout_s)
-        store = dist.TCPStore(near, port, None, is_master, within, wait_for_workers=False, multi_tenant=True)
+        store = dist.TCPStore(host, port, None, is_master, within, wait_for_workers=False, multi_tenant=True)
         store.set_timeout(PATIENCE)
         return store
 
     if not has_store:
         _wait_for_port(rank, address, port, deadline, timeout_s)
     try:
-        store = connect(is_master=has_store)
+        if has_store:
+            _stores.append(connect(LOOPBACK, is_master=True))
+            _require_reachable(address, port)
+        store = connect()
     except dist.DistNetworkError as error:
         raise UsageError(
             f"port {port} of {address} (MASTER_PORT, MASTER_ADDR) cannot be used: {str(error).splitlines()[0]}; if "
             "another run has it, choose another with --master_port"
         ) from error
-    if has_store:
-        _require_reachable(address, port)
     _stores.append(store)
     own = Arrival(rank, world_size, socket.gethostname(), own_address(address))
     beats = dist.PrefixStore(f"{place}/beats", store)
