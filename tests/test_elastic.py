@@ -98,7 +98,10 @@ def continued(straight: RunFiles, recipe: Path, folder: Path, saved: int, ranks:
     small_run.as_of(straight.path, saved, folder)
     run = RunFiles(folder / straight.path.name)
     train(recipe, ranks, stage, "--resume", "--work-dir", str(folder))
-    assert [start["ranks"] for start in run.machine()["starts"]][-1] == ranks
+    before, after = run.machine()["starts"]
+    assert before["step"] == 0 and after == {"step": saved, "ranks": ranks, "device": "cpu"}
+    changed = f"changed on this resume: number of ranks: {before['ranks']} -> {ranks}\n"
+    assert changed in (run.path / "log.txt").read_text()
     return {step: loss for step, loss in losses(run).items() if step > saved}
 
 

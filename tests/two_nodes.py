@@ -45,13 +45,17 @@ class Nodes:
     def __init__(self, pids: Sequence[int]) -> None:
         self._pids = pids
 
+    def entering(self, node: int, folder: Path) -> list[str]:
+        """The words before a command that start it on a node, in a folder."""
+        inside = ["sh", "-c", 'cd "$0" && exec "$@"', str(folder)]  # entering ends in the root folder
+        return [*_enter(self._pids[node]), *inside]
+
     def start(
         self, node: int, words: Sequence[str], output: IO[str], cwd: Path, environment: Mapping[str, str]
     ) -> "subprocess.Popen[bytes]":
         """Starts a command on a node, in a session of its own."""
         options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output, "start_new_session": True}
-        inside = ["sh", "-c", 'cd "$0" && exec "$@"', str(cwd), *words]  # entering ends in the root folder
-        return subprocess.Popen([*_enter(self._pids[node]), *inside], env=dict(environment), **options)
+        return subprocess.Popen([*self.entering(node, cwd), *words], env=dict(environment), **options)
 
     def cut(self, node: int) -> None:
         """Takes the node's network down: no packet comes or goes, and no connection is closed."""

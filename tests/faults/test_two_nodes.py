@@ -1,5 +1,6 @@
 """The commands of "Two nodes" in docs/cluster.md, executed on two nodes: a node is cut off, and the job goes on."""
 
+import json
 import os
 import re
 import signal
@@ -20,6 +21,8 @@ from two_nodes import ADDRESSES, HOSTS, Nodes, two_nodes
 PAGE = small_run.ROOT / "docs/cluster.md"
 RANKS = 2  # of each node; the page has 4
 TIMEOUT_S = 20.0
+LOST_B = r"error: ranks 2-3 on host nodeB have not come back from step \d+ .*nodeB is cut off"
+LOST_A = r"error: rank 0 on host nodeA has not come back from step \d+ .*(ended|cut off)$"
 PATIENCE_S = 300.0  # of the test, on a machine that does other things as well
 
 
@@ -33,6 +36,14 @@ def command(text: str, node: int, recipe: Path) -> list[str]:
     program, *words = re.sub(r"\bR\b", str(node), re.sub(r"\bA\b", ADDRESSES[0], text)).split()
     places = {"bin/sslrun": str(small_run.ROOT / "bin/sslrun"), "configs/mocov2.toml": str(recipe)}
     return [str(Path(sys.executable).parent / program), *(places.get(word, word) for word in words)]
+
+
+def write_recipe(folder: Path, images: Path) -> Path:
+    """For four ranks, and so long that it does not end."""
+    recipe = small_run.write_recipe(folder, images, steps=100_000)
+    text = recipe.read_text().replace("samples_per_gpu = 8", "samples_per_gpu = 4")
+    recipe.write_text(text.replace("interval = 3", "interval = 1").replace("knn_interval = 1", "knn_interval = 0"))
+    return recipe
 
 
 @pytest.fixture
@@ -54,19 +65,13 @@ def by_launcher(nodes: Nodes, folder: Path, launcher: str, recipe: Path, options
     return started
 
 
-def by_slurm(nodes: Nodes, folder: Path, recipe: Path, options: list[str]) -> Started:
-    """What srun does with the page's command: it starts each rank, with variables of its own."""
-    (words,) = re.findall(r"^srun (bin/sslrun \S+)", block("bash", "srun bin/sslrun"), re.MULTILINE)
-    started = []
-    for rank in range(2 * RANKS):
-        node = rank // RANKS
-        names = {"PROCID": rank, "LOCALID": rank % RANKS, "NODEID": node, "STEP_NUM_TASKS": 2 * RANKS, "JOB_ID": 7}
-        names |= {"STEP_TASKS_PER_NODE": f"{RANKS}(x2)", "STEP_NODELIST": ",".join(HOSTS), "STEP_ID": 0}
-        environment = small_run.environment() | {f"SLURM_{name}": str(value) for name, value in names.items()}
-        with open(folder / f"node{node}", "a") as output:
-            program = [sys.executable, *command(f"python {words}", node, recipe)[1:]]
-            started.append(nodes.start(node, [*program, *options], output, folder, environment))
-    return started
+def train_until(step: int, run: RunFiles, folder: Path, started: Started) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while small_run.last_step(run.path) < step:
+        if time.monotonic() > deadline or any(process.poll() is not None for process in started):
+            codes(folder, started, 0.0)
+            raise AssertionError("\n---\n".join(printed(folder)))
+        time.sleep(0.1)
 
 
 def printed(folder: Path) -> list[str]:
@@ -86,67 +91,86 @@ def codes(folder: Path, started: Started, within_s: float) -> list[int]:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("launcher", "cut"), [("deepspeed", 0), ("deepspeed", 1), ("torchrun", 1), ("srun", 1)])
+@pytest.mark.parametrize(("launcher", "cut"), [("deepspeed", 0), ("deepspeed", 1), ("torchrun", 1)])
 def test_a_run_of_two_nodes_outlives_a_cut(launcher, cut, tmp_path, images, nodes):
     (tmp_path / "hosts").write_text(block("text", "slots"))
-    recipe = small_run.write_recipe(tmp_path, images, steps=100_000)
-    recipe.write_text(recipe.read_text().replace("samples_per_gpu = 8", "samples_per_gpu = 4"))
-    run = RunFiles(tmp_path / "runs/small")
-
-    def start(*options: str) -> Started:
-        words = ["--set", f"engine.timeout_s={TIMEOUT_S}", *options]
-        if launcher == "srun":
-            return by_slurm(nodes, tmp_path, recipe, words)
-        return by_launcher(nodes, tmp_path, launcher, recipe, words)
-
-    started = start()
-    deadline = time.monotonic() + PATIENCE_S
-    while small_run.last_step(run.path) < 9:
-        is_up = time.monotonic() < deadline and all(process.poll() is None for process in started)
-        if not is_up:
-            codes(tmp_path, started, 0.0)
-        assert is_up, printed(tmp_path)
-        time.sleep(0.1)
+    recipe, run = write_recipe(tmp_path, images), RunFiles(tmp_path / "runs/small")
+    words = ["--set", f"engine.timeout_s={TIMEOUT_S}"]
+    started = by_launcher(nodes, tmp_path, launcher, recipe, words)
+    train_until(9, run, tmp_path, started)
 
     nodes.cut(cut)
     began = time.monotonic()
-    assert set(codes(tmp_path, started, PATIENCE_S)) == {1}, printed(tmp_path)
+    assert codes(tmp_path, started, PATIENCE_S) == [1, 1], printed(tmp_path)
     took_s = time.monotonic() - began
     assert took_s < 2 * TIMEOUT_S + 20, took_s  # the launchers take some seconds too
     first, second = printed(tmp_path)
-    assert re.search(r"error: ranks 2-3 on host nodeB have not come back from step \d+ .*nodeB is cut off", first), (
-        first
-    )
-    assert re.search(r"error: rank 0 on host nodeA has not come back from step \d+ .*(ended|cut off)$", second, re.M), (
-        second
-    )
+    assert re.search(LOST_B, first) and re.search(LOST_A, second, re.MULTILINE), first + second
     assert "Traceback" not in first + second
-    assert run.status() == "failed" and "have not come back" in run.state()["error"]
+    assert run.status() == "failed" and "host nodeB" in run.state()["error"]
 
     nodes.mend(cut)
     last = small_run.last_step(run.path) + 6
-    started = start("--resume", "--set", f"max_iters={last}")
-    assert set(codes(tmp_path, started, PATIENCE_S)) == {0}, printed(tmp_path)
+    started = by_launcher(nodes, tmp_path, launcher, recipe, [*words, "--resume", "--set", f"max_iters={last}"])
+    assert codes(tmp_path, started, PATIENCE_S) == [0, 0], printed(tmp_path)
     assert run.status() == "done" and small_run.last_step(run.path) == last
     assert "on 4 x cpu" in (run.path / "log.txt").read_text()
     assert "done: " in printed(tmp_path)[0] and "done: " not in printed(tmp_path)[1], "rank 0 is on node 0"
 
 
 @pytest.mark.nightly
+def test_the_batch_script_outlives_the_end_of_its_time_and_a_cut(tmp_path, images, nodes):
+    """As Slurm starts it: a signal shortly before the end, after which the job is queued again; then a lost node."""
+    recipe, run = write_recipe(tmp_path, images), RunFiles(tmp_path / "runs/small")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/srun").symlink_to(Path(__file__).with_name("stand_in_srun.py"))
+    (tmp_path / "bin/scontrol").write_text(f'#!/bin/bash\necho "$@" >> {tmp_path}/queued\n')
+    (tmp_path / "bin/scontrol").chmod(0o755)
+    entering = {host: nodes.entering(node, small_run.ROOT) for node, host in enumerate(HOSTS)}
+    environment = small_run.environment() | {"SLURM_JOB_ID": "7", "NODES": json.dumps(entering)}
+    environment["PATH"] = f"{tmp_path}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+    def submit(*options: str) -> Started:
+        words = ["bash", "bin/sslrun.slurm", str(recipe), "--set", f"engine.timeout_s={TIMEOUT_S}", *options]
+        with open(tmp_path / "node0", "w") as output:
+            (tmp_path / "node1").touch()
+            where = {"cwd": small_run.ROOT, "env": environment, "stdout": output, "stderr": output}
+            return [subprocess.Popen(words, start_new_session=True, **where)]
+
+    started = submit()
+    train_until(3, run, tmp_path, started)
+    (srun,) = Path(f"/proc/{started[0].pid}/task/{started[0].pid}/children").read_text().split()
+    os.kill(int(srun), signal.SIGUSR1)
+    assert codes(tmp_path, started, PATIENCE_S) == [75], printed(tmp_path)
+    assert (tmp_path / "queued").read_text() == "requeue 7\n" and run.status() == "pre-empted"
+
+    last = small_run.last_step(run.path)
+    started = submit()
+    train_until(last + 6, run, tmp_path, started)
+    nodes.cut(1)
+    assert codes(tmp_path, started, PATIENCE_S) == [1], printed(tmp_path)
+    text = printed(tmp_path)[0]
+    assert re.search(LOST_B, text) and re.search(LOST_A, text, re.MULTILINE), text
+    assert (tmp_path / "queued").read_text() == "requeue 7\n" and run.status() == "failed"
+
+    nodes.mend(1)
+    last = small_run.last_step(run.path) + 6
+    assert codes(tmp_path, submit("--set", f"max_iters={last}"), PATIENCE_S) == [0], printed(tmp_path)
+    assert run.status() == "done" and small_run.last_step(run.path) == last
+
+
+@pytest.mark.nightly
 def test_ctrl_c_on_the_first_node_stops_both(tmp_path, images, nodes):
     (tmp_path / "hosts").write_text(block("text", "slots"))
-    recipe = small_run.write_recipe(tmp_path, images, steps=100_000)
-    recipe.write_text(recipe.read_text().replace("samples_per_gpu = 8", "samples_per_gpu = 4"))
-    run = RunFiles(tmp_path / "runs/small")
+    recipe, run = write_recipe(tmp_path, images), RunFiles(tmp_path / "runs/small")
     started = by_launcher(nodes, tmp_path, "deepspeed", recipe, [])
-    deadline = time.monotonic() + PATIENCE_S
-    while small_run.last_step(run.path) < 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    train_until(3, run, tmp_path, started)
     os.killpg(started[0].pid, signal.SIGINT)
     codes(tmp_path, started, PATIENCE_S)
     assert (run.status(), run.state()["exit_code"]) == ("interrupted", 130), printed(tmp_path)
-    assert checkpoint.newest_good(run.checkpoints) is not None
-    assert "Traceback" not in printed(tmp_path)[1].replace("KeyboardInterrupt", "")
+    newest = checkpoint.newest_good(run.checkpoints)
+    assert newest is not None and int(newest.name[-8:]) >= small_run.last_step(run.path)
+    assert "error: " not in printed(tmp_path)[1], printed(tmp_path)
 
 
 @pytest.mark.nightly
