@@ -49,22 +49,26 @@ def test_init_looks_at_a_folder_and_its_recipe_starts_without_advice(tmp_path, i
     assert code == 0 and told(out) == []
     assert subprocess.run(["bash", "-n", "recipe.sbatch"]).returncode == 0
     script = Path("recipe.sbatch").read_text()
-    assert re.search(r"^srun .*sslrun recipe\.toml --resume$", script, re.MULTILINE)
+    assert re.search(r"^run=\(.*sslrun recipe\.toml \"\$@\"\)$", script, re.MULTILINE)
+    assert "--ntasks-per-node=1\n#SBATCH --gpus-per-node=1\n" in script and "bin/sslrun.slurm" not in script
     assert "#SBATCH --signal=USR1@120\n#SBATCH --requeue\n" in script and 'requeue "$SLURM_JOB_ID"' in script
 
 
-def test_the_batch_script_queues_a_job_again_after_75_alone(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("script", ["recipe.sbatch", str(small_run.ROOT / "bin/sslrun.slurm")])
+def test_the_batch_script_queues_a_job_again_after_75_alone(tmp_path, monkeypatch, capsys, script):
     monkeypatch.chdir(tmp_path)
     Path("recipe.toml").touch()
     assert call(capsys, "init", "--slurm")[0] == 0
     (tmp_path / "bin").mkdir()
-    for name, body in (("srun", "exit $RUN_ENDS_WITH"), ("scontrol", 'echo "$@" > queued')):
+    for name, body in (("srun", 'echo "$@" > started; exit $RUN_ENDS_WITH'), ("scontrol", 'echo "$@" > queued')):
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / "bin" / name).chmod(0o755)
+    words = ["--set=seed=1"] if script == "recipe.sbatch" else ["recipe.toml", "--set=seed=1"]
     for code in (0, 1, 75):
         environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "SLURM_JOB_ID": "7", "RUN_ENDS_WITH": str(code)}
-        assert subprocess.run(["bash", "recipe.sbatch"], env=environment).returncode == code
+        assert subprocess.run(["bash", script, *words], env=environment).returncode == code
         assert Path("queued").exists() == (code == 75)
+        assert Path("started").read_text().endswith("sslrun recipe.toml --set=seed=1 --resume\n")
     assert Path("queued").read_text() == "requeue 7\n"
 
 

@@ -28,6 +28,7 @@ from sslrun.commands.arguments import (
 from sslrun.commands.spelling import nearest_choice, require_known_options
 from sslrun.errors import Diverged, RunFailed, UsageError
 from sslrun.runtime import early_signals, starter
+from sslrun.runtime.launch_checks import slurm_tasks
 from sslrun.started import limit_spinning, program
 
 
@@ -71,14 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _call(args) if ranks == 1 else starter.run_ranks(words, ranks, 1 if _is_plan(args) else None)
         sys.stdout.flush()  # so that a pipe that was closed is noticed here
         return code
-    except UsageError as error:  # every rank has it: one per machine prints it
-        return fail(error, USAGE) if os.environ.get("LOCAL_RANK", "0") == "0" else USAGE
+    except UsageError as error:  # if each rank finds it by itself, one per machine prints it
+        is_first = _is_first_of_all() if error.is_common else _is_first_here()
+        return fail(error, USAGE) if is_first else USAGE
     except RunFailed as error:
-        return fail(error, FAILED)
+        return FAILED if error.is_common and not _is_first_of_all() else fail(error, FAILED)
     except Diverged as error:
         return fail(error, DIVERGED)
     except KeyboardInterrupt:  # so has this one
-        return fail("interrupted", INTERRUPTED) if os.environ.get("LOCAL_RANK", "0") == "0" else INTERRUPTED
+        return fail("interrupted", INTERRUPTED) if _is_first_here() else INTERRUPTED
     except BrokenPipeError:  # `sslrun config print ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -87,6 +89,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         is_name = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
         return fail(f"{error.filename}: {error.strerror}", USAGE if is_name else FAILED)
+
+
+def _is_first_of_all() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    return _number_from("RANK", "SLURM_PROCID") == "0"
+
+
+def _is_first_here() -> bool:
+    """Whether this process is the first rank of its machine, or the only one."""
+    return _number_from("LOCAL_RANK", "SLURM_LOCALID") == "0"
+
+
+def _number_from(name: str, slurm_name: str) -> str:
+    is_slurm = "WORLD_SIZE" not in os.environ and slurm_tasks(os.environ) > 1
+    return os.environ.get(slurm_name if is_slurm else name, "0")
 
 
 def _call(args: argparse.Namespace) -> int:

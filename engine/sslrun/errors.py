@@ -2,7 +2,13 @@
 
 
 class UsageError(ValueError):
-    """Something the user wrote or pointed to is wrong: one line, no traceback, exit code 2."""
+    """Something the user wrote or pointed to is wrong: one line, no traceback, exit code 2.
+
+    Attributes:
+        is_common: whether all ranks raise this error, so that rank 0 alone prints it. Else one per machine does.
+    """
+
+    is_common = False
 
     def __str__(self) -> str:
         """The message with control characters escaped, since it may quote anything that the user gave."""
@@ -10,7 +16,13 @@ class UsageError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """The run itself cannot go on (too many bad images, disk full): one line, exit code 1."""
+    """The run itself cannot go on (too many bad images, disk full): one line, exit code 1.
+
+    Attributes:
+        is_common: whether all ranks raise this error, so that rank 0 alone prints it.
+    """
+
+    is_common = False
 
 
 class Diverged(RuntimeError):

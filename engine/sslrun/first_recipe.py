@@ -14,6 +14,7 @@ from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.errors import UsageError
 from sslrun.started import lasting_program, program
 
+SLURM = Path(__file__).with_name("sslrun.slurm")  # a link to bin/sslrun.slurm
 LEAST = 16  # images; below, no batch can be filled
 STEPS = {"cuda": 30_000, "cpu": 4_000}  # optimizer steps of the run, about
 HOLDOUT = 0.1
@@ -172,33 +173,23 @@ def _power_of_2(most: int) -> int:
 
 
 def slurm(recipe_file: Path, gpus: int) -> str:
-    """A batch script of Slurm that trains a recipe over as many jobs as it takes.
+    """A batch script of Slurm that trains a recipe over as many jobs as it takes: bin/sslrun.slurm, filled in.
 
     Args:
         recipe_file: the recipe.
         gpus: GPUs of a node.
     """
-    name = recipe_file.stem
-    return f"""\
-#!/bin/bash
-# Written by `sslrun init --slurm`; submit it with: sbatch {shlex.quote(f"{name}.sbatch")}
-#SBATCH --job-name={shlex.quote(name)}
-#SBATCH --chdir={shlex.quote(os.getcwd())}
-#SBATCH --output={shlex.quote(name)}-%j.out
-#SBATCH --open-mode=append
-#SBATCH --nodes=1
-#SBATCH --ntasks-per-node={max(1, gpus)}
-#SBATCH --gpus-per-node={max(1, gpus)}
-#SBATCH --cpus-per-task=8
-#SBATCH --time=24:00:00
-#SBATCH --signal=USR1@120
-#SBATCH --requeue
-
-# Nodes, GPUs and time are to be adapted; one task is one process with one GPU. 120 seconds before the time is up, Slurm
-# sends USR1 to the processes: they save and end with 75, and the job is queued again. --resume starts a run that does
-# not exist yet, and continues one that does.
-srun --kill-on-bad-exit=0 {lasting_program()} {shlex.quote(str(recipe_file))} --resume
-code=$?
-if [ $code = 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
-exit $code
-"""
+    name = shlex.quote(recipe_file.stem)
+    script = f"{recipe_file.stem}.sbatch"
+    text = SLURM.read_text(encoding="utf-8")
+    head, setting = text[: text.index("#SBATCH")], f"--job-name={name}\n#SBATCH --chdir={shlex.quote(os.getcwd())}"
+    for old, new in (
+        (head, f"#!/bin/bash\n# Written by `sslrun init --slurm`; submit it with: sbatch {shlex.quote(script)}\n"),
+        ("--job-name=sslrun", setting),
+        ("--output=%x", f"--output={name}"),
+        ("node=8", f"node={max(1, gpus)}"),
+        ('(bin/sslrun "$@")', f'({lasting_program()} {shlex.quote(str(recipe_file))} "$@")'),
+    ):
+        assert old in text, f"{SLURM} has no {old}"
+        text = text.replace(old, new)
+    return text

@@ -186,6 +186,7 @@ def prepare(
     _restore(run, _checkpoint_to_continue(recipe, folder, resume))
     if folder is not None:
         folder.go_back_to(run.step)
+        folder.record_ranks(run.step, plan.world_size, device.type)
     distributed.from_rank_0(lambda: _open_log(config, run, stack))
     return run
 

@@ -33,10 +33,12 @@ def require_agreement(what: str, facts: dict[str, Any]) -> None:
     for rank, (host, found) in enumerate(distributed.gather_objects((socket.gethostname(), differences))):
         if found:
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-            raise UsageError(
+            error = UsageError(
                 f"rank {rank} on {host} has another {what} than rank 0: {'; '.join(found[:SHOWN])}{more}; "
                 "all ranks must be started with the same"
             )
+            error.is_common = True
+            raise error
 
 
 def code(modules: Iterable[str]) -> dict[str, Any]:

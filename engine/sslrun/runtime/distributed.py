@@ -7,6 +7,7 @@ A rank that is missing is named, and the others leave (`heartbeat.py`).
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -20,6 +21,8 @@ from torch import Tensor
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import heartbeat
 from sslrun.runtime.late_value import LateValue
+from sslrun.runtime.launch_checks import environment_fault, slurm_note, slurm_tasks
+from sslrun.runtime.network import interface_for
 from sslrun.runtime.rendezvous import PATIENCE, from_environment, meet
 from sslrun.runtime.signals import Stopped
 
@@ -88,9 +91,13 @@ def init(device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
         timeout_s: how long to wait for the others to start, and later for a rank that makes no progress.
 
     Raises:
-        UsageError: there are fewer GPUs than ranks here, or the launcher has not said where the ranks meet.
+        UsageError: what the launchers have told the ranks is not of one run, or there are fewer GPUs than ranks here.
     """
+    if (fault := environment_fault(os.environ)) is not None:
+        raise UsageError(fault)
     if world_size() == 1:
+        if (note := slurm_note(os.environ)) is not None:
+            print(f"note: {note}", file=sys.stderr)
         return
     if device.type == "cuda" and ranks_on_node() > (gpus := torch.cuda.device_count()):
         raise UsageError(
@@ -110,6 +117,9 @@ def init(device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", timeout=PATIENCE, device_id=device, **joining)
     else:
+        interface = interface_for(meeting.arrivals[0].address, [arrival.address for arrival in meeting.arrivals])
+        if interface is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         dist.init_process_group("gloo", timeout=PATIENCE, **joining)
 
 
@@ -151,6 +161,8 @@ def from_rank_0(work: Callable[[], T]) -> T:
             error = problem
     value, error = broadcast_object((value, error))
     if error is not None:
+        if isinstance(error, (UsageError, RunFailed)):
+            error.is_common = True
         raise error
     return value
 
@@ -376,7 +388,7 @@ def _from_launcher(name: str, slurm_name: str, alone: int) -> int:
 
 def _is_slurm_step() -> bool:
     """Started by srun with several tasks, and by no other launcher. (A batch script alone is one process.)"""
-    return "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return "WORLD_SIZE" not in os.environ and slurm_tasks(os.environ) > 1
 
 
 def _export_slurm() -> None:

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 IN_ORDER = ""
+ALMOST = (
+    0.8  # of the time without a beat, for a rank that was lost with another: their last beats differ by some seconds
+)
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ def verdict(ranks: Mapping[int, Heard], limits: Limits) -> str | None:
         first = next(iter(failed.values())).beat
         return f"{names(failed)} ended in {_step(first)}: {first.ended}"
     silence_s = _silence_s(running.values(), limits)
-    silent = {rank: heard for rank, heard in running.items() if heard.silent_s >= silence_s}
-    if silent:
+    if any(heard.silent_s >= silence_s for heard in running.values()):
+        silent = {rank: heard for rank, heard in running.items() if heard.silent_s >= ALMOST * silence_s}
         hosts = {heard.beat.host for heard in silent.values()}
         processes = "its process has" if len(silent) == 1 else "their processes have"
         others = [heard.beat.step for rank, heard in running.items() if rank not in silent]

@@ -13,12 +13,15 @@ import torch.distributed as dist
 
 from sslrun.errors import UsageError
 from sslrun.runtime.heartbeat import FAILED, VERDICT, Heartbeat, first_beat
+from sslrun.runtime.launch_checks import START, Arrival, contradiction
 from sslrun.runtime.lost_ranks import Beat, numbered
+from sslrun.runtime.network import LOOPBACK, is_own, own_address
 
 PATIENCE = timedelta(days=1)  # of the store and of collectives: which rank is missing is said long before
 NOTICE_S = 30.0  # after that, rank 0 says for whom it waits
-START = "start several processes with torchrun, deepspeed or srun"
-_ALL = "all have come"
+NAME_S = 30.0  # for the address of rank 0 to be known by name
+READ_S = 2.0  # for the others to read in rank 0's store why all leave
+_ALL, _REFUSED = "all have come", "refused"
 _meetings = itertools.count()  # of this process: its store has what was said in the one before
 _stores: list[dist.Store] = []  # kept, so that rank 0's is there for as long as its process
 
@@ -30,49 +33,56 @@ class Meeting:
     Attributes:
         store: this process's connection to the store.
         heartbeat: not started yet.
+        arrivals: what the ranks have said of themselves; the first is this one.
     """
 
     store: dist.Store
     heartbeat: Heartbeat
+    arrivals: list[Arrival]
 
 
 def meet(rank: int, world_size: int, timeout_s: float) -> Meeting:
     """Waits for all ranks. If some do not come within `timeout_s`, names them and ends the process with exit code 1.
 
     Raises:
-        UsageError: the launcher has not said where the ranks meet.
-        UsageError: rank 0 cannot open its port.
+        UsageError: the launcher has not said where the ranks meet, or nobody can meet there.
+        UsageError: those who have come cannot be one run.
     """
     address, port = os.environ.get("MASTER_ADDR"), from_environment("MASTER_PORT")
     if not address:
         raise UsageError(f"WORLD_SIZE is set, but not MASTER_ADDR: {START}")
-    if from_environment("RANK") >= world_size:
-        raise UsageError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: {START}")
+    if not 0 < port < 2**16:
+        raise UsageError(f"MASTER_PORT is {port}, expected 1 to {2**16 - 1}: {START}")
     is_launchers = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's own process has the store
+    has_store = rank == 0 and not is_launchers
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # several may share a store
     place = f"sslrun/{attempt}/{next(_meetings)}"
     deadline = time.monotonic() + timeout_s
+    # What is on the same machine stays reachable by the loopback address if the network goes down.
+    near = LOOPBACK if is_own(address) else address
 
-    def connect(is_master: bool = False) -> dist.TCPStore:
+    def connect(host: str = near, is_master: bool = False) -> dist.TCPStore:
         within = timedelta(seconds=timeout_s)
-        store = dist.TCPStore(address, port, None, is_master, within, wait_for_workers=False, multi_tenant=True)
+        store = dist.TCPStore(host, port, None, is_master, within, wait_for_workers=False, multi_tenant=True)
         store.set_timeout(PATIENCE)
         return store
 
-    if is_launchers or rank > 0:
+    if not has_store:
         _wait_for_port(rank, address, port, deadline, timeout_s)
     try:
-        store = connect(is_master=rank == 0 and not is_launchers)
+        if has_store:
+            _stores.append(connect(LOOPBACK, is_master=True))
+            _require_reachable(address, port)
+        store = connect()
     except dist.DistNetworkError as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"port {port} of {address} (MASTER_PORT, MASTER_ADDR) cannot be used: {reason}") from error
+        raise UsageError(
+            f"port {port} of {address} (MASTER_PORT, MASTER_ADDR) cannot be used: {str(error).splitlines()[0]}; if "
+            "another run has it, choose another with --master_port"
+        ) from error
     _stores.append(store)
+    own = Arrival(rank, world_size, socket.gethostname(), own_address(address))
     beats = dist.PrefixStore(f"{place}/beats", store)
-    beats.set(str(rank), first_beat().encode())
-    if beats.add("arrived", 1) == world_size:
-        beats.set(VERDICT, "-")
-        beats.set(_ALL, "")
-    _wait_for_all(beats, rank, world_size, deadline, timeout_s)
+    arrivals = _wait_for_all(dist.PrefixStore(f"{place}/arrivals", store), beats, own, deadline, timeout_s, has_store)
     everyone = map(Beat.decode, beats.multi_get([str(other) for other in range(world_size)]))
     heartbeat = Heartbeat(
         lambda: dist.PrefixStore(f"{place}/beats", connect()),
@@ -81,7 +91,7 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Meeting:
         timeout_s=timeout_s,
         hosts_store=not is_launchers,
     )
-    return Meeting(dist.PrefixStore(f"{place}/group", store), heartbeat)
+    return Meeting(dist.PrefixStore(f"{place}/group", store), heartbeat, [own, *arrivals])
 
 
 def from_environment(name: str) -> int:
@@ -94,13 +104,30 @@ def from_environment(name: str) -> int:
     return int(text)
 
 
+def _require_reachable(address: str, port: int) -> None:
+    """Raises UsageError if this process, which is rank 0 and listens, is not at the address of rank 0."""
+    try:
+        socket.create_connection((address, port), timeout=5).close()
+    except OSError as error:
+        raise UsageError(
+            f"rank 0 is on {socket.gethostname()}, but cannot be reached at {address}, port {port} (MASTER_ADDR, "
+            f"MASTER_PORT): {error.strerror or error}; --master_addr is the address of the node with --node_rank 0"
+        ) from error
+
+
 def _wait_for_port(rank: int, address: str, port: int, deadline: float, timeout_s: float) -> None:
     """Until the store listens. (torch's own wait cannot be interrupted, and prints what it tries.)"""
+    named = min(deadline, time.monotonic() + NAME_S)
     while True:
         try:
             socket.create_connection((address, port), timeout=5).close()
             return
         except OSError as error:
+            if isinstance(error, socket.gaierror) and time.monotonic() > named:
+                raise UsageError(
+                    f"MASTER_ADDR is {address!r}, which {socket.gethostname()} does not know: {error.strerror}; "
+                    "--master_addr is the address of the node with --node_rank 0"
+                ) from error
             if time.monotonic() > deadline:
                 _leave_without_first(
                     rank, f"rank 0 has not come to port {port} of {address} within {timeout_s:.0f} s: {error}"
@@ -108,25 +135,73 @@ def _wait_for_port(rank: int, address: str, port: int, deadline: float, timeout_
         time.sleep(0.2)
 
 
-def _wait_for_all(beats: dist.Store, rank: int, world_size: int, deadline: float, timeout_s: float) -> None:
+def _wait_for_all(
+    store: dist.Store, beats: dist.Store, own: Arrival, deadline: float, timeout_s: float, has_store: bool
+) -> list[Arrival]:
+    """Comes, and returns the arrivals when all have come; who comes last says so.
+
+    Raises:
+        UsageError: those who have come cannot be one run, or the run has begun without this process.
+    """
+    rank, world_size = own.rank, own.world_size
     notice = time.monotonic() + NOTICE_S
+    arrivals: list[Arrival] = []
+    is_announced = False
 
     def absent() -> list[int]:
         return [other for other in range(world_size) if not beats.check([str(other)])]
 
     try:
-        while not beats.check([_ALL]):
+        number = store.add("count", 1)
+        store.set(str(number), own.encode())
+        while True:
+            arrivals += _newly_arrived(store, len(arrivals))
+            is_over = beats.check([_ALL])
+            if is_over and is_announced:
+                return arrivals
+            if len(arrivals) >= number or store.check([_REFUSED]):
+                _require_one_run(store, arrivals, is_over, own, has_store)
+            if not is_announced and len(arrivals) >= number:
+                is_announced = True  # not before: the beats of a run that has begun without this process are its own
+                beats.set(str(rank), first_beat().encode())
+            if is_announced and number == world_size and not absent():
+                beats.set(VERDICT, "-")
+                beats.set(_ALL, "")
             now = time.monotonic()
             if rank == 0 and now > notice:
                 notice = deadline + 1
                 print(f"waiting for {numbered(absent())} of {world_size} to start", file=sys.stderr, flush=True)
             if now > deadline:
                 _leave_without_some(absent(), rank, world_size, timeout_s)
-            time.sleep(0.05)
+            time.sleep(max(0.05, world_size / 1000))
     except dist.DistError as error:
         if time.monotonic() < deadline:  # else rank 0 has said who is missing
             _leave_without_first(rank, f"rank 0 has ended before all ranks had come: {str(error).splitlines()[0]}")
         os._exit(FAILED)
+
+
+def _newly_arrived(store: dist.Store, known: int) -> list[Arrival]:
+    """The arrivals after the first `known`; none as long as one of them is only half there."""
+    names = [str(number) for number in range(known + 1, store.add("count", 0) + 1)]
+    return [Arrival.decode(text) for text in store.multi_get(names)] if names and store.check(names) else []
+
+
+def _require_one_run(store: dist.Store, arrivals: list[Arrival], is_late: bool, own: Arrival, has_store: bool) -> None:
+    """Raises UsageError, on all who wait, if those who have come cannot be one run."""
+    if (why := contradiction(arrivals)) is None and not store.check([_REFUSED]):
+        return
+    if is_late:
+        raise UsageError(
+            f"rank {own.rank} of {own.world_size} on {own.host} has come to a run of {arrivals[0].world_size} ranks "
+            f"that has begun without it: {why}"
+        )
+    if why is not None:
+        store.compare_set(_REFUSED, "", why)
+    error = UsageError(store.get(_REFUSED).decode())
+    error.is_common = True
+    if has_store:
+        time.sleep(READ_S)
+    raise error
 
 
 def _leave_without_some(absent: list[int], rank: int, world_size: int, timeout_s: float) -> NoReturn:

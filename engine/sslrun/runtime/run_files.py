@@ -23,6 +23,7 @@ import tomli
 from sslrun.runtime import folder_lock
 
 CONFIG, ENVIRONMENT, MACHINE, STATE = "config.toml", "env.json", "machine.json", "state.json"
+STARTS = "starts"  # in machine.json
 METRICS, MESSAGES, CHECKPOINTS, EVAL = "metrics.jsonl", "log.txt", "checkpoints", "eval"
 
 # Keys in the rows of metrics.jsonl that more than one file knows.
@@ -76,7 +77,7 @@ class RunFiles:
         return self._table(ENVIRONMENT)
 
     def machine(self) -> dict[str, Any]:
-        """What the machine chose at the first start, by name."""
+        """What the machine chose at the first start, by name; under `STARTS` from which step on how many ranks ran."""
         return self._table(MACHINE)
 
     def results(self) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime import checkpoint, folder_lock
 from sslrun.runtime.durable import read_patiently, replace_or_fail
 from sslrun.runtime.held import Held
-from sslrun.runtime.run_files import CONFIG, MACHINE, STATE, RunFiles, State, is_number, rows
+from sslrun.runtime.run_files import CONFIG, MACHINE, STARTS, STATE, RunFiles, State, is_number, rows
 from sslrun.runtime.signals import PREEMPTED
 
 logger = logging.getLogger(__name__)
@@ -131,6 +131,23 @@ class RunFolder(RunFiles):
         """Record what the machine chose (JSON) for the next resume. The first choice stays."""
         if name not in self._machine_choices:
             self._machine_choices[name] = choice
+            self.write_json(MACHINE, self._machine_choices)
+
+    def record_ranks(self, step: int, ranks: int, device: str) -> None:
+        """Record, in machine.json under "starts", on how many ranks the run starts or goes on, if that has changed.
+
+        Args:
+            step: where it starts.
+            ranks: number of processes.
+            device: what each computes on: "cpu" or "cuda".
+        """
+        recorded = self._machine_choices.get(STARTS)
+        starts = [start for start in recorded if isinstance(start, dict)] if isinstance(recorded, list) else []
+        before = starts[-1].get("ranks") if starts else ranks
+        if before != ranks:
+            logger.info("changed on this resume: number of ranks: %s -> %d", before, ranks)
+        if not starts or [starts[-1].get(key) for key in ("ranks", "device")] != [ranks, device]:
+            self._machine_choices[STARTS] = [*starts, {"step": step, "ranks": ranks, "device": device}]
             self.write_json(MACHINE, self._machine_choices)
 
     def record_state(self, state: State, exit_code: int | None = None, **details: Any) -> None:

@@ -19,6 +19,7 @@ from typing import Literal
 
 from sslrun.errors import UsageError
 from sslrun.runtime.early_signals import CODES, HELD, INTERRUPTED
+from sslrun.runtime.launch_checks import slurm_tasks
 from sslrun.runtime.launcher import STARTER
 from sslrun.started import words_of_program
 
@@ -40,7 +41,7 @@ def number_of_ranks(devices: int | Literal["auto"]) -> int:
     Raises:
         UsageError: a launcher has started this process.
     """
-    if "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if "WORLD_SIZE" in os.environ or slurm_tasks(os.environ) > 1:
         raise UsageError(
             "--devices starts the ranks itself, but a launcher has started this process as one of several: use one of "
             "the two"
