@@ -24,7 +24,6 @@ from safetensors import SafetensorError
 
 from sslrun.config.paths import stated
 from sslrun.errors import RunFailed, UsageError
-from sslrun.runtime import heartbeat
 from sslrun.runtime.durable import read_patiently, sync_directory, write_file
 from sslrun.runtime.run_files import CHECKPOINTS
 from sslrun.runtime.safetensors_file import read_tensors, write_tensors
@@ -68,7 +67,6 @@ class CheckpointConfig:
         return step > 0 and step % (self.interval * (steps_per_epoch if self.by == "epoch" else 1)) == 0
 
 
-@heartbeat.uninterrupted()
 def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: dict[str, Any]) -> Path:
     """Write one checkpoint, wait until it is on the disk, and return its folder.
 
