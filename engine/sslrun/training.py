@@ -38,6 +38,7 @@ from sslrun.runtime.metrics import of_a_step
 from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, is_number, rows
 from sslrun.runtime.safetensors_file import require_storable
 from sslrun.runtime.signals import Stopped, StopSignals
+from sslrun.runtime.writer import Writer
 from sslrun.session import Run, build, prepare, save
 from sslrun.started import program
 
@@ -198,7 +199,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             heartbeat.at("reading images")
             with meter.waiting():
                 batches = _taken(stream, plan.accumulation)
-            _stop_if_agreed(vote, signals, run, bool(batches))
+            _stop_if_agreed(vote, signals, bool(batches), run.writer, run.stop_code)
             if run.log is not None and run.log.wants_images:
                 run.log.images(run.step, sheet(batches[0], recipe.data.views))
             rates = learning_rates(
@@ -254,17 +255,19 @@ def _taken(stream: BatchStream, count: int) -> list[Batch]:
         return []
 
 
-def _stop_if_agreed(vote: distributed.Vote, signals: StopSignals, run: Run, has_data: bool) -> None:
+def _stop_if_agreed(
+    vote: distributed.Vote, signals: StopSignals, has_data: bool, writer: Writer, stop_code: int = 0
+) -> None:
     """Raises Stopped on all ranks before the same step if one of them was asked to stop (a rank without data was), or
-    has another reason, `run.stop_code`.
+    has another reason, `stop_code`.
 
     On CUDA with several ranks the vote is read one step late, when the others have queued the step whose data one rank
     waits for. They cannot take it back, so such a run leaves without saving, to be resumed from its last checkpoint.
     """
     is_torn = vote.is_late and not has_data
-    code = vote.cast((signals.exit_code or run.stop_code) + TORN * is_torn)
+    code = vote.cast((signals.exit_code or stop_code) + TORN * is_torn)
     if is_torn or code > TORN:
-        run.writer.wait()  # from then on a signal ends the process
+        writer.wait()  # from now on the signal may end the process
         signals.has_nothing_to_save = True
     if code or is_torn:
         raise Stopped(code % TORN or signals.exit_code)

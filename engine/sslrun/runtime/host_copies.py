@@ -31,7 +31,7 @@ class HostCopies:
         cannot be had, the tensor itself."""
         tensor = tensor.detach()
         try:
-            copy = self._pinned(tensor) if tensor.is_cuda else torch.empty_like(tensor, device="cpu")
+            copy = self._memory(tensor)
         except (MemoryError, RuntimeError):  # torch's allocators raise the latter
             self._are_whole = False
             return tensor
@@ -43,8 +43,10 @@ class HostCopies:
             torch.cuda.current_stream(device).synchronize()
         return self._are_whole
 
-    def _pinned(self, tensor: Tensor) -> Tensor:
-        """A buffer that this set has not used yet."""
+    def _memory(self, tensor: Tensor) -> Tensor:
+        """Memory for a copy: of a CUDA tensor, a buffer that this set has not used yet."""
+        if not tensor.is_cuda:
+            return torch.empty_like(tensor, device="cpu")
         kind = tensor.dtype, tensor.shape, tensor.stride()
         buffer = self._free[kind].pop() if self._free[kind] else torch.empty_like(tensor, device="cpu", pin_memory=True)
         self._used.append((kind, buffer))
