@@ -46,6 +46,9 @@ Tensors = dict[str, dict[str, torch.Tensor]]
 class CheckpointConfig:
     """The `[checkpoint]` table: when a run is saved. It is always saved at its end and on a signal to stop.
 
+    The state is copied between two steps, and written while training goes on. The copy takes as much memory of the host
+    as a checkpoint takes of the disk.
+
     Attributes:
         interval: epochs or optimizer steps between two checkpoints, by the unit in `by`.
         by: unit of `interval`: "epoch" or "iter" (optimizer steps).
@@ -68,7 +71,7 @@ class CheckpointConfig:
 
 
 def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: dict[str, Any]) -> Path:
-    """Write one checkpoint, wait until it is on the disk, and return its folder.
+    """Write one checkpoint, wait until it is on the disk, and return its folder. Any thread may call it.
 
     A good checkpoint of the same step is kept as it is: a run has one state at a step.
 
