@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import types
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from small_run import differences, saved
 from sslrun import session, training
 from sslrun.cli import main
 from sslrun.errors import RunFailed
-from sslrun.runtime import checkpoint, heartbeat
+from sslrun.runtime import checkpoint, heartbeat, host_copies
 from sslrun.runtime.host_copies import HostCopies
 from sslrun.runtime.run_files import RunFiles
 from sslrun.runtime.writer import Writer
@@ -216,6 +217,33 @@ def test_copies_of_every_dtype_keep_their_bits_and_strides():
     assert copies.finish()
     channels_last = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     assert copies(channels_last).stride() == channels_last.stride()
+
+
+class Played(torch.Tensor):
+    """A tensor that says that it is on a CUDA device."""
+
+    is_cuda = property(lambda tensor: True)
+
+
+def test_buffers_are_used_again_but_not_within_a_state(monkeypatch):
+    made, waits = [], []
+
+    def empty_like(tensor, *, device, pin_memory):
+        assert (device, pin_memory) == ("cpu", True)
+        made.append(torch.empty_like(torch.Tensor(tensor)))
+        return made[-1]
+
+    cuda = types.SimpleNamespace(
+        current_stream=lambda device: types.SimpleNamespace(synchronize=lambda: waits.append(device))
+    )
+    monkeypatch.setattr(host_copies, "torch", types.SimpleNamespace(empty_like=empty_like, cuda=cuda))
+    copies = HostCopies()
+    for factor in (1.0, 2.0):
+        weights = [factor * torch.ones(2, 3), factor * torch.ones(3), 3 * factor * torch.ones(2, 3)]
+        copies.begin()
+        taken = [copies(weight.as_subclass(Played)) for weight in weights]
+        assert copies.finish() and all(map(torch.equal, taken, weights))
+    assert len(made) == 3 and len(waits) == 2, "one wait for each state"
 
 
 @pytest.mark.gpu
