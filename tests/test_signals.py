@@ -14,6 +14,7 @@ from sslrun import training
 from sslrun.runtime import signals as module
 from sslrun.runtime.signals import Stopped, StopSignals
 from sslrun.runtime.stopping import stop_if_asked, stoppable
+from sslrun.runtime.writer import Writer
 from stopped_run import lock_twice
 
 # A loop of short steps that saves, slowly, when a signal stops it.
@@ -254,15 +255,17 @@ class Vote:
     ],
 )
 def test_a_step_that_others_have_queued_is_not_saved(result, is_late, has_data, asked, cast, saves):
-    vote, signals = Vote(result, is_late), StopSignals()
+    vote, signals, writer, is_written = Vote(result, is_late), StopSignals(), Writer(), threading.Event()
+    writer.start(lambda: (time.sleep(0.05), is_written.set()))
     signals.exit_code = asked
     with pytest.raises(Stopped) as stopped:
-        training._stop_if_agreed(vote, signals, has_data)
+        training._stop_if_agreed(vote, signals, has_data, writer)
     assert stopped.value.exit_code in (75, 130)
     assert vote.cast_values == [cast] and signals.has_nothing_to_save is not saves
+    assert saves or is_written.is_set(), "the process may be ended before its last save is on the disk"
 
 
 def test_a_run_that_nobody_stops_goes_on():
     vote, signals = Vote(0, is_late=True), StopSignals()
-    training._stop_if_agreed(vote, signals, has_data=True)
+    training._stop_if_agreed(vote, signals, True, Writer())
     assert not signals.has_nothing_to_save

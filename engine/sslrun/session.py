@@ -6,7 +6,7 @@ import itertools
 import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -52,12 +52,14 @@ from sslrun.runtime import agreement, checkpoint, compilation, distributed, hear
 from sslrun.runtime.agreement import require_agreement
 from sslrun.runtime.environment import environment
 from sslrun.runtime.executor import Executor, LocalExecutor
+from sslrun.runtime.host_copies import HostCopies
 from sslrun.runtime.log import RunLog, start_logging
 from sslrun.runtime.numerics import fix_cublas_workspaces, set_numerics
 from sslrun.runtime.replicated_executor import ReplicatedExecutor
 from sslrun.runtime.run_files import ENVIRONMENT, MESSAGES
 from sslrun.runtime.run_folder import RunFolder, record_loss, set_aside
 from sslrun.runtime.safetensors_file import require_storable
+from sslrun.runtime.writer import Writer
 from sslrun.step_metrics import StepMetrics
 
 logger = logging.getLogger("sslrun")
@@ -82,6 +84,8 @@ class Run:
     step_metrics: StepMetrics
     step: int
     is_measured: bool = False
+    writer: Writer = field(default_factory=Writer)
+    copies: HostCopies = field(default_factory=HostCopies)
 
     @cached_property
     def images(self) -> str:
@@ -188,13 +192,26 @@ def prepare(
         folder.go_back_to(run.step)
         folder.record_ranks(run.step, plan.world_size, device.type)
     distributed.from_rank_0(lambda: _open_log(config, run, stack))
+    stack.push(run.writer.leave)
     return run
 
 
 def save(run: Run) -> None:
-    """Writes a checkpoint of the state after `run.step` steps; all ranks call it."""
+    """Saves the state after `run.step` steps; all ranks call it.
+
+    The state is copied to the memory of rank 0's host, which takes as many bytes as the checkpoint has. A thread then
+    writes the copy while training goes on. It has written it when `run.writer.wait()` comes back; that, or the next
+    save, raises RunFailed if it could not. A save waits for the one before. If the memory for a copy cannot be had, the
+    checkpoint is written before this function returns.
+    """
     run.executor.check()
-    tensors = {"model": run.executor.full_state(), "optimizer": run.executor.optimizer_state()}
+    run.writer.wait()
+    run.copies.begin()
+    tensors = {
+        "model": run.executor.full_state(run.copies),
+        "optimizer": run.executor.optimizer_state(run.copies),
+    }
+    are_copies = run.copies.finish()
     bad: dict[str, str] = {}
     for bad_of_rank in distributed.gather_objects(run.loader.bad.state_dict()):
         bad |= bad_of_rank
@@ -203,9 +220,18 @@ def save(run: Run) -> None:
     )
     if run.folder is not None and run.log is not None:
         run.folder.look()
-        run.log.sync()
-        run_state.save(run.folder.checkpoints, tensors, state)
-        checkpoint.prune(run.folder.checkpoints, run.recipe.checkpoint.max_keep_ckpts)
+        keep = run.recipe.checkpoint.max_keep_ckpts
+        run.writer.start(functools.partial(_write, run.log, run.folder.checkpoints, tensors, state, keep))
+        if not are_copies:
+            logger.warning("no memory for a copy of the state: training waits until the checkpoint is written")
+            run.writer.wait()
+
+
+def _write(log: RunLog, checkpoints: Path, tensors: checkpoint.Tensors, state: RunState, keep: int) -> None:
+    """Writes a checkpoint after the rows that belong to it, and deletes the oldest."""
+    log.sync()
+    run_state.save(checkpoints, tensors, state)
+    checkpoint.prune(checkpoints, keep)
 
 
 def _without_data_paths(values: dict[str, Any]) -> dict[str, Any]:

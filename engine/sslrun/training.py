@@ -38,6 +38,7 @@ from sslrun.runtime.metrics import of_a_step
 from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, is_number, rows
 from sslrun.runtime.safetensors_file import require_storable
 from sslrun.runtime.signals import Stopped, StopSignals
+from sslrun.runtime.writer import Writer
 from sslrun.session import Run, build, prepare, save
 from sslrun.started import program
 
@@ -186,6 +187,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
         while run.step < plan.total_steps:
             progress = run.progress
             heartbeat.at("before the step", run.step + 1)
+            run.writer.check()
             if run.step % plan.steps_per_epoch == 0:
                 executor.seed(progress, Phase.EPOCH)
                 with meter.pausing():
@@ -197,7 +199,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
             heartbeat.at("reading images")
             with meter.waiting():
                 batches = _taken(stream, plan.accumulation)
-            _stop_if_agreed(vote, signals, bool(batches), run.stop_code)
+            _stop_if_agreed(vote, signals, bool(batches), run.writer, run.stop_code)
             if run.log is not None and run.log.wants_images:
                 run.log.images(run.step, sheet(batches[0], recipe.data.views))
             rates = learning_rates(
@@ -225,12 +227,15 @@ def _loop(run: Run, signals: StopSignals) -> int:
                     save(run)
             if run.step % GC_INTERVAL == 0:
                 gc.collect()
+        heartbeat.at("saving")
+        run.writer.wait()
         return 0
     except Stopped as stopped:
         if signals.has_nothing_to_save:
             raise
         heartbeat.at("saving")
         save(run)
+        run.writer.wait()
         return stopped.exit_code
     except RuntimeError as error:
         if executor.cuda_graphs:
@@ -250,7 +255,9 @@ def _taken(stream: BatchStream, count: int) -> list[Batch]:
         return []
 
 
-def _stop_if_agreed(vote: distributed.Vote, signals: StopSignals, has_data: bool, stop_code: int = 0) -> None:
+def _stop_if_agreed(
+    vote: distributed.Vote, signals: StopSignals, has_data: bool, writer: Writer, stop_code: int = 0
+) -> None:
     """Raises Stopped on all ranks before the same step if one of them was asked to stop (a rank without data was), or
     has another reason, `stop_code`.
 
@@ -260,6 +267,7 @@ def _stop_if_agreed(vote: distributed.Vote, signals: StopSignals, has_data: bool
     is_torn = vote.is_late and not has_data
     code = vote.cast((signals.exit_code or stop_code) + TORN * is_torn)
     if is_torn or code > TORN:
+        writer.wait()  # from now on the signal may end the process
         signals.has_nothing_to_save = True
     if code or is_torn:
         raise Stopped(code % TORN or signals.exit_code)

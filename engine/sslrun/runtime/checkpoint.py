@@ -24,7 +24,6 @@ from safetensors import SafetensorError
 
 from sslrun.config.paths import stated
 from sslrun.errors import RunFailed, UsageError
-from sslrun.runtime import heartbeat
 from sslrun.runtime.durable import read_patiently, sync_directory, write_file
 from sslrun.runtime.run_files import CHECKPOINTS
 from sslrun.runtime.safetensors_file import read_tensors, write_tensors
@@ -47,6 +46,9 @@ Tensors = dict[str, dict[str, torch.Tensor]]
 class CheckpointConfig:
     """The `[checkpoint]` table: when a run is saved. It is always saved at its end and on a signal to stop.
 
+    The state is copied between two steps, and written while training goes on. The copy takes as much memory of the host
+    as a checkpoint takes of the disk.
+
     Attributes:
         interval: epochs or optimizer steps between two checkpoints, by the unit in `by`.
         by: unit of `interval`: "epoch" or "iter" (optimizer steps).
@@ -68,9 +70,8 @@ class CheckpointConfig:
         return step > 0 and step % (self.interval * (steps_per_epoch if self.by == "epoch" else 1)) == 0
 
 
-@heartbeat.uninterrupted()
 def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: dict[str, Any]) -> Path:
-    """Write one checkpoint, wait until it is on the disk, and return its folder.
+    """Write one checkpoint, wait until it is on the disk, and return its folder. Any thread may call it.
 
     A good checkpoint of the same step is kept as it is: a run has one state at a step.
 

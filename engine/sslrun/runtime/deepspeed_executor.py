@@ -24,7 +24,8 @@ from sslkernels.ema_update import ema_update_
 from sslrun.contract import Loss, Method, PartitionedOptimizer, Progress
 from sslrun.errors import UsageError
 from sslrun.runtime import distributed
-from sslrun.runtime.executor import COUNTER, Executor, counter_device
+from sslrun.runtime.executor import COUNTER, Copy, Executor, counter_device
+from sslrun.runtime.host_copies import to_cpu
 
 T = TypeVar("T")
 LARGEST_BUCKET = 50_000_000  # largest number of elements averaged at once; DeepSpeed allocates a buffer of that size
@@ -130,9 +131,9 @@ class DeepSpeedExecutor(Executor):
         for partition in self._partitions:
             partition.fill(partition.flat, self.names[parameter], value)
 
-    def optimizer_state(self) -> dict[str, Tensor]:
+    def optimizer_state(self, copy: Copy = to_cpu) -> dict[str, Tensor]:
         if self.zero_stage == 0:
-            return super().optimizer_state()
+            return super().optimizer_state(copy)
         state: dict[str, Tensor] = {}
         for partition in self._partitions:
             for key, value in self.optimizer.state.get(partition.flat, {}).items():

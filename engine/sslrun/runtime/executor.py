@@ -19,11 +19,13 @@ from sslrun.contract import Batch, Loss, Method, Progress, Rewrite
 from sslrun.errors import Diverged, UsageError
 from sslrun.randomness import Phase, seed_torch
 from sslrun.runtime import compilation, distributed
+from sslrun.runtime.host_copies import to_cpu
 from sslrun.runtime.late_value import LateValue
 from sslrun.runtime.mismatch import Mismatch
 from sslrun.runtime.strided_convolutions import avoid_strides
 
 T = TypeVar("T")
+Copy = Callable[[Tensor], Tensor]  # of a tensor to the CPU
 COUNTER = "step"  # the one entry of a parameter's state in torch's optimizers that has not the parameter's shape
 
 
@@ -229,13 +231,13 @@ class Executor(ABC):
         """Set a parameter from its whole value; every rank passes the same value."""
 
     @torch.no_grad()
-    def full_state(self) -> dict[str, Tensor]:
+    def full_state(self, copy: Copy = to_cpu) -> dict[str, Tensor]:
         """`method.state_dict()` unsharded and copied to the CPU, on rank 0; empty on the others. All ranks call it."""
         state = {}
         for name, tensor in self.method.state_dict(keep_vars=True).items():
             whole = self._whole(tensor)
             if distributed.rank() == 0:
-                state[name] = _to_cpu(whole)
+                state[name] = copy(whole)
         return state
 
     def shapes(self) -> dict[str, torch.Size]:
@@ -278,7 +280,7 @@ class Executor(ABC):
                 tensor.copy_(state[name])
         return mismatch
 
-    def optimizer_state(self) -> dict[str, Tensor]:
+    def optimizer_state(self, copy: Copy = to_cpu) -> dict[str, Tensor]:
         """`name of parameter/name of state` -> whole tensor (0-d for counters), on the CPU of rank 0; empty elsewhere.
 
         Independent of the number of ranks and of how state is sharded. All ranks call it.
@@ -286,7 +288,7 @@ class Executor(ABC):
         if distributed.rank() > 0:
             return {}
         return {
-            f"{self.names[parameter]}/{key}": _to_cpu(value)
+            f"{self.names[parameter]}/{key}": copy(value)
             for group in self.optimizer.param_groups
             for parameter in group["params"]
             for key, value in self.optimizer.state.get(parameter, {}).items()
@@ -428,7 +430,3 @@ class LocalExecutor(Executor):
 def counter_device(group: Mapping[str, Any], parameter: Tensor) -> torch.device:
     """Where torch's optimizers want their step counters."""
     return parameter.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
-
-
-def _to_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

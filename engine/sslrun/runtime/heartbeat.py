@@ -58,6 +58,7 @@ class _Main:
     moves: int = 0
     unhurried: int = 0
     uninterrupted: int = 0
+    work: threading.Thread | None = None  # to be finished before the process ends
 
 
 _main = _Main()
@@ -110,6 +111,14 @@ def uninterrupted() -> Iterator[None]:
             yield
     finally:
         _main.uninterrupted -= 1
+
+
+def ends_after(work: threading.Thread) -> None:
+    """If a rank is lost, this one ends after a thread has, such as one that writes a checkpoint.
+
+    The thread's work does not count as progress of the main thread.
+    """
+    _main.work = work
 
 
 class Heartbeat:
@@ -166,6 +175,10 @@ class Heartbeat:
         """Sets what records the end of the run if this rank gives the verdict; it gets the message."""
         self._record = record
 
+    def stop_judging(self) -> None:
+        """From now on no verdict ends this process: it is about to leave with an error of its own."""
+        self._is_judging = False
+
     def wait_for_verdict(self, error: BaseException) -> NoReturn:
         """After a collective has failed: waits until it is known why. The process ends meanwhile."""
         self._broken = _first_line(error)
@@ -183,7 +196,7 @@ class Heartbeat:
             at("waiting for the other ranks to end")
             while not self._have_others_ended.wait(self._interval_s) and not self._store_error:
                 tick()
-        self._is_judging = False
+        self.stop_judging()
         self._ended = IN_ORDER if error is None or is_in_order else f"{type(error).__name__}: {_first_line(error)}"
         self._tell(GRACE_S)
         if stays and isinstance(error, Exception):
@@ -309,6 +322,8 @@ class Heartbeat:
         while _main.uninterrupted and self._stood_s < self._patience_s():
             time.sleep(self._interval_s)
             self._note_progress(self._interval_s)
+        if _main.work is not None:
+            _main.work.join(UNHURRIED_S)
         _bounded(lambda: self._speak(line) if speaks else None, LAST_WORDS_S)
         if self._verdict != NONE:
             self._ended = f"left, since {line}"
@@ -351,6 +366,12 @@ def leave(error: BaseException | None) -> None:
     if _own is not None:
         _own.leave(error)
         _own = None
+
+
+def stop_judging() -> None:
+    """No verdict on a lost rank ends this process any more: it is leaving with an error of its own."""
+    if _own is not None:
+        _own.stop_judging()
 
 
 def on_loss(record: Callable[[str], None]) -> None:

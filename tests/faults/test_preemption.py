@@ -1,0 +1,112 @@
+"""SIGTERM at a random moment of a run of two ranks: all leave with 75, one checkpoint of one step, an exact resume.
+
+Each night draws other moments: anywhere, in the middle of a measurement, and while a checkpoint is written.
+"""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import small_run
+from ranks import run_ranks
+from sslrun import session, training
+from sslrun.evaluation.monitors.monitors import Monitors
+from sslrun.runtime import checkpoint, distributed
+from sslrun.runtime.run_files import RunFiles
+from stopped_run import main_in_pieces
+
+RANKS, STEPS, INTERVAL, EPOCH = 2, 12, 2, 4
+MOMENTS, TIMES = ("anywhere", "in a measurement", "in a save"), 3
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, images):
+    path = small_run.write_recipe(tmp_path_factory.mktemp("preempted"), images, steps=STEPS)
+    monitors = "\n".join(f"{name}_interval = 1" for name in ("loss", "knn", "probe", "rankme"))
+    text = path.read_text().replace("knn_interval = 1", monitors).replace("max_keep_ckpts = 3", "max_keep_ckpts = -1")
+    path.write_text(text.replace("interval = 4\n", f"interval = {INTERVAL}\n"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(recipe):
+    """(run folder, seconds from its first step to its end) of the run without a signal."""
+    words = [str(recipe), "--work-dir", str(recipe.parent / "straight")]
+    never = recipe.parent / "never"
+    answers = run_ranks(main_with_a_signal, RANKS, words, never, [], "in a save", STEPS + 1, 0.0)
+    assert [code for code, _ in answers] == [0] * RANKS
+    return recipe.parent / "straight/small", answers[0][1]
+
+
+def main_with_a_signal(
+    words: Sequence[str], mark: Path, to: Sequence[int], moment: str, step: int, delay_s: float
+) -> tuple[int, float]:
+    """(exit code, seconds from the first step to the end) of a run that is asked to stop.
+
+    Args:
+        words: the command line.
+        mark: a file that rank 0 makes when the moment has come.
+        to: the ranks that get SIGTERM then.
+        moment: one of MOMENTS; saves and measurements take half a second longer, so that it is in their middle.
+        step: the optimizer steps before it, at least.
+        delay_s: seconds from then on.
+    """
+    began: list[float] = []
+    train_step, write, measure = training.train_step, session._write, Monitors.measure
+
+    def come(name: str, done: int) -> None:
+        if name == moment and done >= step and not mark.exists() and distributed.rank() == 0:
+            threading.Timer(delay_s, mark.touch).start()
+
+    def step_done(executor, method, statistics, batches, progress, rates):  # type: ignore[no-untyped-def]
+        result = train_step(executor, method, statistics, batches, progress, rates)
+        began.append(time.monotonic())
+        come("anywhere", progress.step + 1)
+        return result
+
+    def slow_write(log, checkpoints, tensors, state, keep):  # type: ignore[no-untyped-def]
+        come("in a save", state.step)
+        time.sleep(0.5)
+        write(log, checkpoints, tensors, state, keep)
+
+    def slow_measure(monitors, executor, progress):  # type: ignore[no-untyped-def]
+        come("in a measurement", progress.step)
+        return measure(monitors, executor, progress)
+
+    def wait() -> None:
+        while not mark.exists():
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    training.train_step, session._write, Monitors.measure = step_done, slow_write, slow_measure  # type: ignore[method-assign]
+    if distributed.rank() in to:
+        threading.Thread(target=wait, daemon=True).start()
+    return main_in_pieces(words), time.monotonic() - began[0]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("time", range(TIMES))
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_all_ranks_leave_with_one_checkpoint_and_the_resume_is_exact(tmp_path, recipe, straight, moment, time):
+    draw = random.Random(f"{time} {moment} {os.environ.get('SEED', '')} {tmp_path.stat().st_mtime}")
+    expected, run_s = straight
+    step = {"anywhere": 1, "in a measurement": EPOCH, "in a save": INTERVAL}[moment] * draw.randint(1, 2)
+    delay_s = draw.uniform(0.0, run_s / 2 if moment == "anywhere" else 0.4)
+    to = draw.choice([[0], [1], [0, 1]])
+    words = [str(recipe), "--work-dir", str(tmp_path)]
+    answers = run_ranks(main_with_a_signal, RANKS, words, tmp_path / "mark", to, moment, step, delay_s)
+    run, told = tmp_path / "small", f"to {to}, {delay_s:.3f} s after {moment} from step {step}"
+    assert [code for code, _ in answers] == [75] * RANKS, told
+    assert RunFiles(run).status() == "pre-empted", told
+    found = list(checkpoint.steps(run / "checkpoints"))
+    assert found == sorted({*range(INTERVAL, found[-1] + 1, INTERVAL), found[-1]}), told
+    assert not list((run / "checkpoints").glob("*.tmp")), told
+    assert run_ranks(main_in_pieces, RANKS, [*words, "--resume"]) == [0] * RANKS, told
+    assert small_run.differences(small_run.saved(run, STEPS), small_run.saved(expected, STEPS)) == [], told
+    assert small_run.timeless(small_run.metrics(run)) == small_run.timeless(small_run.metrics(expected)), told
