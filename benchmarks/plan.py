@@ -16,6 +16,7 @@ import os
 import statistics
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from dino_like import dino_like
 from engine_step import engine_step, timed
 from rows import RESULTS, append_row
 
-from sslrun.capacity import Estimate, cluster_of, estimate, hardware, sized, work
+from sslrun.capacity import Estimate, cluster_of, communication, estimate, estimation, hardware, sized, work
 from sslrun.config import load
 from sslrun.recipe import Recipe
 
@@ -58,6 +59,7 @@ OTHERS = [
     ("resnet50", 400, "h100", 7159, "MLPerf Training v4.0, NVIDIA: MXNet with fused kernels"),
     ("dino-like vit-large", 64, "h100", 112, "DINOv3, its ViT-L run on 32 GPUs, 2,048 images in 0.57 s, with iBOT"),
 ]
+DINO = ("optimizer={ _delete_ = true, type = 'AdamW', lr = 0.001, weight_decay = 0.04 }",)
 SIZES = (8, 16, 32, 64, 128, 256, 512)
 GPU_OF_THE_TABLE = "h100"
 
@@ -72,11 +74,23 @@ def main() -> None:
             for case in HERE:
                 append_row("plan", timed_row(case, args.rounds))
         elif part != "table":
-            made = {"memory": memory_rows, "published": published_rows, "scaling": scaling_rows}[part]()
-            kept = [row for row in read_rows() if row["benchmark"] != part]
-            lines = [json.dumps(row) for row in (*kept, *({"benchmark": part, **row} for row in made))]
-            (RESULTS / "plan.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            for row in {"memory": memory_rows, "published": published_rows, "scaling": scaling_rows}[part]():
+                put({"benchmark": part, **row})
     write_tables()
+
+
+def put(row: dict[str, Any]) -> None:
+    """Writes a row in the place of that of the same case."""
+
+    def case(row: dict[str, Any]) -> list[Any]:
+        names = ("case", "recipe", "network", "gpu", "gpus", "samples", "images_per_s" * ("network" in row))
+        return [row["benchmark"], *(row.get(name) for name in names)]
+
+    print(json.dumps(row), flush=True)
+    rows = read_rows()
+    places = [place for place, old in enumerate(rows) if case(old) == case(row)]
+    rows[slice(places[0], places[0] + 1) if places else slice(len(rows), None)] = [row]
+    (RESULTS / "plan.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
 def read_rows() -> list[dict[str, Any]]:
@@ -110,8 +124,8 @@ def timed_row(case: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def memory_rows() -> list[dict[str, Any]]:
-    return [memory_row(case) for case in HERE]
+def memory_rows() -> Iterator[dict[str, Any]]:
+    yield from map(memory_row, HERE)
 
 
 def memory_row(case: str) -> dict[str, Any]:
@@ -150,32 +164,28 @@ def estimate_of_memory(recipe: Recipe) -> float:
         hardware.seconds_here = timed_here
 
 
-def published_rows() -> list[dict[str, Any]]:
-    rows = []
+def published_rows() -> Iterator[dict[str, Any]]:
     for network, samples, gpu, measured, source in (*PUBLISHED, *OTHERS):
         counted = work_of(network, samples)
         least = hardware.GPUS[gpu].least_seconds(counted)
-        rows.append(
-            {
-                "network": network,
-                "samples": samples,
-                "gpu": gpu,
-                "images_per_s": measured,
-                "at_most": round(samples / least),
-                "share": round(measured * least / samples, 3),
-                "tflop": round(sum(op.flops * n for op, n in counted.items()) / 1e12, 2),
-                "is_used": (network, samples, gpu, measured, source) in PUBLISHED,
-                "source": source,
-            }
-        )
-    return rows
+        yield {
+            "network": network,
+            "samples": samples,
+            "gpu": gpu,
+            "images_per_s": measured,
+            "at_most": round(samples / least),
+            "share": round(measured * least / samples, 3),
+            "tflop": round(sum(op.flops * n for op, n in counted.items()) / 1e12, 2),
+            "is_used": (network, samples, gpu, measured, source) in PUBLISHED,
+            "source": source,
+        }
 
 
 def work_of(network: str, samples: int) -> work.Work:
     """The work of a step of one rank in bfloat16: supervised, of the network and size that others measured."""
     batch = [f"data.samples_per_gpu={samples}", f"global_batch={samples}"]
     if network.startswith("dino"):
-        recipe = dino_like(sized(load(str(ROOT / "configs/swav.toml"), batch))[0], network.rpartition("-")[2])
+        recipe = dino_like(sized(load(str(ROOT / "configs/swav.toml"), [*DINO, *batch]))[0], network.rpartition("-")[2])
         return work.count(recipe, "bf16", torch.bfloat16, 1)
     kind, _, arch = network.partition("-")
     backbone = f"type = 'VisionTransformer', arch = '{arch}'" if kind == "vit" else "type = 'ResNet', depth = 50"
@@ -189,28 +199,46 @@ def work_of(network: str, samples: int) -> work.Work:
     return work.count(sized(load(str(ROOT / MOCOV2), settings))[0], "bf16", torch.bfloat16, 1)
 
 
-def scaling_rows() -> list[dict[str, Any]]:
-    rows = []
-    for gpus in SIZES:
-        for name, recipe in (
-            ("MoCo v2 ResNet-50, 32 images per GPU", mocov2(32, gpus)),
-            ("MoCo v2 ResNet-50, 128 images per GPU", mocov2(128, gpus)),
-            ("DINO-like ViT-L/16, batch 2,048", dino(2048, gpus)),
-        ):
-            print(gpus, name, flush=True)
+def scaling_rows() -> Iterator[dict[str, Any]]:
+    cases = {
+        "MoCo v2 ResNet-50, 32 images per GPU": mocov2(32),
+        "DINO-like ViT-L/16, batch 2,048": dino(2048),
+        "MoCo v2 ResNet-50, 128 images per GPU": mocov2(128),
+    }
+    functions = estimation.rehearse, work.count, communication.of_method
+    for name, recipe in cases.items():
+        estimation.rehearse, work.count, communication.of_method = map(remembered, functions)
+        if name.startswith("DINO"):
+            communication.of_method = lambda *_: Counter()  # it calls none
+        for gpus in SIZES:
+            if "per GPU" in name:
+                recipe.global_batch = recipe.data.samples_per_gpu * gpus
             found = estimate(recipe, 1_281_167, cluster_of(GPU_OF_THE_TABLE, gpus, max(1, gpus // 8)))
-            rows.append(scaling_row(name, gpus, found))
-    return rows
+            yield scaling_row(name, gpus, found)
 
 
-def mocov2(samples: int, gpus: int) -> Recipe:
-    settings = [f"data.samples_per_gpu={samples}", f"global_batch={samples * gpus}", "engine.zero_stage=0"]
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which keeps its results by all arguments but the recipe: what it counts is that of a micro-batch,
+    whatever the global batch."""
+    found: dict[Any, Any] = {}
+
+    def call(recipe: Recipe, *args: Any) -> Any:
+        if args not in found:
+            found[args] = function(recipe, *args)
+        return found[args]
+
+    return call
+
+
+def mocov2(samples: int) -> Recipe:
+    """MoCo v2 with one BatchNorm group of so many images on each GPU."""
+    settings = [f"data.samples_per_gpu={samples}", f"global_batch={samples}", "engine.zero_stage=0"]
     return sized(load(str(ROOT / MOCOV2), settings))[0]
 
 
-def dino(batch: int, gpus: int) -> Recipe:
+def dino(batch: int) -> Recipe:
     """100 epochs at one global batch. There is no BatchNorm, so a group can be as small as it has to be."""
-    settings = ["data.samples_per_gpu=4", f"global_batch={batch}", "epochs=100"]
+    settings = [*DINO, "data.samples_per_gpu=4", f"global_batch={batch}", "epochs=100"]
     return dino_like(sized(load(str(ROOT / "configs/swav.toml"), settings))[0], "large")
 
 

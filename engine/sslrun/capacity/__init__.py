@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import torch
 
-from sslrun.capacity import hardware
-from sslrun.capacity.estimate import Cluster, Estimate, estimate
+from sslrun.capacity import communication, estimation, hardware, work
+from sslrun.capacity.estimation import Cluster, Estimate, estimate
 from sslrun.config import Config
 from sslrun.errors import UsageError
 from sslrun.recipe import Recipe
 from sslrun.session import build
 
-__all__ = ["Cluster", "Estimate", "cluster_of", "estimate", "sized"]
+__all__ = [
+    "Cluster", "Estimate", "cluster_of", "communication", "estimate", "estimation", "hardware", "sized", "work",
+]  # fmt: skip
 
 
 def cluster_of(gpu: str, gpus: int, nodes: int, network_gbit: int | None = None) -> Cluster:

@@ -5,7 +5,7 @@ from typing import Any
 
 from sslrun.capacity import hardware
 from sslrun.capacity.communication import METHOD
-from sslrun.capacity.estimate import Cluster, Estimate
+from sslrun.capacity.estimation import Cluster, Estimate
 from sslrun.number_format import counted, duration, number
 from sslrun.recipe import Recipe
 
@@ -49,8 +49,8 @@ def as_text(name: str, recipe: Recipe, cluster: Cluster, found: Estimate) -> str
         *([("loaders", f"up to {found.loader_images_per_s:,.0f} images/s")] if found.loader_images_per_s else []),
     ]
     lines = [
-        f"{name}: {number(found.days)} days ({duration(86400 * found.days)}) on {device}, {number(found.images_per_s)} images/s, "
-        f"{_gib(memory.total)} GiB of {_gib(memory.available / 0.8)} per rank",
+        f"{name}: {number(found.days)} days ({duration(86400 * found.days)}) on {device}, "
+        f"{number(found.images_per_s)} images/s, {_gib(memory.total)} GiB of {_gib(memory.available / 0.8)} per rank",
         *(f"{title:<9}{text}" for title, text in rows),
         *(f"{'limits':<9}{line}" for line in limits(found)),
         *(f"{'helps':<9}{line}" for line in helps(recipe, cluster, found)),
