@@ -209,7 +209,7 @@ def memory_of_rank(
     """
     group = recipe.data.samples_per_gpu
     trained, followed = _parameter_bytes(recipe)
-    weights, gradients, optimizer = rehearsed.weights, rehearsed.gradients, rehearsed.optimizer
+    weights, gradients, optimizer = map(float, (rehearsed.weights, rehearsed.gradients, rehearsed.optimizer))
     if ranks > 1:
         bucket = min(trained, BUCKET)
         if stage == 3:
@@ -304,11 +304,12 @@ def _seconds_of_bytes(moved: float, cluster: Cluster) -> float:
 
 def _bounds(step: Work, gpu: Gpu) -> dict[str, float]:
     """Share of the least time in operations that are bound by each of three rates."""
-    names, seconds = ("products", "memory", "launches"), Counter[str]()
+    names = ("products", "memory", "launches")
+    seconds = dict.fromkeys(names, 0.0)
     for operation, times in step.items():
         parts = gpu.parts(operation)
         seconds[names[parts.index(max(parts))]] += times * max(parts)
-    return {name: seconds[name] / seconds.total() for name in names}
+    return {name: seconds[name] / sum(seconds.values()) for name in names}
 
 
 def _sent(collectives: Collectives, cluster: Cluster) -> Sent:
