@@ -7,6 +7,7 @@ from sslrun.capacity import hardware
 from sslrun.capacity.communication import METHOD
 from sslrun.capacity.estimation import Cluster, Estimate
 from sslrun.number_format import counted, duration, number
+from sslrun.plan import MEMORY_SHARE
 from sslrun.recipe import Recipe
 
 MUCH = 0.2  # share of a step that is worth a sentence
@@ -50,7 +51,8 @@ def as_text(name: str, recipe: Recipe, cluster: Cluster, found: Estimate) -> str
     ]
     lines = [
         f"{name}: {number(found.days)} days ({duration(86400 * found.days)}) on {device}, "
-        f"{number(found.images_per_s)} images/s, {_gib(memory.total)} GiB of {_gib(memory.available / 0.8)} per rank",
+        f"{number(found.images_per_s)} images/s, "
+        f"{_gib(memory.total)} GiB of {_gib(memory.available / MEMORY_SHARE)} per rank",
         *(f"{title:<9}{text}" for title, text in rows),
         *(f"{'limits':<9}{line}" for line in limits(found)),
         *(f"{'helps':<9}{line}" for line in helps(recipe, cluster, found)),
