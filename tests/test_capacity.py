@@ -109,10 +109,14 @@ def test_the_batch_is_cut_as_a_run_would_cut_it():
 
 
 def test_more_memory_than_there_is_says_what_would_fit():
-    tiny = replace(H100, memory_gib=0.3)
-    cluster = replace(cluster_of("h100", 1, 1), gpu=tiny)
-    with pytest.raises(UsageError, match=r"a micro-batch of 32 needs .* GiB per GPU, .* samples at once would fit"):
-        estimate(recipe_of("global_batch=128"), 5000, cluster)
+    recipe = recipe_of("global_batch=128")
+    rehearsed = estimation.rehearse(recipe, "bf16", torch.bfloat16)
+    enough = rehearsed.total(4, 1) - rehearsed.activations / 2
+    tiny = replace(H100, memory_gib=enough / estimation.MEMORY_SHARE / 2**30)
+    with pytest.raises(
+        UsageError, match=r"a micro-batch of 32 needs .* GiB per GPU, .* 1[56] samples at once would fit"
+    ):
+        estimate(recipe, 5000, replace(cluster_of("h100", 1, 1), gpu=tiny))
 
 
 @pytest.mark.parametrize(

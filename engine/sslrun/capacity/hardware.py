@@ -14,7 +14,7 @@ from sslrun.capacity.work import Operation, Work
 
 # Share of the least time by data-sheet rates that published PyTorch training steps reach; the sources are the rows
 # "published" of benchmarks/results/plan.jsonl, and docs/scaling.md shows them.
-SHARE, LEAST_SHARE, MOST_SHARE = 0.5, 0.4, 0.6
+SHARE, LEAST_SHARE, MOST_SHARE = 0.5, 0.38, 0.57
 LINK_SHARE = 0.8  # of a link's rate that large collectives reach; an assumption
 LAUNCH_S = 2e-6  # least time of a launch on a GPU
 LATENCY_S = 20e-6  # of a collective in a node, measured on 8 GPUs by others; an assumption for other nodes
