@@ -6,8 +6,7 @@
     python benchmarks/plan.py scaling       8 to 512 GPUs
     python benchmarks/plan.py table         only write the tables
 
-Rows of the first go to results/plan.jsonl one after the other; those of the others replace the older ones, since they
-depend on the code alone.
+A row in results/plan.jsonl replaces the older one of the same case.
 """
 
 import argparse
@@ -15,6 +14,7 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,8 +25,8 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("engine", "kernels", "benchmar
 
 import torch
 from dino_like import dino_like
-from engine_step import engine_step, timed
-from rows import RESULTS, append_row
+from engine_step import engine_step
+from rows import RESULTS, about
 
 from sslrun.capacity import Estimate, cluster_of, communication, estimate, estimation, hardware, sized, work
 from sslrun.config import load
@@ -40,7 +40,10 @@ MOCOV2 = f"{SELFSUP}/mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.toml"
 LOCAL = ("engine.device=cpu", "engine.threads=1")
 HERE = {
     "mocov2 ResNet-18, 96 px": ("configs/small/mocov2_resnet18_96px.toml", ("global_batch=32", *LOCAL)),
-    "mocov3 ViT-S/8, 96 px": ("configs/small/mocov3_vit-small_96px.toml", ("global_batch=8", *LOCAL)),
+    "mocov3 ViT-S/8, 96 px": (
+        "configs/small/mocov3_vit-small_96px.toml",
+        ("global_batch=8", "data.samples_per_gpu=8", *LOCAL),
+    ),
     "simclr ResNet-18, 96 px, 2 accumulated": (
         "configs/small/simclr_resnet18_96px.toml",
         ("global_batch=32", "data.samples_per_gpu=16", "engine.micro_batch=16", *LOCAL),
@@ -62,19 +65,21 @@ OTHERS = [
 DINO = ("optimizer={ _delete_ = true, type = 'AdamW', lr = 0.001, weight_decay = 0.04 }",)
 SIZES = (8, 16, 32, 64, 128, 256, 512)
 GPU_OF_THE_TABLE = "h100"
+FUNCTIONS = estimation.rehearse, work.count, communication.of_method
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=("time", "memory", "published", "scaling", "table"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", nargs="+", choices=list(HERE), default=list(HERE), help="of time and memory")
     args = parser.parse_args()
     for part in args.parts:
         if part == "time":
-            for case in HERE:
-                append_row("plan", timed_row(case, args.rounds))
+            for case in args.cases:
+                put({**timed_row(case, args.rounds), "environment": about()})
         elif part != "table":
-            for row in {"memory": memory_rows, "published": published_rows, "scaling": scaling_rows}[part]():
+            for row in map(memory_row, args.cases) if part == "memory" else PARTS[part]():
                 put({"benchmark": part, **row})
     write_tables()
 
@@ -100,17 +105,22 @@ def read_rows() -> list[dict[str, Any]]:
 
 
 def timed_row(case: str, rounds: int) -> dict[str, Any]:
-    """A step measured and estimated in turn; the median of the ratios, and all of them."""
+    """A step measured and estimated in turn; the median of the ratios, and all of them.
+
+    Seconds are those of the processor, in one thread, which other work on the machine disturbs least.
+    """
     file, settings = HERE[case]
     config = load(str(ROOT / file), list(settings))
     step, cluster = engine_step(config, CPU, 5000), cluster_of("cpu", 1, 1)
     recipe, _ = sized(config, 5000)
+    hardware.clock = time.process_time
+    estimation.rehearse, work.count = map(remembered, FUNCTIONS[:2])
     step()
     rows = []
     for _ in range(rounds):
-        before = timed(step, 1, CPU)
+        before = processor_s(step)
         estimated = estimate(recipe, 5000, cluster).compute_s
-        rows.append((estimated, statistics.mean([before, timed(step, 1, CPU)])))
+        rows.append((estimated, statistics.mean([before, processor_s(step)])))
     ratios = [estimated / measured for estimated, measured in rows]
     return {
         "benchmark": "time",
@@ -124,8 +134,10 @@ def timed_row(case: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def memory_rows() -> Iterator[dict[str, Any]]:
-    yield from map(memory_row, HERE)
+def processor_s(step: Callable[[], None]) -> float:
+    begin = time.process_time()
+    step()
+    return time.process_time() - begin
 
 
 def memory_row(case: str) -> dict[str, Any]:
@@ -205,9 +217,8 @@ def scaling_rows() -> Iterator[dict[str, Any]]:
         "DINO-like ViT-L/16, batch 2,048": dino(2048),
         "MoCo v2 ResNet-50, 128 images per GPU": mocov2(128),
     }
-    functions = estimation.rehearse, work.count, communication.of_method
     for name, recipe in cases.items():
-        estimation.rehearse, work.count, communication.of_method = map(remembered, functions)
+        estimation.rehearse, work.count, communication.of_method = map(remembered, FUNCTIONS)
         if name.startswith("DINO"):
             communication.of_method = lambda *_: Counter()  # it calls none
         for gpus in SIZES:
@@ -328,6 +339,8 @@ def memory_table(rows: list[dict[str, Any]]) -> list[str]:
         f"| {row['case']} | {row['measured_mib']:,} | {row['estimated_mib']:,} | {row['ratio']:.2f} |" for row in rows
     ]
 
+
+PARTS = {"published": published_rows, "scaling": scaling_rows}
 
 if __name__ == "__main__":
     main()

@@ -125,13 +125,14 @@ def test_more_memory_than_there_is_says_what_would_fit():
         (("--gpu", "h300"), "h300"),
         (("--gpus", "12", "--nodes", "5"), "--gpus 12 cannot be divided among --nodes 5"),
         (("--gpus", "64"), "possible numbers of processes: 1, 2, 4"),
+        (("--samples", "100"), "100 images are fewer than one global_batch of 128"),
         (("--gpus", "x"), "expected a number from 1"),
         (("--gpu", "cpu", "--gpus", "2"), "one process"),
     ],
 )
 def test_what_cannot_be_is_one_line(capsys, arguments, message):
     try:
-        code = cli.main(["plan", SMALL, "--samples", "5000", *arguments])
+        code = cli.main(["plan", SMALL, *(() if "--samples" in arguments else ("--samples", "5000")), *arguments])
     except SystemExit as end:
         code = end.code
     out, err = capsys.readouterr()

@@ -134,11 +134,14 @@ def estimate(recipe: Recipe, num_samples: int, cluster: Cluster) -> Estimate:
         cluster: where it runs.
 
     Raises:
-        UsageError: the batch cannot be divided among the ranks, the memory never suffices, or the parts of the model do
-            not fit together.
+        UsageError: there are fewer samples than a batch, the batch cannot be divided among the ranks, the memory never
+            suffices, or the parts of the model do not fit together.
     """
     gpu, ranks, group = cluster.gpu, cluster.gpus, recipe.data.samples_per_gpu
     possible = possible_micro_batches(recipe, ranks)
+    steps = steps_per_epoch(recipe, num_samples)
+    if steps == 0:
+        raise UsageError(f"{num_samples:,} images are fewer than one global_batch of {recipe.global_batch:,}")
     precision = recipe.engine.precision
     if precision == "auto":
         precision = "fp32" if gpu is None else "bf16"
@@ -159,7 +162,6 @@ def estimate(recipe: Recipe, num_samples: int, cluster: Cluster) -> Estimate:
     shards = ranks if recipe.engine.zero_stage > 0 else 1
     seconds = _seconds(step, cluster, recipe.engine.threads)
     moved = _moved_by_update(recipe, trained, accumulation, ranks)
-    steps = steps_per_epoch(recipe, num_samples)
     total_steps = recipe.max_iters if recipe.max_iters is not None else (recipe.epochs or 0) * steps
     stages = {}
     for stage in range(4):
@@ -176,7 +178,7 @@ def estimate(recipe: Recipe, num_samples: int, cluster: Cluster) -> Estimate:
         accumulation=accumulation,
         total_steps=total_steps,
         num_samples=num_samples,
-        epochs=total_steps / steps if steps else 0.0,
+        epochs=total_steps / steps,
         memory=memory,
         flops=sum(operation.flops * n for operation, n in step.items()),
         bytes=sum(operation.bytes * n for operation, n in step.items()) + moved,

@@ -20,7 +20,7 @@ def as_text(name: str, recipe: Recipe, cluster: Cluster, found: Estimate) -> str
     device = "this CPU" if gpu is None else f"{ranks} x {gpu.name.upper()}"
     memory = found.memory
     held = {part: getattr(memory, part) for part in ("weights", "gradients", "optimizer", "images", "activations")}
-    steps = found.total_steps / found.epochs if found.epochs else 0
+    steps = found.total_steps / found.epochs
     rows = [
         (
             "batch",
