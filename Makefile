@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-nightly lint schema kernel-table rehearsal-table fault-tables learn bench clean
+.PHONY: install quickstart test test-nightly lint schema kernel-table rehearsal-table scaling-table fault-tables learn bench clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +41,9 @@ kernel-table: install
 
 rehearsal-table: install
 	$(BIN)/python benchmarks/rehearsal.py
+
+scaling-table: install
+	$(BIN)/python benchmarks/plan.py published scaling
 
 # Every fault, signal and mistake of docs/reliability.md and docs/cluster.md; half an hour. TIMES=10 for ten times the faults.
 fault-tables: install

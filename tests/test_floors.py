@@ -21,7 +21,7 @@ FLOORS = {
     "initial_weights": 6.2, "gradient_cache": 6.2, "session": 6.3,
     "training": 6.4, "saved": 6.4,
     "measure": 7, "preview": 7, "export": 7, "runs": 7, "importer": 7,
-    "doctor": 7, "first_recipe": 7,
+    "doctor": 7, "first_recipe": 7, "capacity": 7,
     "finetune": 8, "report": 8, "embedding": 8,
     "commands": 9, "cli": 9.1, "python_api": 9.1, "__main__": 9.2,
 }  # fmt: skip

@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import Any, Literal, NoReturn
 
 from sslrun import __version__
-from sslrun.commands import completion, config, data, doctor, embed, evaluation, init, runs, weights
+from sslrun.commands import completion, config, data, doctor, embed, evaluation, init, plan, runs, weights
 from sslrun.commands.arguments import (
     DIVERGED,
     DONE,
@@ -218,7 +218,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     train.add_argument("--dry-run", action="store_true", help="print the plan without data or GPU")
     train.set_defaults(call=_train)
 
-    for room in (init, config, data, doctor, evaluation, embed, runs, weights, completion):
+    for room in (init, plan, config, data, doctor, evaluation, embed, runs, weights, completion):
         room.add(verbs)
     return parser, verbs.choices
 

@@ -137,10 +137,9 @@ def choose_machine(
         UsageError: the parts of the model do not fit together, or the global batch cannot be divided in this way.
     """
     engine, group = recipe.engine, recipe.data.samples_per_gpu
-    _check_batch(recipe.global_batch, group, world_size)
+    possible = possible_micro_batches(recipe, world_size)
     per_rank = recipe.global_batch // world_size
     groups = per_rank // group
-    possible = [group * n for n in range(1, groups + 1) if groups % n == 0]
     before = _usable(recorded, possible)
     cores = cores_of_a_rank(ranks_on_node)
     cuda = device.type == "cuda"
@@ -172,6 +171,18 @@ def choose_machine(
         deterministic=engine.deterministic,
         cuda_graphs=_no_cuda_graphs(recipe, device.type, compile, world_size, per_rank // micro_batch) is None,
     )
+
+
+def possible_micro_batches(recipe: Recipe, world_size: int) -> list[int]:
+    """The micro-batches into which each rank can cut its share of the global batch, ascending.
+
+    Raises:
+        UsageError: the global batch cannot be divided among so many ranks.
+    """
+    group = recipe.data.samples_per_gpu
+    _check_batch(recipe.global_batch, group, world_size)
+    groups = recipe.global_batch // world_size // group
+    return [group * n for n in range(1, groups + 1) if groups % n == 0]
 
 
 def _usable(recorded: Any, micro_batches: list[int]) -> dict[str, Any]:
@@ -374,10 +385,10 @@ def _free_bytes(device: torch.device, ranks_on_node: int) -> int:
     """Free memory for one process."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return _free_bytes_of_host() // ranks_on_node
+    return free_bytes_of_host() // ranks_on_node
 
 
-def _free_bytes_of_host() -> int:
+def free_bytes_of_host() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable"):
             return int(line.split()[1]) * 1024

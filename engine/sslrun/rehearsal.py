@@ -4,6 +4,7 @@ import contextlib
 import logging
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -61,8 +62,15 @@ class StepMemory:
         return self.fixed + groups * self.images + groups_at_once * self.activations
 
 
-def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32) -> StepMemory:
-    """The memory of an optimizer step, counted without computing: on fake tensors, with one BatchNorm group.
+def rehearse(
+    recipe: Recipe,
+    precision: str,
+    images: torch.dtype = torch.float32,
+    groups: int = 1,
+    watch: AbstractContextManager[Any] | None = None,
+    is_alone: bool = True,
+) -> StepMemory:
+    """The memory of an optimizer step, counted without computing: on fake tensors, in one micro-batch.
 
     Counted is what the framework allocates in eager execution; not what the libraries need for themselves (convolution
     workspaces, the loader's queue), nor what `torch.compile` saves.
@@ -71,27 +79,31 @@ def rehearse(recipe: Recipe, precision: str, images: torch.dtype = torch.float32
         recipe: a recipe.
         precision: "fp32", "bf16" or "fp64".
         images: dtype of the views that the loader delivers.
+        groups: number of BatchNorm groups of the micro-batch; `images` and `activations` are those of all of them.
+        watch: entered while the step runs; a dispatch mode sees its operators.
+        is_alone: whether it is the step of a run of one process, even if this process is one of several.
 
     Raises:
         UsageError: the parts of the model do not fit together.
     """
     group = recipe.data.samples_per_gpu
+    samples = groups * group
     logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it also prints the errors that it raises
     shapes_only = FakeTensorMode(allow_non_fake_inputs=True)
     is_exact = precision == "fp64"
     method = without_values(recipe.model, shapes_only, torch.float64 if is_exact else None).train()
     images = torch.float64 if is_exact else images
-    with distributed.alone(), shapes_only:
-        set_groups(method, group, 1)
+    with distributed.alone() if is_alone else contextlib.nullcontext(), shapes_only:
+        set_groups(method, group, groups)
         optimizer = recipe.optimizer.create(method.named_parameters())
         views = [
-            torch.empty(view.num_views * group, *view.size, view.channels, dtype=images).permute(0, 3, 1, 2)
+            torch.empty(view.num_views * samples, *view.size, view.channels, dtype=images).permute(0, 3, 1, 2)
             for view in recipe.data.views
         ]
-        batch = Batch(views, torch.empty(group, dtype=torch.long), torch.empty(group, dtype=torch.long))
+        batch = Batch(views, torch.empty(samples, dtype=torch.long), torch.empty(samples, dtype=torch.long))
         trail = _Trail(method)
         live = _Live([*method.parameters(), *method.buffers()], views)
-        with live:
+        with live, watch or contextlib.nullcontext():
             try:
                 with torch.no_grad(), _autocast(precision):
                     (target,) = method.targets([batch], START)
