@@ -271,9 +271,9 @@ def test_sync_bn_sees_the_global_batch_or_the_run_does_not_start(images, tmp_pat
         [*options, "engine.split_sync_bn=true"],
         [*options, 'model.neck.norm_cfg={type="BN"}', 'model.backbone.norm_cfg={type="BN"}'],
     ):
-        require_whole_sync_bn(build(load(str(recipe), accepted)), replace(MACHINE, micro_batch=32), 1)
-    require_whole_sync_bn(tried, replace(MACHINE, micro_batch=32), 2)
-    require_whole_sync_bn(tried, replace(MACHINE, micro_batch=64), 1)
+        require_whole_sync_bn(build(load(str(recipe), accepted)), 32, 1)
+    require_whole_sync_bn(tried, 32, 2)
+    require_whole_sync_bn(tried, 64, 1)
 
 
 def test_a_run_says_so_too(images, tmp_path):

@@ -230,13 +230,13 @@ def steps_per_epoch(recipe: Recipe, num_samples: int) -> int:
     return num_samples // batch if recipe.data.drop_last else -(-num_samples // batch)
 
 
-def require_whole_sync_bn(recipe: Recipe, machine: Machine, world_size: int) -> None:
+def require_whole_sync_bn(recipe: Recipe, micro_batch: int, world_size: int) -> None:
     """Raises UsageError if SyncBN would see a part of the global batch without the recipe's consent.
 
     There is no exact form: every layer would wait for the statistics of all micro-batches, so that either all
     activations of the global batch are kept, or each layer takes one more pass through all layers before it.
     """
-    at_once = machine.micro_batch * world_size
+    at_once = micro_batch * world_size
     if at_once < recipe.global_batch and _has_sync_bn(recipe) and not recipe.engine.split_sync_bn:
         raise UsageError(
             f"SyncBN normalizes over the global batch, and {at_once} of its {recipe.global_batch} samples are on the "
@@ -340,7 +340,7 @@ def describe(recipe: Recipe, plan: Plan, first_ids: list[int], data_note: str) -
 def _refusal(recipe: Recipe, plan: Plan) -> str | None:
     """Why a run of this plan would not start; None if it would."""
     try:
-        require_whole_sync_bn(recipe, plan.machine, plan.world_size)
+        require_whole_sync_bn(recipe, plan.machine.micro_batch, plan.world_size)
     except UsageError as error:
         return str(error)
     return None

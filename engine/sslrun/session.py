@@ -306,7 +306,7 @@ def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> 
         assert folder is not None
         name = f"{device.type} x {ranks}"
         machine = choose_machine(recipe, device, ranks, on_node, folder.machine_choice(name))
-        require_whole_sync_bn(recipe, machine, ranks)
+        require_whole_sync_bn(recipe, machine.micro_batch, ranks)
         folder.record_machine_choice(name, asdict(machine))
         return machine
 

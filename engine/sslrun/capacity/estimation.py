@@ -11,7 +11,7 @@ from sslrun.capacity.hardware import Gpu
 from sslrun.capacity.work import Work
 from sslrun.contract import Progress
 from sslrun.errors import UsageError
-from sslrun.plan import MEMORY_SHARE, free_bytes_of_host, possible_micro_batches, steps_per_epoch
+from sslrun.plan import MEMORY_SHARE, free_bytes_of_host, possible_micro_batches, require_whole_sync_bn, steps_per_epoch
 from sslrun.recipe import Recipe
 from sslrun.rehearsal import StepMemory, rehearse
 
@@ -135,7 +135,7 @@ def estimate(recipe: Recipe, num_samples: int, cluster: Cluster) -> Estimate:
 
     Raises:
         UsageError: there are fewer samples than a batch, the batch cannot be divided among the ranks, the memory never
-            suffices, or the parts of the model do not fit together.
+            suffices, SyncBN would see a part of the batch, or the parts of the model do not fit together.
     """
     gpu, ranks, group = cluster.gpu, cluster.gpus, recipe.data.samples_per_gpu
     possible = possible_micro_batches(recipe, ranks)
@@ -149,6 +149,7 @@ def estimate(recipe: Recipe, num_samples: int, cluster: Cluster) -> Estimate:
     rehearsed = rehearse(recipe, precision, images)
     per_rank = recipe.global_batch // ranks
     micro_batch, memory = _fitting(recipe, rehearsed, possible, per_rank, cluster)
+    require_whole_sync_bn(recipe, micro_batch, ranks)
     groups, accumulation = micro_batch // group, per_rank // micro_batch
     counted = work.count(recipe, precision, images, groups)
     of_method = communication.of_method(recipe, precision, images, groups, ranks)
