@@ -338,7 +338,9 @@ def rank_sum(x: Tensor) -> Tensor:
 
 def ranks_stacked(x: Tensor) -> Tensor:
     """(n,) of each rank -> (ranks, n), without gradient, by a functional collective, as `rank_sum`."""
-    return functional_collectives.all_gather_tensor(x.contiguous(), 0, _everyone()).view(world_size(), -1)
+    renamed = getattr(functional_collectives, "all_gather_single", None)  # since torch 2.13
+    gather = renamed or functional_collectives.all_gather_tensor
+    return gather(x.contiguous(), 0, _everyone()).view(world_size(), -1)
 
 
 def _everyone() -> dist.ProcessGroup:
