@@ -307,7 +307,7 @@ def scaling_table(rows: list[dict[str, Any]]) -> list[str]:
                 f"| {row['gpus']} | {row['global_batch']:,} | {row['cut']} | {row['memory_gib']:.1f} | "
                 f"{row['step_ms']:.1f}{' (loaders)' if row['is_loader_bound'] else ''} | "
                 f"{row['communication_ms']:.1f} | {row['mb_in_node']:,} | {row['mb_between_nodes']:,} | "
-                f"{row['images_per_s']:,} | {efficiency:.0%} | {row['hours']:.1f} |"
+                f"{row['images_per_s']:,} | {efficiency:.0%} | {row['hours']:.2f} |"
             )
     return lines
 
