@@ -58,9 +58,6 @@ by = "iter"
 [log]
 interval = 1
 
-
-
-
 [engine]
 device = "cpu"
 threads = 1
@@ -75,9 +72,8 @@ def started(words: list[str]) -> tuple[int, str]:
 
 
 def train(recipe: Path, ranks: int, stage: int, *words: str) -> RunFiles:
-    for code, err in run_ranks(
-        started, ranks, [str(recipe), "--set", f"engine.zero_stage={stage}", *words], timeout_s=900
-    ):
+    words = (str(recipe), "--set", f"engine.zero_stage={stage}", *words)
+    for code, err in run_ranks(started, ranks, list(words), timeout_s=900):
         assert code == 0, err
     return RunFiles(recipe.parent / "runs/elastic")
 
@@ -88,8 +84,7 @@ def losses(run: RunFiles) -> dict[int, float]:
 
 def write(folder: Path, images: Path, saved: int, steps: int) -> Path:
     path = folder / "elastic.toml"
-    text = RECIPE.format(steps=steps, saved=saved, folder=folder / "runs", images=images)
-    path.write_text(text)
+    path.write_text(RECIPE.format(steps=steps, saved=saved, folder=folder / "runs", images=images))
     return path
 
 
@@ -128,5 +123,4 @@ def test_four_ranks_go_on_as_three_two_and_one(tmp_path, images, stage):
     assert len(wanted) == 20
     for ranks in (3, 2, 1):
         found = continued(straight, recipe, tmp_path / str(ranks), 5, ranks, stage)
-        print(stage, ranks, largest_difference(found, wanted))
         assert largest_difference(found, wanted) < TOLERANCE, ranks
