@@ -115,7 +115,7 @@ def test_micro_batch_is_what_fits(monkeypatch):
     monkeypatch.setattr("sslrun.plan.rehearse", lambda recipe, precision, images: MEMORY)
     sizes = []
     for free in (1, 92, 93, 168):  # 10 bytes, 4 for the images of the whole step, and 30 for each group at once
-        monkeypatch.setattr("sslrun.plan._free_bytes_of_host", lambda free=free: free)
+        monkeypatch.setattr("sslrun.plan.free_bytes_of_host", lambda free=free: free)
         sizes.append(choose_machine(recipe(), torch.device("cpu"), 1, 1).micro_batch)
     assert sizes == [8, 8, 16, 32], "one group at least, and 0.8 of what is free at most"
 
