@@ -27,7 +27,7 @@ def started(words: list[str], folder: str) -> tuple[int, str]:
 
 def errors(recipe: Path, *settings: str, folder: str = "") -> list[tuple[int, str]]:
     words = [str(recipe), *(word for setting in settings for word in ("--set", setting))]
-    return run_ranks(started, 2, words, folder, timeout_s=60)
+    return run_ranks(started, 2, words, folder, timeout_s=300)
 
 
 @pytest.fixture
