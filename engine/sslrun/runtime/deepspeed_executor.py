@@ -125,8 +125,7 @@ class DeepSpeedExecutor(Executor):
         if self.zero_stage < 3 or parameter.ds_status.name == "AVAILABLE":
             parameter.copy_(value)
         if self.zero_stage == 3:
-            start, length = _part(parameter, distributed.rank())
-            parameter.ds_tensor.view(-1)[:length].copy_(value.flatten()[start : start + length])
+            _fill_part(parameter, value)
         for partition in self._partitions:
             partition.fill(partition.flat, self.names[parameter], value)
 
@@ -239,11 +238,13 @@ class DeepSpeedExecutor(Executor):
         if self.zero_stage < 3:
             super()._move(teachers, students, momentum)
             return
-        ema_update_([p.ds_tensor for p in teachers], [p.ds_tensor for p in students], momentum)
-        gathered = [p for p in teachers if p.ds_status.name == "AVAILABLE"]
-        if gathered:  # small parameters that DeepSpeed keeps whole beside the parts
-            gathered[0].partition(param_list=gathered, has_been_updated=False)
-            gathered[0].all_gather(param_list=gathered)
+        pairs = list(zip(teachers, students, strict=True))
+        parts = [(t.ds_tensor, s.ds_tensor) for t, s in pairs if t.ds_status.name != "AVAILABLE"]
+        whole = [(t, s) for t, s in pairs if t.ds_status.name == "AVAILABLE"]  # small ones, there beside the parts
+        for moved in (parts, whole):
+            ema_update_([teacher for teacher, _ in moved], [student for _, student in moved], momentum)
+        for teacher, _ in whole:
+            _fill_part(teacher, teacher)
 
     def _config(self, zero_options: Mapping[str, Any]) -> dict[str, Any]:
         numel = sum(parameter.numel() for group in self.optimizer.param_groups for parameter in group["params"])
@@ -364,6 +365,12 @@ def _part(parameter: Any, rank: int) -> tuple[int, int]:
     size = parameter.partition_numel()
     start = min(rank * size, parameter.ds_numel)
     return start, min(size, parameter.ds_numel - start)
+
+
+def _fill_part(parameter: Any, value: Tensor) -> None:
+    """Set this rank's part of a parameter under stage 3 from the whole value."""
+    start, length = _part(parameter, distributed.rank())
+    parameter.ds_tensor.view(-1)[:length].copy_(value.flatten()[start : start + length])
 
 
 def _own_lengths(partition: Partition) -> list[tuple[int, int]]:
