@@ -1,10 +1,10 @@
 """The executor for several processes: DeepSpeed, ZeRO stages 0 to 3. The only file that imports DeepSpeed.
 
-DeepSpeed averages gradients, shards and gathers. The engine itself handles the boundary of accumulation, autocast
-(DeepSpeed's `torch_autocast` would also average the gradients of convolutions in bfloat16), the finite check and
-clipping (before DeepSpeed's step, on the averaged gradients that each rank holds), and state, which is saved and loaded
-unsharded. Of DeepSpeed's internals this file knows which part of which parameter a flat partition holds, and where
-(`_read_partitions`).
+DeepSpeed shards, gathers, and averages gradients. The engine itself averages those of stage 1 (`_average_parts`), and
+handles the boundary of accumulation, autocast (DeepSpeed's `torch_autocast` would also average the gradients of
+convolutions in bfloat16), the finite check and clipping (before DeepSpeed's step, on the averaged gradients that each
+rank holds), and state, which is saved and loaded unsharded. Of DeepSpeed's internals this file knows which part of
+which parameter a flat partition holds, and where (`_read_partitions`).
 """
 
 import logging
@@ -94,6 +94,8 @@ class DeepSpeedExecutor(Executor):
         self.engine = _initialize(
             _WholeStep(method, self._autocast), optimizer, self.device, self._config(zero_options or {})
         )
+        if zero_stage == 1:
+            self._leave_gradients()
         if zero_stage == 0:  # the others keep parameters as pieces of flat tensors
             method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._by_name = {name: parameter for parameter, name in self.names.items()}
@@ -198,6 +200,8 @@ class DeepSpeedExecutor(Executor):
         if self.zero_stage == 0:
             return super()._gradients()
         zero = self.engine.optimizer
+        if self.zero_stage == 1:
+            self._average_parts()
         if self.zero_stage < 3:
             return [part for group in range(len(zero.bit16_groups)) for part in zero.averaged_gradients[group]]
         return [  # without what fills up the last rank's part
@@ -205,6 +209,32 @@ class DeepSpeedExecutor(Executor):
             for i, parameters in enumerate(zero.fp16_groups)
             for parameter, gradient in zip(parameters, zero.averaged_gradients[i], strict=True)
         ]
+
+    def _leave_gradients(self) -> None:
+        """Stage 1: keep DeepSpeed from averaging gradients, which `_average_parts` does.
+
+        Its hooks and copies for each parameter cost networks of many small parameters more time on the host than the
+        rest of ZeRO 1.
+        """
+        self.engine.enable_backward_allreduce = False
+        for hook in self.engine.optimizer._grad_acc_hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def _average_parts(self) -> None:
+        """Stage 1: average the gradients of each group of parameters as one flat tensor, of which each rank gets its
+        part."""
+        zero = self.engine.optimizer
+        for i, (parameters, whole) in enumerate(
+            zip(zero.round_robin_bit16_groups, zero.bit16_groups_flat, strict=True)
+        ):
+            pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
+            rest = whole.new_zeros(whole.numel() - sum(piece.numel() for piece in pieces))
+            flat = torch.cat([*pieces, rest])
+            pieces.clear()
+            for parameter in parameters:
+                parameter.grad = None
+            zero.averaged_gradients[i] = [distributed.reduce_scatter_mean(flat)]
 
     def _apply(self, is_applied: bool) -> None:
         self._is_applied = is_applied
