@@ -6,7 +6,8 @@ Two ranks meet over gloo on the CPU. The network is a narrow vision transformer 
 what the host does for each tensor: DeepSpeed's hooks and copies, the norm, the optimizer.
 
 `ddp` is a bare loop with torch's DistributedDataParallel. `plain` is the engine's executor for float64, in float32: it
-averages all gradients as one tensor after the backward pass. The others are the executor over DeepSpeed. All of them
+averages all gradients as one tensor after the backward pass. The others are the executor over DeepSpeed; in `zero 1 of
+DeepSpeed` it averages the gradients too, as it did before the engine averaged those of stage 1 itself. All of them
 measure and clip the norm of the gradient. Sides alternate in one run. The row has two times of a step on rank 0:
 `wall_ms`, and `host_ms`, the CPU time of the thread that runs the step, in which waiting for others does not count.
 """
@@ -33,11 +34,12 @@ from sslrun.contract import Batch, Loss, Method, Progress
 from sslrun.nn.vit import VisionTransformer
 from sslrun.runtime import distributed
 from sslrun.runtime.deepspeed_executor import DeepSpeedExecutor
+from sslrun.runtime.executor import Executor
 from sslrun.runtime.replicated_executor import ReplicatedExecutor
 
 RANKS, BATCH, SIZE = 2, 2, 16
 CPU = torch.device("cpu")
-SIDES = ("ddp", "plain", "zero 0", "zero 1", "zero 2")
+SIDES = ("ddp", "plain", "zero 0", "zero 1", "zero 1 of DeepSpeed", "zero 2")
 
 
 class Small(Method):
@@ -73,6 +75,16 @@ class Bare(nn.Module):
         return self.method.loss(images)
 
 
+class Unaided(DeepSpeedExecutor):
+    """Stage 1 with the gradients averaged by DeepSpeed."""
+
+    def _leave_gradients(self) -> None:
+        pass
+
+    def _average_parts(self) -> list[Tensor]:
+        return [part for parts in self.engine.optimizer.averaged_gradients.values() for part in parts]
+
+
 def groups(method: Small) -> list[dict[str, Any]]:
     """Matrices with weight decay and the others without, as recipes have them."""
     parameters = list(method.parameters())
@@ -102,11 +114,11 @@ def make(side: str) -> Callable[[], None]:
 
         return bare
     options: dict[str, Any] = {"device": CPU, "grad_clip": 1.0}
-    executor = (
-        ReplicatedExecutor(method, adamw(method), **options)
-        if side == "plain"
-        else DeepSpeedExecutor(method, adamw(method), zero_stage=int(side[-1]), **options)
-    )
+    if side == "plain":
+        executor: Executor = ReplicatedExecutor(method, adamw(method), **options)
+    else:
+        kind = Unaided if side.endswith("of DeepSpeed") else DeepSpeedExecutor
+        executor = kind(method, adamw(method), zero_stage=int(side.split()[1]), **options)
     batch, progress = Batch([images], torch.arange(BATCH), None), Progress(0, 100, 10, 0)
 
     def step() -> None:
@@ -174,14 +186,15 @@ def measure(steps: int, rounds: int) -> None:
     }
     for kind, place in (("wall_ms", 0), ("host_ms", 1)):
         row[kind] = {side: quantiles([each[place] for each in times[side]]) for side in SIDES}
-        for other in ("ddp", "plain", "zero 0"):
-            ratios = [a[place] / b[place] for a, b in zip(times["zero 1"], times[other], strict=True)]
-            row[f"{kind.removesuffix('_ms')}_zero_1_over_{other.replace(' ', '_')}"] = quantiles(ratios)
+        for side in ("zero 1", "zero 1 of DeepSpeed"):
+            for other in ("ddp", "plain", "zero 0"):
+                ratios = [a[place] / b[place] for a, b in zip(times[side], times[other], strict=True)]
+                row[f"{kind.removesuffix('_ms')}: {side} over {other}"] = quantiles(ratios)
     append_row("zero_host", row)
     for side in SIDES:
         print(f"{side}: {row['wall_ms'][side]['median']:.2f} ms, host {row['host_ms'][side]['median']:.2f} ms")
     for key, value in row.items():
-        if "_over_" in key:
+        if " over " in key:
             print(f"{key}: {value['median']:.3f} ({value['p25']:.3f} to {value['p75']:.3f})")
 
 

@@ -201,8 +201,8 @@ class DeepSpeedExecutor(Executor):
             return super()._gradients()
         zero = self.engine.optimizer
         if self.zero_stage == 1:
-            self._average_parts()
-        if self.zero_stage < 3:
+            return self._average_parts()
+        if self.zero_stage == 2:
             return [part for group in range(len(zero.bit16_groups)) for part in zero.averaged_gradients[group]]
         return [  # without what fills up the last rank's part
             gradient.view(-1)[: _part(parameter, distributed.rank())[1]]
@@ -221,20 +221,26 @@ class DeepSpeedExecutor(Executor):
             hook.remove()
 
     @torch.no_grad()
-    def _average_parts(self) -> None:
-        """Stage 1: average the gradients of each group of parameters as one flat tensor, of which each rank gets its
-        part."""
-        zero = self.engine.optimizer
-        for i, (parameters, whole) in enumerate(
-            zip(zero.round_robin_bit16_groups, zero.bit16_groups_flat, strict=True)
-        ):
+    def _average_parts(self) -> list[Tensor]:
+        """Stage 1: average the gradients of each group as one flat tensor, of which each rank gets its part.
+
+        Returns:
+            For each parameter, what lies in this rank's part: the norm of a long tensor would be rounded more.
+        """
+        zero, gradients = self.engine.optimizer, list[Tensor]()
+        groups = zip(zero.round_robin_bit16_groups, zero.bit16_groups_flat, self._partitions, strict=True)
+        for i, (parameters, whole, partition) in enumerate(groups):
             pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
             rest = whole.new_zeros(whole.numel() - sum(piece.numel() for piece in pieces))
             flat = torch.cat([*pieces, rest])
             pieces.clear()
             for parameter in parameters:
                 parameter.grad = None
-            zero.averaged_gradients[i] = [distributed.reduce_scatter_mean(flat)]
+            part = distributed.reduce_scatter_mean(flat)
+            zero.averaged_gradients[i] = [part]
+            lengths = [segment.length for segment in partition.own.values()]
+            gradients += part[: sum(lengths)].split(lengths) if lengths else [part]
+        return gradients
 
     def _apply(self, is_applied: bool) -> None:
         self._is_applied = is_applied
