@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-nightly lint schema kernel-table rehearsal-table scaling-table fault-tables learn bench clean
+.PHONY: install quickstart test test-nightly lint schema kernel-table rehearsal-table scaling-table fault-tables equality-table \
+  learn bench clean
 
 install: $(VENV)/.installed
 
@@ -51,6 +52,11 @@ fault-tables: install
 	TABLES=write $(BIN)/pytest -m "nightly or not nightly" tests/faults/test_mistakes.py
 	TABLES=write $(BIN)/pytest tests/faults/test_campaign.py tests/faults/test_launchers.py
 
+# The table of docs/equality.md: every ZeRO stage against one process.
+equality-table: install
+	TABLES=write $(BIN)/pytest -n 2 --dist worksteal -m nightly tests/test_equality_table.py
+	TABLES=write $(BIN)/pytest tests/test_equality_table.py
+
 learn: install
 	$(BIN)/python benchmarks/learn.py
 
@@ -60,6 +66,7 @@ bench: install
 	$(BIN)/python benchmarks/data_check.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/views.py
+	$(BIN)/python benchmarks/zero_host.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/kernels.py --table
 

@@ -134,6 +134,7 @@ def each_collective() -> dict[str, object]:
         "share": len(range(100)[distributed.share(100)]),
         "means": means,
         "gradient": leaf.grad,
+        "scattered": distributed.reduce_scatter_mean(torch.arange(6.0) * (rank + 1)),
         "sum": distributed.all_reduce_sum_(torch.tensor([1.0, rank])),
         "object": distributed.broadcast_object({"from": rank}),
         "objects": distributed.gather_objects({"from": rank}),
@@ -166,6 +167,7 @@ def test_collectives_on_three_ranks() -> None:
         assert result["shares"] == [list(range(n)) for n in (7, 3, 2)] and result["share"] in (33, 34)
         assert torch.equal(result["means"][0], torch.ones(2, 2)) and result["means"][1].item() == 3.0
         torch.testing.assert_close(result["gradient"], leaf.grad[block])
+        assert result["scattered"].tolist() == [4.0 * rank, 4.0 * rank + 2]
         assert result["sum"].tolist() == [3.0, 3.0]
         assert result["object"] == {"from": 0}
         assert result["objects"] == [{"from": 0}, {"from": 1}, {"from": 2}]

@@ -2,7 +2,6 @@
 
 import math
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,8 +126,7 @@ def of_method(recipe: Recipe, precision: str, images: torch.dtype, groups: int, 
     if ranks == 1:
         return Counter()
     watch = _Listen(groups * recipe.data.samples_per_gpu, ranks)
-    with _played(ranks), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's, about names of functional collectives
+    with _played(ranks):
         rehearse(recipe, precision, images, groups, watch, is_alone=False)
     return watch.heard
 

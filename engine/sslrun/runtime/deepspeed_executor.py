@@ -1,10 +1,10 @@
 """The executor for several processes: DeepSpeed, ZeRO stages 0 to 3. The only file that imports DeepSpeed.
 
-DeepSpeed averages gradients, shards and gathers. The engine itself handles the boundary of accumulation, autocast
-(DeepSpeed's `torch_autocast` would also average the gradients of convolutions in bfloat16), the finite check and
-clipping (before DeepSpeed's step, on the averaged gradients that each rank holds), and state, which is saved and loaded
-unsharded. Of DeepSpeed's internals this file knows which part of which parameter a flat partition holds, and where
-(`_read_partitions`).
+DeepSpeed shards, gathers, and averages gradients. The engine itself averages those of stage 1 (`_average_parts`), and
+handles the boundary of accumulation, autocast (DeepSpeed's `torch_autocast` would also average the gradients of
+convolutions in bfloat16), the finite check and clipping (before DeepSpeed's step, on the averaged gradients that each
+rank holds), and state, which is saved and loaded unsharded. Of DeepSpeed's internals this file knows which part of
+which parameter a flat partition holds, and where (`_read_partitions`).
 """
 
 import logging
@@ -95,6 +95,8 @@ class DeepSpeedExecutor(Executor):
         self.engine = _initialize(
             _WholeStep(method, self._autocast), optimizer, self.device, self._config(zero_options or {})
         )
+        if zero_stage == 1:
+            self._leave_gradients()
         if zero_stage == 0:  # the others keep parameters as pieces of flat tensors
             method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._by_name = {name: parameter for parameter, name in self.names.items()}
@@ -126,8 +128,7 @@ class DeepSpeedExecutor(Executor):
         if self.zero_stage < 3 or parameter.ds_status.name == "AVAILABLE":
             parameter.copy_(value)
         if self.zero_stage == 3:
-            start, length = _part(parameter, distributed.rank())
-            parameter.ds_tensor.view(-1)[:length].copy_(value.flatten()[start : start + length])
+            _fill_part(parameter, value)
         for partition in self._partitions:
             partition.fill(partition.flat, self.names[parameter], value)
 
@@ -200,13 +201,47 @@ class DeepSpeedExecutor(Executor):
         if self.zero_stage == 0:
             return super()._gradients()
         zero = self.engine.optimizer
-        if self.zero_stage < 3:
+        if self.zero_stage == 1:
+            return self._average_parts()
+        if self.zero_stage == 2:
             return [part for group in range(len(zero.bit16_groups)) for part in zero.averaged_gradients[group]]
         return [  # without what fills up the last rank's part
             gradient.view(-1)[: _part(parameter, distributed.rank())[1]]
             for i, parameters in enumerate(zero.fp16_groups)
             for parameter, gradient in zip(parameters, zero.averaged_gradients[i], strict=True)
         ]
+
+    def _leave_gradients(self) -> None:
+        """Stage 1: keep DeepSpeed from averaging gradients, which `_average_parts` does.
+
+        Its hooks and copies for each parameter cost networks of many small parameters more time on the host than the
+        rest of ZeRO 1.
+        """
+        self.engine.enable_backward_allreduce = False
+        for hook in self.engine.optimizer._grad_acc_hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def _average_parts(self) -> list[Tensor]:
+        """Stage 1: average the gradients of each group as one flat tensor, of which each rank gets its part.
+
+        Returns:
+            For each parameter, what lies in this rank's part: the norm of a long tensor would be rounded more.
+        """
+        zero, gradients = self.engine.optimizer, list[Tensor]()
+        groups = zip(zero.round_robin_bit16_groups, zero.bit16_groups_flat, self._partitions, strict=True)
+        for i, (parameters, whole, partition) in enumerate(groups):
+            pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
+            rest = whole.new_zeros(whole.numel() - sum(piece.numel() for piece in pieces))
+            flat = torch.cat([*pieces, rest])
+            pieces.clear()
+            for parameter in parameters:
+                parameter.grad = None
+            part = distributed.reduce_scatter_mean(flat)
+            zero.averaged_gradients[i] = [part]
+            lengths = [segment.length for segment in partition.own.values()]
+            gradients += part[: sum(lengths)].split(lengths) if lengths else [part]
+        return gradients
 
     def _apply(self, is_applied: bool) -> None:
         self._is_applied = is_applied
@@ -240,11 +275,13 @@ class DeepSpeedExecutor(Executor):
         if self.zero_stage < 3:
             super()._move(teachers, students, momentum)
             return
-        ema_update_([p.ds_tensor for p in teachers], [p.ds_tensor for p in students], momentum)
-        gathered = [p for p in teachers if p.ds_status.name == "AVAILABLE"]
-        if gathered:  # small parameters that DeepSpeed keeps whole beside the parts
-            gathered[0].partition(param_list=gathered, has_been_updated=False)
-            gathered[0].all_gather(param_list=gathered)
+        pairs = list(zip(teachers, students, strict=True))
+        parts = [(t.ds_tensor, s.ds_tensor) for t, s in pairs if t.ds_status.name != "AVAILABLE"]
+        whole = [(t, s) for t, s in pairs if t.ds_status.name == "AVAILABLE"]  # small ones, there beside the parts
+        for moved in (parts, whole):
+            ema_update_([teacher for teacher, _ in moved], [student for _, student in moved], momentum)
+        for teacher, _ in whole:
+            _fill_part(teacher, teacher)
 
     def _config(self, zero_options: Mapping[str, Any]) -> dict[str, Any]:
         numel = sum(parameter.numel() for group in self.optimizer.param_groups for parameter in group["params"])
@@ -365,6 +402,12 @@ def _part(parameter: Any, rank: int) -> tuple[int, int]:
     size = parameter.partition_numel()
     start = min(rank * size, parameter.ds_numel)
     return start, min(size, parameter.ds_numel - start)
+
+
+def _fill_part(parameter: Any, value: Tensor) -> None:
+    """Set this rank's part of a parameter under stage 3 from the whole value."""
+    start, length = _part(parameter, distributed.rank())
+    parameter.ds_tensor.view(-1)[:length].copy_(value.flatten()[start : start + length])
 
 
 def _own_lengths(partition: Partition) -> list[tuple[int, int]]:

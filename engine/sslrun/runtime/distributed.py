@@ -28,7 +28,9 @@ from sslrun.runtime.signals import Stopped
 
 T = TypeVar("T")
 
-gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
+# The names before torch 2.13 are longer.
+gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+scatter_sum_into = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _is_alone = False
 
 TIMEOUT_S = 600.0
@@ -241,6 +243,15 @@ def all_reduce_mean_(tensors: list[Tensor]) -> None:
     parts = flat.split([tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):
         tensor.copy_(part.view(tensor.shape))
+
+
+@torch.no_grad()
+def reduce_scatter_mean(x: Tensor) -> Tensor:
+    """(ranks x n,) -> (n,): this rank's part of the mean over ranks. `x` does not keep its values."""
+    x /= world_size()
+    part = x.new_empty(len(x) // world_size())
+    scatter_sum_into(part, x)
+    return part
 
 
 @torch.no_grad()

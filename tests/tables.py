@@ -6,6 +6,7 @@ With TABLES=write in the environment, tests replace their rows and write the tab
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,21 +48,20 @@ def replace(name: str, key: str, order: Sequence[str], new: Row) -> None:
 
 def in_page(page: Path, name: str) -> list[str]:
     """The lines of the table NAME of a page."""
-    before, after = _marks(name)
     text = page.read_text(encoding="utf-8")
-    return text[text.index(before) + len(before) : text.index(after)].strip().splitlines()
+    start, end = _place(text, name)
+    return text[start:end].strip().splitlines()
 
 
 def write(page: Path, name: str, lines: Sequence[str]) -> None:
     """Replace the table NAME of a page."""
-    before, after = _marks(name)
     with open(page, "r+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         text = file.read()
-        new = "\n".join(["\n", *lines, "\n"])
+        start, end = _place(text, name)
         file.seek(0)
         file.truncate()
-        file.write(text[: text.index(before) + len(before)] + new + text[text.index(after) :])
+        file.write(text[:start] + "\n".join(["\n", *lines, "\n"]) + text[end:])
 
 
 def check(page: str, name: str, lines: Callable[[], Sequence[str]]) -> None:
@@ -71,5 +71,9 @@ def check(page: str, name: str, lines: Callable[[], Sequence[str]]) -> None:
     assert in_page(DOCS / page, name) == list(lines())
 
 
-def _marks(name: str) -> tuple[str, str]:
-    return f"<!-- table: {name}, by tests/faults -->", f"<!-- end of table: {name} -->"
+def _place(text: str, name: str) -> tuple[int, int]:
+    """Where a table begins and ends in the text of its page: between two comments, of which the first says who wrote
+    it."""
+    found = re.search(rf"<!-- table: {name}, by .* -->(.*?)<!-- end of table: {name} -->", text, re.DOTALL)
+    assert found is not None, f"no table {name}"
+    return found.span(1)
