@@ -61,6 +61,35 @@ def test_memory_layout_does_not_matter() -> None:
         torch.testing.assert_close(result, results[0], rtol=1e-6, atol=1e-7)
 
 
+def test_a_loaded_buffer_may_have_other_strides() -> None:
+    """Checkpoints hold contiguous tensors; the weights may be channels-last."""
+    torch.manual_seed(0)
+    results = []
+    for is_loaded in (False, True):
+        parameter = nn.Parameter(torch.linspace(-1, 1, 300).view(4, 3, 5, 5).to(memory_format=torch.channels_last))
+        optimizer = LARS([parameter], lr=1.0, momentum=0.9, weight_decay=0.1)
+        for step in range(3):
+            if is_loaded and step:
+                state = optimizer.state[parameter]
+                state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+            parameter.grad = torch.linspace(0, step + 1, 300).view(4, 3, 5, 5).to(memory_format=torch.channels_last)
+            optimizer.step()
+        results.append(parameter.detach())
+    assert torch.equal(*results)
+
+
+def test_float64_is_exact_and_leaves_gradients_alone() -> None:
+    torch.manual_seed(0)
+    parameter, gradients = nn.Parameter(torch.randn(40, 30).double()), [torch.randn(40, 30).double() for _ in range(3)]
+    start, optimizer = parameter.detach().clone(), LARS([parameter], lr=1.0, momentum=0.9, weight_decay=0.01, eta=0.02)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        assert torch.equal(parameter.grad, gradient)
+    expected = longhand(start, gradients, [1.0] * 3, optimizer.param_groups[0])
+    torch.testing.assert_close(parameter.detach(), expected, rtol=1e-13, atol=1e-14)
+
+
 def test_segments_of_flat_tensors_get_the_ratios_of_whole_parameters() -> None:
     """Three parameters laid end to end and cut in two, as ZeRO does; the other half's share of the norms is added."""
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ from sslkernels.bank_nce import bank_nce
 from sslkernels.batch_nce import batch_nce
 from sslkernels.ema_update import ema_update_
 from sslkernels.info_nce import info_nce
+from sslkernels.lars_update import lars_update_, square_sums
 from sslkernels.nt_xent import nt_xent
 from sslkernels.sinkhorn import sinkhorn, sinkhorn_center
 from sslkernels.soft_cross_entropy import soft_cross_entropy
@@ -18,9 +19,11 @@ __all__ = [
     "batch_nce",
     "ema_update_",
     "info_nce",
+    "lars_update_",
     "nt_xent",
     "sinkhorn",
     "sinkhorn_center",
     "soft_cross_entropy",
+    "square_sums",
     "write_views",
 ]

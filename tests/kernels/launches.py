@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslkernels import contrast, ema_update
+from sslkernels import contrast, ema_update, lars_update
 from sslkernels.bank_nce import bank_nce_triton
 from sslkernels.nt_xent import attraction_triton
 from sslkernels.pixel_operations import BLUR, CONTRAST, NOTHING
@@ -36,6 +36,20 @@ LAUNCHES |= {
     "ema_update: float32, sizes that are not aligned": lambda: _ema_update(torch.float32, torch.float32, 4095, 0.99),
     "ema_update: float32 after bfloat16": lambda: _ema_update(torch.float32, torch.bfloat16, 2048 * 512, 0.99),
     "ema_update: bfloat16": lambda: _ema_update(torch.bfloat16, torch.bfloat16, 2048 * 512, 0.99),
+}
+
+
+def _lars_update(momentum: float, found_inf: Tensor | None) -> None:
+    tensors = [_meta(2048, 2048), _meta(2048)]
+    lars_update._square_sums_triton(tensors, tensors)
+    scales = _meta(len(tensors), dtype=torch.float64)
+    lars_update._update_triton(tensors, tensors, tensors, scales, momentum, 1e-6, found_inf)
+
+
+LAUNCHES |= {
+    "lars_update: momentum": lambda: _lars_update(0.9, None),
+    "lars_update: momentum, found_inf": lambda: _lars_update(0.9, _meta()),
+    "lars_update: no momentum": lambda: _lars_update(0.0, None),
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslkernels.lars_update import lars_update_, square_sums
 from sslrun.contract import PartitionedOptimizer
 
 
@@ -55,78 +56,45 @@ class LARS(PartitionedOptimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            weights, gradients, buffers, present = self._pieces(group)
-            if not present:
+            weights, gradients, buffers = self._pieces(group)
+            if not weights:
                 continue
             decay = group["weight_decay"]
-            updates = list(torch._foreach_add(gradients, weights, alpha=decay)) if weights else []
-            updates = [_laid_out_like(weight, update) for weight, update in zip(weights, updates, strict=True)]
             if group["lars_exclude"]:
-                torch._foreach_mul_(updates, group["lr"])
+                scales = torch.full((len(weights),), group["lr"], dtype=torch.float64, device=weights[0].device)
             else:
-                norms = self._norms(weights, gradients, present, group["params"][0].device)
-                weight_norms, gradient_norms = norms.unbind()
-                ratios = trust_ratios(weight_norms, gradient_norms, decay, group["eta"], group["eps"])
-                scales = (ratios * group["lr"]).float().unbind()
-                torch._foreach_mul_(updates, [scales[i] for i, here in enumerate(present) if here])
-            torch._fused_sgd_(
-                weights,
-                updates,
-                buffers if group["momentum"] else [],
-                weight_decay=0.0,
-                momentum=group["momentum"],
-                lr=1.0,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,
-                grad_scale=None,
-                found_inf=self.found_inf,
-            )
+                squares = square_sums(weights, gradients)
+                weight_norms, gradient_norms = (self._reduce(squares) if self._segments else squares).sqrt().unbind()
+                scales = trust_ratios(weight_norms, gradient_norms, decay, group["eta"], group["eps"]) * group["lr"]
+            lars_update_(weights, gradients, buffers, scales, group["momentum"], decay, self.found_inf)
 
-    def _pieces(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[bool]]:
-        """(weights, gradients, buffers) of the parts of parameters on this rank, and which parameters have a part."""
+    def _pieces(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """(weights, gradients, buffers) of this rank's parts of parameters; a part may be empty."""
         weights: list[Tensor] = []
         gradients: list[Tensor] = []
         buffers: list[Tensor] = []
-        present: list[bool] = []
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
-            state = self.state[parameter]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            whole = (parameter.detach(), parameter.grad, state["momentum_buffer"])
+            state, weight = self.state[parameter], parameter.detach()
+            buffer = state.get("momentum_buffer")
+            buffer = torch.zeros_like(weight) if buffer is None else _laid_out_like(weight, buffer)
+            state["momentum_buffer"] = buffer
+            whole = (weight, _laid_out_like(weight, parameter.grad), buffer)
             segments = self._segments.get(parameter)
-            for offset, length in segments if segments is not None else [(0, -1)]:
-                present.append(length != 0)
-                if length:
-                    pieces = whole if length < 0 else tuple(tensor[offset : offset + length] for tensor in whole)
-                    for collected, piece in zip((weights, gradients, buffers), pieces, strict=True):
-                        collected.append(piece)
-        return weights, gradients, buffers, present
-
-    def _norms(
-        self, weights: list[Tensor], gradients: list[Tensor], present: list[bool], device: torch.device
-    ) -> Tensor:
-        """(2, parameters): the norms of whole parameters and of their gradients, float64."""
-        columns: list[Tensor] = []
-        if weights:
-            norms = torch.stack([*torch._foreach_norm(weights), *torch._foreach_norm(gradients)])
-            columns = list(norms.double().square().view(2, -1).unbind(1))
-        if len(columns) < len(present):
-            here, nothing = iter(columns), torch.zeros(2, dtype=torch.float64, device=device)
-            columns = [next(here) if is_here else nothing for is_here in present]
-        squares = torch.stack(columns, dim=1)
-        return (self._reduce(squares) if self._segments else squares).sqrt()
+            parts = [whole] if segments is None else [[x[at : at + n] for x in whole] for at, n in segments]
+            for part in parts:
+                for collected, piece in zip((weights, gradients, buffers), part, strict=True):
+                    collected.append(piece)
+        return weights, gradients, buffers
 
 
-def _laid_out_like(weight: Tensor, update: Tensor) -> Tensor:
-    """The update with the strides of its weight: on the CPU torch's fused update assumes equal strides."""
-    strides = zip(weight.shape, weight.stride(), update.stride(), strict=True)
+def _laid_out_like(weight: Tensor, other: Tensor) -> Tensor:
+    """The other tensor, or a copy of it, with the strides of its weight: the fast update needs equal strides."""
+    strides = zip(weight.shape, weight.stride(), other.stride(), strict=True)
     if all(ours == theirs for size, ours, theirs in strides if size > 1):
-        return update
-    return torch.empty_like(weight).copy_(update)
+        return other
+    return torch.empty_like(weight).copy_(other)
 
 
 def trust_ratios(weights: Tensor, gradients: Tensor, weight_decay: float | Tensor, eta: float, eps: float) -> Tensor:
