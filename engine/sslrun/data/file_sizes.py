@@ -7,7 +7,7 @@ one of those has changed: length and time of a file must be those of when its si
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sslrun")
 
-LOOKED_AT = 65_536
+LOOKED_AT = 16_384
 """Files that are looked at, at least, when a table is opened: all of a smaller source."""
 
 _RUN = 64  # of them that follow each other
+_QUICK_S = 1e-4  # for a look at a file, below which more threads only compete for Python's lock
 _HASHED = 1 << 24  # rows at a time
 
 
@@ -48,30 +49,26 @@ def file_sizes(source: "FileSource", looks_at_all: bool) -> tuple[np.ndarray, st
     assert source.names.kept is not None
     names, names_id = source.names.kept
     path = names.with_suffix(".sizes")
-    threads = waiting.Threads(THREADS, "sslrun-index")
-    try:
+    kept = _load(path, names_id)
+    if kept is not None and not looks_at_all and not _has_changed(source.names, kept, wait):
+        return _given(source.names, kept)
+    with table.locked(path, wait) as is_writable:
         kept = _load(path, names_id)
-        if kept is not None and not looks_at_all and not _has_changed(source.names, kept, threads, wait):
+        if kept is not None and _looked_at(path) >= asked:  # by another process, since this one asked
             return _given(source.names, kept)
-        with table.locked(path, wait) as is_writable:
-            kept = _load(path, names_id)
-            if kept is not None and _looked_at(path) >= asked:  # by another process, since this one asked
-                return _given(source.names, kept)
-            made = _current(source, kept, threads, wait)
-            made.about["names"] = names_id
-            if not is_writable:
-                logger.info("the index of image sizes is not kept: %s cannot be written", path.parent)
-                return _given(source.names, made)
-            try:
-                if made is not kept:
-                    table.write(path, made.columns, made.about)
-                os.utime(path, ns=(time.time_ns(),) * 2)
-            except OSError as error:
-                logger.info("the index of image sizes is not kept: %s", error)
-                return _given(source.names, made)
-            return _given(source.names, _load(path, names_id) or made)
-    finally:
-        threads.close()
+        made = _current(source, kept, wait)
+        made.about["names"] = names_id
+        if not is_writable:
+            logger.info("the index of image sizes is not kept: %s cannot be written", path.parent)
+            return _given(source.names, made)
+        try:
+            if made is not kept:
+                table.write(path, made.columns, made.about)
+            os.utime(path, ns=(time.time_ns(),) * 2)
+        except OSError as error:
+            logger.info("the index of image sizes is not kept: %s", error)
+            return _given(source.names, made)
+        return _given(source.names, _load(path, names_id) or made)
 
 
 def digest_of_files(names: "Paths", lengths: np.ndarray, sizes: np.ndarray) -> str:
@@ -111,13 +108,13 @@ def _given(names: "Paths", kept: table.Table) -> tuple[np.ndarray, str | None]:
     return np.maximum(sizes, 0) if kept.about["unknown"] else sizes, kept.about["digest"]
 
 
-def _has_changed(names: "Paths", kept: table.Table, threads: waiting.Threads, wait: waiting.Wait) -> bool:
+def _has_changed(names: "Paths", kept: table.Table, wait: waiting.Wait) -> bool:
     """Whether one of some files is another one than when its size was read, or sizes are not known."""
     if kept.about["unknown"]:
         return True
     rows = _some(len(names))
     at = 0
-    for lengths, times in in_parts(threads, lambda ids: _looks(names, ids), rows, wait):
+    for lengths, times in _looks(names, rows, wait):
         ids = rows[at : at + len(lengths)]
         at += len(ids)
         if (kept.columns["lengths"][ids] != lengths).any() or (kept.columns["times"][ids] != times).any():
@@ -134,7 +131,20 @@ def _some(count: int) -> np.ndarray:
     return (firsts[:, None] + np.arange(_RUN)).reshape(-1)
 
 
-def _looks(names: "Paths", ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _looks(names: "Paths", ids: np.ndarray, wait: waiting.Wait) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Lengths and times of files, part by part; by one thread if that is quick."""
+    one, many = waiting.Threads(1, "sslrun-index"), waiting.Threads(THREADS, "sslrun-index")
+    try:
+        start = time.perf_counter()
+        yield from in_parts(one, lambda part: _look(names, part), ids[:_RUN], wait)
+        is_quick = time.perf_counter() - start < _QUICK_S * _RUN
+        yield from in_parts(one if is_quick else many, lambda part: _look(names, part), ids[_RUN:], wait)
+    finally:
+        one.close()
+        many.close()
+
+
+def _look(names: "Paths", ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lengths and times of some files, -1 for those that are missing."""
     found = np.full((2, len(ids)), -1)
     waiting.note(names[int(ids[0])])
@@ -147,15 +157,12 @@ def _looks(names: "Paths", ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return found[0], found[1]
 
 
-def _current(
-    source: "FileSource", kept: table.Table | None, threads: waiting.Threads, wait: waiting.Wait
-) -> table.Table:
+def _current(source: "FileSource", kept: table.Table | None, wait: waiting.Wait) -> table.Table:
     """A table for the files as they are now; `kept` itself if nothing has changed."""
     start, count = time.monotonic(), len(source)
     lengths, times = np.empty(count, np.int64), np.empty(count, np.int64)
     at = 0
-    looks: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = lambda ids: _looks(source.names, ids)  # noqa: E731
-    for part_lengths, part_times in in_parts(threads, looks, np.arange(count), wait):
+    for part_lengths, part_times in _looks(source.names, np.arange(count), wait):
         end = at + len(part_lengths)
         lengths[at:end], times[at:end] = part_lengths, part_times
         at = end
@@ -165,7 +172,11 @@ def _current(
         if same.all() and not kept.about["unknown"]:
             return kept
         sizes[same] = kept.columns["sizes"][same]
-    read_missing(source, sizes, threads, wait, is_again=kept is not None and bool(kept.about["unknown"]))
+    threads = waiting.Threads(THREADS, "sslrun-index")
+    try:
+        read_missing(source, sizes, threads, wait, is_again=kept is not None and bool(kept.about["unknown"]))
+    finally:
+        threads.close()
     elapsed_s = time.monotonic() - start
     if elapsed_s > 5:
         logger.info("sizes of %d images read in %.0f s", count, elapsed_s)
