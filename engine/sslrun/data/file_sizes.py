@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sslrun.data import table, waiting
-from sslrun.data.index import NOT_KNOWN, THREADS, in_parts, read_missing
+from sslrun.data.index import NOT_KNOWN, THREADS, looked_at, read_missing
 
 if TYPE_CHECKING:
     from sslrun.data.sources.files import FileSource, Paths
@@ -25,7 +25,6 @@ LOOKED_AT = 16_384
 """Files that are looked at, at least, when a table is opened: all of a smaller source."""
 
 _RUN = 64  # of them that follow each other
-_QUICK_S = 1e-4  # for a look at a file, below which more threads only compete for Python's lock
 _HASHED = 1 << 24  # rows at a time
 
 
@@ -51,7 +50,7 @@ def file_sizes(source: "FileSource", looks_at_all: bool) -> tuple[np.ndarray, st
     path = names.with_suffix(".sizes")
     kept = _load(path, names_id)
     if kept is not None and not looks_at_all and not _has_changed(source.names, kept, wait):
-        return _given(source.names, kept)
+        return _given(source.names, _load(path, names_id) or kept)  # without the pages that were touched
     with table.locked(path, wait) as is_writable:
         kept = _load(path, names_id)
         if kept is not None and _looked_at(path) >= asked:  # by another process, since this one asked
@@ -132,16 +131,14 @@ def _some(count: int) -> np.ndarray:
 
 
 def _looks(names: "Paths", ids: np.ndarray, wait: waiting.Wait) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Lengths and times of files, part by part; by one thread if that is quick."""
-    one, many = waiting.Threads(1, "sslrun-index"), waiting.Threads(THREADS, "sslrun-index")
-    try:
-        start = time.perf_counter()
-        yield from in_parts(one, lambda part: _look(names, part), ids[:_RUN], wait)
-        is_quick = time.perf_counter() - start < _QUICK_S * _RUN
-        yield from in_parts(one if is_quick else many, lambda part: _look(names, part), ids[_RUN:], wait)
-    finally:
-        one.close()
-        many.close()
+    """Lengths and times of files, part by part."""
+    from sslrun.data.sources.files import Paths
+
+    assert names.kept is not None
+    again = table.load(names.kept[0])  # apart, so that the pages that are touched go at the end
+    if again is not None and again.about["id"] == names.kept[1]:
+        names = Paths.of(names.root, again.columns["names"], again.columns["ends"])
+    return looked_at(lambda part: _look(names, part), ids, wait)
 
 
 def _look(names: "Paths", ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

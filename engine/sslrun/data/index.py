@@ -31,6 +31,8 @@ logger = logging.getLogger("sslrun")
 T = TypeVar("T")
 
 _CHUNK = 512
+_FIRST = 64  # files that show how quick the storage is
+_QUICK_S = 1e-4  # for a look at a file, below which more threads only compete for Python's lock
 THREADS = 16
 _VERSION = b"2"
 NOT_KNOWN = -1  # in the cache: a size that could not be read, by the storage's fault
@@ -125,6 +127,19 @@ def in_parts(
         wait.end()
         yield result
         ahead.extend(threads.submit(function, part) for part in itertools.islice(parts, 1))
+
+
+def looked_at(function: Callable[[np.ndarray], T], ids: np.ndarray, wait: waiting.Wait) -> Iterator[T]:
+    """As `in_parts`, for a function that looks at files: by one thread where that is quick."""
+    one, many = waiting.Threads(1, "sslrun-index"), waiting.Threads(THREADS, "sslrun-index")
+    try:
+        start = time.perf_counter()
+        yield from in_parts(one, function, ids[:_FIRST], wait)
+        is_quick = time.perf_counter() - start < _QUICK_S * _FIRST
+        yield from in_parts(one if is_quick else many, function, ids[_FIRST:], wait)
+    finally:
+        one.close()
+        many.close()
 
 
 def _cache_file(prints: Sequence[bytes]) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sslrun.data import table, waiting
-from sslrun.data.index import cache_dir, in_parts
+from sslrun.data.index import cache_dir, looked_at
 from sslrun.data.sources.base import digest_of, may_pass
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ _PATHS = ("data_prefix", "ann_file", "class_file")  # arguments of sources
 # A folder that changed just before it was listed may change again without another time: file systems count in steps of
 # up to 2 s.
 SETTLED_S = 2.0
-_THREADS = 16
 
 
 def stamp(path: str) -> Stamp | None:
@@ -137,11 +136,7 @@ def _is_same(seen: Mapping[str, Stamp | None], wait: waiting.Wait) -> bool:
         waiting.note(names[int(ids[0])])
         return all(stamp(names[i]) == seen[names[i]] for i in ids.tolist())
 
-    threads = waiting.Threads(_THREADS, "sslrun-index")
-    try:
-        return all(in_parts(threads, unchanged, np.arange(len(names)), wait))
-    finally:
-        threads.close()
+    return all(looked_at(unchanged, np.arange(len(names)), wait))
 
 
 def _is_settled(seen: Mapping[str, Stamp | None] | None, start_ns: int) -> bool:
