@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 PER_FOLDER = 1000
-REPEATS = 5  # of the second start
+REPEATS = 3  # of the second start
 
 
 def main() -> None:
