@@ -55,8 +55,9 @@ def test_image_files_are_answered_with_what_to_install(verb, tmp_path, images):
     code, output = answer([str(small_run.ROOT / "bin/sslrun"), *verb.split(), str(recipe)], tmp_path)
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert code == 2 and "Traceback" not in output, output
-    assert len(errors) == 1 and errors[0].endswith("needs NVIDIA DALI, which is not installed: pip install "
-                                                   "nvidia-dali-cuda120")  # fmt: skip
+    package = f"nvidia-dali-cuda{(torch.version.cuda or '12').split('.')[0]}0"
+    assert len(errors) == 1
+    assert errors[0].endswith(f"needs NVIDIA DALI, which is not installed: pip install {package}")
 
 
 def test_several_processes_are_answered_with_what_to_install(tmp_path, images):
