@@ -8,9 +8,10 @@ import os
 import signal
 
 import pytest
-import tables
 from campaign import Campaign
 from kinds import KINDS, inject
+
+import tables
 
 ROWS, KEY, PAGE = "reliability", "kind", "reliability.md"
 

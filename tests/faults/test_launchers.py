@@ -4,8 +4,9 @@ By day the table is compared with its rows; each night every row is observed ane
 """
 
 import pytest
-import tables
 from launchers import CASES, observe
+
+import tables
 
 ROWS, KEY, PAGE = "launchers", "case", "cluster.md"
 STARTED = {

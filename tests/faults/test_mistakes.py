@@ -9,11 +9,11 @@ import socket
 from pathlib import Path
 
 import pytest
-import tables
 import torch
 from mistakes import MISTAKES
 
 import small_run
+import tables
 
 ROWS, KEY, PAGE = "mistakes", "mistake", "reliability.md"
 
