@@ -31,11 +31,9 @@ logger = logging.getLogger("sslrun")
 T = TypeVar("T")
 
 _CHUNK = 512
-_FIRST = 64  # files that show how quick the storage is
-_QUICK_S = 1e-4  # for a look at a file, below which more threads only compete for Python's lock
-THREADS = 16
+_THREADS = 16
 _VERSION = b"2"
-NOT_KNOWN = -1  # in the cache: a size that could not be read, by the storage's fault
+_NOT_KNOWN = -1  # in the cache: a size that could not be read, by the storage's fault
 
 
 def cache_dir() -> Path:
@@ -60,13 +58,13 @@ def read_sizes(source: Source) -> np.ndarray:
         Stopped: the run is asked to stop.
     """
     start = time.monotonic()
-    threads, wait = waiting.Threads(THREADS, "sslrun-index"), waiting.Wait()
+    threads, wait = waiting.Threads(_THREADS, "sslrun-index"), waiting.Wait()
     try:
-        prints = list(in_parts(threads, source.fingerprint, np.arange(len(source)), wait))
+        prints = list(_in_parts(threads, source.fingerprint, np.arange(len(source)), wait))
         cache = _cache_file([one for one in prints if one is not None]) if None not in prints else None
         kept = None if cache is None else _load(cache, len(source))
-        sizes = np.full((len(source), 2), NOT_KNOWN, np.int32) if kept is None else kept.copy()
-        read_missing(source, sizes, threads, wait, is_again=kept is not None)
+        sizes = np.full((len(source), 2), _NOT_KNOWN, np.int32) if kept is None else kept.copy()
+        _read_missing(source, sizes, threads, wait, is_again=kept is not None)
     finally:
         threads.close()
     if cache is not None and (kept is None or (sizes != kept).any()):
@@ -77,11 +75,10 @@ def read_sizes(source: Source) -> np.ndarray:
     return np.maximum(sizes, 0)
 
 
-def read_missing(
+def _read_missing(
     source: Source, sizes: np.ndarray, threads: waiting.Threads, wait: waiting.Wait, is_again: bool
 ) -> None:
-    """Enter the sizes that are not known, with a bar on a terminal. Those that cannot be read stay so, by the storage's
-    fault.
+    """Enter the sizes that are not known. Those that cannot be read stay so, by the storage's fault.
 
     Args:
         source: opened.
@@ -91,35 +88,30 @@ def read_missing(
         is_again: whether they could not be read the last time either; then single files are not waited for.
     """
 
-    from sslrun.runtime.bar import WholeLine
-
     def read(ids: np.ndarray) -> list[tuple[int, int] | Unreadable]:
-        parts = [threads.submit(_sizes, source, part) for part in np.array_split(ids, min(len(ids), THREADS))]
+        parts = [threads.submit(_sizes, source, part) for part in np.array_split(ids, min(len(ids), _THREADS))]
         return [size for part in parts for size in waiting.result(part, wait)]
 
-    missing = np.flatnonzero(sizes[:, 0] == NOT_KNOWN)
+    missing = np.flatnonzero(sizes[:, 0] == _NOT_KNOWN)
     patience = Patience(read, source.names, wait, Record())
     known = missing.tolist() if is_again else ()
     unknown, reason = 0, ""
-    bar = WholeLine(None, "reading image sizes", len(missing), leave=False, dynamic_ncols=True, disable=None, delay=1)
-    for ids, found in in_parts(threads, lambda ids: (ids, _sizes(source, ids)), missing, wait):
-        bar.update(len(ids))
+    for ids, found in _in_parts(threads, lambda ids: (ids, _sizes(source, ids)), missing, wait):
         for sample, size in zip(ids.tolist(), patience.settle(ids, found, known), strict=True):
             if isinstance(size, Unreadable):
                 unknown, reason = unknown + 1, reason or f"{source.names[sample]}: {size.reason}"
             else:
                 sizes[sample] = size
-    bar.close()
     if unknown:
         logger.warning("the sizes of %d images are not known, which cannot be read for now; %s", unknown, reason)
 
 
-def in_parts(
+def _in_parts(
     threads: waiting.Threads, function: Callable[[np.ndarray], T], ids: np.ndarray, wait: waiting.Wait
 ) -> Iterator[T]:
     """Results of a function for the ids in chunks, in order, some chunks ahead."""
     parts = iter([ids[first : first + _CHUNK] for first in range(0, len(ids), _CHUNK)])
-    ahead = deque(threads.submit(function, part) for part in itertools.islice(parts, 2 * THREADS))
+    ahead = deque(threads.submit(function, part) for part in itertools.islice(parts, 2 * _THREADS))
     while ahead:
         wait.begin()
         wait()  # also where each part comes at once
@@ -127,19 +119,6 @@ def in_parts(
         wait.end()
         yield result
         ahead.extend(threads.submit(function, part) for part in itertools.islice(parts, 1))
-
-
-def looked_at(function: Callable[[np.ndarray], T], ids: np.ndarray, wait: waiting.Wait) -> Iterator[T]:
-    """As `in_parts`, for a function that looks at files: by one thread where that is quick."""
-    one, many = waiting.Threads(1, "sslrun-index"), waiting.Threads(THREADS, "sslrun-index")
-    try:
-        start = time.perf_counter()
-        yield from in_parts(one, function, ids[:_FIRST], wait)
-        is_quick = time.perf_counter() - start < _QUICK_S * _FIRST
-        yield from in_parts(one if is_quick else many, function, ids[_FIRST:], wait)
-    finally:
-        one.close()
-        many.close()
 
 
 def _cache_file(prints: Sequence[bytes]) -> Path:

@@ -4,20 +4,16 @@ import contextlib
 import errno
 import os
 import stat
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import BinaryIO, cast, overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO, overload
 
 import numpy as np
 
 from sslrun.config.paths import stated
 from sslrun.data import bands, waiting
-from sslrun.data.file_sizes import digest_of_files, file_sizes
-from sslrun.data.index import header, read_sizes
+from sslrun.data.index import header
 from sslrun.data.levels import Range, in_8_bits, kind
-from sslrun.data.sources import kept as kept_lists
-from sslrun.data.sources.base import Encoded, Source, may_pass
+from sslrun.data.sources.base import Encoded, Source, digest_of, may_pass
 from sslrun.errors import UsageError, printable
 
 _SUSPECTS = (".png", ".tif", ".tiff", ".ppm", ".pgm")
@@ -50,64 +46,40 @@ class Paths(Names):
     Args:
         root: folder that relative paths start from; absolute paths ignore it.
         relative: the paths, consumed once.
-        seen: the folders and files that the paths were found in, with their stamps; filled while `relative` is
-            consumed. None: the paths were found in another way.
 
     Attributes:
-        blob: (n,) uint8, the paths one after the other.
-        ends: (N + 1,) int64, where each path begins and the last one ends.
         lengths: (N,) int64, bytes of each file; -1 for those that are missing or have not been looked at.
-        kept: the file that they are kept in, and its id; None if they are in memory only.
     """
 
-    kept: tuple[Path, str] | None = None
-
-    def __init__(
-        self, root: str, relative: Iterable[str], seen: "dict[str, kept_lists.Stamp | None] | None" = None
-    ) -> None:
-        blob, ends = bytearray(), array("q", [0])
+    def __init__(self, root: str, relative: Iterable[str]) -> None:
+        self.root = root
+        blob, ends = bytearray(), [0]
         for path in relative:
             blob += os.fsencode(path)
             ends.append(len(blob))
-        self._set(root, np.frombuffer(blob, np.uint8), np.frombuffer(ends, np.int64))
-        self.seen = seen
-
-    @classmethod
-    def of(cls, root: str, blob: np.ndarray, ends: np.ndarray) -> "Paths":
-        """Paths whose arrays exist already."""
-        paths = cls.__new__(cls)
-        paths._set(root, blob, ends)
-        return paths
-
-    def _set(self, root: str, blob: np.ndarray, ends: np.ndarray) -> None:
-        self.root, self.blob, self.ends, self.seen = root, blob, ends, None
-        self._lengths: np.ndarray | None = None
+        self._blob, self._ends = bytes(blob), np.asarray(ends, dtype=np.int64)
+        self.lengths = np.full(len(self), -1)
 
     @property
-    def lengths(self) -> np.ndarray:
-        if self._lengths is None:
-            self._lengths = np.full(len(self), -1)
-        return self._lengths
-
-    @lengths.setter
-    def lengths(self, lengths: np.ndarray) -> None:
-        self._lengths = lengths
+    def relative(self) -> bytes:
+        """All paths below the folder, one after the other."""
+        return self._blob + self._ends.tobytes()
 
     def ending_with(self, suffixes: Iterable[str]) -> np.ndarray:
         """Ascending numbers of the paths with one of some lower-case suffixes, in letters of any case."""
-        lengths = np.diff(self.ends)
+        blob, lengths = np.frombuffer(self._blob, dtype=np.uint8), np.diff(self._ends)
         found = np.zeros(len(self), dtype=bool)
         for suffix in map(os.fsencode, suffixes):
             long_enough = np.flatnonzero(lengths >= len(suffix))
-            places = self.ends[1:][long_enough, None] + np.arange(-len(suffix), 0)
-            found[long_enough] |= (self.blob[places] | 32 == np.frombuffer(suffix, dtype=np.uint8) | 32).all(axis=1)
+            places = self._ends[1:][long_enough, None] + np.arange(-len(suffix), 0)
+            found[long_enough] |= (blob[places] | 32 == np.frombuffer(suffix, dtype=np.uint8) | 32).all(axis=1)
         return np.flatnonzero(found)
 
     def __len__(self) -> int:
-        return len(self.ends) - 1
+        return len(self._ends) - 1
 
     def name_at(self, i: int) -> str:
-        return os.path.join(self.root, os.fsdecode(self.blob[self.ends[i] : self.ends[i + 1]].tobytes()))
+        return os.path.join(self.root, os.fsdecode(self._blob[self._ends[i] : self._ends[i + 1]]))
 
 
 class FileSource(Source, listed=False):
@@ -118,33 +90,9 @@ class FileSource(Source, listed=False):
     range: Range = "auto"
     """How values beyond whole numbers from 0 to 255 are read; see `levels.in_8_bits`."""
 
-    _digest: str | None = None
-    """`identity`, if the sizes are kept with it."""
-
-    _looks_at_all: bool = False
-
     @property
     def files_root(self) -> str:
         return self.names.root
-
-    def _listed(self, key: str) -> Paths:
-        listed = cast(Callable[[str], Paths], super()._listed)
-        return kept_lists.listed(self, lambda: listed(key))
-
-    def look_at_all(self) -> None:
-        self._looks_at_all, self._sizes, self._digest = True, None, None
-
-    @property
-    def sizes(self) -> np.ndarray:
-        if self._sizes is None and self.names.kept is None:
-            self._sizes = read_sizes(self)
-        elif self._sizes is None:
-            self._sizes, self._digest = file_sizes(self, self._looks_at_all)
-        return self._sizes
-
-    def set_size(self, sample: int, size: tuple[int, int]) -> bool:
-        self._digest = None
-        return super().set_size(sample, size)
 
     def encoded(self, ids: np.ndarray) -> Sequence[Encoded]:
         if self.has_bands:
@@ -204,7 +152,7 @@ class FileSource(Source, listed=False):
 
     def identity(self) -> str:
         sizes = self.sizes  # the lengths are found with them
-        return self._digest or digest_of_files(self.names, self.names.lengths, sizes)
+        return digest_of([self.names.relative, self.names.lengths.tobytes(), sizes.tobytes()])
 
 
 def read_file(path: str) -> bytes:

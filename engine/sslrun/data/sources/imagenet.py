@@ -36,7 +36,5 @@ class ImageNet(AnnotatedImages):
         listing = images_below(folder_of(self.data_prefix, key), self.data_prefix, key)
         paths, self.labels, self.class_names, self.remarks = listing
         if is_absent:
-            assert self.ann_file is not None and paths.seen is not None
-            paths.seen[os.path.abspath(self.ann_file)] = None
             self.remarks = [f"there is no {self.ann_file}: the classes are the folders", *self.remarks]
         return paths

@@ -6,7 +6,6 @@ from sslrun.config.paths import FilePath
 from sslrun.data.sources.annotations import text_lines
 from sslrun.data.sources.files import FileSource, Paths, folder_of, is_folder
 from sslrun.data.sources.folders import in_class_folders
-from sslrun.data.sources.kept import stamp
 from sslrun.errors import UsageError
 
 
@@ -31,7 +30,6 @@ class ImageNet100(FileSource):
     def list_samples(self, key: str) -> Paths:
         root = folder_of(self.data_prefix, key)
         advice = f"set {key}.class_file to a list of classes"
-        read = stamp(self.class_file)
         names = sorted({line.split()[0] for line in text_lines(self.class_file, advice)})
         missing = [name for name in names if not is_folder(os.path.join(root, name))]
         if missing:
@@ -40,6 +38,4 @@ class ImageNet100(FileSource):
                 f"names, the first of them {missing[0]}"
             )
         paths, self.labels, self.class_names, self.remarks = in_class_folders(root, names)
-        assert paths.seen is not None
-        paths.seen[os.path.abspath(self.class_file)] = read
         return paths

@@ -56,9 +56,6 @@ class Subset(Source, listed=False):
     def identity(self) -> str:
         return digest_of([self.source.identity().encode(), self.ids.tobytes()])
 
-    def look_at_all(self) -> None:
-        self.source.look_at_all()
-
     @property
     def files_root(self) -> str | None:
         return self.source.files_root
