@@ -37,6 +37,7 @@ SHUFFLE = ("nn/momentum.py", "the shuffle is drawn on the host, equal on all ran
 EXCHANGE = ("runtime/distributed.py", "which rows go to which rank: the host passes these counts to the collective")
 NEGATIVES = ("methods/npid.py", "keys are drawn on the host, equal on all ranks, and copied without a wait")
 MIXING = ("methods/supervised.py", "shares and boxes are drawn on the host by numpy, and copied without a wait")
+ADDRESSES = ("sslkernels/lars_update.py", "a table of addresses, made on the host and copied without a wait")
 RATES = ("nn/dropout.py", "a rate for each branch, copied without a wait")
 
 BACKWARD = ("(autograd)", "the backward pass of that product")
@@ -63,12 +64,12 @@ FINETUNED = (
 CASES = {
     "mocov1": Case("configs/mocov1.toml", on_host=(SHUFFLE,)),
     "mocov2": Case(MOCOV2, on_host=(SHUFFLE,)),
-    "mocov3": Case("configs/mocov3.toml"),
-    "byol": Case("configs/byol.toml"),
-    "simclr": Case("configs/simclr.toml"),
+    "mocov3": Case("configs/mocov3.toml", on_host=(ADDRESSES,)),
+    "byol": Case("configs/byol.toml", on_host=(ADDRESSES,)),
+    "simclr": Case("configs/simclr.toml", on_host=(ADDRESSES,)),
     "simsiam": Case("configs/simsiam.toml"),
-    "barlowtwins": Case("configs/barlowtwins.toml", float32=CORRELATION),
-    "swav": Case("configs/swav.toml", float32=PROTOTYPES),
+    "barlowtwins": Case("configs/barlowtwins.toml", on_host=(ADDRESSES,), float32=CORRELATION),
+    "swav": Case("configs/swav.toml", on_host=(ADDRESSES,), float32=PROTOTYPES),
     "densecl": Case("configs/densecl.toml", on_host=(SHUFFLE,), float32=MATCHES),
     "npid": Case("configs/npid.toml", on_host=(NEGATIVES,)),
     "odc": Case("configs/odc.toml", float32=NEAREST, late=("nn/clustering.py",)),
@@ -82,12 +83,15 @@ CASES = {
     "clipping": Case(MOCOV2, ("optimizer.grad_clip.max_norm=1.0",), on_host=(SHUFFLE,)),
     "float32": Case(MOCOV2, ("engine.precision=fp32",), on_host=(SHUFFLE,), float32=ALL),
     "mocov2 on 8 ranks": Case(MOCOV2, ranks=8, groups=8, on_host=(SHUFFLE, EXCHANGE)),
-    "simclr on 8 ranks": Case("configs/simclr.toml", ranks=8, groups=8),
-    "swav on 8 ranks": Case("configs/swav.toml", ranks=8, groups=8, float32=PROTOTYPES),
-    "barlowtwins on 8 ranks": Case("configs/barlowtwins.toml", ranks=8, groups=8, float32=CORRELATION),
-    "mocov3 on 8 ranks": Case("configs/mocov3.toml", ranks=8, groups=8),
+    "simclr on 8 ranks": Case("configs/simclr.toml", on_host=(ADDRESSES,), ranks=8, groups=8),
+    "swav on 8 ranks": Case("configs/swav.toml", on_host=(ADDRESSES,), ranks=8, groups=8, float32=PROTOTYPES),
+    "barlowtwins on 8 ranks": Case(
+        "configs/barlowtwins.toml", on_host=(ADDRESSES,), ranks=8, groups=8, float32=CORRELATION
+    ),
+    "mocov3 on 8 ranks": Case("configs/mocov3.toml", on_host=(ADDRESSES,), ranks=8, groups=8),
     "npid on 8 ranks": Case("configs/npid.toml", ranks=8, groups=8, on_host=(NEGATIVES,)),
     "odc on 8 ranks": Case("configs/odc.toml", ranks=8, groups=8, float32=NEAREST, late=("nn/clustering.py",)),
     "deepcluster on 8 ranks": Case("configs/deepcluster.toml", ranks=8, groups=8),
 }
-# LARS: barlowtwins, byol, simclr, swav. Multi-crop: swav. SyncBN with its collectives: simclr and others on 8 ranks.
+# LARS: barlowtwins, byol, mocov3, simclr, swav. Multi-crop: swav. SyncBN with its collectives: simclr and others on 8
+# ranks.
