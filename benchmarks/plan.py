@@ -46,7 +46,7 @@ HERE = {
     ),
     "simclr ResNet-18, 96 px, 2 accumulated": (
         "configs/small/simclr_resnet18_96px.toml",
-        ("global_batch=32", "data.samples_per_gpu=16", "engine.micro_batch=16", *LOCAL),
+        ("global_batch=32", "data.samples_per_gpu=16", "engine.micro_batch=16", "engine.split_sync_bn=true", *LOCAL),
     ),
 }
 # Images per second and GPU that others measured in PyTorch's training steps, with mixed precision and without a
