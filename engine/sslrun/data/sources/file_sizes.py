@@ -189,16 +189,21 @@ def _looks(names: Paths, ids: np.ndarray, wait: waiting.Wait) -> Iterator[tuple[
 def _look(names: Paths, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lengths and times of some files."""
     found = np.full((2, len(ids)), _MISSING)
+    missing: OSError | None = None
     waiting.note(names[int(ids[0])])
     for place, sample in enumerate(ids.tolist()):
         try:
             status = os.stat(names[sample])
             found[0, place], found[1, place] = status.st_size, status.st_mtime_ns
+        except FileNotFoundError as error:
+            missing = error
         except OSError as error:
             if unreadable(error, names.root).is_outage:
                 found[:, place] = _NOT_KNOWN
         except ValueError:  # a null byte in the name
             pass
+    if missing is not None and unreadable(missing, names.root).is_outage:  # the folder of them all is gone
+        found[:, found[0] == _MISSING] = _NOT_KNOWN
     return found[0], found[1]
 
 
