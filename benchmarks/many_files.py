@@ -6,11 +6,11 @@
 
 The files are hard links to one JPEG in each folder of 1,000, so that 10^7 need 20,000 inodes. A start is one of two
 processes that start at the same time, as two ranks of a node do. Figures of a start: seconds (wall clock and processor)
-until names, sizes and identity are known; MiB that this adds to the process: private, mapped from files, its share (PSS:
-pages that n processes map count 1/n) and the peak; the same after the first batch, and after names, sizes and labels of
-100,000 samples in random order. A row of `results/many_files.jsonl` for each engine has the rank that took longer. The first
-start has a terminal; the row tells which bars were drawn there. `cold_start`: the tables are not in the memory of the
-operating system.
+until names, sizes and identity are known; MiB that this adds to the process: private, mapped from files, its share
+(PSS: pages that n processes map count 1/n) and the peak; the same after the first batch, and after names, sizes and
+labels of 100,000 samples in random order. A row of `results/many_files.jsonl` for each engine has the rank that took
+longer. The first start has a terminal; the row tells which bars were drawn there. `cold_start`: the tables are not in
+the memory of the operating system.
 
 Without files, a start opens tables of that many names. Their folders exist and are looked at; so are some of the files,
 which are missing in the table, too.

@@ -1,5 +1,6 @@
 """Lists and sizes of image files that are kept: equal to new ones, noticed changes, several processes, kills."""
 
+import errno
 import logging
 import os
 import signal
@@ -19,7 +20,8 @@ from sslrun.data.sources.imagenet import ImageNet
 from sslrun.data.sources.imagenet100 import ImageNet100
 from sslrun.data.sources.inaturalist2018 import INaturalist2018
 from sslrun.data.sources.places205 import Places205
-from sslrun.errors import UsageError
+from sslrun.errors import RunFailed, UsageError
+from sslrun.runtime import durable
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +96,12 @@ def test_what_is_kept_equals_what_is_listed_anew(root, tmp_path, monkeypatch):
             assert source.names.kept is not None
 
 
+def with_the_old_time(folder, change):
+    before = folder.stat().st_mtime_ns
+    change()
+    os.utime(folder, ns=(before, before))
+
+
 def rewritten(path, content):
     path.write_bytes(content)
     os.utime(path, (1, 1))
@@ -103,6 +111,8 @@ CHANGES = {
     "added": lambda root: image(root / "c/deep/er/new.jpg"),
     "removed": lambda root: (root / "c/z.jpg").unlink(),
     "renamed": lambda root: (root / "c/z.jpg").rename(root / "c/zz.jpg"),
+    "replaced by another name": lambda root: ((root / "c/z.jpg").unlink(), image(root / "c/y.jpg", 7)),
+    "added, with the folder's old time": lambda root: with_the_old_time(root / "c", lambda: image(root / "c/y.jpg")),
     "class added": lambda root: (root / "f").mkdir(),
     "link led elsewhere": lambda root: ((root / "e").unlink(), (root / "e").symlink_to(root.parent / "list")),
     "added behind a link": lambda root: image(root.parent / "elsewhere/two.jpg"),
@@ -179,13 +189,26 @@ def test_no_images_are_an_error_each_time(tmp_path):
             ImageFolder(str(tmp_path)).open()
 
 
-@pytest.mark.parametrize("where", ["start", "middle", "end"])
-def test_a_damaged_table_is_made_anew(where, root, cache):
+DAMAGES = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "without its last byte": lambda content: content[:-1],
+    "without its first byte": lambda content: content[1:],
+    "zeros": lambda content: bytes(len(content)),
+    "another first byte": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "another byte in the middle": lambda content: content[: (m := len(content) // 2)] + b"?" + content[m + 1 :],
+    "another length of the description": lambda content: content[:-27] + bytes(range(8)) + content[-19:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_table_is_made_anew(damage, root, cache):
     before = state(ImageFolder(str(root)))
     for file in [*(cache / "index").glob("*.names"), *(cache / "index").glob("*.sizes")]:
-        content = file.read_bytes()
-        file.write_bytes(content[: {"start": 0, "middle": len(content) // 2, "end": -1}[where]])
-    assert state(ImageFolder(str(root))) == before
+        file.write_bytes(DAMAGES[damage](file.read_bytes()))
+        assert table.load(file) is None
+        assert state(ImageFolder(str(root))) == before
+        assert table.load(file) is not None
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(root, tmp_path, monkeypatch, caplog):
@@ -238,6 +261,146 @@ def test_of_two_processes_one_reads(root):
     count = len(state(ImageFolder(str(root)))[0])
     assert sorted(output.count("reads") for output in outputs) == [0, count]
     assert outputs[0][-1] == outputs[1][-1] == identity_of(root)
+
+
+def refused(monkeypatch, path, number, times=float("inf"), among=("open",)):
+    """Accesses to a path fail: that many."""
+    left = {"times": times}
+
+    def wrapped(original):
+        def call(at, *arguments, **options):
+            if isinstance(at, (str, os.PathLike)) and os.fspath(at) == str(path) and left["times"] > 0:
+                left["times"] -= 1
+                raise OSError(number, os.strerror(number), str(path))
+            return original(at, *arguments, **options)
+
+        return call
+
+    for name in among:
+        monkeypatch.setattr(os, name, wrapped(getattr(os, name)))
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_what_may_not_be_read_any_more_is_an_error(is_kept, root, tmp_path, monkeypatch):
+    (tmp_path / "list.txt").write_text("c/z.jpg 4\n")
+    makers = {
+        tmp_path / "list.txt": lambda: ImageList(str(root), str(tmp_path / "list.txt")),
+        root / "c": lambda: ImageFolder(str(root)),
+    }
+    for path, make in makers.items():
+        if is_kept:
+            state(make())
+        with monkeypatch.context() as patch:
+            refused(patch, path, errno.EACCES)
+            with pytest.raises(UsageError, match=f"{path}: Permission denied"):
+                make().open()
+
+
+def test_a_kept_list_whose_storage_gives_errors_is_waited_for(root, monkeypatch):
+    before = state(ImageFolder(str(root)))
+    monkeypatch.setattr(durable, "FIRST_PAUSE_S", 0.01)
+    with monkeypatch.context() as patch:
+        refused(patch, root / "c", errno.EIO, times=2)
+        not_walked(patch)
+        assert state(ImageFolder(str(root))) == before
+    monkeypatch.setattr(durable, "RETRY_S", 0.1)
+    refused(monkeypatch, root / "c", errno.EIO)
+    with pytest.raises(RunFailed, match="Input/output error"):
+        ImageFolder(str(root)).open()
+
+
+def test_a_folder_that_is_gone_is_an_error_where_a_list_is_kept(root, tmp_path):
+    (tmp_path / "list.txt").write_text("c/z.jpg 4\n")
+    state(ImageList(str(root), str(tmp_path / "list.txt")))
+    root.rename(tmp_path / "other")
+    with pytest.raises(UsageError, match="does not exist"):
+        ImageList(str(root), str(tmp_path / "list.txt")).open()
+
+
+@pytest.mark.parametrize("times", [1, float("inf")])
+def test_a_file_that_storage_does_not_tell_of_is_not_kept_as_missing(times, root, cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        refused(patch, root / "c/z.jpg", errno.EIO, times, among=("stat",))
+        first = state(ImageFolder(str(root)))
+    second = state(ImageFolder(str(root)))
+    for file in (cache / "index").iterdir():
+        file.unlink()
+    clean = state(ImageFolder(str(root)))
+    assert second == clean and (first == clean) == (times == 1)
+
+
+def test_a_plan_writes_nothing_and_uses_what_is_kept(root, cache, monkeypatch):
+    source = ImageFolder(str(root))
+    source.make_nothing()
+    source.open()
+    assert not any(cache.iterdir())
+    before = state(ImageFolder(str(root)))
+    kept_files = {file: file.stat().st_mtime_ns for file in (cache / "index").iterdir()}
+    not_walked(monkeypatch)
+    monkeypatch.setattr(table, "locked", lambda *_: pytest.fail("a lock is taken"))
+    again = ImageFolder(str(root))
+    again.make_nothing()
+    again.open()
+    assert list(again.names) == before[0] == list(source.names)
+    assert {file: file.stat().st_mtime_ns for file in (cache / "index").iterdir()} == kept_files
+
+
+def test_of_a_changed_list_only_new_files_are_read(root, monkeypatch):
+    state(ImageFolder(str(root)))
+    image(root / "b/another.jpg", 40)
+    rewritten(root / "c/z.jpg", (root / "e/one.jpg").read_bytes())
+    (root / "a/x.png").unlink()
+    read, size_of = [], index.size_of
+    monkeypatch.setattr(index, "size_of", lambda source, i: (read.append(source.names[i]), size_of(source, i))[1])
+    found = state(ImageFolder(str(root)))
+    assert sorted(read) == [str(root / "b/another.jpg"), str(root / "c/z.jpg")]
+    monkeypatch.setattr(kept, "_place", lambda _: None)
+    assert found == state(ImageFolder(str(root)))
+
+
+def test_another_version_of_the_code_lists_anew(root, monkeypatch):
+    before = state(ImageFolder(str(root)))
+    monkeypatch.setattr(kept, "_code", lambda: "newer")
+    with monkeypatch.context() as patch:
+        not_walked(patch)
+        with pytest.raises(pytest.fail.Exception, match="listed again"):
+            ImageFolder(str(root)).open()
+    assert state(ImageFolder(str(root))) == before
+
+
+def test_file_systems_whose_folders_have_no_times_are_listed_anew(root, tmp_path, monkeypatch):
+    device = os.stat(root).st_dev
+    line = f"36 35 {os.major(device)}:{os.minor(device)} / / rw shared:1 - {{}} source rw\n"
+    monkeypatch.setattr(seen, "_MOUNTS", str(tmp_path / "mounts"))
+    for kind, is_kept in {"fuse.gcsfuse": False, "fuse": False, "ext4": True, "fuseblk": True}.items():
+        (tmp_path / "mounts").write_text(line.format(kind))
+        source = ImageFolder(str(root))
+        source.open()
+        assert (source.names.kept is not None) == is_kept
+        for file in kept.cache_dir().rglob("*.names"):
+            file.unlink()
+
+
+def test_a_large_new_folder_is_kept_after_a_pause(root, monkeypatch):
+    monkeypatch.setattr(seen, "SETTLED_S", 1.0)
+    monkeypatch.setattr(kept, "SMALL", 5)
+    image(root / "new.jpg")
+    source = ImageFolder(str(root))
+    source.open()
+    assert source.names.kept is not None
+
+
+def test_what_is_left_beside_a_table(tmp_path):
+    path = tmp_path / "a.names"
+    (tmp_path / "a.names.1.tmp").write_bytes(b"another machine writes")
+    for i in range(6):
+        table.write(path, {"x": np.arange(i)}, {})
+    assert len(list(tmp_path.glob("*.old"))) <= 4, "for processes of other machines"
+    assert len(list(tmp_path.glob("*.tmp"))) == 1 and len(table.load(path).columns["x"]) == 5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "_DAY_S", -1)
+        table.write(path, {"x": np.arange(7)}, {})
+    assert len(list(tmp_path.glob("*.old"))) == 1 and not list(tmp_path.glob("*.tmp"))
 
 
 def identity_of(root):
