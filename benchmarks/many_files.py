@@ -196,7 +196,6 @@ def drain(terminal: int, drawn: list[bytes]) -> None:
 def start(root: str, resumes: bool, has_files: bool) -> None:
     """Open a source as a run does, read the images of a first batch, and print the figures as they come."""
     import numpy as np
-    import torch  # noqa: F401 - a run has it in its memory, too
 
     from sslrun.data.order import Order
     from sslrun.data.reading import read_all
