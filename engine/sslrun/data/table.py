@@ -32,13 +32,34 @@ _OLD = {".tmp": (1, 0), ".old": (30, 3)}  # files that are no tables: days that 
 class Table:
     """A table that is mapped into memory.
 
-    Attributes:
+    Args:
         columns: arrays by name. What is written to them stays in this process.
         about: the description that was stored with them.
+        content: what the arrays are parts of; None: they are in memory only.
+        file: the same, opened.
+        places: where each column begins in it.
     """
 
-    def __init__(self, columns: Mapping[str, np.ndarray], about: dict[str, Any], content: mmap.mmap | None = None):
+    def __init__(
+        self,
+        columns: Mapping[str, np.ndarray],
+        about: dict[str, Any],
+        content: mmap.mmap | None = None,
+        file: BinaryIO | None = None,
+        places: Mapping[str, int] | None = None,
+    ) -> None:
         self.columns, self.about, self._content = columns, about, content
+        self._file, self._places = file, places or {}
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Some bytes of a column, from `start` to `end`, without mapping the pages around them, of which a name here
+        and a name there would soon take in the whole column.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        assert self._file is not None
+        return os.pread(self._file.fileno(), end - start, self._places[name] + start)
 
     def drop_pages(self) -> None:
         """Take the pages that were read out of this process's memory, and what was written to them. They come back from
@@ -91,7 +112,8 @@ def load(path: Path) -> Table | None:
     """The table at `path`; None if there is none, or none that is whole. All of it is read, without staying in this
     process's memory."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(path, "rb", buffering=0))
             end = file.seek(0, os.SEEK_END) - _TAIL
             if end < 0:
                 return None
@@ -102,12 +124,14 @@ def load(path: Path) -> Table | None:
             if tail[_COUNT + _SUM :] != _MAGIC or start < 0 or _sum(file, end + _COUNT) != total:
                 return None
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        description = json.loads(content[start:end])
-        columns = {}
-        for name, (place, kind, shape) in description["places"].items():
-            count = int(np.prod(shape, dtype=np.int64))
-            columns[name] = np.frombuffer(content, kind, count, place).reshape(shape)
-        return Table(columns, description["about"], content)
+            description = json.loads(content[start:end])
+            columns = {}
+            for name, (place, kind, shape) in description["places"].items():
+                count = int(np.prod(shape, dtype=np.int64))
+                columns[name] = np.frombuffer(content, kind, count, place).reshape(shape)
+            stack.pop_all()  # the file stays open
+            places = {name: place for name, (place, *_) in description["places"].items()}
+            return Table(columns, description["about"], content, file, places)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -161,6 +161,7 @@ def _has_changed(names: Paths, kept: table.Table, wait: waiting.Wait) -> bool:
         at += len(ids)
         if (kept.columns["lengths"][ids] != lengths).any() or (kept.columns["times"][ids] != times).any():
             return True
+        kept.drop_pages()
     return False
 
 
@@ -177,13 +178,11 @@ def _looks(names: Paths, ids: np.ndarray, wait: waiting.Wait) -> Iterator[tuple[
     """Lengths and times of files, part by part, with a bar on a terminal."""
     from sslrun.runtime.bar import WholeLine
 
-    assert names.kept is not None
     bar = WholeLine(None, "looking at files", len(ids), leave=False, dynamic_ncols=True, disable=None, delay=1)
     for part in looked_at(lambda part: _look(names, part), ids, wait):
         bar.update(len(part[0]))
         yield part
     bar.close()
-    names.kept.table.drop_pages()
 
 
 def _look(names: Paths, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

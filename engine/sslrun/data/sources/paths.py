@@ -1,6 +1,7 @@
 """Names of samples that take little memory: put together when they are asked for."""
 
 import os
+import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -57,8 +58,8 @@ class Paths(Names):
             were found in another way.
 
     Attributes:
-        blob: (n,) uint8, the paths one after the other.
-        ends: (N + 1,) int64, where each path begins and the last one ends.
+        blob: (n,) uint8, the paths one after the other; mapped from the file if they are kept.
+        ends: (N + 1,) int64, where each path begins and the last one ends; as `blob`.
         lengths: (N,) int64, bytes of each file; -1 for those that are missing or have not been looked at.
         kept: where they are kept; None if they are in memory only.
     """
@@ -107,4 +108,10 @@ class Paths(Names):
         return len(self.ends) - 1
 
     def name_at(self, i: int) -> str:
-        return os.path.join(self.root, os.fsdecode(self.blob[self.ends[i] : self.ends[i + 1]].tobytes()))
+        if self.kept is None:
+            name = self.blob[self.ends[i] : self.ends[i + 1]].tobytes()
+        else:
+            bounds = self.kept.table.read("ends", 8 * i, 8 * i + 16)
+            start, end = (int.from_bytes(part, sys.byteorder) for part in (bounds[:8], bounds[8:]))
+            name = self.kept.table.read("names", start, end)
+        return os.path.join(self.root, os.fsdecode(name))
