@@ -51,6 +51,10 @@ class Table:
         self.columns, self.about, self._content = columns, about, content
         self._file, self._places = file, places or {}
 
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
     def read(self, name: str, start: int, end: int) -> bytes:
         """Some bytes of a column, from `start` to `end`, without mapping the pages around them, of which a name here
         and a name there would soon take in the whole column.
