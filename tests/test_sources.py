@@ -13,19 +13,21 @@ from sslrun.data import index as index_module
 from sslrun.data.index import read_sizes
 from sslrun.data.reading import read_all
 from sslrun.data.sources import Source
-from sslrun.data.sources.files import Paths
 from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.sources.image_list import ImageList
 from sslrun.data.sources.imagenet import ImageNet
 from sslrun.data.sources.imagenet100 import ImageNet100
+from sslrun.data.sources.paths import Paths
 from sslrun.data.sources.places205 import Places205
 from sslrun.data.sources.subset import Subset, split_holdout
 from sslrun.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")  # not among the images
+    monkeypatch.setenv("SSLRUN_CACHE", str(folder))
+    return folder
 
 
 def image(path, height=8, width=12):
@@ -169,7 +171,7 @@ def test_paths_are_compact_and_keep_odd_names():
         and paths[10_001] == "/root/ü/ß.jpg"
     )
     assert paths[3:5] == ["/root/n00000003/image_3.JPEG", "/root/n00000004/image_4.JPEG"]
-    assert len(paths._blob) + paths._ends.nbytes < 40 * len(paths)
+    assert paths.blob.nbytes + paths.ends.nbytes < 40 * len(paths)
     with pytest.raises(IndexError):
         paths[10_002]
 
@@ -237,11 +239,11 @@ def test_a_source_may_have_an_argument_called_names():
     assert source.names == ["memory#0", "memory#1"]
 
 
-def test_a_source_without_a_fingerprint_is_not_cached(tmp_path):
+def test_a_source_without_a_fingerprint_is_not_cached(cache):
     source = Encoded([png(3, 4), b"no image", np.frombuffer(png(5, 6), dtype=np.uint8)])
     source.open()
     assert source.sizes.tolist() == [[3, 4], [0, 0], [5, 6]]
-    assert not (tmp_path / "cache").exists()
+    assert not any(cache.iterdir())
     subset = Subset(source, np.array([2]))
     assert subset.sizes.tolist() == [[5, 6]] and subset.open_encoded(0).read() == png(5, 6)
     assert subset.files_root is None and subset.names[0] == "memory#2"
@@ -261,10 +263,10 @@ def test_read_errors_belong_to_their_sample(tmp_path):
     assert source.sizes.tolist() == [[8, 12]] + [[0, 0]] * 5, "and the index waits for no pipe"
 
 
-def test_broken_or_unwritable_cache_is_no_error(tmp_path, monkeypatch, caplog):
+def test_broken_or_unwritable_cache_is_no_error(tmp_path, cache, monkeypatch, caplog):
     paths = [str(image(tmp_path / "0.jpg", 10, 20))]
     sizes_of(paths)
-    (cached,) = (tmp_path / "cache" / "index").iterdir()
+    (cached,) = (cache / "index").iterdir()
     cached.write_bytes(cached.read_bytes()[:40])
     assert sizes_of(paths).tolist() == [[10, 20]]
     (tmp_path / "file").write_text("")

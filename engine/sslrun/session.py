@@ -161,6 +161,9 @@ def prepare(
     require_agreement("recipe", _without_data_paths(config.values))
     require_agreement("installation", agreement.code(recipe.custom_imports))
     source, holdout = recipe.data.open()
+    if resume is not None:
+        for opened in filter(None, (source, holdout)):
+            opened.look_at_all()
     images = {"digest of the names and sizes": source.identity(), "class names": source.class_names}
     require_agreement("set of images", images)
     _check_labels(recipe, source)

@@ -5,6 +5,7 @@ Random crops are drawn before an image is decoded, so sizes must be known: Pillo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import itertools
@@ -31,9 +32,11 @@ logger = logging.getLogger("sslrun")
 T = TypeVar("T")
 
 _CHUNK = 512
-_THREADS = 16
+_FIRST = 64  # files that show how quick the storage is
+_QUICK_S = 1e-4  # for a look at a file, below which more threads only compete for Python's lock
+THREADS = 16
 _VERSION = b"2"
-_NOT_KNOWN = -1  # in the cache: a size that could not be read, by the storage's fault
+NOT_KNOWN = -1  # in the cache: a size that could not be read, by the storage's fault
 
 
 def cache_dir() -> Path:
@@ -42,6 +45,16 @@ def cache_dir() -> Path:
     if own:
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslrun"
+
+
+def say_not_kept(error: OSError) -> None:
+    """Tell, once, that the cache folder cannot be written."""
+    _say_once(f"the index of images is not kept, so that the next start takes as long: {error}", str(cache_dir()))
+
+
+@functools.cache
+def _say_once(text: str, folder: str) -> None:
+    logger.info("%s", text)
 
 
 def read_sizes(source: Source) -> np.ndarray:
@@ -58,13 +71,13 @@ def read_sizes(source: Source) -> np.ndarray:
         Stopped: the run is asked to stop.
     """
     start = time.monotonic()
-    threads, wait = waiting.Threads(_THREADS, "sslrun-index"), waiting.Wait()
+    threads, wait = waiting.Threads(THREADS, "sslrun-index"), waiting.Wait()
     try:
-        prints = list(_in_parts(threads, source.fingerprint, np.arange(len(source)), wait))
+        prints = list(in_parts(threads, source.fingerprint, np.arange(len(source)), wait))
         cache = _cache_file([one for one in prints if one is not None]) if None not in prints else None
         kept = None if cache is None else _load(cache, len(source))
-        sizes = np.full((len(source), 2), _NOT_KNOWN, np.int32) if kept is None else kept.copy()
-        _read_missing(source, sizes, threads, wait, is_again=kept is not None)
+        sizes = np.full((len(source), 2), NOT_KNOWN, np.int32) if kept is None else kept.copy()
+        read_missing(source, sizes, threads, wait, is_again=kept is not None)
     finally:
         threads.close()
     if cache is not None and (kept is None or (sizes != kept).any()):
@@ -75,10 +88,11 @@ def read_sizes(source: Source) -> np.ndarray:
     return np.maximum(sizes, 0)
 
 
-def _read_missing(
+def read_missing(
     source: Source, sizes: np.ndarray, threads: waiting.Threads, wait: waiting.Wait, is_again: bool
 ) -> None:
-    """Enter the sizes that are not known. Those that cannot be read stay so, by the storage's fault.
+    """Enter the sizes that are not known, with a bar on a terminal. Those that cannot be read stay so, by the storage's
+    fault.
 
     Args:
         source: opened.
@@ -88,30 +102,35 @@ def _read_missing(
         is_again: whether they could not be read the last time either; then single files are not waited for.
     """
 
+    from sslrun.runtime.bar import WholeLine
+
     def read(ids: np.ndarray) -> list[tuple[int, int] | Unreadable]:
-        parts = [threads.submit(_sizes, source, part) for part in np.array_split(ids, min(len(ids), _THREADS))]
+        parts = [threads.submit(_sizes, source, part) for part in np.array_split(ids, min(len(ids), THREADS))]
         return [size for part in parts for size in waiting.result(part, wait)]
 
-    missing = np.flatnonzero(sizes[:, 0] == _NOT_KNOWN)
+    missing = np.flatnonzero(sizes[:, 0] == NOT_KNOWN)
     patience = Patience(read, source.names, wait, Record())
     known = missing.tolist() if is_again else ()
     unknown, reason = 0, ""
-    for ids, found in _in_parts(threads, lambda ids: (ids, _sizes(source, ids)), missing, wait):
+    bar = WholeLine(None, "reading image sizes", len(missing), leave=False, dynamic_ncols=True, disable=None, delay=1)
+    for ids, found in in_parts(threads, lambda ids: (ids, _sizes(source, ids)), missing, wait):
+        bar.update(len(ids))
         for sample, size in zip(ids.tolist(), patience.settle(ids, found, known), strict=True):
             if isinstance(size, Unreadable):
                 unknown, reason = unknown + 1, reason or f"{source.names[sample]}: {size.reason}"
             else:
                 sizes[sample] = size
+    bar.close()
     if unknown:
         logger.warning("the sizes of %d images are not known, which cannot be read for now; %s", unknown, reason)
 
 
-def _in_parts(
+def in_parts(
     threads: waiting.Threads, function: Callable[[np.ndarray], T], ids: np.ndarray, wait: waiting.Wait
 ) -> Iterator[T]:
     """Results of a function for the ids in chunks, in order, some chunks ahead."""
     parts = iter([ids[first : first + _CHUNK] for first in range(0, len(ids), _CHUNK)])
-    ahead = deque(threads.submit(function, part) for part in itertools.islice(parts, 2 * _THREADS))
+    ahead = deque(threads.submit(function, part) for part in itertools.islice(parts, 2 * THREADS))
     while ahead:
         wait.begin()
         wait()  # also where each part comes at once
@@ -119,6 +138,19 @@ def _in_parts(
         wait.end()
         yield result
         ahead.extend(threads.submit(function, part) for part in itertools.islice(parts, 1))
+
+
+def looked_at(function: Callable[[np.ndarray], T], ids: np.ndarray, wait: waiting.Wait) -> Iterator[T]:
+    """As `in_parts`, for a function that looks at files: by one thread where that is quick."""
+    one, many = waiting.Threads(1, "sslrun-index"), waiting.Threads(THREADS, "sslrun-index")
+    try:
+        start = time.perf_counter()
+        yield from in_parts(one, function, ids[:_FIRST], wait)
+        is_quick = time.perf_counter() - start < _QUICK_S * _FIRST
+        yield from in_parts(one if is_quick else many, function, ids[_FIRST:], wait)
+    finally:
+        one.close()
+        many.close()
 
 
 def _cache_file(prints: Sequence[bytes]) -> Path:
@@ -188,4 +220,4 @@ def _save(cache: Path, sizes: np.ndarray) -> None:
             np.save(file, sizes)
         os.replace(file.name, cache)
     except OSError as error:
-        logger.info("the index of image sizes is not kept: %s", error)
+        say_not_kept(error)

@@ -9,8 +9,9 @@ from sslrun.config import load
 from sslrun.config.paths import absolute, stated
 from sslrun.config.recipes import located
 from sslrun.data.sources import Source
-from sslrun.data.sources.files import FileSource, Paths
+from sslrun.data.sources.files import FileSource
 from sslrun.data.sources.folders import EXTENSIONS, Walk
+from sslrun.data.sources.paths import Paths
 from sslrun.errors import UsageError
 from sslrun.saved import Saved
 

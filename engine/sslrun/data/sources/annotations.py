@@ -1,13 +1,16 @@
 """What sources with lists share: text files as editors and tools write them, and lines `path label`."""
 
 import codecs
+from array import array
 from collections.abc import Iterator
 
 import numpy as np
 
 from sslrun.config.paths import FilePath, stated
-from sslrun.data.sources.files import FileSource, Paths, folder_of, need, open_regular
+from sslrun.data.sources.files import FileSource, folder_of, need, open_regular
 from sslrun.data.sources.folders import in_leaf_folders
+from sslrun.data.sources.paths import Paths
+from sslrun.data.sources.seen import Seen
 from sslrun.errors import UsageError
 
 _BLANKS = " \t\r\n\f\v"
@@ -72,7 +75,7 @@ def text_lines(file: str, advice: str) -> Iterator[str]:
 
 def read_annotations(ann_file: str, root: str, key: str) -> tuple[Paths, np.ndarray | None]:
     """Paths and labels of an annotation file. A path may hold spaces: only a last word that is a number is a label."""
-    labels: list[int] = []
+    labels = array("q")
     unlabeled = 0
 
     def images() -> Iterator[str]:
@@ -86,13 +89,16 @@ def read_annotations(ann_file: str, root: str, key: str) -> tuple[Paths, np.ndar
                 unlabeled += 1
                 yield line
 
-    paths = Paths(root, images())
+    seen = Seen()
+    with need(ann_file, f"set {key}.ann_file to the file that lists the images"):
+        seen.read(ann_file)
+    paths = Paths(root, images(), seen)
     if len(paths) == 0:
         problem = stated(ann_file, " lists no images")
         raise UsageError(f"{problem}: set {key}.ann_file to a file of lines `path` or `path label`")
     if labels and unlabeled:
         raise UsageError(f"{ann_file}: {unlabeled} of {len(paths)} lines have no label: label all of them or none")
-    return paths, np.asarray(labels, dtype=np.int64) if labels else None
+    return paths, np.frombuffer(labels, dtype=np.int64) if labels else None
 
 
 def _number(label: str, ann_file: str) -> int:

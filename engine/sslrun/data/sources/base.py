@@ -172,6 +172,12 @@ class Source(Component, kind="sources"):
         and, for files, lengths. It is the same wherever the data lie. A resumed run compares it."""
         return digest_of([b"\0".join(os.fsencode(os.path.basename(name)) for name in self.names), self.sizes.tobytes()])
 
+    def look_at_all(self) -> None:
+        """Look at every file before the sizes are given next, so that each one that has changed is noticed.
+
+        Called for a run that is resumed. A source whose sizes are always current does nothing.
+        """
+
     @property
     def files_root(self) -> str | None:
         """Folder of the files, if each sample is a file that an annotation file can list; otherwise None."""
@@ -208,7 +214,7 @@ def may_pass(error: OSError) -> bool:
     return is_outage(error) and not isinstance(error, PermissionError)
 
 
-def digest_of(parts: Iterable[bytes]) -> str:
+def digest_of(parts: Iterable[bytes | memoryview]) -> str:
     """A short digest of some bytes, for `identity`."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:

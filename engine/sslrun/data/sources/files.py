@@ -4,82 +4,23 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO, overload
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from sslrun.config.paths import stated
 from sslrun.data import bands, waiting
-from sslrun.data.index import header
+from sslrun.data.index import header, read_sizes
 from sslrun.data.levels import Range, in_8_bits, kind
-from sslrun.data.sources.base import Encoded, Source, digest_of, may_pass
+from sslrun.data.sources import kept as kept_lists
+from sslrun.data.sources.base import Encoded, Source, may_pass
+from sslrun.data.sources.file_sizes import digest_of_files, file_sizes
+from sslrun.data.sources.paths import Paths
 from sslrun.errors import UsageError, printable
 
 _SUSPECTS = (".png", ".tif", ".tiff", ".ppm", ".pgm")
 _LOOKED_AT = 50
-
-
-class Names(Sequence[str]):
-    """Names that are put together when they are asked for: a subclass implements `name_at`, for 0 to N - 1, and
-    `__len__`."""
-
-    def name_at(self, i: int) -> str:
-        """Name of sample i."""
-        raise NotImplementedError
-
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self.name_at(k) for k in range(*i.indices(len(self)))]
-        if not -len(self) <= i < len(self):
-            raise IndexError(i)
-        return self.name_at(int(i) % len(self))
-
-
-class Paths(Names):
-    """File paths below one folder, kept as one string of bytes: a million take their bytes and sixteen more each.
-
-    Args:
-        root: folder that relative paths start from; absolute paths ignore it.
-        relative: the paths, consumed once.
-
-    Attributes:
-        lengths: (N,) int64, bytes of each file; -1 for those that are missing or have not been looked at.
-    """
-
-    def __init__(self, root: str, relative: Iterable[str]) -> None:
-        self.root = root
-        blob, ends = bytearray(), [0]
-        for path in relative:
-            blob += os.fsencode(path)
-            ends.append(len(blob))
-        self._blob, self._ends = bytes(blob), np.asarray(ends, dtype=np.int64)
-        self.lengths = np.full(len(self), -1)
-
-    @property
-    def relative(self) -> bytes:
-        """All paths below the folder, one after the other."""
-        return self._blob + self._ends.tobytes()
-
-    def ending_with(self, suffixes: Iterable[str]) -> np.ndarray:
-        """Ascending numbers of the paths with one of some lower-case suffixes, in letters of any case."""
-        blob, lengths = np.frombuffer(self._blob, dtype=np.uint8), np.diff(self._ends)
-        found = np.zeros(len(self), dtype=bool)
-        for suffix in map(os.fsencode, suffixes):
-            long_enough = np.flatnonzero(lengths >= len(suffix))
-            places = self._ends[1:][long_enough, None] + np.arange(-len(suffix), 0)
-            found[long_enough] |= (blob[places] | 32 == np.frombuffer(suffix, dtype=np.uint8) | 32).all(axis=1)
-        return np.flatnonzero(found)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def name_at(self, i: int) -> str:
-        return os.path.join(self.root, os.fsdecode(self._blob[self._ends[i] : self._ends[i + 1]]))
 
 
 class FileSource(Source, listed=False):
@@ -90,9 +31,37 @@ class FileSource(Source, listed=False):
     range: Range = "auto"
     """How values beyond whole numbers from 0 to 255 are read; see `levels.in_8_bits`."""
 
+    _digest: str | None = None
+    """`identity`, if the sizes are kept with it."""
+
+    _looks_at_all: bool = False
+    _makes_files: bool = True
+
     @property
     def files_root(self) -> str:
         return self.names.root
+
+    def _listed(self, key: str) -> Paths:
+        listed = cast(Callable[[str], Paths], super()._listed)
+        return kept_lists.listed(self, lambda: listed(key), self._makes_files)
+
+    def make_nothing(self) -> None:
+        self._makes_files = False
+
+    def look_at_all(self) -> None:
+        self._looks_at_all, self._sizes, self._digest = True, None, None
+
+    @property
+    def sizes(self) -> np.ndarray:
+        if self._sizes is None and self.names.kept is None:
+            self._sizes = read_sizes(self)
+        elif self._sizes is None:
+            self._sizes, self._digest = file_sizes(self, self._looks_at_all)
+        return self._sizes
+
+    def set_size(self, sample: int, size: tuple[int, int]) -> bool:
+        self._digest = None
+        return super().set_size(sample, size)
 
     def encoded(self, ids: np.ndarray) -> Sequence[Encoded]:
         if self.has_bands:
@@ -152,7 +121,7 @@ class FileSource(Source, listed=False):
 
     def identity(self) -> str:
         sizes = self.sizes  # the lengths are found with them
-        return digest_of([self.names.relative, self.names.lengths.tobytes(), sizes.tobytes()])
+        return self._digest or digest_of_files(self.names, self.names.lengths, sizes)
 
 
 def read_file(path: str) -> bytes:

@@ -1,6 +1,7 @@
 """What sources of folders share: which files are images, which folders are classes, and what links lead to."""
 
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -8,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sslrun.config.paths import stated
-from sslrun.data.sources.files import Paths
+from sslrun.data.sources.paths import Paths
+from sslrun.data.sources.seen import Seen
 from sslrun.errors import UsageError, printable
 
 # Without JPEG 2000: a damaged file of it may end the process that decodes it, and with it the run.
@@ -55,6 +57,9 @@ class Walk:
     Args:
         root: absolute path.
         tops: the folders in the root that will be walked; None for all.
+
+    Attributes:
+        seen: the folders that were read, and the links that may lead to one.
     """
 
     def __init__(self, root: str, tops: Sequence[str] | None = None) -> None:
@@ -62,12 +67,15 @@ class Walk:
         self._tops = None if tops is None else set(tops)
         self._entered = {_identity(root)}
         self._kinds: Counter[str] = Counter()
+        self.seen = Seen()
         self._skipped: list[str] = []
 
     def entries(self, below: str = "") -> tuple[list[str], list[str]]:
         """Sorted names of a folder's images and of its subfolders, without hidden ones; other files are counted."""
         files, folders = [], []
-        with os.scandir(os.path.join(self.root, below)) as scan:
+        folder = os.path.join(self.root, below)
+        self.seen.read(folder)  # before it is read: what changes later is noticed
+        with os.scandir(folder) as scan:
             for entry in scan:
                 if _is_left_out(entry.name):
                     continue
@@ -76,12 +84,15 @@ class Walk:
                 elif entry.name.lower().endswith(EXTENSIONS):
                     files.append(entry.name)
                 else:
+                    if entry.is_symlink():  # perhaps to a folder that is not there now
+                        self.seen.linked(entry.path)
                     self._kinds[os.path.splitext(entry.name)[1].lower()] += 1
         return sorted(files), sorted(folders)
 
     def images(self, below: str = "") -> Iterator[str]:
         """Images below `root/below`, relative to the root: a folder's own first, then those of its subfolders."""
         if below and not self._enter(below):
+            self.seen.linked(os.path.join(self.root, below))
             self._skipped.append(below)
             return
         files, folders = self.entries(below)
@@ -137,6 +148,14 @@ def in_class_folders(root: str, folders: Sequence[str]) -> Listing:
     return _in_classes(Walk(root, folders), folders)
 
 
+def _found(walk: Walk, images: Iterator[str]) -> Paths:
+    """The images of a walk, with a count of them on a terminal."""
+    from sslrun.runtime.bar import WholeLine
+
+    bar = WholeLine(images, "listing images", unit=" images", leave=False, dynamic_ncols=True, disable=None, delay=1)
+    return Paths(walk.root, bar, walk.seen)
+
+
 def _in_classes(walk: Walk, folders: Sequence[str]) -> Listing:
     counts: list[int] = []
 
@@ -147,14 +166,14 @@ def _in_classes(walk: Walk, folders: Sequence[str]) -> Listing:
                 counts[-1] += 1
                 yield path
 
-    paths = Paths(walk.root, images())
+    paths = _found(walk, images())
     return Listing(paths, np.repeat(np.arange(len(counts)), counts), list(folders), walk.remarks())
 
 
 def in_leaf_folders(root: str) -> Listing:
     """Images where each folder below `root` that holds some is a class, at any depth."""
     names: dict[str, int] = {}
-    labels: list[int] = []
+    labels = array("q")
     walk = Walk(root)
 
     def images() -> Iterator[str]:
@@ -162,8 +181,8 @@ def in_leaf_folders(root: str) -> Listing:
             labels.append(names.setdefault(os.path.dirname(path), len(names)))
             yield path
 
-    paths = Paths(root, images())
-    return Listing(paths, np.array(labels, dtype=np.int64), list(names), walk.remarks())
+    paths = _found(walk, images())
+    return Listing(paths, np.frombuffer(labels, dtype=np.int64), list(names), walk.remarks())
 
 
 def images_below(root: str, data_prefix: str, key: str) -> Listing:
@@ -181,7 +200,7 @@ def images_below(root: str, data_prefix: str, key: str) -> Listing:
     files, folders = walk.entries()
     if files:
         walk = Walk(root)
-        paths = Paths(root, walk.images())
+        paths = _found(walk, walk.images())
         stray = f"{len(folders):,} folders are no classes because of images beside them: {files[0]}"
         stray += f" and {len(files) - 1:,} more" if len(files) > 1 else ""
         return Listing(paths, None, None, [*([printable(stray)] if folders else []), *walk.remarks()])

@@ -5,7 +5,8 @@ from typing import Literal
 from sslrun.config.paths import FilePath
 from sslrun.data.levels import checked
 from sslrun.data.sources.annotations import read_annotations
-from sslrun.data.sources.files import FileSource, Paths, folder_of
+from sslrun.data.sources.files import FileSource, folder_of
+from sslrun.data.sources.paths import Paths
 from sslrun.errors import UsageError
 
 

@@ -3,8 +3,9 @@
 import os
 
 from sslrun.data.sources.annotations import AnnotatedImages
-from sslrun.data.sources.files import Paths, exists, folder_of
+from sslrun.data.sources.files import exists, folder_of
 from sslrun.data.sources.folders import images_below
+from sslrun.data.sources.paths import Paths
 
 # The lists that the shipped recipes name. They are part of the published data set, but not of every copy of it.
 _USUAL_LISTS = ("/data/imagenet/meta/train.txt", "/data/imagenet/meta/val.txt")
@@ -36,5 +37,7 @@ class ImageNet(AnnotatedImages):
         listing = images_below(folder_of(self.data_prefix, key), self.data_prefix, key)
         paths, self.labels, self.class_names, self.remarks = listing
         if is_absent:
+            assert self.ann_file is not None and paths.seen is not None
+            paths.seen.linked(self.ann_file)
             self.remarks = [f"there is no {self.ann_file}: the classes are the folders", *self.remarks]
         return paths

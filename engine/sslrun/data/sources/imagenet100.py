@@ -4,8 +4,10 @@ import os
 
 from sslrun.config.paths import FilePath
 from sslrun.data.sources.annotations import text_lines
-from sslrun.data.sources.files import FileSource, Paths, folder_of, is_folder
+from sslrun.data.sources.files import FileSource, folder_of, is_folder, need
 from sslrun.data.sources.folders import in_class_folders
+from sslrun.data.sources.paths import Paths
+from sslrun.data.sources.seen import Seen
 from sslrun.errors import UsageError
 
 
@@ -30,6 +32,9 @@ class ImageNet100(FileSource):
     def list_samples(self, key: str) -> Paths:
         root = folder_of(self.data_prefix, key)
         advice = f"set {key}.class_file to a list of classes"
+        lists = Seen()
+        with need(self.class_file, advice):
+            lists.read(self.class_file)
         names = sorted({line.split()[0] for line in text_lines(self.class_file, advice)})
         missing = [name for name in names if not is_folder(os.path.join(root, name))]
         if missing:
@@ -38,4 +43,6 @@ class ImageNet100(FileSource):
                 f"names, the first of them {missing[0]}"
             )
         paths, self.labels, self.class_names, self.remarks = in_class_folders(root, names)
+        assert paths.seen is not None
+        paths.seen.update(lists)
         return paths

@@ -11,7 +11,8 @@ import numpy as np
 
 from sslrun.config.paths import FilePath, stated
 from sslrun.data.sources.base import Source
-from sslrun.data.sources.files import Paths, is_file
+from sslrun.data.sources.files import is_file
+from sslrun.data.sources.paths import Paths
 from sslrun.errors import UsageError
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ import numpy as np
 from sslrun.config.annotations import DefaultOf
 from sslrun.config.paths import FilePath, stated
 from sslrun.data.sources import shapes_drawing as drawing
-from sslrun.data.sources.files import FileSource, Paths
+from sslrun.data.sources.files import FileSource
+from sslrun.data.sources.paths import Paths
 from sslrun.errors import UsageError
 
 NUM_IMAGES = {"train": 5000, "test": 1000}  # by split
@@ -68,16 +69,12 @@ class Shapes(FileSource):
         self.root = root
         self.split = split
         self.nominal_size = num_images
-        self._makes_files = True
         stream = {"train": 0, "test": 1}[split]
         turn, light = ((float(low), float(high)) for low, high in (rotation, lighting))
         self.spec = drawing.Spec(num_images, size, stream, seed, turn, light, layout)
 
     def __repr__(self) -> str:
         return f"Shapes({self.split!r}, {self.spec.num_images} images of {self.spec.size} px)"
-
-    def make_nothing(self) -> None:
-        self._makes_files = False
 
     def list_samples(self, key: str) -> Paths:
         spec = self.spec

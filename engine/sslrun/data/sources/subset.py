@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from sslrun.data.sources.base import Encoded, Source, digest_of
-from sslrun.data.sources.files import Names
+from sslrun.data.sources.paths import Names
 from sslrun.errors import UsageError
 from sslrun.randomness import HOLDOUT_VIEW, uniforms
 
@@ -55,6 +55,9 @@ class Subset(Source, listed=False):
 
     def identity(self) -> str:
         return digest_of([self.source.identity().encode(), self.ids.tobytes()])
+
+    def look_at_all(self) -> None:
+        self.source.look_at_all()
 
     @property
     def files_root(self) -> str | None:
