@@ -94,7 +94,7 @@ def continued(straight: RunFiles, recipe: Path, folder: Path, saved: int, ranks:
     run = RunFiles(folder / straight.path.name)
     train(recipe, ranks, stage, "--resume", "--work-dir", str(folder))
     before, after = run.machine()["starts"]
-    assert before["step"] == 0 and after == {"step": saved, "ranks": ranks, "device": "cpu"}
+    assert before["step"] == 0 and after == {"step": saved, "ranks": ranks, "nodes": 1, "device": "cpu"}
     changed = f"changed on this resume: number of ranks: {before['ranks']} -> {ranks}\n"
     assert changed in (run.path / "log.txt").read_text()
     return {step: loss for step, loss in losses(run).items() if step > saved}

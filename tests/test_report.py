@@ -209,6 +209,14 @@ def test_text_is_never_markup(tmp_path, trained, images):
     assert len(again.all("script")) == 1 and again.text.count(named) >= 2
 
 
+def test_the_ranks_of_all_starts(run, tmp_path):
+    assert "from step" not in without_images(run).text, "a run of one process says nothing"
+    copy = Path(shutil.copytree(run, tmp_path / run.name))
+    starts = [{"step": 0, "ranks": 16, "nodes": 2, "device": "cuda"}, {"step": 1204, "ranks": 8, "nodes": 1}]
+    (copy / "machine.json").write_text(json.dumps({"starts": starts}))
+    assert "16 on 2 nodes, then 8 from step 1,204 on" in without_images(copy).text
+
+
 def test_missing_and_damaged_files_are_named(run, tmp_path, images):
     """Each file that a section needs is removed or damaged in turn."""
     full = without_images(run).text

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def test_the_values_of_a_finished_run(capsys, trained):
     assert (run["loss"], run["images_per_s"]) == (last["train/loss"], last["speed/images_per_s"])
     assert run["best_knn_top1_pct"] == max(row["knn/top1_pct"] for row in rows if "knn/top1_pct" in row)
     assert run["tags"] == [] and run["best"] == {}
+    assert (run["ranks"], run["nodes"]) == (1, 1) and [start["step"] for start in run["starts"]] == [0]
     alone = listed(capsys, trained)["."]
     assert {**alone, "age_s": run["age_s"]} == run and alone["age_s"] >= run["age_s"]
 
@@ -239,6 +241,44 @@ def test_csv_has_every_digit(capsys, three):
     assert (b["best linear/top1_pct"], b["best linear/top1_pct: epoch"]) == ("80.123456789", "2.0")
     assert (b["tags"], b["exit_code"], b["loss"]) == ("paper;b", "0", "1.25")
     assert c["loss"] == c["best knn/top1_pct"] == "" and c["path"] == str(three / "c")
+
+
+def test_the_ranks_of_all_starts(capsys, tmp_path):
+    for name, starts in {
+        "alone": [(0, 1, 1, "cpu"), (5, 1, 1, "cuda")],
+        "resumed": [(0, 16, 2, "cuda"), (5, 16, 2, "cuda"), (10, 8, 1, "cuda")],
+        "often": [(step, 8 - step, 1, "cpu") for step in range(5)],
+    }.items():
+        for place, start in enumerate(starts):
+            with RunFolder(tmp_path / name, RECIPE, resume=None if place == 0 else "a checkpoint") as folder:
+                write_rows(folder.path, training(1, 2.0))
+                folder.record_ranks(*start)
+                folder.record_state("done", 0)
+    for name, starts in {"damaged": [None, {"step": "x", "ranks": 2.5}], "old": [{"step": 0, "ranks": 4}]}.items():
+        shutil.copytree(tmp_path / "alone", tmp_path / name)
+        (tmp_path / name / "machine.json").write_text(json.dumps({"starts": starts}))
+    found = listed(capsys, tmp_path)
+    assert found["resumed"]["starts"] == [
+        {"step": 0, "ranks": 16, "nodes": 2, "device": "cuda"},
+        {"step": 10, "ranks": 8, "nodes": 1, "device": "cuda"},
+    ]
+    assert (found["resumed"]["ranks"], found["resumed"]["nodes"]) == (8, 1)
+    assert (found["old"]["ranks"], found["old"]["nodes"]) == (4, None)
+    assert found["damaged"]["starts"] == [{"step": None, "ranks": None, "nodes": None, "device": None}]
+    assert main(["runs", str(tmp_path), "--csv"]) == 0
+    cells = {Path(row["path"]).name: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    assert (cells["resumed"]["ranks"], cells["resumed"]["starts"]) == ("8", "0:16;10:8")
+    assert (cells["damaged"]["ranks"], cells["damaged"]["starts"]) == ("", ":")
+    assert main(["runs", str(tmp_path), "--sort", "ranks"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    end = header.index("ranks") + len("ranks")
+    shown = {line.split()[0]: line[:end].split("  ")[-1].strip() for line in lines}
+    texts = {"resumed": "16 (2 nodes) -> 8", "often": "… -> 6 -> 5 -> 4", "old": "4", "alone": "1", "damaged": "?"}
+    assert shown == texts and next(iter(shown)) == "resumed"
+    for name in ("resumed", "often", "old"):
+        shutil.rmtree(tmp_path / name)
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "ranks" not in capsys.readouterr().out
 
 
 def test_tags_select_runs(capsys, three):

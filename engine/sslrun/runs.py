@@ -32,6 +32,7 @@ from sslrun.runtime.run_files import (
 )
 
 _SHORTEST_NAME = 16  # columns
+_MOST_STARTS = 3  # in the column of ranks
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class RunSummary:
         best_knn_top1_pct: highest k-NN accuracy of all rows.
         images_per_s: training speed in the newest row that has a loss.
         age_s: seconds since the last row was written.
+        ranks: number of processes of the newest start.
+        nodes: number of machines of the newest start.
+        starts: step, ranks, nodes and device of the first start, and of each one that changed something of it.
         evaluations: best accuracy of each kind of `sslrun eval`, such as "linear/top1_pct".
         tags: `log.tags` of the recipe.
         best: the best value of each metric that was asked for and that the run has.
@@ -81,6 +85,9 @@ class RunSummary:
     best_knn_top1_pct: float | None = None
     images_per_s: float | None = None
     age_s: float | None = None
+    ranks: int | None = None
+    nodes: int | None = None
+    starts: list[dict[str, Any]] = field(default_factory=list)
     evaluations: dict[str, float] = field(default_factory=dict)
     tags: list[str] = field(default_factory=list)
     best: dict[str, Best] = field(default_factory=dict)
@@ -124,7 +131,7 @@ def summarize(files: RunFiles, metrics: Sequence[str] = ()) -> RunSummary:
     epochs, steps = _number(config.get("epochs")), _number(config.get("max_iters"))
     if epochs is None and steps is not None and step and epoch:
         epochs = steps * epoch / step
-    exit_code, error = record.get("exit_code"), record.get("error")
+    exit_code, error, starts = record.get("exit_code"), record.get("error"), files.starts()
     tags = _table(config.get("log")).get("tags")
     return RunSummary(
         path=files.path,
@@ -138,6 +145,9 @@ def summarize(files: RunFiles, metrics: Sequence[str] = ()) -> RunSummary:
         best_knn_top1_pct=best_knn,
         images_per_s=_number(training.get(SPEED)),
         age_s=_age_s(files.metrics) if last else None,
+        ranks=starts[-1]["ranks"] if starts else None,
+        nodes=starts[-1]["nodes"] if starts else None,
+        starts=starts,
         evaluations=_best_accuracies(results),
         tags=[tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else [],
         best={metric: best[metric] for metric in metrics if metric in best},
@@ -167,6 +177,7 @@ _COLUMNS: dict[
     "loss": (lambda run: _number(run.loss), False),
     "k-NN": (lambda run: run.best_knn_top1_pct, True),
     "images/s": (lambda run: run.images_per_s, True),
+    "ranks": (lambda run: run.ranks, True),
     "last row": (lambda run: run.age_s, False),
 }
 _COLUMNS |= {
@@ -221,14 +232,16 @@ def as_json(runs: Sequence[RunSummary]) -> str:
 
 
 def as_csv(runs: Sequence[RunSummary], metrics: Sequence[str]) -> str:
-    """One line per run with every digit, below a line of names. What is not known is empty; tags are joined by `;`.
+    """One line per run with every digit, below a line of names. What is not known is empty; tags are joined by `;`, and
+    so are starts, each as STEP:RANKS.
 
     After the columns of `as_json` come the best accuracy of each evaluation, and for each of `metrics` its best value
     and the epoch of that.
     """
     tables = []
     for run in runs:
-        table = {**vars(run), "tags": ";".join(run.tags)}
+        starts = ";".join(f"{_or_empty(start['step'])}:{_or_empty(start['ranks'])}" for start in run.starts)
+        table = {**vars(run), "starts": starts, "tags": ";".join(run.tags)}
         evaluations, best = table.pop("evaluations"), table.pop("best")
         table |= {f"best {name}": value for name, value in evaluations.items()}
         for metric in metrics:
@@ -246,7 +259,7 @@ def as_csv(runs: Sequence[RunSummary], metrics: Sequence[str]) -> str:
 
 def as_table(runs: Sequence[RunSummary], root: Path, width: int, metrics: Sequence[str] = ()) -> str:
     """One line per run. Columns are left out and names shortened until a line fits into `width` characters; the best
-    values of `metrics` are left out last."""
+    values of `metrics` are left out last. The column of ranks is there if a run had several."""
     columns = {
         "run": [
             printable(os.path.relpath(run.path, root) if run.path != root else root.resolve().name) for run in runs
@@ -256,12 +269,16 @@ def as_table(runs: Sequence[RunSummary], root: Path, width: int, metrics: Sequen
         "loss": [_text(LOSS, run.loss) for run in runs],
         "k-NN %": [_text(KNN, run.best_knn_top1_pct) for run in runs],
         "images/s": [_text(SPEED, run.images_per_s) for run in runs],
+        "ranks": [_ranks(run) for run in runs],
         "last row": ["" if run.age_s is None else _ago(run.age_s) for run in runs],
     }
+    if not any(had_several_ranks(run) for run in runs):
+        del columns["ranks"]
     bests = {f"best {metric}": [_best_text(metric, run.best.get(metric)) for run in runs] for metric in metrics}
     columns |= bests
     sizes = {name: max(map(len, [name, *entries])) for name, entries in columns.items()}
-    for name in ("images/s", "last row", "loss", "k-NN %", "epoch", "state", *reversed(bests)):
+    dropped = ("images/s", "ranks", "last row", "loss", "k-NN %", "epoch", "state", *reversed(bests))
+    for name in (name for name in dropped if name in sizes):
         free = width - sum(size + 2 for other, size in sizes.items() if other != "run")
         if free >= min(sizes["run"], _SHORTEST_NAME):
             break
@@ -274,6 +291,25 @@ def as_table(runs: Sequence[RunSummary], root: Path, width: int, metrics: Sequen
         "  ".join(align(cell, size) for align, cell, size in zip(aligns, line, sizes.values(), strict=True)).rstrip()
         for line in lines
     )
+
+
+def had_several_ranks(run: RunSummary) -> bool:
+    """Whether the run had several ranks at any time."""
+    return any((start["ranks"] or 1) > 1 for start in run.starts)
+
+
+def _ranks(run: RunSummary) -> str:
+    """Such as "16 (2 nodes) -> 8": the numbers of ranks of the last starts, the newest last."""
+    texts = []
+    for start in run.starts:
+        nodes = f" ({start['nodes']} nodes)" if (start["nodes"] or 1) > 1 else ""
+        texts.append(f"{'?' if start['ranks'] is None else start['ranks']}{nodes}")
+    different = [text for place, text in enumerate(texts) if place == 0 or text != texts[place - 1]]
+    return " -> ".join([*(["…"] if len(different) > _MOST_STARTS else []), *different[-_MOST_STARTS:]])
+
+
+def _or_empty(value: int | None) -> str:
+    return "" if value is None else str(value)
 
 
 def _best_accuracies(results: Sequence[dict[str, Any]]) -> dict[str, float]:

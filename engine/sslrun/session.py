@@ -191,9 +191,10 @@ def prepare(
     step_metrics = StepMetrics(torch.float64 if machine.precision == "fp64" else torch.float32)
     run = Run(recipe, plan, executor, statistics, loader, features, monitors, folder, None, step_metrics, step=0)
     _restore(run, _checkpoint_to_continue(recipe, folder, resume))
+    nodes = distributed.nodes()
     if folder is not None:
         folder.go_back_to(run.step)
-        folder.record_ranks(run.step, plan.world_size, device.type)
+        folder.record_ranks(run.step, plan.world_size, nodes, device.type)
     distributed.from_rank_0(lambda: _open_log(config, run, stack))
     stack.push(run.writer.leave)
     return run

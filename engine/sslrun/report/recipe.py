@@ -13,9 +13,10 @@ from sslrun.number_format import counted, number
 from sslrun.report.html import Child, Html, element, table
 from sslrun.report.reported_run import ReportedRun
 from sslrun.report.words import letter, prefix, state
+from sslrun.runs import RunSummary, had_several_ranks
 from sslrun.runtime.run_files import CONFIG, ENVIRONMENT, content_of, is_number
 
-FIRST = ("host", "time", "gpus", "folder")  # entries that are shown even if all runs have the same
+FIRST = ("ranks", "host", "time", "gpus", "folder")  # entries that are shown even if all runs have the same
 
 
 def recipe_differences(runs: Sequence[ReportedRun]) -> list[Child]:
@@ -81,7 +82,18 @@ def environments(runs: Sequence[ReportedRun]) -> list[Child]:
 def _environment(run: ReportedRun) -> dict[str, Any]:
     status: dict[str, Any] = {key: run.state[key] for key in ("time", "host") if key in run.state}
     known = {key: value for key, value in run.environment.items() if value not in (None, [], "")}
-    return {**known, **status, "folder": str(run.path)}
+    ranks = {"ranks": _ranks(run.summary)} if had_several_ranks(run.summary) else {}
+    return {**ranks, **known, **status, "folder": str(run.path)}
+
+
+def _ranks(run: RunSummary) -> str:
+    """Such as "16 on 2 nodes, then 8 from step 1,204 on"."""
+    texts: list[str] = []
+    for start in run.starts:
+        several = f" on {start['nodes']} nodes" if (start["nodes"] or 1) > 1 else ""
+        since = f" from step {start['step']:,} on" if texts and start["step"] is not None else ""
+        texts.append(f"{plain_text(start['ranks'])}{several}{since}")
+    return ", then ".join(texts)
 
 
 def _entries(runs: Sequence[ReportedRun], entries: dict[str, list[str]], state_row: list[Html]) -> Html:

@@ -83,6 +83,11 @@ def ranks_on_node() -> int:
     return world_size()
 
 
+def nodes() -> int:
+    """Number of machines that have a rank. All ranks call it."""
+    return gather_objects(local_rank()).count(0)
+
+
 def init(device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
     """Join the other processes, by NCCL on a CUDA device and by gloo on the CPU; does nothing in a run of one.
 

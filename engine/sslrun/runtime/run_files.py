@@ -80,6 +80,17 @@ class RunFiles:
         """What the machine chose at the first start, by name; under `STARTS` from which step on how many ranks ran."""
         return self._table(MACHINE)
 
+    def starts(self) -> list[dict[str, Any]]:
+        """On how many ranks, nodes and which device the run started, and went on where that has changed, each from its
+        "step" on. A number that is damaged, or that no version recorded, is None."""
+        recorded = self.machine().get(STARTS)
+        starts = [start for start in recorded if isinstance(start, dict)] if isinstance(recorded, list) else []
+        return [
+            {key: start.get(key) if type(start.get(key)) is int else None for key in ("step", "ranks", "nodes")}
+            | {"device": start.get("device")}
+            for start in starts
+        ]
+
     def results(self) -> list[dict[str, Any]]:
         """The results of `sslrun eval`, by file name, which is under "file"."""
         try:

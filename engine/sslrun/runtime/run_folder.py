@@ -133,12 +133,13 @@ class RunFolder(RunFiles):
             self._machine_choices[name] = choice
             self.write_json(MACHINE, self._machine_choices)
 
-    def record_ranks(self, step: int, ranks: int, device: str) -> None:
+    def record_ranks(self, step: int, ranks: int, nodes: int, device: str) -> None:
         """Record, in machine.json under "starts", on how many ranks the run starts or goes on, if that has changed.
 
         Args:
             step: where it starts.
             ranks: number of processes.
+            nodes: number of machines.
             device: what each computes on: "cpu" or "cuda".
         """
         recorded = self._machine_choices.get(STARTS)
@@ -146,8 +147,9 @@ class RunFolder(RunFiles):
         before = starts[-1].get("ranks") if starts else ranks
         if before != ranks:
             logger.info("changed on this resume: number of ranks: %s -> %d", before, ranks)
-        if not starts or [starts[-1].get(key) for key in ("ranks", "device")] != [ranks, device]:
-            self._machine_choices[STARTS] = [*starts, {"step": step, "ranks": ranks, "device": device}]
+        start = {"ranks": ranks, "nodes": nodes, "device": device}
+        if not starts or {key: starts[-1].get(key) for key in start} != start:
+            self._machine_choices[STARTS] = [*starts, {"step": step, **start}]
             self.write_json(MACHINE, self._machine_choices)
 
     def record_state(self, state: State, exit_code: int | None = None, **details: Any) -> None:
