@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import small_run
+from documents import follow
 from photographs import jpeg, photographs
 from shards import members, opened
 from small_run import call, write_recipe
@@ -121,7 +122,9 @@ def test_what_other_tools_read(packed):
         assert archive.extractfile(second).read() == b"0" and first.mtime == first.uid == 0
     told = json.loads((packed / "manifest.json").read_text())
     assert told["class_names"] == [f"class_{i}" for i in range(4)] and told["samples"] == 80
-    assert sum(shard["samples"] for shard in told["shards"]) == 80
+    assert sum(shard["samples"] for shard in told["shards"]) == 80 and opened(packed).remarks == []
+    some = opened(packed / "shard-000000.tar")
+    assert some.class_names == told["class_names"] and "shards that manifest.json names are not read" in some.remarks[0]
     assert all((packed / shard["file"]).stat().st_size == shard["bytes"] <= 30_000 for shard in told["shards"])
 
 
@@ -132,7 +135,7 @@ def test_a_killed_packing_goes_on(capsys, images, packed, tmp_path):
         "import os, signal, sys; from sslrun.cli import main; from sslrun.data.pack import Packing\n"
         "read = Packing._read\n"
         "def dying(self, sample):\n"
-        "    if len(self._listings) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if len(self._counts) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return read(self, sample)\n"
         "Packing._read = dying\n"
         "main(sys.argv[1:])"
@@ -194,7 +197,12 @@ def test_what_is_not_what_was_packed_is_found_at_the_end(capsys, images, tmp_pat
         code, _, err = call(capsys, "data", "pack", images, out, *SIZE)
     shard = "shard-000000.tar" if change == "label" else "shard-000001.tar"
     line = err.splitlines()[-1]
-    assert code == 1 and line.startswith(f"error: {out}/{shard} is not what was packed: ") and "remove it" in line
+    what = "is damaged or cut short" if change == "cut" else "is not what was packed: "
+    assert (
+        code == 1
+        and line.startswith(f"error: {out}/{shard} {what}")
+        and "; remove it" in line.replace(": remove", "; remove")
+    )
     (out / "shard-000001.tar").unlink()
     assert call(capsys, "data", "pack", images, out, *SIZE)[0] == 0
     assert opened(out).labels.tolist() == folder_of(images).labels.tolist()
@@ -312,3 +320,10 @@ def test_embed_reads_shards(capsys, trained, images, packed, tmp_path):
     with np.load(tmp_path / "files.npz") as files, np.load(tmp_path / "shards.npz") as shards:
         assert np.array_equal(files["vectors"], shards["vectors"]) and len(files["vectors"]) == 80
         assert shards["paths"][3] == f"{packed}/shard-000000.tar#class_0/03.jpg"
+
+
+@pytest.mark.nightly
+def test_the_document_works_in_an_empty_folder(tmp_path):
+    """docs/archives.md, followed by a user."""
+    follow(small_run.ROOT / "docs" / "archives.md", tmp_path)
+    assert "knn/top1_pct" in small_run.metrics(next((tmp_path / "work_dirs").iterdir()))[-1]

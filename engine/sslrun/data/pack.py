@@ -22,6 +22,7 @@ from PIL import Image
 
 from sslrun.data import waiting
 from sslrun.data.sources import Source
+from sslrun.data.sources.files import Paths
 from sslrun.data.sources.folders import EXTENSIONS
 from sslrun.data.sources.shard_files import OpenShards, Shard
 from sslrun.data.sources.shard_index import MANIFEST, MANIFEST_KIND, UNFINISHED
@@ -78,8 +79,9 @@ class Packing:
         if source.has_bands and options.max_side is not None:
             raise UsageError(f"{source!r} has {source.channels} channels, which no JPEG holds: leave --max-side out")
         self.source, self.folder, self.options, self.workers = source, folder, options, workers
-        self.names = list(_without_repeats(_plain_names(source)))
+        self.names = Paths("", _without_repeats(_plain_names(source)))
         self.done, self.is_finished = 0, False
+        self._counts: list[int] = []  # of samples, in each complete shard
         self._stack = ExitStack()
         try:
             self._enter()
@@ -121,10 +123,9 @@ class Packing:
             raise UsageError(f"another process packs into {self.folder}") from None
         except OSError:
             pass  # a file system without locks
-        self._listings: list[Listing] = []
-        while self._path(len(self._listings)).exists():
-            self._listings.append(self._listed(len(self._listings)))
-        self.done = sum(len(listing.ends) for listing in self._listings)
+        while self._path(len(self._counts)).exists():
+            self._counts.append(len(self._listed(len(self._counts)).ends))
+        self.done = sum(self._counts)
         if self.done > len(self.names):
             raise RunFailed(f"{self.folder} has {self.done:,} samples, and {self.source!r} {len(self.names):,}")
 
@@ -156,13 +157,14 @@ class Packing:
         packed = self._ahead(self._packed, range(self.done, len(self.names)))
         waits = next(packed, None)
         while waits is not None:
-            number = len(self._listings)
+            number, count = len(self._counts), 0
             beside = self._path(number).with_suffix(".tar.tmp")
             try:
                 with open(beside, "wb") as file, _archive(file) as archive:
                     while waits is not None and (archive.offset == 0 or self._fits(archive, waits)):
                         for name, content in waits:
                             archive.addfile(_member(name, len(content)), io.BytesIO(content))
+                        count += 1
                         progress(1)
                         waits = next(packed, None)
                     archive.close()
@@ -174,7 +176,7 @@ class Packing:
                 with suppress(OSError):
                     beside.unlink(missing_ok=True)
                 raise self._unwritten(beside, error) from None
-            self._listings.append(self._listed(number))
+            self._counts.append(count)
 
     def _fits(self, archive: tarfile.TarFile, sample: "_Sample") -> bool:
         headers = 5 * _BLOCK  # of a member with a long name
@@ -191,7 +193,7 @@ class Packing:
             RunFailed: one line that names the shard to remove.
         """
         smaller, first = 0, 0
-        for number, listing in enumerate(self._listings):
+        for number, count in enumerate(self._counts):
             try:
                 for was_smaller in self._verified(number, first):
                     smaller += was_smaller
@@ -199,12 +201,14 @@ class Packing:
             except ValueError as error:
                 again = "remove it, and the same command makes it again"
                 raise RunFailed(f"{self._path(number)} is not what was packed: {error}: {again}") from None
-            first += len(listing.ends)
+            first += count
         return smaller
 
     def _verified(self, number: int, first: int) -> Iterator[bool]:
         """Whether each image of a shard, whose first sample is `first`, was made smaller."""
-        listing, files = self._listings[number], OpenShards([self._shard(number)])
+        listing, files = self._listed(number), OpenShards([self._shard(number)])
+        if len(listing.ends) != self._counts[number]:
+            raise ValueError(f"{len(listing.ends):,} samples in place of {self._counts[number]:,}")
         texts = list(listing.texts)
 
         def is_smaller(row: int) -> bool:
@@ -243,8 +247,8 @@ class Packing:
             "class_names": self.source.class_names,
             "made_smaller": smaller,
             "shards": [
-                {"file": self._path(k).name, "samples": len(one.ends), "bytes": self._shard(k).size}
-                for k, one in enumerate(self._listings)
+                {"file": self._path(number).name, "samples": count, "bytes": self._shard(number).size}
+                for number, count in enumerate(self._counts)
             ],
             "settings": self._settings,
         }

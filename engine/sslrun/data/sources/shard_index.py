@@ -121,18 +121,33 @@ def index_of(shards: Sequence[Shard], wanted: Wanted, label: str) -> ShardIndex:
     digest = hashlib.blake2b(_VERSION, digest_size=16)
     digest.update(json.dumps([shards, wanted.image, wanted.label, wanted.path, label, classes]).encode())
     folder = cache_dir() / "shards" / digest.hexdigest()
-    if (kept := _load(folder)) is not None:
-        return kept
-    with _alone(folder):
-        if (kept := _load(folder)) is not None:  # by another process meanwhile
-            return kept
-        begin = time.monotonic()
-        index = _made(shards, wanted, label, classes)
-        index.digest = folder.name
-        elapsed_s = time.monotonic() - begin
-        if elapsed_s > 5:
-            logger.info("%d images in %d shards were listed in %.0f s", len(index.offsets), len(shards), elapsed_s)
-        return _kept(index, folder)
+    index = _load(folder)
+    if index is None:
+        with _alone(folder):
+            index = _load(folder)  # by another process meanwhile
+            if index is None:
+                begin = time.monotonic()
+                index = _made(shards, wanted, label, classes)
+                index.digest = folder.name
+                if (elapsed_s := time.monotonic() - begin) > 5:
+                    text = "%d images in %d shards were listed in %.0f s"
+                    logger.info(text, len(index.offsets), len(shards), elapsed_s)
+                index = _kept(index, folder)
+    if manifest is not None:
+        index.remarks += _left_out(manifest, shards)
+    return index
+
+
+def _left_out(manifest: dict[str, Any], shards: Sequence[Shard]) -> list[str]:
+    """A remark if shards that were packed together are not read."""
+    try:
+        packed = [one["file"] for one in manifest["shards"]]
+    except (KeyError, TypeError):
+        return []
+    missing = sorted(set(packed) - {os.path.basename(shard.path) for shard in shards})
+    return [
+        f"{len(missing):,} of {len(packed):,} shards that {MANIFEST} names are not read, {missing[0]} first"
+    ] * bool(missing)
 
 
 def _published(shards: Sequence[Shard]) -> dict[str, Any] | None:
