@@ -124,7 +124,7 @@ def test_what_other_tools_read(packed):
     assert told["class_names"] == [f"class_{i}" for i in range(4)] and told["samples"] == 80
     assert sum(shard["samples"] for shard in told["shards"]) == 80 and opened(packed).remarks == []
     some = opened(packed / "shard-000000.tar")
-    assert some.class_names == told["class_names"] and "shards that manifest.json names are not read" in some.remarks[0]
+    assert some.class_names == told["class_names"] and "shards of manifest.json are not read" in some.remarks[0]
     assert all((packed / shard["file"]).stat().st_size == shard["bytes"] <= 30_000 for shard in told["shards"])
 
 

@@ -127,7 +127,7 @@ def test_a_damaged_group_and_a_missing_image_are_no_outage(folder, tmp_path):
     path = folder / "train-0.parquet"
     content, at = path.read_bytes(), path.stat()
     place = content.index(PICTURES[0][:20])
-    path.write_bytes(content[: place - 30] + bytes(200) + content[place + 170 :])
+    path.write_bytes(content[: place - 30] + bytes(20) + content[place - 10 :])  # the header of the page
     os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))
     first, last = read_all(source, np.array([0, 3]))
     assert isinstance(first, outage.Unreadable) and not first.is_outage and last.tobytes() == PICTURES[3]
@@ -146,6 +146,8 @@ def test_shards_packed_from_parquet(capsys, folder, tmp_path):
     assert packed.encoded(np.arange(7)) == source.encoded(np.arange(7))
     assert packed.labels.tolist() == LABELS and packed.class_names == source.class_names
     assert packed.names[5].endswith("#train-1-00000001.jpg")
+    assert call(capsys, "data", "pack", folder / "train-1.parquet", tmp_path / "one")[0] == 0
+    assert opened_shards(tmp_path / "one").encoded(np.arange(3)) == PICTURES[4:]
     code, out, err = call(capsys, "data", "check", recipe, "--min-side", "4", "--workers", "1")
     assert code == 0 and "Parquet" in out and "before a training, `sslrun data pack` makes shards" in out, err
 

@@ -27,7 +27,7 @@ def add(verbs: Any) -> None:
         "(IMAGE, and .cls with the number of its class), in the order of the source, so that a run computes the same "
         "from them. Each sample is read back at the end. After an interruption, the same command goes on.",
     )
-    pack.add_argument("subject", metavar="SOURCE", help="a folder of images, a .parquet file, or a TOML recipe")
+    pack.add_argument("subject", metavar="SOURCE", help="a folder of images, a .parquet or .tar file, or a TOML recipe")
     pack.add_argument("folder", metavar="OUT", help="folder of the shards: new, empty, or of an interrupted packing")
     add_overrides(pack, "set one value of a recipe, as a line of TOML merged last; may be repeated")
     add_allow_imports(pack)
@@ -80,11 +80,17 @@ def _source(subject: str, overrides: list[str]) -> "Source":
     from sslrun.config import load
     from sslrun.data.sources import Source
     from sslrun.data.sources.image_folder import ImageFolder
+    from sslrun.data.sources.parquet import Parquet
+    from sslrun.data.sources.web_dataset import WebDataset
 
-    if os.path.isdir(subject):
+    files: dict[str, type[Source]] = {".parquet": Parquet, ".tar": WebDataset}
+    kind = ImageFolder if os.path.isdir(subject) else files.get(os.path.splitext(subject)[1])
+    if kind is not None:
         if overrides:
-            raise UsageError(f"--set changes a recipe, but {subject} is a folder")
-        source: Source = ImageFolder(subject)
+            raise UsageError(
+                f"--set changes a recipe, but {subject} is {'a folder' if kind is ImageFolder else 'images'}"
+            )
+        source: Source = kind(subject)  # type: ignore[call-arg]
         try:
             source.open()
         except UsageError as error:  # without advice about keys of a recipe

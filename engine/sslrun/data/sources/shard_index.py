@@ -146,8 +146,8 @@ def _left_out(manifest: dict[str, Any], shards: Sequence[Shard]) -> list[str]:
         return []
     missing = sorted(set(packed) - {os.path.basename(shard.path) for shard in shards})
     return [
-        f"{len(missing):,} of {len(packed):,} shards that {MANIFEST} names are not read, {missing[0]} first"
-    ] * bool(missing)
+        f"{len(missing):,} of {len(packed):,} shards of {MANIFEST} are not read: {name}, ..." for name in missing[:1]
+    ]
 
 
 def _published(shards: Sequence[Shard]) -> dict[str, Any] | None:
@@ -301,7 +301,8 @@ def _kept(index: ShardIndex, folder: Path) -> ShardIndex:
         for name in lengths:
             np.save(beside / f"{name}.npy", arrays[name])
         (beside / "told.json").write_text(json.dumps(told))
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        if _load(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         os.replace(beside, folder)
     except OSError as error:
         logger.info("the index of the shards is not kept: %s", error)
