@@ -224,10 +224,10 @@ class _Groups:
         return array
 
     def _over(self) -> Iterator[int]:
-        """The groups that were used longest ago and are too much."""
+        """The groups that were used longest ago and are too much; the last one is kept, however large it is."""
         total = 0
-        for group, future in reversed(self._kept.items()):
+        for place, (group, future) in enumerate(reversed(self._kept.items())):
             if future.done():
                 total += future.result().nbytes
-                if total > _KEPT:
+                if total > _KEPT and place > 0:
                     yield group

@@ -116,6 +116,8 @@ def index_of(shards: Sequence[Shard], wanted: Wanted, label: str) -> ShardIndex:
         )
     manifest = _published(shards)
     classes = None if manifest is None else manifest.get("class_names")
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        classes = None
     if manifest is not None and label == "auto":
         label = ""  # as in the source that was packed: .cls or none, whatever folders the names have
     digest = hashlib.blake2b(_VERSION, digest_size=16)
