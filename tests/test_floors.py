@@ -27,7 +27,7 @@ FLOORS = {
 }  # fmt: skip
 HOME = {  # the one module that may import a library
     "nvidia": "sslrun.data", "deepspeed": "sslrun.runtime.deepspeed_executor",
-    "sklearn": "sslrun.report.encoder_outputs", "pyarrow": "sslrun.embedding.outputs",
+    "sklearn": "sslrun.report.encoder_outputs", "pyarrow": "sslrun.data.arrow",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Verbs about images: `preview`, `data check`."""
+"""Verbs about images: `preview`, `data check`; `data pack` is in a file of its own."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sslrun.commands import pack
 from sslrun.commands.arguments import (
     DONE,
     FINDINGS,
@@ -89,6 +90,7 @@ def _add_data(verbs: Any) -> None:
     check.add_argument("--workers", type=_whole(1), metavar="N", help="number of threads that decode (one per core)")
     check.add_argument("--json", action="store_true", help="print all findings as JSON")
     check.set_defaults(call=_check)
+    pack.add(data_verbs)
 
 
 def _preview(args: argparse.Namespace) -> int:

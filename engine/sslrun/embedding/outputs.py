@@ -1,7 +1,4 @@
-"""Files of vectors with the paths of their images: .npy, .npz and .parquet, written whole or not at all.
-
-The only file that imports pyarrow.
-"""
+"""Files of vectors with the paths of their images: .npy, .npz and .parquet, written whole or not at all."""
 
 import os
 import zipfile
@@ -11,6 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from sslrun.data.arrow import pyarrow
 from sslrun.errors import RunFailed, UsageError
 from sslrun.runtime.durable import arriving, require_free
 
@@ -29,7 +27,7 @@ def check(path: Path, force: bool) -> None:
         raise UsageError(f"{path}: the name of the file of vectors must end with {', '.join(_WRITERS)}")
     require_free(path, force)
     if path.suffix == ".parquet":
-        _pyarrow()
+        pyarrow()
 
 
 def write(path: Path, rows: Rows, shape: tuple[int, int], paths: Sequence[str]) -> None:
@@ -63,7 +61,7 @@ def read(path: Path) -> np.ndarray:
         with np.load(path) as arrays:
             vectors = arrays["vectors"]
         return vectors
-    _, parquet = _pyarrow()
+    _, parquet = pyarrow()
     column = parquet.read_table(path, columns=["vector"])["vector"].combine_chunks()
     return np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
 
@@ -90,7 +88,7 @@ def _write_array(file: IO[bytes], rows: Rows, shape: tuple[int, int]) -> None:
 
 
 def _write_parquet(path: Path, rows: Rows, shape: tuple[int, int], paths: Sequence[str]) -> None:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = pyarrow()
     schema = arrow.schema([("path", arrow.string()), ("vector", arrow.list_(arrow.float32(), shape[1]))])
     done = 0
     with parquet.ParquetWriter(path, schema) as file:
@@ -99,15 +97,6 @@ def _write_parquet(path: Path, rows: Rows, shape: tuple[int, int], paths: Sequen
             vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(piece.reshape(-1)), shape[1])
             file.write_table(arrow.table([arrow.array(names, arrow.string()), vectors], schema))
             done += len(piece)
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UsageError(f".parquet needs pyarrow (pip install 'sslrun[parquet]'): {error}") from None
-    return pyarrow, pyarrow.parquet
 
 
 def _on_one_line(path: str) -> str:
