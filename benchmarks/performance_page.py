@@ -395,7 +395,7 @@ def short(recipe: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Plots
 
-WIDTH, LABELS, BAR, GAP = 760, 300, 18, 8
+WIDTH, LABELS, BAR, GAP = 760, 320, 18, 8
 
 
 def loader_plots(loader: list[Row]) -> list[tuple[str, str]]:

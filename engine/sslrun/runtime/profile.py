@@ -25,6 +25,7 @@ logger = logging.getLogger("sslrun")
 
 SKIPPED = 3  # steps of the process before the first that counts
 OPERATORS = 20  # as many are listed
+NAME = 64  # characters of a name in the table
 BETWEEN = "before the step"  # the place where a step begins
 TRACE, TABLE = "trace.json.gz", "table.txt"
 
@@ -197,9 +198,9 @@ def table(found: Mapping[str, Any]) -> list[str]:
         f"{found['steps']} steps of {found['global_batch']} images on {found['device']}: "
         f"{step_ms:.2f} ms a step, {rate:.1f} images/s",
         "",
-        f"{'part of a step':<40}{'ms':>10}{'share':>9}",
-        *(f"{name:<40}{ms:>10.2f}{100 * ms / step_ms:>7.1f} %" for name, ms in found["parts"].items()),
-        f"{'sum':<40}{step_ms:>10.2f}{100.0:>7.1f} %",
+        f"{'part of a step':<{NAME}}{'ms':>10}{'share':>9}",
+        *(f"{name:<{NAME}}{ms:>10.2f}{100 * ms / step_ms:>7.1f} %" for name, ms in found["parts"].items()),
+        f"{'sum':<{NAME}}{step_ms:>10.2f}{100.0:>7.1f} %",
         "",
     ]
     if "device_ms" in found:
@@ -210,9 +211,9 @@ def table(found: Mapping[str, Any]) -> list[str]:
         ]
     lines += [
         f"Operators, from {found['recorded_steps']} further steps under torch's profiler, which slows them down",
-        f"{'operator':<40}{'calls':>10}{'ms':>10}" + (f"{'GPU ms':>10}" if "device_ms" in found else ""),
+        f"{'operator':<{NAME}}{'calls':>10}{'ms':>10}" + (f"{'GPU ms':>10}" if "device_ms" in found else ""),
     ]
     for each in found["operators"]:
         device = f"{each['device_ms']:>10.2f}" if "device_ms" in each else ""
-        lines.append(f"{each['name'][:38]:<40}{each['calls']:>10.1f}{each['ms']:>10.2f}{device}")
+        lines.append(f"{each['name'][: NAME - 2]:<{NAME}}{each['calls']:>10.1f}{each['ms']:>10.2f}{device}")
     return lines
