@@ -68,7 +68,7 @@ peers: .venv-peers/.installed
 	.venv-peers/bin/pip install --quiet --requirement benchmarks/peers/requirements.txt
 	@touch $@
 
-# docs/performance.md is made of these rows. An hour on two cores; QUICK=--quick for a third of it.
+# docs/performance.md is made of these rows. About an hour on two idle cores, by estimate; QUICK=--quick for less.
 bench: install peers
 	$(BIN)/python benchmarks/loader.py $(QUICK)
 	$(BIN)/python benchmarks/step.py $(QUICK)

@@ -19,6 +19,9 @@ Row = dict[str, Any]
 Rows = dict[str, list[Row]]
 Figures = dict[str, float]  # quantiles
 
+NO_ROWS = "Not measured yet: no rows."
+GOAL_PCT = 3  # over the bare loop
+
 LOADERS = {  # sides of loader.py, in the order of the page
     "exact": "sslrun",
     "pil": "PIL in a DataLoader, one decode for all views",
@@ -133,10 +136,9 @@ def first_screen(loader: list[Row], step: list[Row], startup: list[Row], kernels
         "# Performance",
         "",
         "How many times as long the other one takes for the same work, measured side by side in one run, on "
-        f"{' and '.join(machines)}. Above 1, sslrun is faster. Processor time hardly depends on what else runs; "
-        f"the time "
-        "by the clock does: *other load* is the number of cores that other work kept busy meanwhile. Medians, with "
-        "quartiles in brackets. **Nothing has been measured on a GPU yet** ([gpu.md](gpu.md)).",
+        f"{' and '.join(machines) or 'CPUs'}. Above 1, sslrun is faster. Processor time hardly depends on what else runs; "
+        "the time by the clock does: *other load* is the number of cores that other work kept busy meanwhile. "
+        "Medians, with quartiles in brackets. **Nothing has been measured on a GPU yet** ([gpu.md](gpu.md)).",
         "",
         *table(["what", "instead of sslrun", "processor time", "by the clock", "other load"], lines),
         "",
@@ -150,8 +152,8 @@ LOSSES = {("info_nce", "B 256, D 128, K 65,536"): "MoCo's loss and gradient"}
 
 def contents() -> str:
     return (
-        "[Loading](#loading), [the step](#the-step), [scale](#scale), [memory](#memory), [start](#start), "
-        "[how it is measured](#how-it-is-measured); single operations are in [kernels.md](kernels.md)."
+        "[Loading](#loading), [the step](#the-step), [scale](#scale), [memory](#memory), [start](#start), [how it "
+        "is measured](#how-it-is-measured); single operations are in [kernels.md](kernels.md)."
     )
 
 
@@ -161,7 +163,7 @@ def start_of(startup: list[Row]) -> str:
 
 def loader_section(loader: list[Row], plots: Sequence[str]) -> list[str]:
     """Images per second, cores and bytes of each side."""
-    lines = ["## Loading", ""]
+    lines = ["## Loading", "", *([] if loader else [NO_ROWS, ""])]
     for plot in plots:
         lines += [f"![Processor time per image]({plot})", ""]
     for row in loader:
@@ -180,9 +182,8 @@ def loader_section(loader: list[Row], plots: Sequence[str]) -> list[str]:
         head = ["", "ms of a core per image", "images/s", "busy cores", "read, MB/s", "made, MB/s"]
         missing = "".join(f" {LOADERS[side]} is missing: {why}." for side, why in row.get("left_out", {}).items())
         lines += [
-            f"**`{short(row['recipe'])}`, {row['views']}.** {row['images']}; batches of {row['batch']}; threads "
-            f"or workers: "
-            f"{row['threads']}; other load {load(row)} cores ({row['date']}).{missing}",
+            f"**`{short(row['recipe'])}`, {row['views']}.** {row['images']}; batches of {row['batch']}; threads or "
+            f"workers: {row['threads']}; other load {load(row)} cores ({row['date']}).{missing}",
             "",
             *table(head, body),
             "",
@@ -192,7 +193,7 @@ def loader_section(loader: list[Row], plots: Sequence[str]) -> list[str]:
 
 def step_section(step: list[Row]) -> list[str]:
     """The step and its parts."""
-    lines = ["## The step", ""]
+    lines = ["## The step", "", *([] if step else [NO_ROWS, ""])]
     for row in step:
         sides = [side for side in STEPS if side in row["sides"]]
         body = [
@@ -210,8 +211,8 @@ def step_section(step: list[Row]) -> list[str]:
         ]
         lines += [
             f"**`{short(row['config'])}`, {row['batch']} images on {row['threads']} thread(s), "
-            f"{row['precision']}.** The same "
-            f"network, optimizer and batch on all sides; other load {load(row)} cores ({row['date']}).",
+            f"{row['precision']}.** The same network, optimizer and batch on all sides; other load {load(row)} "
+            f"cores ({row['date']}).",
             "",
             *table(
                 ["", "ms of a core", "ms by the clock", "over the bare loop, core", "by the clock", "process, MiB"],
@@ -219,6 +220,13 @@ def step_section(step: list[Row]) -> list[str]:
             ),
             "",
         ]
+        if "engine" in row["over_bare_pct"]:
+            median = row["over_bare_pct"]["engine"]["core"]["median"]
+            word = "met" if median <= GOAL_PCT else "missed"
+            lines += [
+                f"The goal, at most {GOAL_PCT} % over the bare loop by processor time, is {word} in this run.",
+                "",
+            ]
         parts = {side: row["sides"][side].get("parts_core_ms", {}) for side in sides}
         if all(parts.values()):
             names = [name for name in PLACES if any(name in parts[side] for side in sides)]
@@ -232,18 +240,16 @@ def step_section(step: list[Row]) -> list[str]:
             ]
     return [
         *lines,
-        "`sslrun CONFIG --profile N` gives the same parts for a run of your own, with the wait for data, and "
-        "its operators: "
-        "a table, a section of the report, and a trace for [Perfetto](https://ui.perfetto.dev), all in "
-        "`profile/` of the "
-        "run folder.",
+        "`sslrun CONFIG --profile N` gives the same parts for a run of your own, with the wait for data, and its "
+        "operators: a table, a section of the report, and a trace for [Perfetto](https://ui.perfetto.dev), all in "
+        "`profile/` of the run folder.",
         "",
     ]
 
 
 def scale_section(scale: dict[str, Row]) -> list[str]:
     """Cost against views, keys, prototypes and ranks."""
-    lines = ["## Scale", ""]
+    lines = ["## Scale", "", *([] if scale else [NO_ROWS, ""])]
     for axis, title in AXES.items():
         if axis not in scale:
             continue
@@ -258,8 +264,8 @@ def scale_section(scale: dict[str, Row]) -> list[str]:
             for value in row["core_ms"]
         ]
         lines += [
-            f"**{title}** (`{row['key']}` of `{row['config']}`, {row['batch']} images; other load {load(row)} cores, "
-            f"{row['date']}):",
+            f"**{title}** (`{row['key']}` of `{row['config']}`, {row['batch']} images; other load {load(row)} "
+            f"cores, {row['date']}):",
             "",
             *table(["", "ms of a core per step", "ms by the clock", "MiB during a step"], body),
             "",
@@ -274,20 +280,17 @@ def memory_section(memory: list[Row], scale: dict[str, Row], kernels: list[Row])
     small["mocov2"] = small.pop("quickstart", None)
     body = []
     for row in memory:
-        if row["ranks"] == 1 or " on " in row["case"]:
-            here = small.get(row["case"])
-            samples = f"{row['accumulation']} x {row['micro_batch']}" if row["accumulation"] > 1 else row["micro_batch"]
-            cells = [row["case"], samples, f"{row['peak_gib']:.1f}", f"{row['expected_gib']:.1f}"]
-            body.append([*cells, "" if here is None else f"{here:,.0f}"])
+        here = small.get(row["case"])
+        samples = f"{row['accumulation']} x {row['micro_batch']}" if row["accumulation"] > 1 else row["micro_batch"]
+        cells = [row["case"], samples, f"{row['peak_gib']:.1f}", f"{row['expected_gib']:.1f}"]
+        body.append([*cells, "" if here is None else f"{here:,.0f}"])
     flat = [row for row in kernels if row["operation"] == "info_nce" and "kernel" in row["peak_mib"]]
     lines = [
         "## Memory",
         "",
-        "Peak memory of a step of one rank at the recipe's own shapes, rehearsed without a GPU from the "
-        "tensors that the step "
-        "makes and frees (`benchmarks/rehearsal.py`); what `sslrun --dry-run` says; and what a step on the CPU "
-        "takes at the "
-        "scale of `configs/learn`, measured:",
+        "Peak memory of a step of one rank at the recipe's own shapes, rehearsed without a GPU from the tensors "
+        "that the step makes and frees (`benchmarks/rehearsal.py`); what `sslrun --dry-run` says; and what a step "
+        "on the CPU takes at the scale of `configs/learn`, measured:",
         "",
         *table(
             ["step of one rank", "samples", "rehearsed, GiB", "`--dry-run`, GiB", "small recipe, measured, MiB"], body
@@ -297,8 +300,8 @@ def memory_section(memory: list[Row], scale: dict[str, Row], kernels: list[Row])
     if flat:
         body = [[row["shape"], f"{row['peak_mib']['kernel']:,.1f}", f"{row['peak_mib']['eager']:,.1f}"] for row in flat]
         lines += [
-            "MoCo's loss and gradient do not hold the B x K similarities, so that their memory does not grow with K "
-            "(MiB that a call adds at its peak, measured on the CPU):",
+            "MoCo's loss and gradient do not hold the B x K similarities, so that their memory does not grow with "
+            "K (MiB that a call adds at its peak, measured on the CPU):",
             "",
             *table(["shape", "sslrun", "eager PyTorch"], body),
             "",
@@ -308,7 +311,7 @@ def memory_section(memory: list[Row], scale: dict[str, Row], kernels: list[Row])
 
 def startup_section(startup: list[Row]) -> list[str]:
     """How long commands take to start."""
-    lines = ["## Start", ""]
+    lines = ["## Start", "", *([] if startup else [NO_ROWS, ""])]
     for row in startup:
         for part, title in (("commands", "command"), ("stages", "stage, in order, up to the end of the first step")):
             body = [
@@ -331,25 +334,20 @@ def how(loader: list[Row], step: list[Row]) -> list[str]:
     return [
         "## How it is measured",
         "",
-        "    make peers                                    # once: lightly, kornia, LitData and simplejpeg, "
-        "for comparison only",
-        "    make bench                                    # everything, an hour on two cores; QUICK=--quick "
-        "for a third of it",
-        "    python benchmarks/performance_page.py         # this page, from the rows in benchmarks/results/",
+        "    make peers         # once: what is compared with, in an environment of its own",
+        "    make bench         # everything: about an hour on two idle cores, by estimate; QUICK=--quick for less",
+        "    python benchmarks/performance_page.py    # this page alone, from the rows in benchmarks/results/",
         "",
         "Sides of a comparison alternate within one run, round by round; each row has quantiles, hardware, "
-        "versions, commit and "
-        "the load by others. Every number on this page is from the newest row of its measurement; a test "
-        "compares. Rows made "
-        "on a busy machine stay comparable by processor time only.",
+        "versions, commit and the load by others. Every number on this page is from the newest row of its "
+        "measurement; a test compares. Rows made on a busy machine stay comparable by processor time only.",
         "",
         "- The peers have an environment of their own (`benchmarks/peers/requirements.txt`). SPDL is not among "
-        "them: it decodes "
-        "with FFmpeg's shared libraries, which pip does not install.",
+        "them: it decodes with FFmpeg's shared libraries, which pip does not install.",
         "- lightly's transforms are its classes with their defaults: `MoCoV2Transform`, `SwaVTransform`, "
         "`MAETransform`.",
-        "- kornia augments whole batches of images of one size, in the workers. LitData reads its own chunks "
-        "of the same files.",
+        "- kornia augments whole batches of images of one size, in the workers. LitData reads its own chunks of "
+        "the same files.",
         "- lightly's MoCo is the one of its documentation; it does not shuffle the batch of the keys.",
         "- `benchmarks/loader.py`, `step.py` and `startup.py` take a recipe; `scale.py` has `--axis`.",
         "",
