@@ -102,6 +102,8 @@ def main() -> None:
             if not args.dry_run:
                 append_row("loader", row)
             print(f"{row['recipe']}; other load {row['other_load']['median']:.1f} cores", flush=True)
+            for side, reason in row.get("left_out", {}).items():
+                print(f"  {side} is left out: {reason}")
             for side, figures in row["sides"].items():
                 rate, core_ms = figures["images_per_s"]["median"], figures["core_ms"]["median"]
                 print(f"  {side:<12}{rate:>7.0f} images/s {core_ms:>7.2f} ms of a core per image", flush=True)

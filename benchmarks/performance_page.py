@@ -129,15 +129,15 @@ def first_screen(loader: list[Row], step: list[Row], startup: list[Row], kernels
                     load(row),
                 ]
             )
-    machines = sorted(
-        {f"{row['environment']['cores']} cores of an {row['environment']['cpu']}" for row in loader + step}
-    )
+    losses = [row for row in kernels if (row["operation"], row["shape"]) in LOSSES]
+    places = [row["environment"] for row in [*loader, *step, *losses]]
+    machines = sorted({f"{place['cores']} cores of an {place['cpu']}" for place in places})
     return [
         "# Performance",
         "",
         "How many times as long the other one takes for the same work, measured side by side in one run, on "
-        f"{' and '.join(machines) or 'CPUs'}. Above 1, sslrun is faster. Processor time hardly depends on what else runs; "
-        "the time by the clock does: *other load* is the number of cores that other work kept busy meanwhile. "
+        f"{' and '.join(machines) or 'CPUs'}. Above 1, sslrun is faster. Processor time hardly depends on what else "
+        "runs; the time by the clock does: *other load* is the number of cores that other work kept busy meanwhile. "
         "Medians, with quartiles in brackets. **Nothing has been measured on a GPU yet** ([gpu.md](gpu.md)).",
         "",
         *table(["what", "instead of sslrun", "processor time", "by the clock", "other load"], lines),

@@ -117,6 +117,8 @@ def main() -> None:
     for name, figures in row["over_bare_pct"].items():
         for clock, pct in figures.items():
             print(f"{name} over bare, {clock}: {pct['median']:+.2f} % ({pct['p25']:+.2f} to {pct['p75']:+.2f})")
+    for side, reason in left_out.items():
+        print(f"{side} is left out: {reason}")
     print(
         f"peak memory: {row.get('peak_mib') or row.get('peak_rss_mib')} MiB; other load {row['other_load']['median']}"
     )

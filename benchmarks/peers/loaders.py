@@ -28,10 +28,10 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print
     try:
         make = SIDES[job["side"]](job)
-        answer: dict[str, Any] = {"ready": job["side"]}
     except ImportError as error:
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers, flush=True)
+        return
+    print(json.dumps({"ready": job["side"]}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         answer = timed_pass(make(request["batches"]), request["warm_up"])

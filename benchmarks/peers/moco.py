@@ -17,10 +17,10 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print
     try:
         run = side(job)
-        answer: dict[str, Any] = {"ready": "lightly"}
     except ImportError as error:
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers, flush=True)
+        return
+    print(json.dumps({"ready": "lightly"}), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line)["steps"])), file=answers, flush=True)
 
