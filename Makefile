@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: install quickstart test test-nightly lint schema kernel-table rehearsal-table scaling-table fault-tables equality-table \
-  learn bench clean
+  learn peers bench clean
 
 install: $(VENV)/.installed
 
@@ -60,19 +60,31 @@ equality-table: install
 learn: install
 	$(BIN)/python benchmarks/learn.py
 
-bench: install
+# What the benchmarks compare with: lightly, kornia and others, in an environment of its own.
+peers: .venv-peers/.installed
+
+.venv-peers/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --requirement benchmarks/peers/requirements.txt
+	@touch $@
+
+# docs/performance.md is made of these rows. About an hour on two idle cores, by estimate; QUICK=--quick for less.
+bench: install peers
+	$(BIN)/python benchmarks/loader.py $(QUICK)
+	$(BIN)/python benchmarks/step.py $(QUICK)
+	$(BIN)/python benchmarks/scale.py $(QUICK)
+	$(BIN)/python benchmarks/startup.py $(QUICK)
 	$(BIN)/python benchmarks/config.py
-	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/data_check.py
-	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/zero_host.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/kernels.py --table
+	$(BIN)/python benchmarks/performance_page.py
 
 .PHONY: gpu-check
 gpu-check: install
 	$(BIN)/python benchmarks/first_light.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) work_dirs build *.egg-info
+	rm -rf $(VENV) .venv-peers work_dirs build *.egg-info

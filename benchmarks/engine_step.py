@@ -23,7 +23,7 @@ from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Machine, Plan, choose_machine, make_plan
 from sslrun.recipe import Recipe
-from sslrun.runtime import compilation
+from sslrun.runtime import compilation, heartbeat
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.numerics import set_numerics
 from sslrun.session import _executor, build
@@ -45,10 +45,12 @@ class EngineStep:
 
     def __call__(self) -> None:
         plan, recipe, executor = self.plan, self.recipe, self.executor
+        heartbeat.at("before the step", self.step + 1)
         progress = Progress(self.step, plan.total_steps, plan.steps_per_epoch, recipe.seed)
         groups = executor.optimizer.param_groups
         rates = learning_rates(groups, recipe.lr, self.step, plan.steps_per_epoch, plan.total_steps)
         metrics, _ = train_step(executor, recipe.model, self.statistics, self.batches, progress, rates)
+        heartbeat.at("logging")
         self.step_metrics.add(metrics)
         self.step += 1
 

@@ -6,9 +6,11 @@ blur is PIL's own filter as in MoCo's code.
 
 import math
 import random
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+from passes import RepeatedBatches
 from PIL import Image, ImageEnhance, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 
@@ -83,14 +85,14 @@ def view(image: Image.Image, transforms: list[Transform]) -> Image.Image:
 class Images(Dataset):
     """All views of the image at an index, normalized, (3, h, w) each."""
 
-    def __init__(self, paths: list[str], groups: list[ViewGroup], count: int) -> None:
-        self.paths, self.groups, self.count = paths, groups, count
+    def __init__(self, paths: list[str], groups: list[ViewGroup]) -> None:
+        self.paths, self.groups = paths, groups
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> list[torch.Tensor]:
-        with open(self.paths[index % len(self.paths)], "rb") as file:
+        with open(self.paths[index], "rb") as file:
             image = Image.open(file).convert("RGB")
         made = []
         for group in self.groups:
@@ -101,7 +103,15 @@ class Images(Dataset):
         return made
 
 
-def pil_loader(paths: list[str], groups: list[ViewGroup], batch_size: int, batches: int, workers: int) -> DataLoader:
-    """Batches of views from worker processes that persist between passes."""
-    images = Images(paths, groups, batch_size * batches)
-    return DataLoader(images, batch_size, num_workers=workers, persistent_workers=True)
+def pil_loader(
+    paths: list[str], groups: list[ViewGroup], batch_size: int, workers: int
+) -> Callable[[int], Iterable[list[torch.Tensor]]]:
+    """A function that gives a number of batches of views, from worker processes that persist between passes."""
+    order = RepeatedBatches(len(paths), batch_size)
+    loader = DataLoader(Images(paths, groups), batch_sampler=order, num_workers=workers, persistent_workers=True)
+
+    def batches(count: int) -> DataLoader:
+        order.count = count
+        return loader
+
+    return batches

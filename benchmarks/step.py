@@ -1,20 +1,29 @@
-"""Compares a training step of the engine with a bare loop over the same network, alternating in one run.
+"""Compares a training step of the engine with a bare loop and with lightly's MoCo, alternating in one run.
 
-    python benchmarks/step.py [CONFIG] [--set KEY=VALUE]... [--steps 20] [--rounds 9]
+    python benchmarks/step.py [CONFIG] [--set KEY=VALUE]... [--quick] [--steps 20] [--rounds 9] [--no-peers]
 
-Both sides run the recipe's model on the same batch in memory: forward passes of both encoders, loss, backward pass,
-optimizer, momentum update, queue. The bare loop is what one would write by hand, without checks, metrics, log,
-schedules or BatchNorm groups: `torch.nn.BatchNorm2d`, `loss.backward()`, `optimizer.step()`. It computes in the
-engine's precision, and its networks are compiled where the engine's are: on a GPU unless `--set engine.compile=off`.
-Rounds alternate, so that noise affects both sides; the row has the quantiles of each side and of the ratios of
-neighboring rounds. Peak memory, of the GPU or of a process on the CPU, is that of processes that run one side only.
+All sides run the recipe's network and optimizer on the same batch in memory: forward passes of both encoders, loss,
+backward pass, optimizer, momentum update, queue. The bare loop is what one would write by hand, without checks,
+metrics, log, schedules or BatchNorm groups: `torch.nn.BatchNorm2d`, `loss.backward()`, `optimizer.step()`. `lightly` is
+the MoCo of lightly's documentation, with its loss, memory bank and momentum update, in a process of its own
+(`make peers`); it does not shuffle the keys' batch. All compute in the engine's precision; networks of the first two
+are compiled where the engine's are: on a GPU unless `--set engine.compile=off`.
+
+Rounds alternate, so that noise affects all sides; the row has the quantiles of each side and of the ratios of
+neighboring rounds, by the clock and by processor time, which other work on the machine changes little. On the CPU it
+also has the processor time of each part of a step; parts add up to the whole. Peak memory, of the GPU or of a process
+on the CPU, is that of processes that run one side only. Takes 2 minutes with the default recipe; 1 with `--quick`.
 """
 
 import argparse
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
@@ -22,40 +31,67 @@ sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "kernels"), str(ROOT / "benchma
 import torch
 import torch.nn.functional as F
 from engine_step import engine_step, random_batch, set_up, timed
+from passes import busy_s
+from peer import NoPeer, Peer, versions
 from rows import append_row, quantiles
 from torch import nn
 
 from sslrun.config import Config, load
 from sslrun.nn.norm import GroupBatchNorm
 from sslrun.plan import choose_machine, device_of
+from sslrun.runtime import heartbeat
+from sslrun.runtime.profile import Parts
 from sslrun.session import build
+
+Mark = Callable[[str], None]
+Round = dict[str, Any]  # of one side: `wall_s`, `core_s`, and `parts_s` on the CPU, per step
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", default=str(ROOT / "configs/quickstart.toml"))
     parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--quick", action="store_true", help="five rounds of eight steps")
     parser.add_argument("--steps", type=int, default=20, help="steps per round")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of each side")
+    parser.add_argument("--no-peers", action="store_true", help="leave out lightly")
     parser.add_argument("--only", choices=SIDES, help="run one side for its peak memory, in MiB")
+    parser.add_argument("--dry-run", action="store_true", help="print, append no row")
     args = parser.parse_args()
-    # One BatchNorm group, so that both sides compute the same, and one micro-batch.
-    config = load(args.config, [*args.overrides])
-    group = config.values["global_batch"]
-    config = load(args.config, [*args.overrides, f"data.samples_per_gpu={group}", f"engine.micro_batch={group}"])
+    if args.quick:
+        args.rounds, args.steps = min(args.rounds, 5), min(args.steps, 8)
+    # One BatchNorm group, so that all sides compute the same, and one micro-batch.
+    group = load(args.config, [*args.overrides]).values["global_batch"]
+    overrides = [*args.overrides, f"data.samples_per_gpu={group}", f"engine.micro_batch={group}"]
+    config = load(args.config, overrides)
     device = device_of(build(config), 0)
     if args.only:
-        timed(SIDES[args.only](config, device), 5, device)
+        timed(SIDES[args.only](config, device, heartbeat.at), 5, device)
         print(peak_mib(device))
         return
-    sides = {name: make(config, device) for name, make in SIDES.items()}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for step in sides.values():
-        timed(step, max(3, args.steps // 4), device)  # warm-up
-    for round_number in range(args.rounds):
-        for name in sorted(sides, reverse=round_number % 2 == 0):  # sides alternate in the first place
-            times[name].append(timed(sides[name], args.steps, device) / args.steps)
-    overhead = [100 * (e / b - 1) for e, b in zip(times["engine"], times["bare"], strict=True)]
+    sides: dict[str, Callable[[int], Round]] = {}
+    for name, make in SIDES.items():
+        sides[name] = own_side(make(config, device, heartbeat.at), device)
+    left_out, peer = {}, None
+    if not args.no_peers and device.type == "cpu":
+        try:
+            peer = Peer("moco.py", {"config": args.config, "overrides": overrides})
+            sides["lightly"] = lambda steps: peer.ask({"steps": steps})
+        except NoPeer as error:
+            left_out["lightly"] = str(error)
+    rounds: dict[str, list[Round]] = {name: [] for name in sides}
+    for side in sides.values():
+        side(max(3, args.steps // 4))  # warm-up
+    loads = []
+    for number in range(args.rounds):
+        names, begin = list(sides), (time.perf_counter(), busy_s())
+        for name in names[number % len(names) :] + names[: number % len(names)]:  # sides take turns in the first place
+            rounds[name].append(sides[name](args.steps))
+        wall, busy = (now - then for now, then in zip((time.perf_counter(), busy_s()), begin, strict=True))
+        own = args.steps * sum(rounds[name][-1]["core_s"] for name in sides)
+        loads.append(max(0.0, (busy - own) / wall))
+    if peer is not None:
+        peer.close()
     machine = choose_machine(build(config), device, 1, 1)
     row = {
         "benchmark": "step",
@@ -65,18 +101,68 @@ def main() -> None:
         "precision": machine.precision,
         "compile": machine.compile,
         "steps": args.steps,
-        "bare_ms": quantiles([1e3 * t for t in times["bare"]]),
-        "engine_ms": quantiles([1e3 * t for t in times["engine"]]),
-        "overhead_pct": quantiles(overhead),
-        "peak_mib" if device.type == "cuda" else "peak_rss_mib": {name: peak_mib_alone(args, name) for name in sides},
+        "sides": {name: figures_of(rounds[name]) for name in sides},
+        "over_bare_pct": {name: over(rounds[name], rounds["bare"]) for name in sides if name != "bare"},
+        "peak_mib" if device.type == "cuda" else "peak_rss_mib": {name: peak_mib_alone(args, name) for name in SIDES},
+        "other_load": quantiles(loads),
+        "load_average": round(os.getloadavg()[1], 1),
+        **({"left_out": left_out} if left_out else {}),
+        "peers": versions(),
     }
-    append_row("step", row)
-    print(f"bare {row['bare_ms']['median']:.2f} ms, engine {row['engine_ms']['median']:.2f} ms per step of {group}")
-    print(f"peak memory: {row.get('peak_mib') or row.get('peak_rss_mib')} MiB")
+    if not args.dry_run:
+        append_row("step", row)
+    for name, figures in row["sides"].items():
+        parts = ", ".join(f"{part} {ms:.2f}" for part, ms in figures.get("parts_core_ms", {}).items())
+        print(f"{name}: {figures['ms']['median']:.2f} ms, {figures['core_ms']['median']:.2f} ms of a core ({parts})")
+    for name, figures in row["over_bare_pct"].items():
+        for clock, pct in figures.items():
+            print(f"{name} over bare, {clock}: {pct['median']:+.2f} % ({pct['p25']:+.2f} to {pct['p75']:+.2f})")
+    for side, reason in left_out.items():
+        print(f"{side} is left out: {reason}")
     print(
-        f"overhead: median {row['overhead_pct']['median']:+.2f} %, quartiles {row['overhead_pct']['p25']:+.2f} "
-        f"{row['overhead_pct']['p75']:+.2f} %"
+        f"peak memory: {row.get('peak_mib') or row.get('peak_rss_mib')} MiB; other load {row['other_load']['median']}"
     )
+
+
+def own_side(step: Callable[[], object], device: torch.device) -> Callable[[int], Round]:
+    """A function that runs a number of steps and returns the seconds of one; with its parts on the CPU."""
+
+    def run(steps: int) -> Round:
+        parts = Parts(time.process_time) if device.type == "cpu" else None
+        core_s = time.process_time()
+        with nullcontext() if parts is None else heartbeat.watched(parts.enter):
+            if parts is not None:
+                parts.start("before the step")
+            wall_s = timed(step, steps, device) / steps
+            if parts is not None:
+                parts.stop()
+        found = {"wall_s": wall_s, "core_s": (time.process_time() - core_s) / steps}
+        if parts is not None:
+            found["parts_s"] = {name: seconds / steps for name, seconds in parts.seconds.items()}
+        return found
+
+    return run
+
+
+def figures_of(rounds: list[Round]) -> dict[str, Any]:
+    """Milliseconds of a step of one side; the parts are means over all rounds, so that they add up to a mean step."""
+    figures: dict[str, Any] = {
+        "ms": quantiles([1e3 * each["wall_s"] for each in rounds]),
+        "core_ms": quantiles([1e3 * each["core_s"] for each in rounds]),
+    }
+    if "parts_s" in rounds[0]:
+        means = {name: sum(each["parts_s"][name] for each in rounds) / len(rounds) for name in rounds[0]["parts_s"]}
+        figures["parts_core_ms"] = {name: round(1e3 * seconds, 3) for name, seconds in means.items()}
+    return figures
+
+
+def over(side: list[Round], bare: list[Round]) -> dict[str, dict[str, float]]:
+    """By how many percent a step takes longer than one of the bare loop, round by round."""
+    pairs = list(zip(side, bare, strict=True))
+    return {
+        "wall": quantiles([100 * (own["wall_s"] / other["wall_s"] - 1) for own, other in pairs]),
+        "core": quantiles([100 * (own["core_s"] / other["core_s"] - 1) for own, other in pairs]),
+    }
 
 
 def peak_mib(device: torch.device) -> float:
@@ -94,8 +180,9 @@ def peak_mib_alone(args: argparse.Namespace, side: str) -> float:
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def bare_loop(config: Config, device: torch.device) -> Callable[[], None]:
-    """A function that runs one step of MoCo v2, written by hand."""
+def bare_loop(config: Config, device: torch.device, mark: Mark) -> Callable[[], None]:
+    """A function that runs one step of MoCo v2, written by hand; `mark` is told the parts of a step, by the engine's
+    names."""
     recipe = build(config)
     machine = choose_machine(recipe, device, 1, 1)
     set_up(machine, device)
@@ -117,20 +204,26 @@ def bare_loop(config: Config, device: torch.device) -> Callable[[], None]:
 
     def run() -> None:
         nonlocal place
+        mark("targets")
         with torch.no_grad(), autocast:
             order = torch.randperm(len(second), device=device)
             k = F.normalize(key(second[order]).float(), dim=1)[order.argsort()]
+        mark("forward")
         with autocast:
             q = F.normalize(query(first).float(), dim=1)
             logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], dim=1) / temperature
             loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=device))
+        mark("backward")
         loss.backward()
+        mark("update")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        mark("momentum")
         with torch.no_grad():
             torch._foreach_lerp_(followers, trained, 1 - model.momentum)
             queue[place : place + len(k)] = k
             place = (place + len(k)) % (len(queue) // len(k) * len(k))
+        mark("before the step")
 
     return run
 
@@ -153,7 +246,15 @@ def use_plain_batch_norm(model: nn.Module) -> None:
             use_plain_batch_norm(child)
 
 
-SIDES: dict[str, Callable[[Config, torch.device], Callable[[], object]]] = {"bare": bare_loop, "engine": engine_step}
+def whole_step(config: Config, device: torch.device, mark: Mark) -> Callable[[], object]:
+    """A function that runs one step of the engine, which tells `heartbeat.at` its parts itself."""
+    return engine_step(config, device)
+
+
+SIDES: dict[str, Callable[[Config, torch.device, Mark], Callable[[], object]]] = {
+    "bare": bare_loop,
+    "engine": whole_step,
+}
 
 
 if __name__ == "__main__":

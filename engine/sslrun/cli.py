@@ -24,6 +24,7 @@ from sslrun.commands.arguments import (
     add_devices,
     fail,
     is_for_cpu,
+    number_of_steps,
 )
 from sslrun.commands.spelling import nearest_choice, require_known_options
 from sslrun.errors import Diverged, RunFailed, UsageError
@@ -215,6 +216,13 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     start.add_argument(
         "--restart", action="store_true", help="set the run folder's old run aside, and start from the beginning"
     )
+    train.add_argument(
+        "--profile",
+        type=number_of_steps,
+        default=0,
+        metavar="N",
+        help="tell where the time of N steps goes: a table and a trace in the run folder's profile/",
+    )
     train.add_argument("--dry-run", action="store_true", help="print the plan without data or GPU")
     train.set_defaults(call=_train)
 
@@ -238,4 +246,4 @@ def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(dry_run(config))
         return DONE
-    return run(config, args.resume, args.command, args.restart)
+    return run(config, args.resume, args.command, args.restart, args.profile)

@@ -35,6 +35,7 @@ from sslrun.runtime import compilation, distributed, heartbeat
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.log import SpeedMeter
 from sslrun.runtime.metrics import of_a_step
+from sslrun.runtime.profile import profiled
 from sslrun.runtime.run_files import CHECKPOINTS, KNN, LOSS, MESSAGES, METRICS, RATE, is_number, rows
 from sslrun.runtime.safetensors_file import require_storable
 from sslrun.runtime.signals import Stopped, StopSignals
@@ -48,7 +49,7 @@ TORN = 1000  # above all exit codes: added to a vote, it says that a step was qu
 GC_INTERVAL = 500  # steps between two garbage collections, at the same steps on all ranks
 
 
-def run(config: Config, resume: str | None, command: str | None, restart: bool = False) -> int:
+def run(config: Config, resume: str | None, command: str | None, restart: bool = False, profile: int = 0) -> int:
     """Trains a recipe; returns the exit code.
 
     Args:
@@ -57,6 +58,7 @@ def run(config: Config, resume: str | None, command: str | None, restart: bool =
             continues from that checkpoint.
         command: the user's command line without --resume, for the advice printed at the end; None for no advice.
         restart: sets a run that the run folder holds aside, and starts from the beginning.
+        profile: number of steps whose time is to be analyzed (`runtime/profile.py`); 0 for none.
     """
     recipe = build(config)
     config = config.with_absolute_paths(Recipe)
@@ -66,7 +68,9 @@ def run(config: Config, resume: str | None, command: str | None, restart: bool =
             signals.last_words.append(lambda code: _say_that_nothing_is_saved(command))
             with config.naming_places():
                 state = prepare(config, recipe, resume, stack, restart)
-            code = _loop(state, signals)
+            folder = None if state.folder is None else state.folder.path
+            with profiled(profile, folder, state.executor.device, state.plan.global_batch):
+                code = _loop(state, signals)
             if state.folder is not None:
                 state.folder.record_end(code)
     except Stopped as stopped:
@@ -139,6 +143,7 @@ def train_step(
     heartbeat.at("update")
     outcome = executor.step(rates)
     applied = outcome.applied is not False
+    heartbeat.at("momentum")
     if applied:
         following = replace(progress, step=progress.step + 1)  # the update after step t uses the schedule at t + 1
         statistics.commit()
@@ -206,6 +211,7 @@ def _loop(run: Run, signals: StopSignals) -> int:
                 executor.optimizer.param_groups, recipe.lr, run.step, plan.steps_per_epoch, plan.total_steps
             )
             metrics, applied = train_step(executor, method, run.statistics, batches, progress, rates)
+            heartbeat.at("logging")
             run.step += 1
             signals.has_nothing_to_save = False
             if is_compiling:

@@ -83,6 +83,13 @@ def _devices(text: str) -> int | str:
     return int(text)
 
 
+def number_of_steps(text: str) -> int:
+    """The type of an option that takes a number of steps from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of steps from 1, not {text!r}")
+    return int(text)
+
+
 def width() -> int:
     """Number of columns for output: the terminal's, 60 to 120; 100 without a terminal."""
     return min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)

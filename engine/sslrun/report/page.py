@@ -20,6 +20,7 @@ from sslrun.report.feature_map import feature_maps
 from sslrun.report.header import header
 from sslrun.report.html import Child, Html, element
 from sslrun.report.neighbors import collect_neighbors, render_neighbors
+from sslrun.report.profile import has_profile, profile
 from sslrun.report.recipe import environments, recipe, recipe_differences
 from sslrun.report.reported_run import ReportedRun, read_run
 from sslrun.report.views import training_views
@@ -64,6 +65,8 @@ def write_report(paths: Sequence[Path], output: Path | None = None, has_images: 
 def render(runs: Sequence[ReportedRun], has_images: bool) -> str:
     """The HTML of the page."""
     sections: list[tuple[str, str, list[Child]]] = [("curves", "Curves", curves(runs))]
+    if any(has_profile(run) for run in runs):
+        sections.append(("profile", "Where the time goes", columns([(run, profile(run)) for run in runs])))
     if len(runs) > 1:
         sections.append(("differences", "Recipe differences", recipe_differences(runs)))
     if has_images:

@@ -62,6 +62,7 @@ class _Main:
 
 
 _main = _Main()
+_watch: Callable[[str], None] | None = None  # is told each place
 
 
 def at(doing: str, step: int | None = None) -> None:
@@ -77,6 +78,20 @@ def at(doing: str, step: int | None = None) -> None:
         last, place = step, 0
     _main.where = (last, place + 1, doing)
     _main.moves += 1
+    if _watch is not None:
+        _watch(doing)
+
+
+@contextlib.contextmanager
+def watched(watch: Callable[[str], None]) -> Iterator[None]:
+    """While inside, `watch` is told the name of each place that the main thread enters with `at`."""
+    global _watch
+    assert _watch is None
+    _watch = watch
+    try:
+        yield
+    finally:
+        _watch = None
 
 
 def enter_collective() -> None:

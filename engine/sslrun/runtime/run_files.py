@@ -4,6 +4,7 @@
     env.json        versions and hardware         metrics.jsonl   one row of metrics per line
     machine.json    what the machine chose        checkpoints/    step_00001234, ...
     state.json      state of the run              eval/           results of `sslrun eval`
+    profile/        what `--profile` found
 
 `run_folder.py` writes them. The readers here work at any time: during the run, after a kill, and on damaged files.
 """
@@ -25,6 +26,7 @@ from sslrun.runtime import folder_lock
 CONFIG, ENVIRONMENT, MACHINE, STATE = "config.toml", "env.json", "machine.json", "state.json"
 STARTS = "starts"  # in machine.json
 METRICS, MESSAGES, CHECKPOINTS, EVAL = "metrics.jsonl", "log.txt", "checkpoints", "eval"
+PROFILE = "profile/profile.json"  # of `--profile`, beside a trace and a table
 
 # Keys in the rows of metrics.jsonl that more than one file knows.
 LOSS, RATE, KNN = "train/loss", "train/lr", "knn/top1_pct"
