@@ -1,7 +1,7 @@
 """The exact stage: the steps of the views that DALI does not do, with PIL's arithmetic.
 
 Steps that may change an image's shape are done image by image, in torch; the steps after the last of them by blocks of
-images of one size. A block goes through runs of steps, with bytes between two runs: in compiled code where all steps of
+images of one size. On the CPU a crop that resizes, if it is the last of the former, belongs to the latter: C does it. A block goes through runs of steps, with bytes between two runs: in compiled code where all steps of
 the run name their operations (`operations.py`), C on the CPU (`native.py`) and Triton on a GPU (`sslkernels.views`), in
 torch otherwise. All give the same bits. On a GPU the block is the whole batch, and a usual run is four launches.
 """
@@ -20,6 +20,7 @@ import torch
 from sslrun.data import native, operations, split
 from sslrun.data.graph import Arguments
 from sslrun.data.transforms import Numbers, Transform
+from sslrun.data.transforms.resampling import Resampling
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 
@@ -132,6 +133,7 @@ class _RemainingSteps:
         count: views of the group in the batch.
         common: steps that all views of an image have in common, done once for each image.
         by_image: whether some of the steps are done image by image.
+        resized: the numbers and the interpolation of the last of them, if compiled code does it.
         runs: the steps after those: programs for compiled code, and lists of steps for torch.
         scales: (2, C) float32, scale and offset of each channel.
     """
@@ -146,6 +148,7 @@ class _RemainingSteps:
         self.by_image = single > 0
         self.size = group.size
         self.common, self._own = steps[:common], steps[common:single]
+        self.resized: tuple[Numbers, str] | None = None
         mean, std = np.array(group.normalize.mean), np.array(group.normalize.std)
         self.scales = torch.from_numpy(np.stack([1 / (255 * std), -mean / std]).astype(np.float32))
         self._compiled = compiled
@@ -160,12 +163,25 @@ class _RemainingSteps:
             else:
                 self.runs.append(run)
 
+        if compiled == "C" and self._own and isinstance(self.runs[0], operations.Program):
+            last, own = self._own[-1]
+            if isinstance(last, Resampling) and type(last).torch_image is Resampling.torch_image:
+                assert (own.size == self.size).all(), "the group has one size from here on"
+                self.resized = own, last.interpolation
+                self._own = self._own[:-1]
+
     def common_part(self, image: torch.Tensor, row: int) -> torch.Tensor:
         """An image (1, C, H, W) uint8 after the steps that its views, of which `row` is the first, have in common."""
         return _one_image(self.common, image, row)
 
     def from_images(self, images: Sequence[torch.Tensor], rows: slice, out: torch.Tensor) -> None:
         """Makes `out[rows]` from one image each, (1, C, H, W) uint8, of `common_part`."""
+        if self.resized is not None:
+            numbers, interpolation = self.resized
+            made = [_one_image(self._own, image, rows.start + i) for i, image in enumerate(images)]
+            contiguous = [image.contiguous(memory_format=torch.channels_last)[0].permute(1, 2, 0) for image in made]
+            self._from_pixels(native.Boxes(contiguous, numbers["box"][rows], interpolation), rows, out)
+            return
         shape = (len(images), *self.size, out.shape[1])
         crops = torch.empty(shape, dtype=torch.uint8, device=out.device).permute(0, 3, 1, 2)
         for i, image in enumerate(images):
@@ -175,11 +191,16 @@ class _RemainingSteps:
     def from_crops(self, crops: Sequence[torch.Tensor], rows: slice, out: torch.Tensor) -> None:
         """Makes `out[rows]` from images that have their size: tensors (n, C, h, w) uint8, contiguous as channels-last,
         which hold the images of `rows` together."""
+        self._from_pixels(crops, rows, out)
+
+    def _from_pixels(self, crops: Sequence[torch.Tensor] | native.Boxes, rows: slice, out: torch.Tensor) -> None:
         last = len(self.runs) - 1
         for place, run in enumerate(self.runs):
             scales = self.scales if place == last else None
             target = out[rows] if place == last else _bytes_like(out[rows])
-            if not isinstance(run, operations.Program):
+            if isinstance(crops, native.Boxes):
+                native.run(run, crops, rows, target, scales)
+            elif not isinstance(run, operations.Program):
                 x = _run_in_torch(run, _one(crops), rows)
                 if scales is not None:
                     scale, offset = scales.to(x.device, non_blocking=True).view(2, 1, -1, 1, 1)

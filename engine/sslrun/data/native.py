@@ -1,8 +1,8 @@
-"""`pixels.c`: color operations, flips and normalization in C for the CPU, compiled on first use and kept in the cache.
+"""`pixels.c` and `resample.c`: what views are made of, in C for the CPU, compiled on first use and kept in the cache.
 
-An accelerator of the exact stage: the operations that a transform names (`operations.py`) give the bits of its torch
-form, so which of the two runs is no part of a recipe. It is three times as fast: bytes instead of floats in memory, one
-call for all operations of a block of images, and no hold on Python's lock. `torch.compile` was measured before: half a
+An accelerator of the exact stage: crops that resize and the operations that a transform names (`operations.py`) give
+the bits of their torch form, so which of the two runs is no part of a recipe. It is three times as fast: bytes instead
+of floats in memory, one call for all that is done to a block of images, and no hold on Python's lock. `torch.compile` was measured before: half a
 minute of compilation, not half a second, for kernels that keep the lock. Without a C compiler the torch forms do the
 work.
 """
@@ -16,6 +16,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +31,7 @@ from sslrun.data.operations import Program
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SOURCE = Path(__file__).with_name("pixels.c")
+_SOURCES = [Path(__file__).with_name(name) for name in ("pixels.c", "resample.c", "resample.h")]
 # No contraction to fused multiply-adds: the bits are to be those of torch, which has none there.
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
@@ -40,14 +43,15 @@ def c_functions() -> Any | None:
     if compiler is None:
         return None
     version = subprocess.run([compiler, "--version"], capture_output=True).stdout
-    key = hashlib.sha256(_SOURCE.read_bytes() + repr(_FLAGS).encode() + version + _processor()).hexdigest()[:16]
+    sources = b"".join(source.read_bytes() for source in _SOURCES)
+    key = hashlib.sha256(sources + repr(_FLAGS).encode() + version + _processor()).hexdigest()[:16]
     try:
         path = _compiled(compiler, cache_dir(), key)
     except OSError:  # no home, or one that cannot be written to
         with tempfile.TemporaryDirectory() as folder:
             path = _compiled(compiler, Path(folder), key)
-            return None if path is None else ctypes.CDLL(str(path))
-    return None if path is None else ctypes.CDLL(str(path))
+            return None if path is None else _loaded(path)
+    return None if path is None else _loaded(path)
 
 
 def is_expected() -> bool:
@@ -65,10 +69,17 @@ def _compiled(compiler: str, folder: Path, key: str) -> Path | None:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f"pixels-{key}.{os.getpid()}.so"  # other ranks may be compiling the same
-    if subprocess.run([compiler, *_FLAGS, "-o", str(beside), str(_SOURCE)], capture_output=True).returncode != 0:
+    sources = [str(source) for source in _SOURCES if source.suffix == ".c"]
+    if subprocess.run([compiler, *_FLAGS, "-o", str(beside), *sources], capture_output=True).returncode != 0:
         return None
     os.replace(beside, path)
     return path
+
+
+def _loaded(path: Path) -> Any:
+    functions = ctypes.CDLL(str(path))
+    functions.sslrun_work.restype = ctypes.c_long
+    return functions
 
 
 def _processor() -> bytes:
@@ -80,22 +91,52 @@ def _processor() -> bytes:
     return b"".join(line for line in lines if line.startswith((b"model", b"flags", b"Features", b"CPU ")))
 
 
-def run(program: Program, pixels: Tensor, rows: slice, out: Tensor, scales: Tensor | None = None) -> None:
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes of images, each to be resized to a view.
+
+    Attributes:
+        images: (H, W, 3) uint8 of each view, of any sizes; a pixel's bytes lie side by side, and so do a row's pixels.
+        boxes: (n, 4) int32, top, left, height and width.
+        interpolation: "bilinear" or "bicubic".
+    """
+
+    images: Sequence[Tensor]
+    boxes: np.ndarray
+    interpolation: str
+
+
+class _Work(threading.local):
+    """Memory to work in, a thread's own, kept: new pages for every block of views would cost more than the work."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, np.ndarray] = {}
+
+    def bytes(self, name: str, count: int) -> ctypes.c_void_p:
+        """The address of `count` bytes or more, a multiple of 64."""
+        memory = self._memory.get(name)
+        if memory is None or len(memory) < count + 64:
+            memory = self._memory[name] = np.empty(count + 64, dtype=np.uint8)
+        return ctypes.c_void_p(-(-memory.ctypes.data // 64) * 64)
+
+
+_work = _Work()
+
+
+def run(program: Program, pixels: Tensor | Boxes, rows: slice, out: Tensor, scales: Tensor | None = None) -> None:
     """Runs a program on a block of images.
 
     Args:
         program: of the whole group of views.
-        pixels: (n, 3, h, w) uint8, contiguous as channels-last.
+        pixels: (n, 3, h, w) uint8, contiguous as channels-last, or what is to be resized to that.
         rows: which of the program's images these are.
         out: (n, 3, h, w), contiguous as channels-last, to be filled: float32 if it is normalized, otherwise uint8.
         scales: (2, 3) float32, scale and offset of each channel; None leaves bytes.
     """
-    count, _, height, width = pixels.shape
+    count, _, height, width = out.shape
     horizontal, vertical = np.zeros((2, 1, 1), dtype=np.float32) if program.taps is None else program.taps
     taps = horizontal.shape[1]
-    assert pixels.permute(0, 2, 3, 1).is_contiguous() and out.permute(0, 2, 3, 1).is_contiguous()
-    planes = np.empty(3 * height * width, dtype=np.uint8)
-    scratch = np.empty((height + 2) * (width + 2 * taps), dtype=np.float32)
+    assert out.permute(0, 2, 3, 1).is_contiguous()
     functions = c_functions()
     assert functions is not None
 
@@ -106,13 +147,26 @@ def run(program: Program, pixels: Tensor, rows: slice, out: Tensor, scales: Tens
     def torch_(tensor: Tensor | None) -> ctypes.c_void_p:
         return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
-    long = ctypes.c_long
+    long, none = ctypes.c_long, ctypes.c_void_p(None)
+    size = long(count), long(height), long(width)
+    if isinstance(pixels, Boxes):
+        images, boxes = pixels.images, np.ascontiguousarray(pixels.boxes, dtype=np.int32)
+        assert all(image.stride()[1:] == (3, 1) for image in images) and len(images) == len(boxes) == count
+        addresses = np.array([image.data_ptr() for image in images], dtype=np.uintp)
+        strides = np.array([image.stride(0) for image in images], dtype=np.int64)
+        kind = ctypes.c_int(("bilinear", "bicubic").index(pixels.interpolation))
+        work = _work.bytes("resize", functions.sslrun_work(numpy(boxes), *size, kind))
+        source = (numpy(addresses), numpy(strides), numpy(boxes), kind, work, none)
+    else:
+        assert pixels.shape == out.shape and pixels.permute(0, 2, 3, 1).is_contiguous()
+        source = (none, none, none, ctypes.c_int(0), none, torch_(pixels))
     scale, offset = (None, None) if scales is None else scales
     floats, as_bytes = (None, out) if scales is None else (out, None)
     functions.sslrun_views(
-        *(torch_(pixels), long(count), long(height), long(width)),
+        *(*source, *size),
         *(numpy(program.codes[rows]), numpy(program.values[rows]), long(program.codes.shape[1])),
         *(numpy(horizontal), numpy(vertical), numpy(program.reaches), long(taps)),
-        *(numpy(program.flips[rows]), torch_(scale), torch_(offset), numpy(planes), numpy(scratch)),
+        *(numpy(program.flips[rows]), torch_(scale), torch_(offset)),
+        *(_work.bytes("planes", 3 * height * width), _work.bytes("blur", 4 * (height + 2) * (width + 2 * taps))),
         *(torch_(floats), torch_(as_bytes)),
     )

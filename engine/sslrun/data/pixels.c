@@ -7,8 +7,7 @@
  * No operation depends on the position of a pixel but for its neighbors on both sides, so a flip may be done at the end.
  */
 
-#include <stdint.h>
-#include <string.h>
+#include "resample.h"
 
 enum { BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, SOLARIZE, BLUR };
 
@@ -145,21 +144,36 @@ static void to_pixels(const uint8_t *x, long height, long width, int flip, uint8
     }
 }
 
+/* Bytes of work that `sslrun_views` needs for boxes (count, 4) of images. */
+long sslrun_work(const int32_t *boxes, long count, long height, long width, int filter) {
+    long bytes = 0;
+    for (long n = 0; n < count; n++) {
+        long own = resample_work(boxes + 4 * n, height, width, filter);
+        if (own > bytes) bytes = own;
+    }
+    return bytes;
+}
+
 /* Does the operations on `count` images, flips them and, where `out` is given, normalizes them.
  *
- * pixels: (count, height, width, 3) bytes. out: (count, height, width, 3) floats, or null: then `bytes` of that shape.
+ * The images are boxes of larger ones, resized; or, where `boxes` is null, `pixels` as they are.
+ *
+ * images, strides, boxes: (count,) first bytes, bytes from row to row, and (count, 4) top, left, height, width.
+ * work: bytes of `sslrun_work`, which start at a multiple of 64. pixels: (count, height, width, 3) bytes. out: (count, height, width, 3) floats, or null: then `bytes` of that shape.
  * operations, values: (count, steps), -1 for none; a blur's value is the row of its taps.
  * horizontal, vertical: (rows, taps), center first. reaches: (rows,) how far a row's taps go.
  * flips: (count,). planes: 3 * height * width bytes to work in. scratch: (height + 2) * (width + 2 * taps) floats.
  */
-void sslrun_views(const uint8_t *pixels, long count, long height, long width, const int32_t *operations, const float *values,
+void sslrun_views(const uint8_t *const *images, const int64_t *strides, const int32_t *boxes, int filter, char *work,
+                  const uint8_t *pixels, long count, long height, long width, const int32_t *operations, const float *values,
                   long steps, const float *horizontal, const float *vertical, const int32_t *reaches, long taps,
                   const uint8_t *flips, const float *scale, const float *offset, uint8_t *planes, float *scratch,
                   float *out, uint8_t *bytes) {
     long area = height * width;
     for (long n = 0; n < count; n++) {
         uint8_t *x = planes;
-        to_planes(pixels + n * 3 * area, area, x, x + area, x + 2 * area);
+        if (boxes) resample(images[n], (long)strides[n], boxes + 4 * n, height, width, filter, x, work);
+        else to_planes(pixels + n * 3 * area, area, x, x + area, x + 2 * area);
         for (long k = 0; k < steps; k++) {
             float value = values[n * steps + k];
             switch (operations[n * steps + k]) {
