@@ -38,7 +38,7 @@ _PLACES = [
     (r"state_dict\.encoder\.", "solo-learn's, of 2021"),
     (r"state_dict\.encoder_q\.0\.", "MMSelfSup's, query encoder"),
     (r"state_dict\.module\.encoder\.", "the SimSiam authors'"),
-    (r"model\.module\.backbone\.", "the Barlow Twins authors'"),
+    (r"model\.module\.backbone\.", "the Barlow Twins or VICReg authors'"),
     (r"classy_state_dict\.base_model\.model\.trunk\.(_feature_blocks\.)?", "VISSL's"),
     (r"target_encoder\.(module\.)?", "the I-JEPA or MSN authors', target encoder"),
     (r"(vit|resnet|deit|vit_msn)\.", "a network of transformers"),
