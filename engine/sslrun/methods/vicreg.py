@@ -57,11 +57,12 @@ class VICReg(Method):
 
     def compare(self, embedded: list[Tensor], progress: Progress) -> Loss:
         with torch.autocast(embedded[0].device.type, enabled=False):  # squared covariances are small differences
-            distance = F.mse_loss(*embedded)
-            hinges, redundancies = zip(*(hinge_and_redundancy(view) for view in embedded), strict=True)
+            first, second = embedded
+            distance = F.mse_loss(first, second)
+            hinges, redundancies = zip(*(hinge_and_redundancy(view) for view in (first, second)), strict=True)
             spread, redundancy = sum(hinges) / 2, sum(redundancies)
             loss = self.invariance * distance + self.variance * spread + self.covariance * redundancy
-        return Loss(loss, {"feature_std": feature_std(embedded[0])})
+        return Loss(loss, {"feature_std": feature_std(first)})
 
 
 def hinge_and_redundancy(x: Tensor) -> tuple[Tensor, Tensor]:
