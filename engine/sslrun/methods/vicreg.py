@@ -21,6 +21,7 @@ from sslrun.nn.feature_std import feature_std
 from sslrun.nn.necks import Neck
 from sslrun.nn.precision import wide
 from sslrun.runtime.distributed import all_gather_rows_with_gradient, all_reduce_mean_with_gradient, world_size
+from sslrun.scheduled import Number, at
 
 
 class VICReg(Method):
@@ -31,7 +32,7 @@ class VICReg(Method):
     Args:
         backbone: the encoder to train.
         neck: projector on top of the backbone, the expander of the paper.
-        invariance: weight of the squared distance between the two views.
+        invariance: weight of the squared distance between the two views. All weights may have a schedule.
         variance: weight of the hinge that keeps the standard deviation of every dimension at 1, mean over the views.
         covariance: weight of the squared covariances of all pairs of dimensions, sum over the views.
     """
@@ -43,9 +44,9 @@ class VICReg(Method):
         self,
         backbone: Backbone,
         neck: Neck,
-        invariance: float = 25.0,
-        variance: float = 25.0,
-        covariance: float = 1.0,
+        invariance: Number = 25.0,
+        variance: Number = 25.0,
+        covariance: Number = 1.0,
     ) -> None:
         super().__init__()
         require_not_negative(invariance=invariance, variance=variance, covariance=covariance)
@@ -61,7 +62,8 @@ class VICReg(Method):
             distance = F.mse_loss(first, second)
             hinges, redundancies = zip(*(hinge_and_redundancy(view) for view in (first, second)), strict=True)
             spread, redundancy = sum(hinges) / 2, sum(redundancies)
-            loss = self.invariance * distance + self.variance * spread + self.covariance * redundancy
+            weights = [at(weight, progress) for weight in (self.invariance, self.variance, self.covariance)]
+            loss = weights[0] * distance + weights[1] * spread + weights[2] * redundancy
         return Loss(loss, {"feature_std": feature_std(first)})
 
 
