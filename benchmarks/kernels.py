@@ -346,7 +346,7 @@ OPERATIONS = {
         odd={"N": 37, "R": 6, "D": 24, "K": 1003},
         shapes={
             "cuda": shapes(FLOAT, {"N": 640, "R": 128, "D": 256, "K": 65536}),
-            "cpu": shapes(FLOAT, {"N": 160, "R": 32, "D": 256, "K": 16384}),
+            "cpu": shapes(FLOAT, *({"N": 10 * B, "R": 2 * B, "D": 256, "K": 16384} for B in (16, 64))),
         },
     ),
     "sinkhorn + soft_cross_entropy": Operation(

@@ -47,6 +47,11 @@ PROTOTYPES = (
     ("methods/swav.py", "scores are divided by epsilon = 0.05 in the exponent of Sinkhorn's iteration"),
     BACKWARD,
 )
+SCORES = (
+    ("methods/dino.py", "scores are divided by 0.04 in the exponent"),
+    ("sslkernels/prototype_cross_entropy.py", "and the student's by 0.1"),
+    BACKWARD,
+)
 MATCHES = (("methods/densecl.py", "rounded similarities of cells would tie in the argmax"),)
 NEAREST = (("nn/clustering.py", "rounded distances to centroids would tie in the argmin"),)
 
@@ -72,6 +77,7 @@ CASES = {
     "barlowtwins": Case("configs/barlowtwins.toml", on_host=(ADDRESSES,), float32=CORRELATION),
     "vicreg": Case("configs/vicreg.toml", on_host=(ADDRESSES,), float32=COVARIANCE),
     "swav": Case("configs/swav.toml", on_host=(ADDRESSES,), float32=PROTOTYPES),
+    "dino": Case("configs/dino.toml", float32=SCORES),
     "densecl": Case("configs/densecl.toml", on_host=(SHUFFLE,), float32=MATCHES),
     "npid": Case("configs/npid.toml", on_host=(NEGATIVES,)),
     "odc": Case("configs/odc.toml", float32=NEAREST, late=("nn/clustering.py",)),
