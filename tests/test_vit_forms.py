@@ -136,6 +136,19 @@ def test_sizes_and_bad_arguments():
             small(**arguments)
 
 
+@pytest.mark.parametrize("ratio", [None, 4.0, 34 / 9])
+def test_a_size_with_another_mlp_is_told(ratio):
+    """SO400m's MLP is narrower than four times the width, and DINOv3's of that width is another one."""
+    with torch.device("meta"):
+        model = VisionTransformer("so400m", mlp_ratio=ratio)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    table = deduce(shapes).arguments()
+    assert table.pop("type") == "VisionTransformer" and table["arch"] == "so400m"
+    with torch.device("meta"):
+        twin = VisionTransformer(**table)
+    assert {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()} == shapes
+
+
 def test_the_published_networks_load():
     """DINOv2's and DINOv3's names and forms, of random weights: shapes are deduced, and the outputs are ours."""
     for options in (

@@ -72,6 +72,8 @@ class VitArchitecture:
         arch, changed = self.arch, _changed(self)
         if arch is None:
             changed |= {"embed_dim": self.embed_dim, "depth": self.depth}
+        if arch is not None and MLP_RATIOS[arch] != self.mlp_ratio:
+            changed |= {"mlp_ratio": self.mlp_ratio}
         if arch is None or SIZES[arch][2] != self.num_heads:
             changed |= {"num_heads": self.num_heads}
         return {"type": "VisionTransformer", **({"arch": arch} if arch else {}), **changed}
