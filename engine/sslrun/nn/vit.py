@@ -164,13 +164,15 @@ class VisionTransformer(Backbone):
             fixed positions more stable (MoCo v3).
         positions: "sine-cosine" adds fixed sines and cosines, as in MoCo v3 and MAE; "learned" adds learned embeddings,
             as in DINO and DINOv2; "rotary" turns queries and keys, as in DINOv3.
-        rotary_rescale: with rotary positions, largest factor of the coordinates in training; 1 for none.
+        rotary_rescale: with rotary positions, largest factor of the coordinates in training; 1 for none. It is drawn
+            for each micro-batch and rank.
         registers: number of learned tokens besides the class token, without a position (Darcet et al. 2024, arXiv
             2309.16588).
         layer_scale: initial factor of each channel of the residual branches (LayerScale); 0 for none.
         mlp: the MLPs: "gelu", or "swiglu" with two thirds of the hidden width, as in DINOv2's giant one.
         drop_path: share of the samples without the last block's branches in training; it rises linearly from 0 in the
-            first block. The others save the time of the branch.
+            first block. The others save the time of the branch. Samples are drawn for each micro-batch and rank, so the
+            gradient depends on how the hardware divides a batch.
         norm_eps: number added to the variance in the norms; DINOv3's published networks have 1e-5.
         mask_token: whether there is a token that stands for masked patches.
         patch_tokens: whether a map of the patches' outputs, (B, D, H / patch_size, W / patch_size), is returned before
