@@ -46,7 +46,7 @@ class DropPath(Stochastic):
 
 
 class RotaryPositions(Stochastic):
-    """Axial rotary positions, as in DINOv3 (Siméoni et al. 2025, arXiv 2508.10104): the numbers of a query and a key
+    """Axial rotary positions, as in DINOv3 (Simeoni et al. 2025, arXiv 2508.10104): the numbers of a query and a key
     are turned in pairs by angles that grow with the patch's row and column.
 
     Coordinates of patch centers go from -1 to 1 along each side, whatever the number of patches: attention between two
@@ -57,7 +57,7 @@ class RotaryPositions(Stochastic):
         head_width: numbers d of a head, a multiple of 4.
         blocks: number of blocks.
         rescale: largest factor of the coordinates in training, 1 for none.
-        base: the longest period; periods are base^(2 j / (d / 2)) for j < d / 4.
+        base: bound of the periods, which are base^(2 j / (d / 2)) for j < d / 4.
     """
 
     periods: Tensor
