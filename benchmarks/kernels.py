@@ -53,6 +53,8 @@ from sslkernels.info_nce import info_nce
 from sslkernels.info_nce import reference as plain_info_nce
 from sslkernels.nt_xent import nt_xent
 from sslkernels.nt_xent import reference as plain_nt_xent
+from sslkernels.prototype_cross_entropy import prototype_cross_entropy
+from sslkernels.prototype_cross_entropy import reference as plain_prototype_cross_entropy
 from sslkernels.sinkhorn import reference as plain_sinkhorn
 from sslkernels.sinkhorn import sinkhorn, sinkhorn_center
 from sslkernels.soft_cross_entropy import reference as plain_soft_cross_entropy
@@ -120,6 +122,14 @@ def loss_and_gradient(function: Callable[..., Any]) -> Callable[..., tuple[Tenso
     return step
 
 
+def loss_and_both_gradients(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+    def step(x: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        loss = function(x, y, *others)
+        return loss.detach(), *torch.autograd.grad(loss, [x, y])
+
+    return step
+
+
 def value(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
     return lambda *arguments: (function(*arguments),)
 
@@ -171,6 +181,15 @@ def sinkhorn_inputs(device: torch.device, dtype: torch.dtype, B: int, K: int) ->
 def soft_cross_entropy_inputs(device: torch.device, dtype: torch.dtype, B: int, K: int) -> tuple[Any, ...]:
     student, teacher = scores(B, K, device, dtype).requires_grad_(), scores(B, K, device, dtype)
     return student, teacher, 0.1, 0.05, teacher.float().mean(dim=0)
+
+
+def prototype_inputs(device: torch.device, dtype: torch.dtype, N: int, R: int, D: int, K: int) -> tuple[Any, ...]:
+    """Rows of the student that meet two targets each."""
+    rows, prototypes = (F.normalize(torch.randn(n, D, device=device, dtype=dtype), dim=1) for n in (N, K))
+    teacher, row = scores(R, K, device, dtype), torch.arange(N, device=device)
+    pairs = torch.stack([row % R, (row + R // 2) % R], dim=1)
+    shares = torch.full((N, 2), 1 / (2 * N), device=device)
+    return rows.requires_grad_(), prototypes.requires_grad_(), teacher, pairs, shares, 0.1, 0.04, teacher.mean(dim=0)
 
 
 def swav_inputs(device: torch.device, dtype: torch.dtype, B: int, K: int) -> tuple[Any, ...]:
@@ -320,6 +339,15 @@ OPERATIONS = {
     "soft_cross_entropy": Operation(
         soft_cross_entropy, plain_soft_cross_entropy, soft_cross_entropy_inputs, loss_and_gradient,
         work=lambda size, B, K: 5 * size * B * K, ceiling="copy", odd={"B": 37, "K": 1003}, shapes=PROTOTYPES,
+    ),
+    "prototype_cross_entropy": Operation(
+        prototype_cross_entropy, plain_prototype_cross_entropy, prototype_inputs, loss_and_both_gradients,
+        work=lambda size, N, R, D, K: (6 * N + 4 * R) * K * D, ceiling="matrix",
+        odd={"N": 37, "R": 6, "D": 24, "K": 1003},
+        shapes={
+            "cuda": shapes(FLOAT, {"N": 640, "R": 128, "D": 256, "K": 65536}),
+            "cpu": shapes(FLOAT, *({"N": 10 * B, "R": 2 * B, "D": 256, "K": 16384} for B in (16, 64))),
+        },
     ),
     "sinkhorn + soft_cross_entropy": Operation(
         swav, plain_swav, swav_inputs, loss_and_gradient,

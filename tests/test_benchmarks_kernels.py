@@ -16,6 +16,7 @@ TINY = {
     "bank_nce": {"B": 4, "D": 16, "K": 9, "bank": 50},
     "sinkhorn": {"B": 4, "K": 9},
     "soft_cross_entropy": {"B": 4, "K": 9},
+    "prototype_cross_entropy": {"N": 6, "R": 2, "D": 8, "K": 9},
     "sinkhorn + soft_cross_entropy": {"B": 4, "K": 9},
     "ema_update_": {"of": "odd"},
     "views": {"B": 2, "side": 40},

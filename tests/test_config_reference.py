@@ -58,6 +58,8 @@ def heading_of(name):
     if "x-module" in TABLES[name]:
         title = TABLES[name]["title"]
         return f"{title} (formats)" if title in ("Timm", "Torchvision") else title
+    if name == "Scheduled":  # at the keys of many numbers
+        return "A number with a schedule"
     key = places(SCHEMA)[name][0]
     table = ".".join(map(str, key[:-1] if key[-1:] == ("N",) else key))
     return f"[[{table}]]" if key[-1:] == ("N",) else f"[{table}]" if key else "The recipe"

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "sslrun": 0,  # the package itself: its exports are imported on first use, by name
     "errors": 0, "started": 0, "number_format": 0, "glossary": 0,
-    "config": 1, "randomness": 1,
+    "config": 1, "randomness": 1, "scheduled": 1,
     "contract": 2,
     "runtime": 3,
     "data": 4, "nn": 4, "optim": 4,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from sslrun.contract import Progress
 from sslrun.errors import UsageError
 from sslrun.optim.policies import (
     Constant,
@@ -311,9 +312,10 @@ def test_groups_have_their_own_rate_and_fixed_ones_keep_theirs():
         {"initial_lr": rate, "fix_lr": fixed, "freeze_iters": 0}
         for rate, fixed in [(1.0, False), (0.1, False), (0.5, True)]
     ]
-    assert learning_rates(groups, CosineAnnealing(by="iter"), 5, 10, 10) == pytest.approx([0.5, 0.05, 0.5])
+    assert learning_rates(groups, CosineAnnealing(by="iter"), Progress(5, 10, 10, 0)) == pytest.approx([0.5, 0.05, 0.5])
 
 
 def test_a_frozen_group_has_no_rate_until_its_time():
     groups = [{"initial_lr": 1.0, "fix_lr": True, "freeze_iters": 3}]
-    assert [learning_rates(groups, CosineAnnealing(), step, 10, 10) for step in (0, 2, 3)] == [[None], [None], [1.0]]
+    rates = [learning_rates(groups, CosineAnnealing(), Progress(step, 10, 10, 0)) for step in (0, 2, 3)]
+    assert rates == [[None], [None], [1.0]]

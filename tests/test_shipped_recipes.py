@@ -64,9 +64,10 @@ def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
             overrides.append(f"{key}={round(value / PIXELS)}")
         elif type(value) is int and value > NUMBERS and name != "depth":
             overrides.append(f"{key}={value // NUMBERS}")
+    unit = config.values["model"]["backbone"].get("patch_size", 1)  # crops consist of whole patches
     for key, value in leaves(config.values["data"]["views"], "data.views"):
         if key.endswith(".size"):
-            overrides.append(f"{key}={round(value / PIXELS)}")
+            overrides.append(f"{key}={max(1, round(value / PIXELS / unit)) * unit}")
     return overrides
 
 

@@ -82,7 +82,9 @@ def _resized(executor: Executor, weights: Mapping[str, Tensor]) -> dict[str, Ten
     shapes = executor.shapes()
     for place, module in executor.method.named_modules():
         name = f"{place}.pos_embed"
-        if not isinstance(module, VisionTransformer) or name not in weights or weights[name].shape == shapes[name]:
+        if not isinstance(module, VisionTransformer) or name not in weights or name not in shapes:
+            continue
+        if weights[name].shape == shapes[name]:
             continue
         grid, (_, places, width) = grid_of(weights[name]), shapes[name]
         if grid is not None and weights[name].shape[2] == width:

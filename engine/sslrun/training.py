@@ -27,7 +27,7 @@ from sslrun.evaluation.collapse import collapse_warning, guessing_warning
 from sslrun.gradient_cache import compared
 from sslrun.nn.norm import RunningStatistics
 from sslrun.number_format import after, percent
-from sslrun.optim import learning_rates
+from sslrun.optim import learning_rates, weight_decays
 from sslrun.plan import Plan, choose_machine, describe, device_of, make_plan
 from sslrun.randomness import Phase
 from sslrun.recipe import Recipe
@@ -125,6 +125,7 @@ def train_step(
     batches: list[Batch],
     progress: Progress,
     rates: list[float | None],
+    decays: list[float] | None = None,
 ) -> tuple[dict[str, Tensor], bool]:
     """One optimizer step on this rank's micro-batches.
 
@@ -141,7 +142,7 @@ def train_step(
             _accumulated(executor, batch, progress, target) for batch, target in zip(batches, targets, strict=True)
         ]
     heartbeat.at("update")
-    outcome = executor.step(rates)
+    outcome = executor.step(rates, decays)
     applied = outcome.applied is not False
     heartbeat.at("momentum")
     if applied:
@@ -207,10 +208,9 @@ def _loop(run: Run, signals: StopSignals) -> int:
             _stop_if_agreed(vote, signals, bool(batches), run.writer, run.stop_code)
             if run.log is not None and run.log.wants_images:
                 run.log.images(run.step, sheet(batches[0], recipe.data.views))
-            rates = learning_rates(
-                executor.optimizer.param_groups, recipe.lr, run.step, plan.steps_per_epoch, plan.total_steps
-            )
-            metrics, applied = train_step(executor, method, run.statistics, batches, progress, rates)
+            groups = executor.optimizer.param_groups
+            rates, decays = learning_rates(groups, recipe.lr, progress), weight_decays(groups, progress)
+            metrics, applied = train_step(executor, method, run.statistics, batches, progress, rates, decays)
             heartbeat.at("logging")
             run.step += 1
             signals.has_nothing_to_save = False

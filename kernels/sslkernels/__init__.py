@@ -10,6 +10,7 @@ from sslkernels.ema_update import ema_update_
 from sslkernels.info_nce import info_nce
 from sslkernels.lars_update import lars_update_, square_sums
 from sslkernels.nt_xent import nt_xent
+from sslkernels.prototype_cross_entropy import prototype_cross_entropy
 from sslkernels.sinkhorn import sinkhorn, sinkhorn_center
 from sslkernels.soft_cross_entropy import soft_cross_entropy
 from sslkernels.views import write_views
@@ -21,6 +22,7 @@ __all__ = [
     "info_nce",
     "lars_update_",
     "nt_xent",
+    "prototype_cross_entropy",
     "sinkhorn",
     "sinkhorn_center",
     "soft_cross_entropy",

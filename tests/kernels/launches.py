@@ -11,6 +11,7 @@ from sslkernels import contrast, ema_update, lars_update
 from sslkernels.bank_nce import bank_nce_triton
 from sslkernels.nt_xent import attraction_triton
 from sslkernels.pixel_operations import BLUR, CONTRAST, NOTHING
+from sslkernels.prototype_cross_entropy import _soften_triton
 from sslkernels.sinkhorn import _assignments_triton, _column_levels_triton
 from sslkernels.soft_cross_entropy import _backward_triton, _forward_triton
 from sslkernels.views import Table, write_views
@@ -117,6 +118,9 @@ LAUNCHES |= {
         (torch.float32, 256, 3000),
     ]
 }
+
+
+LAUNCHES["prototype_cross_entropy: 1024 x 65536"] = lambda: _soften_triton(_meta(1024, 65536), _meta(1024), 0.1)
 
 
 def _views(dtype: torch.dtype, height: int, width: int) -> None:

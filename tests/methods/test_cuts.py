@@ -9,6 +9,7 @@ import test_barlowtwins
 import test_byol
 import test_deepcluster
 import test_densecl
+import test_dino
 import test_moco
 import test_mocov3
 import test_npid
@@ -16,6 +17,7 @@ import test_relative_loc
 import test_rotation_pred
 import test_simclr
 import test_simsiam
+import test_vicreg
 import torch
 import two_views
 from steps import Step, assert_close, piece, pieces, step
@@ -60,6 +62,8 @@ CASES = {
     "BYOL, SyncBN": Case(test_byol.small, two_views.random_batch(8)),
     "SimSiam, SyncBN": Case(test_simsiam.small, two_views.random_batch(8)),
     "BarlowTwins, SyncBN": Case(test_barlowtwins.small, two_views.random_batch(8)),
+    "VICReg, SyncBN": Case(test_vicreg.small, two_views.random_batch(8)),
+    "VICReg, SyncBN, more dimensions": Case(partial(test_vicreg.small, 12), two_views.random_batch(8)),
     "MoCoV3, SyncBN": Case(partial(test_mocov3.small, SyncBN()), test_mocov3.random_batch(16)),
     "RelativeLoc, SyncBN": Case(partial(test_relative_loc.small, SyncBN()), test_relative_loc.random_batch(8)),
     "RotationPred, SyncBN": Case(partial(test_rotation_pred.small, SyncBN()), test_rotation_pred.random_batch(8)),
@@ -67,6 +71,7 @@ CASES = {
     "SimSiam": Case(partial(test_simsiam.small, BN()), two_views.random_batch(16), (4, 8)),
     "MoCo": Case(test_moco.small, two_views.random_batch(32, 16), (4, 8, 16)),
     "DenseCL": Case(test_densecl.small, two_views.random_batch(16, 16), (4, 8)),
+    "DINO": Case(test_dino.small, test_dino.multi_crop(16), (4, 8)),
     "MoCoV3": Case(test_mocov3.small, test_mocov3.random_batch(16), (4, 8)),
     "NPID": Case(test_npid.small, test_npid.random_batch(), (2, 4), 1e-12, 1e-14),
     "RelativeLoc": Case(test_relative_loc.small, test_relative_loc.random_batch(12), (3, 6)),

@@ -220,7 +220,7 @@ def compile_step(config: str, settings: list[str], breaks_in: str | None = None)
         batches = [batch_of(recipe, machine.micro_batch) for _ in range(plan.accumulation)]
         progress = Progress(FIRST_STEP, plan.total_steps, plan.steps_per_epoch, recipe.seed)
         groups = executor.optimizer.param_groups
-        rates = learning_rates(groups, recipe.lr, FIRST_STEP, plan.steps_per_epoch, plan.total_steps)
+        rates = learning_rates(groups, recipe.lr, progress)
         with WatchOutside(mode) as watch:
             train_step(executor, method, statistics, batches, progress, rates)
     outside = {"launches": watch.counts.launches, "gb": round(watch.counts.bytes / 1e9, 3)}

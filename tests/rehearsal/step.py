@@ -113,7 +113,7 @@ def rehearse(recipe: Recipe, plan: Plan, num_steps: int = NUM_STEPS) -> Counts:
                 watch.start()
                 progress = Progress(step, plan.total_steps, plan.steps_per_epoch, recipe.seed)
                 groups = executor.optimizer.param_groups
-                rates = learning_rates(groups, recipe.lr, step, plan.steps_per_epoch, plan.total_steps)
+                rates = learning_rates(groups, recipe.lr, progress)
                 vote.cast(0)
                 made, _ = train_step(executor, method, statistics, batches, progress, rates)
                 metrics.add(made)

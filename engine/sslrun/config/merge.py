@@ -3,6 +3,9 @@
 Tables merge deeply; all other values, lists included, are replaced. A table whose keys are all digits, set over a list,
 edits its elements. `_delete_ = true` in a table drops everything inherited for it, `_delete_ = ["key", ...]` drops
 those keys (for a list: those elements, numbered as inherited); `_delete_` never appears in the result.
+
+A table cannot replace a scalar, nor the reverse, with one exception: a number and a table with the key `schedule`,
+which says how a number changes over a run.
 """
 
 from typing import Any, NoReturn
@@ -11,12 +14,15 @@ from sslrun.config.node import Key, Node, is_index, names, show
 from sslrun.errors import UsageError
 
 DELETE = "_delete_"
+SCHEDULE = "schedule"
 
 
 def merge(old: Node | None, new: Node, key: Key = ()) -> Node:
     """Merges `new` over `old` (None: nothing is inherited), both at `key`."""
     if old is None:
         return _clean(new, key)
+    if (_is_number(old) and _is_schedule(new)) or (_is_schedule(old) and _is_number(new)):
+        return _clean(new, key)._replace(origins=old.origins + new.origins)
     if not isinstance(new.value, dict):
         if isinstance(old.value, dict):
             refused = f"{kind(new.value)} cannot replace the table set at {old.where}"
@@ -49,6 +55,14 @@ def _merge_table(old: Node, new: Node, key: Key) -> Node:
         )
         fail(old, new, key, f"a table cannot replace {kind(old.value)} set at {old.where}{hint}")
     return Node(merged, old.origins + new.origins)
+
+
+def _is_number(node: Node) -> bool:
+    return isinstance(node.value, int | float) and not isinstance(node.value, bool)
+
+
+def _is_schedule(node: Node) -> bool:
+    return isinstance(node.value, dict) and SCHEDULE in node.value
 
 
 def _edited(old: Node, edits: dict[str, Node], key: Key) -> list[Node]:

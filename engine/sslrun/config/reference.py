@@ -28,10 +28,15 @@ from; and `_delete_` in any table, the inherited keys to drop: `true` for all of
 """
 
 
+_SCHEDULED, _ANYWHERE = "#/$defs/Scheduled", ("a number",)  # a table that stands at the keys of many numbers
+
+
 def reference(schema: Schema) -> str:
     """The whole document: the tables of a recipe, then the kinds of components, in the order of a recipe."""
     definitions, where = schema["$defs"], places(schema)
     tables = {f"#/$defs/{name}": where[name][0] for name in where if _is_table(definitions[name])}
+    if tables.pop(_SCHEDULED, None) is not None:
+        tables[_SCHEDULED] = _ANYWHERE
     used_at: dict[str, list[Key]] = {}
     for name, keys_of_it in where.items():
         if "x-tag" in definitions[name]:
@@ -71,6 +76,8 @@ def _header(key: Key) -> str:
     """The TOML header of a table at a key."""
     if not key:
         return "The recipe"
+    if key == _ANYWHERE:
+        return "A number with a schedule"
     return f"`[[{show(key[:-1])}]]`" if key[-1] == "N" else f"`[{show(key)}]`"
 
 
@@ -125,6 +132,8 @@ def _keys(definitions: Schema, table: Schema, tables: dict[str, Key]) -> str:
         takes = expected(definitions, key_schema, _link)
         ref = key_schema.get("$ref") or key_schema.get("items", {}).get("$ref")
         takes = _link(_header(tables[ref]), takes) if ref in tables else takes
+        if any(option.get("$ref") == _SCHEDULED for option in key_schema.get("anyOf", ())):
+            takes = takes.replace("a table", _link(_header(_ANYWHERE), "a table"))
         needed = "; *required*" if key in table["required"] else ""
         lines.append(_filled(f"- `{given}` ({takes}{needed}): {key_schema['description']}", "  "))
     return "\n".join(lines)

@@ -37,6 +37,7 @@ from sslrun.optim.optimizers import LARS, SGD
 from sslrun.optim.policies import CosineAnnealing
 from sslrun.runtime import distributed
 from sslrun.runtime.signals import Stopped, StopSignals
+from sslrun.scheduled import Number, Scheduled
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class Linear(Evaluation):
         """The settings to train, smallest learning rate first."""
         own = self.optimizer
         rates = self.grid.lr or (RATES if own is None else [own.lr])
-        decays = self.grid.weight_decay or (DECAYS if own is None else [own.weight_decay])
+        decays = self.grid.weight_decay or (DECAYS if own is None else [_plain(own.weight_decay)])
         return [Setting(rate, decay) for rate, decay in itertools.product(sorted(rates), sorted(decays))]
 
     def run(self, encoder: FrozenEncoder, partial_result: PartialResult | None = None) -> dict[str, Any]:
@@ -353,3 +354,9 @@ def _best(validated: Scores, num_samples: int) -> int:
 def _finite(value: Tensor) -> float | None:
     """The number, or None (null in JSON) if it is not finite."""
     return value.item() if value.isfinite() else None
+
+
+def _plain(weight_decay: Number) -> float:
+    if isinstance(weight_decay, Scheduled):
+        raise UsageError("eval.linear.optimizer.weight_decay has a schedule; linear classifiers have one weight decay")
+    return weight_decay

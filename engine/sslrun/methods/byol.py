@@ -14,8 +14,9 @@ from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.argument_checks import require_fraction
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import LatentPredictHead
-from sslrun.nn.momentum import cosine_momentum, teacher_of
+from sslrun.nn.momentum import rising, teacher_of
 from sslrun.nn.necks import Neck
+from sslrun.scheduled import Number, at
 
 
 class BYOL(Method):
@@ -27,8 +28,8 @@ class BYOL(Method):
         backbone: the encoder to train.
         neck: projector on top of the backbone.
         head: predictor on top of the neck, and loss. The teacher has no predictor.
-        base_momentum: EMA decay of the teacher at the start of the run, 0 to 1.
-        end_momentum: EMA decay of the teacher at the end of the run, 0 to 1.
+        base_momentum: EMA decay of the teacher at the start of the run, 0 to 1; or a schedule of it.
+        end_momentum: EMA decay of the teacher at the end of the run, 0 to 1, where base_momentum has no schedule.
     """
 
     num_views = 2
@@ -38,7 +39,7 @@ class BYOL(Method):
         backbone: Backbone,
         neck: Neck,
         head: LatentPredictHead,
-        base_momentum: float = 0.99,
+        base_momentum: Number = 0.99,
         end_momentum: float = 1.0,
     ) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class BYOL(Method):
         return Loss(loss, {"feature_std": feature_std(first)})
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
-        momentum = cosine_momentum(self.base_momentum, progress.fraction, self.end_momentum)
+        momentum = at(rising(self.base_momentum, self.end_momentum), progress)
         return [(self.target_backbone, self.backbone, momentum), (self.target_neck, self.neck, momentum)]
 
     def _pair(self, backbone: Backbone, neck: Neck, batch: Batch) -> tuple[Tensor, Tensor]:

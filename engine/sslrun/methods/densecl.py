@@ -26,6 +26,7 @@ from sslrun.nn.momentum import encode_shuffled, teacher_of
 from sslrun.nn.necks import DenseCLNeck
 from sslrun.nn.precision import wide
 from sslrun.nn.queue_and_bank import Queue
+from sslrun.scheduled import Number, at
 
 
 class Keys(NamedTuple):
@@ -55,7 +56,7 @@ class DenseCL(Method):
         head: contrastive loss of both branches.
         queue_len: number K of negative keys of each branch.
         feat_dim: dimension D of the embeddings; must equal the neck's out_channels.
-        momentum: EMA decay of the key encoder, 0 to 1.
+        momentum: EMA decay of the key encoder, 0 to 1, or a schedule of it.
         loss_lambda: weight of the dense loss, 0 to 1; the global loss has the weight 1 - loss_lambda.
         loss_lambda_start_iters: number of optimizer steps at the start of the run that use the global loss alone.
     """
@@ -69,7 +70,7 @@ class DenseCL(Method):
         head: Head,
         queue_len: int = 65536,
         feat_dim: int = 128,
-        momentum: float = 0.999,
+        momentum: Number = 0.999,
         loss_lambda: float = 0.5,
         loss_lambda_start_iters: int = 0,
     ) -> None:
@@ -105,7 +106,8 @@ class DenseCL(Method):
         return Loss((1 - weight) * loss + weight * dense_loss, metrics, carry)
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
-        return [(self.key_backbone, self.backbone, self.momentum), (self.key_neck, self.neck, self.momentum)]
+        momentum = at(self.momentum, progress)
+        return [(self.key_backbone, self.backbone, momentum), (self.key_neck, self.neck, momentum)]
 
     def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:
         self.queue.push(carry["keys"])

@@ -21,6 +21,7 @@ from sslrun.nn.momentum import encode_shuffled, teacher_of
 from sslrun.nn.necks import Neck
 from sslrun.nn.precision import wide
 from sslrun.nn.queue_and_bank import Queue
+from sslrun.scheduled import Number, at
 
 
 class MoCo(Method):
@@ -36,7 +37,7 @@ class MoCo(Method):
         head: contrastive loss.
         queue_len: number K of negative keys.
         feat_dim: dimension D of the embeddings; must equal the neck's out_channels.
-        momentum: EMA decay of the key encoder, 0 to 1.
+        momentum: EMA decay of the key encoder, 0 to 1, or a schedule of it.
     """
 
     num_views = 2
@@ -48,7 +49,7 @@ class MoCo(Method):
         head: Head,
         queue_len: int = 65536,
         feat_dim: int = 128,
-        momentum: float = 0.999,
+        momentum: Number = 0.999,
     ) -> None:
         super().__init__()
         neck.require_out_channels(feat_dim)
@@ -69,7 +70,8 @@ class MoCo(Method):
         return Loss(loss, {"top1_pct": 100 * top1, "feature_std": feature_std(queries)}, {"keys": targets})
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
-        return [(self.key_backbone, self.backbone, self.momentum), (self.key_neck, self.neck, self.momentum)]
+        momentum = at(self.momentum, progress)
+        return [(self.key_backbone, self.backbone, momentum), (self.key_neck, self.neck, momentum)]
 
     def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:
         self.queue.push(carry["keys"])

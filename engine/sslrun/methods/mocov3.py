@@ -23,10 +23,11 @@ from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.argument_checks import require_fraction
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import MoCoV3Head
-from sslrun.nn.momentum import cosine_momentum, teacher_of
+from sslrun.nn.momentum import rising, teacher_of
 from sslrun.nn.necks import Neck
 from sslrun.nn.precision import wide
 from sslrun.runtime.distributed import all_gather_rows, rank, world_size
+from sslrun.scheduled import Number, at
 
 
 class Keys(NamedTuple):
@@ -53,11 +54,12 @@ class MoCoV3(Method):
         neck: projector on top of the backbone.
         head: predictor on top of the neck, and contrastive loss. The key encoder has no predictor.
         base_momentum: EMA decay of the key encoder at the start of the run, 0 to 1; it rises to 1 at the end.
+            Or a schedule of it.
     """
 
     num_views = 2
 
-    def __init__(self, backbone: Backbone, neck: Neck, head: MoCoV3Head, base_momentum: float = 0.99) -> None:
+    def __init__(self, backbone: Backbone, neck: Neck, head: MoCoV3Head, base_momentum: Number = 0.99) -> None:
         super().__init__()
         head.check_fits(neck)
         require_fraction(base_momentum=base_momentum)
@@ -79,7 +81,7 @@ class MoCoV3(Method):
         return Loss(loss + mirrored, {"feature_std": feature_std(queries)})
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
-        momentum = cosine_momentum(self.base_momentum, progress.fraction)
+        momentum = at(rising(self.base_momentum), progress)
         return [(self.key_backbone, self.backbone, momentum), (self.key_neck, self.neck, momentum)]
 
     def _keys(self, images: Tensor) -> Tensor:

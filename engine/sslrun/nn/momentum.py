@@ -1,29 +1,32 @@
 """Momentum encoders (teachers): copies of a student whose weights are a moving average of the student's."""
 
 import copy
-import math
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from sslrun.nn.stochastic import turn_off
 from sslrun.runtime.distributed import exchange_rows, world_size
+from sslrun.scheduled import Number, Scheduled
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def teacher_of(student: ModuleT) -> ModuleT:
-    """A copy without gradients. The executor updates its parameters; its buffers are its own."""
+    """A copy without gradients that draws no random numbers. The executor updates its parameters; its buffers are its
+    own."""
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
+    turn_off(teacher)
     return teacher
 
 
-def cosine_momentum(base: float, fraction: float, end: float = 1.0) -> float:
-    """The momentum after a `fraction` of the run: from `base` to `end` along half a cosine (BYOL: Grill et al. 2020,
-    arXiv 2006.07733, section 3.3)."""
-    return end - (end - base) * (math.cos(math.pi * fraction) + 1) / 2
+def rising(base: Number, end: float = 1.0) -> Number:
+    """The momentum that goes from `base` to `end` along half a cosine (BYOL: Grill et al. 2020, arXiv 2006.07733,
+    section 3.3), unless `base` has a schedule of its own."""
+    return base if isinstance(base, Scheduled) else Scheduled(schedule="cosine", start=base, end=end)
 
 
 def encode_shuffled(

@@ -123,8 +123,8 @@ class NonLinearNeck(Neck):
     """Global average pool and an MLP with batch normalization: hidden layers of linear, norm and ReLU, then a last
     linear layer, with or without norm.
 
-    It is the projector of SimCLR, BYOL, SimSiam, SwAV, Barlow Twins and MoCo v3, and the predictor of BYOL, SimSiam and
-    MoCo v3.
+    It is the projector of SimCLR, BYOL, SimSiam, SwAV, Barlow Twins, VICReg and MoCo v3, and the predictor of BYOL,
+    SimSiam and MoCo v3.
 
     Args:
         in_channels: channels of the input, a feature map or, for a predictor, an embedding.
@@ -167,6 +167,48 @@ class NonLinearNeck(Neck):
         layers.append(nn.Linear(channels, out_channels, with_last_bias))
         if with_last_bn:
             layers.append(norm_cfg.layer(out_channels, with_last_bn_affine))
+        self.mlp = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.mlp(pooled(features))
+
+
+class DINONeck(Neck):
+    """Global average pool and an MLP with GELU: the projector of DINO up to its bottleneck (Caron et al. 2021, arXiv
+    2104.14294, appendix C). Weights begin with a standard deviation of 0.02, biases at 0.
+
+    Args:
+        in_channels: channels of the input, a feature map or features.
+        hid_channels: width of the hidden layers.
+        out_channels: dimension D of the bottleneck.
+        num_layers: number of linear layers, 1 or more.
+        norm_cfg: normalization layer behind each hidden linear layer; none by default.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hid_channels: int = 2048,
+        out_channels: int = 256,
+        num_layers: int = 3,
+        norm_cfg: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive(in_channels=in_channels, hid_channels=hid_channels, out_channels=out_channels)
+        require_positive(num_layers=num_layers)
+        self.out_channels = out_channels
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for _ in range(num_layers - 1):
+            layers.append(nn.Linear(channels, hid_channels))
+            layers += [] if norm_cfg is None else [norm_cfg.layer(hid_channels)]
+            layers.append(nn.GELU())
+            channels = hid_channels
+        layers.append(nn.Linear(channels, out_channels))
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
         self.mlp = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:

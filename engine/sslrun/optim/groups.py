@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from sslrun.errors import UsageError
+from sslrun.scheduled import Number, extremes, plain, product
 
 Kind = Literal["norm", "bias", "embedding"]
 
@@ -28,10 +29,10 @@ class ParamRule:
         kind: kinds of parameters: "norm" for scale and shift of normalization layers, "bias" for every bias, including
             the shift of norms, "embedding" for class and mask tokens and positional embeddings.
         lr: learning rate of these parameters, instead of the optimizer's.
-        lr_mult: factor of the optimizer's learning rate.
+        lr_mult: factor of the optimizer's learning rate, or a schedule of it.
         fix_lr: whether the schedule leaves the learning rate of these parameters constant (SimSiam's predictor).
-        weight_decay: weight decay of these parameters, instead of the optimizer's.
-        weight_decay_mult: factor of the optimizer's weight decay.
+        weight_decay: weight decay of these parameters, or a schedule of it, instead of the optimizer's.
+        weight_decay_mult: factor of the optimizer's weight decay, or a schedule of it.
         momentum: momentum of these parameters, instead of the optimizer's.
         momentum_mult: factor of the optimizer's momentum.
         nesterov: whether these parameters use Nesterov momentum, instead of the optimizer's setting.
@@ -47,10 +48,10 @@ class ParamRule:
     match: str | None = None
     kind: list[Kind] | None = None
     lr: float | None = None
-    lr_mult: float | None = None
+    lr_mult: Number | None = None
     fix_lr: bool | None = None
-    weight_decay: float | None = None
-    weight_decay_mult: float | None = None
+    weight_decay: Number | None = None
+    weight_decay_mult: Number | None = None
     momentum: float | None = None
     momentum_mult: float | None = None
     nesterov: bool | None = None
@@ -76,7 +77,7 @@ class ParamRule:
             if f"{name}_mult" in given:
                 raise UsageError(f"{self} sets both {name} and {name}_mult")
             # torch checks an optimizer's defaults, but not the options of a group.
-            numbers = value if isinstance(value, tuple) else (value,)
+            numbers = value if isinstance(value, tuple) else extremes(value)
             if not all(number >= 0 for number in numbers) or (name == "betas" and max(numbers) >= 1):
                 raise UsageError(f"{self}: {name} cannot be {value}")
 
@@ -98,8 +99,8 @@ class ParamRule:
         """A group's options after this rule; a `_mult` multiplies the optimizer's own value."""
         applied = dict(options)
         for name, value in self.given().items():
-            plain = name.removesuffix("_mult")
-            applied[plain] = value if plain == name else defaults[plain] * value
+            option = name.removesuffix("_mult")
+            applied[option] = value if option == name else product(defaults[option], value)
         return applied
 
 
@@ -126,7 +127,8 @@ def parameter_groups(
     """Groups of a torch optimizer: each has the parameters with equal options, with their names.
 
     Only parameters that require a gradient are included. Groups and their parameters are in the order of the model.
-    Besides every option, a group has `initial_lr` (the base of the schedule), `fix_lr` and `freeze_iters`.
+    Besides every option, a group has `fix_lr`, `freeze_iters`, and what changes over a run as the recipe says it:
+    `initial_lr` (the base of the schedule) and `initial_weight_decay`.
 
     Args:
         named_parameters: names and parameters, as from `module.named_parameters()`.
@@ -154,7 +156,9 @@ def parameter_groups(
         for rule in rules:
             if rule.selects(name, kinds[name]):
                 options = rule.apply(options, known)
-        group = groups.setdefault(tuple(options.values()), {"params": [], **options, "initial_lr": options["lr"]})
+        initial = {f"initial_{key}": options[key] for key in ("lr", "weight_decay") if key in options}
+        numbers = {key: plain(value) for key, value in options.items()}
+        group = groups.setdefault(tuple(options.values()), {"params": [], **numbers, **initial})
         group["params"].append((name, parameter))
     return list(groups.values())
 

@@ -11,6 +11,7 @@ from sslrun.config.component import Component
 from sslrun.errors import UsageError
 from sslrun.optim import lars
 from sslrun.optim.groups import ParamRule, parameter_groups
+from sslrun.scheduled import Number, extremes, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,13 @@ class Optimizer(Component, kind="optimizers"):
 
     Args:
         lr: base learning rate, which the schedule changes during the run.
-        weight_decay: coefficient of the weight decay.
+        weight_decay: coefficient of the weight decay, or a schedule of it.
         paramwise: rules that set other options for some parameters, selected by name or kind.
         grad_clip: limit on the norm of the gradient; none by default.
     """
 
     lr: float
-    weight_decay: float = 0.0
+    weight_decay: Number = 0.0
     paramwise: list[ParamRule] = field(default_factory=list)
     grad_clip: GradClip | None = None
 
@@ -53,12 +54,17 @@ class Optimizer(Component, kind="optimizers"):
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} cannot be {getattr(self, name)}")
+            for number in extremes(getattr(self, name)):
+                if not number >= 0:
+                    raise UsageError(f"{name} cannot be {number}")
 
     def options(self) -> dict[str, Any]:
         """The hyper-parameters of a parameter group."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("paramwise", "grad_clip")}
+
+    def defaults(self) -> dict[str, Any]:
+        """The hyper-parameters that torch's constructor takes, as plain numbers."""
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("paramwise", "grad_clip")}
 
     def create(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """The torch optimizer of the parameters that require a gradient; its groups carry `param_names`.
@@ -94,7 +100,7 @@ class SGD(Optimizer):
     nesterov: bool = False
 
     def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
-        return torch.optim.SGD(groups, **self.options(), **kwargs)
+        return torch.optim.SGD(groups, **self.defaults(), **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +112,12 @@ class AdamW(Optimizer):
         eps: number added to the denominator for numerical stability.
     """
 
-    weight_decay: float = 0.01
+    weight_decay: Number = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
     def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, **self.options(), **kwargs)
+        return torch.optim.AdamW(groups, **self.defaults(), **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,4 +140,4 @@ class LARS(Optimizer):
         return {**super().options(), "lars_exclude": False}
 
     def build(self, groups: list[dict[str, Any]], **kwargs: Any) -> torch.optim.Optimizer:
-        return lars.LARS(groups, **super().options(), **kwargs)
+        return lars.LARS(groups, **self.defaults(), **kwargs)

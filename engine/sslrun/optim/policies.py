@@ -3,12 +3,12 @@
 Each is a function of the step alone; arguments are those of `Schedule.regular`.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from sslrun.errors import UsageError
 from sslrun.optim.schedules import Schedule
+from sslrun.scheduled import anneal
 
 Anneal = Literal["cos", "linear"]
 
@@ -139,7 +139,7 @@ class CosineAnnealing(Annealing):
     """Half a cosine from the base learning rate to the last one, over the whole run."""
 
     def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
-        return _anneal("cos", base, self.end(base), at / total_steps)
+        return anneal("cos", base, self.end(base), at / total_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ class FlatCosineAnnealing(Annealing):
 
     def regular(self, base: float, at: int, unit: int, total_steps: int) -> float:
         start = round(total_steps / unit * self.start_percent) * unit
-        return base if at < start else _anneal("cos", base, self.end(base), _part(at, start, total_steps))
+        return base if at < start else anneal("cos", base, self.end(base), _part(at, start, total_steps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ class CosineRestart(Annealing):
         begin, end = 0, self.end(base)
         for period, weight in zip(self.periods, weights, strict=True):
             if at < begin + period * unit:
-                return _anneal("cos", end + weight * (base - end), end, (at - begin) / (period * unit))
+                return anneal("cos", end + weight * (base - end), end, (at - begin) / (period * unit))
             begin += period * unit
         return end
 
@@ -238,8 +238,8 @@ class Cyclic(Schedule):
         cycle, at = divmod(at, length)
         peak = base * (1 + self.gamma**cycle * (top - 1))
         if at < up:
-            return _anneal(self.anneal_strategy, base, peak, at / up)
-        return _anneal(self.anneal_strategy, peak, base * bottom, _part(at, up, length))
+            return anneal(self.anneal_strategy, base, peak, at / up)
+        return anneal(self.anneal_strategy, peak, base * bottom, _part(at, up, length))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,17 +287,9 @@ class OneCycle(Schedule):
         begin = 0.0
         for until, start, end in phases:
             if at <= until:
-                return _anneal(self.anneal_strategy, start, end, _part(at, begin, until))
+                return anneal(self.anneal_strategy, start, end, _part(at, begin, until))
             begin = until
         return last
-
-
-def _anneal(strategy: Anneal, start: float, end: float, fraction: float) -> float:
-    """From `start` to `end` as `fraction` goes from 0 to 1, and no further."""
-    fraction = min(fraction, 1.0)
-    if strategy == "linear":
-        return start + (end - start) * fraction
-    return end + 0.5 * (start - end) * (math.cos(math.pi * fraction) + 1)
 
 
 def _part(at: float, begin: float, end: float) -> float:

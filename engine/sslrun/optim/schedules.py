@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sslrun.config.component import Component
 from sslrun.errors import UsageError
+from sslrun.scheduled import Position, at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,18 +109,23 @@ class Schedule(Component, kind="schedules", tag="policy"):
         return steps_per_epoch if self.by == "epoch" else 1
 
 
-def learning_rates(
-    groups: Sequence[Mapping[str, Any]], schedule: Schedule, step: int, steps_per_epoch: int, total_steps: int
-) -> list[float | None]:
+def learning_rates(groups: Sequence[Mapping[str, Any]], schedule: Schedule, position: Position) -> list[float | None]:
     """The learning rate of every parameter group for one step; None for a group that is still frozen (`freeze_iters`).
 
     Groups with `fix_lr` keep their base learning rate.
     """
 
     def rate(group: Mapping[str, Any]) -> float | None:
-        if step < group["freeze_iters"]:
+        if position.step < group["freeze_iters"]:
             return None
-        initial: float = group["initial_lr"]
-        return initial if group["fix_lr"] else schedule.value(initial, step, steps_per_epoch, total_steps)
+        initial = at(group["initial_lr"], position)
+        if group["fix_lr"]:
+            return initial
+        return schedule.value(initial, position.step, position.steps_per_epoch, position.total_steps)
 
     return [rate(group) for group in groups]
+
+
+def weight_decays(groups: Sequence[Mapping[str, Any]], position: Position) -> list[float]:
+    """The weight decay of every parameter group for one step."""
+    return [at(group["initial_weight_decay"], position) for group in groups]

@@ -169,12 +169,13 @@ class Executor(ABC):
         # The gradient of this number with respect to the embeddings is `gradients`, without rounding.
         self._backward(torch.stack([(x * y).sum() for x, y in zip(embedded, gradients, strict=True)]).sum())
 
-    def step(self, learning_rates: Sequence[float | None]) -> StepOutcome:
+    def step(self, learning_rates: Sequence[float | None], weight_decays: Sequence[float] | None = None) -> StepOutcome:
         """Check, clip, update, and clear the gradients.
 
         Args:
             learning_rates: one for each parameter group; None leaves the group's parameters unchanged, without weight
                 decay too.
+            weight_decays: one for each parameter group; None for those that the groups had at first.
 
         Raises:
             Diverged: more than `max_skipped_steps` steps in a row were not finite. The weights are those of the last
@@ -182,7 +183,8 @@ class Executor(ABC):
         """
         assert self._micro_batches == self.accumulation, f"{self._micro_batches} micro-batches, not {self.accumulation}"
         self.check()
-        groups = zip(self.optimizer.param_groups, learning_rates, self._weight_decays, strict=True)
+        decays = self._weight_decays if weight_decays is None else weight_decays
+        groups = zip(self.optimizer.param_groups, learning_rates, decays, strict=True)
         for group, learning_rate, weight_decay in groups:
             is_frozen = learning_rate is None
             group |= {"lr": 0.0 if is_frozen else learning_rate, "weight_decay": 0.0 if is_frozen else weight_decay}
