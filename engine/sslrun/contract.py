@@ -28,11 +28,14 @@ class Batch:
             i + B of a group are two views of one image. float32; bfloat16 on CUDA if the step's precision is bf16.
         index: (B,) int64, sample ids in the source.
         label: (B,) int64, or None if the source has no labels. Only supervised methods may read it.
+        masks: one tensor per view group, (num_views x B, T) bool, or None if the group has no mask: True where one of
+            the T patches, row by row, is hidden. Empty for a batch whose maker knows of no masks.
     """
 
     views: list[torch.Tensor]
     index: torch.Tensor
     label: torch.Tensor | None
+    masks: list[torch.Tensor | None] = field(default_factory=list)
 
     def crops(self) -> list[torch.Tensor]:
         """Each view as a separate tensor (B, 3, H, W), in the order of the recipe, over all groups."""
@@ -44,7 +47,9 @@ class Batch:
         def move(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device, non_blocking=True)
 
-        return Batch([move(v) for v in self.views], move(self.index), None if self.label is None else move(self.label))
+        label = None if self.label is None else move(self.label)
+        masks = [None if mask is None else move(mask) for mask in self.masks]
+        return Batch([move(v) for v in self.views], move(self.index), label, masks)
 
 
 @dataclass(frozen=True)

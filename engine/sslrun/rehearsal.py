@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 import sslkernels
 from sslrun.config.component import Component
 from sslrun.contract import Backbone, Batch, Method, Progress
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.nn.norm import set_groups
 from sslrun.nn.without_values import without_values
@@ -100,7 +101,8 @@ def rehearse(
             torch.empty(view.num_views * samples, *view.size, view.channels, dtype=images).permute(0, 3, 1, 2)
             for view in recipe.data.views
         ]
-        batch = Batch(views, torch.empty(samples, dtype=torch.long), torch.empty(samples, dtype=torch.long))
+        masks = [_mask(view, samples) for view in recipe.data.views]
+        batch = Batch(views, torch.empty(samples, dtype=torch.long), torch.empty(samples, dtype=torch.long), masks)
         trail = _Trail(method)
         live = _Live([*method.parameters(), *method.buffers()], views)
         with live, watch or contextlib.nullcontext():
@@ -128,6 +130,13 @@ def rehearse(
         images=_bytes(views),
         activations=live.peak_activations,
     )
+
+
+def _mask(group: ViewGroup, samples: int) -> Tensor | None:
+    if group.mask is None:
+        return None
+    rows, columns = group.mask.grid(group.size)
+    return torch.empty(group.num_views * samples, rows * columns, dtype=torch.bool)
 
 
 def _autocast(precision: str) -> torch.autocast:
