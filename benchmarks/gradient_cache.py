@@ -1,6 +1,6 @@
 """Compares an optimizer step on a whole batch with the same step in parts, with and without the gradient cache.
 
-    python benchmarks/gradient_cache.py [--batch 256] [--rounds 7]
+    python benchmarks/gradient_cache.py [METHOD ...] [--batch 256] [--rounds 7]
     python benchmarks/gradient_cache.py --table      write the table of docs/configs.md from the rows
 
 The methods are those whose loss compares the samples of a batch, with the networks and images of configs/learn and
@@ -23,7 +23,7 @@ from rows import RESULTS, append_row, quantiles
 
 from sslrun.config import load
 
-METHODS = ("simclr", "barlowtwins", "swav")
+METHODS = ("simclr", "barlowtwins", "swav", "vicreg")
 PARTS = 8  # BatchNorm groups
 # By name: number of micro-batches, and whether the gradient cache is on.
 FORMS = {"whole": (1, True), "cached in 2": (2, True), "cached in 8": (8, True), "parts alone, 8": (8, False)}
@@ -34,6 +34,7 @@ CPU = torch.device("cpu")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", default=list(METHODS), help="all by default")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each form; at least two")
     parser.add_argument("--only", nargs=2, metavar=("METHOD", "FORM"), help="print the memory of one form, in MiB")
@@ -46,7 +47,7 @@ def main() -> None:
         timed(step, 3, CPU)
         print(resident_mib("VmHWM") - before)
         return
-    for method in () if args.table else METHODS:
+    for method in () if args.table else args.methods:
         append_row("gradient_cache", measured(method, args.batch, args.rounds))
     write_table()
 

@@ -305,7 +305,7 @@ CHECKPOINTS = {
     ),
     "Barlow Twins": (
         {"epoch": 1, "model": {**under("module.backbone.", NET), **linear("module.projector.0")}},
-        NET, "the Barlow Twins authors'", {"depth": 18}, ["module.projector"],
+        NET, "the Barlow Twins or VICReg authors'", {"depth": 18}, ["module.projector"],
     ),
     "SwAV": (
         {**under("module.", NET), **linear("module.projection_head.0"), "module.prototypes.weight": torch.randn(4, 8)},

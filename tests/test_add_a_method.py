@@ -12,24 +12,24 @@ SHORT = " --set epochs=1 --set data.source.num_images=192 --set data.holdout.num
 
 
 def test_the_example_works_outside_the_tree(tmp_path):
-    long = ("sslrun vicreg.toml", "sslrun vicreg.toml --dry-run")
+    long = ("sslrun align_uniform.toml", "sslrun align_uniform.toml --dry-run")
     printed = follow(DOCUMENT, tmp_path, lambda line: line + SHORT if line.endswith(long) else line)
-    assert 'type = "VICReg"' in printed, "config print"
-    assert re.search(r"^done: .*work_dirs/vicreg", printed, re.MULTILINE), "the run"
+    assert 'type = "AlignUniform"' in printed, "config print"
+    assert re.search(r"^done: .*work_dirs/align_uniform", printed, re.MULTILINE), "the run"
     assert re.search(r"^1 passed", printed, re.MULTILINE), "the reference"
-    assert (tmp_path / "work_dirs/vicreg/metrics.jsonl").exists()
+    assert (tmp_path / "work_dirs/align_uniform/metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("model.variance=-1", "cannot be negative"),
-        ("model.varianze=1", "unknown key of VICReg; did you mean variance"),
-        ('model.covariance="much"', "covariance"),
+        ("model.alignment=-1", "cannot be negative"),
+        ("model.sharpnes=1", "unknown key of AlignUniform; did you mean sharpness"),
+        ('model.uniformity="much"', "uniformity"),
     ],
 )
 def test_a_wrong_argument_is_one_line(tmp_path, setting, expected):
-    assert expected in refusal(DOCUMENT, tmp_path, "vicreg.toml", "--dry-run", "--set", setting)
+    assert expected in refusal(DOCUMENT, tmp_path, "align_uniform.toml", "--dry-run", "--set", setting)
 
 
 @pytest.mark.nightly

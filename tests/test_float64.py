@@ -16,7 +16,7 @@ METHODS = ["quickstart", *(f"learn/{path.stem}" for path in sorted((ROOT / "conf
 SYNC_BN = {
     "learn/npid": ["model.backbone"],
     **{f"learn/{name}": ["model.neck", "model.head.predictor"] for name in ("byol", "mocov3", "simsiam")},
-    **{f"learn/{name}": ["model.neck"] for name in ("barlowtwins", "odc", "simclr", "swav")},
+    **{f"learn/{name}": ["model.neck"] for name in ("barlowtwins", "odc", "simclr", "swav", "vicreg")},
 }
 BATCH, GROUP, GROUPS = 32, 8, {"learn/relative_loc": 32}
 CUTS = [(1, 8), (1, 16), (2, 8), (2, 16), (4, 8)]  # ranks, samples of a micro-batch

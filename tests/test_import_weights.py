@@ -128,8 +128,8 @@ def test_half_precision_becomes_single(capsys, tmp_path):
     ("content", "message"),
     [
         ({**NET, "layer1.0.se.fc.weight": torch.zeros(2, 2)}, "layer1.0.se.fc.weight is part of a network that"),
-        ({**TRANSFORMER, "blocks.0.ls1.gamma": torch.zeros(16)}, "blocks.0.ls1.gamma is part of"),
-        ({**TRANSFORMER, "register_tokens": torch.zeros(1, 4, 16)}, "register_tokens is part of"),
+        ({**TRANSFORMER, "blocks.0.ls1.gamma": torch.zeros(16)}, "blocks.0.ls1.gamma is (16,) instead of (192,)"),
+        ({**TRANSFORMER, "register_tokens": torch.zeros(1, 4, 16)}, "reg_token is (1, 4, 16) instead of (1, 4, 192)"),
         ({**TRANSFORMER, "pos_embed": torch.zeros(1, 18, 192)}, "pos_embed has 18 places"),
         ({**NET, "layer2.1.bn1.running_mean": torch.zeros(16)}, "layer2.1.bn1.running_mean is (16,) instead of (8,)"),
         ({n: t for n, t in NET.items() if ".1.conv" not in n and ".1.bn" not in n}, "a ResNet of (1, 1, 1, 1) basic"),

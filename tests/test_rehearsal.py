@@ -49,8 +49,8 @@ def recipe_of(*settings: str) -> Recipe:
             "model.head: LatentCrossCorrelationHead cannot take (4, 64) and (4, 64) and (",
         ),
         (
-            [f"model.backbone={VIT}", "model.backbone.img_size=32"],
-            "model.backbone: VisionTransformer cannot take (4, 3, 40, 40): images of (40, 40) px, but img_size is 32",
+            [f"model.backbone={VIT}", "model.backbone.patch_size=16", "model.backbone.img_size=32"],
+            "model.backbone: VisionTransformer cannot take (4, 3, 40, 40): images of (40, 40) px do not consist of",
         ),
         (
             [f"model.backbone={VIT}", "model.type=DenseCL", f"model.neck={DENSE_NECK}"],

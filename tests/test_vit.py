@@ -94,9 +94,3 @@ def test_initial_values_and_what_is_frozen():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         VisionTransformer("tiny", depth=1, **arguments)
-
-
-def test_images_of_another_size_are_an_error():
-    model = VisionTransformer("tiny", img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3)
-    with pytest.raises(ValueError, match=r"images of \(40, 40\) px, but img_size is 32"):
-        model(torch.rand(1, 3, 40, 40))

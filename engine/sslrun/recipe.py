@@ -36,9 +36,9 @@ class EngineConfig:
             TORCHINDUCTOR_CACHE_DIR names it, and the log where it is.
         micro_batch: samples on a device at once, a multiple of data.samples_per_gpu; "auto" takes as many as fit, so a
             machine with less memory accumulates gradients.
-        gradient_cache: whether a loss that compares the samples of a batch (SimCLR, Barlow Twins, SwAV) compares those
-            of the whole global batch when gradients are accumulated. Each step then has a second forward pass (Gao et
-            al. 2021, arXiv 2101.06983).
+        gradient_cache: whether a loss that compares the samples of a batch (SimCLR, Barlow Twins, SwAV, VICReg)
+            compares those of the whole global batch when gradients are accumulated. Each step then has a second forward
+            pass (Gao et al. 2021, arXiv 2101.06983).
         split_sync_bn: whether SyncBN may normalize over one micro-batch of all processes where an optimizer step has
             several. Otherwise such a run does not start: statistics over the global batch would need all of its
             activations at once.

@@ -16,6 +16,7 @@ import test_relative_loc
 import test_rotation_pred
 import test_simclr
 import test_simsiam
+import test_vicreg
 import torch
 import two_views
 from steps import Step, assert_close, piece, pieces, step
@@ -60,6 +61,8 @@ CASES = {
     "BYOL, SyncBN": Case(test_byol.small, two_views.random_batch(8)),
     "SimSiam, SyncBN": Case(test_simsiam.small, two_views.random_batch(8)),
     "BarlowTwins, SyncBN": Case(test_barlowtwins.small, two_views.random_batch(8)),
+    "VICReg, SyncBN": Case(test_vicreg.small, two_views.random_batch(8)),
+    "VICReg, SyncBN, more dimensions": Case(partial(test_vicreg.small, 12), two_views.random_batch(8)),
     "MoCoV3, SyncBN": Case(partial(test_mocov3.small, SyncBN()), test_mocov3.random_batch(16)),
     "RelativeLoc, SyncBN": Case(partial(test_relative_loc.small, SyncBN()), test_relative_loc.random_batch(8)),
     "RotationPred, SyncBN": Case(partial(test_rotation_pred.small, SyncBN()), test_rotation_pred.random_batch(8)),

@@ -42,6 +42,7 @@ RATES = ("nn/dropout.py", "a rate for each branch, copied without a wait")
 
 BACKWARD = ("(autograd)", "the backward pass of that product")
 CORRELATION = (("nn/heads.py", "rounding C_ii to bfloat16 would dominate 1 - C_ii"), BACKWARD)
+COVARIANCE = (("methods/vicreg.py", "squared covariances are small beside the variances"), BACKWARD)
 PROTOTYPES = (
     ("methods/swav.py", "scores are divided by epsilon = 0.05 in the exponent of Sinkhorn's iteration"),
     BACKWARD,
@@ -69,6 +70,7 @@ CASES = {
     "simclr": Case("configs/simclr.toml", on_host=(ADDRESSES,)),
     "simsiam": Case("configs/simsiam.toml"),
     "barlowtwins": Case("configs/barlowtwins.toml", on_host=(ADDRESSES,), float32=CORRELATION),
+    "vicreg": Case("configs/vicreg.toml", on_host=(ADDRESSES,), float32=COVARIANCE),
     "swav": Case("configs/swav.toml", on_host=(ADDRESSES,), float32=PROTOTYPES),
     "densecl": Case("configs/densecl.toml", on_host=(SHUFFLE,), float32=MATCHES),
     "npid": Case("configs/npid.toml", on_host=(NEGATIVES,)),
@@ -88,10 +90,11 @@ CASES = {
     "barlowtwins on 8 ranks": Case(
         "configs/barlowtwins.toml", on_host=(ADDRESSES,), ranks=8, groups=8, float32=CORRELATION
     ),
+    "vicreg on 8 ranks": Case("configs/vicreg.toml", on_host=(ADDRESSES,), ranks=8, groups=8, float32=COVARIANCE),
     "mocov3 on 8 ranks": Case("configs/mocov3.toml", on_host=(ADDRESSES,), ranks=8, groups=8),
     "npid on 8 ranks": Case("configs/npid.toml", ranks=8, groups=8, on_host=(NEGATIVES,)),
     "odc on 8 ranks": Case("configs/odc.toml", ranks=8, groups=8, float32=NEAREST, late=("nn/clustering.py",)),
     "deepcluster on 8 ranks": Case("configs/deepcluster.toml", ranks=8, groups=8),
 }
-# LARS: barlowtwins, byol, mocov3, simclr, swav. Multi-crop: swav. SyncBN with its collectives: simclr and others on 8
-# ranks.
+# LARS: barlowtwins, byol, mocov3, simclr, swav, vicreg. Multi-crop: swav. SyncBN with its collectives: simclr and
+# others on 8 ranks.

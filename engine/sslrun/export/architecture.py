@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sslrun.nn.vit import SIZES
+from sslrun.nn.vit import MLP_RATIOS, SIZES
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -46,6 +46,18 @@ class VitArchitecture:
     patch_size: int = 16
     in_channels: int = 3
     mlp_ratio: float = 4.0
+    positions: str = "sine-cosine"
+    registers: int = 0
+    layer_scale: float = 0.0
+    mlp: str = "gelu"
+    norm_eps: float = 1e-6
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the network of Dosovitskiy et al. 2021, which other libraries know as "vit"."""
+        return (self.registers, self.layer_scale, self.mlp, self.norm_eps) == (0, 0.0, "gelu", 1e-6) and (
+            self.positions != "rotary"
+        )
 
     def __str__(self) -> str:
         return f"ViT-{(self.arch or f'{self.embed_dim}x{self.depth}').capitalize()}/{self.patch_size}"
@@ -75,7 +87,9 @@ def architecture_of(table: Mapping[str, Any]) -> Architecture | None:
         given["stages"] = max(given.get("out_indices", [4]))
         return ResNetArchitecture(**{f.name: given[f.name] for f in fields(ResNetArchitecture) if f.name in given})
     if given.get("type") == "VisionTransformer":
-        given = dict(zip(("embed_dim", "depth", "num_heads"), SIZES[given.get("arch", "small")], strict=True)) | given
+        arch = given.get("arch", "small")
+        sizes = dict(zip(("embed_dim", "depth", "num_heads"), SIZES[arch], strict=True))
+        given = {**sizes, "mlp_ratio": MLP_RATIOS[arch], **given}
         return VitArchitecture(**{f.name: given[f.name] for f in fields(VitArchitecture) if f.name in given})
     return None
 

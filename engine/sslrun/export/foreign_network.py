@@ -29,6 +29,7 @@ HEADS = {
     1536: 24,  # DINOv2's g: Oquab et al. 2023 (arXiv 2304.07193)
     1664: 16,  # G: Zhai et al.
 }
+HEADS_OF_DINOV3 = {384: 6, 768: 12, 1024: 16, 1152: 18, 1280: 20, 1536: 24, 4096: 32}  # arXiv 2508.10104
 
 
 def built(architecture: Architecture) -> nn.Module:
@@ -107,7 +108,10 @@ def _vit(shapes: Mapping[str, tuple[int, ...]]) -> VitArchitecture:
             "this vision transformer averages its patches and has its last norm behind that (fc_norm, global_pool = "
             '"avg"); the feature of ours is the normalized output of its class token'
         )
-    if "pos_embed" not in shapes:
+    if any(name.startswith("cls_norm.") for name in shapes):
+        raise UsageError("this vision transformer has a norm of its own for the class token (cls_norm), ours has not")
+    is_rotary = "rope_embed.periods" in shapes
+    if "pos_embed" not in shapes and not is_rotary:
         raise UsageError(
             "this vision transformer has no pos_embed: its positions are of another kind (rotary, relative)"
         )
@@ -121,15 +125,25 @@ def _vit(shapes: Mapping[str, tuple[int, ...]]) -> VitArchitecture:
     width = shapes["cls_token"][-1]
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     _, in_channels, patch_size, _ = shapes["patch_embed.proj.weight"]
-    patches = shapes["pos_embed"][1] - 1
+    patches = (224 // patch_size) ** 2 if is_rotary else shapes["pos_embed"][1] - 1  # rotary: any number
     grid = math.isqrt(patches)
     if grid**2 != patches:
         raise UsageError(f"pos_embed has {patches + 1} places, which are not a class token and a square of patches")
-    hidden = shapes["blocks.0.mlp.fc1.weight"][0]
+    hidden, inner = shapes["blocks.0.mlp.fc1.weight"][0], shapes["blocks.0.mlp.fc2.weight"][1]
+    is_gated = hidden == 2 * inner
+    hidden = inner * 3 // 2 if is_gated else hidden
     ratio = hidden / width
     if int(width * ratio) < hidden:  # by rounding
         ratio = math.nextafter(ratio, math.inf)
-    return VitArchitecture(width, depth, HEADS.get(width, 0), grid * patch_size, patch_size, in_channels, ratio)
+    is_scaled = "blocks.0.ls1.gamma" in shapes
+    registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
+    heads = HEADS_OF_DINOV3.get(width, 0) if is_rotary else HEADS.get(width, 0)
+    return VitArchitecture(
+        width, depth, heads, grid * patch_size, patch_size, in_channels, ratio,
+        positions="rotary" if is_rotary else "learned" if is_scaled or registers else "sine-cosine",
+        registers=registers, layer_scale=1e-5 if is_scaled else 0.0, mlp="swiglu" if is_gated else "gelu",
+        norm_eps=1e-5 if is_rotary else 1e-6,
+    )  # fmt: skip
 
 
 def order_of_waves(positions: Tensor) -> Literal["rows", "columns"] | None:

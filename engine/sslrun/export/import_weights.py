@@ -18,7 +18,13 @@ from sslrun.export.export import make_way, verified
 from sslrun.export.foreign_file import CONFIG, ForeignFile, open_foreign
 from sslrun.export.foreign_network import built, deduce, order_of_waves
 from sslrun.export.tensor_files import KEY, read_safetensors
-from sslrun.export.tensor_names import Names, modules_between_norm_and_layers, networks, with_joined_attention
+from sslrun.export.tensor_names import (
+    Names,
+    modules_between_norm_and_layers,
+    networks,
+    with_joined_attention,
+    with_our_parts,
+)
 from sslrun.export.verify import NotTheSame
 from sslrun.nn.vit import resized_positions
 from sslrun.runtime.safetensors_file import write_tensors
@@ -38,7 +44,7 @@ _PLACES = [
     (r"state_dict\.encoder\.", "solo-learn's, of 2021"),
     (r"state_dict\.encoder_q\.0\.", "MMSelfSup's, query encoder"),
     (r"state_dict\.module\.encoder\.", "the SimSiam authors'"),
-    (r"model\.module\.backbone\.", "the Barlow Twins authors'"),
+    (r"model\.module\.backbone\.", "the Barlow Twins or VICReg authors'"),
     (r"classy_state_dict\.base_model\.model\.trunk\.(_feature_blocks\.)?", "VISSL's"),
     (r"target_encoder\.(module\.)?", "the I-JEPA or MSN authors', target encoder"),
     (r"(vit|resnet|deit|vit_msn)\.", "a network of transformers"),
@@ -117,7 +123,7 @@ def import_weights(
     if heads is not None and heads < 1:
         raise UsageError(f"--heads is {heads}, expected 1 or more")
     foreign = open_foreign(path)
-    tensors = with_joined_attention(foreign.tensors)
+    tensors = with_our_parts(with_joined_attention(foreign.tensors))
     candidates = networks(tensors)
     if not candidates:
         raise UsageError(f"{path} holds no ResNet and no vision transformer whose names are known here{_seen(tensors)}")
@@ -222,8 +228,9 @@ def _architecture(
     _require_computed_alike(foreign.config, architecture)
     if isinstance(architecture, VitArchitecture):
         heads, why = _heads(foreign, architecture, tensors, place, origin, wanted)
-        eps = foreign.config.get("layer_norm_eps", 1e-6)
-        rounding = [] if eps == 1e-6 else [f"its norms add {eps:g} to the variance, ours 1e-06"]
+        eps = foreign.config.get("layer_norm_eps", architecture.norm_eps)
+        adds = f"its norms add {eps:g} to the variance, ours {architecture.norm_eps:g}"
+        rounding = [] if eps == architecture.norm_eps else [adds]
         return replace(architecture, num_heads=heads), [f"{heads} attention heads: {why}", *rounding]
     if wanted is not None:
         raise UsageError(f"--heads is for transformers, and this is a {architecture}")
@@ -282,7 +289,8 @@ def _heads(
         return said, f"as {where} says"
     if wanted is not None:
         return wanted, "as --heads says"
-    width, order = architecture.embed_dim, order_of_waves(tensors["pos_embed"])
+    width = architecture.embed_dim
+    order = order_of_waves(tensors["pos_embed"]) if "pos_embed" in tensors else None
     of_mocov3 = re.search(r"\b(base|momentum)_encoder\.", place) or origin.startswith("MMSelfSup") or order == "rows"
     if width == 384 and of_mocov3:
         return 12, "as in the small transformer of MoCo v3; --heads sets another number"
@@ -315,6 +323,8 @@ def _resized(
     """A transformer for images of another size and its positions, interpolated; a note says so."""
     if not isinstance(architecture, VitArchitecture):
         raise UsageError(f"{path}: --img-size is for transformers, and this is a {architecture}")
+    if "pos_embed" not in tensors:
+        raise UsageError(f"{path}: --img-size is for fixed and learned positions, and these are rotary, for any size")
     if img_size < 1 or img_size % architecture.patch_size:
         raise UsageError(f"{path}: --img-size is {img_size}, expected a multiple of {architecture.patch_size} pixels")
     old, new = architecture.img_size // architecture.patch_size, img_size // architecture.patch_size

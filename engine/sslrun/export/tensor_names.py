@@ -1,9 +1,11 @@
 """How other libraries name the tensors of a ResNet and of a vision transformer. Our names are torchvision's and timm's.
 
 `to_transformers` and `from_transformers` translate names for an export and back; `networks` finds the networks in a
-foreign checkpoint whose names are known here, once `with_joined_attention` has joined what ours has in one tensor.
+foreign checkpoint whose names are known here, once `with_joined_attention` and `with_our_parts` have joined what ours
+has in one tensor.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 
@@ -96,6 +98,45 @@ def with_joined_attention(tensors: Mapping[str, Tensor]) -> Tensors:
         elif match[2] == "query":
             joined[f"{match[1]}qkv{match[3]}"] = torch.cat(parts)
     return joined
+
+
+def with_our_parts(tensors: Mapping[str, Tensor]) -> Tensors:
+    """The tensors of a checkpoint, those of DINOv2's, DINOv3's and timm's transformers in our form.
+
+    Registers are `reg_token`; the first two matrices of a SwiGLU are one; what a mask takes from the bias of queries,
+    keys and values is 0; positions without a place for the class token, as timm's beside registers, get a place of 0.
+    """
+    ours: Tensors = {}
+    for name, tensor in tensors.items():
+        mask = tensors.get(f"{name}_mask") if name.endswith(".qkv.bias") else None
+        if (match := re.fullmatch(r"(.*\.mlp\.)(w\d+)(\.\w+)", name)) is not None:
+            ours |= _gated(tensors, name, *match.groups())
+        elif mask is not None and mask.shape == tensor.shape and mask.layout == tensor.layout == torch.strided:
+            ours[name] = tensor.masked_fill(mask == 0, 0)
+        elif not name.endswith(".qkv.bias_mask"):
+            ours[re.sub(r"(?<!embeddings\.)\b(register_tokens|storage_tokens)$", "reg_token", name)] = tensor
+    for name in [name for name in ours if re.fullmatch(r"(.*\.)?pos_embed", name)]:
+        positions, has_registers = ours[name], f"{name.removesuffix('pos_embed')}reg_token" in ours
+        if has_registers and positions.dim() == 3 and math.isqrt(positions.shape[1]) ** 2 == positions.shape[1] > 1:
+            first = positions[:, :1]
+            if _joins(positions, first.expand_as(positions)):
+                ours[name] = torch.cat([torch.zeros_like(first), positions], dim=1)
+    return ours
+
+
+def _gated(tensors: Mapping[str, Tensor], name: str, place: str, part: str, kind: str) -> Tensors:
+    """A tensor of a SwiGLU by our name: w12 and w3 of DINOv2 are fc1 and fc2, w1 and w2 of DINOv3 together fc1. What is
+    no SwiGLU by its shapes keeps its names."""
+    whole, last = tensors.get(f"{place}w12.weight"), tensors.get(f"{place}w3.weight")
+    first, second = tensors.get(f"{place}w1{kind}"), tensors.get(f"{place}w2{kind}")
+    has_whole = whole is not None and last is not None and whole.shape[:1] == (2 * last.shape[-1],)
+    if part == "w12" and has_whole:
+        return {f"{place}fc1{kind}": tensors[name]}
+    if first is not None and second is not None and _joins(first, second):
+        if part != "w3":
+            return {f"{place}fc1{kind}": torch.cat([first, second])} if part == "w1" else {}
+        return {f"{place}fc2{kind}": tensors[name]}
+    return {f"{place}fc2{kind}" if part == "w3" and has_whole else name: tensors[name]}
 
 
 def _joins(tensor: Tensor, other: Tensor) -> bool:

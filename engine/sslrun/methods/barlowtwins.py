@@ -5,8 +5,7 @@ cross-correlations. As in the paper, each view goes through the network separate
 
 Correlations are computed over the batch of all ranks, and the gradient is that of one process with the whole batch. (In
 the paper's code and in MMSelfSup's, autograd does not see the sum over ranks, so the gradient is divided by the number
-of ranks once too often. LARS compensates for that, except in the parameters that it does not scale.) With accumulation,
-correlations are computed over one micro-batch of all ranks.
+of ranks once too often. LARS compensates for that, except in the parameters that it does not scale.)
 """
 
 from torch import Tensor

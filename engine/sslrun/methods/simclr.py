@@ -5,7 +5,7 @@ through the network in one call and share BatchNorm statistics, as in the paper'
 
 Negatives are the rows of all ranks, and the gradient is that of one process with the whole batch. (MMSelfSup's is
 divided by the number of ranks once too often. LARS compensates for that, except in the parameters that it does not
-scale.) With accumulation, negatives come from one micro-batch of all ranks and are fewer.
+scale.)
 """
 
 import torch

@@ -8,9 +8,8 @@ multi-crop: eq. 7): the loss is the mean over those crops of the cross-entropy o
 A queue of earlier embeddings takes part in Sinkhorn's iteration once it is full (section 4.1, "working with small
 batches"). Targets are stored only as a center of the scores (`sslkernels.sinkhorn_center`).
 
-Assignments are computed over one micro-batch of all ranks, together with the queue. The backbone runs once for each
-group of views, the neck once for all crops, so the neck's BatchNorm normalizes all crops together, as in the authors'
-code.
+Assignments are computed over the global batch, together with the queue. The backbone runs once for each group of views,
+the neck once for all crops, so the neck's BatchNorm normalizes all crops together, as in the authors' code.
 
 Deviations: Sinkhorn's column sums cover all ranks, as in the paper; in MMSelfSup each rank has its own. Prototypes are
 normalized after each step instead of before each forward pass, which gives the same sequence of weights. The queue may

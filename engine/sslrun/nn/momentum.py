@@ -8,15 +8,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from sslrun.nn.stochastic import turn_off
 from sslrun.runtime.distributed import exchange_rows, world_size
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def teacher_of(student: ModuleT) -> ModuleT:
-    """A copy without gradients. The executor updates its parameters; its buffers are its own."""
+    """A copy without gradients that draws no random numbers. The executor updates its parameters; its buffers are its
+    own."""
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
+    turn_off(teacher)
     return teacher
 
 

@@ -123,8 +123,8 @@ class NonLinearNeck(Neck):
     """Global average pool and an MLP with batch normalization: hidden layers of linear, norm and ReLU, then a last
     linear layer, with or without norm.
 
-    It is the projector of SimCLR, BYOL, SimSiam, SwAV, Barlow Twins and MoCo v3, and the predictor of BYOL, SimSiam and
-    MoCo v3.
+    It is the projector of SimCLR, BYOL, SimSiam, SwAV, Barlow Twins, VICReg and MoCo v3, and the predictor of BYOL,
+    SimSiam and MoCo v3.
 
     Args:
         in_channels: channels of the input, a feature map or, for a predictor, an embedding.

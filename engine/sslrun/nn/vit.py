@@ -1,10 +1,11 @@
 """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), parameter names as in timm, without the classifier.
 
-Initialized as in MoCo v3 (Chen, Xie & He 2021, arXiv 2104.02057, section 4): fixed 2-D sine-cosine positional
-embeddings, and a patch projection that keeps its random initial weights, which makes training more stable.
+By its arguments it is that of MoCo v3, DINO, DINOv2 or DINOv3: class token, registers, fixed, learned or rotary
+positions, LayerScale, an MLP with GELU or SwiGLU, stochastic depth, a mask token, images of any size.
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -13,11 +14,23 @@ from torch import Tensor, nn
 
 from sslrun.config.annotations import DefaultOf
 from sslrun.contract import Backbone
-from sslrun.nn.argument_checks import require_positive
+from sslrun.nn.argument_checks import require_not_negative, require_positive, require_rate
 from sslrun.nn.precision import wide
+from sslrun.nn.stochastic import DropPath, RotaryPositions, rotated
 
-# width D, blocks, heads; MoCo v3's small one has 12 heads, not 6.
-SIZES = {"tiny": (192, 12, 12), "small": (384, 12, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
+# width D, blocks, heads; MoCo v3's small one has 12 heads, not 6 as DeiT's and DINO's. huge: Dosovitskiy et al.;
+# so400m: Alabdulmohsin et al. 2023 (arXiv 2305.13035), with 4,304 numbers in its MLPs; giant: DINOv2's.
+SIZES = {
+    "tiny": (192, 12, 12),
+    "small": (384, 12, 12),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "so400m": (1152, 27, 16),
+    "huge": (1280, 32, 16),
+    "giant": (1536, 40, 24),
+}
+MLP_RATIOS = {arch: 4304 / 1152 if arch == "so400m" else 4.0 for arch in SIZES}
+FROZEN_PATCHES = {"sine-cosine": True, "learned": False, "rotary": False}
 
 
 class Attention(nn.Module):
@@ -29,11 +42,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        query, key, value = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+    def forward(self, x: Tensor, waves: Tensor | None = None) -> Tensor:
+        query, key, value = self.heads_of(x, waves)
         x = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+    def heads_of(self, x: Tensor, waves: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, heads, T, D / heads); the first two turned by `waves`, as in `rotated`."""
+        batch, tokens, _ = x.shape
+        query, key, value = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        if waves is not None:
+            query, key = rotated(query, waves), rotated(key, waves)
+        return query, key, value
 
 
 class Mlp(nn.Module):
@@ -48,19 +68,67 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class SwiGlu(nn.Module):
+    """Linear, SiLU of the first half times the second, linear (Shazeer 2020, arXiv 2002.05202). As in DINOv2 a third of
+    the hidden width is left out, which makes up for the third matrix; it is rounded up to a multiple of 8."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+        self.fc1 = nn.Linear(width, 2 * hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(F.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (Touvron et al. 2021, arXiv 2103.17239)."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 class Block(nn.Module):
     """Attention and MLP, each with a norm before it and a residual connection around it."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        mlp: Callable[[int, int], nn.Module],
+        layer_scale: float,
+        drop: float,
+        eps: float,
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.ls1 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = mlp(width, hidden)
+        self.ls2 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
+        self.drop_path = DropPath(drop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, waves: Tensor | None = None) -> Tensor:
+        x = self.drop_path(x, lambda kept: self.ls1(self.attn(self.norm1(kept), waves)))
+        return self.drop_path(x, lambda kept: self.ls2(self.mlp(self.norm2(kept))))
+
+
+class Blocks(nn.Sequential):
+    """Blocks one after another."""
+
+    def forward(self, x: Tensor, waves: Tensor | None = None) -> Tensor:
+        """x (B, T, D); `waves` from `RotaryPositions`."""
+        for number, block in enumerate(self):
+            x = block(x, None if waves is None else waves[:, min(number, waves.shape[1] - 1)])
+        return x
 
 
 class PatchEmbed(nn.Module):
@@ -77,67 +145,151 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(Backbone):
     """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929); its feature is the class token's output (B, D).
 
-    Parameter names are timm's. As in MoCo v3 (arXiv 2104.02057), positional embeddings are fixed sines and cosines.
+    It takes images of any height and width that are multiples of patch_size; crops of several sizes are several calls.
+    Parameter names are timm's. With fixed positions it is initialized as in MoCo v3 (arXiv 2104.02057), with others as
+    in DINO (arXiv 2104.14294): normally distributed weights with a standard deviation of 0.02.
 
     Args:
-        arch: network size: "tiny" (width 192), "small" (384), "base" (768) or "large" (1024). As in MoCo v3, "tiny" and
-            "small" have 12 attention heads.
-        img_size: height and width of the images in pixels.
+        arch: network size: "tiny" (width 192), "small" (384), "base" (768), "large" (1024), "so400m" (1152), "huge"
+            (1280) or "giant" (1536, DINOv2's g). As in MoCo v3, "tiny" and "small" have 12 attention heads; those of
+            DeiT and DINO have 3 and 6.
+        img_size: height and width, in pixels, of images that need no interpolation of fixed or learned positions.
         patch_size: height and width of a patch in pixels; must divide img_size.
-        in_channels: channels of the input images.
-        embed_dim: width D of the tokens; by default that of arch.
+        in_channels: channels of the images.
+        embed_dim: width D; by default that of arch.
         depth: number of blocks; by default that of arch.
         num_heads: number of attention heads; by default that of arch.
-        mlp_ratio: hidden width of the MLPs divided by D.
-        frozen_patch_embed: whether the patch projection keeps its random initial weights, which makes training more
-            stable.
+        mlp_ratio: hidden width of the MLPs divided by D; by default that of arch.
+        frozen_patch_embed: whether the patch projection keeps its random initial weights, which makes training with
+            fixed positions more stable (MoCo v3).
+        positions: "sine-cosine" adds fixed sines and cosines, as in MoCo v3 and MAE; "learned" adds learned embeddings,
+            as in DINO and DINOv2; "rotary" turns queries and keys, as in DINOv3.
+        rotary_rescale: with rotary positions, largest factor of the coordinates in training; 1 for none.
+        registers: number of learned tokens besides the class token, without a position (Darcet et al. 2024, arXiv
+            2309.16588).
+        layer_scale: initial factor of each channel of the residual branches (LayerScale); 0 for none.
+        mlp: the MLPs: "gelu", or "swiglu" with two thirds of the hidden width, as in DINOv2's giant one.
+        drop_path: share of the samples without the last block's branches in training; it rises linearly from 0 in the
+            first block. The others save the time of the branch.
+        norm_eps: number added to the variance in the norms; DINOv3's published networks have 1e-5.
+        mask_token: whether there is a token that stands for masked patches.
+        patch_tokens: whether a map of the patches' outputs, (B, D, H / patch_size, W / patch_size), is returned before
+            the class token's.
     """
+
+    pos_embed: nn.Parameter | None
+    reg_token: nn.Parameter | None
+    mask_token: nn.Parameter | None
+    rope_embed: RotaryPositions | None
 
     def __init__(
         self,
-        arch: Literal["tiny", "small", "base", "large"] = "small",
+        arch: Literal["tiny", "small", "base", "large", "so400m", "huge", "giant"] = "small",
         img_size: int = 224,
         patch_size: int = 16,
         in_channels: int = 3,
         embed_dim: Annotated[int | None, DefaultOf("arch", {name: size[0] for name, size in SIZES.items()})] = None,
         depth: Annotated[int | None, DefaultOf("arch", {name: size[1] for name, size in SIZES.items()})] = None,
         num_heads: Annotated[int | None, DefaultOf("arch", {name: size[2] for name, size in SIZES.items()})] = None,
-        mlp_ratio: float = 4.0,
-        frozen_patch_embed: bool = True,
+        mlp_ratio: Annotated[float | None, DefaultOf("arch", MLP_RATIOS)] = None,
+        frozen_patch_embed: Annotated[bool | None, DefaultOf("positions", FROZEN_PATCHES)] = None,
+        positions: Literal["sine-cosine", "learned", "rotary"] = "sine-cosine",
+        rotary_rescale: float = 1.0,
+        registers: int = 0,
+        layer_scale: float = 0.0,
+        mlp: Literal["gelu", "swiglu"] = "gelu",
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+        mask_token: bool = False,
+        patch_tokens: bool = False,
     ) -> None:
         super().__init__()
         width, blocks, heads = SIZES[arch]
         width, blocks, heads = embed_dim or width, depth or blocks, num_heads or heads
         require_positive(img_size=img_size, patch_size=patch_size, in_channels=in_channels, embed_dim=width)
         require_positive(depth=blocks, num_heads=heads)
+        require_not_negative(registers=registers, layer_scale=layer_scale)
+        require_rate(drop_path=drop_path)
         if img_size % patch_size:
             raise ValueError(f"patch_size is {patch_size}, which does not divide img_size {img_size}")
         if width % heads or width % 4:
             raise ValueError(f"embed_dim is {width}, expected a multiple of 4 and of num_heads, {heads}")
+        if positions == "rotary" and width // heads % 4:
+            raise ValueError(f"a head has {width // heads} numbers, expected a multiple of 4 for rotary positions")
+        if not rotary_rescale >= 1:
+            raise ValueError(f"rotary_rescale is {rotary_rescale}, expected 1 or more")
         self.num_features = width
-        self.img_size, self.patch_size = img_size, patch_size
+        self.img_size, self.patch_size, self.patch_tokens = img_size, patch_size, patch_tokens
         self.patch_embed = PatchEmbed(in_channels, patch_size, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(sine_cosine_positions(img_size // patch_size, width), requires_grad=False)
-        self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio) for _ in range(blocks)))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self._initialize(in_channels * patch_size**2)
-        self.patch_embed.requires_grad_(not frozen_patch_embed)
+        self.reg_token = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
+        self.mask_token = nn.Parameter(torch.zeros(1, width)) if mask_token else None
+        self.pos_embed, self.rope_embed = None, None
+        if positions == "rotary":
+            self.rope_embed = RotaryPositions(width // heads, blocks, rotary_rescale)
+        else:
+            table = sine_cosine_positions(img_size // patch_size, width)
+            self.pos_embed = nn.Parameter(table, requires_grad=positions == "learned")
+        layer = {"gelu": Mlp, "swiglu": SwiGlu}[mlp]
+        hidden = int(width * (mlp_ratio or MLP_RATIOS[arch]))
+        rates = torch.linspace(0, drop_path, blocks, device="cpu").tolist()
+        self.blocks = Blocks(*(Block(width, heads, hidden, layer, layer_scale, rate, norm_eps) for rate in rates))
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        if positions == "sine-cosine":
+            self._initialize_as_mocov3(in_channels * patch_size**2)
+        else:
+            self._initialize_as_dino()
+        is_frozen = FROZEN_PATCHES[positions] if frozen_patch_embed is None else frozen_patch_embed
+        self.patch_embed.requires_grad_(not is_frozen)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        if images.shape[-2:] != (self.img_size, self.img_size):
-            raise ValueError(f"images of {tuple(images.shape[-2:])} px, but img_size is {self.img_size}")
-        tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), self.patch_embed(images)], dim=1)
-        return [self.norm(self.blocks(tokens + self.pos_embed))[:, 0]]
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        """The class token's output (B, D); before it the map of the patches' outputs, if patch_tokens is set.
+
+        Args:
+            images: (B, C, H, W).
+            mask: (B, T) bool, patches that the mask token stands for, row by row.
+
+        Raises:
+            ValueError: the images do not consist of whole patches, or there is no mask token.
+        """
+        height, rest_of_height = divmod(images.shape[-2], self.patch_size)
+        width, rest_of_width = divmod(images.shape[-1], self.patch_size)
+        if rest_of_height or rest_of_width or not height or not width:
+            size = tuple(images.shape[-2:])
+            raise ValueError(f"images of {size} px do not consist of patches of {self.patch_size} px (patch_size)")
+        patches = self.patch_embed(images)
+        if mask is not None:
+            if self.mask_token is None:
+                raise ValueError("masked patches need mask_token = true")
+            patches = torch.where(mask.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
+        tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches], dim=1)
+        if self.pos_embed is not None:
+            tokens = tokens + self._positions(height, width)
+        if self.reg_token is not None:
+            tokens = torch.cat([tokens[:, :1], self.reg_token.expand(len(tokens), -1, -1), tokens[:, 1:]], dim=1)
+        waves = None if self.rope_embed is None else self.rope_embed(height, width)
+        outputs = self.norm(self.blocks(tokens, waves))
+        if not self.patch_tokens:
+            return [outputs[:, 0]]
+        patches = outputs[:, outputs.shape[1] - height * width :]
+        return [patches.transpose(1, 2).unflatten(2, (height, width)), outputs[:, 0]]
 
     def layers(self) -> list[list[str]]:
         blocks = [[f"blocks.{number}"] for number in range(len(self.blocks))]
-        return [["cls_token", "pos_embed", "patch_embed"], *blocks]
+        tokens = [name for name in ("reg_token", "mask_token") if getattr(self, name) is not None]
+        positions = [] if self.pos_embed is None else ["pos_embed"]
+        return [["cls_token", *positions, "patch_embed", *tokens], *blocks]
 
     def branches(self) -> list[nn.Module]:
         return [branch for module in self.blocks for branch in (module.attn, module.mlp)]  # type: ignore[misc]
 
-    def _initialize(self, patch_numbers: int) -> None:
+    def _positions(self, height: int, width: int) -> Tensor:
+        """(1, 1 + T, D), interpolated if the grid of patches is not that of img_size."""
+        assert self.pos_embed is not None
+        own = self.img_size // self.patch_size
+        return self.pos_embed if (height, width) == (own, own) else resized_positions(self.pos_embed, (height, width))
+
+    def _initialize_as_mocov3(self, patch_numbers: int) -> None:
         """Xavier uniform; the patch projection counts as one matrix, query, key and value as three."""
         width = self.num_features
         for module in self.modules():
@@ -153,6 +305,18 @@ class VisionTransformer(Backbone):
         assert self.patch_embed.proj.bias is not None
         nn.init.zeros_(self.patch_embed.proj.bias)
         nn.init.normal_(self.cls_token, std=1e-6)
+        if self.reg_token is not None:
+            nn.init.normal_(self.reg_token, std=1e-6)
+
+    def _initialize_as_dino(self) -> None:
+        """Truncated normal; the patch projection has torch's initial weights, the mask token is 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        for token in (self.cls_token, self.reg_token, self.pos_embed):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
 
 
 def sine_cosine_positions(grid: int, width: int, temperature: float = 10000.0) -> Tensor:
@@ -173,14 +337,19 @@ def grid_of(positions: Tensor) -> int | None:
     return grid if 1 + grid**2 == positions.shape[1] else None
 
 
-def resized_positions(positions: Tensor, grid: int) -> Tensor:
-    """Positional embeddings (1, 1 + g^2, D), class token first, for another grid of patches: (1, 1 + grid^2, D).
+def resized_positions(positions: Tensor, grid: int | tuple[int, int]) -> Tensor:
+    """Positional embeddings (1, 1 + g^2, D), class token first, for another grid: (1, 1 + rows * columns, D).
 
     Those of the patches are interpolated bicubically, without antialiasing; that of the class token is kept. It is what
     MAE (He et al. 2022, arXiv 2111.06377) and DINOv2 (Oquab et al. 2023, arXiv 2304.07193, with an offset of 0) do.
+
+    Args:
+        positions: the embeddings of a square grid.
+        grid: rows and columns of the new grid; one number for a square.
     """
     own = grid_of(positions)
     assert own is not None, tuple(positions.shape)
+    size = (grid, grid) if isinstance(grid, int) else grid
     patches = wide(positions[:, 1:]).unflatten(1, (own, own)).permute(0, 3, 1, 2)
-    patches = F.interpolate(patches, (grid, grid), mode="bicubic", align_corners=False)
+    patches = F.interpolate(patches, size, mode="bicubic", align_corners=False)
     return torch.cat([wide(positions[:, :1]), patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

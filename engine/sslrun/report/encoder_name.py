@@ -52,6 +52,9 @@ def encoder_facts(config: Config | None) -> EncoderFacts:
         return EncoderFacts(name, None, None)
 
 
+_SHORT = {"giant": "g", "so400m": "SO400m"}
+
+
 def encoder_name(table: dict[str, Any]) -> str:
     """The encoder of a table [model.backbone], such as "ResNet-50" and "ViT-S/16, 96 px"."""
     kind = str(table.get("type", "–"))
@@ -59,7 +62,8 @@ def encoder_name(table: dict[str, Any]) -> str:
         return _with_details(f"ResNet-{table.get('depth', '?')}", table, _RESNET)
     if kind == "VisionTransformer":
         own = any(table.get(key) is not None for key in ("embed_dim", "depth", "num_heads"))
-        size = "" if own else f"-{str(table.get('arch', 'small'))[0].upper()}"
+        arch = str(table.get("arch", "small"))
+        size = "" if own else f"-{_SHORT.get(arch, arch[0].upper())}"
         return _with_details(f"ViT{size}/{table.get('patch_size', 16)}", table, _TRANSFORMER)
     if isinstance(table.get("backbone"), dict):  # a network behind a fixed filter
         return f"{kind} + {encoder_name(table['backbone'])}"

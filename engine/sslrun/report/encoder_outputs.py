@@ -270,18 +270,16 @@ def class_attention(backbone: VisionTransformer, images: Tensor) -> Tensor:
     """
     block: Any = backbone.blocks[-1]
     attend: Attention = block.attn
-    inputs: list[Tensor] = []
-    hook = attend.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    inputs: list[tuple[Any, ...]] = []
+    hook = attend.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments))
     try:
         backbone(images)
     finally:
         hook.remove()
-    tokens = inputs[0]
-    batch, length, width = tokens.shape
-    query, key, _ = attend.qkv(tokens).view(batch, length, 3, attend.heads, -1).permute(2, 0, 3, 1, 4).unbind()
-    scores = (query[:, :, :1] @ key.transpose(-2, -1)) * (width // attend.heads) ** -0.5
-    grid = round((length - 1) ** 0.5)
-    return scores.softmax(dim=-1)[:, :, 0, 1:].reshape(batch, -1, grid, grid).float()
+    query, key, _ = attend.heads_of(*inputs[0])
+    scores = (query[:, :, :1] @ key.transpose(-2, -1)) * query.shape[-1] ** -0.5
+    rows, columns = (side // backbone.patch_size for side in images.shape[-2:])
+    return scores.softmax(dim=-1)[:, :, 0, -rows * columns :].unflatten(-1, (rows, columns)).float()
 
 
 def _prepared(outputs: EncoderOutputs, source: Source, ids: np.ndarray, transforms: list[Transform]) -> Tensor:
