@@ -74,7 +74,7 @@ def samples(source, cursor, **options):
                 int(batch.index[row]),
                 int(batch.label[row]),
                 rows[row].numpy().tobytes(),
-                batch.masks[1][row].numpy().tobytes(),
+                batch.masks[1].hidden[row].numpy().tobytes(),
             )
     return rows_at
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslrun.contract import Batch
+from sslrun.contract import Batch, PatchMask
 from sslrun.data.masks import BlockMask, InverseBlockMask, Mask, MaskDraws, RandomMask, masks_of
 from sslrun.data.transforms import CenterCrop
 from sslrun.data.views import ViewGroup
@@ -138,9 +138,19 @@ def test_masks_of_a_batch_follow_the_numbers_of_views() -> None:
 
 
 def test_a_batch_takes_its_masks_to_a_device() -> None:
-    mask = torch.ones(2, 4, dtype=torch.bool)
+    mask = PatchMask(torch.ones(2, 4, dtype=torch.bool), 8)
     batch = Batch([torch.zeros(2, 3, 4, 4)], torch.arange(2), None, [mask, None]).to(torch.device("meta"))
-    assert batch.masks[0] is not None and batch.masks[0].device.type == "meta" and batch.masks[1] is None
+    assert batch.masks[0] is not None and batch.masks[0].hidden.device.type == "meta" and batch.masks[1] is None
+
+
+def test_places_are_those_of_visible_and_hidden_patches_in_order() -> None:
+    hidden = torch.from_numpy(RandomMask(0.6, patch_size=4).draw(draws_of(9), (3, 5))).flatten(1)
+    visible, rest = PatchMask(hidden, int(hidden.sum())).places()
+    for row in range(9):
+        assert visible[row].tolist() == (~hidden[row]).nonzero().flatten().tolist()
+        assert rest[row].tolist() == hidden[row].nonzero().flatten().tolist()
+    with pytest.raises(UsageError, match="same number of patches"):
+        PatchMask(hidden, int(hidden.sum()) - 1).places()
 
 
 @pytest.mark.parametrize(
