@@ -45,8 +45,8 @@ class PatchMask:
         return count
 
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The visible patches (N, T - n) and the hidden patches (N, n) of each view, int64, each in the order of the image;
-        n is `hidden_per_view`."""
+        """The visible patches (N, T - n) and the hidden patches (N, n) of each view, int64, both in the order of the
+        image; n is `hidden_per_view`."""
         order = self.hidden.to(torch.uint8).argsort(dim=1, stable=True)
         visible = self.hidden.shape[1] - self.hidden_per_view
         return order[:, :visible], order[:, visible:]
