@@ -134,11 +134,13 @@ def rehearse(
     )
 
 
-def masks_like(views: Sequence[ViewGroup], samples: int) -> list[PatchMask | None]:
+def masks_like(
+    views: Sequence[ViewGroup], samples: int, device: torch.device | str = "cpu"
+) -> list[PatchMask | None]:
     """Masks of the shapes of a batch, with the numbers of hidden patches of the first samples of an epoch."""
     drawn = masks_of(views, 0, 0, np.arange(samples))
     return [
-        None if mask is None else PatchMask(torch.empty(len(mask), mask[0].size, dtype=torch.bool), int(mask.sum()))
+        None if mask is None else PatchMask(torch.empty(len(mask), mask[0].size, dtype=torch.bool, device=device), int(mask.sum()))
         for mask in drawn
     ]
 
