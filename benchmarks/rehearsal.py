@@ -39,7 +39,7 @@ def main() -> None:
         names, count = args.cases or list(CASES), args.processes
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(count) as pool:
             library = compiled(Path(folder))
-            jobs = [(names[part::count], form) for form in FORMS for part in range(count)]
+            jobs = [(names[part::count], form) for form in FORMS for part in range(min(count, len(names)))]
             for found in pool.map(lambda job: counted(library, *job), jobs):
                 rows |= {(row["case"], row["size"]): row for row in found}
                 order = [(name, form) for form in FORMS for name in CASES]

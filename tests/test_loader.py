@@ -19,6 +19,7 @@ import small_run
 from sslrun.data import loader as loader_module
 from sslrun.data import reading
 from sslrun.data.loader import Loader
+from sslrun.data.masks import BlockMask
 from sslrun.data.order import Order, Sequential
 from sslrun.data.pipeline import Pipeline
 from sslrun.data.sources.image_folder import ImageFolder
@@ -48,7 +49,8 @@ def source(tmp_path_factory):
 def views():
     crop = [RandomResizedCrop(24, scale=[0.2, 1.0]), ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), RandomHorizontalFlip()]
     small = [RandomResizedCrop(16, scale=[0.05, 0.2]), RandomHorizontalFlip(), Normalize()]
-    return [ViewGroup(2, [*crop, Normalize()]), ViewGroup(1, small)]
+    mask = BlockMask([0.2, 0.6], probability=0.5, samples=4, patch_size=4)
+    return [ViewGroup(2, [*crop, Normalize()]), ViewGroup(1, small, mask)]
 
 
 def cursor(batch_size, epochs=2, start=0):
@@ -60,7 +62,7 @@ def cursor(batch_size, epochs=2, start=0):
 
 
 def samples(source, cursor, **options):
-    """(epoch, position) -> id, label and the bytes of all views of the sample there."""
+    """(epoch, position) -> id, label and the bytes of all views and masks of the sample there."""
     options = {"seed": 5, "batch_size": 32, "sampler": Order(len(source), options.get("seed", 5))} | options
     items = list(cursor)
     rows_at = {}
@@ -72,6 +74,7 @@ def samples(source, cursor, **options):
                 int(batch.index[row]),
                 int(batch.label[row]),
                 rows[row].numpy().tobytes(),
+                batch.masks[1].hidden[row].numpy().tobytes(),
             )
     return rows_at
 
@@ -108,7 +111,7 @@ def test_another_seed_epoch_or_position_changes_the_pixels(source, reference):
     assert all(other_seed[key][0] == expected[key][0] for key in other_seed)
     assert not any(other_seed[key][2] == expected[key][2] for key in other_seed)
     by_sample = {}
-    for (epoch, position), (sample, _, pixels) in expected.items():
+    for (epoch, position), (sample, _, pixels, _) in expected.items():
         by_sample.setdefault(sample, []).append((epoch, position, pixels))
     assert all(len({pixels for *_, pixels in seen}) == len(seen) >= 2 for seen in by_sample.values())
     assert any(len({epoch for epoch, *_ in seen}) < len(seen) for seen in by_sample.values())  # filled up, own crops

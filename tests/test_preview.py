@@ -19,6 +19,7 @@ from sslrun.cli import main
 from sslrun.config import load
 from sslrun.data import pil_twins
 from sslrun.data.graph import view_arguments
+from sslrun.data.masks import MaskDraws, RandomMask
 from sslrun.data.transforms import (
     CenterCrop,
     RandomCrop,
@@ -33,6 +34,7 @@ from sslrun.data.views import ViewGroup
 from sslrun.preview import as_text, describe, draw, load_samples, pil_versions
 from sslrun.preview.description import part_of_original
 from sslrun.preview.grid import AMPLIFIED, difference, lay_out
+from sslrun.preview.samples import HIDDEN
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
 COLORS = """
@@ -173,7 +175,8 @@ def test_draws_are_readable(capsys, recipe):
                 {"type": "ColorJitter", "applied": True, "order": ["hue", "contrast"], "hue_degrees": -12.345678},
                 {"type": "RandomGrayscale", "applied": True},
                 {"type": "GaussianBlur", "applied": False},
-            ]}], "in_place_of": "/there/dog.jpg"}  # fmt: skip
+            ], "mask": {"type": "RandomMask", "patches": 9, "hidden": [0, 1, 4]},
+        }], "in_place_of": "/there/dog.jpg"}  # fmt: skip
     assert as_text({"samples": [described]}).splitlines() == [
         "position 7: cat\\udcff.jpg (in place of dog.jpg, which is bad), label 3 (cat), 30 x 40 px",
         "  view 1, 8 x 9 px, of 20 x 30 px at row 1, column 2.5 of the original",
@@ -181,7 +184,25 @@ def test_draws_are_readable(capsys, recipe):
         "    ColorJitter           order hue > contrast, hue -12.35 degrees",
         "    RandomGrayscale       applied",
         "    GaussianBlur          not applied",
+        "    RandomMask            hides 3 of 9 patches",
     ]
+
+
+def test_hidden_patches_are_gray_and_those_of_the_run(capsys, recipe):
+    masked = ["--set", 'data.views.1.mask={type="RandomMask", patch_size=4, ratio=0.5}', "--samples", 3]
+    code, out, err = previewed(capsys, recipe, *masked, "--json", "-o", "grid.png")
+    assert code == 0, err
+    described = [sample["views"] for sample in json.loads(out)["samples"]]
+    config = load(recipe, ['data.views.1.mask={type="RandomMask", patch_size=4, ratio=0.5}'])
+    expected = RandomMask(0.5, patch_size=4).draw(MaskDraws(3, 0, np.arange(3), range(1, 2)), (4, 5))
+    views = load_samples(config, 3).views
+    for row, (plain, other) in enumerate(tiles(Path("grid.png"), [(36, 40)] * 3, [(24, 24), (16, 20)])):
+        assert described[row][0]["mask"] is None and np.array_equal(plain, views[0][row])
+        hidden = np.zeros((4, 5), dtype=bool)
+        hidden.flat[described[row][1]["mask"]["hidden"]] = True
+        assert np.array_equal(hidden, expected[row]) and hidden.sum() == 10
+        pixels = hidden.repeat(4, 0).repeat(4, 1)
+        assert (other[pixels] == HIDDEN).all() and np.array_equal(other[~pixels], views[1][row][~pixels])
 
 
 def test_a_turn_is_told_in_degrees_and_has_no_upright_box():

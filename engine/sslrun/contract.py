@@ -20,6 +20,39 @@ from sslrun.randomness import step_generator
 
 
 @dataclass(frozen=True)
+class PatchMask:
+    """Which of the T patches of each of N views are hidden from the network. The host knows how many, so that shapes do
+    not depend on the values of tensors.
+
+    Attributes:
+        hidden: (N, T) bool, True where a patch is hidden; patches are counted row by row.
+        num_hidden: number of hidden patches of all views together.
+    """
+
+    hidden: torch.Tensor
+    num_hidden: int
+
+    @property
+    def hidden_per_view(self) -> int:
+        """Number of hidden patches of each view.
+
+        Raises:
+            UsageError: the views cannot all have the same number.
+        """
+        count, rest = divmod(self.num_hidden, len(self.hidden))
+        if rest:
+            raise UsageError("the method needs a mask that hides the same number of patches of every view")
+        return count
+
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The visible patches (N, T - n) and the hidden patches (N, n) of each view, int64, both in the order of the
+        image; n is `hidden_per_view`."""
+        order = self.hidden.to(torch.uint8).argsort(dim=1, stable=True)
+        visible = self.hidden.shape[1] - self.hidden_per_view
+        return order[:, :visible], order[:, visible:]
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch of one rank, of B samples.
 
@@ -28,11 +61,14 @@ class Batch:
             i + B of a group are two views of one image. float32; bfloat16 on CUDA if the step's precision is bf16.
         index: (B,) int64, sample ids in the source.
         label: (B,) int64, or None if the source has no labels. Only supervised methods may read it.
+        masks: one mask per view group, of num_views x B views, view-major, or None if the group has none; empty if no
+            group has one.
     """
 
     views: list[torch.Tensor]
     index: torch.Tensor
     label: torch.Tensor | None
+    masks: list[PatchMask | None] = field(default_factory=list)
 
     def crops(self) -> list[torch.Tensor]:
         """Each view as a separate tensor (B, 3, H, W), in the order of the recipe, over all groups."""
@@ -44,7 +80,9 @@ class Batch:
         def move(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device, non_blocking=True)
 
-        return Batch([move(v) for v in self.views], move(self.index), None if self.label is None else move(self.label))
+        label = None if self.label is None else move(self.label)
+        masks = [None if mask is None else PatchMask(move(mask.hidden), mask.num_hidden) for mask in self.masks]
+        return Batch([move(v) for v in self.views], move(self.index), label, masks)
 
 
 @dataclass(frozen=True)
@@ -180,6 +218,9 @@ class Method(nn.Module, Component, kind="methods"):
 
     num_views: int | None = None
     """Number of views of each image, over all view groups, that the method takes; None for any number."""
+
+    needs_masks: bool = False
+    """Whether every view group of the recipe must have a mask; the method finds them in `Batch.masks`."""
 
     compares_samples: bool = False
     """Whether the loss compares the samples of a batch with each other (samples gathered by `targets` do not count). A

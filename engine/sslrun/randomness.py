@@ -7,6 +7,8 @@ draws the same numbers as an uninterrupted one.
     initial weights of all networks            `seed_weights`                       seed
     initial rows of NPID's bank                `fixed_generator`                    a number of `seed_weights`' stream
     transforms of a view                       `uniforms`, the view's number        seed, epoch, position, view
+    mask of a view                             `uniforms`, from MASK_OFFSET on      seed, epoch, position, view
+    sharing out of masks over views            `uniforms`, from SLOT_OFFSET on      seed, epoch, samples, view
     order of the samples of an epoch           `words`, ORDER_VIEW                  seed, epoch
     order of the samples within a cluster      `words`, CLUSTER_VIEW                seed, epoch, sample
     substitute of a bad image                  `words`, SUBSTITUTE_VIEW             seed, epoch, position
@@ -40,6 +42,10 @@ ORDER_VIEW = 0xFFFF0002
 HOLDOUT_VIEW = 0xFFFF0003
 CLUSTER_VIEW = 0xFFFF0004
 FRACTION_VIEW = 0xFFFF0005
+
+# Draws of a view for other purposes than its transforms, from these indices on, which no list of transforms reaches.
+MASK_OFFSET = 1 << 24
+SLOT_OFFSET = 1 << 28
 
 INCREMENT = 0x9E3779B97F4A7C15 - 2**64  # increment of SplitMix64's counter, as int64
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))

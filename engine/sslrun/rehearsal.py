@@ -11,6 +11,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
@@ -23,7 +24,9 @@ from torch.utils._pytree import tree_leaves
 
 import sslkernels
 from sslrun.config.component import Component
-from sslrun.contract import Backbone, Batch, Method, Progress
+from sslrun.contract import Backbone, Batch, Method, PatchMask, Progress
+from sslrun.data.masks import masks_of
+from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.nn.norm import set_groups
 from sslrun.nn.without_values import without_values
@@ -100,7 +103,8 @@ def rehearse(
             torch.empty(view.num_views * samples, *view.size, view.channels, dtype=images).permute(0, 3, 1, 2)
             for view in recipe.data.views
         ]
-        batch = Batch(views, torch.empty(samples, dtype=torch.long), torch.empty(samples, dtype=torch.long))
+        masks = masks_like(recipe.data.views, samples)
+        batch = Batch(views, torch.empty(samples, dtype=torch.long), torch.empty(samples, dtype=torch.long), masks)
         trail = _Trail(method)
         live = _Live([*method.parameters(), *method.buffers()], views)
         with live, watch or contextlib.nullcontext():
@@ -128,6 +132,17 @@ def rehearse(
         images=_bytes(views),
         activations=live.peak_activations,
     )
+
+
+def masks_like(
+    views: Sequence[ViewGroup], samples: int, device: torch.device | str = "cpu"
+) -> list[PatchMask | None]:
+    """Masks of the shapes of a batch, with the numbers of hidden patches of the first samples of an epoch."""
+    drawn = masks_of(views, 0, 0, np.arange(samples))
+    return [
+        None if mask is None else PatchMask(torch.empty(len(mask), mask[0].size, dtype=torch.bool, device=device), int(mask.sum()))
+        for mask in drawn
+    ]
 
 
 def _autocast(precision: str) -> torch.autocast:
@@ -234,7 +249,7 @@ class _Trail:
         names = {module: name for name, module in method.named_modules()}
         self.keys = {module: f"model.{names[students.get(module, module)]}".rstrip(".") for module in names}
         self.hooks = [module.register_forward_pre_hook(self._enter) for module in names]
-        self.hooks += [module.register_forward_hook(self._leave) for module in names]
+        self.hooks += [module.register_forward_hook(self._leave, with_kwargs=True) for module in names]
 
     def end(self) -> None:
         """Stops recording. Where activations are recomputed, the backward pass enters modules that it never leaves."""
@@ -267,8 +282,10 @@ class _Trail:
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.entered.append((module, [value for value in inputs if isinstance(value, Tensor)]))
 
-    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(module, Backbone):
+    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        if (
+            isinstance(module, Backbone) and not options
+        ):  # with options, its result is its own and the method's business
             self._check_maps(module, output)
         self.entered.pop()
 

@@ -133,6 +133,10 @@ def build(config: Config) -> Recipe:
             f"{place}: data.views: {views} views of each image (num_views of all groups), but "
             f"{type(recipe.model).__name__} takes {recipe.model.num_views}"
         )
+    unmasked = [place for place, group in enumerate(recipe.data.views) if group.mask is None]
+    if recipe.model.needs_masks and unmasked:
+        name = type(recipe.model).__name__
+        raise UsageError(f"{config.path}: {name} predicts hidden patches: data.views.{unmasked[0]} needs a mask")
     for key, monitor in recipe.monitor.monitors().items():
         monitor.check(recipe.model, f"monitor.{key}")
     return recipe

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslrun.contract import Batch, Method, Progress
+from sslrun.contract import Batch, Method, PatchMask, Progress
 from sslrun.runtime import distributed
 from sslrun.training import joined
 
@@ -30,8 +30,13 @@ class Step:
 def piece(batch: Batch, first: int, size: int) -> Batch:
     """The samples `first` to `first + size` of a batch, all views of them."""
     rows = slice(first, first + size)
-    views = [torch.cat([view[rows] for view in group.split(len(batch.index))]) for group in batch.views]
-    return Batch(views, batch.index[rows], None if batch.label is None else batch.label[rows])
+
+    def part(tensor: Tensor) -> Tensor:
+        return torch.cat([view[rows] for view in tensor.split(len(batch.index))])
+
+    masks = [None if mask is None else PatchMask(h := part(mask.hidden), int(h.sum())) for mask in batch.masks]
+    label = None if batch.label is None else batch.label[rows]
+    return Batch([part(group) for group in batch.views], batch.index[rows], label, masks)
 
 
 def pieces(batch: Batch, size: int) -> list[Batch]:

@@ -82,6 +82,7 @@ CASES = {
     "npid": Case("configs/npid.toml", on_host=(NEGATIVES,)),
     "odc": Case("configs/odc.toml", float32=NEAREST, late=("nn/clustering.py",)),
     "deepcluster": Case("configs/deepcluster.toml"),
+    "mae": Case("configs/mae.toml"),
     "relative_loc": Case("configs/relative_loc.toml"),
     "rotation_pred": Case("configs/rotation_pred.toml"),
     "supervised": Case(VIT, FINETUNED, on_host=(MIXING, RATES)),

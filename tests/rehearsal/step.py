@@ -31,6 +31,7 @@ from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, make_plan
 from sslrun.recipe import EngineConfig, Recipe
+from sslrun.rehearsal import masks_like
 from sslrun.runtime import distributed
 from sslrun.runtime.executor import Executor, LocalExecutor
 from sslrun.step_metrics import StepMetrics
@@ -93,7 +94,7 @@ def batch_of(recipe: Recipe, size: int, precision: str = "bf16") -> Batch:
         for group in recipe.data.views
     ]
     index, label = (torch.empty(size, dtype=torch.long, device=DEVICE) for _ in range(2))
-    return Batch(views, index, label)
+    return Batch(views, index, label, masks_like(recipe.data.views, size, DEVICE))
 
 
 def rehearse(recipe: Recipe, plan: Plan, num_steps: int = NUM_STEPS) -> Counts:

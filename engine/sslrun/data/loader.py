@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
-from sslrun.contract import Batch
+from sslrun.contract import Batch, PatchMask
 from sslrun.data import dali
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import graph_plan, outputs_by_group
+from sslrun.data.masks import masks_of
 from sslrun.data.order import Sampler
 from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline, needs_graph
 from sslrun.data.sources import Source
@@ -160,10 +162,18 @@ class Loader:
     def _batch(self, spec: BatchSpec, views: list[torch.Tensor]) -> Batch:
         labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[spec.ids])
         index = torch.from_numpy(spec.ids.copy())
+        masks = [
+            None if mask is None else self._mask(mask)
+            for mask in masks_of(self.views, self.seed, spec.epoch, spec.positions)
+        ]
         if self.device.type == "cuda":
             index = index.pin_memory()
             labels = None if labels is None else labels.pin_memory()
-        return Batch(views, index, labels).to(self.device)
+        return Batch(views, index, labels, masks).to(self.device)
+
+    def _mask(self, mask: np.ndarray) -> PatchMask:
+        hidden = torch.from_numpy(mask).flatten(1)
+        return PatchMask(hidden.pin_memory() if self.device.type == "cuda" else hidden, int(mask.sum()))
 
 
 class BatchStream(Iterator[Batch]):
@@ -212,7 +222,8 @@ class BatchStream(Iterator[Batch]):
         if ready is not None:
             current = torch.cuda.current_stream(batch.index.device)
             current.wait_event(ready)
-            for tensor in (*batch.views, batch.index, batch.label):
+            masks = [mask.hidden for mask in batch.masks if mask is not None]
+            for tensor in (*batch.views, batch.index, batch.label, *masks):
                 if tensor is not None:
                     tensor.record_stream(current)
         return batch

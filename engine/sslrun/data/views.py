@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from sslrun.data.masks import Mask
 from sslrun.data.transforms import Normalize, Transform
 from sslrun.errors import UsageError
 
@@ -18,10 +19,12 @@ class ViewGroup:
     Attributes:
         num_views: number of views of each image in this group.
         transforms: transforms that make a view of an image, in order.
+        mask: which patches of each view are hidden from the network, for methods that predict them.
     """
 
     num_views: int = 1
     transforms: list[Transform] = field(default_factory=list)
+    mask: Mask | None = None
 
     def __post_init__(self) -> None:
         if self.num_views < 1:
@@ -50,6 +53,8 @@ class ViewGroup:
                 "give them a RandomResizedCrop, CenterCrop or Resize = [height, width] that always applies"
             )
         self.size = size  # height and width of every view
+        if self.mask is not None:
+            self.mask.grid(size)
 
     @property
     def channels(self) -> int:

@@ -31,6 +31,7 @@ SIZES = {
 }
 MLP_RATIOS = {arch: 4304 / 1152 if arch == "so400m" else 4.0 for arch in SIZES}
 FROZEN_PATCHES = {"sine-cosine": True, "learned": False, "rotary": False}
+INITIALIZATIONS = {"sine-cosine": "mocov3", "learned": "dino", "rotary": "dino"}
 
 
 class Attention(nn.Module):
@@ -146,8 +147,7 @@ class VisionTransformer(Backbone):
     """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929); its feature is the class token's output (B, D).
 
     It takes images of any height and width that are multiples of patch_size; crops of several sizes are several calls.
-    Parameter names are timm's. With fixed positions it is initialized as in MoCo v3 (arXiv 2104.02057), with others as
-    in DINO (arXiv 2104.14294): normally distributed weights with a standard deviation of 0.02.
+    Parameter names are timm's.
 
     Args:
         arch: network size: "tiny" (width 192), "small" (384), "base" (768), "large" (1024), "so400m" (1152), "huge"
@@ -173,6 +173,9 @@ class VisionTransformer(Backbone):
         drop_path: share of the samples without the last block's branches in training; it rises linearly from 0 in the
             first block. The others save the time of the branch. Samples are drawn for each micro-batch and rank, so the
             gradient depends on how the hardware divides a batch.
+        initialization: initial weights: "mocov3" and "mae" are uniform (Xavier), with query, key and value as three
+            matrices or as one (arXiv 2104.02057, 2111.06377); "dino" is normal, with a standard deviation of 0.02
+            (arXiv 2104.14294).
         norm_eps: number added to the variance in the norms; DINOv3's published networks have 1e-5.
         mask_token: whether there is a token that stands for masked patches.
         patch_tokens: whether a map of the patches' outputs, (B, D, H / patch_size, W / patch_size), is returned before
@@ -201,6 +204,9 @@ class VisionTransformer(Backbone):
         layer_scale: float = 0.0,
         mlp: Literal["gelu", "swiglu"] = "gelu",
         drop_path: float = 0.0,
+        initialization: Annotated[
+            Literal["mocov3", "mae", "dino"] | None, DefaultOf("positions", INITIALIZATIONS)
+        ] = None,
         norm_eps: float = 1e-6,
         mask_token: bool = False,
         patch_tokens: bool = False,
@@ -237,22 +243,26 @@ class VisionTransformer(Backbone):
         rates = torch.linspace(0, drop_path, blocks, device="cpu").tolist()
         self.blocks = Blocks(*(Block(width, heads, hidden, layer, layer_scale, rate, norm_eps) for rate in rates))
         self.norm = nn.LayerNorm(width, eps=norm_eps)
-        if positions == "sine-cosine":
-            self._initialize_as_mocov3(in_channels * patch_size**2)
-        else:
+        chosen = initialization or INITIALIZATIONS[positions]
+        if chosen == "dino":
             self._initialize_as_dino()
+        else:
+            self._initialize_uniformly(in_channels * patch_size**2, is_mae=chosen == "mae")
         is_frozen = FROZEN_PATCHES[positions] if frozen_patch_embed is None else frozen_patch_embed
         self.patch_embed.requires_grad_(not is_frozen)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+    def forward(self, images: Tensor, mask: Tensor | None = None, visible: Tensor | None = None) -> list[Tensor]:
         """The class token's output (B, D); before it the map of the patches' outputs, if patch_tokens is set.
 
         Args:
             images: (B, C, H, W).
             mask: (B, T) bool, patches that the mask token stands for, row by row.
+            visible: (B, n) int64, the only patches that the network sees. The result is then the outputs of class
+                token, registers and these patches, (B, 1 + registers + n, D).
 
         Raises:
-            ValueError: the images do not consist of whole patches, or there is no mask token.
+            ValueError: the images do not consist of whole patches, or there is no mask token, or positions are rotary
+                and only some patches visible.
         """
         height, rest_of_height = divmod(images.shape[-2], self.patch_size)
         width, rest_of_width = divmod(images.shape[-1], self.patch_size)
@@ -267,10 +277,18 @@ class VisionTransformer(Backbone):
         tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches], dim=1)
         if self.pos_embed is not None:
             tokens = tokens + self._positions(height, width)
+        if visible is not None:
+            if self.rope_embed is not None:
+                raise ValueError(
+                    "a network that sees some patches alone needs positions that are added, not rotary ones"
+                )
+            tokens = torch.cat([tokens[:, :1], taken(tokens[:, 1:], visible)], dim=1)
         if self.reg_token is not None:
             tokens = torch.cat([tokens[:, :1], self.reg_token.expand(len(tokens), -1, -1), tokens[:, 1:]], dim=1)
         waves = None if self.rope_embed is None else self.rope_embed(height, width)
         outputs = self.norm(self.blocks(tokens, waves))
+        if visible is not None:
+            return [outputs]
         if not self.patch_tokens:
             return [outputs[:, 0]]
         patches = outputs[:, outputs.shape[1] - height * width :]
@@ -291,14 +309,14 @@ class VisionTransformer(Backbone):
         own = self.img_size // self.patch_size
         return self.pos_embed if (height, width) == (own, own) else resized_positions(self.pos_embed, (height, width))
 
-    def _initialize_as_mocov3(self, patch_numbers: int) -> None:
-        """Xavier uniform; the patch projection counts as one matrix, query, key and value as three."""
+    def _initialize_uniformly(self, patch_numbers: int, is_mae: bool) -> None:
+        """Xavier uniform; the patch projection counts as one matrix, query, key and value as three unless `is_mae`."""
         width = self.num_features
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for module in self.modules():
+        for module in [] if is_mae else self.modules():
             if isinstance(module, Attention):
                 bound = math.sqrt(6 / (width + width))
                 nn.init.uniform_(module.qkv.weight, -bound, bound)
@@ -306,9 +324,9 @@ class VisionTransformer(Backbone):
         nn.init.uniform_(self.patch_embed.proj.weight, -bound, bound)
         assert self.patch_embed.proj.bias is not None
         nn.init.zeros_(self.patch_embed.proj.bias)
-        nn.init.normal_(self.cls_token, std=1e-6)
-        if self.reg_token is not None:
-            nn.init.normal_(self.reg_token, std=1e-6)
+        for token in (self.cls_token, self.reg_token, self.mask_token if is_mae else None):
+            if token is not None:
+                nn.init.normal_(token, std=0.02 if is_mae else 1e-6)
 
     def _initialize_as_dino(self) -> None:
         """Truncated normal; the patch projection has torch's initial weights, the mask token is 0."""
@@ -319,6 +337,16 @@ class VisionTransformer(Backbone):
         for token in (self.cls_token, self.reg_token, self.pos_embed):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
+
+
+def taken(tokens: Tensor, places: Tensor) -> Tensor:
+    """Some of the tokens of each sample, (B, n, D).
+
+    Args:
+        tokens: (B, T, D).
+        places: (B, n) int64.
+    """
+    return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def sine_cosine_positions(grid: int, width: int, temperature: float = 10000.0) -> Tensor:

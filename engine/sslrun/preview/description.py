@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from sslrun.data.transforms import Numbers, Transform
 from sslrun.data.transforms.base import Box
 from sslrun.errors import printable
@@ -48,6 +50,18 @@ def _view(samples: Samples, g: int, view: int, row: int, number: int) -> dict[st
         "size_px": list(samples.groups[g].size),
         "part_of_original_px": None if box is None else [round(side, 2) for side in box],
         "transforms": transforms,
+        "mask": _mask(samples, g, view, row),
+    }
+
+
+def _mask(samples: Samples, g: int, view: int, row: int) -> dict[str, Any] | None:
+    hidden = samples.hidden(g, view, row)
+    if hidden is None:
+        return None
+    return {
+        "type": type(samples.groups[g].mask).__name__,
+        "patches": hidden.size,
+        "hidden": np.flatnonzero(hidden).tolist(),
     }
 
 
@@ -85,6 +99,8 @@ def as_text(described: dict[str, Any]) -> str:
                 values = {name: value for name, value in transform.items() if name not in ("type", "applied")}
                 words = ", ".join(_value(*item) for item in values.items()) or "applied"
                 lines.append(f"    {transform['type']:<22}{words if transform['applied'] else 'not applied'}")
+            if (mask := view["mask"]) is not None:
+                lines.append(f"    {mask['type']:<22}hides {len(mask['hidden'])} of {mask['patches']} patches")
     return "\n".join(lines)
 
 

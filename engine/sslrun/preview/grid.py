@@ -92,7 +92,10 @@ def draw(samples: Samples, twins: tuple[list[np.ndarray], list[np.ndarray | None
                 pen.text((MARGIN, y), word, fill=FAINT, font=font(13))
         for column, left in enumerate(layout.lefts):
             ours, theirs = _pair(samples, twins, column, row)
-            for y, pixels in zip(lines, _stack(ours, theirs), strict=False):
+            tiles = _stack(ours, theirs)
+            if column:
+                tiles[0] = as_rgb(samples.shown(*samples.columns[column - 1], row))
+            for y, pixels in zip(lines, tiles, strict=False):
                 zoom = layout.zooms[column - 1] if column else 0
                 tile = _enlarged(pixels, zoom) if zoom else _fitted(pixels, layout.originals[row])
                 if column == 0 and y == lines[0]:

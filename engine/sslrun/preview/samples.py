@@ -15,6 +15,7 @@ import numpy as np
 from sslrun.config import Config
 from sslrun.contract import Method
 from sslrun.data import pil_twins
+from sslrun.data.masks import masks_of
 from sslrun.data.pictures import as_bytes
 from sslrun.data.pipeline import BatchSpec
 from sslrun.data.sources import Source
@@ -28,6 +29,7 @@ from sslrun.session import build, make_loader
 logger = logging.getLogger("sslrun")
 
 MAX_SAMPLES = 100
+HIDDEN = 150  # gray level of hidden patches
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Samples:
         wanted: (B,) ids of the samples that would stand at these positions if no image were bad.
         originals: B decoded images, (H, W, C) uint8.
         views: for each group (num_views * B, h, w, C) uint8, view-major.
+        masks: for each group (num_views * B, rows, columns) bool, the hidden patches; None for a group without a mask.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Samples:
     wanted: np.ndarray
     originals: list[np.ndarray]
     views: list[np.ndarray]
+    masks: list[np.ndarray | None]
 
     @property
     def columns(self) -> list[tuple[int, int]]:
@@ -66,6 +70,19 @@ class Samples:
     def line(self, view: int, row: int) -> int:
         """The index of a view of a sample in the arrays of its group."""
         return view * len(self.originals) + row
+
+    def hidden(self, g: int, view: int, row: int) -> np.ndarray | None:
+        """(rows, columns) bool, the hidden patches of one view of one sample; None if the group has no mask."""
+        masks = self.masks[g]
+        return None if masks is None else masks[self.line(view, row)]
+
+    def shown(self, g: int, view: int, row: int) -> np.ndarray:
+        """(h, w, C) uint8: one view of one sample; its hidden patches are gray."""
+        pixels, hidden = self.views[g][self.line(view, row)], self.hidden(g, view, row)
+        if hidden is None:
+            return pixels
+        patch = len(pixels) // len(hidden)
+        return np.where(hidden.repeat(patch, 0).repeat(patch, 1)[:, :, None], np.uint8(HIDDEN), pixels)
 
     def steps(self, g: int, view: int, row: int) -> list[tuple[Transform, Numbers]]:
         """The transforms of one view of one sample, each with its numbers."""
@@ -113,6 +130,7 @@ def load_samples(config: Config, samples: int = 8, epoch: int = 0) -> Samples:
         wanted=loader.sampler.ids(epoch, plan.positions),
         originals=[image.numpy() for image in originals],
         views=[as_bytes(views, group) for views, group in zip(batch.views, recipe.data.views, strict=True)],
+        masks=masks_of(recipe.data.views, recipe.seed, epoch, plan.positions),
     )
 
 

@@ -25,7 +25,7 @@ def training_views(run: ReportedRun) -> list[Child]:
         tiles = [tile(small(original), sample_in_words(described), described["class"] or "original", "query")]
         for number, (g, view) in enumerate(preview.columns):
             applied = [each["type"] for each in described["views"][number]["transforms"] if each["applied"]]
-            image = small(preview.views[g][preview.line(view, row)])
+            image = small(preview.shown(g, view, row))
             title = ", ".join(applied) or "unchanged"
             tiles.append(tile(image, f"view {number + 1}: {title}", f"view {number + 1}", title=title))
         rows.append(element("li", tiles))

@@ -1,0 +1,87 @@
+"""MAE: the network sees a quarter of the patches; a small decoder predicts the pixels of the others.
+
+He, Chen, Xie, Li, Dollár, Girshick 2021 (arXiv 2111.06377), section 3; where the paper is silent, the authors' code.
+The encoder gets the visible patches and the class token; the decoder gets its outputs and a learned token at the place
+of each hidden patch. The loss is the mean over hidden patches of the squared error of their pixels. Targets are the
+normalized image, cut into patches whose pixels are in the order row, column, channel; with `norm_pix`, each patch has
+its mean subtracted and is divided by its standard deviation (unbiased, 1e-6 added to the variance). A network that
+predicts the mean of each patch then has a loss near 1. No deviation.
+
+Which patches are hidden is the mask of the recipe's view, so it depends on seed, epoch and position alone.
+"""
+
+import torch
+from torch import Tensor
+
+from sslrun.contract import Batch, Loss, Method, Progress
+from sslrun.errors import UsageError
+from sslrun.nn.decoders import PatchDecoder
+from sslrun.nn.precision import wide
+from sslrun.nn.vit import VisionTransformer, taken
+
+
+class MAE(Method):
+    """Masked autoencoder (arXiv 2111.06377): predicts the pixels of hidden patches from the visible ones.
+
+    It takes one view of each image, with a mask (`mask` in `data.views`).
+
+    Args:
+        backbone: the encoder to train.
+        decoder: predicts the pixels; it is thrown away after training.
+        norm_pix: whether the pixels of each target patch are normalized by their mean and standard deviation.
+    """
+
+    num_views = 1
+    needs_masks = True
+
+    def __init__(self, backbone: VisionTransformer, decoder: PatchDecoder, norm_pix: bool = True) -> None:
+        super().__init__()
+        self.backbone: VisionTransformer = backbone
+        self.decoder, self.norm_pix = decoder, norm_pix
+        decoder.require_patches_of(backbone)
+
+    def forward(self, batch: Batch, progress: Progress, targets: None) -> Loss:
+        (images,), (mask,) = batch.views, batch.masks
+        assert mask is not None
+        visible, hidden = mask.places()
+        target = taken(patches_of(images, self.backbone.patch_size), hidden)
+        predicted = self.decoder(self.backbone(images, visible=visible)[-1], visible, hidden)
+        with torch.autocast(images.device.type, enabled=False):
+            target = normalized(wide(target)) if self.norm_pix else wide(target)
+            return Loss((wide(predicted) - target).square().mean())
+
+
+def patches_of(images: Tensor, side: int) -> Tensor:
+    """(B, T, side^2 C): patches row by row, each with its pixels in the order row, column, channel.
+
+    Args:
+        images: (B, C, H, W).
+        side: height and width of a patch in pixels.
+
+    Raises:
+        UsageError: the images do not consist of whole patches.
+    """
+    batch, channels, height, width = images.shape
+    if height % side or width % side:
+        raise UsageError(f"images of {height} x {width} px do not consist of patches of {side} px (patch_size)")
+    parts = images.reshape(batch, channels, height // side, side, width // side, side)
+    return parts.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, side * side * channels)
+
+
+def images_of(patches: Tensor, side: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `patches_of`: (B, C, H, W).
+
+    Args:
+        patches: (B, T, side^2 C).
+        side: height and width of a patch in pixels.
+        grid: rows and columns of patches.
+    """
+    parts = patches.reshape(len(patches), *grid, side, side, -1)
+    return parts.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, grid[0] * side, grid[1] * side)
+
+
+def normalized(patches: Tensor) -> Tensor:
+    """Patches (..., P), each minus its mean and divided by its standard deviation, with 1e-6 added to the unbiased
+    variance."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (patches - mean) / torch.sqrt(variance + 1e-6)
