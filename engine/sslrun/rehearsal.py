@@ -134,15 +134,16 @@ def rehearse(
     )
 
 
-def masks_like(
-    views: Sequence[ViewGroup], samples: int, device: torch.device | str = "cpu"
-) -> list[PatchMask | None]:
+def masks_like(views: Sequence[ViewGroup], samples: int, device: torch.device | str = "cpu") -> list[PatchMask | None]:
     """Masks of the shapes of a batch, with the numbers of hidden patches of the first samples of an epoch."""
-    drawn = masks_of(views, 0, 0, np.arange(samples))
-    return [
-        None if mask is None else PatchMask(torch.empty(len(mask), mask[0].size, dtype=torch.bool, device=device), int(mask.sum()))
-        for mask in drawn
-    ]
+    masks: list[PatchMask | None] = []
+    for mask in masks_of(views, 0, 0, np.arange(samples)):
+        if mask is None:
+            masks.append(None)
+        else:
+            hidden = torch.empty(len(mask), mask[0].size, dtype=torch.bool, device=device)
+            masks.append(PatchMask(hidden, int(mask.sum())))
+    return masks
 
 
 def _autocast(precision: str) -> torch.autocast:

@@ -22,8 +22,8 @@ from PIL import Image
 
 from sslrun.data import waiting
 from sslrun.data.sources import Source
-from sslrun.data.sources.files import Paths
 from sslrun.data.sources.folders import EXTENSIONS
+from sslrun.data.sources.paths import Paths
 from sslrun.data.sources.shard_files import OpenShards, Shard
 from sslrun.data.sources.shard_index import MANIFEST, MANIFEST_KIND, UNFINISHED
 from sslrun.data.sources.shard_listing import Listing, Wanted, list_shard

@@ -16,7 +16,7 @@ from sslrun.data import waiting
 from sslrun.data.arrow import pyarrow
 from sslrun.data.levels import in_8_bits
 from sslrun.data.sources.base import Encoded, Source, digest_of
-from sslrun.data.sources.files import Names
+from sslrun.data.sources.paths import Names
 from sslrun.data.sources.shard_files import Shard, find_shards, refuse_remote
 from sslrun.errors import UsageError
 

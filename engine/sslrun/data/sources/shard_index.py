@@ -24,7 +24,8 @@ import numpy as np
 
 from sslrun.data import waiting
 from sslrun.data.index import cache_dir
-from sslrun.data.sources.files import Names, need
+from sslrun.data.sources.files import need
+from sslrun.data.sources.paths import Names
 from sslrun.data.sources.shard_files import Shard
 from sslrun.data.sources.shard_listing import Listing, Wanted, list_shard
 from sslrun.errors import UsageError, printable
