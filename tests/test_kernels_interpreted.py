@@ -38,4 +38,4 @@ def test_the_kernels_pass_their_tests_interpreted(path, selection):
         text=True,
     )
     assert run.returncode == 0, f"{run.stdout[-10000:]}{run.stderr[-4000:]}"
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 10
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > (10 if selection == "not nightly" else 1)
