@@ -75,11 +75,11 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Meeting:
             _require_reachable(address, port)
         store = connect()
     except dist.DistNetworkError as error:
-        place = f"port {port} of {address} (MASTER_PORT, MASTER_ADDR)"
+        where = f"port {port} of {address} (MASTER_PORT, MASTER_ADDR)"
         if "EADDRINUSE" in str(error):
-            why = f"{place} is in use by another program: give each run a port of its own, with --master_port"
+            why = f"{where} is in use by another program: give each run a port of its own, with --master_port"
         else:
-            why = f"{place} cannot be used: {str(error).splitlines()[0]}"
+            why = f"{where} cannot be used: {str(error).splitlines()[0]}"
         raise UsageError(why) from error
     _stores.append(store)
     own = Arrival(rank, world_size, socket.gethostname(), own_address(address))
