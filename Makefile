@@ -52,10 +52,10 @@ fault-tables: install
 	TABLES=write $(BIN)/pytest -m "nightly or not nightly" tests/faults/test_mistakes.py
 	TABLES=write $(BIN)/pytest tests/faults/test_campaign.py tests/faults/test_launchers.py
 
-# The table of docs/equality.md: every ZeRO stage against one process.
+# The tables of docs/equality.md: every ZeRO stage in float32, and every method in float64, against one process.
 equality-table: install
-	TABLES=write $(BIN)/pytest -n 2 --dist worksteal -m nightly tests/test_equality_table.py
-	TABLES=write $(BIN)/pytest tests/test_equality_table.py
+	TABLES=write $(BIN)/pytest -n 2 --dist worksteal -m nightly tests/test_equality_table.py tests/test_float64.py
+	TABLES=write $(BIN)/pytest tests/test_equality_table.py tests/test_float64.py
 
 learn: install
 	$(BIN)/python benchmarks/learn.py

@@ -55,7 +55,7 @@ def test_environment_of_deepspeed_and_torchrun(environment: pytest.MonkeyPatch) 
         ({"MASTER_PORT": None}, "^WORLD_SIZE is set, but not MASTER_PORT"),
         ({"MASTER_PORT": "x"}, "^MASTER_PORT is 'x' in the environment"),
         ({"MASTER_ADDR": None}, "^WORLD_SIZE is set, but not MASTER_ADDR"),
-        ({}, r"^port \d+ of 127.0.0.1 \(MASTER_PORT, MASTER_ADDR\) cannot be used: "),
+        ({}, r"^port \d+ of 127.0.0.1 \(MASTER_PORT, MASTER_ADDR\) is in use by another program: "),
     ],
 )
 def test_an_environment_that_no_launcher_makes_is_one_line(environment, changed, words):

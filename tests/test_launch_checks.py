@@ -1,4 +1,4 @@
-"""What launchers tell the ranks: what is missing or contradictory is one line, and what launchers really set is not."""
+"""What launchers set: what is missing or contradictory is one line, and what launchers really set is not."""
 
 import socket
 
@@ -71,11 +71,9 @@ def test_ranks_that_are_not_of_one_run():
     assert come() is None
     assert come((1, 3, "b"), (0, 3, "a"), (2, 3, "b")) is None
     assert str(come((2, 3, "b"), (0, 2, "a"))).startswith(
-        "rank 0 on a was told that there are 2 ranks, but rank 2 on b that there are 3: all nodes must be started with"
+        "rank 0 on a was started as one of 2 ranks, but rank 2 on b as one of 3: all nodes must be started with"
     )
-    assert str(come((0, 4, "a"), (1, 4, "a"), (0, 4, "b"))).startswith(
-        "rank 0 of 4 has come twice, from a and from b: "
-    )
+    assert str(come((0, 4, "a"), (1, 4, "a"), (0, 4, "b"))).startswith("rank 0 of 4 was started twice, on a and on b: ")
 
 
 def test_the_network_towards_others():

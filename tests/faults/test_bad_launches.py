@@ -32,14 +32,14 @@ def start(
 ) -> Answers:
     recipe = small_run.write_recipe(folder, images, steps=6)
     words = [str(recipe), "--set", "engine.timeout_s=60"]
-    return run_ranks(started, count, words, changes, late, folder / "runs/small/metrics.jsonl")
+    return run_ranks(started, count, words, changes, late, folder / "runs/small/metrics.jsonl", timeout_s=900)
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"WORLD_SIZE": "4"}, "was told that there are 3 ranks, but rank 2 on "),
-        pytest.param({"RANK": "1"}, "error: rank 1 of 3 has come twice, from ", marks=pytest.mark.nightly),
+        ({"WORLD_SIZE": "4"}, "was started as one of 3 ranks, but rank 2 on "),
+        pytest.param({"RANK": "1"}, "error: rank 1 of 3 was started twice, on ", marks=pytest.mark.nightly),
         (
             None,
             "global_batch 16 in groups of data.samples_per_gpu 8 cannot be split among 3 processes; possible",
@@ -62,7 +62,7 @@ def test_a_run_that_has_begun_takes_no_notice_of_another_rank(tmp_path, images):
     assert [code for code, _ in answers] == [0, 0, 2], answers
     assert (
         "error: rank 2 of 4 on " in answers[2][1]
-        and " has come to a run of 2 ranks that has begun without it: " in (answers[2][1])
+        and " has connected to a run of 2 ranks that has already begun: " in (answers[2][1])
     )
     assert small_run.last_step(tmp_path / "runs/small") == 6
 

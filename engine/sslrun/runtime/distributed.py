@@ -98,7 +98,7 @@ def init(device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
         timeout_s: how long to wait for the others to start, and later for a rank that makes no progress.
 
     Raises:
-        UsageError: what the launchers have told the ranks is not of one run, or there are fewer GPUs than ranks here.
+        UsageError: the ranks were not started as one run, or there are fewer GPUs than ranks here.
     """
     if (fault := environment_fault(os.environ)) is not None:
         raise UsageError(fault)

@@ -1,4 +1,4 @@
-"""Whether what launchers have told the ranks fits together: pure functions of an environment, and of who has come."""
+"""Checks of a launch: pure functions of the variables that launchers set, and of the ranks that have connected."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ _NODES = "all nodes must be started with the same hostfile or numbers of ranks, 
 
 @dataclass(frozen=True)
 class Arrival:
-    """What a rank says of itself when it comes to where all meet.
+    """What a rank sends to the others when it connects.
 
     Attributes:
         rank: its number.
-        world_size: the number of ranks of which its launcher has told it.
+        world_size: the number of ranks, by its launcher.
         host: name of its machine.
         address: of its machine, towards rank 0; empty if that is unknown.
     """
@@ -33,7 +33,7 @@ class Arrival:
 
 
 def contradiction(arrivals: Sequence[Arrival]) -> str | None:
-    """Why those who have come cannot be one run, in one line; None if they can."""
+    """Why the ranks that have connected cannot be one run, in one line; None if they can."""
     if not arrivals:
         return None
     first = min(arrivals, key=lambda arrival: arrival.rank)
@@ -41,13 +41,13 @@ def contradiction(arrivals: Sequence[Arrival]) -> str | None:
     for arrival in arrivals:
         if arrival.world_size != first.world_size:
             return (
-                f"rank {first.rank} on {first.host} was told that there are {first.world_size} ranks, but rank "
-                f"{arrival.rank} on {arrival.host} that there are {arrival.world_size}: {_NODES}"
+                f"rank {first.rank} on {first.host} was started as one of {first.world_size} ranks, but rank "
+                f"{arrival.rank} on {arrival.host} as one of {arrival.world_size}: {_NODES}"
             )
         other = seen.setdefault(arrival.rank, arrival)
         if other is not arrival:
             return (
-                f"rank {arrival.rank} of {arrival.world_size} has come twice, from {other.host} and from "
+                f"rank {arrival.rank} of {arrival.world_size} was started twice, on {other.host} and on "
                 f"{arrival.host}: {_NODES}; and each run needs its own port (--master_port)"
             )
     return None

@@ -1,4 +1,4 @@
-"""The ranks meet: each connects to the store of the first, and waits until all have come."""
+"""The rendezvous of the ranks: each connects to the store of rank 0, and waits until all have connected."""
 
 import itertools
 import os
@@ -17,23 +17,23 @@ from sslrun.runtime.launch_checks import START, Arrival, contradiction
 from sslrun.runtime.lost_ranks import Beat, numbered
 from sslrun.runtime.network import LOOPBACK, is_own, own_address
 
-PATIENCE = timedelta(days=1)  # of the store and of collectives: which rank is missing is said long before
-NOTICE_S = 30.0  # after that, rank 0 says for whom it waits
+PATIENCE = timedelta(days=1)  # of the store and of collectives: a missing rank is reported long before
+NOTICE_S = 30.0  # after that, rank 0 prints for which ranks it waits
 NAME_S = 30.0  # for the address of rank 0 to be known by name
 READ_S = 2.0  # for the others to read in rank 0's store why all leave
-_ALL, _REFUSED = "all have come", "refused"
-_meetings = itertools.count()  # of this process: its store has what was said in the one before
+_ALL, _REFUSED = "all have connected", "refused"
+_meetings = itertools.count()  # of this process: the keys of the one before are still in its store
 _stores: list[dist.Store] = []  # kept, so that rank 0's is there for as long as its process
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """All ranks have come.
+    """All ranks have connected.
 
     Attributes:
         store: this process's connection to the store.
         heartbeat: not started yet.
-        arrivals: what the ranks have said of themselves; the first is this one.
+        arrivals: what each rank has sent; the first is this one's.
     """
 
     store: dist.Store
@@ -42,11 +42,11 @@ class Meeting:
 
 
 def meet(rank: int, world_size: int, timeout_s: float) -> Meeting:
-    """Waits for all ranks. If some do not come within `timeout_s`, names them and ends the process with exit code 1.
+    """Waits for all ranks. If some do not connect within `timeout_s`, names them and ends the process with exit code 1.
 
     Raises:
-        UsageError: the launcher has not said where the ranks meet, or nobody can meet there.
-        UsageError: those who have come cannot be one run.
+        UsageError: address or port of rank 0 are not set, or cannot be used.
+        UsageError: the ranks that have connected cannot be one run.
     """
     address, port = os.environ.get("MASTER_ADDR"), from_environment("MASTER_PORT")
     if not address:
@@ -75,10 +75,12 @@ def meet(rank: int, world_size: int, timeout_s: float) -> Meeting:
             _require_reachable(address, port)
         store = connect()
     except dist.DistNetworkError as error:
-        raise UsageError(
-            f"port {port} of {address} (MASTER_PORT, MASTER_ADDR) cannot be used: {str(error).splitlines()[0]}; if "
-            "another run has it, choose another with --master_port"
-        ) from error
+        where = f"port {port} of {address} (MASTER_PORT, MASTER_ADDR)"
+        if "EADDRINUSE" in str(error):
+            why = f"{where} is in use by another program: give each run a port of its own, with --master_port"
+        else:
+            why = f"{where} cannot be used: {str(error).splitlines()[0]}"
+        raise UsageError(why) from error
     _stores.append(store)
     own = Arrival(rank, world_size, socket.gethostname(), own_address(address))
     beats = dist.PrefixStore(f"{place}/beats", store)
@@ -130,7 +132,7 @@ def _wait_for_port(rank: int, address: str, port: int, deadline: float, timeout_
                 ) from error
             if time.monotonic() > deadline:
                 _leave_without_first(
-                    rank, f"rank 0 has not come to port {port} of {address} within {timeout_s:.0f} s: {error}"
+                    rank, f"rank 0 does not listen on port {port} of {address} after {timeout_s:.0f} s: {error}"
                 )
         time.sleep(0.2)
 
@@ -138,10 +140,10 @@ def _wait_for_port(rank: int, address: str, port: int, deadline: float, timeout_
 def _wait_for_all(
     store: dist.Store, beats: dist.Store, own: Arrival, deadline: float, timeout_s: float, has_store: bool
 ) -> list[Arrival]:
-    """Comes, and returns the arrivals when all have come; who comes last says so.
+    """Adds this rank, and returns the arrivals when all have connected; the last one writes that into the store.
 
     Raises:
-        UsageError: those who have come cannot be one run, or the run has begun without this process.
+        UsageError: the ranks that have connected cannot be one run, or the run has begun without this process.
     """
     rank, world_size = own.rank, own.world_size
     notice = time.monotonic() + NOTICE_S
@@ -175,8 +177,8 @@ def _wait_for_all(
                 _leave_without_some(absent(), rank, world_size, timeout_s)
             time.sleep(max(0.05, world_size / 1000))
     except dist.DistError as error:
-        if time.monotonic() < deadline:  # else rank 0 has said who is missing
-            _leave_without_first(rank, f"rank 0 has ended before all ranks had come: {str(error).splitlines()[0]}")
+        if time.monotonic() < deadline:  # else rank 0 has printed which are missing
+            _leave_without_first(rank, f"rank 0 has ended before all ranks connected: {str(error).splitlines()[0]}")
         os._exit(FAILED)
 
 
@@ -187,13 +189,13 @@ def _newly_arrived(store: dist.Store, known: int) -> list[Arrival]:
 
 
 def _require_one_run(store: dist.Store, arrivals: list[Arrival], is_late: bool, own: Arrival, has_store: bool) -> None:
-    """Raises UsageError, on all who wait, if those who have come cannot be one run."""
+    """Raises UsageError, on all ranks that wait, if those that have connected cannot be one run."""
     if (why := contradiction(arrivals)) is None and not store.check([_REFUSED]):
         return
     if is_late:
         raise UsageError(
-            f"rank {own.rank} of {own.world_size} on {own.host} has come to a run of {arrivals[0].world_size} ranks "
-            f"that has begun without it: {why}"
+            f"rank {own.rank} of {own.world_size} on {own.host} has connected to a run of {arrivals[0].world_size} "
+            f"ranks that has already begun: {why}"
         )
     if why is not None:
         store.compare_set(_REFUSED, "", why)
@@ -205,20 +207,20 @@ def _require_one_run(store: dist.Store, arrivals: list[Arrival], is_late: bool, 
 
 
 def _leave_without_some(absent: list[int], rank: int, world_size: int, timeout_s: float) -> NoReturn:
-    """The lowest rank that has come says which have not."""
+    """The lowest rank that has connected prints which have not."""
     if rank == min(set(range(world_size)) - set(absent)):
         have = "has" if len(absent) == 1 else "have"
-        _say(f"{numbered(absent)} of {world_size} {have} not come within {timeout_s:.0f} s (engine.timeout_s)")
+        _print(f"{numbered(absent)} of {world_size} {have} not connected within {timeout_s:.0f} s (engine.timeout_s)")
         time.sleep(2)  # the others may ask the store of this process
     os._exit(FAILED)
 
 
 def _leave_without_first(rank: int, line: str) -> NoReturn:
-    """One rank of each machine says it, since they cannot agree on one: its first, or rank 1 beside rank 0."""
+    """One rank of each machine prints it, since they cannot agree on one: its first, or rank 1 beside rank 0."""
     if rank == 1 or os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
-        _say(line)
+        _print(line)
     os._exit(FAILED)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(f"error: {line}", file=sys.stderr, flush=True)
