@@ -204,7 +204,9 @@ def test_what_is_not_what_was_packed_is_found_at_the_end(capsys, images, tmp_pat
         and "; remove it" in line.replace(": remove", "; remove")
     )
     (out / "shard-000001.tar").unlink()
+    after = (out / "shard-000002.tar").stat().st_mtime_ns
     assert call(capsys, "data", "pack", images, out, *SIZE)[0] == 0
+    assert (out / "shard-000002.tar").stat().st_mtime_ns == after, "it is not made again"
     assert opened(out).labels.tolist() == folder_of(images).labels.tolist()
 
 
