@@ -19,8 +19,10 @@ from PIL import Image
 import small_run
 from documents import follow
 from photographs import jpeg, photographs
+from ranks import run_ranks
 from shards import members, opened
 from small_run import call, write_recipe
+from sslrun.cli import main
 from sslrun.data.loader import Loader
 from sslrun.data.order import Order
 from sslrun.data.pack import Options, Packing
@@ -82,7 +84,12 @@ def from_shards(recipe: Path, packed: Path) -> None:
     recipe.write_text(text[:start] + table + text[text.index("\n", start) :])
 
 
-# Each rank reads its own part of the shards; the run that goes on is another process.
+def train(recipe: Path, ranks: int, *options: str) -> None:
+    words = [str(recipe), *options]
+    codes = [main(words)] if ranks == 1 else run_ranks(main, ranks, words, timeout_s=900)
+    assert codes == [0] * ranks
+
+
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_a_run_from_shards_goes_on_exactly_as_one_from_files(images, packed, tmp_path, ranks):
     for name in ("files", "shards"):
@@ -90,10 +97,10 @@ def test_a_run_from_shards_goes_on_exactly_as_one_from_files(images, packed, tmp
     files, shards = (write_recipe(tmp_path / name, images) for name in ("files", "shards"))
     from_shards(shards, packed)
     for recipe in (files, shards):
-        small_run.train(recipe, ranks=ranks)
+        train(recipe, ranks)
     straight, ours = tmp_path / "files/runs/small", tmp_path / "shards/runs/small"
     small_run.as_of(ours, 4, tmp_path / "resumed")
-    small_run.train(shards, "--resume", "--work-dir", str(tmp_path / "resumed"), ranks=ranks)
+    train(shards, ranks, "--resume", "--work-dir", str(tmp_path / "resumed"))
     for run in (ours, tmp_path / "resumed/small"):
         assert small_run.timeless(small_run.metrics(run)) == small_run.timeless(small_run.metrics(straight))
         differing = small_run.differences(small_run.saved(straight, 12), small_run.saved(run, 12))
@@ -204,7 +211,9 @@ def test_what_is_not_what_was_packed_is_found_at_the_end(capsys, images, tmp_pat
         and "; remove it" in line.replace(": remove", "; remove")
     )
     (out / "shard-000001.tar").unlink()
+    after = (out / "shard-000002.tar").stat().st_mtime_ns
     assert call(capsys, "data", "pack", images, out, *SIZE)[0] == 0
+    assert (out / "shard-000002.tar").stat().st_mtime_ns == after, "it is not made again"
     assert opened(out).labels.tolist() == folder_of(images).labels.tolist()
 
 

@@ -126,8 +126,7 @@ def test_a_damaged_group_and_a_missing_image_are_no_outage(folder, tmp_path):
     source = opened(folder / "train-0.parquet")
     path = folder / "train-0.parquet"
     content, at = path.read_bytes(), path.stat()
-    place = content.index(PICTURES[0][:20])
-    path.write_bytes(content[: place - 30] + bytes(20) + content[place - 10 :])  # the header of the page
+    path.write_bytes(content[:4] + bytes(16) + content[20:])  # the header of the first page
     os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))
     first, last = read_all(source, np.array([0, 3]))
     assert isinstance(first, outage.Unreadable) and not first.is_outage and last.tobytes() == PICTURES[3]

@@ -11,8 +11,8 @@ import json
 import os
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -154,29 +154,37 @@ class Packing:
         Raises:
             RunFailed: an image cannot be read, or the disk is full; the same command goes on.
         """
-        packed = self._ahead(self._packed, range(self.done, len(self.names)))
-        waits = next(packed, None)
-        while waits is not None:
-            number, count = len(self._counts), 0
-            beside = self._path(number).with_suffix(".tar.tmp")
+        while (first := sum(self._counts)) < len(self.names):
+            path = self._path(len(self._counts))
+            if path.exists():  # behind one that was removed
+                self._counts.append(len(self._listed(len(self._counts)).ends))
+                progress(self._counts[-1])
+                continue
+            beside = path.with_suffix(".tar.tmp")
             try:
-                with open(beside, "wb") as file, _archive(file) as archive:
-                    while waits is not None and (archive.offset == 0 or self._fits(archive, waits)):
-                        for name, content in waits:
-                            archive.addfile(_member(name, len(content)), io.BytesIO(content))
-                        count += 1
-                        progress(1)
-                        waits = next(packed, None)
-                    archive.close()
+                with open(beside, "wb") as file:
+                    self._counts.append(self._write(file, first, progress))
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(beside, self._path(number))
+                os.replace(beside, path)
                 sync_directory(self.folder)
             except OSError as error:
                 with suppress(OSError):
                     beside.unlink(missing_ok=True)
                 raise self._unwritten(beside, error) from None
-            self._counts.append(count)
+
+    def _write(self, file: IO[bytes], first: int, progress: Callable[[int], object]) -> int:
+        """Write the shard that begins with a sample; how many it has."""
+        count = 0
+        with _archive(file) as archive, closing(self._ahead(self._packed, range(first, len(self.names)))) as packed:
+            for sample in packed:
+                if count and not self._fits(archive, sample):
+                    break
+                for name, content in sample:
+                    archive.addfile(_member(name, len(content)), io.BytesIO(content))
+                count += 1
+                progress(1)
+        return count
 
     def _fits(self, archive: tarfile.TarFile, sample: "_Sample") -> bool:
         headers = 5 * _BLOCK  # of a member with a long name
@@ -289,7 +297,7 @@ class Packing:
         label = [] if labels is None else [(f"{stem}.cls", str(labels[sample]).encode())]
         return [(stem + suffix, content), *label]
 
-    def _ahead(self, function: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
+    def _ahead(self, function: Callable[[int], T], numbers: Iterable[int]) -> Generator[T, None, None]:
         """Results in order; threads work some ahead."""
         threads, left = waiting.Threads(self.workers, "sslrun-pack"), iter(numbers)
         try:
