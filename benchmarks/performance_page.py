@@ -137,9 +137,9 @@ def first_screen(loader: list[Row], step: list[Row], startup: list[Row], kernels
         "# Performance",
         "",
         "How many times as long the other one takes for the same work, measured side by side in one run, on "
-        f"{' and '.join(machines) or 'CPUs'}. Above 1, sslrun is faster. Processor time hardly depends on what else "
-        "runs; the time by the clock does, and is left out here where other work kept more than half a core busy "
-        "(*other load*, in cores). "
+        f"{' and '.join(machines) or 'CPUs'}. Above 1, sslrun is faster. Ratios of processor time depend little on "
+        "what else runs; those by the clock do, and are left out here where other work kept more than half a core "
+        "busy (*other load*, in cores). "
         "Medians, with quartiles in brackets. **Nothing has been measured on a GPU yet** ([gpu.md](gpu.md)).",
         "",
         *table(["what", "instead of sslrun", "processor time", "by the clock", "other load"], lines),
