@@ -19,8 +19,9 @@ left out, and the row says why. SPDL is not among them: it decodes with FFmpeg's
 install. Each side has as many threads or workers as `--threads` says; hold the process to as many cores (`taskset -c
 0,1`) where the machine has more. Rounds alternate, so that a noisy machine hits all sides; a round is about `--round-s`
 seconds long. The row has quantiles of each side and of the ratios of neighbors. If other programs compete for the
-cores, more threads get more of them: `core_ms`, processor time for each image with that of the workers, does not depend
-on it. Takes about 15 minutes; 4 with `--quick`. `--read-ms` adds a side whose every read sleeps, as on a network disk.
+cores, more threads get more of them: ratios of `core_ms`, processor time per image with that of workers, do not depend
+on that. Takes about 15 minutes on idle cores, by estimate; less with `--quick`. `--read-ms` adds a side whose every
+read sleeps, as on a network disk.
 """
 
 import argparse

@@ -20,6 +20,7 @@ Rows = dict[str, list[Row]]
 Figures = dict[str, float]  # quantiles
 
 NO_ROWS = "Not measured yet: no rows."
+QUIET = 0.5  # cores that other work may keep busy where the first table shows times by the clock
 GOAL_PCT = 3  # over the bare loop
 
 LOADERS = {  # sides of loader.py, in the order of the page
@@ -109,14 +110,14 @@ def first_screen(loader: list[Row], step: list[Row], startup: list[Row], kernels
             if side in row["sides"]:
                 ratio = row["over_exact"][side]
                 cells = (f"images of `{short(row['recipe'])}`, {row['views']}", LOADERS[side])
-                lines.append([*cells, times(ratio["core"]), times(ratio["wall"]), load(row)])
+                lines.append([*cells, times(ratio["core"]), if_quiet(row, times(ratio["wall"])), load(row)])
     for row in step:
         for side, name in STEPS.items():
             if side != "engine" and side in row["sides"]:
                 own, other = row["sides"]["engine"], row["sides"][side]
                 core, wall = (other[clock]["median"] / own[clock]["median"] for clock in ("core_ms", "ms"))
                 what = f"a training step of `{short(row['config'])}`, {row['batch']} images"
-                lines.append([what, name, f"**{core:.2f}**", f"{wall:.2f}", load(row)])
+                lines.append([what, name, f"**{core:.2f}**", if_quiet(row, f"{wall:.2f}"), load(row)])
     for row in kernels:
         if (row["operation"], row["shape"]) in LOSSES:
             ratio = row["over_kernel"]["eager"]
@@ -125,7 +126,7 @@ def first_screen(loader: list[Row], step: list[Row], startup: list[Row], kernels
                     f"{LOSSES[row['operation'], row['shape']]}, {row['shape']}",
                     "eager PyTorch",
                     "",
-                    times(ratio),
+                    if_quiet(row, times(ratio)),
                     load(row),
                 ]
             )
@@ -136,8 +137,9 @@ def first_screen(loader: list[Row], step: list[Row], startup: list[Row], kernels
         "# Performance",
         "",
         "How many times as long the other one takes for the same work, measured side by side in one run, on "
-        f"{' and '.join(machines) or 'CPUs'}. Above 1, sslrun is faster. Processor time hardly depends on what else "
-        "runs; the time by the clock does: *other load* is the number of cores that other work kept busy meanwhile. "
+        f"{' and '.join(machines) or 'CPUs'}. Above 1, sslrun is faster. Ratios of processor time depend little on "
+        "what else runs; those by the clock do, and are left out here where other work kept more than half a core "
+        "busy (*other load*, in cores). "
         "Medians, with quartiles in brackets. **Nothing has been measured on a GPU yet** ([gpu.md](gpu.md)).",
         "",
         *table(["what", "instead of sslrun", "processor time", "by the clock", "other load"], lines),
@@ -377,6 +379,12 @@ def times(figures: Figures) -> str:
 def signed(figures: Figures) -> str:
     """A difference in percent."""
     return f"{figures['median']:+.1f} % ({figures['p25']:+.1f} to {figures['p75']:+.1f})"
+
+
+def if_quiet(row: Row, text: str) -> str:
+    """A figure by the clock, unless other work disturbed it."""
+    value = row["other_load"]
+    return text if (value["median"] if isinstance(value, dict) else value) <= QUIET else "busy"
 
 
 def load(row: Row) -> str:

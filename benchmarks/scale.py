@@ -7,7 +7,8 @@ an axis alternate in one run. `core_ms` is processor time per step, of all ranks
 machine changes little; `wall_ms` is by the clock. `step_mib` is what a process of its own takes during its first three
 steps beyond what it holds before them, network and queue included in the latter: on the CPU, float32. Ranks meet over
 gloo, with the recipe's global batch divided among them; their times are those of 20 steps of `sslrun`, first ones and
-loader included, less those of two steps. Takes about 8 minutes; 3 with `--quick`.
+loader included, less those of two steps. Takes about 8 minutes, by
+estimate; less with `--quick`.
 """
 
 import argparse

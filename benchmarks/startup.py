@@ -5,7 +5,8 @@
 Commands alternate: `--help`, `config print`, a Python that imports torch and nothing else, and a run of CONFIG (the
 quickstart) up to the end of its first step, with the stages on the way. `core_s` is processor time, which other work on
 the machine changes little; `wall_s` is by the clock. Files are in the disk's cache, and drawn images exist, as from the
-second start on. Takes about 2 minutes; 1 with `--quick`.
+second start on. Takes about 2 minutes,
+by estimate; less with `--quick`.
 """
 
 import argparse

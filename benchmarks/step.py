@@ -12,7 +12,8 @@ are compiled where the engine's are: on a GPU unless `--set engine.compile=off`.
 Rounds alternate, so that noise affects all sides; the row has the quantiles of each side and of the ratios of
 neighboring rounds, by the clock and by processor time, which other work on the machine changes little. On the CPU it
 also has the processor time of each part of a step; parts add up to the whole. Peak memory, of the GPU or of a process
-on the CPU, is that of processes that run one side only. Takes 2 minutes with the default recipe; 1 with `--quick`.
+on the CPU, is that of processes that run one side only. Takes about 2 minutes, by
+estimate; less with `--quick`.
 """
 
 import argparse

@@ -99,7 +99,7 @@ def test_the_newest_row_counts_and_every_figure_is_shown(script, rows):
     text = script.pages(rows)["performance.md"]
     assert "| 1.50 (1.35-1.65) | 700 (630-770) | 1.50 | 70 | 800 |" in text and "9.00 (8.10" not in text
     first = text[: text.index("## Loading")]
-    assert "lightly's transforms in a DataLoader | **5.00** (4.50-5.50) | **4.00** (3.60-4.40) | 1.2 |" in first
+    assert "lightly's transforms in a DataLoader | **5.00** (4.50-5.50) | busy | 1.2 |" in first
     assert "a training step of `quickstart`, 64 images | bare loop | **1.00** | 1.00 | 0.1 |" in first
     assert "PIL and kornia in a DataLoader is missing: it is not there." in text
     assert "+1.5 % (+1.4 to +1.7)" in text and "| sum | 66.00 | 66.00 | 66.00 |" in text
@@ -109,6 +109,8 @@ def test_the_newest_row_counts_and_every_figure_is_shown(script, rows):
     )
     assert "| `sslrun --help` | 0.25 (0.23-0.28) | 0.50 (0.45-0.55) |" in text and "lightly 1.6.0" in text
     assert "nan" not in text and "None" not in text
+    rows["loader"][-1]["other_load"] = q(0.2)
+    assert "| **5.00** (4.50-5.50) | **4.00** (3.60-4.40) | 0.2 |" in script.pages(rows)["performance.md"]
     changed = copy.deepcopy(rows)
     changed["loader"][-1]["sides"]["exact"]["core_ms"]["median"] = 1.51
     assert script.pages(changed) != script.pages(rows)

@@ -90,6 +90,14 @@ def test_a_run_that_ends_early_leaves_what_there_is(tmp_path, caplog, steps_done
     heartbeat.at("forward")  # nobody listens any longer
 
 
+def test_a_profile_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    (tmp_path / "profile").write_text("a file")
+    with profiled(1, tmp_path, CPU, 8):
+        for step in range(SKIPPED + 3):
+            heartbeat.at("before the step", step + 1)
+    assert "the profile could not be written: " in caplog.text
+
+
 def test_every_moment_belongs_to_one_part():
     now = iter([0.0, 1.0, 3.0, 7.0, 15.0])
     parts = Parts(lambda: next(now))

@@ -98,10 +98,14 @@ class Profile:
         self._recorder.stop()
         recorded = min(self.begun - SKIPPED - self.steps, self.steps)
         found = self._found(self._recorder.key_averages(), recorded)
-        self.folder.mkdir(exist_ok=True)
-        self._recorder.export_chrome_trace(str(self.folder / TRACE))
-        (self.folder / Path(PROFILE).name).write_text(json.dumps(found), encoding="utf-8")
-        (self.folder / TABLE).write_text("\n".join([*table(found), ""]), encoding="utf-8")
+        try:
+            self.folder.mkdir(exist_ok=True)
+            self._recorder.export_chrome_trace(str(self.folder / TRACE))
+            (self.folder / Path(PROFILE).name).write_text(json.dumps(found), encoding="utf-8")
+            (self.folder / TABLE).write_text("\n".join([*table(found), ""]), encoding="utf-8")
+        except (OSError, RuntimeError) as error:  # which is no reason to end the run
+            logger.warning("the profile could not be written: %s", error)
+            return
         largest = sorted(found["parts"].items(), key=lambda part: -part[1])[:3]
         shares = ", ".join(f"{100 * ms / found['step_ms']:.0f} % {name}" for name, ms in largest)
         logger.info("profile: %.1f ms a step, %s; %s", found["step_ms"], shares, self.folder / TABLE)
