@@ -1,10 +1,10 @@
 """`pixels.c` and `resample.c`: what views are made of, in C for the CPU, compiled on first use and kept in the cache.
 
-An accelerator of the exact stage: crops that resize and the operations that a transform names (`operations.py`) give
+An accelerator of the exact stage: crops that resize, and the operations that a transform names (`operations.py`), give
 the bits of their torch form, so which of the two runs is no part of a recipe. It is three times as fast: bytes instead
-of floats in memory, one call for all that is done to a block of images, and no hold on Python's lock. `torch.compile` was measured before: half a
-minute of compilation, not half a second, for kernels that keep the lock. Without a C compiler the torch forms do the
-work.
+of floats in memory, one call for all that is done to a block of images, and no hold on Python's lock. `torch.compile`
+was measured before: half a minute of compilation, not half a second, for kernels that keep the lock. Without a C
+compiler the torch forms do the work.
 """
 
 from __future__ import annotations
