@@ -29,6 +29,7 @@ from sslrun.data.transforms import (
 from sslrun.data.transforms.gaussian_blur import blur_taps
 from sslrun.data.transforms.resampling import Interpolation
 from sslrun.data.views import ViewGroup
+from sslrun.errors import UsageError
 
 CPU = torch.device("cpu")
 GROUPS = [ViewGroup(2, [*recipe(64), Normalize()]), ViewGroup(3, [*recipe(33, (0.05, 0.14)), Normalize()])]
@@ -301,3 +302,18 @@ def test_c_makes_views_from_whole_images(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.nn.functional, "interpolate", fails)
     for one, other in zip(exact_floats(groups), expected, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 9, 8), (-1, 0, 4, 4), (0, 5, 4, 4), (2, 2, 0, 4)])
+def test_a_box_outside_of_its_image_is_no_read_of_foreign_memory(box: tuple[int, ...]) -> None:
+    boxes = native.Boxes([torch.zeros(8, 8, 3, dtype=torch.uint8)], np.array([box], dtype=np.int32), "bilinear")
+    made = torch.empty(1, 4, 4, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    with pytest.raises(UsageError, match="is not inside its image of 8x8"):
+        native.run(operations.program([], 1), boxes, slice(0, 1), made)
+
+
+def test_an_image_of_one_column_is_taken_whatever_its_strides() -> None:
+    group = [ViewGroup(1, [RandomResizedCrop(4)])]
+    column = torch.arange(15, dtype=torch.uint8).view(5, 3).as_strided((5, 1, 3), (3, 7, 1))
+    numbers = view_arguments(group, 0, 0, np.arange(1), np.array([[5, 1]]))
+    assert torch.equal(*(stage(group, [column], numbers, compiled=compiled)[0] for compiled in (True, False)))
