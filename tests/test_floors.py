@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "sslrun": 0,  # the package itself: its exports are imported on first use, by name
-    "errors": 0, "started": 0, "number_format": 0, "glossary": 0,
+    "started": -1,  # the package itself limits spinning before its exports import torch
+    "errors": 0, "number_format": 0, "glossary": 0,
     "config": 1, "randomness": 1, "scheduled": 1,
     "contract": 2,
     "runtime": 3,

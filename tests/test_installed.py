@@ -100,8 +100,10 @@ def test_commands_name_the_program_as_the_user_can_type_it(tmp_path, monkeypatch
         "from sslrun.cli import start; start()",
         "import runpy; runpy.run_module('sslrun', run_name='__main__')",
         f"import runpy; runpy.run_path({str(ROOT / 'bin/sslrun')!r}, run_name='__main__')",
+        "import sslrun; sslrun.train('sslrun:mocov2')",
+        "from sslrun import Method",
     ],
-    ids=["installed script", "python -m sslrun", "bin/sslrun"],
+    ids=["installed script", "python -m sslrun", "bin/sslrun", "the Python API", "a user's own component"],
 )
 def test_every_entry_limits_spinning_before_torch_is_imported(tmp_path, entry):
     (tmp_path / "torch").mkdir()

@@ -1,5 +1,6 @@
 """The exact mode: its distance from PIL on photographs, and that nothing but the draws decides a single bit."""
 
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from fidelity_cases import CASES, Case, changed, decoded, exact_views, measure, recipe, sizes
-from sslrun.data import exact, native, pil_twins
+from sslrun.data import exact, native, operations, pil_twins
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import Arguments, view_arguments
 from sslrun.data.transforms import (
@@ -26,7 +27,9 @@ from sslrun.data.transforms import (
     Transform,
 )
 from sslrun.data.transforms.gaussian_blur import blur_taps
+from sslrun.data.transforms.resampling import Interpolation
 from sslrun.data.views import ViewGroup
+from sslrun.errors import UsageError
 
 CPU = torch.device("cpu")
 GROUPS = [ViewGroup(2, [*recipe(64), Normalize()]), ViewGroup(3, [*recipe(33, (0.05, 0.14)), Normalize()])]
@@ -247,3 +250,70 @@ def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
     again = exact_stage([images()] * 2, arguments)[0]
     assert again.untyped_storage().data_ptr() == address
     assert torch.equal(again[3:5, 1], copy)
+
+
+RESIZED = [  # from, to: shrunk, enlarged, one axis alone, one pixel, beyond a vector's window, the height first
+    ((290, 390), (224, 224)),
+    ((120, 130), (96, 96)),
+    ((40, 30), (97, 131)),
+    ((64, 50), (64, 33)),
+    ((50, 64), (33, 64)),
+    ((1, 1), (5, 7)),
+    ((7, 5), (1, 1)),
+    ((600, 1300), (61, 90)),
+    ((400, 60), (100, 50)),
+    ((33, 35), (33, 35)),
+]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("flags", [(), ("-mno-avx512f",), ("-march=x86-64",)], ids=["native", "AVX2", "no vectors"])
+def test_c_resizes_to_the_bits_of_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: tuple[str, ...], interpolation: Interpolation
+) -> None:
+    if flags and platform.machine() != "x86_64":
+        pytest.skip("flags of another processor")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "_FLAGS", native._FLAGS + flags)
+    functions = native.c_functions.__wrapped__()
+    assert functions is not None
+    monkeypatch.setattr(native, "c_functions", lambda: functions)
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (600, 1300, 3), dtype=np.uint8))
+    image = torch.cat([noise, (noise >> 7) * 255])  # extremes too: where bicubic leaves the bytes
+    for (height, width), to in RESIZED:
+        for top, left in ((0, 0), (1200 - height, 1300 - width), (600 - height // 2, 11 % (1301 - width))):
+            box = np.array([[top, left, height, width]], dtype=np.int32)
+            crop = RandomResizedCrop(list(to), interpolation=interpolation)
+            numbers = Numbers(np.ones(1, dtype=bool), np.array([to]), {"box": box})
+            expected = crop.torch_image(image.permute(2, 0, 1)[None], numbers.rows(0))
+            made = torch.empty(1, *to, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+            native.run(operations.program([], 1), native.Boxes([image], box, interpolation), slice(0, 1), made)
+            assert torch.equal(made, expected), ((height, width), to, (top, left))
+
+
+def test_c_makes_views_from_whole_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The crop that resizes is no step of torch, neither first nor after another crop."""
+    groups = [GROUPS[0], ViewGroup(1, [CenterCrop(200), *recipe(64)])]
+    expected = exact_floats(groups, compiled=False)
+
+    def fails(*arguments: object) -> None:
+        raise AssertionError("torch resizes")
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", fails)
+    for one, other in zip(exact_floats(groups), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 9, 8), (-1, 0, 4, 4), (0, 5, 4, 4), (2, 2, 0, 4)])
+def test_a_box_outside_of_its_image_is_no_read_of_foreign_memory(box: tuple[int, ...]) -> None:
+    boxes = native.Boxes([torch.zeros(8, 8, 3, dtype=torch.uint8)], np.array([box], dtype=np.int32), "bilinear")
+    made = torch.empty(1, 4, 4, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    with pytest.raises(UsageError, match="is not inside its image of 8x8"):
+        native.run(operations.program([], 1), boxes, slice(0, 1), made)
+
+
+def test_an_image_of_one_column_is_taken_whatever_its_strides() -> None:
+    group = [ViewGroup(1, [RandomResizedCrop(4)])]
+    column = torch.arange(15, dtype=torch.uint8).view(5, 3).as_strided((5, 1, 3), (3, 7, 1))
+    numbers = view_arguments(group, 0, 0, np.arange(1), np.array([[5, 1]]))
+    assert torch.equal(*(stage(group, [column], numbers, compiled=compiled)[0] for compiled in (True, False)))

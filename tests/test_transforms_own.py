@@ -270,14 +270,13 @@ def test_how_the_work_is_split() -> None:
         return paths(ViewGroup(2, list(steps)), augment, device)
 
     names = "ColorJitter, RandomGrayscale, RandomHorizontalFlip"
-    assert line(crop, *colors, flip) == f"torch: RandomResizedCrop; C: {names}, normalize"
+    assert line(crop, *colors, flip) == f"C: RandomResizedCrop, {names}, normalize"
     assert line(crop, *colors, flip, augment="dali") == f"DALI: RandomResizedCrop, {names}; C: normalize"
     assert line(crop, flip, *colors, device=CUDA) == (
         "DALI: RandomResizedCrop, RandomHorizontalFlip; Triton: ColorJitter, RandomGrayscale, normalize"
     )
     assert line(crop, *colors, BlockCutout(), flip, Normalize()) == (
-        "torch: RandomResizedCrop; C: ColorJitter, RandomGrayscale; torch: BlockCutout; "
-        "C: RandomHorizontalFlip, normalize"
+        "C: RandomResizedCrop, ColorJitter, RandomGrayscale; torch: BlockCutout; C: RandomHorizontalFlip, normalize"
     )
     assert line(crop, *colors, BlockCutout(), flip, augment="dali", device=CUDA) == (
         "DALI: RandomResizedCrop, ColorJitter, RandomGrayscale; torch: BlockCutout; "
@@ -286,7 +285,7 @@ def test_how_the_work_is_split() -> None:
     assert line(crop, DaliCutout(), *colors) == (
         "DALI: RandomResizedCrop, DaliCutout; C: ColorJitter, RandomGrayscale, normalize"
     )
-    assert line(*colors, crop) == "torch: ColorJitter, RandomGrayscale, RandomResizedCrop; C: normalize"
+    assert line(*colors, crop) == "torch: ColorJitter, RandomGrayscale; C: RandomResizedCrop, normalize"
 
 
 def test_the_user_is_told_once_where_a_mode_is_left(

@@ -8,6 +8,8 @@ the config verbs do not pay for torch.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sslrun.started import limit_spinning
+
 if TYPE_CHECKING:  # for editors and type checkers
     from sslrun.config.paths import FilePath as FilePath
     from sslrun.contract import Backbone as Backbone
@@ -77,6 +79,7 @@ _EXPORTS = {
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'sslrun' has no attribute {name!r}")
+    limit_spinning()  # most of them import torch
     return getattr(importlib.import_module(_EXPORTS[name]), name)
 
 

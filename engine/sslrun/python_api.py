@@ -15,7 +15,6 @@ from sslrun.commands.evaluation import measure_encoder
 from sslrun.config.load import load as load_config
 from sslrun.config.paths import absolute
 from sslrun.config.tables import Overrides, override_texts
-from sslrun.started import limit_spinning
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +77,6 @@ def train(
         KeyboardInterrupt: Ctrl-C was pressed.
         SystemExit: the process was asked to stop, by SIGTERM for example; what there was is saved.
     """
-    limit_spinning()
     texts = override_texts(overrides)
     if work_dir is not None:
         texts += override_texts({"work_dir": os.fspath(work_dir)})
@@ -119,7 +117,6 @@ def load(
     Raises:
         UsageError: it is no encoder, it is damaged, or weights and recipe do not belong together.
     """
-    limit_spinning()
     import torch
 
     from sslrun.embedding.encoder import Encoder
@@ -162,7 +159,6 @@ def evaluate(
         RunFailed: the features are not finite, or the result could not be written.
         KeyboardInterrupt: Ctrl-C was pressed; the same call goes on.
     """
-    limit_spinning()
     from sslrun.runtime.guest import guest, raise_stop
 
     paths = [Path(overlay) for overlay in overlays]

@@ -1,9 +1,10 @@
 """The exact stage: the steps of the views that DALI does not do, with PIL's arithmetic.
 
 Steps that may change an image's shape are done image by image, in torch; the steps after the last of them by blocks of
-images of one size. On the CPU a crop that resizes, if it is the last of the former, belongs to the latter: C does it. A block goes through runs of steps, with bytes between two runs: in compiled code where all steps of
-the run name their operations (`operations.py`), C on the CPU (`native.py`) and Triton on a GPU (`sslkernels.views`), in
-torch otherwise. All give the same bits. On a GPU the block is the whole batch, and a usual run is four launches.
+images of one size. On the CPU a crop that resizes, if it is the last of the former, belongs to the latter: C does it.
+A block goes through runs of steps, with bytes between two runs: in compiled code where all steps of the run name their
+operations (`operations.py`), C on the CPU (`native.py`) and Triton on a GPU (`sslkernels.views`), in torch otherwise.
+All give the same bits. On a GPU the block is the whole batch, and a usual run is four launches.
 """
 
 import itertools
@@ -163,12 +164,10 @@ class _RemainingSteps:
             else:
                 self.runs.append(run)
 
-        if compiled == "C" and self._own and isinstance(self.runs[0], operations.Program):
-            last, own = self._own[-1]
-            if isinstance(last, Resampling) and type(last).torch_image is Resampling.torch_image:
-                assert (own.size == self.size).all(), "the group has one size from here on"
-                self.resized = own, last.interpolation
-                self._own = self._own[:-1]
+        if compiled == "C" and self._own and split.does_c_resize(group, done + single - 1):
+            last, own = self._own.pop()
+            assert isinstance(last, Resampling) and (own.size == self.size).all()
+            self.resized = own, last.interpolation
 
     def common_part(self, image: torch.Tensor, row: int) -> torch.Tensor:
         """An image (1, C, H, W) uint8 after the steps that its views, of which `row` is the first, have in common."""

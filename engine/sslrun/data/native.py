@@ -1,10 +1,10 @@
 """`pixels.c` and `resample.c`: what views are made of, in C for the CPU, compiled on first use and kept in the cache.
 
-An accelerator of the exact stage: crops that resize and the operations that a transform names (`operations.py`) give
+An accelerator of the exact stage: crops that resize, and the operations that a transform names (`operations.py`), give
 the bits of their torch form, so which of the two runs is no part of a recipe. It is three times as fast: bytes instead
-of floats in memory, one call for all that is done to a block of images, and no hold on Python's lock. `torch.compile` was measured before: half a
-minute of compilation, not half a second, for kernels that keep the lock. Without a C compiler the torch forms do the
-work.
+of floats in memory, one call for all that is done to a block of images, and no hold on Python's lock. `torch.compile`
+was measured before: half a minute of compilation, not half a second, for kernels that keep the lock. Without a C
+compiler the torch forms do the work.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 
 from sslrun.data.index import cache_dir
 from sslrun.data.operations import Program
+from sslrun.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,6 +133,9 @@ def run(program: Program, pixels: Tensor | Boxes, rows: slice, out: Tensor, scal
         rows: which of the program's images these are.
         out: (n, 3, h, w), contiguous as channels-last, to be filled: float32 if it is normalized, otherwise uint8.
         scales: (2, 3) float32, scale and offset of each channel; None leaves bytes.
+
+    Raises:
+        UsageError: a box is not inside its image.
     """
     count, _, height, width = out.shape
     horizontal, vertical = np.zeros((2, 1, 1), dtype=np.float32) if program.taps is None else program.taps
@@ -151,7 +155,9 @@ def run(program: Program, pixels: Tensor | Boxes, rows: slice, out: Tensor, scal
     size = long(count), long(height), long(width)
     if isinstance(pixels, Boxes):
         images, boxes = pixels.images, np.ascontiguousarray(pixels.boxes, dtype=np.int32)
-        assert all(image.stride()[1:] == (3, 1) for image in images) and len(images) == len(boxes) == count
+        assert all(image.stride()[1:] == (3, 1) or image.shape[1] == 1 for image in images)
+        assert len(images) == len(boxes) == count
+        _check(boxes, images)
         addresses = np.array([image.data_ptr() for image in images], dtype=np.uintp)
         strides = np.array([image.stride(0) for image in images], dtype=np.int64)
         kind = ctypes.c_int(("bilinear", "bicubic").index(pixels.interpolation))
@@ -170,3 +176,15 @@ def run(program: Program, pixels: Tensor | Boxes, rows: slice, out: Tensor, scal
         *(_work.bytes("planes", 3 * height * width), _work.bytes("blur", 4 * (height + 2) * (width + 2 * taps))),
         *(torch_(floats), torch_(as_bytes)),
     )
+
+
+def _check(boxes: np.ndarray, images: Sequence[Tensor]) -> None:
+    """Nothing if all boxes lie in their images: C does not look."""
+    sizes = np.array([image.shape[:2] for image in images])
+    inside = (boxes[:, :2] >= 0) & (boxes[:, 2:] > 0) & (boxes[:, :2] + boxes[:, 2:] <= sizes)
+    for row in np.flatnonzero(~inside.all(axis=1)).tolist():
+        top, left, height, width = boxes[row].tolist()
+        raise UsageError(
+            f"a crop of {height}x{width} pixels at row {top}, column {left} is not inside its image of "
+            f"{sizes[row][0]}x{sizes[row][1]}: the source or the transform states another size"
+        )

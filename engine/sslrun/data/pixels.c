@@ -119,28 +119,47 @@ static void blur(uint8_t *x, long height, long width, const float *horizontal, c
     }
 }
 
-static void normalize(const uint8_t *x, long height, long width, int flip, const float *scale, const float *offset,
-                      float *restrict out) {
-    const uint8_t *r = x, *g = x + height * width, *b = g + height * width;
-    for (long y = 0; y < height; y++, r += width, g += width, b += width, out += 3 * width) {
-        long from = flip ? width - 1 : 0, step = flip ? -1 : 1;
-        for (long i = 0; i < width; i++, from += step) {
-            out[3 * i] = r[from] * scale[0] + offset[0];
-            out[3 * i + 1] = g[from] * scale[1] + offset[1];
-            out[3 * i + 2] = b[from] * scale[2] + offset[2];
-        }
-    }
-}
-
-static void to_pixels(const uint8_t *x, long height, long width, int flip, uint8_t *restrict out) {
-    const uint8_t *r = x, *g = x + height * width, *b = g + height * width;
-    for (long y = 0; y < height; y++, r += width, g += width, b += width, out += 3 * width) {
-        long from = flip ? width - 1 : 0, step = flip ? -1 : 1;
-        for (long i = 0; i < width; i++, from += step) {
+/* A row of three planes as pixels. */
+static void joined(const uint8_t *restrict r, const uint8_t *restrict g, const uint8_t *restrict b, long width, int flip,
+                   uint8_t *restrict out) {
+    if (flip) {
+        for (long i = 0, from = width - 1; i < width; i++, from--) {
             out[3 * i] = r[from];
             out[3 * i + 1] = g[from];
             out[3 * i + 2] = b[from];
         }
+    } else {
+        for (long i = 0; i < width; i++) {
+            out[3 * i] = r[i];
+            out[3 * i + 1] = g[i];
+            out[3 * i + 2] = b[i];
+        }
+    }
+}
+
+static void to_pixels(const uint8_t *x, long height, long width, int flip, uint8_t *out) {
+    long area = height * width;
+    for (long y = 0; y < height; y++)
+        joined(x + y * width, x + area + y * width, x + 2 * area + y * width, width, flip, out + 3 * y * width);
+}
+
+enum { PATTERN = 48 }; /* numbers after which the channels and the vectors begin anew */
+
+/* row: 3 * width bytes to work in. */
+static void normalize(const uint8_t *x, long height, long width, int flip, const float *scale, const float *offset,
+                      uint8_t *restrict row, float *restrict out) {
+    float scales[PATTERN], offsets[PATTERN];
+    for (int i = 0; i < PATTERN; i++) {
+        scales[i] = scale[i % 3];
+        offsets[i] = offset[i % 3];
+    }
+    long area = height * width;
+    for (long y = 0; y < height; y++, out += 3 * width) {
+        joined(x + y * width, x + area + y * width, x + 2 * area + y * width, width, flip, row);
+        long i = 0;
+        for (; i + PATTERN <= 3 * width; i += PATTERN)
+            for (int j = 0; j < PATTERN; j++) out[i + j] = row[i + j] * scales[j] + offsets[j];
+        for (int j = 0; i + j < 3 * width; j++) out[i + j] = row[i + j] * scales[j] + offsets[j];
     }
 }
 
@@ -190,7 +209,7 @@ void sslrun_views(const uint8_t *const *images, const int64_t *strides, const in
             }
             }
         }
-        if (out) normalize(x, height, width, flips[n], scale, offset, out + n * 3 * area);
+        if (out) normalize(x, height, width, flips[n], scale, offset, (uint8_t *)scratch, out + n * 3 * area);
         else to_pixels(x, height, width, flips[n], bytes + n * 3 * area);
     }
 }

@@ -4,7 +4,7 @@ DALI does the first steps of a group, the exact stage the rest. Where the two me
 on the device, and on the forms that the transforms have.
 
 What the exact stage does by blocks of images, it does in runs of steps: in compiled code, C on the CPU and Triton on a
-GPU, where all steps of the run name their operations, in torch otherwise.
+GPU, where all steps of the run name their operations, in torch otherwise. The crop that resizes before them is C's too.
 """
 
 import itertools
@@ -14,6 +14,7 @@ import torch
 
 from sslrun.data import dali, native
 from sslrun.data.transforms import Transform
+from sslrun.data.transforms.resampling import Resampling
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 
@@ -71,6 +72,14 @@ def num_image_steps(steps: list[Transform]) -> int:
     return max((k + 1 for k, step in enumerate(steps) if step.torch_block is None), default=0)
 
 
+def does_c_resize(group: ViewGroup, place: int) -> bool:
+    """Whether C, where it is used, does the step at `place`, the last that is done image by image: it must resize a
+    box, not the same one for all views, and C must do what comes next."""
+    step, after = group.steps[place], group.steps[place + 1 :]
+    is_plain = isinstance(step, Resampling) and type(step).torch_image is Resampling.torch_image
+    return is_plain and place >= group.num_common and all(step.operations is not None for step in after[:1])
+
+
 def paths(group: ViewGroup, augment: str, device: torch.device) -> str:
     """Which path runs for each step of a group, in one line: `DALI: RandomResizedCrop; C: ColorJitter, normalize`."""
     done = num_dali_steps(group, augment, device)
@@ -78,9 +87,11 @@ def paths(group: ViewGroup, augment: str, device: torch.device) -> str:
     on_cpu = "C" if native.is_expected() else "torch"  # a plan compiles nothing
     compiled = "torch" if group.channels != 3 else "Triton" if device.type == "cuda" else on_cpu
     ways = []
+    resized = single - 1 if compiled == "C" and single > done and does_c_resize(group, single - 1) else None
     for place, step in enumerate(group.steps):
         by_block = compiled if step.operations is not None else "torch"
-        ways.append(("DALI" if place < done else "torch" if place < single else by_block, type(step).__name__))
+        own = "C" if place == resized else "torch" if place < single else by_block
+        ways.append(("DALI" if place < done else own, type(step).__name__))
     # Normalization belongs to the last run of a block.
     ways.append((ways[-1][0] if single < len(group.steps) else compiled, "normalize"))
     runs = itertools.groupby(ways, key=lambda way: way[0])
