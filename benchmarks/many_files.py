@@ -9,8 +9,9 @@ processes that start at the same time, as two ranks of a node do. Figures of a s
 until names, sizes and identity are known; MiB that this adds to the process: private, mapped from files, its share
 (PSS: pages that n processes map count 1/n) and the peak; the same after the first batch, and after names, sizes and
 labels of 100,000 samples in random order. A row of `results/many_files.jsonl` for each engine has the rank that took
-longer. The first start has a terminal; the row tells which bars were drawn there. `cold_start`: the tables are not in
-the memory of the operating system.
+longer, and processor time and peak of each: at a first start one of them works and the others wait. The first start has
+a terminal; the row tells which bars were drawn there. `cold_start`: the tables are not in the memory of the operating
+system.
 
 Without files, a start opens tables of that many names. Their folders exist and are looked at; so are some of the files,
 which are missing in the table, too.
@@ -182,7 +183,8 @@ def ranks(engine: Path, root: Path, cache: Path, names_only: bool, resumes: bool
     if any(child.returncode for child in children):
         raise SystemExit(text)
     slowest = max(figures, key=lambda one: one["start_s"])
-    return slowest | {"bars": {bar: len(re.findall(bar, text)) for bar in BARS if bar in text}}
+    each = {f"each_{key}": [one[key] for one in figures] for key in ("start_cpu_s", "start_peak_mib")}
+    return slowest | each | {"bars": {bar: len(re.findall(bar, text)) for bar in BARS if bar in text}}
 
 
 def drain(terminal: int, drawn: list[bytes]) -> None:
