@@ -23,7 +23,8 @@ ROWS, KEY, PAGE = "equality", "case", "equality.md"
 STEPS, STAGES = 4, (0, 1, 2, 3)
 CUTS = [(2, 16), (2, 8), (4, 8)]  # ranks, samples of a micro-batch
 # Relative. Rounding grows from step to step, where a unit of a ReLU turns by a thousand; faults show in the first step.
-TOLERANCE = {"loss": 1e-4, "first gradient": 1e-5, "gradients": 2e-2, "weights": 2e-2, "buffers": 1e-3}
+# Rounding depends on the processor: on one, the loss of BYOL differs by 2e-5, on another by 1.5e-4.
+TOLERANCE = {"loss": 1e-3, "first gradient": 1e-5, "gradients": 2e-2, "weights": 2e-2, "buffers": 1e-3}
 
 BN = 'norm_cfg={type="BN"}'
 LARS = ['optimizer={_delete_=true, type="LARS", lr=0.8, momentum=0.9, weight_decay=1e-4}']
