@@ -3,10 +3,12 @@
 Needs no privileges where user namespaces are allowed. The folders are shared, as by a cluster's file system.
 """
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -61,12 +63,22 @@ class Nodes:
         """Takes the node's network down: no packet comes or goes, and no connection is closed."""
         subprocess.run([*_enter(self._pids[node]), "ip", "link", "set", "eth0", "down"], check=True)
 
+    def lose(self, node: int) -> None:
+        """The node has no power: no packet comes or goes, and all that was started there is killed."""
+        self.cut(node)
+        holder = self._pids[node]
+        network = os.readlink(f"/proc/{holder}/ns/net")
+        for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+            with contextlib.suppress(OSError):  # it has ended
+                if pid != holder and os.readlink(f"/proc/{pid}/ns/net") == network:
+                    os.kill(pid, signal.SIGKILL)
+
     def mend(self, node: int) -> None:
         """Takes the node's network up again."""
         subprocess.run([*_enter(self._pids[node]), "ip", "link", "set", "eth0", "up"], check=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def two_nodes(folder: Path) -> Iterator[Nodes]:
     """Makes the nodes; skips the test, with the reason, where that is not possible. What runs on them is killed."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]

@@ -23,7 +23,7 @@ RANKS = 2  # of each node; the page has 4
 TIMEOUT_S = 20.0
 LOST_B = r"error: ranks 2-3 on host nodeB have not come back from step \d+ .*nodeB is cut off"
 LOST_A = r"error: rank 0 on host nodeA has not come back from step \d+ .*(ended|cut off)$"
-PATIENCE_S = 600.0  # of the test, on a machine that does other things as well
+PATIENCE_S = 1800.0  # of the test, on a machine that does other things as well
 
 
 def block(language: str, word: str) -> str:
@@ -91,7 +91,7 @@ def codes(folder: Path, started: Started, within_s: float) -> list[int]:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("launcher", "cut"), [("deepspeed", 0), ("deepspeed", 1), ("torchrun", 1)])
+@pytest.mark.parametrize(("launcher", "cut"), [("deepspeed", 0), ("deepspeed", 1), ("torchrun", 0), ("torchrun", 1)])
 def test_a_run_of_two_nodes_outlives_a_cut(launcher, cut, tmp_path, images, nodes):
     (tmp_path / "hosts").write_text(block("text", "slots"))
     recipe, run = write_recipe(tmp_path, images), RunFiles(tmp_path / "runs/small")
@@ -100,22 +100,48 @@ def test_a_run_of_two_nodes_outlives_a_cut(launcher, cut, tmp_path, images, node
     train_until(9, run, tmp_path, started)
 
     nodes.cut(cut)
-    began = time.monotonic()
     assert codes(tmp_path, started, PATIENCE_S) == [1, 1], printed(tmp_path)
-    took_s = time.monotonic() - began
-    assert took_s < 2 * TIMEOUT_S + 20, took_s  # the launchers take some seconds too
     first, second = printed(tmp_path)
     assert re.search(LOST_B, first) and re.search(LOST_A, second, re.MULTILINE), first + second
     assert launcher == "torchrun" or "Traceback" not in first + second  # torchrun prints one of its own
     assert run.status() == "failed" and "host nodeB" in run.state()["error"]
 
     nodes.mend(cut)
+    goes_on(nodes, tmp_path, launcher, recipe, run, words)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_a_run_outlives_the_node_of_rank_0(launcher, tmp_path, images, nodes):
+    """It loses its power: who is left names it, and records that the run has failed."""
+    (tmp_path / "hosts").write_text(block("text", "slots"))
+    recipe, run = write_recipe(tmp_path, images), RunFiles(tmp_path / "runs/small")
+    words = ["--set", f"engine.timeout_s={TIMEOUT_S}"]
+    started = by_launcher(nodes, tmp_path, launcher, recipe, words)
+    train_until(9, run, tmp_path, started)
+
+    nodes.lose(0)
+    assert codes(tmp_path, started, PATIENCE_S) == [-signal.SIGKILL, 1], printed(tmp_path)
+    second = printed(tmp_path)[1]
+    assert re.search(LOST_A, second, re.MULTILINE), second
+    assert len(re.findall(r"^(?:\[rank \d\] )?error: ", second, re.MULTILINE)) == 1, (
+        "one rank alone prints it: " + second
+    )
+    assert run.status() == "failed" and "host nodeA" in run.state()["error"], run.state()
+
+    nodes.mend(0)
+    goes_on(nodes, tmp_path, launcher, recipe, run, words)
+
+
+def goes_on(nodes: Nodes, folder: Path, launcher: str, recipe: Path, run: RunFiles, words: list[str]) -> None:
+    """The same commands with --resume bring the run to its end, with rank 0 on node 0 again."""
     last = small_run.last_step(run.path) + 6
-    started = by_launcher(nodes, tmp_path, launcher, recipe, [*words, "--resume", "--set", f"max_iters={last}"])
-    assert codes(tmp_path, started, PATIENCE_S) == [0, 0], printed(tmp_path)
+    started = by_launcher(nodes, folder, launcher, recipe, [*words, "--resume", "--set", f"max_iters={last}"])
+    assert codes(folder, started, PATIENCE_S) == [0, 0], printed(folder)
     assert run.status() == "done" and small_run.last_step(run.path) == last
     assert "on 4 x cpu" in (run.path / "log.txt").read_text()
-    assert "done: " in printed(tmp_path)[0] and "done: " not in printed(tmp_path)[1], "rank 0 is on node 0"
+    assert [(start["ranks"], start["nodes"]) for start in run.starts()] == [(4, 2)]
+    assert "done: " in printed(folder)[0] and "done: " not in printed(folder)[1], "rank 0 is on node 0"
 
 
 @pytest.mark.nightly
@@ -179,11 +205,11 @@ def test_ctrl_c_on_the_first_node_stops_both(tmp_path, images, nodes):
     [
         (
             ("--hostfile hosts", "--hostfile other"),
-            "error: rank 0 on nodeA was told that there are 4 ranks, but rank 2 on nodeB that there are 3: all nodes",
+            "error: rank 0 on nodeA was started as one of 4 ranks, but rank 2 on nodeB as one of 3: all nodes",
         ),
         (
             ("--node_rank R", "--node_rank 0"),
-            r"error: rank [01] of 4 has come twice, from node[AB] and from node[AB]: ",
+            r"error: rank [01] of 4 was started twice, on node[AB] and on node[AB]: ",
         ),
     ],
 )
