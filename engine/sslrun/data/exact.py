@@ -198,7 +198,7 @@ class _RemainingSteps:
             scales = self.scales if place == last else None
             target = out[rows] if place == last else _bytes_like(out[rows])
             if isinstance(crops, native.Boxes):
-                assert isinstance(run, operations.Program), "C resizes only what C goes on with"
+                assert isinstance(run, operations.Program), "of C"
                 native.run(run, crops, rows, target, scales)
             elif not isinstance(run, operations.Program):
                 x = _run_in_torch(run, _one(crops), rows)
