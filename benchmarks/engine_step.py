@@ -48,7 +48,7 @@ class EngineStep:
         heartbeat.at("before the step", self.step + 1)
         progress = Progress(self.step, plan.total_steps, plan.steps_per_epoch, recipe.seed)
         groups = executor.optimizer.param_groups
-        rates = learning_rates(groups, recipe.lr, self.step, plan.steps_per_epoch, plan.total_steps)
+        rates = learning_rates(groups, recipe.lr, progress)
         metrics, _ = train_step(executor, recipe.model, self.statistics, self.batches, progress, rates)
         heartbeat.at("logging")
         self.step_metrics.add(metrics)

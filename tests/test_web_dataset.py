@@ -22,6 +22,7 @@ from sslrun.data.reading import read_all
 from sslrun.data.sources import shard_index
 from sslrun.data.sources.fraction import Fraction
 from sslrun.data.sources.subset import split_holdout
+from sslrun.data.sources.web_dataset import WebDataset
 from sslrun.data.transforms import Resize
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
@@ -47,6 +48,14 @@ def folder(tmp_path) -> Path:
         }
         write_tar(tmp_path / f"shards/train-{number:03d}.tar", some)
     return tmp_path / "shards"
+
+
+def test_a_dry_run_keeps_no_index(folder, tmp_path):
+    source = Fraction(WebDataset(str(folder)), share=0.5)
+    source.make_nothing()
+    source.open()
+    assert len(source) == 4 and not (tmp_path / "cache").exists()
+    assert len(opened(folder)) == 8 and list((tmp_path / "cache/shards").glob("*/offsets.npy"))  # the control
 
 
 def test_samples_of_a_pattern_a_folder_and_a_file(folder):

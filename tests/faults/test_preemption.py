@@ -75,8 +75,8 @@ def main_with_a_signal(
         if name == moment and done >= step and not mark.exists() and distributed.rank() == 0:
             threading.Timer(delay_s, mark.touch).start()
 
-    def step_done(executor, method, statistics, batches, progress, rates):  # type: ignore[no-untyped-def]
-        result = train_step(executor, method, statistics, batches, progress, rates)
+    def step_done(executor, method, statistics, batches, progress, rates, decays):  # type: ignore[no-untyped-def]
+        result = train_step(executor, method, statistics, batches, progress, rates, decays)
         began.append(time.monotonic())
         come("anywhere", progress.step + 1)
         return result

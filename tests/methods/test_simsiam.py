@@ -7,6 +7,7 @@ from steps import assert_close, longhand_step, step
 from torch import Tensor
 from two_views import FEATURES, random_batch
 
+from sslrun.contract import Progress
 from sslrun.methods.simsiam import SimSiam
 from sslrun.nn.heads import LatentPredictHead
 from sslrun.nn.necks import NonLinearNeck
@@ -60,6 +61,6 @@ def test_recipes_are_as_published(epochs):
         (0.05, 1e-4, 0.9)
     }
     for name, group in options.items():
-        (rate,) = learning_rates([group], recipe.lr, 7 * epochs, 10, 10 * epochs)
+        (rate,) = learning_rates([group], recipe.lr, Progress(7 * epochs, 10 * epochs, 10, 0))
         is_predictor = name.startswith("head.predictor.")
         assert rate == (0.05 if is_predictor else pytest.approx(0.05 * 0.2061, rel=1e-3)), name

@@ -97,7 +97,7 @@ class MemberNames(Names):
         return f"{self._shards[int(self._index.shard(np.array(i)))].path}#{self._index.member(i)}"
 
 
-def index_of(shards: Sequence[Shard], wanted: Wanted, label: str) -> ShardIndex:
+def index_of(shards: Sequence[Shard], wanted: Wanted, label: str, keeps: bool = True) -> ShardIndex:
     """The index, from the cache if no shard has changed since it was made.
 
     While one process of a machine makes it, the others wait for it.
@@ -106,6 +106,7 @@ def index_of(shards: Sequence[Shard], wanted: Wanted, label: str) -> ShardIndex:
         shards: in order.
         wanted: what is read of each sample.
         label: "auto", "none", "folder", or the member that must have it.
+        keeps: whether a new index may be written to the cache.
 
     Raises:
         UsageError: a shard cannot be read as such, there are no samples, or not all have labels; one line.
@@ -126,7 +127,7 @@ def index_of(shards: Sequence[Shard], wanted: Wanted, label: str) -> ShardIndex:
     folder = cache_dir() / "shards" / digest.hexdigest()
     index = _load(folder)
     if index is None:
-        with _alone(folder):
+        with _alone(folder) if keeps else contextlib.nullcontext():
             index = _load(folder)  # by another process meanwhile
             if index is None:
                 begin = time.monotonic()
@@ -135,7 +136,7 @@ def index_of(shards: Sequence[Shard], wanted: Wanted, label: str) -> ShardIndex:
                 if (elapsed_s := time.monotonic() - begin) > 5:
                     text = "%d images in %d shards were listed in %.0f s"
                     logger.info(text, len(index.offsets), len(shards), elapsed_s)
-                index = _kept(index, folder)
+                index = _kept(index, folder) if keeps else index
     if manifest is not None:
         index.remarks += _left_out(manifest, shards)
     return index

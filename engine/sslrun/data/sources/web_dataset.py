@@ -40,6 +40,7 @@ class WebDataset(Source):
     """
 
     _index: ShardIndex
+    _makes_files: bool = True
 
     def __init__(
         self,
@@ -61,11 +62,14 @@ class WebDataset(Source):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.shards!r})"
 
+    def make_nothing(self) -> None:
+        self._makes_files = False
+
     def list_samples(self, key: str) -> Sequence[str]:
         shards = find_shards(self.shards, f"{key}.shards")
         images = () if self.image == "auto" else tuple(one.strip(". ").lower() for one in self.image.split(";"))
         extension, *path = {"auto": "cls", "folder": "", "none": ""}.get(self.label, self.label.lstrip(".")).split(".")
-        self._index = index_of(shards, Wanted(images, extension, tuple(path), key), self.label)
+        self._index = index_of(shards, Wanted(images, extension, tuple(path), key), self.label, self._makes_files)
         count = len(self._index.offsets)
         if self.nominal_size not in (None, count):
             raise UsageError(f"{self!r} has {count:,} samples, and {key}.num_samples is {self.nominal_size:,}")
