@@ -29,7 +29,10 @@ def listed(capsys, monkeypatch):
     ("words", "message"),
     [
         (["method"], "there is no kind of component and no component called 'method'; did you mean methods?"),
-        (["losses", "X"], "there is no kind of component called 'losses'; there are backbones, evaluations, formats, "),
+        (
+            ["losses", "X"],
+            "there is no kind of component called 'losses'; there are backbones, decoders, ",
+        ),
         (["methods", "MoCov2"], "there is no 'MoCov2' among the methods; did you mean MoCo"),
         (["methods", "MoCov2", "--json"], "there is no 'MoCov2' among the methods; did you mean MoCo"),
         (["necks", "Zzz"], "there is no 'Zzz' among the necks; `sslrun list necks` names them"),

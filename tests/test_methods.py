@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import small_run
 from sslrun.cli import main
 from sslrun.config import load
-from sslrun.contract import Batch, Progress
+from sslrun.contract import Batch, PatchMask, Progress
+from sslrun.data.masks import masks_of
 from sslrun.evaluation.monitors.held_out_loss import untouched
 from sslrun.nn.norm import RunningStatistics, set_groups
 from sslrun.recipe import Recipe
@@ -61,7 +63,15 @@ def batches_of(recipe: Recipe, step: int, micro_batch: int = 16) -> list[Batch]:
     parts = [slice(first, first + micro_batch) for first in range(0, 16, micro_batch)]
     layout = torch.channels_last
     return [
-        Batch([g[:, part].flatten(0, 1).contiguous(memory_format=layout) for g in crops], index[part], None)
+        Batch(
+            [g[:, part].flatten(0, 1).contiguous(memory_format=layout) for g in crops],
+            index[part],
+            None,
+            [
+                None if mask is None else PatchMask(torch.from_numpy(mask).flatten(1), int(mask.sum()))
+                for mask in masks_of(recipe.data.views, 0, step, np.arange(16)[part])
+            ],
+        )
         for part in parts
     ]
 

@@ -91,9 +91,9 @@ def tiles(image: Path, originals, views, with_pil=False, line=0) -> list[list[np
 def test_the_tiles_are_what_training_is_handed(capsys, recipe, monkeypatch, mode):
     handed, step = [], training.train_step
 
-    def noted(executor, method, statistics, batches, progress, rates):
+    def noted(executor, method, statistics, batches, progress, rates, decays):
         handed.append(batches[0])
-        return step(executor, method, statistics, batches, progress, rates)
+        return step(executor, method, statistics, batches, progress, rates, decays)
 
     monkeypatch.setattr(training, "train_step", noted)
     assert main([str(recipe), "--set", f"data.augment={mode}", "--set", "monitor.knn_interval=0"]) == 0

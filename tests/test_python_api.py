@@ -71,10 +71,10 @@ def test_a_run_is_that_of_the_command_line(capsys, recipe):
 def test_ctrl_c_saves_and_is_an_exception(recipe, monkeypatch):
     step = training.train_step
 
-    def with_ctrl_c(executor, method, statistics, batches, progress, rates):
+    def with_ctrl_c(executor, method, statistics, batches, progress, rates, decays):
         if progress.step == 1:
             signal.raise_signal(signal.SIGINT)
-        return step(executor, method, statistics, batches, progress, rates)
+        return step(executor, method, statistics, batches, progress, rates, decays)
 
     before = state_of_the_process()
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
