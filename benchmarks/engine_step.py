@@ -12,6 +12,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
+import numpy as np
 import torch
 from rows import quantiles
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sslrun.config import Config
 from sslrun.contract import Batch, Progress
+from sslrun.data.loader import patch_masks
 from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Machine, Plan, choose_machine, make_plan
@@ -98,7 +100,8 @@ def random_batch(recipe: Recipe, machine: Machine, device: torch.device, seed: i
         return torch.randn(shape, generator=generator, device=device).to(dtype).permute(0, 3, 1, 2)
 
     views = [images(group.num_views, group.size) for group in recipe.data.views]
-    return Batch(views, torch.arange(seed * samples, (seed + 1) * samples, device=device), None)
+    masks = patch_masks(recipe.data.views, seed, 0, np.arange(samples))
+    return Batch(views, torch.arange(seed * samples, (seed + 1) * samples), None, masks).to(device)
 
 
 def timed(step: Callable[[], object], count: int, device: torch.device) -> float:

@@ -8,8 +8,8 @@ import torch
 
 import small_run
 from sslrun.config import load
-from sslrun.contract import Batch, PatchMask, Progress
-from sslrun.data.masks import masks_of
+from sslrun.contract import Batch, Progress
+from sslrun.data.loader import patch_masks
 from sslrun.recipe import Recipe
 from sslrun.runtime import distributed
 from sslrun.session import build
@@ -22,10 +22,7 @@ def gradients_of(recipe: Recipe, views: list[torch.Tensor]) -> list[torch.Tensor
     """Loss and gradients of one step under autocast."""
     method = copy.deepcopy(recipe.model).train()
     count = len(views[0]) // recipe.data.views[0].num_views
-    masks = [
-        None if mask is None else PatchMask(torch.from_numpy(mask).flatten(1), int(mask.sum()))
-        for mask in masks_of(recipe.data.views, 0, 0, np.arange(count))
-    ]
+    masks = patch_masks(recipe.data.views, 0, 0, np.arange(count))
     batch = Batch(views, torch.arange(count), torch.arange(count) % 2, masks)
     torch.manual_seed(0)
     with distributed.alone(), torch.autocast("cpu", torch.bfloat16):

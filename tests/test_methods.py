@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import small_run
 from sslrun.cli import main
 from sslrun.config import load
-from sslrun.contract import Batch, PatchMask, Progress
-from sslrun.data.masks import masks_of
+from sslrun.contract import Batch, Progress
+from sslrun.data.loader import patch_masks
 from sslrun.evaluation.monitors.held_out_loss import untouched
 from sslrun.nn.norm import RunningStatistics, set_groups
 from sslrun.recipe import Recipe
@@ -67,10 +67,7 @@ def batches_of(recipe: Recipe, step: int, micro_batch: int = 16) -> list[Batch]:
             [g[:, part].flatten(0, 1).contiguous(memory_format=layout) for g in crops],
             index[part],
             None,
-            [
-                None if mask is None else PatchMask(torch.from_numpy(mask).flatten(1), int(mask.sum()))
-                for mask in masks_of(recipe.data.views, 0, step, np.arange(16)[part])
-            ],
+            patch_masks(recipe.data.views, 0, step, np.arange(16)[part]),
         )
         for part in parts
     ]

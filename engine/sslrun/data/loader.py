@@ -162,18 +162,20 @@ class Loader:
     def _batch(self, spec: BatchSpec, views: list[torch.Tensor]) -> Batch:
         labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[spec.ids])
         index = torch.from_numpy(spec.ids.copy())
-        masks = [
-            None if mask is None else self._mask(mask)
-            for mask in masks_of(self.views, self.seed, spec.epoch, spec.positions)
-        ]
+        masks = patch_masks(self.views, self.seed, spec.epoch, spec.positions)
         if self.device.type == "cuda":
             index = index.pin_memory()
             labels = None if labels is None else labels.pin_memory()
+            masks = [None if mask is None else PatchMask(mask.hidden.pin_memory(), mask.num_hidden) for mask in masks]
         return Batch(views, index, labels, masks).to(self.device)
 
-    def _mask(self, mask: np.ndarray) -> PatchMask:
-        hidden = torch.from_numpy(mask).flatten(1)
-        return PatchMask(hidden.pin_memory() if self.device.type == "cuda" else hidden, int(mask.sum()))
+
+def patch_masks(views: Sequence[ViewGroup], seed: int, epoch: int, positions: np.ndarray) -> list[PatchMask | None]:
+    """The masks of a batch; arguments as in `masks_of`."""
+    return [
+        None if mask is None else PatchMask(torch.from_numpy(mask).flatten(1), int(mask.sum()))
+        for mask in masks_of(views, seed, epoch, positions)
+    ]
 
 
 class BatchStream(Iterator[Batch]):

@@ -5,8 +5,8 @@ The encoder gets the visible patches and the class token; the decoder gets its o
 of each hidden patch. The loss is the mean over hidden patches of the squared error of their pixels. Targets are the
 normalized image, cut into patches whose pixels are in the order row, column, channel; with `norm_pix`, each patch has
 its mean subtracted and is divided by its standard deviation (unbiased, 1e-6 added to the variance). A network that
-predicts the mean of each patch then has a loss near 1. Deviation: where images reach the step as bfloat16 (CUDA in mixed
-precision), the targets have its 8 bits.
+predicts the mean of each patch then has a loss near 1. Deviation: where images reach the step as bfloat16
+(CUDA in mixed precision), the targets have its 8 bits.
 
 Which patches are hidden is the mask of the recipe's view, so it depends on seed, epoch and position alone.
 """
