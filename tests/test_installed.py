@@ -127,14 +127,8 @@ PARTS = ("sslrun", "sslkernels", "sslrun.data.masks", "sslrun.methods.mae", "ssl
 def test_the_wheel_trains_and_reports_from_an_empty_folder(tmp_path, images, elsewhere):
     """The wheel alone: its files are unpacked beside the dependencies, and nothing of the checkout is on the path."""
     copy = tmp_path / "checkout"
-    shutil.copytree(
-        ROOT,
-        copy,
-        symlinks=True,
-        ignore=lambda folder, names: (
-            {".git", ".venv", "build", "work_dirs", "data"} & {*names} if folder == ROOT else ()
-        ),
-    )
+    left_out = {".git", ".venv", ".venv-peers", "build", "work_dirs", "data"}
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=lambda folder, _: left_out if Path(folder) == ROOT else set())
     has_setuptools = find_spec("setuptools") and int(metadata.version("setuptools").partition(".")[0]) >= 77
     isolation = ["--no-build-isolation"] if has_setuptools else []
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", *isolation, "-q", "-w", str(tmp_path), str(copy)]
