@@ -127,7 +127,8 @@ def test_all_ranks_leave_with_one_checkpoint_and_the_resume_is_exact(tmp_path, r
     assert found == sorted({*range(INTERVAL, found[-1] + 1, INTERVAL), found[-1]}), told
     assert not list((run / "checkpoints").glob("*.tmp")), told
     assert run_ranks(main_in_pieces, ranks, [*words, "--resume"], timeout_s=PATIENCE_S) == [0] * ranks, told
-    # Measurements after the last step may have been left out of the state that was saved, and made by the resume.
+    # A stop in the measurement after the last step saves a state without it. The resume measures and keeps that state.
+    stopped_at_the_end = ["is_measured"] if found[-1] == STEPS else []
     different = small_run.differences(small_run.saved(run, STEPS), small_run.saved(expected, STEPS))
-    assert {*different} <= {"is_measured"}, told
+    assert different in ([], stopped_at_the_end), told
     assert small_run.timeless(small_run.metrics(run)) == small_run.timeless(small_run.metrics(expected)), told
