@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from small_run import ROOT, environment, finish, wait_until, write_recipe
+from small_run import ROOT, environment, finish, python, wait_until, write_recipe
 from sslrun.cli import main
 from sslrun.runtime import early_signals
 from sslrun.runtime.signals import StopSignals
@@ -109,7 +109,34 @@ def test_a_training_that_is_refused_keeps_them_to_its_end(entered):
     assert handlers() == [early_signals._leave] * 4
 
 
-def test_after_a_run_a_signal_does_not_say_that_none_began(entered):
+# A process whose run has ended with code 1, and which takes its time to leave.
+LEAVES = """
+import sys, time
+from sslrun.runtime import early_signals
+from sslrun.runtime.signals import StopSignals
+early_signals.enter()
+with StopSignals():
+    pass
+print("leaving", flush=True)
+time.sleep(0.5)
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_after_a_run_does_not_change_its_code(number):
+    """As torchrun's SIGTERM to the ranks that are still leaving when the first one has left. Ctrl-C interrupts."""
+    process = python(LEAVES, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == "leaving\n"
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=20)
+    is_interrupted = number == signal.SIGINT
+    assert process.returncode == (-signal.SIGINT if is_interrupted else 1), stderr
+    assert ("KeyboardInterrupt" in stderr) == is_interrupted and "nothing to save" not in stderr
+
+
+def test_a_program_that_is_no_command_gets_its_handlers_back(entered):
+    early_signals.leave()
     with StopSignals():
         assert not set(handlers()) & {early_signals._leave, *DEFAULT}
     assert handlers() == DEFAULT

@@ -42,9 +42,15 @@ def leave() -> None:
             signal.signal(number, handler)
 
 
-def before(number: int, handler: Any) -> Any:
-    """The handler that a signal had before `enter`, if `handler` is what `enter` has set; otherwise `handler`."""
-    return _old[number] if handler is _leave else handler
+def after_run(number: int, handler: Any) -> Any:
+    """The handler that a signal gets when a run has ended, in the place of `handler`, the one before the run.
+
+    If `enter` has set that one, the process only has to leave, with the code of its run. What comes meanwhile must not
+    change the code: torchrun sends SIGTERM to all ranks as soon as one has failed. Ctrl-C still interrupts.
+    """
+    if handler is not _leave:
+        return handler
+    return _old[number] if number == signal.SIGINT else signal.SIG_IGN
 
 
 def _leave(number: int, frame: "FrameType | None") -> None:

@@ -50,8 +50,8 @@ class StopSignals:
 
     The first signal decides the code. A second Ctrl-C raises KeyboardInterrupt, to leave without saving, and a third
     kills the process at once. A SIGHUP that is ignored on entering (`nohup`) stays ignored. The old handlers come back
-    on leaving. A thread hears signals also while the main thread is in code that does not return to Python, and looks
-    after the launcher.
+    on leaving; in a process that only has to leave, see `early_signals.after_run`. A thread hears signals also while
+    the main thread is in code that does not return to Python, and looks after the launcher.
 
     Attributes:
         exit_code: exit code of the process after saving; 0 as long as no signal has come and the launcher lives.
@@ -102,7 +102,7 @@ class StopSignals:
         _entered = None
         self.has_nothing_to_save = False
         for number, handler in self._old.items():
-            handler = early_signals.before(number, handler)
+            handler = early_signals.after_run(number, handler)
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._old_wakeup)
         self._bell.close()
