@@ -52,6 +52,12 @@ def vit() -> Backbone:
     return VisionTransformer(img_size=16, patch_size=8, embed_dim=24, depth=3, num_heads=3)
 
 
+def drawing_vit() -> Backbone:
+    """Stochastic depth and rescaled positions: what is computed again draws nothing anew."""
+    options = {"positions": "rotary", "rotary_rescale": 2.0, "drop_path": 0.5}
+    return VisionTransformer(img_size=16, patch_size=8, embed_dim=24, depth=3, num_heads=3, **options)
+
+
 def kept_bytes(network: nn.Module, images: Tensor) -> int:
     """Bytes that a forward pass keeps for the backward pass; each storage counts once. Parameters are left out."""
     kept: dict[int, Tensor] = {}
@@ -76,6 +82,7 @@ def kept_bytes(network: nn.Module, images: Tensor) -> int:
         (resnet, ["l*2.*"], ["layer2.0", "layer2.1"]),
         (vit, ["blocks.*"], ["blocks.0", "blocks.1", "blocks.2"]),
         (vit, ["blocks.1.mlp", "blocks.*.attn"], ["blocks.0.attn", "blocks.1.attn", "blocks.1.mlp", "blocks.2.attn"]),
+        (drawing_vit, ["blocks.*"], ["blocks.0", "blocks.1", "blocks.2"]),
         (Dropping, ["body", "scaled"], ["body", "scaled"]),
     ],
 )

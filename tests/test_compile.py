@@ -1,5 +1,6 @@
 """torch.compile of the networks: the same training, no graph made after the first step, and what a start says of it."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,11 @@ import torch
 import small_run
 from sslrun.cli import main
 from sslrun.evaluation import features
+from sslrun.nn.norm import set_groups
+from sslrun.nn.vit import VisionTransformer
+from sslrun.randomness import Phase
+from sslrun.runtime import compilation
+from sslrun.runtime.network_draws import begin, drawing_parts
 
 
 @pytest.mark.nightly
@@ -32,6 +38,27 @@ def test_compiled_run_trains_alike_and_never_recompiles(tmp_path, images):
     knn = [[row["knn/top1_pct"] for row in rows[key] if "knn/top1_pct" in row] for key in rows]
     assert len(knn[0]) == len(knn[1]) == 7
     assert knn[1][0] == pytest.approx(knn[0][0], abs=100 / 16 + 0.1), "one of 16 images, by a tie"
+
+
+@pytest.mark.nightly
+def test_a_compiled_network_draws_the_same_without_another_graph():
+    options = {"positions": "rotary", "rotary_rescale": 2.0, "drop_path": 0.5}
+    plain = VisionTransformer(img_size=16, patch_size=8, embed_dim=24, depth=2, num_heads=3, **options)
+    compiled = copy.deepcopy(plain)
+    compiled.compile(dynamic=False)
+    images = [torch.randn(2 * 8, 3, 16, 16), torch.randn(4 * 8, 3, 8, 8)]
+    graphs, outputs = [], []
+    for step in range(3):
+        for micro_batch in range(2):
+            for network in (plain, compiled):
+                set_groups(network, 4, 2)
+                begin(drawing_parts(network), 0, step, Phase.FORWARD, micro_batch)
+                outputs.append([network(each)[-1] for each in [*images, images[0]]])
+            for expected, got in zip(*outputs[-2:], strict=True):
+                torch.testing.assert_close(got, expected)
+            assert not torch.equal(outputs[-1][0], outputs[-1][2]), "another pass"
+        graphs.append(compilation.num_graphs())
+    assert graphs == graphs[:1] * 3 and not torch.equal(outputs[0][0], outputs[4][0])
 
 
 def compiled_run(recipe: Path, where: Path) -> list[int]:

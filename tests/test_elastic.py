@@ -11,8 +11,8 @@ from ranks import run_ranks
 from sslrun import cli
 from sslrun.runtime.run_files import RunFiles
 
-# A network without batch statistics, and an optimizer whose state is two tensors and a counter for each parameter.
-# 24 samples can be divided among 1, 2, 3 and 4 ranks.
+# A network without batch statistics that draws random numbers, and an optimizer whose state is two tensors and a
+# counter for each parameter. 24 samples can be divided among 1, 2, 3 and 4 ranks.
 RECIPE = """
 global_batch = 24
 max_iters = {steps}
@@ -24,9 +24,19 @@ type = "MoCo"
 queue_len = 48
 feat_dim = 8
 momentum = 0.9
-backbone = {{ type = "VisionTransformer", img_size = 24, patch_size = 8, embed_dim = 24, depth = 2, num_heads = 3 }}
 neck = {{ type = "NonLinearNeck", in_channels = 24, hid_channels = 16, out_channels = 8 }}
 head = {{ type = "ContrastiveHead", temperature = 0.2 }}
+
+[model.backbone]
+type = "VisionTransformer"
+img_size = 24
+patch_size = 8
+embed_dim = 24
+depth = 2
+num_heads = 3
+positions = "rotary"
+rotary_rescale = 1.5
+drop_path = 0.3
 
 [data]
 samples_per_gpu = 2

@@ -20,6 +20,17 @@ from sslrun.rehearsal import StepMemory
 ROWS, KEY, PAGE = "float64", "recipe", "equality.md"
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ["quickstart", *(f"learn/{path.stem}" for path in sorted((ROOT / "configs/learn").glob("*.toml")))]
+# A network that draws random numbers, with crops of two sizes.
+DRAWING = {
+    "learn/dino, drop_path and rotary_rescale": [
+        'model.backbone={ _delete_ = true, type = "VisionTransformer", img_size = 40, patch_size = 8, embed_dim = 48, '
+        'depth = 3, num_heads = 3, positions = "rotary", rotary_rescale = 2.0, drop_path = 0.1 }',
+        "model.neck.in_channels=48",
+        'data.views=[{ num_views = 2, transforms = [{ type = "RandomResizedCrop", size = 40 }, { type = "Normalize" }] '
+        '}, { num_views = 3, transforms = [{ type = "RandomResizedCrop", size = 24 }, { type = "Normalize" }] }]',
+    ]
+}
+NAMES = [*METHODS, *DRAWING]
 # SyncBN has the statistics of the samples that are on the devices at once: BatchNorm groups in its place.
 SYNC_BN = {
     "learn/npid": ["model.backbone"],
@@ -78,9 +89,9 @@ def steps_of(folder: Path, name: str, ranks: int, micro_batch: int, *settings: s
     place = folder / f"{ranks}-{micro_batch}"
     place.mkdir()
     recipe = place / "step.toml"
-    values = {"configs": ROOT / "configs", "name": name, "batch": BATCH, "group": GROUP}
+    values = {"configs": ROOT / "configs", "name": name.split(",")[0], "batch": BATCH, "group": GROUP}
     recipe.write_text(RECIPE.format(**values, folder=place, shapes=folder.parent / "shapes", micro_batch=micro_batch))
-    words = [str(recipe), *(word for setting in settings for word in ("--set", setting))]
+    words = [str(recipe), *(word for setting in (*DRAWING.get(name, ()), *settings) for word in ("--set", setting))]
     for code, err in run_ranks(trained, ranks, words):
         assert code == 0, err
     rows = [json.loads(line) for line in (place / "step" / "metrics.jsonl").read_text().splitlines()]
@@ -97,14 +108,14 @@ def largest_difference(a: dict[str, float], b: dict[str, float]) -> float:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_is_the_same_for_all_ranks_and_micro_batches(tmp_path, name):
     groups = [f'{part}.norm_cfg={{type="BN"}}' for part in SYNC_BN.get(name, ())]
     whole = first_step(tmp_path, name, 1, BATCH, *groups)
     cuts = {way: differences(first_step(tmp_path, name, *cut, *groups), whole) for way, cut in CUTS.items()}
     row = {KEY: name, "cuts": cuts}
     if tables.is_writing():
-        tables.replace(ROWS, KEY, METHODS, row)
+        tables.replace(ROWS, KEY, NAMES, row)
     assert_within(row)
 
 
@@ -128,7 +139,7 @@ def assert_within(row: tables.Row) -> None:
 
 def test_the_table_has_every_method():
     rows = tables.rows(ROWS)
-    assert [row[KEY] for row in rows] == METHODS
+    assert [row[KEY] for row in rows] == NAMES
     trained = {load(ROOT / f"configs/{name}.toml").values["model"]["type"] for name in METHODS}
     assert trained == set(naming.methods()) - {"Supervised"}
     for row in rows:

@@ -86,6 +86,24 @@ def test_dropout_of_a_users_backbone_resumes_exactly(tmp_path, images, ranks):
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_network_that_draws_resumes_exactly(tmp_path, images, ranks):
+    """Stochastic depth and rescaled positions, four micro-batches on one rank."""
+    network = (
+        'model.backbone={ _delete_ = true, type = "VisionTransformer", img_size = 24, patch_size = 8, embed_dim = 32, '
+        'depth = 3, num_heads = 2, positions = "rotary", rotary_rescale = 2.0, drop_path = 0.4 }'
+    )
+    settings = [network, "model.neck.with_avg_pool=false", *MONITORS]
+    recipe = small_run.write_recipe(tmp_path, images, steps=9)
+    straight = own_backbone_run(recipe, tmp_path / "straight", *settings, ranks=ranks)
+    small_run.as_of(straight, 3, tmp_path / "resumed")
+    resumed = own_backbone_run(recipe, tmp_path / "resumed", *settings, resume=True, ranks=ranks)
+    last = "checkpoints/step_00000009"
+    assert small_run.differences(straight / last, resumed / last) == []
+    assert small_run.timeless(small_run.metrics(straight)) == small_run.timeless(small_run.metrics(resumed))
+
+
+@pytest.mark.nightly
 def test_dropout_resumes_exactly_when_compiled(tmp_path, images):
     recipe = small_run.write_recipe(tmp_path, images, steps=9)
     straight = own_backbone_run(recipe, tmp_path / "straight", "engine.compile=on")

@@ -7,7 +7,7 @@ from sslrun.export.foreign_network import deduce
 from sslrun.export.tensor_names import with_our_parts
 from sslrun.nn.library import imported as library
 from sslrun.nn.momentum import teacher_of
-from sslrun.nn.stochastic import DropPath, RotaryPositions, rotated
+from sslrun.nn.stochastic import RotaryPositions, StochasticDepth, rotated, with_branch
 from sslrun.nn.vit import SIZES, SwiGlu, VisionTransformer, resized_positions
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -91,15 +91,17 @@ def test_coordinates_are_rescaled_in_training_for_each_block_and_never_in_a_teac
 
 
 def test_stochastic_depth_keeps_a_part_and_its_mean():
-    drop = DropPath(0.6).double()
+    depth = StochasticDepth([0.6, 0.0]).double()
     x = torch.ones(5, 2, dtype=torch.float64)
     seen = []
-    out = drop(x, lambda kept: seen.append(len(kept)) or 3 * kept)
-    assert seen == [2], "two of five: max(1, int(5 * 0.4))"
+    kept, whole = depth(5)
+    out = with_branch(x, lambda rows: seen.append(len(rows)) or 3 * rows, kept)
+    assert seen == [2] and whole is None, "two of five: 5 * 0.4"
     assert sorted(out[:, 0].tolist()) == pytest.approx([1, 1, 1, 8.5, 8.5])  # 1 + 3 * 5 / 2
-    assert torch.equal(drop.eval()(x, lambda kept: 3 * kept), 4 * x)
+    assert depth.eval()(5) == [None, None]
+    assert torch.equal(with_branch(x, lambda rows: 3 * rows, None), 4 * x)
     model = small(drop_path=0.5)
-    assert [block.drop_path.rate for block in model.blocks] == [0.0, 0.5]
+    assert model.stochastic_depth.rates == [0.0, 0.0, 0.5, 0.5]
     images = torch.randn(8, 3, 32, 32, dtype=torch.float64)
     assert torch.equal(teacher_of(model)(images)[0], model.eval()(images)[0])
 

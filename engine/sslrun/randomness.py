@@ -17,6 +17,8 @@ draws the same numbers as an uninterrupted one.
     drawn images of `Shapes`                   `draw` in data/sources/shapes_drawing   seed of the source, stream, image
     a method's own draws, equal on all ranks   `step_generator`, `step_rng`         seed, step
     dropout masks of our own methods           `mixed_` (`sslrun.nn.dropout`)       seed, step, position in global batch
+    stochastic depth of our own networks       `mixed_` (`sslrun.nn.stochastic`)    seed, step, pass, branch, group
+    scale of rotary positions                  `mixed_` (`sslrun.nn.stochastic`)    seed, step, pass, block
     negatives of NPID                          `mixed_` of a key per sample         seed, step, position in global batch
     torch's global generators                  `seed_torch`                         seed, step, phase, rank, micro-batch
     initial weights of linear classifiers      `fixed_generator`                    seed
@@ -24,7 +26,9 @@ draws the same numbers as an uninterrupted one.
 
 `torch.nn.Dropout`, and everything else that draws from torch's global generators, is repeated to the bit with the same
 number of ranks and the same micro-batch. With others the masks differ, because each micro-batch draws its own;
-`sslrun.nn.dropout.dropout_masks` gives masks that do not depend on ranks or micro-batches.
+`sslrun.nn.dropout.dropout_masks` gives masks that do not depend on ranks or micro-batches, and a part of a network that
+is a `sslrun.runtime.network_draws.Drawing` draws numbers that do not. A pass is a forward pass of a network, counted
+within a micro-batch; a group is one of `data.samples_per_gpu` samples of the global batch, in one view.
 
 Sources: Philox4x32-10, Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (2011), checked
 against the known answers of its authors' Random123; SplitMix64, Steele, Lea & Flood (2014).
@@ -125,6 +129,11 @@ def shifted(x: Tensor, bits: int) -> Tensor:
     return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)
 
 
+def as_uniform(x: Tensor) -> Tensor:
+    """float32 in [0, 1), multiples of 2**-24, of random int64."""
+    return shifted(x, 40).float() / 2**24
+
+
 class Phase(IntEnum):
     """The parts of a step or epoch for which torch's generators are seeded separately."""
 
@@ -145,9 +154,7 @@ def seed_torch(device: torch.device, seed: int, step: int, phase: Phase, rank: i
         rank: rank of this process; 0 on all ranks if they have to draw the same numbers.
         micro_batch: index of the micro-batch in the step.
     """
-    key = 0
-    for part in (seed, step, phase, rank, micro_batch):
-        key = _mixed(key + part + 1)
+    key = _key_of(seed, step, phase, rank, micro_batch)
     torch.default_generator.manual_seed(key)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(key)
@@ -171,6 +178,18 @@ def step_rng(seed: int, step: int) -> np.random.Generator:
 def fixed_generator(seed: int) -> torch.Generator:
     """A new CPU generator with this seed."""
     return torch.Generator().manual_seed(seed)
+
+
+def key_of(*parts: int) -> int:
+    """An int64 that depends on all parts and on their order."""
+    return _key_of(*parts) - 2**63
+
+
+def _key_of(*parts: int) -> int:
+    key = 0
+    for part in parts:
+        key = _mixed(key + part + 1)
+    return key
 
 
 def _mixed(x: int) -> int:

@@ -72,7 +72,7 @@ class MAEDecoder(PatchDecoder):
         self.decoder_pos_embed = nn.Parameter(table, requires_grad=False)
         hidden = int(embed_dim * mlp_ratio)
         self.decoder_blocks = nn.Sequential(
-            *(Block(embed_dim, num_heads, hidden, Mlp, 0.0, 0.0, 1e-6) for _ in range(depth))
+            *(Block(embed_dim, num_heads, hidden, Mlp, 0.0, 1e-6) for _ in range(depth))
         )
         self.decoder_norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.decoder_pred = nn.Linear(embed_dim, self.out_channels)

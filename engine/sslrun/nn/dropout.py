@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sslrun.randomness import INCREMENT, mixed_, shifted
+from sslrun.randomness import INCREMENT, as_uniform, mixed_
 from sslrun.runtime import distributed
 
 
@@ -33,6 +33,6 @@ def dropout_masks(
     first = distributed.rank() * count
     start = mixed_(torch.tensor(seed + INCREMENT))  # mixed, so that masks of successive seeds do not overlap
     x = mixed_(torch.arange(first, first + count, device=device) + start)
-    uniform = (shifted(x, 40).float() / 2**24).view(num_micro_batches, rows, columns)
+    uniform = as_uniform(x).view(num_micro_batches, rows, columns)
     rates = torch.tensor(p).to(device, non_blocking=True)
     return list(((uniform >= rates) / (1 - rates)).unbind())

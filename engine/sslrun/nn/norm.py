@@ -27,6 +27,7 @@ from sslrun.config.component import Component
 from sslrun.errors import UsageError
 from sslrun.nn.normalization import Shape, by_formula, over_ranks_by_kernels
 from sslrun.runtime.distributed import all_reduce_mean_, world_size
+from sslrun.runtime.network_draws import Drawing
 
 COLUMNS = 8  # 16 bytes of the smallest dtype
 # Subclasses of torch's layers whose forward normalizes and then calls these members in turn.
@@ -172,10 +173,11 @@ def _group_by_group(
 
 
 def set_groups(model: nn.Module, group_size: int, num_groups: int) -> None:
-    """Sets in every GroupBatchNorm that a micro-batch holds `num_groups` groups of `group_size` samples."""
-    for layer in group_norms(model):
-        if not layer.sync:
-            layer.group_size, layer.num_groups = group_size, num_groups
+    """Sets in every part that works by groups, GroupBatchNorm and `Drawing`, that a micro-batch holds `num_groups`
+    groups of `group_size` samples."""
+    for part in model.modules():
+        if isinstance(part, Drawing) or (isinstance(part, GroupBatchNorm) and not part.sync):
+            part.group_size, part.num_groups = group_size, num_groups
 
 
 def group_norms(model: nn.Module) -> list[GroupBatchNorm]:

@@ -1,57 +1,101 @@
 """Parts of a network that draw random numbers in training: stochastic depth and jittered rotary positions.
 
-They draw from torch's global generator of the device, which the engine seeds for each micro-batch. Momentum encoders
-draw nothing, although they are in training mode (for BatchNorm): `teacher_of` turns these parts off.
+What they draw is a function of the run's seed, the step and the place in the global batch, so it depends neither on the
+number of ranks nor on micro-batches (`runtime/network_draws.py`). Momentum encoders draw nothing, although they are in
+training mode (for BatchNorm): `teacher_of` turns these parts off.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-
-class Stochastic(nn.Module):
-    """A part that draws random numbers in training, unless `draws` is false."""
-
-    draws = True
-
-    @property
-    def is_drawing(self) -> bool:
-        return self.training and self.draws
+from sslrun.randomness import as_uniform, mixed_
+from sslrun.runtime.network_draws import Drawing
 
 
-class DropPath(Stochastic):
-    """A residual branch that is computed for a random part of the samples alone, and counts more for these.
+class Kept(NamedTuple):
+    """The rows of a pass for which a residual branch is computed.
 
-    Stochastic depth (Huang et al. 2016, arXiv 1603.09382) by batch subset, as in DINOv2 (Oquab et al. 2023, arXiv
-    2304.07193, section 5): of B samples max(1, int(B (1 - rate))) keep the branch, whose output is multiplied by B over
-    their number. The others save its time and memory.
-
-    Args:
-        rate: share of the samples without the branch, 0 to below 1.
+    Attributes:
+        rows: (n,) int64.
+        counts: (n,) bool, whether the branch counts for a row; None if it does for all.
+        scale: factor of the branch, 1 / (1 - rate).
     """
 
-    def __init__(self, rate: float) -> None:
+    rows: Tensor
+    counts: Tensor | None
+    scale: float
+
+
+class StochasticDepth(Drawing):
+    """Residual branches that are computed for a random part of the samples alone, and count more for these.
+
+    Stochastic depth (Huang et al. 2016, arXiv 1603.09382) by batch subset, as in DINOv2 (Oquab et al. 2023, arXiv
+    2304.07193, section 5). The subset is drawn anew in each group of g = `data.samples_per_gpu` consecutive samples of
+    a view: the branch is computed for the k = ceil(g (1 - rate)) samples of the group with the smallest random numbers,
+    and the last of these counts with such a probability that g (1 - rate) count on average. The others save its time
+    and memory. (DINOv2 draws among all samples of a pass, and rounds their number down.)
+
+    Args:
+        rates: for each branch, the share of the samples without it, 0 to below 1.
+    """
+
+    def __init__(self, rates: Sequence[float]) -> None:
         super().__init__()
-        self.rate = rate
+        self.rates = list(rates)
 
-    def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """x + branch(x), for x (B, ...)."""
-        if not (self.is_drawing and self.rate):
-            return x + branch(x)
-        count = max(1, int(len(x) * (1 - self.rate)))
-        chosen = torch.randperm(len(x), device=x.device)[:count]
-        return x.index_add(0, chosen, branch(x.index_select(0, chosen)).to(x.dtype), alpha=len(x) / count)
+    def forward(self, rows: int) -> list[Kept | None]:
+        """What each branch is computed for in a pass of `rows` rows, view-major; None for all of them."""
+        if not (self.is_drawing and any(self.rates)):
+            return [None] * len(self.rates)
+        size, strata = self.strata(rows)
+
+        def count_to(n: int) -> Tensor:
+            return torch.arange(n, device=strata.device)
+
+        branches = mixed_(self.next_key() + count_to(len(self.rates)))
+        numbers = mixed_(mixed_(branches.unsqueeze(1) + strata).unsqueeze(2) + count_to(size + 1))
+        # (branches, groups, g) rows in a random order, and one more number for each group.
+        orders = numbers[..., :size].argsort(dim=2) + size * count_to(len(strata)).unsqueeze(1)
+        chances = as_uniform(numbers[..., size:])
+        return [
+            _kept(order, chance, rate) if rate else None
+            for order, chance, rate in zip(orders, chances, self.rates, strict=True)
+        ]
 
 
-class RotaryPositions(Stochastic):
+def _kept(order: Tensor, chance: Tensor, rate: float) -> Kept:
+    """The first rows of each group, given rows in a random order (groups, g) and numbers in [0, 1) (groups, 1)."""
+    wanted = round(order.shape[1] * (1 - rate), 6)
+    computed = math.ceil(wanted)
+    counts = None
+    if wanted < computed:
+        is_last = torch.arange(computed, device=order.device) == computed - 1
+        counts = (~is_last | (chance < wanted - (computed - 1))).flatten()
+    return Kept(order[:, :computed].flatten(), counts, 1 / (1 - rate))
+
+
+def with_branch(x: Tensor, branch: Callable[[Tensor], Tensor], kept: Kept | None) -> Tensor:
+    """x (B, ...) plus a branch, for the rows in `kept`; None for x + branch(x)."""
+    if kept is None:
+        return x + branch(x)
+    computed = branch(x.index_select(0, kept.rows))
+    if kept.counts is not None:
+        computed = computed * kept.counts.view(-1, *[1] * (x.ndim - 1))
+    return x.index_add(0, kept.rows, computed.to(x.dtype), alpha=kept.scale)
+
+
+class RotaryPositions(Drawing):
     """Axial rotary positions, as in DINOv3 (Simeoni et al. 2025, arXiv 2508.10104): the numbers of a query and a key
     are turned in pairs by angles that grow with the patch's row and column.
 
     Coordinates of patch centers go from -1 to 1 along each side, whatever the number of patches: attention between two
     patches depends on the difference of their places alone. In training all coordinates of a block are multiplied by
-    exp(U(-ln rescale, ln rescale)), drawn anew for each block.
+    exp(U(-ln rescale, ln rescale)), drawn anew for each block and forward pass (so for each size of crops), and equal
+    for the whole global batch.
 
     Args:
         head_width: numbers d of a head, a multiple of 4.
@@ -78,7 +122,9 @@ class RotaryPositions(Stochastic):
         places = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, 1)
         if self.is_drawing and self.rescale > 1:
             most = math.log(self.rescale)
-            factors = places.new_empty(self.blocks, 1, 1, 1).uniform_(-most, most).exp()
+            numbers = mixed_(self.next_key() + torch.arange(self.blocks, device=places.device))
+            drawn = as_uniform(numbers).to(places.dtype).view(-1, 1, 1, 1)
+            factors = ((2 * drawn - 1) * most).exp()
         else:
             factors = places.new_ones(1, 1, 1, 1)
         angles = 2 * math.pi * factors * places.unsqueeze(-1) / self.periods  # (blocks, T, 2, d / 4)
@@ -98,5 +144,5 @@ def rotated(x: Tensor, waves: Tensor) -> Tensor:
 def turn_off(network: nn.Module) -> None:
     """Makes the parts of a network draw nothing."""
     for module in network.modules():
-        if isinstance(module, Stochastic):
+        if isinstance(module, Drawing):
             module.draws = False

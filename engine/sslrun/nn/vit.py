@@ -5,7 +5,7 @@ positions, LayerScale, an MLP with GELU or SwiGLU, stochastic depth, a mask toke
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -16,7 +16,7 @@ from sslrun.config.annotations import DefaultOf
 from sslrun.contract import Backbone
 from sslrun.nn.argument_checks import require_not_negative, require_positive, require_rate
 from sslrun.nn.precision import wide
-from sslrun.nn.stochastic import DropPath, RotaryPositions, rotated
+from sslrun.nn.stochastic import Kept, RotaryPositions, StochasticDepth, rotated, with_branch
 
 # width D, blocks, heads; MoCo v3's small one has 12 heads, not 6 as DeiT's and DINO's. huge: Dosovitskiy et al.;
 # so400m: Alabdulmohsin et al. 2023 (arXiv 2305.13035), with 4,304 numbers in its MLPs; giant: DINOv2's.
@@ -105,7 +105,6 @@ class Block(nn.Module):
         hidden: int,
         mlp: Callable[[int, int], nn.Module],
         layer_scale: float,
-        drop: float,
         eps: float,
     ) -> None:
         super().__init__()
@@ -115,20 +114,21 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = mlp(width, hidden)
         self.ls2 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
-        self.drop_path = DropPath(drop)
 
-    def forward(self, x: Tensor, waves: Tensor | None = None) -> Tensor:
-        x = self.drop_path(x, lambda kept: self.ls1(self.attn(self.norm1(kept), waves)))
-        return self.drop_path(x, lambda kept: self.ls2(self.mlp(self.norm2(kept))))
+    def forward(self, x: Tensor, waves: Tensor | None = None, kept: Sequence[Kept | None] = (None, None)) -> Tensor:
+        x = with_branch(x, lambda rows: self.ls1(self.attn(self.norm1(rows), waves)), kept[0])
+        return with_branch(x, lambda rows: self.ls2(self.mlp(self.norm2(rows))), kept[1])
 
 
 class Blocks(nn.Sequential):
     """Blocks one after another."""
 
-    def forward(self, x: Tensor, waves: Tensor | None = None) -> Tensor:
-        """x (B, T, D); `waves` from `RotaryPositions`."""
+    def forward(self, x: Tensor, waves: Tensor | None = None, kept: Sequence[Kept | None] | None = None) -> Tensor:
+        """x (B, T, D); `waves` from `RotaryPositions`; `kept`, two for each block, from `StochasticDepth`."""
+        kept = kept or [None] * 2 * len(self)
         for number, block in enumerate(self):
-            x = block(x, None if waves is None else waves[:, min(number, waves.shape[1] - 1)])
+            own = None if waves is None else waves[:, min(number, waves.shape[1] - 1)]
+            x = block(x, own, kept[2 * number : 2 * number + 2])
         return x
 
 
@@ -165,14 +165,14 @@ class VisionTransformer(Backbone):
         positions: "sine-cosine" adds fixed sines and cosines, as in MoCo v3 and MAE; "learned" adds learned embeddings,
             as in DINO and DINOv2; "rotary" turns queries and keys, as in DINOv3.
         rotary_rescale: with rotary positions, largest factor of the coordinates in training; 1 for none. It is drawn
-            for each micro-batch and rank.
+            for each block in each step, and for each size of crops.
         registers: number of learned tokens besides the class token, without a position (Darcet et al. 2024, arXiv
             2309.16588).
         layer_scale: initial factor of each channel of the residual branches (LayerScale); 0 for none.
         mlp: the MLPs: "gelu", or "swiglu" with two thirds of the hidden width, as in DINOv2's giant one.
         drop_path: share of the samples without the last block's branches in training; it rises linearly from 0 in the
-            first block. The others save the time of the branch. Samples are drawn for each micro-batch and rank, so the
-            gradient depends on how the hardware divides a batch.
+            first block. The others save the time of the branch. They are drawn within each group of
+            data.samples_per_gpu samples.
         initialization: initial weights: "mocov3" and "mae" are uniform (Xavier), with query, key and value as three
             matrices or as one (arXiv 2104.02057, 2111.06377); "dino" is normal, with a standard deviation of 0.02
             (arXiv 2104.14294).
@@ -241,7 +241,8 @@ class VisionTransformer(Backbone):
         layer = {"gelu": Mlp, "swiglu": SwiGlu}[mlp]
         hidden = int(width * (mlp_ratio or MLP_RATIOS[arch]))
         rates = torch.linspace(0, drop_path, blocks, device="cpu").tolist()
-        self.blocks = Blocks(*(Block(width, heads, hidden, layer, layer_scale, rate, norm_eps) for rate in rates))
+        self.stochastic_depth = StochasticDepth([rate for rate in rates for _ in range(2)])  # attention and MLP
+        self.blocks = Blocks(*(Block(width, heads, hidden, layer, layer_scale, norm_eps) for _ in rates))
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         chosen = initialization or INITIALIZATIONS[positions]
         if chosen == "dino":
@@ -286,7 +287,7 @@ class VisionTransformer(Backbone):
         if self.reg_token is not None:
             tokens = torch.cat([tokens[:, :1], self.reg_token.expand(len(tokens), -1, -1), tokens[:, 1:]], dim=1)
         waves = None if self.rope_embed is None else self.rope_embed(height, width)
-        outputs = self.norm(self.blocks(tokens, waves))
+        outputs = self.norm(self.blocks(tokens, waves, self.stochastic_depth(len(tokens))))
         if visible is not None:
             return [outputs]
         if not self.patch_tokens:

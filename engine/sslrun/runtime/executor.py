@@ -18,7 +18,7 @@ from sslkernels.ema_update import ema_update_
 from sslrun.contract import Batch, Loss, Method, Progress, Rewrite
 from sslrun.errors import Diverged, UsageError
 from sslrun.randomness import Phase, seed_torch
-from sslrun.runtime import compilation, distributed
+from sslrun.runtime import compilation, distributed, network_draws
 from sslrun.runtime.host_copies import to_cpu
 from sslrun.runtime.late_value import LateValue
 from sslrun.runtime.mismatch import Mismatch
@@ -91,6 +91,7 @@ class Executor(ABC):
         dtype = torch.float64 if precision == "fp64" else torch.float32
         method.to(device, dtype if precision == "fp64" else None)
         method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._drawing = network_draws.drawing_parts(method)
         if device.type == "cpu":
             avoid_strides(method)
         if compile:
@@ -140,15 +141,18 @@ class Executor(ABC):
         return self._loss_of(lambda: self.method.compare(embedded, progress))
 
     def seed(self, progress: Progress, phase: Phase) -> None:
-        """Set torch's global generators for what follows.
+        """Set torch's global generators for what follows, and what the method's networks draw.
 
-        Draws from them, such as those of `torch.nn.Dropout`, are then a function of the run's seed, the step, the rank
-        and the micro-batch: a resumed run repeats them, and what is measured between steps does not change them. All
-        ranks draw alike in `Phase.EPOCH` and `Phase.UPDATE`, where they change a state that they have in common.
+        Draws from the generators, such as those of `torch.nn.Dropout`, are then a function of the run's seed, the step,
+        the rank and the micro-batch: a resumed run repeats them, and what is measured between steps does not change
+        them. All ranks draw alike in `Phase.EPOCH` and `Phase.UPDATE`, where they change a state that they have in
+        common. What our own networks draw depends on neither rank nor micro-batch (`network_draws`).
         """
         rank = distributed.rank() if phase in (Phase.TARGETS, Phase.FORWARD) else 0
         micro_batch = self._forwards if phase == Phase.FORWARD else 0
         seed_torch(self.device, progress.seed, progress.step, phase, rank, micro_batch)
+        place = rank * self.accumulation + micro_batch
+        network_draws.begin(self._drawing, progress.seed, progress.step, phase, place)
 
     def backward(self, value: Tensor) -> None:
         """Add the gradient of one micro-batch's loss, divided by `accumulation`."""
