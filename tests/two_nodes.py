@@ -66,16 +66,54 @@ class Nodes:
     def lose(self, node: int) -> None:
         """The node has no power: no packet comes or goes, and all that was started there is killed."""
         self.cut(node)
-        holder = self._pids[node]
+        for pid in self.processes(node):
+            with contextlib.suppress(OSError):  # it has ended
+                os.kill(pid, signal.SIGKILL)
+
+    def processes(self, node: int) -> list[int]:
+        """What was started on a node and runs."""
+        holder, found = self._pids[node], []
         network = os.readlink(f"/proc/{holder}/ns/net")
         for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
             with contextlib.suppress(OSError):  # it has ended
                 if pid != holder and os.readlink(f"/proc/{pid}/ns/net") == network:
-                    os.kill(pid, signal.SIGKILL)
+                    found.append(pid)
+        return found
+
+    def ranks(self, node: int) -> dict[int, int]:
+        """The process of each rank that runs on a node, by its number. Processes that a rank has started are none."""
+        numbers = {pid: _rank(pid) for pid in self.processes(node)}
+        return {
+            number: pid for pid, number in numbers.items() if number is not None and numbers.get(_parent(pid)) is None
+        }
 
     def mend(self, node: int) -> None:
         """Takes the node's network up again."""
         subprocess.run([*_enter(self._pids[node]), "ip", "link", "set", "eth0", "up"], check=True)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+def _rank(pid: int) -> int | None:
+    """What a launcher has written in the environment of a process."""
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return next((int(word[5:]) for word in words if word.startswith(b"RANK=")), None)
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 @contextlib.contextmanager

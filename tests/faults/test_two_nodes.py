@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,12 @@ import documents
 import small_run
 from sslrun.runtime import checkpoint
 from sslrun.runtime.run_files import RunFiles
-from two_nodes import ADDRESSES, HOSTS, Nodes, two_nodes
+from two_nodes import ADDRESSES, HOSTS, Nodes, is_running, two_nodes
 
 PAGE = small_run.ROOT / "docs/cluster.md"
 RANKS = 2  # of each node; the page has 4
-TIMEOUT_S = 20.0
+TIMEOUT_S = 20.0  # of the ranks; without a beat for so long, a rank is lost
+GRACE_S = 30.0  # from then on: a verdict is made, read and recorded
 LOST_B = r"error: ranks 2-3 on host nodeB have not come back from step \d+ .*nodeB is cut off"
 LOST_A = r"error: rank 0 on host nodeA has not come back from step \d+ .*(ended|cut off)$"
 PATIENCE_S = 1800.0  # of the test, on a machine that does other things as well
@@ -90,6 +91,27 @@ def codes(folder: Path, started: Started, within_s: float) -> list[int]:
             process.terminate()  # it ends its ranks
 
 
+def assert_in_time(nodes: Nodes, lost: Iterable[int]) -> None:
+    """Every rank that is left, on whatever node, ends within the timeout and a grace, by a clock that stands while this
+    process does not get the processor. What launchers do before and after is not in it.
+
+    Args:
+        nodes: one of them has just been cut off.
+        lost: numbers of the ranks that have been killed with it.
+    """
+    left = {rank: pid for node in (0, 1) for rank, pid in nodes.ranks(node).items() if rank not in lost}
+    assert left.keys() == set(range(2 * RANKS)) - set(lost)
+    clock_s, ended_s, now = 0.0, dict[int, float](), time.monotonic()
+    while len(ended_s) < len(left) and clock_s < TIMEOUT_S + GRACE_S:
+        time.sleep(0.1)
+        clock_s, now = clock_s + min(time.monotonic() - now, 0.2), time.monotonic()
+        for rank in left.keys() - ended_s.keys():
+            if not is_running(left[rank]):
+                ended_s[rank] = clock_s
+    print(f"ranks ended after {ended_s}")
+    assert ended_s.keys() == left.keys(), f"after {clock_s:.0f} s ranks {left.keys() - ended_s.keys()} still run"
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize(("launcher", "cut"), [("deepspeed", 0), ("deepspeed", 1), ("torchrun", 0), ("torchrun", 1)])
 def test_a_run_of_two_nodes_outlives_a_cut(launcher, cut, tmp_path, images, nodes):
@@ -100,6 +122,7 @@ def test_a_run_of_two_nodes_outlives_a_cut(launcher, cut, tmp_path, images, node
     train_until(9, run, tmp_path, started)
 
     nodes.cut(cut)
+    assert_in_time(nodes, lost=())
     assert codes(tmp_path, started, PATIENCE_S) == [1, 1], printed(tmp_path)
     first, second = printed(tmp_path)
     assert re.search(LOST_B, first) and re.search(LOST_A, second, re.MULTILINE), first + second
@@ -121,6 +144,7 @@ def test_a_run_outlives_the_node_of_rank_0(launcher, tmp_path, images, nodes):
     train_until(9, run, tmp_path, started)
 
     nodes.lose(0)
+    assert_in_time(nodes, lost=range(RANKS))
     assert codes(tmp_path, started, PATIENCE_S) == [-signal.SIGKILL, 1], printed(tmp_path)
     second = printed(tmp_path)[1]
     assert re.search(LOST_A, second, re.MULTILINE), second
