@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslrun.randomness import as_uniform, mixed_
@@ -73,8 +74,7 @@ def _kept(order: Tensor, chance: Tensor, rate: float) -> Kept:
     computed = math.ceil(wanted)
     counts = None
     if wanted < computed:
-        is_last = torch.arange(computed, device=order.device) == computed - 1
-        counts = (~is_last | (chance < wanted - (computed - 1))).flatten()
+        counts = F.pad(chance < wanted - (computed - 1), (computed - 1, 0), value=True).flatten()
     return Kept(order[:, :computed].flatten(), counts, 1 / (1 - rate))
 
 
