@@ -63,8 +63,8 @@ def _knn(recipe: Recipe, plan: Plan) -> list[str]:
     if method.is_measured_by_knn or monitor.probe_interval or not monitor.knn_interval:
         return []
     return [
-        f"monitor.knn_interval is set, but k-NN is not the measure of {method.__name__}, whose features are good or bad "
-        f"for classifiers that are trained: monitor.probe_interval = {monitor.knn_interval} adds a linear probe"
+        f"monitor.knn_interval is set, but k-NN is not the measure of {method.__name__}, whose features serve "
+        f"classifiers that are trained: monitor.probe_interval = {monitor.knn_interval} adds a linear probe"
     ]
 
 
