@@ -81,8 +81,9 @@ class RandAugment(Transform):
         signed = np.where(draws[..., 4] < 0.5, -share, share)
         zero, factor = np.zeros_like(share), np.maximum(0.1, 1 + 0.9 * signed)
         arguments = [
-            zero, zero, zero, np.maximum(1, 4 - np.floor(4 * share)), 256 - np.floor(256 * share), np.floor(110 * share),
-            factor, factor, factor, factor, 30 * signed, 0.3 * signed, 0.3 * signed, 0.45 * signed, 0.45 * signed,
+            zero, zero, zero, np.maximum(1, 4 - np.floor(4 * share)), 256 - np.floor(256 * share),
+            np.floor(110 * share), factor, factor, factor, factor,
+            30 * signed, 0.3 * signed, 0.3 * signed, 0.45 * signed, 0.45 * signed,
         ]  # fmt: skip
         argument = np.take_along_axis(np.stack(arguments), chosen[None].astype(np.int64), axis=0)[0]
         done = apply[:, None] & (draws[..., 1] < self.prob)
