@@ -194,14 +194,20 @@ def _pil(image: Image.Image, operation: int, argument: float, fill: tuple[int, i
     if operation == SOLARIZE_ADD:
         table = [min(255, value + int(argument)) if value < 128 else value for value in range(256)]
         return image.point(table * 3)
-    if operation in (AUTO_CONTRAST, EQUALIZE, INVERT):
-        return {AUTO_CONTRAST: ImageOps.autocontrast, EQUALIZE: ImageOps.equalize, INVERT: ImageOps.invert}[operation](
-            image
-        )
-    if operation in (POSTERIZE, SOLARIZE):
-        return {POSTERIZE: ImageOps.posterize, SOLARIZE: ImageOps.solarize}[operation](image, int(argument))
-    enhanced = {
-        COLOR: ImageEnhance.Color, CONTRAST: ImageEnhance.Contrast, BRIGHTNESS: ImageEnhance.Brightness,
-        SHARPNESS: ImageEnhance.Sharpness,
-    }[operation](image)  # fmt: skip
-    return enhanced.enhance(argument)
+    if operation == AUTO_CONTRAST:
+        return ImageOps.autocontrast(image)
+    if operation == EQUALIZE:
+        return ImageOps.equalize(image)
+    if operation == INVERT:
+        return ImageOps.invert(image)
+    if operation == POSTERIZE:
+        return ImageOps.posterize(image, int(argument))
+    if operation == SOLARIZE:
+        return ImageOps.solarize(image, int(argument))
+    if operation == SHARPNESS:
+        return ImageEnhance.Sharpness(image).enhance(argument)
+    if operation == COLOR:
+        return ImageEnhance.Color(image).enhance(argument)
+    if operation == CONTRAST:
+        return ImageEnhance.Contrast(image).enhance(argument)
+    return ImageEnhance.Brightness(image).enhance(argument)
