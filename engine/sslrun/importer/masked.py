@@ -79,9 +79,10 @@ def _network(old: OldTable, title: str, name: str) -> Node:
     else:
         del made["frozen_patch_embed"]  # learned positions train it
         made |= _PATCH_TOKENS
-    rate = old.take("drop_path_rate")
-    if rate is not None and rate.value:
-        made["drop_path"] = rate
+    for ours, theirs in (("drop_path", "drop_path_rate"), ("layer_scale", "layer_scale_init_value")):
+        number = old.take(theirs)
+        if number is not None and number.value:
+            made[ours] = number
     return component(old, "backbones", "VisionTransformer", made)
 
 
