@@ -5,6 +5,9 @@
 
 The recipes of configs/learn/ train one method each at the scale of the quickstart, with one thread. Runs are in
 work_dirs/learn/ and resume where they stopped; each finished run has a row in benchmarks/results/learn.jsonl.
+
+For methods whose measure is not k-NN, a row also has the linear probe before and after, and the accuracy after
+fine-tuning with a tenth of the labels (learn_finetune.toml), from the trained network and from random weights.
 """
 
 import argparse
@@ -29,6 +32,9 @@ RECIPES = {path.stem: path for path in sorted((ROOT / "configs/learn").glob("*.t
 COLUMNS = 5
 DOCUMENT = ROOT / "docs" / "learning.md"
 START, END = "<!-- table: benchmarks/learn.py --table -->", "<!-- end of table -->"
+PROBED = ("mae", "maskfeat", "simmim")  # by a probe and fine-tuning: they predict pixels or gradients
+FINETUNE = ROOT / "benchmarks" / "learn_finetune.toml"
+PROBED_START = "<!-- table of the probed: benchmarks/learn.py --table -->"
 
 
 def main() -> None:
@@ -56,13 +62,9 @@ def main() -> None:
 def train(name: str, seed: int) -> dict[str, Any]:
     """Train (or finish) one run; its row."""
     work_dir = ROOT / "work_dirs" / "learn" / f"seed_{seed}"
-    command = [sys.executable, str(ROOT / "bin/sslrun"), str(RECIPES[name]), f"--set=seed={seed}", "--resume"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([*command, f"--work-dir={work_dir}"], env=environment, capture_output=True, text=True)
-    if ran.returncode:
-        raise SystemExit(f"{name}, seed {seed}, failed:\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
-    metrics = work_dir / RECIPES[name].stem / "metrics.jsonl"
-    entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    sslrun(RECIPES[name], f"--set=seed={seed}", "--resume", f"--work-dir={work_dir}")
+    run = work_dir / RECIPES[name].stem
+    entries = metrics(run)
     curve = [(entry["epoch"], entry["knn/top1_pct"]) for entry in entries if "knn/top1_pct" in entry]
     held_out = [{name: value for name, value in entry.items() if name.startswith("val/")} for entry in entries]
     return {
@@ -71,7 +73,38 @@ def train(name: str, seed: int) -> dict[str, Any]:
         "wall_s": round(max(entry["wall_s"] for entry in entries)),
         "knn_curve": curve,
         **next((each for each in reversed(held_out) if each), {}),
+        **(probed(run) if name in PROBED else {}),
     }
+
+
+def probed(run: Path) -> dict[str, Any]:
+    """Accuracies of a finished run by the linear probe and after fine-tuning, each without and with training."""
+    probes = [entry["probe/top1_pct"] for entry in metrics(run) if "probe/top1_pct" in entry]
+    sslrun("eval", "finetune", run, "--with", FINETUNE)
+    (tuned,) = (folder for folder in (run / "eval").iterdir() if folder.is_dir() and folder.name != "scratch")
+    scratch = run / "eval" / "scratch.toml"
+    scratch.write_text(f'extends = "{tuned.name}/config.toml"\n_delete_ = ["load_from"]\n', encoding="utf-8")
+    sslrun(scratch, "--resume", f"--work-dir={scratch.parent}")
+    tested = [
+        [entry["test/top1_pct"] for entry in metrics(each) if "test/top1_pct" in entry]
+        for each in (scratch.with_suffix(""), tuned)
+    ]
+    last = [accuracies[-1] for accuracies in tested]
+    return {"probe_pct": [probes[0], probes[-1]], "finetuned_10pct_pct": last}
+
+
+def sslrun(*words: object) -> None:
+    """One command with one thread."""
+    command = [sys.executable, str(ROOT / "bin/sslrun"), *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if ran.returncode:
+        raise SystemExit(f"{' '.join(command[1:])} failed:\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def rows() -> Iterator[dict[str, Any]]:
@@ -92,9 +125,23 @@ def write_document() -> None:
         lines.append(
             f"| {name} | {len(runs)} | {_spread(before)} | {_spread(after)} | {_spread(gains)} | {min(gains):.1f} |"
         )
-    head, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(START)
-    DOCUMENT.write_text(f"{head}{START}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    text = _with_table(DOCUMENT.read_text(encoding="utf-8"), START, lines)
+    lines = ["| method | seeds | probe untrained, % | probe trained, % | fine-tuned from random weights, % | "
+             "fine-tuned, % |", "|---|---|---|---|---|---|"]  # fmt: skip
+    for name in PROBED:
+        if runs := [run for run in by_method.get(name, ()) if "probe_pct" in run]:
+            pairs = [
+                [run[key][side] for run in runs] for key in ("probe_pct", "finetuned_10pct_pct") for side in (0, 1)
+            ]
+            lines.append(f"| {name} | {len(runs)} | " + " | ".join(map(_spread, pairs)) + " |")
+    DOCUMENT.write_text(_with_table(text, PROBED_START, lines), encoding="utf-8")
     _plot(by_method)
+
+
+def _with_table(text: str, start: str, lines: list[str]) -> str:
+    """The text with other lines between two marks."""
+    head, _, rest = text.partition(start)
+    return f"{head}{start}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}"
 
 
 def _spread(values: list[float]) -> str:

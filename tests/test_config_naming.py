@@ -20,7 +20,7 @@ from sslrun.config.naming import (
 )
 from sslrun.config.schema_reader import classes, committed_schema, kinds
 
-METHODS = ["MoCo", "MoCoV3", "NPID", "DeepCluster", "RelativeLoc", "SimCLR", "MAE"]
+METHODS = ["MoCo", "MoCoV3", "NPID", "DeepCluster", "RelativeLoc", "SimCLR", "MAE", "SimMIM", "MaskFeat"]
 
 
 def test_the_tutorials_example():
@@ -179,6 +179,8 @@ def test_any_text_is_a_name_or_a_value_error(text):
         ("relative-loc", ("RelativeLoc", ())),
         ("npid-ensure-neg", ("NPID", ("ensure", "neg"))),
         ("deepcluster-sobel", ("DeepCluster", ("sobel",))),
+        ("simmim", ("SimMIM", ())),
+        ("maskfeat", ("MaskFeat", ())),
         ("eva-mae-style", None),
         ("moco-lib", ("MoCo", ("lib",))),
         ("mocolib", None),

@@ -58,4 +58,14 @@ def _hooks(recipe: Recipe, plan: Plan) -> list[str]:
     ]
 
 
-_CHECKS = (_queue, _batch_of_one, _log_interval, _warm_up, _hooks)
+def _knn(recipe: Recipe, plan: Plan) -> list[str]:
+    monitor, method = recipe.monitor, type(recipe.model)
+    if method.is_measured_by_knn or monitor.probe_interval or not monitor.knn_interval:
+        return []
+    return [
+        f"monitor.knn_interval is set, but k-NN is not the measure of {method.__name__}, whose features serve "
+        f"classifiers that are trained: monitor.probe_interval = {monitor.knn_interval} adds a linear probe"
+    ]
+
+
+_CHECKS = (_queue, _batch_of_one, _log_interval, _warm_up, _hooks, _knn)

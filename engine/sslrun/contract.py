@@ -234,6 +234,10 @@ class Method(nn.Module, Component, kind="methods"):
     """Whether the method has state for each training sample, in buffers that `prepare` creates. It then has no loss on
     other images, so `monitor.loss_interval` is refused."""
 
+    is_measured_by_knn: bool = True
+    """Whether the k-NN accuracy of the features says how good they are. It does not for methods that predict pixels or
+    gradients: a linear probe or fine-tuning does, and the engine says so."""
+
     draws_clusters: bool = False
     """Whether `sampling_labels` decides which samples an epoch draws."""
 
@@ -313,4 +317,14 @@ class Method(nn.Module, Component, kind="methods"):
 
     def chance_loss(self) -> float | None:
         """The loss of a network that cannot tell images apart; None if it is unknown."""
+        return None
+
+    def reconstructed(self, images: Tensor, mask: PatchMask) -> Tensor | None:
+        """The images with the predicted pixels in the hidden patches, (N, C, H, W), normalized like `images`; None if
+        the method predicts no pixels. The report shows them.
+
+        Args:
+            images: (N, C, H, W), normalized.
+            mask: the same number of hidden patches of each image.
+        """
         return None

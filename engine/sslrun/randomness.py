@@ -7,6 +7,7 @@ draws the same numbers as an uninterrupted one.
     initial weights of all networks            `seed_weights`                       seed
     initial rows of NPID's bank                `fixed_generator`                    a number of `seed_weights`' stream
     transforms of a view                       `uniforms`, the view's number        seed, epoch, position, view
+    noise of RandomErasing                     numpy's Philox, standard normal      a draw of the transform
     mask of a view                             `uniforms`, from MASK_OFFSET on      seed, epoch, position, view
     sharing out of masks over views            `uniforms`, from SLOT_OFFSET on      seed, epoch, samples, view
     order of the samples of an epoch           `words`, ORDER_VIEW                  seed, epoch

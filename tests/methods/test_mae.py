@@ -10,8 +10,9 @@ from torch import Tensor
 from sslrun.contract import Batch, PatchMask, Progress
 from sslrun.data.masks import MaskDraws, RandomMask
 from sslrun.errors import UsageError
-from sslrun.methods.mae import MAE, images_of, normalized, patches_of
+from sslrun.methods.mae import MAE
 from sslrun.nn.decoders import MAEDecoder
+from sslrun.nn.patches import images_of, normalized, patches_of
 from sslrun.nn.vit import VisionTransformer
 
 PROGRESS = Progress(step=0, total_steps=10, steps_per_epoch=5, seed=0)

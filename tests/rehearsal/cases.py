@@ -83,6 +83,8 @@ CASES = {
     "odc": Case("configs/odc.toml", float32=NEAREST, late=("nn/clustering.py",)),
     "deepcluster": Case("configs/deepcluster.toml"),
     "mae": Case("configs/mae.toml"),
+    "simmim": Case("configs/simmim.toml"),
+    "maskfeat": Case("configs/maskfeat.toml"),
     "relative_loc": Case("configs/relative_loc.toml"),
     "rotation_pred": Case("configs/rotation_pred.toml"),
     "supervised": Case(VIT, FINETUNED, on_host=(MIXING, RATES)),

@@ -51,12 +51,13 @@ class VitArchitecture:
     layer_scale: float = 0.0
     mlp: str = "gelu"
     norm_eps: float = 1e-6
+    global_pool: str = "token"
 
     @property
     def is_plain(self) -> bool:
         """Whether it is the network of Dosovitskiy et al. 2021, which other libraries know as "vit"."""
         return (self.registers, self.layer_scale, self.mlp, self.norm_eps) == (0, 0.0, "gelu", 1e-6) and (
-            self.positions != "rotary"
+            self.positions != "rotary" and self.global_pool == "token"
         )
 
     def __str__(self) -> str:

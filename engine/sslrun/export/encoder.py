@@ -54,8 +54,8 @@ class Encoder:
             raise UsageError(f'{program} has no ResNet with stem = "{self.architecture.stem}": {ELSEWHERE}')
         if isinstance(self.architecture, VitArchitecture) and not self.architecture.is_plain:
             raise UsageError(
-                f"this vision transformer has registers, LayerScale, SwiGLU or rotary positions, and {program} would "
-                f"compute something else: {ELSEWHERE}"
+                "this vision transformer has registers, LayerScale, SwiGLU, rotary positions or the mean of its "
+                f"patches as feature, and {program} would compute something else: {ELSEWHERE}"
             )
         return self.architecture
 

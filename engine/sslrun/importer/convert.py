@@ -3,6 +3,7 @@
 from sslrun.config.node import Node
 from sslrun.importer import runtime
 from sslrun.importer.images import images_0x, images_1x
+from sslrun.importer.masked import with_ratio
 from sslrun.importer.methods import model
 from sslrun.importer.old import OldTable, node
 from sslrun.importer.optimizer import clipping, optimizer, paramwise
@@ -28,6 +29,10 @@ def convert(top: OldTable, name: str, gpus: int | None) -> dict[str, Node]:
     hooks = _hooks(top)
     made = runtime.length(top) | runtime.batch(top, name, gpus, data) | runtime.start(top)
     if old := top.table("model"):
+        backbone, is_mae = old.rest.get("backbone"), str(old.peek("type")).rpartition(".")[2] == "MAE"
+        if is_mae and backbone is not None and isinstance(backbone.value, dict):
+            sides = backbone.value.get("patch_size"), backbone.value.get("mask_ratio")
+            with_ratio(data, sides[1] or node(0.75, backbone.where), value_at({"side": sides[0]}, "side") or 16)
         counts = [value_at(view, "num_views") for view in data.get("views") or ()]
         num_views = sum(counts) if counts and all(isinstance(count, int) for count in counts) else None
         made["model"] = model(old, hooks, options.table("frozen_layers_cfg"), num_views)

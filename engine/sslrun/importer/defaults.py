@@ -19,6 +19,8 @@ _ROWS: list[tuple[tuple[str, ...], str, dict[str, Any]]] = [
     (_ALL, "DenseCLHook", {"start_iters": 1000}),
     (_ALL, "Kmeans", {"pca_dim": 256}),
     (_ALL, "MoCoV3ViT VisionTransformer", {"arch": "base", "stop_grad_conv1": False}),
+    (_ALL, "MAEViT MaskFeatViT", {"arch": "b", "patch_size": 16, "img_size": 224}),
+    (_ALL, "MAEPretrainDecoder", {"embed_dim": 1024, "patch_size": 16}),
     (_ALL, "ResNeXt", {"groups": 32, "width_per_group": 4}),
     (_ALL, "ResNet_CIFAR", {"zero_init_residual": True}),  # a class of MMPretrain, whoever names it
     (_ALL, "GaussianBlur RandomAppliedTrans RandomHorizontalFlip Solarization", {"p": 0.5}),

@@ -4,6 +4,7 @@ import posixpath
 from typing import Any
 
 from sslrun.config.node import Node
+from sslrun.importer.masked import is_mask, mask
 from sslrun.importer.old import OldTable, node
 from sslrun.importer.ours import Part, component, names, value_at
 from sslrun.importer.transforms import mean_and_std, transform
@@ -133,12 +134,15 @@ def _views(groups: list[_Group], numbers: Part, is_grid: bool, old: OldTable) ->
     """Converts groups of views; where no step of a pipeline normalizes, the `numbers` of what stands beside it do."""
     views = []
     for count, steps in groups:
-        made = [found for step in steps if (found := transform(step)) is not None]
+        makers = [step for step in steps if is_mask(str(step.peek("type")).rpartition(".")[2])]
+        made = [found for step in steps if step not in makers and (found := transform(step)) is not None]
         if is_grid:
             count, made = _PATCHES**2, _grid(made, old)
         if numbers and not any(value_at(step, "type") == "Normalize" for step in made):
             made.append(node({"type": "Normalize", **numbers}, old.where))
-        views.append({"num_views": count, "transforms": made})
+        sizes = [size for step in made if isinstance(size := value_at(step, "size"), int)]
+        masks = [found for maker in makers if (found := mask(maker, sizes[-1] if sizes else None)) is not None]
+        views.append({"num_views": count, **({"mask": masks[0]} if masks else {}), "transforms": made})
     return {"views": views or None}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from sslrun.config.node import Node
 from sslrun.importer.defaults import MMPRETRAIN
+from sslrun.importer.masked import MASKED, NOT_HERE, masked_model
 from sslrun.importer.networks import backbone, first_weights, head, neck
 from sslrun.importer.old import OldTable
 from sslrun.importer.ours import Part, component, known, names, value_at
@@ -24,8 +25,10 @@ def model(old: OldTable, hooks: dict[str, OldTable], frozen: OldTable, num_views
     """
     title = old.type()
     name = "MoCo" if title == "MOCO" else title  # so in OpenSelfSup
+    if name in MASKED:
+        return masked_model(old, name)
     if name not in names("methods"):
-        old.give_up(f"there is no method {name or 'without a type'} here")
+        old.give_up(NOT_HERE.get(name, f"there is no method {name or 'without a type'} here"))
         return None
     made = _networks(old, num_views)
     for key in ("base_momentum", "momentum"):

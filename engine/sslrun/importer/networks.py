@@ -69,7 +69,7 @@ def backbone(old: OldTable, with_sobel: bool) -> Node | None:
     name = old.type()
     first_weights(old)
     if name in _VITS:
-        return component(old, "backbones", "VisionTransformer", _vit(old, name))
+        return component(old, "backbones", "VisionTransformer", vit(old, name))
     if name not in _RESNETS:
         old.give_up(f"there is no backbone {name or 'without a type'} here")
         return None
@@ -95,7 +95,8 @@ def _resnet(old: OldTable, name: str) -> Part:
     return made
 
 
-def _vit(old: OldTable, name: str) -> Part:
+def vit(old: OldTable, name: str) -> Part:
+    """The arguments of our ViT that have other names or values there; `name` is the old class."""
     made: Part = {"frozen_patch_embed": old.get("stop_grad_conv1", "true or false", False)}
     arch = old.get("arch")
     if isinstance(arch, str) and arch in _ARCHS:

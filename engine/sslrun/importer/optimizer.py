@@ -13,6 +13,7 @@ from sslrun.importer.ours import Part, component, known, names, value_at
 _NORM = r"(bn|gn)(\d+)?.(weight|bias)"
 _SAME_PATTERNS = {_NORM: r"bn\d*\.|mlp\.[147]\.", "bn": r"bn\d*\.|mlp\.[147]\.", "downsample.1": r"downsample\.1\."}
 _SAME_NAMES = re.compile(r"(\\A|\^)?(backbone|neck|head|predictor)\.?|bias")  # patterns that mean the same here
+_OF_VIT = {"bias", "pos_embed", "mask_token", "cls_token"}  # and norm or ln: all that masked methods do not decay
 _KINDS = {  # patterns of rules with equal options that mean all parameters of some kinds
     frozenset({"bn", "downsample.1"}): ["norm"],
     frozenset({"bias"}): ["bias"],
@@ -85,6 +86,8 @@ def _options(rule: OldTable, is_1x: bool, old: OldTable, hook: OldTable | None) 
 
 def _choice(patterns: list[str], rule: OldTable, is_1x: bool, is_vit: bool) -> Part:
     """`kind` where the patterns are those that mean all parameters of some kinds, else `match`."""
+    if is_vit and _OF_VIT <= set(patterns) <= _OF_VIT | {"norm", "ln"}:
+        return {"kind": ["norm", "bias", "embedding"]}
     kinds = _KINDS.get(frozenset("bn" if pattern == _NORM else pattern for pattern in patterns))
     if kinds is not None and not is_vit:  # whose norms have other names there
         return {"kind": kinds}

@@ -14,9 +14,9 @@ Which patches are hidden is the mask of the recipe's view, so it depends on seed
 import torch
 from torch import Tensor
 
-from sslrun.contract import Batch, Loss, Method, Progress
-from sslrun.errors import UsageError
+from sslrun.contract import Batch, Loss, Method, PatchMask, Progress
 from sslrun.nn.decoders import PatchDecoder
+from sslrun.nn.patches import normalized, patches_of, unnormalized, with_patches
 from sslrun.nn.precision import wide
 from sslrun.nn.vit import VisionTransformer, taken
 
@@ -34,6 +34,7 @@ class MAE(Method):
 
     num_views = 1
     needs_masks = True
+    is_measured_by_knn = False
 
     def __init__(self, backbone: VisionTransformer, decoder: PatchDecoder, norm_pix: bool = True) -> None:
         super().__init__()
@@ -51,38 +52,11 @@ class MAE(Method):
             target = normalized(wide(target)) if self.norm_pix else wide(target)
             return Loss((wide(predicted) - target).square().mean())
 
-
-def patches_of(images: Tensor, side: int) -> Tensor:
-    """(B, T, side^2 C): patches row by row, each with its pixels in the order row, column, channel.
-
-    Args:
-        images: (B, C, H, W).
-        side: height and width of a patch in pixels.
-
-    Raises:
-        UsageError: the images do not consist of whole patches.
-    """
-    batch, channels, height, width = images.shape
-    if height % side or width % side:
-        raise UsageError(f"images of {height} x {width} px do not consist of patches of {side} px (patch_size)")
-    parts = images.reshape(batch, channels, height // side, side, width // side, side)
-    return parts.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, side * side * channels)
-
-
-def images_of(patches: Tensor, side: int, grid: tuple[int, int]) -> Tensor:
-    """The inverse of `patches_of`: (B, C, H, W).
-
-    Args:
-        patches: (B, T, side^2 C).
-        side: height and width of a patch in pixels.
-        grid: rows and columns of patches.
-    """
-    parts = patches.reshape(len(patches), *grid, side, side, -1)
-    return parts.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, grid[0] * side, grid[1] * side)
-
-
-def normalized(patches: Tensor) -> Tensor:
-    """Patches (..., P), each minus its mean and divided by its standard deviation, with 1e-6 added to the unbiased
-    variance."""
-    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return (patches - mean) / torch.sqrt(variance + 1e-6)
+    def reconstructed(self, images: Tensor, mask: PatchMask) -> Tensor:
+        """With `norm_pix`, mean and standard deviation of each hidden patch are those of the image, as in the authors'
+        figures: the network does not predict them."""
+        visible, hidden = mask.places()
+        predicted = wide(self.decoder(self.backbone(images, visible=visible)[-1], visible, hidden))
+        if self.norm_pix:
+            predicted = unnormalized(predicted, taken(patches_of(wide(images), self.backbone.patch_size), hidden))
+        return with_patches(images, predicted, hidden, self.backbone.patch_size)

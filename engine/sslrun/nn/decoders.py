@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sslrun.config.component import Component
+from sslrun.contract import PatchMask
 from sslrun.nn.argument_checks import require_positive
 from sslrun.nn.vit import Block, Mlp, VisionTransformer, sine_cosine_positions, taken
 
@@ -98,3 +99,40 @@ class MAEDecoder(PatchDecoder):
         tokens = [first, patches + taken(positions, visible), self.mask_token + taken(positions, hidden)]
         decoded = self.decoder_norm(self.decoder_blocks(torch.cat(tokens, dim=1))[:, -hidden.shape[1] :])
         return self.decoder_pred(decoded)
+
+
+class HiddenPatchHead(nn.Linear):
+    """A linear layer from the output of each hidden patch to a prediction (SimMIM, MaskFeat).
+
+    The backbone sees the mask token in the place of hidden patches. Initial weights are normal (truncated) with a
+    standard deviation of 0.02, the biases 0.
+
+    Args:
+        backbone: the network whose outputs the head takes.
+        out_channels: length of a prediction.
+
+    Raises:
+        ValueError: the backbone has no mask token, or does not return the outputs of patches.
+    """
+
+    def __init__(self, backbone: VisionTransformer, out_channels: int) -> None:
+        super().__init__(backbone.num_features, out_channels)
+        if backbone.mask_token is None or not backbone.patch_tokens:
+            raise ValueError(
+                "the backbone of a method that predicts hidden patches by one layer needs mask_token = "
+                "true and patch_tokens = true"
+            )
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+
+    def of_hidden(self, backbone: VisionTransformer, images: Tensor, mask: PatchMask) -> tuple[Tensor, Tensor]:
+        """Predictions for the hidden patches (B, n, out_channels), and their places (B, n).
+
+        Args:
+            backbone: that of the constructor.
+            images: (B, C, H, W).
+            mask: hides n patches of each image.
+        """
+        _, hidden = mask.places()
+        outputs = backbone(images, mask=mask.hidden)[0].flatten(2).transpose(1, 2)
+        return self(taken(outputs, hidden)), hidden

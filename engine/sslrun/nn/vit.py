@@ -144,7 +144,8 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(Backbone):
-    """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929); its feature is the class token's output (B, D).
+    """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929); its feature (B, D) is the class token's output
+    or the mean of the patches'.
 
     It takes images of any height and width that are multiples of patch_size; crops of several sizes are several calls.
     Parameter names are timm's.
@@ -179,7 +180,8 @@ class VisionTransformer(Backbone):
         norm_eps: number added to the variance in the norms; DINOv3's published networks have 1e-5.
         mask_token: whether there is a token that stands for masked patches.
         patch_tokens: whether a map of the patches' outputs, (B, D, H / patch_size, W / patch_size), is returned before
-            the class token's.
+            the feature.
+        global_pool: the feature: "token" is the class token's output, "avg" the mean of the patches' outputs.
     """
 
     pos_embed: nn.Parameter | None
@@ -210,6 +212,7 @@ class VisionTransformer(Backbone):
         norm_eps: float = 1e-6,
         mask_token: bool = False,
         patch_tokens: bool = False,
+        global_pool: Literal["token", "avg"] = "token",
     ) -> None:
         super().__init__()
         width, blocks, heads = SIZES[arch]
@@ -228,6 +231,7 @@ class VisionTransformer(Backbone):
             raise ValueError(f"rotary_rescale is {rotary_rescale}, expected 1 or more")
         self.num_features = width
         self.img_size, self.patch_size, self.patch_tokens = img_size, patch_size, patch_tokens
+        self.global_pool = global_pool
         self.patch_embed = PatchEmbed(in_channels, patch_size, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.reg_token = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
@@ -253,7 +257,7 @@ class VisionTransformer(Backbone):
         self.patch_embed.requires_grad_(not is_frozen)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, visible: Tensor | None = None) -> list[Tensor]:
-        """The class token's output (B, D); before it the map of the patches' outputs, if patch_tokens is set.
+        """The feature (B, D), see global_pool; before it the map of the patches' outputs, if patch_tokens is set.
 
         Args:
             images: (B, C, H, W).
@@ -290,10 +294,9 @@ class VisionTransformer(Backbone):
         outputs = self.norm(self.blocks(tokens, waves, self.stochastic_depth(len(tokens))))
         if visible is not None:
             return [outputs]
-        if not self.patch_tokens:
-            return [outputs[:, 0]]
         patches = outputs[:, outputs.shape[1] - height * width :]
-        return [patches.transpose(1, 2).unflatten(2, (height, width)), outputs[:, 0]]
+        feature = outputs[:, 0] if self.global_pool == "token" else patches.mean(dim=1)
+        return [patches.transpose(1, 2).unflatten(2, (height, width)), feature] if self.patch_tokens else [feature]
 
     def layers(self) -> list[list[str]]:
         blocks = [[f"blocks.{number}"] for number in range(len(self.blocks))]

@@ -198,7 +198,7 @@ def examples(outputs: EncoderOutputs, count: int) -> np.ndarray:
 
 def pixels(outputs: EncoderOutputs, source: Source, ids: np.ndarray, side: int) -> np.ndarray:
     """(n, side, side, 3) uint8, the center square of each image."""
-    return as_rgb(_prepared(outputs, source, ids, [Resize(side), CenterCrop(side)]).numpy())
+    return as_rgb(prepared(outputs, source, ids, [Resize(side), CenterCrop(side)]).numpy())
 
 
 def clusters(features: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -255,7 +255,7 @@ def attention(outputs: EncoderOutputs, places: np.ndarray) -> tuple[np.ndarray, 
     if not isinstance(backbone, VisionTransformer):
         return None
     group = ViewGroup(num_views=1, transforms=encoder.transforms)
-    images = _prepared(outputs, outputs.source, outputs.queries[places], encoder.transforms)
+    images = prepared(outputs, outputs.source, outputs.queries[places], encoder.transforms)
     mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (group.normalize.mean, group.normalize.std))
     normalized = (images.permute(0, 3, 1, 2) / 255 - mean) / std
     return as_rgb(images.numpy()), class_attention(backbone, normalized.to(encoder.device)).cpu().numpy()
@@ -282,7 +282,7 @@ def class_attention(backbone: VisionTransformer, images: Tensor) -> Tensor:
     return scores.softmax(dim=-1)[:, :, 0, -rows * columns :].unflatten(-1, (rows, columns)).float()
 
 
-def _prepared(outputs: EncoderOutputs, source: Source, ids: np.ndarray, transforms: list[Transform]) -> Tensor:
+def prepared(outputs: EncoderOutputs, source: Source, ids: np.ndarray, transforms: list[Transform]) -> Tensor:
     """(n, H, W, C) uint8, images of a source after transforms."""
     group = ViewGroup(num_views=1, transforms=transforms).for_channels(source.channels)
     loader = Loader(

@@ -22,6 +22,7 @@ from sslrun.report.html import Child, Html, element
 from sslrun.report.neighbors import collect_neighbors, render_neighbors
 from sslrun.report.profile import has_profile, profile
 from sslrun.report.recipe import environments, recipe, recipe_differences
+from sslrun.report.reconstruction import reconstructions
 from sslrun.report.reported_run import ReportedRun, read_run
 from sslrun.report.views import training_views
 from sslrun.runtime.durable import replace_or_fail
@@ -36,6 +37,7 @@ ENCODER_SECTIONS: tuple[tuple[str, str, Callable[[EncoderOutputs], Any], Callabl
     ("map", "Map of the features", feature_maps, columns),
     ("confusion", "Confusion of the k-NN", confusion, columns),
     ("attention", "Attention", attention_maps, columns),
+    ("reconstruction", "Predicted pixels", reconstructions, columns),
 )
 
 
@@ -112,14 +114,19 @@ def _warn_of_imports(runs: Sequence[ReportedRun]) -> None:
 
 
 def _encoder_sections(runs: Sequence[ReportedRun]) -> list[tuple[str, str, list[Child]]]:
-    """The sections that need the encoders, made run by run: one encoder is in memory at a time."""
+    """The sections that need the encoders, made run by run: one encoder is in memory at a time. A section in which no
+    run has anything (an empty list) is left out."""
     parts: dict[str, list[tuple[ReportedRun, Any]]] = {name: [] for name, *_ in ENCODER_SECTIONS}
     for run in runs:
         outputs = or_reason(partial(run_encoder, run.checkpoint))
         for name, _, collect, _ in ENCODER_SECTIONS:
             part = outputs if isinstance(outputs, Html) else or_reason(partial(collect, outputs))
             parts[name].append((run, part))
-    return [(name, title, render_parts(parts[name])) for name, title, _, render_parts in ENCODER_SECTIONS]
+    return [
+        (name, title, render_parts(parts[name]))
+        for name, title, _, render_parts in ENCODER_SECTIONS
+        if not all(isinstance(part, list) and not part for _, part in parts[name])
+    ]
 
 
 def _each(runs: Sequence[ReportedRun], section: Callable[[ReportedRun], list[Child]]) -> list[Child]:

@@ -12,8 +12,10 @@ from sslrun.data.transforms.center_crop import CenterCrop
 from sslrun.data.transforms.color_jitter import ColorJitter
 from sslrun.data.transforms.gaussian_blur import GaussianBlur
 from sslrun.data.transforms.normalize import Normalize
+from sslrun.data.transforms.rand_augment import RandAugment
 from sslrun.data.transforms.random_applied import RandomAppliedTrans
 from sslrun.data.transforms.random_crop import RandomCrop
+from sslrun.data.transforms.random_erasing import RandomErasing
 from sslrun.data.transforms.random_grayscale import RandomGrayscale
 from sslrun.data.transforms.random_grid_patch import RandomGridPatch
 from sslrun.data.transforms.random_horizontal_flip import RandomHorizontalFlip
@@ -32,8 +34,10 @@ __all__ = [
     "GaussianBlur",
     "Normalize",
     "Numbers",
+    "RandAugment",
     "RandomAppliedTrans",
     "RandomCrop",
+    "RandomErasing",
     "RandomGrayscale",
     "RandomGridPatch",
     "RandomHorizontalFlip",

@@ -198,15 +198,15 @@ def contrast(x: Tensor, factor: Tensor) -> None:
     values = gray(x) if x.shape[1] == 3 else x
     total = values.flatten(1).sum(1, dtype=torch.float64)
     mean = total.div_(values[0].numel()).add_(0.5).floor_()
-    _blend(x, mean.to(torch.float32).view(-1, 1, 1, 1), factor)
+    blend(x, mean.to(torch.float32).view(-1, 1, 1, 1), factor)
 
 
 def saturation(x: Tensor, factor: Tensor) -> None:
     """Blend with the image's gray."""
-    _blend(x, gray(x)[:, None], factor)
+    blend(x, gray(x)[:, None], factor)
 
 
-def _blend(x: Tensor, degenerate: Tensor, factor: Tensor) -> None:
+def blend(x: Tensor, degenerate: Tensor, factor: Tensor) -> None:
     x.sub_(degenerate).mul_(factor).add_(degenerate).clamp_(0.0, 255.0).floor_()
 
 
