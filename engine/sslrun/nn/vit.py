@@ -144,7 +144,8 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(Backbone):
-    """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929); its feature is the class token's output (B, D).
+    """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929); its feature (B, D) is the class token's output
+    or the mean of the patches'.
 
     It takes images of any height and width that are multiples of patch_size; crops of several sizes are several calls.
     Parameter names are timm's.
@@ -175,11 +176,13 @@ class VisionTransformer(Backbone):
             gradient depends on how the hardware divides a batch.
         initialization: initial weights: "mocov3" and "mae" are uniform (Xavier), with query, key and value as three
             matrices or as one (arXiv 2104.02057, 2111.06377); "dino" is normal, with a standard deviation of 0.02
-            (arXiv 2104.14294).
+            (arXiv 2104.14294); "ijepa" likewise, and the last layers of the l-th block's branches are divided by
+            sqrt(2 l) (arXiv 2301.08243).
         norm_eps: number added to the variance in the norms; DINOv3's published networks have 1e-5.
         mask_token: whether there is a token that stands for masked patches.
         patch_tokens: whether a map of the patches' outputs, (B, D, H / patch_size, W / patch_size), is returned before
-            the class token's.
+            the feature.
+        global_pool: the feature: "token" is the class token's output, "avg" the mean of the patches' outputs.
     """
 
     pos_embed: nn.Parameter | None
@@ -205,11 +208,12 @@ class VisionTransformer(Backbone):
         mlp: Literal["gelu", "swiglu"] = "gelu",
         drop_path: float = 0.0,
         initialization: Annotated[
-            Literal["mocov3", "mae", "dino"] | None, DefaultOf("positions", INITIALIZATIONS)
+            Literal["mocov3", "mae", "dino", "ijepa"] | None, DefaultOf("positions", INITIALIZATIONS)
         ] = None,
         norm_eps: float = 1e-6,
         mask_token: bool = False,
         patch_tokens: bool = False,
+        global_pool: Literal["token", "avg"] = "token",
     ) -> None:
         super().__init__()
         width, blocks, heads = SIZES[arch]
@@ -228,6 +232,7 @@ class VisionTransformer(Backbone):
             raise ValueError(f"rotary_rescale is {rotary_rescale}, expected 1 or more")
         self.num_features = width
         self.img_size, self.patch_size, self.patch_tokens = img_size, patch_size, patch_tokens
+        self.global_pool = global_pool
         self.patch_embed = PatchEmbed(in_channels, patch_size, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.reg_token = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
@@ -244,15 +249,18 @@ class VisionTransformer(Backbone):
         self.blocks = Blocks(*(Block(width, heads, hidden, layer, layer_scale, rate, norm_eps) for rate in rates))
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         chosen = initialization or INITIALIZATIONS[positions]
-        if chosen == "dino":
+        if chosen in ("dino", "ijepa"):
             self._initialize_as_dino()
+            if chosen == "ijepa":
+                nn.init.trunc_normal_(self.patch_embed.proj.weight, std=0.02)
+                divide_branches(self.blocks)
         else:
             self._initialize_uniformly(in_channels * patch_size**2, is_mae=chosen == "mae")
         is_frozen = FROZEN_PATCHES[positions] if frozen_patch_embed is None else frozen_patch_embed
         self.patch_embed.requires_grad_(not is_frozen)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, visible: Tensor | None = None) -> list[Tensor]:
-        """The class token's output (B, D); before it the map of the patches' outputs, if patch_tokens is set.
+        """The feature (B, D), see global_pool; before it the map of the patches' outputs, if patch_tokens is set.
 
         Args:
             images: (B, C, H, W).
@@ -289,10 +297,9 @@ class VisionTransformer(Backbone):
         outputs = self.norm(self.blocks(tokens, waves))
         if visible is not None:
             return [outputs]
-        if not self.patch_tokens:
-            return [outputs[:, 0]]
         patches = outputs[:, outputs.shape[1] - height * width :]
-        return [patches.transpose(1, 2).unflatten(2, (height, width)), outputs[:, 0]]
+        feature = outputs[:, 0] if self.global_pool == "token" else patches.mean(dim=1)
+        return [patches.transpose(1, 2).unflatten(2, (height, width)), feature] if self.patch_tokens else [feature]
 
     def layers(self) -> list[list[str]]:
         blocks = [[f"blocks.{number}"] for number in range(len(self.blocks))]
@@ -335,8 +342,17 @@ class VisionTransformer(Backbone):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         for token in (self.cls_token, self.reg_token, self.pos_embed):
-            if token is not None:
+            if token is not None and token.requires_grad:  # sines and cosines stay
                 nn.init.trunc_normal_(token, std=0.02)
+
+
+def divide_branches(blocks: nn.Sequential) -> None:
+    """Divides the last layers of the branches of the l-th block, counted from 1, by sqrt(2 l) (I-JEPA: Assran et al.
+    2023, arXiv 2301.08243, after BEiT)."""
+    for number, block in enumerate(blocks, 1):
+        for layer in (block.attn.proj, block.mlp.fc2):  # type: ignore[union-attr]
+            with torch.no_grad():
+                layer.weight.div_(math.sqrt(2 * number))  # type: ignore[union-attr, operator]
 
 
 def taken(tokens: Tensor, places: Tensor) -> Tensor:
