@@ -34,8 +34,8 @@ NAMES = [*METHODS, *DRAWING]
 # SyncBN has the statistics of the samples that are on the devices at once: BatchNorm groups in its place.
 SYNC_BN = {
     "learn/npid": ["model.backbone"],
-    **{f"learn/{name}": ["model.neck", "model.head.predictor"] for name in ("byol", "mocov3", "simsiam")},
-    **{f"learn/{name}": ["model.neck"] for name in ("barlowtwins", "odc", "simclr", "swav", "vicreg")},
+    **{f"learn/{name}": ["model.neck", "model.head.predictor"] for name in ("byol", "mocov3", "nnclr", "simsiam")},
+    **{f"learn/{name}": ["model.neck"] for name in ("barlowtwins", "lejepa", "odc", "simclr", "swav", "vicreg")},
 }
 BATCH, GROUP = 32, 8
 CUTS = {f"{ranks} x {size}": (ranks, size) for ranks, size in ((1, 16), (1, 8), (2, 16), (2, 8), (4, 8))}

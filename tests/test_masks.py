@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sslrun.contract import Batch, PatchMask
-from sslrun.data.masks import BlockMask, InverseBlockMask, Mask, MaskDraws, RandomMask, masks_of
+from sslrun.data.loader import patch_masks
+from sslrun.data.masks import BlockMask, InverseBlockMask, Mask, MaskDraws, MultiBlockMask, RandomMask, masks_of
 from sslrun.data.transforms import CenterCrop
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
@@ -19,6 +20,7 @@ MASKS: list[Mask] = [
     BlockMask(0.4, min_patches=16),
     BlockMask([0.1, 0.5], probability=0.5, samples=8),
     InverseBlockMask(0.65),
+    MultiBlockMask(),
 ]
 
 
@@ -28,7 +30,13 @@ def draws_of(count: int, seed: int = 0, epoch: int = 0, first: int = 0, views: i
 
 @pytest.mark.parametrize(
     ("mask", "number"),
-    [(RandomMask(0.75), 147), (RandomMask(0.6, cell_size=32), 4 * 30), (BlockMask(0.4), 78), (InverseBlockMask(), 128)],
+    [
+        (RandomMask(0.75), 147),
+        (RandomMask(0.6, cell_size=32), 4 * 30),
+        (BlockMask(0.4), 78),
+        (InverseBlockMask(), 128),
+        (MultiBlockMask(), 147),
+    ],
 )
 def test_every_view_has_the_stated_number_of_hidden_patches(mask: Mask, number: int) -> None:
     hidden = mask.draw(draws_of(200), GRID)
@@ -172,3 +180,57 @@ def test_places_are_those_of_visible_and_hidden_patches_in_order() -> None:
 def test_bad_arguments_are_named(make, part: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UsageError, match=part):
         make()
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (16, 16), (8, 8), (10, 20)])
+def test_multi_block_mask(grid: tuple[int, int]) -> None:
+    """Blocks are rectangles but for the end of their last row; no visible patch is in one; numbers are fixed."""
+    rows, columns = grid
+    mask, draws = MultiBlockMask(), draws_of(300)
+    hidden, blocks = mask.draw(draws, grid), mask.blocks(draws, grid)
+    count = round(0.175 * rows * columns)
+    assert hidden.shape == (300, *grid) and blocks.shape == (300, 4, count)
+    assert set((~hidden).sum(axis=(1, 2))) == {round(0.25 * rows * columns)}
+    aspects = []
+    for view, own in zip(hidden, blocks, strict=True):
+        for places in own:
+            assert view.flat[places].all() and len(set(places)) == count
+            y, x = np.divmod(places, columns)
+            height, width = np.ptp(y) + 1, np.ptp(x) + 1
+            aspects.append(height / width)
+            assert (height - 1) * width < count <= height * width
+            full = [divmod(number, width) for number in range(count)]
+            assert [(a - y[0], b - x[0]) for a, b in zip(y, x, strict=True)] == full
+    assert 0.6 < min(aspects) < 0.9 and 1.2 < max(aspects) < 2
+    assert len(np.unique(blocks[:, :, 0])) > count, "blocks lie everywhere"
+
+
+def test_multi_block_mask_takes_visible_patches_from_a_square() -> None:
+    """Without blocks in the way all of them are inside; of the whole image every patch is visible equally often."""
+    small = MultiBlockMask(1, 0.01, context_ratio=0.3, context_scale=(0.36, 0.36))
+    for visible in ~small.draw(draws_of(50), (10, 10)):
+        y, x = visible.nonzero()
+        assert np.ptp(y) < 6 and np.ptp(x) < 6
+    whole = MultiBlockMask(1, 0.01, context_ratio=0.3, context_scale=(1.0, 1.0))
+    share = (~whole.draw(draws_of(4000), (5, 5))).mean(axis=0)
+    assert np.abs(share - 0.32).max() < 5 * math.sqrt(0.32 * 0.68 / 4000)  # 8 of 25
+
+
+def test_multi_block_mask_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"is 1\.1; above 1"):
+        MultiBlockMask(4, 0.2, context_ratio=0.3)
+    with pytest.raises(UsageError, match="4 blocks of 1 patches and 1 visible ones do not fit into the 2 x 2 patches"):
+        MultiBlockMask().draw(draws_of(2), (2, 2))
+    with pytest.raises(UsageError, match="aspect must be two numbers above 0"):
+        MultiBlockMask(aspect=(2.0, 1.0))
+
+
+def test_blocks_reach_the_batch_and_depend_on_their_key_alone() -> None:
+    group = ViewGroup(1, [CenterCrop(64)], MultiBlockMask(2, patch_size=8))
+    (whole,) = patch_masks([group], 5, 1, np.arange(12))
+    (part,) = patch_masks([group], 5, 1, np.arange(4, 9))
+    (other,) = patch_masks([group], 6, 1, np.arange(12))
+    assert torch.equal(part.blocks, whole.blocks[4:9]) and torch.equal(part.hidden, whole.hidden[4:9])
+    assert not torch.equal(other.blocks, whole.blocks)
+    moved = Batch([], torch.arange(12), None, [whole]).to(torch.device("meta")).masks[0]
+    assert moved.blocks.is_meta and moved.hidden.is_meta and moved.num_hidden == whole.num_hidden

@@ -27,10 +27,13 @@ class PatchMask:
     Attributes:
         hidden: (N, T) bool, True where a patch is hidden; patches are counted row by row.
         num_hidden: number of hidden patches of all views together.
+        blocks: (N, M, n) int64, places of the hidden patches in M blocks of each view, which a method predicts one by
+            one; None if the mask has no blocks.
     """
 
     hidden: torch.Tensor
     num_hidden: int
+    blocks: torch.Tensor | None = None
 
     @property
     def hidden_per_view(self) -> int:
@@ -43,6 +46,11 @@ class PatchMask:
         if rest:
             raise UsageError("the method needs a mask that hides the same number of patches of every view")
         return count
+
+    def after(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "PatchMask":
+        """The same mask after a function of each of its tensors, such as a copy to a device."""
+        blocks = None if self.blocks is None else function(self.blocks)
+        return PatchMask(function(self.hidden), self.num_hidden, blocks)
 
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The visible patches (N, T - n) and the hidden patches (N, n) of each view, int64, both in the order of the
@@ -81,7 +89,7 @@ class Batch:
             return tensor.to(device, non_blocking=True)
 
         label = None if self.label is None else move(self.label)
-        masks = [None if mask is None else PatchMask(move(mask.hidden), mask.num_hidden) for mask in self.masks]
+        masks = [None if mask is None else mask.after(move) for mask in self.masks]
         return Batch([move(v) for v in self.views], move(self.index), label, masks)
 
 

@@ -36,7 +36,7 @@ class EngineConfig:
             TORCHINDUCTOR_CACHE_DIR names it, and the log where it is.
         micro_batch: samples on a device at once, a multiple of data.samples_per_gpu; "auto" takes as many as fit, so a
             machine with less memory accumulates gradients.
-        gradient_cache: whether a loss that compares the samples of a batch (SimCLR, Barlow Twins, SwAV, VICReg)
+        gradient_cache: whether a loss that compares the samples of a batch, such as those of SimCLR and VICReg,
             compares those of the whole global batch when gradients are accumulated. Each step then has a second forward
             pass (Gao et al. 2021, arXiv 2101.06983).
         split_sync_bn: whether SyncBN may normalize over one micro-batch of all processes where an optimizer step has

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 import sslkernels
 from sslrun.config.component import Component
 from sslrun.contract import Backbone, Batch, Method, PatchMask, Progress
-from sslrun.data.masks import masks_of
+from sslrun.data.masks import blocks_of, masks_of
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.nn.norm import set_groups
@@ -137,12 +137,14 @@ def rehearse(
 def masks_like(views: Sequence[ViewGroup], samples: int, device: torch.device | str = "cpu") -> list[PatchMask | None]:
     """Masks of the shapes of a batch, with the numbers of hidden patches of the first samples of an epoch."""
     masks: list[PatchMask | None] = []
-    for mask in masks_of(views, 0, 0, np.arange(samples)):
+    first = (0, 0, np.arange(samples))
+    for mask, blocks in zip(masks_of(views, *first), blocks_of(views, *first), strict=True):
         if mask is None:
             masks.append(None)
         else:
             hidden = torch.empty(len(mask), mask[0].size, dtype=torch.bool, device=device)
-            masks.append(PatchMask(hidden, int(mask.sum())))
+            targets = None if blocks is None else torch.zeros(blocks.shape, dtype=torch.long, device=device)
+            masks.append(PatchMask(hidden, int(mask.sum()), targets))
     return masks
 
 

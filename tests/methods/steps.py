@@ -34,7 +34,12 @@ def piece(batch: Batch, first: int, size: int) -> Batch:
     def part(tensor: Tensor) -> Tensor:
         return torch.cat([view[rows] for view in tensor.split(len(batch.index))])
 
-    masks = [None if mask is None else PatchMask(h := part(mask.hidden), int(h.sum())) for mask in batch.masks]
+    masks = [
+        None
+        if mask is None
+        else PatchMask(h := part(mask.hidden), int(h.sum()), None if mask.blocks is None else part(mask.blocks))
+        for mask in batch.masks
+    ]
     label = None if batch.label is None else batch.label[rows]
     return Batch([part(group) for group in batch.views], batch.index[rows], label, masks)
 

@@ -10,8 +10,12 @@ import test_byol
 import test_deepcluster
 import test_densecl
 import test_dino
+import test_ijepa
+import test_lejepa
 import test_moco
 import test_mocov3
+import test_msn
+import test_nnclr
 import test_npid
 import test_relative_loc
 import test_rotation_pred
@@ -64,6 +68,10 @@ CASES = {
     "BarlowTwins, SyncBN": Case(test_barlowtwins.small, two_views.random_batch(8)),
     "VICReg, SyncBN": Case(test_vicreg.small, two_views.random_batch(8)),
     "VICReg, SyncBN, more dimensions": Case(partial(test_vicreg.small, 12), two_views.random_batch(8)),
+    "NNCLR, SyncBN": Case(test_nnclr.small, two_views.random_batch(8)),
+    "MSN, SyncBN": Case(test_msn.small, test_msn.crops_of(8)),
+    "IJEPA": Case(test_ijepa.small, test_ijepa.random_batch(8)),
+    "LeJEPA, SyncBN": Case(test_lejepa.small, test_lejepa.crops_of(8)),
     "MoCoV3, SyncBN": Case(partial(test_mocov3.small, SyncBN()), test_mocov3.random_batch(16)),
     "RelativeLoc, SyncBN": Case(partial(test_relative_loc.small, SyncBN()), test_relative_loc.random_batch(8)),
     "RotationPred, SyncBN": Case(partial(test_rotation_pred.small, SyncBN()), test_rotation_pred.random_batch(8)),

@@ -38,11 +38,16 @@ EXCHANGE = ("runtime/distributed.py", "which rows go to which rank: the host pas
 NEGATIVES = ("methods/npid.py", "keys are drawn on the host, equal on all ranks, and copied without a wait")
 MIXING = ("methods/supervised.py", "shares and boxes are drawn on the host by numpy, and copied without a wait")
 ADDRESSES = ("sslkernels/lars_update.py", "a table of addresses, made on the host and copied without a wait")
+SLICES = ("methods/lejepa.py", "directions are drawn on the host, equal on all ranks, and copied without a wait")
+DROPPED = ("methods/msn.py", "the dropped patches are drawn on the host, equal on all ranks, and copied without a wait")
 RATES = ("nn/dropout.py", "a rate for each branch, copied without a wait")
 
 BACKWARD = ("(autograd)", "the backward pass of that product")
 CORRELATION = (("nn/heads.py", "rounding C_ii to bfloat16 would dominate 1 - C_ii"), BACKWARD)
 COVARIANCE = (("methods/vicreg.py", "squared covariances are small beside the variances"), BACKWARD)
+NEIGHBORS = (("methods/nnclr.py", "rounded similarities would tie in the argmax"), BACKWARD)
+NORMALITY = (("methods/lejepa.py", "projections are multiplied by up to 3 in a cosine"), BACKWARD)
+SHARPENED = (("methods/msn.py", "scores are divided by 0.025 in the exponent"), BACKWARD)
 PROTOTYPES = (
     ("methods/swav.py", "scores are divided by epsilon = 0.05 in the exponent of Sinkhorn's iteration"),
     BACKWARD,
@@ -76,6 +81,8 @@ CASES = {
     "simsiam": Case("configs/simsiam.toml"),
     "barlowtwins": Case("configs/barlowtwins.toml", on_host=(ADDRESSES,), float32=CORRELATION),
     "vicreg": Case("configs/vicreg.toml", on_host=(ADDRESSES,), float32=COVARIANCE),
+    "nnclr": Case("configs/nnclr.toml", on_host=(ADDRESSES,), float32=NEIGHBORS),
+    "lejepa": Case("configs/lejepa.toml", on_host=(SLICES,), float32=NORMALITY),
     "swav": Case("configs/swav.toml", on_host=(ADDRESSES,), float32=PROTOTYPES),
     "dino": Case("configs/dino.toml", float32=SCORES),
     "densecl": Case("configs/densecl.toml", on_host=(SHUFFLE,), float32=MATCHES),
@@ -85,6 +92,8 @@ CASES = {
     "mae": Case("configs/mae.toml"),
     "simmim": Case("configs/simmim.toml"),
     "maskfeat": Case("configs/maskfeat.toml"),
+    "ijepa": Case("configs/ijepa.toml"),
+    "msn": Case("configs/msn.toml", on_host=(DROPPED,), float32=SHARPENED),
     "relative_loc": Case("configs/relative_loc.toml"),
     "rotation_pred": Case("configs/rotation_pred.toml"),
     "supervised": Case(VIT, FINETUNED, on_host=(MIXING, RATES)),
@@ -100,10 +109,13 @@ CASES = {
         "configs/barlowtwins.toml", on_host=(ADDRESSES,), ranks=8, groups=8, float32=CORRELATION
     ),
     "vicreg on 8 ranks": Case("configs/vicreg.toml", on_host=(ADDRESSES,), ranks=8, groups=8, float32=COVARIANCE),
+    "nnclr on 8 ranks": Case("configs/nnclr.toml", on_host=(ADDRESSES,), ranks=8, groups=8, float32=NEIGHBORS),
+    "lejepa on 8 ranks": Case("configs/lejepa.toml", on_host=(SLICES,), ranks=8, groups=8, float32=NORMALITY),
+    "msn on 8 ranks": Case("configs/msn.toml", on_host=(DROPPED,), ranks=8, groups=8, float32=SHARPENED),
     "mocov3 on 8 ranks": Case("configs/mocov3.toml", on_host=(ADDRESSES,), ranks=8, groups=8),
     "npid on 8 ranks": Case("configs/npid.toml", ranks=8, groups=8, on_host=(NEGATIVES,)),
     "odc on 8 ranks": Case("configs/odc.toml", ranks=8, groups=8, float32=NEAREST, late=("nn/clustering.py",)),
     "deepcluster on 8 ranks": Case("configs/deepcluster.toml", ranks=8, groups=8),
 }
-# LARS: barlowtwins, byol, mocov3, simclr, swav, vicreg. Multi-crop: swav. SyncBN with its collectives: simclr and
-# others on 8 ranks.
+# LARS: barlowtwins, byol, mocov3, nnclr, simclr, swav, vicreg. Multi-crop: swav, lejepa. SyncBN with its collectives:
+# simclr and others on 8 ranks.

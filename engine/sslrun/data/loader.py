@@ -24,7 +24,7 @@ from sslrun.data import dali
 from sslrun.data.bad_samples import BadSamples
 from sslrun.data.exact import ExactStage
 from sslrun.data.graph import graph_plan, outputs_by_group
-from sslrun.data.masks import masks_of
+from sslrun.data.masks import blocks_of, masks_of
 from sslrun.data.order import Sampler
 from sslrun.data.pipeline import BatchSpec, Cursor, Pipeline, needs_graph
 from sslrun.data.sources import Source
@@ -166,15 +166,21 @@ class Loader:
         if self.device.type == "cuda":
             index = index.pin_memory()
             labels = None if labels is None else labels.pin_memory()
-            masks = [None if mask is None else PatchMask(mask.hidden.pin_memory(), mask.num_hidden) for mask in masks]
+            masks = [None if mask is None else mask.after(torch.Tensor.pin_memory) for mask in masks]
         return Batch(views, index, labels, masks).to(self.device)
 
 
 def patch_masks(views: Sequence[ViewGroup], seed: int, epoch: int, positions: np.ndarray) -> list[PatchMask | None]:
     """The masks of a batch; arguments as in `masks_of`."""
     return [
-        None if mask is None else PatchMask(torch.from_numpy(mask).flatten(1), int(mask.sum()))
-        for mask in masks_of(views, seed, epoch, positions)
+        None
+        if mask is None
+        else PatchMask(
+            torch.from_numpy(mask).flatten(1), int(mask.sum()), None if blocks is None else torch.from_numpy(blocks)
+        )
+        for mask, blocks in zip(
+            masks_of(views, seed, epoch, positions), blocks_of(views, seed, epoch, positions), strict=True
+        )
     ]
 
 
@@ -224,7 +230,7 @@ class BatchStream(Iterator[Batch]):
         if ready is not None:
             current = torch.cuda.current_stream(batch.index.device)
             current.wait_event(ready)
-            masks = [mask.hidden for mask in batch.masks if mask is not None]
+            masks = [each for mask in batch.masks if mask is not None for each in (mask.hidden, mask.blocks)]
             for tensor in (*batch.views, batch.index, batch.label, *masks):
                 if tensor is not None:
                     tensor.record_stream(current)

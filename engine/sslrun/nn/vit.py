@@ -176,7 +176,8 @@ class VisionTransformer(Backbone):
             data.samples_per_gpu samples.
         initialization: initial weights: "mocov3" and "mae" are uniform (Xavier), with query, key and value as three
             matrices or as one (arXiv 2104.02057, 2111.06377); "dino" is normal, with a standard deviation of 0.02
-            (arXiv 2104.14294).
+            (arXiv 2104.14294); "ijepa" likewise, and the last layers of the l-th block's branches are divided by
+            sqrt(2 l) (arXiv 2301.08243).
         norm_eps: number added to the variance in the norms; DINOv3's published networks have 1e-5.
         mask_token: whether there is a token that stands for masked patches.
         patch_tokens: whether a map of the patches' outputs, (B, D, H / patch_size, W / patch_size), is returned before
@@ -207,7 +208,7 @@ class VisionTransformer(Backbone):
         mlp: Literal["gelu", "swiglu"] = "gelu",
         drop_path: float = 0.0,
         initialization: Annotated[
-            Literal["mocov3", "mae", "dino"] | None, DefaultOf("positions", INITIALIZATIONS)
+            Literal["mocov3", "mae", "dino", "ijepa"] | None, DefaultOf("positions", INITIALIZATIONS)
         ] = None,
         norm_eps: float = 1e-6,
         mask_token: bool = False,
@@ -249,8 +250,11 @@ class VisionTransformer(Backbone):
         self.blocks = Blocks(*(Block(width, heads, hidden, layer, layer_scale, norm_eps) for _ in rates))
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         chosen = initialization or INITIALIZATIONS[positions]
-        if chosen == "dino":
+        if chosen in ("dino", "ijepa"):
             self._initialize_as_dino()
+            if chosen == "ijepa":
+                nn.init.trunc_normal_(self.patch_embed.proj.weight, std=0.02)
+                divide_branches(self.blocks)
         else:
             self._initialize_uniformly(in_channels * patch_size**2, is_mae=chosen == "mae")
         is_frozen = FROZEN_PATCHES[positions] if frozen_patch_embed is None else frozen_patch_embed
@@ -339,8 +343,17 @@ class VisionTransformer(Backbone):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         for token in (self.cls_token, self.reg_token, self.pos_embed):
-            if token is not None:
+            if token is not None and token.requires_grad:  # sines and cosines stay
                 nn.init.trunc_normal_(token, std=0.02)
+
+
+def divide_branches(blocks: nn.Sequential) -> None:
+    """Divides the last layers of the branches of the l-th block, counted from 1, by sqrt(2 l) (I-JEPA: Assran et al.
+    2023, arXiv 2301.08243, after BEiT)."""
+    for number, block in enumerate(blocks, 1):
+        for layer in (block.attn.proj, block.mlp.fc2):  # type: ignore[union-attr]
+            with torch.no_grad():
+                layer.weight.div_(math.sqrt(2 * number))  # type: ignore[union-attr, operator]
 
 
 def taken(tokens: Tensor, places: Tensor) -> Tensor:

@@ -7,12 +7,22 @@ Python code.
 import importlib
 import pkgutil
 
-from sslrun.data.masks.base import Mask, MaskDraws, masks_of
+from sslrun.data.masks.base import Mask, MaskDraws, blocks_of, masks_of
 from sslrun.data.masks.block_mask import BlockMask
 from sslrun.data.masks.inverse_block_mask import InverseBlockMask
+from sslrun.data.masks.multi_block_mask import MultiBlockMask
 from sslrun.data.masks.random_mask import RandomMask
 
 for _file in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_file.name}")
 
-__all__ = ["BlockMask", "InverseBlockMask", "Mask", "MaskDraws", "RandomMask", "masks_of"]
+__all__ = [
+    "BlockMask",
+    "InverseBlockMask",
+    "Mask",
+    "MaskDraws",
+    "MultiBlockMask",
+    "RandomMask",
+    "blocks_of",
+    "masks_of",
+]

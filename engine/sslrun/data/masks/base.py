@@ -6,7 +6,7 @@ so that it depends neither on the number of ranks nor on micro-batches, and a re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,11 @@ class Mask(Component, kind="masks"):
         """
         raise NotImplementedError
 
+    def blocks(self, draws: MaskDraws, grid: tuple[int, int]) -> np.ndarray | None:
+        """The blocks of hidden patches that a method is to predict one by one, as places of patches, row by row: (N,
+        M, n) int64, M blocks of n patches in each view. None if the mask has none. Arguments as in `draw`."""
+        return None
+
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches in a view.
 
@@ -103,14 +108,25 @@ def masks_of(groups: Sequence[ViewGroup], seed: int, epoch: int, positions: np.n
         epoch: from 0.
         positions: (B,) places of the samples in the epoch.
     """
-    masks: list[np.ndarray | None] = []
+    return [
+        None if group.mask is None else group.mask.draw(draws, group.mask.grid(group.size))
+        for group, draws in _draws_of(groups, seed, epoch, positions)
+    ]
+
+
+def blocks_of(groups: Sequence[ViewGroup], seed: int, epoch: int, positions: np.ndarray) -> list[np.ndarray | None]:
+    """`Mask.blocks` for each view group, view-major; None where there are none. Arguments as in `masks_of`."""
+    return [
+        None if group.mask is None else group.mask.blocks(draws, group.mask.grid(group.size))
+        for group, draws in _draws_of(groups, seed, epoch, positions)
+    ]
+
+
+def _draws_of(
+    groups: Sequence[ViewGroup], seed: int, epoch: int, positions: np.ndarray
+) -> Iterator[tuple[ViewGroup, MaskDraws]]:
     first = 0
     for group in groups:
         views = range(first, first + group.num_views)
         first += group.num_views
-        if group.mask is None:
-            masks.append(None)
-            continue
-        mask = group.mask.draw(MaskDraws(seed, epoch, positions, views), group.mask.grid(group.size))
-        masks.append(mask)
-    return masks
+        yield group, MaskDraws(seed, epoch, positions, views)
