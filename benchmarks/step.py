@@ -182,7 +182,7 @@ def peak_mib_alone(args: argparse.Namespace, side: str) -> float:
 
 
 def bare_loop(config: Config, device: torch.device, mark: Mark) -> Callable[[], None]:
-    """A function that runs one step of MoCo v2, written by hand; `mark` is told the parts of a step, by the engine's
+    """A function that runs one step of MoCo v2, written by hand; `mark` gets the parts of a step, by the engine's
     names."""
     recipe = build(config)
     machine = choose_machine(recipe, device, 1, 1)
