@@ -72,7 +72,9 @@ peers: .venv-peers/.installed
 bench-short: install peers
 	$(BIN)/python benchmarks/loader.py configs/mae.toml --quick
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/step.py --operators
 	$(BIN)/python benchmarks/scale.py --quick
+	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/performance_page.py
 
@@ -80,6 +82,8 @@ bench-short: install peers
 bench: install peers
 	$(BIN)/python benchmarks/loader.py $(QUICK)
 	$(BIN)/python benchmarks/step.py $(QUICK)
+	$(BIN)/python benchmarks/step.py --operators
+	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/scale.py $(QUICK)
 	$(BIN)/python benchmarks/startup.py $(QUICK)
 	$(BIN)/python benchmarks/config.py

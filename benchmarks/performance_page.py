@@ -74,6 +74,7 @@ def pages(rows: Rows) -> dict[str, str]:
     """The files that the rows give, by their paths in docs/."""
     loader = newest([row for row in rows["loader"] if "sides" in row and "read_ms" not in row], "recipe")
     step = newest([row for row in rows["step"] if "sides" in row], "config")
+    operators = newest([row for row in rows["step"] if "operators" in row], "config")
     scale = {row["axis"]: row for row in newest(rows["scale"], "axis")}
     files = newest([row for row in rows["many_files"] if "ranks" in row and row["engine"] == "after"], "count")
     startup = newest(rows["startup"], "config")
@@ -84,7 +85,7 @@ def pages(rows: Rows) -> dict[str, str]:
     sections = [
         *first_screen(loader, step, startup, kernels),
         *loader_section(loader, list(loader_plots)),
-        *step_section(step),
+        *step_section(step, operators),
         *scale_section(scale, list(scale_plots)),
         *files_section(sorted(files, key=lambda row: row["count"])),
         *memory_section(memory, scale, kernels),
@@ -197,7 +198,7 @@ def loader_section(loader: list[Row], plots: Sequence[str]) -> list[str]:
     return lines
 
 
-def step_section(step: list[Row]) -> list[str]:
+def step_section(step: list[Row], operators: list[Row]) -> list[str]:
     """The step and its parts."""
     lines = ["## The step", "", *([] if step else [NO_ROWS, ""])]
     for row in step:
@@ -244,6 +245,17 @@ def step_section(step: list[Row]) -> list[str]:
                 *table(["part", *(STEPS[side] for side in sides)], body),
                 "",
             ]
+    for row in operators:
+        counts = [row["operators"][side] for side in ("bare", "engine")]
+        body = [[PLACES[name], *(each.get(name, 0) for each in counts)] for name in PLACES]
+        lines += [
+            f"How many of torch's operators a step of `{short(row['config'])}` calls (`benchmarks/step.py --operators`; "
+            "the same on any machine). What the engine calls in addition is the norm and the check of the gradient, "
+            "statistics of BatchNorm that are applied with the step, and metrics:",
+            "",
+            *table(["part", "bare loop", "sslrun"], [*body, ["sum", *(f"{sum(each.values()):,}" for each in counts)]]),
+            "",
+        ]
     return [
         *lines,
         "`sslrun CONFIG --profile N` gives the same parts for a run of your own, with the wait for data, and its "

@@ -85,7 +85,11 @@ def rows(script):
     return {
         **script.read_rows(),
         "loader": [loader_row(9.0), loader_row(1.5)],
-        "step": [step_row()],
+        "step": [
+            step_row(),
+            {"config": "quickstart", "operators": {"bare": {"forward": 100}, "engine": {"forward": 110, "update": 7}},
+             **ABOUT},
+        ],
         "scale": [
             {"axis": "views", "step_mib": {"2": 100.0, "4": 190.0}, "other_load": 0.5, **axis, **ABOUT},
             {"axis": "ranks", "other_load": 0.5, **axis, **ABOUT},
@@ -116,6 +120,7 @@ def test_the_newest_row_counts_and_every_figure_is_shown(script, rows):
     assert "a training step of `quickstart`, 64 images | bare loop | **1.00** | 1.00 | 0.1 |" in first
     assert "PIL and kornia in a DataLoader is missing: it is not there." in text
     assert "+1.5 % (+1.4 to +1.7)" in text and "| sum | 66.00 | 66.00 | 66.00 |" in text
+    assert "| encoder and loss, forward | 100 | 110 |" in text and "| sum | 100 | 117 |" in text
     assert (
         "| mocov2 | 256 | 11.0 | 11.2 | 77 | 78 | 97 |" in text
         and "| 4 | 16.00 (14.40-17.60) | 17.00 (15.30-18.70) | 190 |" in text
