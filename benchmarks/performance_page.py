@@ -249,9 +249,9 @@ def step_section(step: list[Row], operators: list[Row]) -> list[str]:
         counts = [row["operators"][side] for side in ("bare", "engine")]
         body = [[PLACES[name], *(each.get(name, 0) for each in counts)] for name in PLACES]
         lines += [
-            f"How many of torch's operators a step of `{short(row['config'])}` calls (`benchmarks/step.py --operators`; "
-            "the same on any machine). What the engine calls in addition is the norm and the check of the gradient, "
-            "statistics of BatchNorm that are applied with the step, and metrics:",
+            f"How many of torch's operators a step of `{short(row['config'])}` calls (`benchmarks/step.py "
+            "--operators`; the same on any machine). What the engine calls in addition is the norm and the check of "
+            "the gradient, statistics of BatchNorm that are applied with the step, and metrics:",
             "",
             *table(["part", "bare loop", "sslrun"], [*body, ["sum", *(f"{sum(each.values()):,}" for each in counts)]]),
             "",
