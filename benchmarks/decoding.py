@@ -9,7 +9,7 @@ where there is one, from which the colors at the edge are interpolated.
 
 Measured, alternately, on one thread: DALI's decoding of whole images (`fn.decoders.image`) and of those boxes
 (`fn.decoders.image_slice`), by processor time, and how many of the pixels differ. Measured likewise: the loader with
-MoCo v2's views, by threads and by batches that it prepares ahead.
+MoCo v2's views, by threads and by batches that it prepares ahead, start and end included.
 """
 
 import argparse
@@ -17,7 +17,8 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "engine"), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
 import numpy as np
-from loader import WARM_UP, write_images
+from loader import write_images
 from nvidia.dali import fn, pipeline_def, types
-from passes import busy_s, timed_pass
+from passes import busy_s
 from rows import append_row, quantiles
 
 from sslrun.config import load
@@ -40,7 +41,7 @@ from sslrun.session import build
 RECIPES = ("mocov2", "swav", "mae")
 SIZE, BLOCK = np.array([375, 500]), 16
 COUNTED, BATCH = 4000, 32
-SETTINGS = {f"{threads} threads, {ahead} ahead": (threads, ahead) for threads in (1, 2, 4) for ahead in (1, 2, 4)}
+SETTINGS = {f"{threads} threads, {ahead} ahead": (threads, ahead) for threads in (1, 2, 4) for ahead in (1, 4)}
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def main() -> None:
         begin = time.perf_counter(), busy_s(), time.process_time()
         sides: dict[str, Callable[[], Any]] = {"whole": decoder(files, None)}
         sides |= {recipe: decoder(files, boxes[recipe][: len(files)]) for recipe in RECIPES}
-        whole = sides["whole"]()
+        whole = [image.copy() for image in sides["whole"]()]
         differing = {recipe: differing_pct(whole, sides[recipe](), boxes[recipe]) for recipe in RECIPES}
         decoding = {name: quantiles(times) for name, times in alternately(sides, args.rounds, len(files)).items()}
         settings = {name: quantiles(times) for name, times in loaders(Path(folder), args.rounds).items()}
@@ -97,8 +98,8 @@ def shares(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return boxes[:, 2:].prod(axis=1) / SIZE.prod(), (boxes[:, 0] + boxes[:, 2]) / SIZE[0]
 
 
-def decoder(files: list[np.ndarray], boxes: np.ndarray | None) -> Callable[[], list[np.ndarray]]:
-    """A function that decodes all files on one thread, whole or in their boxes."""
+def decoder(files: list[np.ndarray], boxes: np.ndarray | None) -> Callable[[], Iterator[np.ndarray]]:
+    """A function that decodes all files on one thread, whole or in their boxes; each image is valid until the next."""
 
     @pipeline_def(batch_size=BATCH, num_threads=1, device_id=None, exec_dynamic=True, prefetch_queue_depth=1)
     def graph() -> Any:
@@ -114,8 +115,7 @@ def decoder(files: list[np.ndarray], boxes: np.ndarray | None) -> Callable[[], l
     pipeline = graph()
     pipeline.build()
 
-    def run() -> list[np.ndarray]:
-        made = []
+    def run() -> Iterator[np.ndarray]:
         for start in range(0, len(files), BATCH):
             pipeline.feed_input("encoded", files[start : start + BATCH])
             if boxes is not None:
@@ -123,13 +123,13 @@ def decoder(files: list[np.ndarray], boxes: np.ndarray | None) -> Callable[[], l
                 pipeline.feed_input("first", np.ascontiguousarray(own[:, :2]))
                 pipeline.feed_input("extent", np.ascontiguousarray(own[:, 2:]))
             (images,) = pipeline.run()
-            made += [np.array(images[place]) for place in range(len(images))]
-        return made
+            for place in range(len(images)):
+                yield np.asarray(images[place])
 
     return run
 
 
-def differing_pct(whole: list[np.ndarray], parts: list[np.ndarray], boxes: np.ndarray) -> float:
+def differing_pct(whole: list[np.ndarray], parts: Iterable[np.ndarray], boxes: np.ndarray) -> float:
     """Percentage of the pixels of parts, without the blocks at their edges, that are not those of the whole images."""
     differing = total = 0
     for image, part, (top, left, height, width) in zip(whole, parts, boxes.tolist(), strict=False):
@@ -147,7 +147,7 @@ def alternately(sides: dict[str, Callable[[], Any]], rounds: int, images: int) -
     for number in range(rounds):
         for name in sorted(sides, reverse=number % 2 == 0):
             begin = time.process_time()
-            sides[name]()
+            deque(sides[name](), maxlen=0)
             times[name].append(1e3 * (time.process_time() - begin) / images)
     return times
 
@@ -158,14 +158,16 @@ def loaders(folder: Path, rounds: int) -> dict[str, list[float]]:
     source = ImageFolder(str(folder))
     source.open()
     epochs = itertools.count()
-    batches = max(2, len(source) // BATCH)
+    batches = 2 * max(4, len(source) // BATCH)  # some more than are made ahead
 
     def once(threads: int, ahead: int) -> float:
         options: Any = {"sampler": Order(len(source), 0), "seed": 0, "batch_size": BATCH, "num_threads": threads}
         loader = Loader(source, views, augment="exact", prefetch=ahead, **options)
-        epoch, positions = next(epochs), np.arange((batches + WARM_UP) * BATCH) % len(source)
+        epoch, positions = next(epochs), np.arange(batches * BATCH) % len(source)
         cursor = [(epoch, chunk) for chunk in positions.reshape(-1, BATCH)]
-        return 1e3 * timed_pass(loader.run(iter(cursor)), WARM_UP).core_s / (batches * BATCH)
+        begin = time.process_time()
+        deque(loader.run(iter(cursor)), maxlen=0)
+        return 1e3 * (time.process_time() - begin) / (batches * BATCH)
 
     times: dict[str, list[float]] = {name: [] for name in SETTINGS}
     for number in range(rounds):
