@@ -56,7 +56,7 @@ def test_each_group_has_its_own_statistics(monkeypatch, shape, num_views, groups
 
 @pytest.mark.parametrize("channels", [5, 8])
 def test_the_passes_of_a_step_keep_their_own_statistics(channels):
-    """The second pass comes before the first one's gradient, and the layer has one place for both statistics."""
+    """The second pass comes before the first one's gradient."""
     torch.manual_seed(0)
     passes = [torch.randn(6, channels, 3, 2, dtype=torch.float64) * scale + scale for scale in (1, 4)]
     xs, upstream = [x.clone().requires_grad_() for x in passes], torch.randn_like(passes[0])

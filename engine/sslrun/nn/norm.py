@@ -77,7 +77,7 @@ class GroupBatchNorm(nn.Module):
             evaluation normalizes by the statistics of its batch.
         pending: (3, C) sums over the forward passes since the last step: mean, unbiased variance, number of passes.
             C is rounded up to a multiple of `COLUMNS`, so that every row begins at a multiple of 16 bytes.
-        one_pass: as `pending`, of one pass: a last row of ones, and rows that BatchNorm fills in.
+        one_pass: as `pending`: zeros, and a 1 for the number of passes.
     """
 
     momentum: float | None
@@ -152,8 +152,7 @@ def _group_by_group(
     num_views, num_groups, group_size = shape
     channels = x.shape[1]
     if num_groups == 1:
-        # BatchNorm fills in mean and variance; on the CPU into the same memory at each pass, which saves a copy.
-        statistics = one_pass if x.device.type == "cpu" else one_pass.clone()
+        statistics = one_pass.clone()  # BatchNorm fills in mean and variance
         mean, var, _ = (statistics if statistics.shape[1] == channels else statistics[:, :channels]).unbind()
         return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps), statistics
     if num_views == 1:  # slices of the batch, without a copy

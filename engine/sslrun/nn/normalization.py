@@ -30,7 +30,7 @@ def by_formula(
     Args:
         x: (V x G x n, C, ...), view-major.
         shape: (V, G, n).
-        one_pass: (3, at least C), whose last row is ones; see `GroupBatchNorm`.
+        one_pass: (3, at least C): zeros, and a last row of ones; see `GroupBatchNorm`.
         weight: scale (C,), or None.
         bias: shift (C,), or None.
         eps: number added to the variance.
