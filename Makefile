@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: install quickstart test test-nightly lint schema kernel-table rehearsal-table scaling-table fault-tables equality-table \
-  learn peers bench clean
+  learn peers bench bench-short clean
 
 install: $(VENV)/.installed
 
@@ -68,10 +68,22 @@ peers: .venv-peers/.installed
 	.venv-peers/bin/pip install --quiet --requirement benchmarks/peers/requirements.txt
 	@touch $@
 
+# A part of `bench`, a quarter of an hour on two idle cores by estimate: what changes with the step, the start and scale.
+bench-short: install peers
+	$(BIN)/python benchmarks/loader.py configs/mae.toml --quick
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/step.py --operators
+	$(BIN)/python benchmarks/scale.py --quick
+	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/performance_page.py
+
 # docs/performance.md is made of these rows. About an hour on two idle cores, by estimate; QUICK=--quick for less.
 bench: install peers
 	$(BIN)/python benchmarks/loader.py $(QUICK)
 	$(BIN)/python benchmarks/step.py $(QUICK)
+	$(BIN)/python benchmarks/step.py --operators
+	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/scale.py $(QUICK)
 	$(BIN)/python benchmarks/startup.py $(QUICK)
 	$(BIN)/python benchmarks/config.py

@@ -2,9 +2,9 @@
 
     python benchmarks/loader.py [CONFIG ...] [--quick] [--threads 2] [--rounds 7] [--no-peers] [--dali] [--read-ms 5]
 
-Recipes: MoCo v2 (two views of 224 pixels), SwAV (two of 224 and six of 96, from one decode), and one view as methods
-that mask have it (`one_view.toml`), or those given. Images of ImageNet's usual size, 500 x 375 pixels and about 110 KB,
-are cut from photographs that come with scikit-learn and scikit-image. Sides:
+Recipes: MoCo v2 (two views of 224 pixels), SwAV (two of 224 and six of 96, from one decode), and MAE (one of 224,
+bicubic, with a mask of its patches), or those given. Images of ImageNet's usual size, 500 x 375 pixels and about
+110 KB, are cut from photographs that come with scikit-learn and scikit-image. Sides:
 
     exact        the loader as a run uses it
     decode       DALI decodes, nothing else
@@ -60,14 +60,14 @@ from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.views import ViewGroup
 from sslrun.session import build
 
-RECIPES = ("configs/mocov2.toml", "configs/swav.toml", "benchmarks/one_view.toml")
+RECIPES = ("configs/mocov2.toml", "configs/swav.toml", "configs/mae.toml")
 LIGHTLY = {  # by the first word of a recipe's name
     "mocov1": "MoCoV1Transform",
     "mocov2": "MoCoV2Transform",
     "simclr": "SimCLRTransform",
     "byol": "BYOLTransform",
     "swav": "SwaVTransform",
-    "one": "MAETransform",
+    "mae": "MAETransform",
 }
 PEERS = ("simplejpeg", "lightly", "kornia", "litdata")
 BYTES = 110_000

@@ -169,7 +169,7 @@ def ranks(engine: Path, root: Path, cache: Path, names_only: bool, resumes: bool
     ]
     os.close(end)
     figures: list[dict[str, Any]] = [{} for _ in children]
-    while any(child.poll() is None for child in children):  # all are at the same point when each is told to go on
+    while any(child.poll() is None for child in children):  # all are at the same point when each may go on
         for child, own in zip(children, figures, strict=True):
             assert child.stdin is not None and child.stdout is not None
             own |= json.loads(child.stdout.readline() or "{}")

@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
-BENCHMARKS = ("loader", "step", "scale", "startup", "kernels", "rehearsal")
+BENCHMARKS = ("loader", "step", "scale", "many_files", "startup", "kernels", "rehearsal")
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]
@@ -21,6 +21,7 @@ Figures = dict[str, float]  # quantiles
 
 NO_ROWS = "Not measured yet: no rows."
 QUIET = 0.5  # cores that other work may keep busy where the first table shows times by the clock
+QUIET_LOAD = 1  # load average, in the same sense
 GOAL_PCT = 3  # over the bare loop
 
 LOADERS = {  # sides of loader.py, in the order of the page
@@ -73,21 +74,25 @@ def pages(rows: Rows) -> dict[str, str]:
     """The files that the rows give, by their paths in docs/."""
     loader = newest([row for row in rows["loader"] if "sides" in row and "read_ms" not in row], "recipe")
     step = newest([row for row in rows["step"] if "sides" in row], "config")
+    operators = newest([row for row in rows["step"] if "operators" in row], "config")
     scale = {row["axis"]: row for row in newest(rows["scale"], "axis")}
+    files = newest([row for row in rows["many_files"] if "ranks" in row and row["engine"] == "after"], "count")
     startup = newest(rows["startup"], "config")
     kernels = newest([row for row in rows["kernels"] if row["device"].startswith("CPU")], "operation", "shape")
     memory = [row for row in rows["rehearsal"] if row["size"] == "full"]
-    plots = {f"performance/{name}.svg": text for name, text in loader_plots(loader)}
+    loader_plots = {f"performance/{name}.svg": text for name, text in plots_of(loader)}
+    scale_plots = {"performance/scale.svg": scale_plot(scale)} if scale.keys() & AXES.keys() else {}
     sections = [
         *first_screen(loader, step, startup, kernels),
-        *loader_section(loader, list(plots)),
-        *step_section(step),
-        *scale_section(scale),
+        *loader_section(loader, list(loader_plots)),
+        *step_section(step, operators),
+        *scale_section(scale, list(scale_plots)),
+        *files_section(sorted(files, key=lambda row: row["count"])),
         *memory_section(memory, scale, kernels),
         *startup_section(startup),
         *how(loader, step),
     ]
-    return {"performance.md": "\n".join(sections) + "\n", **plots}
+    return {"performance.md": "\n".join(sections) + "\n", **loader_plots, **scale_plots}
 
 
 def newest(rows: Iterable[Row], *keys: str) -> list[Row]:
@@ -193,7 +198,7 @@ def loader_section(loader: list[Row], plots: Sequence[str]) -> list[str]:
     return lines
 
 
-def step_section(step: list[Row]) -> list[str]:
+def step_section(step: list[Row], operators: list[Row]) -> list[str]:
     """The step and its parts."""
     lines = ["## The step", "", *([] if step else [NO_ROWS, ""])]
     for row in step:
@@ -240,6 +245,17 @@ def step_section(step: list[Row]) -> list[str]:
                 *table(["part", *(STEPS[side] for side in sides)], body),
                 "",
             ]
+    for row in operators:
+        counts = [row["operators"][side] for side in ("bare", "engine")]
+        body = [[PLACES[name], *(each.get(name, 0) for each in counts)] for name in PLACES]
+        lines += [
+            f"How many of torch's operators a step of `{short(row['config'])}` calls (`benchmarks/step.py "
+            "--operators`; the same on any machine). What the engine calls in addition is the norm and the check of "
+            "the gradient, statistics of BatchNorm that are applied with the step, and metrics:",
+            "",
+            *table(["part", "bare loop", "sslrun"], [*body, ["sum", *(f"{sum(each.values()):,}" for each in counts)]]),
+            "",
+        ]
     return [
         *lines,
         "`sslrun CONFIG --profile N` gives the same parts for a run of your own, with the wait for data, and its "
@@ -249,9 +265,11 @@ def step_section(step: list[Row]) -> list[str]:
     ]
 
 
-def scale_section(scale: dict[str, Row]) -> list[str]:
+def scale_section(scale: dict[str, Row], plots: Sequence[str]) -> list[str]:
     """Cost against views, keys, prototypes and ranks."""
     lines = ["## Scale", "", *([] if scale else [NO_ROWS, ""])]
+    for plot in plots:
+        lines += [f"![Processor time of a step]({plot})", ""]
     for axis, title in AXES.items():
         if axis not in scale:
             continue
@@ -275,27 +293,77 @@ def scale_section(scale: dict[str, Row]) -> list[str]:
     return lines
 
 
+def files_section(files: list[Row]) -> list[str]:
+    """Cost against the number of files."""
+    if not files:
+        return []
+    body = []
+    for row in files:
+        first, second = row.get("first_start"), row["second_start"]
+        is_quiet = row["load"][0] <= QUIET_LOAD
+        cells = [f"{row['count']:,}{'' if row['has_files'] else ', names only'}"]
+        cells.append("" if first is None else f"{max(first['each_start_cpu_s']):,.1f}")
+        cells.append("" if first is None else f"{first['start_s']:,.1f}" if is_quiet else "busy")
+        cells += [f"{second['start_cpu_s']:.2f}", f"{second['start_s']:.2f}" if is_quiet else "busy"]
+        cells += ["" if not row["has_files"] else f"{second['first_256_files_read_s']:.2f}" if is_quiet else "busy"]
+        cells += [f"{second[f'{moment}_pss_mib']:.0f}" for moment in ("start", "drawn")]
+        body.append([*cells, f"{row['tables_mib']:.0f}", f"{row['load'][0]:.1f}"])
+    return [
+        "**Files** (`benchmarks/many_files.py`: two ranks start at once on small files, first without and then with "
+        "the kept tables of names and sizes; memory of each rank with its share of what both map, after the start "
+        "and after 100,000 samples in random order; the load average is that before the run):",
+        "",
+        *table(
+            [
+                "files",
+                "first start, s of a core",
+                "s",
+                "second start, s of a core",
+                "s",
+                "256 files read, s",
+                "MiB a rank, started",
+                "drawn",
+                "tables, MiB",
+                "load average",
+            ],
+            body,
+        ),
+        "",
+    ]
+
+
 def memory_section(memory: list[Row], scale: dict[str, Row], kernels: list[Row]) -> list[str]:
     """Peak memory of all methods."""
-    measured = scale.get("methods", {}).get("step_mib", {})
-    small = {recipe.removeprefix("learn/"): mib for recipe, mib in measured.items()}
-    small["mocov2"] = small.pop("quickstart", None)
+    measured = scale.get("methods", {})
     body = []
     for row in memory:
-        here = small.get(row["case"])
+        recipe = "quickstart" if row["case"] == "mocov2" else f"learn/{row['case']}"
         samples = f"{row['accumulation']} x {row['micro_batch']}" if row["accumulation"] > 1 else row["micro_batch"]
         cells = [row["case"], samples, f"{row['peak_gib']:.1f}", f"{row['expected_gib']:.1f}"]
-        body.append([*cells, "" if here is None else f"{here:,.0f}"])
+        figures = (measured.get(name, {}).get(recipe) for name in ("step_mib", "expected_mib", "resident_mib"))
+        body.append([*cells, *("" if mib is None else f"{mib:,.0f}" for mib in figures)])
     flat = [row for row in kernels if row["operation"] == "info_nce" and "kernel" in row["peak_mib"]]
     lines = [
         "## Memory",
         "",
-        "Peak memory of a step of one rank at the recipe's own shapes, rehearsed without a GPU from the tensors "
-        "that the step makes and frees (`benchmarks/rehearsal.py`); what `sslrun --dry-run` says; and what a step "
-        "on the CPU takes at the scale of `configs/learn`, measured:",
+        "Peak memory of a step of one rank at the recipe's own shapes, in bf16 as on a GPU, rehearsed without one from "
+        "the tensors that the step makes and frees (`benchmarks/rehearsal.py`), and what `sslrun --dry-run` says. They "
+        "are for a GPU; the last three columns are of the small recipes of `configs/learn` (the quickstart for "
+        "MoCo v2), in float32 on the CPU: what torch allocated at the peak of a real step beyond network and images, "
+        "what `--dry-run` expects of that, and by how much the process grew, libraries included "
+        "(`benchmarks/scale.py --axis methods`):",
         "",
         *table(
-            ["step of one rank", "samples", "rehearsed, GiB", "`--dry-run`, GiB", "small recipe, measured, MiB"], body
+            [
+                "step of one rank",
+                "samples",
+                "rehearsed, GiB",
+                "`--dry-run`, GiB",
+                "small: measured, MiB",
+                "`--dry-run`, MiB",
+                "process, MiB",
+            ],
+            body,
         ),
         "",
     ]
@@ -404,7 +472,7 @@ def short(recipe: str) -> str:
 WIDTH, LABELS, BAR, GAP = 760, 320, 18, 8
 
 
-def loader_plots(loader: list[Row]) -> list[tuple[str, str]]:
+def plots_of(loader: list[Row]) -> list[tuple[str, str]]:
     """A plot of processor time per image for each recipe."""
     plots = []
     for row in loader:
@@ -413,6 +481,20 @@ def loader_plots(loader: list[Row]) -> list[tuple[str, str]]:
         title = f"{short(row['recipe'])}, {row['views']}: ms of a core per image, median and quartiles"
         plots.append((f"loader-{short(row['recipe'])}", bar_plot(title, bars)))
     return plots
+
+
+def scale_plot(scale: dict[str, Row]) -> str:
+    """A plot of a step's processor time over that at the first value of its axis."""
+    bars = []
+    for axis in AXES:
+        figures = scale.get(axis, {}).get("core_ms", {})
+        unit = next(iter(figures.values()), {}).get("median", 1.0)
+        for value, each in figures.items():
+            scaled = {key: each[key] / unit for key in ("median", "p25", "p75")}
+            bars.append(
+                (f"{int(value):,} {axis if int(value) > 1 else axis[:-1]}", scaled, axis in ("views", "prototypes"))
+            )
+    return bar_plot("ms of a core per step, as a multiple of the first value of each axis", bars)
 
 
 def bar_plot(title: str, bars: Sequence[tuple[str, Figures, bool]]) -> str:

@@ -41,7 +41,7 @@ def crop(image: Image.Image, transform: RandomResizedCrop) -> Image.Image:
             left, top = random.randint(0, width - w), random.randint(0, height - h)
             image = image.crop((left, top, left + w, top + h))
             break
-    return image.resize(transform.size[::-1], Image.Resampling.BILINEAR)
+    return image.resize(transform.size[::-1], Image.Resampling[transform.interpolation.upper()])
 
 
 def jitter(image: Image.Image, transform: ColorJitter) -> Image.Image:

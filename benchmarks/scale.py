@@ -1,17 +1,26 @@
-"""What a step costs with more views, keys, prototypes and ranks, and what memory the steps of all methods take.
+"""What a step costs with more views, keys, prototypes and ranks, what memory the steps of all methods take, and what a
+start costs with more files.
 
-    python benchmarks/scale.py [--quick] [--axis views keys prototypes ranks methods] [--rounds 5]
+    python benchmarks/scale.py [--quick] [--axis views keys prototypes ranks methods files] [--rounds 5]
 
 Networks and images are those of configs/quickstart.toml and configs/learn; only the named number changes. The values of
 an axis alternate in one run. `core_ms` is processor time per step, of all ranks together, which other work on the
-machine changes little; `wall_ms` is by the clock. `step_mib` is what a process of its own takes during its first three
-steps beyond what it holds before them, network and queue included in the latter: on the CPU, float32. Ranks meet over
-gloo, with the recipe's global batch divided among them; their times are those of 20 steps of `sslrun`, first ones and
-loader included, less those of two steps. Takes about 8 minutes, by
-estimate; less with `--quick`.
+machine changes little; `wall_ms` is by the clock. Ranks meet over gloo, with the recipe's global batch divided among
+them; their times are those of 20 steps of `sslrun`, first ones and loader included, less those of two steps.
+
+Memory is that of steps on the CPU in float32, beyond network, queue and images, in a process of its own: `step_mib` is
+what torch has allocated and not freed, at the peak of the first two steps, counted by torch's profiler at each
+allocation and thus the same in each run; `resident_mib` is by how much the process grows in three steps, libraries
+included. `expected_mib` is the sum of gradients, optimizer state and activations that `--dry-run` counts without
+computing a step; it is a bound, since not all gradients are there when there are most activations.
+
+`files` calls `many_files.py`, whose rows are in a file of their own: 10^4 and 10^5 files, and the tables of 10^7 names.
+Takes about 12 minutes, by estimate; less with `--quick`.
 """
 
 import argparse
+import itertools
+import json
 import os
 import resource
 import subprocess
@@ -29,8 +38,10 @@ from engine_step import EngineStep, engine_step, timed
 from gradient_cache import resident_mib
 from passes import busy_s
 from rows import append_row, quantiles
+from torch.profiler import ProfilerActivity, profile
 
 from sslrun.config import load
+from sslrun.rehearsal import rehearse
 
 CPU = torch.device("cpu")
 # By axis: the recipe, the keys that change, and their values.
@@ -41,23 +52,32 @@ AXES: dict[str, tuple[str, str, tuple[int, ...]]] = {
 }
 RANKS, GROUP = (1, 2, 4), 16
 RANK_STEPS = (2, 22)
+FILES = (["10000"], ["100000"], ["10000000", "--names-only"])
+ALL = [*AXES, "ranks", "methods", "files"]
+Memory = dict[str, float]  # figures of a step, in MiB
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--axis", nargs="+", choices=[*AXES, "ranks", "methods"], default=[*AXES, "ranks", "methods"])
+    parser.add_argument("--axis", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each value; at least two")
     parser.add_argument("--steps", type=int, default=4, help="steps of a round")
     parser.add_argument("--quick", action="store_true", help="two rounds")
-    parser.add_argument("--only", nargs="+", metavar=("RECIPE", "SETTING"), help="print a step's memory, in MiB")
+    parser.add_argument(
+        "--only", nargs="+", metavar=("RECIPE", "SETTING"), help="print a step's memory, in MiB, as JSON"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print, append no row")
     args = parser.parse_args()
     if args.quick:
         args.rounds = 2
     if args.only:
-        print(step_mib(*args.only))
+        print(json.dumps(memory(*args.only)))
         return
     for axis in args.axis:
+        if axis == "files":
+            for words in () if args.dry_run else FILES[: 2 if args.quick else 3]:
+                subprocess.run([sys.executable, str(ROOT / "benchmarks/many_files.py"), *words], check=True)
+            continue
         begin = time.perf_counter(), busy_s(), own_s()
         if axis == "ranks":
             row = ranks(args.rounds)
@@ -100,7 +120,7 @@ def values_of(axis: str, rounds: int, steps: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "wall_ms": {str(value): quantiles([1e3 * s for s in wall[value]]) for value in values},
         "core_ms": {str(value): quantiles([1e3 * s for s in core[value]]) for value in values},
-        "step_mib": {str(value): round(alone(recipe, f"{key}={value}"), 1) for value in values},
+        **by_figure({str(value): alone(recipe, f"{key}={value}") for value in values}),
     }
 
 
@@ -142,7 +162,13 @@ def run_of(count: int, steps: int) -> tuple[float, float]:
 def methods() -> dict[str, Any]:
     """Memory of a step of every method at the scale of the quickstart."""
     recipes = ["quickstart", *(f"learn/{path.stem}" for path in sorted((ROOT / "configs/learn").glob("*.toml")))]
-    return {"step_mib": {recipe: round(alone(recipe), 1) for recipe in recipes}}
+    return by_figure({recipe: alone(recipe) for recipe in recipes})
+
+
+def by_figure(found: dict[str, Memory]) -> dict[str, dict[str, float]]:
+    """Figures of several steps, as columns of a row."""
+    names = next(iter(found.values()))
+    return {name: {key: round(each[name], 1) for key, each in found.items()} for name in names}
 
 
 def step_of(recipe: str, *settings: str) -> EngineStep:
@@ -150,18 +176,30 @@ def step_of(recipe: str, *settings: str) -> EngineStep:
     return engine_step(load(str(ROOT / f"configs/{recipe}.toml"), ["engine.device=cpu", *settings]), CPU)
 
 
-def step_mib(recipe: str, *settings: str) -> float:
-    """MiB that this process takes during three steps beyond what it holds before them."""
-    step = step_of(recipe, *settings)
+def memory(recipe: str, *settings: str) -> Memory:
+    """Memory of a step of this process, which has run nothing before."""
+    grown = step_of(recipe, *settings)
+    Path("/proc/self/clear_refs").write_text("5")  # the most so far becomes what is held now
     before = resident_mib("VmRSS")
-    timed(step, 3, CPU)
-    return resident_mib("VmHWM") - before
+    timed(grown, 3, CPU)
+    after = resident_mib("VmHWM")
+    counted = step_of(recipe, *settings)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        for _ in range(2):
+            counted()
+    changes = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
+    new = step_of(recipe, *settings).recipe
+    rehearsed = rehearse(new, "fp32", groups=new.global_batch // new.data.samples_per_gpu)
+    expected = rehearsed.gradients + rehearsed.optimizer + rehearsed.activations
+    return {"step_mib": max(held) / 2**20, "resident_mib": after - before, "expected_mib": expected / 2**20}
 
 
-def alone(*recipe: str) -> float:
-    """`step_mib` of a process of its own."""
+def alone(*recipe: str) -> Memory:
+    """`memory` of a process of its own."""
     command = [sys.executable, __file__, "--only", *recipe]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return dict(json.loads(output.splitlines()[-1]))
 
 
 def own_s() -> float:

@@ -14,6 +14,9 @@ neighboring rounds, by the clock and by processor time, which other work on the 
 also has the processor time of each part of a step; parts add up to the whole. Peak memory, of the GPU or of a process
 on the CPU, is that of processes that run one side only. Takes about 2 minutes, by
 estimate; less with `--quick`.
+
+`--operators` counts instead how many of torch's operators a step of the first two calls on the CPU, part by part: each
+costs a microsecond or more beside its arithmetic, and the count is the same on any machine, idle or not.
 """
 
 import argparse
@@ -36,6 +39,7 @@ from passes import busy_s
 from peer import NoPeer, Peer, versions
 from rows import append_row, quantiles
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslrun.config import Config, load
 from sslrun.nn.norm import GroupBatchNorm
@@ -44,7 +48,9 @@ from sslrun.runtime import heartbeat
 from sslrun.runtime.profile import Parts
 from sslrun.session import build
 
+CPU = torch.device("cpu")
 Mark = Callable[[str], None]
+Make = Callable[[Config, torch.device, Mark], Callable[[], object]]
 Round = dict[str, Any]  # of one side: `wall_s`, `core_s`, and `parts_s` on the CPU, per step
 
 
@@ -57,6 +63,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="rounds of each side")
     parser.add_argument("--no-peers", action="store_true", help="leave out lightly")
     parser.add_argument("--only", choices=SIDES, help="run one side for its peak memory, in MiB")
+    parser.add_argument("--operators", action="store_true", help="count the operators of a step; no times")
     parser.add_argument("--dry-run", action="store_true", help="print, append no row")
     args = parser.parse_args()
     if args.quick:
@@ -66,6 +73,13 @@ def main() -> None:
     overrides = [*args.overrides, f"data.samples_per_gpu={group}", f"engine.micro_batch={group}"]
     config = load(args.config, overrides)
     device = device_of(build(config), 0)
+    if args.operators:
+        counts = {name: operators(make, config) for name, make in SIDES.items()}
+        if not args.dry_run:
+            append_row("step", {"benchmark": "step", "config": config.name, "batch": group, "operators": counts})
+        for name, parts in counts.items():
+            print(f"{name}: {sum(parts.values())} operators ({parts})")
+        return
     if args.only:
         timed(SIDES[args.only](config, device, heartbeat.at), 5, device)
         print(peak_mib(device))
@@ -145,6 +159,23 @@ def own_side(step: Callable[[], object], device: torch.device) -> Callable[[int]
     return run
 
 
+def operators(make: Make, config: Config) -> dict[str, int]:
+    """How many operators the parts of a step call on the CPU: those that reach the kernels, after autograd."""
+    step = make(config, CPU, heartbeat.at)
+    step()
+    counts: dict[str, int] = {}
+    place = ["before the step"]
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            counts[place[0]] = counts.get(place[0], 0) + 1
+            return func(*args, **(kwargs or {}))
+
+    with heartbeat.watched(lambda entered: place.__setitem__(0, entered)), Counting():
+        step()
+    return counts
+
+
 def figures_of(rounds: list[Round]) -> dict[str, Any]:
     """Milliseconds of a step of one side; the parts are means over all rounds, so that they add up to a mean step."""
     figures: dict[str, Any] = {
@@ -182,7 +213,7 @@ def peak_mib_alone(args: argparse.Namespace, side: str) -> float:
 
 
 def bare_loop(config: Config, device: torch.device, mark: Mark) -> Callable[[], None]:
-    """A function that runs one step of MoCo v2, written by hand; `mark` is told the parts of a step, by the engine's
+    """A function that runs one step of MoCo v2, written by hand; `mark` gets the parts of a step, by the engine's
     names."""
     recipe = build(config)
     machine = choose_machine(recipe, device, 1, 1)
@@ -252,7 +283,7 @@ def whole_step(config: Config, device: torch.device, mark: Mark) -> Callable[[],
     return engine_step(config, device)
 
 
-SIDES: dict[str, Callable[[Config, torch.device, Mark], Callable[[], object]]] = {
+SIDES: dict[str, Make] = {
     "bare": bare_loop,
     "engine": whole_step,
 }

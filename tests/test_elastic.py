@@ -134,3 +134,26 @@ def test_four_ranks_go_on_as_three_two_and_one(tmp_path, images, stage):
     for ranks in (3, 2, 1):
         found = continued(straight, recipe, tmp_path / str(ranks), 5, ranks, stage)
         assert largest_difference(found, wanted) < TOLERANCE, ranks
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_from_shards_goes_on_with_other_ranks_as_one_from_files(tmp_path, images, monkeypatch, before, after):
+    monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
+    packed = tmp_path / "packed"
+    assert started(["data", "pack", str(images), str(packed), "--shard-size", "30k"])[0] == 0
+    assert len(list(packed.glob("*.tar"))) > 3
+    found = {}
+    for name in ("files", "shards"):
+        (tmp_path / name).mkdir()
+        recipe = write(tmp_path / name, images, saved=2, steps=6)
+        if name == "shards":
+            of_files = f'type = "ImageFolder", data_prefix = "{images}"'
+            assert of_files in recipe.read_text()
+            text = recipe.read_text().replace(of_files, f'type = "WebDataset", shards = "{packed}"')
+            recipe.write_text(text)
+        straight = train(recipe, before, 1)
+        wanted = {step: loss for step, loss in losses(straight).items() if step > 2}
+        found[name] = continued(straight, recipe, tmp_path / name / "other", 2, after, 1)
+        assert len(set(wanted.values())) == 4 and largest_difference(found[name], wanted) < TOLERANCE
+    assert found["files"] == found["shards"], "to the bit"

@@ -54,6 +54,27 @@ def test_each_group_has_its_own_statistics(monkeypatch, shape, num_views, groups
     torch.testing.assert_close(gradient, expected_gradient)
 
 
+@pytest.mark.parametrize("channels", [5, 8])
+def test_the_passes_of_a_step_keep_their_own_statistics(channels):
+    """The second pass comes before the first one's gradient."""
+    torch.manual_seed(0)
+    passes = [torch.randn(6, channels, 3, 2, dtype=torch.float64) * scale + scale for scale in (1, 4)]
+    xs, upstream = [x.clone().requires_grad_() for x in passes], torch.randn_like(passes[0])
+    layer = GroupBatchNorm(channels).double()
+    ys = [layer(x) for x in xs]
+    sum((y * upstream).sum() for y in ys).backward()
+    for x, y, ours in zip(passes, ys, xs, strict=True):
+        twin = x.clone().requires_grad_()
+        mean, var = twin.mean((0, 2, 3), keepdim=True), twin.var((0, 2, 3), correction=0, keepdim=True)
+        expected = (twin - mean) / (var + layer.eps).sqrt()
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(ours.grad, *torch.autograd.grad((expected * upstream).sum(), twin))
+    RunningStatistics(layer).commit()
+    means, variances = ([getattr(x, name)((0, 2, 3)) for x in passes] for name in ("mean", "var"))
+    torch.testing.assert_close(layer.running_mean, 0.1 * sum(means) / 2)
+    torch.testing.assert_close(layer.running_var, 0.9 + 0.1 * sum(variances) / 2)
+
+
 def test_micro_batches_move_the_running_statistics_like_one_batch():
     torch.manual_seed(0)
     x = torch.randn(12, 3, 2, 2)

@@ -127,12 +127,12 @@ def test_what_other_tools_read(packed):
         first, second = archive.getmembers()[:2]
         assert (first.name, second.name) == ("class_0/00.jpg", "class_0/00.cls")
         assert archive.extractfile(second).read() == b"0" and first.mtime == first.uid == 0
-    told = json.loads((packed / "manifest.json").read_text())
-    assert told["class_names"] == [f"class_{i}" for i in range(4)] and told["samples"] == 80
-    assert sum(shard["samples"] for shard in told["shards"]) == 80 and opened(packed).remarks == []
+    manifest = json.loads((packed / "manifest.json").read_text())
+    assert manifest["class_names"] == [f"class_{i}" for i in range(4)] and manifest["samples"] == 80
+    assert sum(shard["samples"] for shard in manifest["shards"]) == 80 and opened(packed).remarks == []
     some = opened(packed / "shard-000000.tar")
-    assert some.class_names == told["class_names"] and "shards of manifest.json are not read" in some.remarks[0]
-    assert all((packed / shard["file"]).stat().st_size == shard["bytes"] <= 30_000 for shard in told["shards"])
+    assert some.class_names == manifest["class_names"] and "shards of manifest.json are not read" in some.remarks[0]
+    assert all((packed / shard["file"]).stat().st_size == shard["bytes"] <= 30_000 for shard in manifest["shards"])
 
 
 def test_a_killed_packing_goes_on(capsys, images, packed, tmp_path):

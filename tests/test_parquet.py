@@ -26,7 +26,9 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLRUN_CACHE", str(tmp_path / "cache"))
 
 
-def write(path: Path, pictures: list, labels: list | None = None, told: bool = True, bare: bool = False) -> Path:
+def write(
+    path: Path, pictures: list, labels: list | None = None, has_metadata: bool = True, bare: bool = False
+) -> Path:
     """Groups of three rows, snappy, as `datasets` writes them."""
     import pyarrow
     from pyarrow import parquet
@@ -38,7 +40,7 @@ def write(path: Path, pictures: list, labels: list | None = None, told: bool = T
     if labels is not None:
         columns["label"] = pyarrow.array(labels)
     features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog", "elk", "none"], "_type": "ClassLabel"}}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if told else None
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if has_metadata else None
     parquet.write_table(pyarrow.table(columns).replace_schema_metadata(metadata), path, row_group_size=3)
     return path
 
@@ -84,12 +86,12 @@ def test_groups_in_use_are_read_once(folder, monkeypatch):
 @pytest.mark.needs("pyarrow")
 def test_other_forms(tmp_path):
     bare = opened(
-        write(tmp_path / "a.parquet", PICTURES, [f"class {label}" for label in LABELS], told=False, bare=True)
+        write(tmp_path / "a.parquet", PICTURES, [f"class {label}" for label in LABELS], has_metadata=False, bare=True)
     )
     assert bare.labels.tolist() == LABELS and bare.class_names == ["class 0", "class 1", "class 2"]
     assert bare.encoded(np.array([4])) == [PICTURES[4]]
     assert opened(tmp_path / "a.parquet", label="none").labels is None
-    numbers = opened(write(tmp_path / "b.parquet", PICTURES, LABELS, told=False))
+    numbers = opened(write(tmp_path / "b.parquet", PICTURES, LABELS, has_metadata=False))
     assert numbers.labels.tolist() == LABELS and numbers.class_names is None
     assert opened(write(tmp_path / "c.parquet", PICTURES)).labels is None
 

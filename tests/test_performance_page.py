@@ -62,6 +62,16 @@ def step_row() -> dict:
     }  # fmt: skip
 
 
+def files_row(count: int, first_s: float | None) -> dict:
+    start = {"start_s": 0.75, "start_cpu_s": 0.5, "start_pss_mib": 2.0, "drawn_pss_mib": 80.0}
+    start |= {"first_256_files_read_s": 0.125} if first_s else {}
+    first = {"first_start": {"start_s": first_s, "each_start_cpu_s": [0.25, 7.5]}} if first_s else {}
+    return {
+        "count": count, "engine": "after", "ranks": 2, "has_files": first_s is not None, "load": [0.25, 9.0], **first,
+        "second_start": start, "tables_mib": 678.0, **ABOUT,
+    }  # fmt: skip
+
+
 @pytest.fixture
 def rows(script):
     axis = {
@@ -75,12 +85,19 @@ def rows(script):
     return {
         **script.read_rows(),
         "loader": [loader_row(9.0), loader_row(1.5)],
-        "step": [step_row()],
+        "step": [
+            step_row(),
+            {"config": "quickstart", "operators": {"bare": {"forward": 100}, "engine": {"forward": 110, "update": 7}},
+             **ABOUT},
+        ],
         "scale": [
             {"axis": "views", "step_mib": {"2": 100.0, "4": 190.0}, "other_load": 0.5, **axis, **ABOUT},
             {"axis": "ranks", "other_load": 0.5, **axis, **ABOUT},
-            {"axis": "methods", "step_mib": {"quickstart": 77.0, "learn/simclr": 88.0}, "other_load": 0.5, **ABOUT},
+            {"axis": "methods", "step_mib": {"quickstart": 77.0, "learn/simclr": 88.0},
+             "expected_mib": {"quickstart": 78.0, "learn/simclr": 89.0},
+             "resident_mib": {"quickstart": 97.0, "learn/simclr": 99.0}, "other_load": 0.5, **ABOUT},
         ],
+        "many_files": [files_row(10**7, None), files_row(10**4, 12.5), {**files_row(10**4, 3.0), "engine": "before"}],
         "startup": [
             {"config": "quickstart", "commands": {"sslrun --help": time}, "stages": {"import of torch": time},
              "other_load": 0.5, **ABOUT}
@@ -103,11 +120,17 @@ def test_the_newest_row_counts_and_every_figure_is_shown(script, rows):
     assert "a training step of `quickstart`, 64 images | bare loop | **1.00** | 1.00 | 0.1 |" in first
     assert "PIL and kornia in a DataLoader is missing: it is not there." in text
     assert "+1.5 % (+1.4 to +1.7)" in text and "| sum | 66.00 | 66.00 | 66.00 |" in text
+    assert "| encoder and loss, forward | 100 | 110 |" in text and "| sum | 100 | 117 |" in text
     assert (
-        "| mocov2 | 256 | 11.0 | 11.2 | 77 |" in text
+        "| mocov2 | 256 | 11.0 | 11.2 | 77 | 78 | 97 |" in text
         and "| 4 | 16.00 (14.40-17.60) | 17.00 (15.30-18.70) | 190 |" in text
     )
     assert "| `sslrun --help` | 0.25 (0.23-0.28) | 0.50 (0.45-0.55) |" in text and "lightly 1.6.0" in text
+    small, large = (text.index(line) for line in (
+        "| 10,000 | 7.5 | 12.5 | 0.50 | 0.75 | 0.12 | 2 | 80 | 678 | 0.2 |",
+        "| 10,000,000, names only |  |  | 0.50 | 0.75 |  | 2 | 80 | 678 | 0.2 |",
+    ))  # fmt: skip
+    assert small < large and text.count("| 10,000 |") == 1
     assert "nan" not in text and "None" not in text
     rows["loader"][-1]["other_load"] = q(0.2)
     assert "| **5.00** (4.50-5.50) | **4.00** (3.60-4.40) | 0.2 |" in script.pages(rows)["performance.md"]
@@ -132,6 +155,14 @@ def test_a_plot_has_a_bar_for_each_side(script, rows):
     plot = ElementTree.fromstring(script.pages(rows)["performance/loader-mocov2.svg"])
     widths = [float(each.attrib["width"]) for each in plot if each.tag.endswith("rect") and "x" in each.attrib]
     assert widths[1] == pytest.approx(2 * widths[0], abs=0.2)  # sslrun, then PIL
+
+
+def test_the_steps_of_an_axis_are_drawn_as_multiples_of_the_first(script, rows):
+    plot = ElementTree.fromstring(script.pages(rows)["performance/scale.svg"])
+    widths = [float(each.attrib["width"]) for each in plot if each.tag.endswith("rect") and "x" in each.attrib]
+    names = [each.text for each in plot if each.attrib.get("text-anchor") == "end"]
+    assert names == ["2 views", "4 views", "2 ranks", "4 ranks"]
+    assert widths == pytest.approx([widths[0], 2 * widths[0]] * 2, abs=0.2)
 
 
 def test_a_page_without_rows_says_nothing_wrong(script):

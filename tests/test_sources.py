@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from sslrun.data.sources.paths import Paths
 from sslrun.data.sources.places205 import Places205
 from sslrun.data.sources.subset import Subset, split_holdout
 from sslrun.errors import UsageError
+from sslrun.randomness import HOLDOUT_VIEW, uniforms
 
 
 @pytest.fixture(autouse=True)
@@ -293,6 +295,49 @@ def test_holdout_is_disjoint_and_lasting(tmp_path):
     for fraction in (0.0, 1.0, 20):
         with pytest.raises(UsageError, match="holdout"):
             split_holdout(source, fraction)
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(7, 0.01), (1000, 0.01), (1000, 0.3), (1001, 0.99), (2, 0.5)])
+def test_the_samples_with_the_smallest_hashes_are_held_out(count, fraction):
+    source = Encoded([b""] * count)
+    source.open()
+    hashes = uniforms(0, 0, np.arange(count), HOLDOUT_VIEW, 2)
+    ranked = sorted(range(count), key=lambda i: (*hashes[i], i))[: max(1, round(fraction * count))]
+    train, held_out = split_holdout(source, fraction)
+    assert held_out.ids.tolist() == sorted(ranked)
+    assert train.ids.tolist() == sorted({*range(count)} - {*ranked}) and len(train) == count - len(ranked)
+    assert train.identity() == Subset(source, train.ids).identity() != held_out.identity()
+
+
+def test_a_split_of_many_samples_takes_little_memory():
+    count = 400_000
+    source = Encoded([])
+    source.names, source._is_open = range(count), True  # names that take no memory
+    source.labels, source._sizes = np.arange(count) % 1000, np.arange(2 * count, dtype=np.int32).reshape(count, 2)
+    split_holdout(source, 0.01)  # with what numpy keeps
+    tracemalloc.start()
+    try:
+        train, held_out = split_holdout(source, 0.01)
+        ids = np.arange(0, len(train), 1000)
+        assert train.labels_of(ids).tolist() == (train.ids[ids] % 1000).tolist()
+        assert train.sizes_of(ids)[:, 0].tolist() == (2 * train.ids[ids]).tolist()
+        now, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert now < count / 2, "a copy of the ids would take 8 bytes for each sample"
+    assert np.array_equal(train.labels, source.labels[train.ids]) and len(held_out.labels) == 4000
+
+
+def test_a_size_that_is_entered_late_belongs_to_the_source(tmp_path):
+    for i in range(4):
+        image(tmp_path / f"{i}.png")
+    (tmp_path / "2.png").write_bytes(b"")
+    source = ImageFolder(str(tmp_path))
+    source.open()
+    subset = Subset(source, np.array([3, 2]))
+    assert subset.sizes.tolist() == [[8, 12], [0, 0]] and subset.has_size(0) and not subset.has_size(1)
+    assert subset.set_size(1, (30, 40))
+    assert subset.sizes.tolist() == [[8, 12], [30, 40]] and source.sizes[2].tolist() == [30, 40]
 
 
 def opened(source):

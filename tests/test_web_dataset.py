@@ -113,8 +113,8 @@ def test_nothing_is_opened_by_the_name_of_a_member(tmp_path, monkeypatch):
 )
 def test_labels(tmp_path, label, labels, names):
     def sample(stem: str, cls: int, number: int, name: str, text: str) -> dict[str, bytes]:
-        told = json.dumps({"id": number, "deep": {"name": name}}).encode()
-        parts = {".jpg": PICTURES[0], ".cls": b"%d" % cls, ".json": told, ".txt": text.encode()}
+        about = json.dumps({"id": number, "deep": {"name": name}}).encode()
+        parts = {".jpg": PICTURES[0], ".cls": b"%d" % cls, ".json": about, ".txt": text.encode()}
         return {f"train/{stem}{suffix}": content for suffix, content in parts.items()}
 
     rows = [("d/e/1", 10, 7, "dog", "a dog"), ("b/2", 2, 3, "cat", "cat\n"), ("d/e/3", 10, 7, "dog", "a dog")]

@@ -121,7 +121,10 @@ def _are_laid_out_alike(t: Tensor, s: Tensor) -> bool:
     """Whether equal offsets in memory hold equal elements of both tensors, without gaps."""
     if t.is_contiguous() and s.is_contiguous():
         return True
-    return t.stride() == s.stride() and torch.ops.aten.is_non_overlapping_and_dense(t)
+    if t.stride() != s.stride():
+        return False
+    is_channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)  # a quicker question
+    return is_channels_last or torch.ops.aten.is_non_overlapping_and_dense(t)
 
 
 def _average(pairs: Pairs, momentum: float | Tensor) -> None:

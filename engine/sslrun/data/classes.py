@@ -30,7 +30,14 @@ class Matched(Subset, listed=False):
     def __init__(self, source: Source, labels: np.ndarray, class_names: list[str] | None) -> None:
         has_some = bool((labels >= 0).any())
         super().__init__(source, np.flatnonzero(labels >= 0) if has_some else np.arange(len(source)))
-        self.labels, self.class_names = (labels[self.ids] if has_some else None), class_names
+        self._labels, self.class_names = (labels[self.ids] if has_some else None), class_names
+
+    @property
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]
+        return self._labels
+
+    def labels_of(self, ids: np.ndarray) -> np.ndarray | None:
+        return None if self._labels is None else self._labels[ids]
 
     def __repr__(self) -> str:
         return repr(self.source) if len(self) == len(self.source) else super().__repr__()

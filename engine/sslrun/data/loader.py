@@ -109,7 +109,7 @@ class Loader:
         Raises:
             RunFailed, Stopped: of `read_sizes`, where the sizes are not known yet.
         """
-        _ = self.source.sizes  # if they are to be read, this thread waits for them, and can be stopped
+        self.source.sizes_of(np.arange(0))  # if they are to be read, this thread waits for them, and can be stopped
         return BatchStream(self, cursor)
 
     def decoded(self, cursor: Cursor) -> Iterator[tuple[BatchSpec, list[torch.Tensor]]]:
@@ -160,7 +160,8 @@ class Loader:
                 stream.synchronize()  # before `in_use` is dropped
 
     def _batch(self, spec: BatchSpec, views: list[torch.Tensor]) -> Batch:
-        labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[spec.ids])
+        known = self.source.labels_of(spec.ids)
+        labels = None if known is None else torch.from_numpy(known)
         index = torch.from_numpy(spec.ids.copy())
         masks = patch_masks(self.views, self.seed, spec.epoch, spec.positions)
         if self.device.type == "cuda":

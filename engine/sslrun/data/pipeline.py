@@ -143,7 +143,7 @@ class Pipeline:
         with waiting.doing("the order of samples", "is being made"):
             wanted = self.sampler.ids(epoch, positions)
         ids = self.bad.replace(wanted, self.seed, epoch, positions, len(self.source))
-        return ids, self.source.sizes[ids]
+        return ids, self.source.sizes_of(ids)
 
     def _spec(self, epoch: int, positions: np.ndarray) -> BatchSpec:
         positions = np.asarray(positions, dtype=np.int64)

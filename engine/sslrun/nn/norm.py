@@ -154,7 +154,7 @@ def _group_by_group(
     channels = x.shape[1]
     if num_groups == 1:
         statistics = one_pass.clone()  # BatchNorm fills in mean and variance
-        mean, var = statistics[0, :channels], statistics[1, :channels]
+        mean, var, _ = (statistics if statistics.shape[1] == channels else statistics[:, :channels]).unbind()
         return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps), statistics
     if num_views == 1:  # slices of the batch, without a copy
         groups = x.split(group_size)

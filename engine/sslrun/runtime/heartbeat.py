@@ -62,7 +62,7 @@ class _Main:
 
 
 _main = _Main()
-_watch: Callable[[str], None] | None = None  # is told each place
+_watch: Callable[[str], None] | None = None  # gets each place
 
 
 def at(doing: str, step: int | None = None) -> None:
@@ -84,7 +84,7 @@ def at(doing: str, step: int | None = None) -> None:
 
 @contextlib.contextmanager
 def watched(watch: Callable[[str], None]) -> Iterator[None]:
-    """While inside, `watch` is told the name of each place that the main thread enters with `at`."""
+    """While inside, `watch` gets the name of each place that the main thread enters with `at`."""
     global _watch
     assert _watch is None
     _watch = watch

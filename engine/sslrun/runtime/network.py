@@ -35,7 +35,7 @@ def is_own(host: str) -> bool:
 
 
 def interface_for(own: str, others: Iterable[str]) -> str | None:
-    """The network interface, such as "eth0", through which ranks can reach this one; None if it cannot be told.
+    """The network interface, such as "eth0", through which ranks can reach this one; None if none can be found.
 
     gloo would take the one of the host's name, which often is a loopback address (Debian's 127.0.1.1).
 

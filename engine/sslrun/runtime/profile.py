@@ -52,7 +52,7 @@ def profiled(steps: int, run_folder: Path | None, device: torch.device, global_b
 
 
 class Profile:
-    """Times and records the steps of a run; `at` is told each place of each step."""
+    """Times and records the steps of a run; `at` gets each place of each step."""
 
     def __init__(self, steps: int, folder: Path, device: torch.device, global_batch: int) -> None:
         self.steps, self.folder, self.device, self.global_batch = steps, folder, device, global_batch

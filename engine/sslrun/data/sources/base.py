@@ -191,6 +191,14 @@ class Source(Component, kind="sources"):
             self._sizes = read_sizes(self)
         return self._sizes
 
+    def sizes_of(self, ids: np.ndarray) -> np.ndarray:
+        """(n, 2) int32, `sizes` of some samples, (n,) int64."""
+        return self.sizes[ids]
+
+    def labels_of(self, ids: np.ndarray) -> np.ndarray | None:
+        """(n,) int64, `labels` of some samples, (n,) int64; None if there are no classes."""
+        return None if self.labels is None else self.labels[ids]
+
     def has_size(self, sample: int) -> bool:
         """Whether the sample's size is known already, so that it could be read once."""
         return self._sizes is not None and bool(self._sizes[sample].min() > 0)

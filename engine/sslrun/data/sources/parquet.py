@@ -59,9 +59,9 @@ class Parquet(Source):
                 file = self._opened(shard)
                 column = self._column(file, shard, key)
                 label = self._label_column(file, shard, key)
-                told = _features(file).get(label or "", {})
+                feature = _features(file).get(label or "", {})
                 if number == 0:
-                    names = told.get("names") if isinstance(told, dict) else None
+                    names = feature.get("names") if isinstance(feature, dict) else None
                 for group in range(file.metadata.num_row_groups):
                     told_group = file.metadata.row_group(group)
                     counts.append(told_group.num_rows)
@@ -171,10 +171,10 @@ def _reading(path: str, in_run: bool = False) -> Iterator[None]:
 def _features(file: Any) -> dict[str, Any]:
     """The types of the columns, as Hugging Face writes them beside the schema; empty if it did not."""
     try:
-        told = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
+        features = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return features if isinstance(features, dict) else {}
 
 
 class _RowNames(Names):

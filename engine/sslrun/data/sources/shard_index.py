@@ -44,6 +44,7 @@ UNFINISHED = "packing.json"
 
 _VERSION = b"1"
 _THREADS = 16
+_ABOUT = "index.json"  # beside the arrays: what they hold, names of classes, remarks
 _ARRAYS = ("offsets", "lengths", "firsts", "labels", "names", "ends")
 
 
@@ -272,16 +273,16 @@ def _number_by_name(index: ShardIndex, codes: np.ndarray, names: list[str]) -> N
 def _load(folder: Path) -> ShardIndex | None:
     """A kept index, memory-mapped; None if there is none, or it is damaged."""
     try:
-        told: dict[str, Any] = json.loads((folder / "told.json").read_bytes())
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in _ARRAYS if name in told["arrays"]}
+        about: dict[str, Any] = json.loads((folder / _ABOUT).read_bytes())
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in _ARRAYS if name in about["arrays"]}
         arrays = {"labels": np.empty(0, dtype=np.int64), **arrays}
-        if {name: len(values) for name, values in arrays.items() if len(values)} != told["arrays"]:
+        if {name: len(values) for name, values in arrays.items() if len(values)} != about["arrays"]:
             return None
         return ShardIndex(
             **arrays,
-            class_names=told["class_names"],
-            kinds=told["kinds"],
-            remarks=told["remarks"],
+            class_names=about["class_names"],
+            kinds=about["kinds"],
+            remarks=about["remarks"],
             digest=folder.name,
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError):
@@ -292,7 +293,7 @@ def _kept(index: ShardIndex, folder: Path) -> ShardIndex:
     """Write an index beside its place and rename it; what cannot be written only costs time at the next start."""
     arrays = {name: getattr(index, name) for name in _ARRAYS}
     lengths = {name: len(values) for name, values in arrays.items() if len(values)}
-    told = {
+    about = {
         "arrays": lengths,
         "class_names": index.class_names,
         "kinds": index.kinds,
@@ -304,7 +305,7 @@ def _kept(index: ShardIndex, folder: Path) -> ShardIndex:
         beside = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".tmp"))
         for name in lengths:
             np.save(beside / f"{name}.npy", arrays[name])
-        (beside / "told.json").write_text(json.dumps(told))
+        (beside / _ABOUT).write_text(json.dumps(about))
         if _load(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         os.replace(beside, folder)

@@ -47,8 +47,9 @@ class ImageSet:
     @property
     def labels(self) -> Tensor:
         """(N,) int64 on the CPU: the class of each image; for monitors with `needs_labels`."""
-        assert self.source.labels is not None, "a monitor that reads labels sets needs_labels"
-        return torch.from_numpy(self.source.labels[self.ids].astype(np.int64))
+        labels = self.source.labels_of(self.ids)
+        assert labels is not None, "a monitor that reads labels sets needs_labels"
+        return torch.from_numpy(labels.astype(np.int64))
 
     @functools.cached_property
     def features_share(self) -> Tensor:
