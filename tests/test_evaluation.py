@@ -11,7 +11,7 @@ from torch import nn
 import small_run
 from ranks import run_ranks
 from sslrun.cli import main
-from sslrun.evaluation.collapse import collapse_warning, guessing_warning
+from sslrun.evaluation.collapse import collapse_warning, guessing_warning, prototype_warning
 from sslrun.evaluation.features import FeatureExtractor, evaluating, pooled
 from sslrun.evaluation.knn import knn_grid, knn_predict, nearest
 from sslrun.evaluation.probe import linear_probe
@@ -99,8 +99,32 @@ def test_warnings_of_collapse_and_guessing():
 
 
 @pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"largest_prototype_pct": 97.0}, "one prototype takes all"),
+        ({"center_size": 3.2}, "the center runs away"),
+        ({"loss_of_chance": 0.004}, "the loss is near 0"),
+        ({"loss_of_chance": 0.9999}, "the loss is ln K"),
+        ({"class_loss_of_chance": 1.0}, "the loss of class tokens is ln K"),
+        ({"patch_loss_of_chance": 0.001}, "the loss of patches is near 0"),
+    ],
+)
+def test_signs_of_a_collapse_of_prototypes(changed, words):
+    healthy = {"largest_prototype_pct": 4.0, "center_size": 0.3, "class_loss_of_chance": 0.6, "feature_std": 0.9}
+    assert prototype_warning(healthy, 3) is None
+    assert words in str(prototype_warning(healthy | changed, 3))
+    assert prototype_warning(healthy | changed, 0) is None, "untrained networks look like that"
+    assert prototype_warning({"loss_of_chance": 0.001}, 3) is None, "another kind of method"
+
+
+@pytest.mark.parametrize(
     ("warning", "action", "code"),
-    [("collapse_warning", "stop", 3), ("collapse_warning", "warn", 0), ("guessing_warning", "stop", 0)],
+    [
+        ("collapse_warning", "stop", 3),
+        ("collapse_warning", "warn", 0),
+        ("guessing_warning", "stop", 0),
+        ("prototype_warning", "stop", 0),
+    ],
 )
 def test_a_collapse_ends_a_run_with_collapse_stop_and_a_high_loss_does_not(
     warning, action, code, tmp_path, images, monkeypatch

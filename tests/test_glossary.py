@@ -34,12 +34,15 @@ def of_a_loss(method: Path) -> set[str]:
             tables += node.args[1:2]
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "metrics":
             tables.append(node.value)
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "metrics" and node.value:
+            tables.append(node.value)
     return {key.value for table in tables if isinstance(table, ast.Dict) for key in table.keys}
 
 
 def in_the_code() -> set[str]:
     """Every name that the code can write."""
-    names = {f"train/{key}" for method in (ENGINE / "methods").glob("*.py") for key in of_a_loss(method)}
+    files = [*(ENGINE / "methods").glob("*.py"), *(ENGINE / "nn").glob("*distillation.py")]
+    names = {f"train/{key}" for file in files for key in of_a_loss(file)}
     for file in ENGINE.rglob("*.py"):
         if file.name not in ("glossary.py", "curves.py") and file.parent.name not in ("doctor", "sources", "importer"):
             names |= {

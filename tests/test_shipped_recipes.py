@@ -50,6 +50,7 @@ def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
         f"data.source.data_prefix={images}", f"data.source.ann_file={ann_file}", "engine.device=cpu",
         "engine.threads=1", "log.interval=1", "checkpoint.interval=1", "checkpoint.by=iter",
     ]  # fmt: skip
+    unit = config.values["model"]["backbone"].get("patch_size", 1)  # crops consist of whole patches
     if isinstance(config.values["engine"]["micro_batch"], int):  # what is accumulated stays accumulated
         overrides.append(f"engine.micro_batch={GROUP}")
     for key, value in leaves(config.values["model"], "model"):
@@ -61,10 +62,9 @@ def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
         elif name == "num_classes":
             overrides.append(f"{key}={min(value, CLUSTERS)}")
         elif name == "img_size":
-            overrides.append(f"{key}={round(value / PIXELS)}")
+            overrides.append(f"{key}={round(value / PIXELS / unit) * unit}")
         elif type(value) is int and value > NUMBERS and name != "depth":
             overrides.append(f"{key}={value // NUMBERS}")
-    unit = config.values["model"]["backbone"].get("patch_size", 1)  # crops consist of whole patches
     for key, value in leaves(config.values["data"]["views"], "data.views"):
         if key.endswith(".size"):
             overrides.append(f"{key}={max(1, round(value / PIXELS / unit)) * unit}")

@@ -71,6 +71,28 @@ TRAINING = (
     Metric("train/global_loss", "", "lower", "DenseCL: the loss of whole images, as MoCo's."),
     Metric("train/dense_loss", "", "lower", "DenseCL: the loss of positions (Wang et al. 2021, equation 2)."),
     Metric("train/dense_top1_pct", "%", "higher", "DenseCL: as `train/top1_pct`, of positions."),
+    Metric(
+        "train/largest_prototype_pct",
+        "%",
+        "lower",
+        "DINO, iBOT, DINOv2: share of the teacher's targets whose largest entry is at one and the same prototype, the "
+        "one that has most. At 100 the teacher has one answer for all images.",
+    ),
+    Metric(
+        "train/center_size",
+        "",
+        None,
+        "The same, centered by a moving average: the largest absolute value in the center. With prototypes of length 1 "
+        "it is below 1; it runs away if learned lengths grow without bound.",
+    ),
+    Metric(
+        "train/class_loss_of_chance",
+        "",
+        "lower",
+        "iBOT, DINOv2: the loss of class tokens divided by ln of the number of prototypes. Near 1 the network guesses.",
+    ),
+    Metric("train/patch_loss_of_chance", "", "lower", "The same of masked patches, a mean over crops that have some."),
+    Metric("train/koleo_loss", "", "lower", "DINOv2: the KoLeo loss before its weight, summed over the large crops."),
     Metric("train/clusters_in_use", "clusters", "higher", "DeepCluster: clusters that have images."),
     Metric("train/labels_changed_pct", "%", None, "ODC: share of pseudo-labels that a step has changed."),
     Metric("train/smallest_cluster", "images", "higher", "ODC: images in the smallest cluster."),

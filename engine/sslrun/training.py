@@ -23,7 +23,7 @@ from sslrun.data.loader import BatchStream
 from sslrun.data.order import Balanced, Order
 from sslrun.data.pictures import sheet
 from sslrun.errors import Diverged, UsageError
-from sslrun.evaluation.collapse import collapse_warning, guessing_warning
+from sslrun.evaluation.collapse import collapse_warning, guessing_warning, prototype_warning
 from sslrun.gradient_cache import compared
 from sslrun.nn.norm import RunningStatistics
 from sslrun.number_format import after, percent
@@ -313,7 +313,8 @@ def _write_row(run: Run, meter: SpeedMeter, rate: float) -> None:
     collapsed = collapse_warning(means.get("feature_std"), epoch)
     if collapsed is not None and run.recipe.monitor.collapse == "stop":
         raise Diverged(collapsed)
-    warning = collapsed or guessing_warning(loss, chance, epoch)
+    terms = means if chance is None else {**means, "loss_of_chance": loss / chance}
+    warning = collapsed or prototype_warning(terms, epoch) or guessing_warning(loss, chance, epoch)
     if warning is not None and run.log is not None:
         logger.warning("%s", warning)
 

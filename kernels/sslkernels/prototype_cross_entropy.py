@@ -14,6 +14,9 @@ so which row meets which target never enters a pass over the prototypes. Rows go
 of a chunk, one pass turns them in place into c_i p_i, and two products give both gradients, in the forward pass
 already. That is 6 N K D operations for the student and 4 R K D for R targets, with no scores computed twice, and no
 more memory than a chunk, both gradients and the teacher's scores, which the caller has.
+
+Where row i meets target i alone (masked patches: iBOT, Zhou et al. 2022, arXiv 2111.07832, eq. 2), nothing is saved by
+that. There the difference a_i (p_i - q_i) of a chunk goes into both products: 6 N K D operations in all, not 10 N K D.
 """
 
 import math
@@ -35,6 +38,7 @@ from sslkernels.arguments import (
 from sslkernels.device import launch, outside_autocast, runs_triton
 from sslkernels.gradient import with_gradient
 from sslkernels.running_softmax import LOWEST, exponentiate_, weigh, weigh_all
+from sslkernels.soft_cross_entropy import _forward, _gradient
 
 ROWS_ON_GPU = 1024  # of a chunk: enough for a product at full rate
 ROWS_ON_CPU, CHUNK_ON_CPU = 64, 2**20  # least rows of a chunk, and its numbers per thread
@@ -45,7 +49,7 @@ def prototype_cross_entropy(
     rows: Tensor,
     prototypes: Tensor,
     teacher: Tensor,
-    pairs: Tensor,
+    pairs: Tensor | None,
     shares: Tensor,
     student_temperature: float,
     teacher_temperature: float,
@@ -60,8 +64,9 @@ def prototype_cross_entropy(
         rows: (N, D), what the student's scores are computed from; they get a gradient.
         prototypes: (K, D), for the scores rows @ prototypes.T; they get a gradient.
         teacher: (R, K) scores. No gradient.
-        pairs: (N, J) int64, the rows of the teacher that each row of the student is compared with.
-        shares: (N, J), weight of each pair, 0 for none. No gradient.
+        pairs: (N, J) int64, the rows of the teacher that each row of the student is compared with. None: row i with row
+            i of the teacher, which has N rows then.
+        shares: (N, J), weight of each pair, 0 for none; (N, 1) without pairs. No gradient.
         student_temperature: tau_s, above 0.
         teacher_temperature: tau_t, above 0.
         center: (K,), subtracted from the teacher's scores. No gradient.
@@ -75,12 +80,16 @@ def prototype_cross_entropy(
     check_matrix("rows", rows)
     check_matrix("prototypes", prototypes, columns=rows.shape[1])
     check_matrix("teacher", teacher, columns=len(prototypes))
-    check_matrix("shares", shares, rows=len(rows))
-    check_index("pairs", pairs, tuple(shares.shape), len(teacher))
+    check_matrix("shares", shares, rows=len(rows), columns=None if pairs is not None else 1)
     given = {"teacher": teacher, "shares": shares} | ({} if center is None else {"center": center})
+    if pairs is None:
+        check_matrix("teacher", teacher, rows=len(rows))
+    else:
+        check_index("pairs", pairs, tuple(shares.shape), len(teacher))
+        given["pairs"] = pairs
     if center is not None and (not center.is_floating_point() or center.shape != (len(prototypes),)):
         raise ValueError(f"center: expected a floating tensor of shape ({len(prototypes)},), got {describe(center)}")
-    check_one_device(rows=rows, prototypes=prototypes, pairs=pairs, **given)
+    check_one_device(rows=rows, prototypes=prototypes, **given)
     check_no_gradient("only rows and prototypes get one", **given)
     check_positive("student_temperature", student_temperature)
     check_positive("teacher_temperature", teacher_temperature)
@@ -99,7 +108,7 @@ def reference(
     rows: Tensor,
     prototypes: Tensor,
     teacher: Tensor,
-    pairs: Tensor,
+    pairs: Tensor | None,
     shares: Tensor,
     student_temperature: float,
     teacher_temperature: float,
@@ -108,6 +117,8 @@ def reference(
     """`prototype_cross_entropy` in plain PyTorch, with all N x K scores."""
     q = torch.softmax((teacher if center is None else teacher - center) / teacher_temperature, dim=1)
     log_p = torch.log_softmax(rows @ prototypes.T / student_temperature, dim=1)
+    if pairs is None:
+        return -(shares * q * log_p).sum()
     return -sum((shares[:, j, None] * q[pairs[:, j]] * log_p).sum() for j in range(pairs.shape[1]))  # type: ignore[return-value]
 
 
@@ -116,7 +127,7 @@ def _loss_and_gradients(
     rows: Tensor,
     prototypes: Tensor,
     teacher: Tensor,
-    pairs: Tensor,
+    pairs: Tensor | None,
     shares: Tensor,
     center: Tensor | None,
     tau_s: float,
@@ -127,6 +138,8 @@ def _loss_and_gradients(
     """The loss, and its gradients with respect to rows and prototypes, where they are wanted."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
     x, w, shares = rows.to(dtype), prototypes.to(dtype), shares.to(dtype)
+    if pairs is None:
+        return _row_by_row(x, w, teacher, shares.squeeze(1), center, tau_s, tau_t, to_rows, to_prototypes)
     mass = shares.sum(dim=1)
     means = x.new_empty((len(teacher), x.shape[1]))
     row_gradients, prototype_gradients = x.new_empty((len(x) * to_rows, x.shape[1])), w.new_empty((0, w.shape[1]))
@@ -161,7 +174,7 @@ def _(
     rows: Tensor,
     prototypes: Tensor,
     teacher: Tensor,
-    pairs: Tensor,
+    pairs: Tensor | None,
     shares: Tensor,
     center: Tensor | None,
     tau_s: float,
@@ -172,6 +185,34 @@ def _(
     loss = rows.new_empty((), dtype=torch.promote_types(rows.dtype, torch.float32))
     row_gradients = loss.new_empty((len(rows) * to_rows, rows.shape[1]))
     return loss, row_gradients, loss.new_empty((len(prototypes) * to_prototypes, rows.shape[1]))
+
+
+def _row_by_row(
+    x: Tensor,
+    w: Tensor,
+    teacher: Tensor,
+    shares: Tensor,
+    center: Tensor | None,
+    tau_s: float,
+    tau_t: float,
+    to_rows: bool,
+    to_prototypes: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_loss_and_gradients`, for rows that meet the target of the same number; shares (N,)."""
+    loss = x.new_zeros(())
+    row_gradients = x.new_empty((len(x) * to_rows, x.shape[1]))
+    prototype_gradients = w.new_zeros((len(w) * to_prototypes, w.shape[1]))
+    for part in _chunks(x, len(w)):
+        scores, target = x[part] @ w.T, teacher[part].to(x.dtype)
+        losses, statistics = _forward(scores, target, center, tau_s, tau_t)
+        loss = loss + (losses * shares[part]).sum()
+        if to_rows or to_prototypes:
+            difference = _gradient(shares[part], scores, target, center, statistics, tau_s, tau_t)
+        if to_rows:
+            torch.mm(difference, w, out=row_gradients[part])
+        if to_prototypes:
+            prototype_gradients.addmm_(difference.T, x[part])
+    return loss, row_gradients, prototype_gradients
 
 
 def _chunks(x: Tensor, columns: int | None = None) -> Iterator[slice]:

@@ -38,7 +38,7 @@ def results(function, x, w, teacher, pairs, shares, center, tau_s=0.1, tau_t=0.0
 
 
 def in_float64(given: list) -> list:
-    return [x.double() if x.is_floating_point() else x for x in given]
+    return [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in given]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="float64 never goes to a kernel")
@@ -57,6 +57,41 @@ def test_is_exact_in_float64(shape, taus):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_is_as_accurate_as_torch(shape, taus, dtype, device):
     given = arguments(*shape, dtype, device)
+    truth = results(reference, *in_float64(given), *taus)
+    plain = results(reference, *given[:4], *(x.to(dtype) for x in given[4:]), *taus)
+    ours = results(prototype_cross_entropy, *given, *taus)
+    assert ours[0].dtype == torch.float32 and ours[1].dtype == ours[2].dtype == dtype
+    for result, by_torch, true in zip(ours, plain, truth, strict=True):
+        assert_as_accurate(result, by_torch, true, dtype)
+
+
+# (N, D, K): ones, primes, and several chunks on the CPU.
+ROW_SHAPES = [(1, 1, 1), (3, 2, 7), (37, 24, 1009), (131, 16, 2049)]
+
+
+def row_by_row(rows: int, dim: int, columns: int, *others) -> list:
+    """As `arguments`; row i meets target i."""
+    x, w, teacher, _, shares, center = arguments(rows, dim, columns, rows, *others)
+    return [x, w, teacher, None, shares[:, :1].contiguous(), center]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="float64 never goes to a kernel")
+@pytest.mark.parametrize("taus", [(0.1, 0.04), (1.0, 1.0), (0.01, 0.02)])
+@pytest.mark.parametrize("shape", ROW_SHAPES)
+def test_row_by_row_is_exact_in_float64(shape, taus):
+    given = row_by_row(*shape)
+    in_pairs = [*given[:3], torch.arange(shape[0]).unsqueeze(1), *given[4:]]
+    truth = results(reference, *in_pairs, *taus)
+    for way in (given, in_pairs):
+        for result, true in zip(results(prototype_cross_entropy, *way, *taus), truth, strict=True):
+            assert error(result, true) <= 1e-13 * max(1.0, float(true.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("taus", [(0.1, 0.04), (1.0, 1.0), (0.01, 0.02)])
+@pytest.mark.parametrize("shape", ROW_SHAPES)
+def test_row_by_row_is_as_accurate_as_torch(shape, taus, dtype, device):
+    given = row_by_row(*shape, dtype, device)
     truth = results(reference, *in_float64(given), *taus)
     plain = results(reference, *given[:4], *(x.to(dtype) for x in given[4:]), *taus)
     ours = results(prototype_cross_entropy, *given, *taus)
@@ -86,8 +121,19 @@ def test_is_dinos_loss(device):
     torch.testing.assert_close(prototype_cross_entropy(x, w, teacher, pairs, shares, 0.1, 0.04, center), expected)
 
 
-def test_only_the_wanted_gradients(device):
-    given = arguments(7, 5, 33, 4, torch.float32, device)
+WAYS = pytest.mark.parametrize(
+    "make",
+    [
+        lambda device: arguments(7, 5, 33, 4, torch.float32, device),
+        lambda device: row_by_row(7, 5, 33, torch.float32, device),
+    ],
+    ids=["pairs", "row by row"],
+)
+
+
+@WAYS
+def test_only_the_wanted_gradients(make, device):
+    given = make(device)
     value, to_rows, to_prototypes = results(prototype_cross_entropy, *given)
     x, w, teacher, pairs, shares, center = given
     others = (teacher, pairs, shares, 0.1, 0.04, center)
@@ -126,6 +172,15 @@ def test_memory_is_a_chunk_and_the_gradients():
     assert 64 * 5000 * 4 < peak.bytes < scores / 3
 
 
+@pytest.mark.skipif(INTERPRETED, reason="tests the chunked path")
+def test_memory_row_by_row_is_two_chunks_and_the_gradients():
+    given = row_by_row(2560, 8, 5000, torch.float32)
+    scores = 2560 * 5000 * 4
+    with Peak(*(x for x in given if x is not None)) as peak:
+        _loss_and_gradients._init_fn(*given[:5], given[5], 0.1, 0.04, True, True)
+    assert 2 * 64 * 5000 * 4 < peak.bytes < scores / 2
+
+
 def test_a_second_derivative_is_an_error(device):
     x, w, *others, center = arguments(7, 5, 33, 4, torch.float32, device)
     x.requires_grad_()
@@ -134,9 +189,10 @@ def test_a_second_derivative_is_an_error(device):
         gradient.square().sum().backward()
 
 
+@WAYS
 @pytest.mark.skipif(INTERPRETED, reason="compiled code does not call the interpreter")
-def test_in_a_compiled_caller(device):
-    given = arguments(7, 5, 33, 4, torch.float32, device)
+def test_in_a_compiled_caller(make, device):
+    given = make(device)
     compiled = torch.compile(lambda *x: prototype_cross_entropy(*x), backend="aot_eager", fullgraph=True)
     for result, expected in zip(results(compiled, *given), results(prototype_cross_entropy, *given), strict=True):
         assert error(result, expected) < 1e-6
@@ -152,6 +208,8 @@ def test_in_a_compiled_caller(device):
         ({3: torch.ones(4, 2)}, "pairs: expected an int64 tensor"),
         ({3: torch.full((4, 2), 3)}, "pairs: expected entries of 0 to 2"),
         ({4: torch.ones(3, 2)}, "shares: expected 4 rows"),
+        ({3: None}, "shares: expected 1 columns"),
+        ({3: None, 4: torch.ones(4, 1)}, "teacher: expected 4 rows"),
         ({5: 0.0}, "student_temperature: expected a finite number above 0"),
         ({7: torch.ones(7)}, r"center: expected a floating tensor of shape \(8,\)"),
         ({2: torch.ones(3, 8, requires_grad=True)}, "teacher: expected a tensor that requires no gradient"),

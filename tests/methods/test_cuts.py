@@ -10,6 +10,7 @@ import test_byol
 import test_deepcluster
 import test_densecl
 import test_dino
+import test_ibot
 import test_ijepa
 import test_lejepa
 import test_moco
@@ -80,12 +81,15 @@ CASES = {
     "MoCo": Case(test_moco.small, two_views.random_batch(32, 16), (4, 8, 16)),
     "DenseCL": Case(test_densecl.small, two_views.random_batch(16, 16), (4, 8)),
     "DINO": Case(test_dino.small, test_dino.multi_crop(16), (4, 8)),
+    "IBOT": Case(test_ibot.small, test_ibot.multi_crop(16), (4, 8)),
+    "DINOv2": Case(test_ibot.small_v2, test_ibot.multi_crop(16), (4, 8)),
     "MoCoV3": Case(test_mocov3.small, test_mocov3.random_batch(16), (4, 8)),
     "NPID": Case(test_npid.small, test_npid.random_batch(), (2, 4), 1e-12, 1e-14),
     "RelativeLoc": Case(test_relative_loc.small, test_relative_loc.random_batch(12), (3, 6)),
     "RotationPred": Case(test_rotation_pred.small, test_rotation_pred.random_batch(16), (4, 8)),
     "DeepCluster": Case(test_deepcluster.weighted, test_deepcluster.batch_of(0, 16), (4, 8), 1e-3, 1e-6),
 }
+WITHOUT_NORMS = ("NPID", "IBOT", "DINOv2")
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if len(case.batch.crops()) == 2])
@@ -105,7 +109,9 @@ def test_micro_batches_are_one_batch(name, micro_batch):
     assert_close(cut, case.whole(), case.rtol, case.atol)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.micro_batches and name != "NPID"])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case.micro_batches and name not in WITHOUT_NORMS]
+)
 def test_other_groups_compute_something_else(name):
     """The control of the test above."""
     case = CASES[name]

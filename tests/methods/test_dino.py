@@ -6,14 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import two_views
-from steps import PROGRESS, assert_close, longhand_step, step
+from steps import PROGRESS, assert_close, longhand_step, pieces, step
 from torch import Tensor
 from two_views import FEATURES
 
 from sslrun.contract import Batch, Progress
-from sslrun.methods.dino import DINO, DINOHead, Directions
+from sslrun.methods.dino import DINO
 from sslrun.nn.necks import DINONeck
 from sslrun.nn.norm import BN, Norm
+from sslrun.nn.self_distillation import DINOHead, Directions
 from sslrun.nn.vit import VisionTransformer
 from sslrun.scheduled import Scheduled, at
 
@@ -95,7 +96,33 @@ def test_a_transformer_with_crops_of_two_sizes():
     loss.backward()
     assert loss.isfinite() and method.backbone.pos_embed.grad.any()
     (first,), (second,) = (method.targets([batch], PROGRESS) for _ in range(2))
-    assert torch.equal(first, second), "the teacher drops nothing"
+    assert torch.equal(first[0], second[0]), "the teacher drops nothing"
+
+
+def test_targets_of_sinkhorn_use_all_prototypes_of_the_batch_equally():
+    """Written longhand: three times columns, then rows, as `sinkhorn_knopp_teacher` of dinov2."""
+    method, batch = small(), multi_crop(16)
+    method.head.centering = "sinkhorn"
+    parts = method.targets(pieces(batch, 8), PROGRESS)
+    scores = torch.cat([each @ method.teacher_prototypes().T for each, _ in parts], dim=1).flatten(0, 1)
+    q = torch.exp(scores / at(SHARP, PROGRESS))
+    for _ in range(3):
+        q = q / q.sum(dim=0) / 12
+        q = q / q.sum(dim=1, keepdim=True) / 32
+    for _, center in parts:
+        torch.testing.assert_close(torch.softmax((scores - center) / at(SHARP, PROGRESS), dim=1), q * 32)
+    before = method.head.center.clone()
+    method.after_step(PROGRESS, step(method, pieces(batch, 8)).carry)
+    assert torch.equal(method.head.center, before), "no moving average"
+
+
+def test_signs_of_a_collapse():
+    head = small().head
+    scores, center = torch.eye(12).double()[[0, 0, 0, 1]], torch.zeros(12).double()
+    center[3] = -0.5
+    found = head.signs(scores, center)
+    assert found["largest_prototype_pct"].value(found["largest_prototype_pct"].sums) == 75.0
+    assert found["center_size"] == 0.5
 
 
 def test_the_center_follows_the_mean_of_the_teachers_scores():
@@ -121,9 +148,14 @@ def test_the_teacher_has_everything_but_the_center():
 def test_scores_are_not_rounded_under_autocast():
     method = small().float()
     crops, targets = F.normalize(torch.randn(3, 4, 6), dim=2), F.normalize(torch.randn(2, 4, 6), dim=2)
-    plain = method.head(crops, targets, method.teacher_prototypes(), PROGRESS)
+
+    def loss() -> Tensor:
+        scores = method.head.scores(targets, method.teacher_prototypes())
+        return method.head(crops, scores, method.head.center, PROGRESS)
+
+    plain = loss()
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(method.head(crops, targets, method.teacher_prototypes(), PROGRESS), plain)
+        assert torch.equal(loss(), plain)
 
 
 def test_bad_arguments_are_named():
@@ -136,7 +168,7 @@ def test_bad_arguments_are_named():
         DINO(backbone, DINONeck(FEATURES, 16, 6), DINOHead(6, 12), momentum=2.0)
     method, batch = small(), multi_crop(6, (8,))
     with pytest.raises(ValueError, match=r"data\.views give 1 crop"):
-        method(batch, PROGRESS, torch.zeros(2, 6, 6, dtype=torch.float64))
+        method(batch, PROGRESS, (torch.zeros(2, 6, 6, dtype=torch.float64), method.head.center))
 
 
 def test_prototypes_have_unit_length():

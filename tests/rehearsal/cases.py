@@ -53,7 +53,7 @@ PROTOTYPES = (
     BACKWARD,
 )
 SCORES = (
-    ("methods/dino.py", "scores are divided by 0.04 in the exponent"),
+    ("nn/self_distillation.py", "scores are divided by 0.04 in the exponent"),
     ("sslkernels/prototype_cross_entropy.py", "and the student's by 0.1"),
     BACKWARD,
 )

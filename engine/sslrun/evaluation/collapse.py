@@ -1,11 +1,17 @@
 """Judges whether a network has collapsed, and whether its loss is better than guessing."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 SPREAD_FLOOR = 0.1  # standard deviation; 1 is an even spread over the sphere, healthy runs stay above EVEN_SPREAD
 EVEN_SPREAD = 0.5
 ONE_DIRECTION = 2.0  # RankMe; 1 if all features lie on one line through 0
 FEW_DIRECTIONS_PCT = 10  # RankMe, in per cent of the largest possible one
+
+# Of self-distillation over K prototypes; the loss in units of ln K.
+ONE_PROTOTYPE_PCT = 90
+LARGEST_CENTER = 2.0  # prototypes of length 1 have scores, and so a center, of at most 1
+NO_LOSS, CHANCE = 0.01, 0.999
 
 THRESHOLDS = (
     f"Collapsed: RankMe below {ONE_DIRECTION:g}, or a spread of the embeddings below {SPREAD_FLOOR}. Partly collapsed: "
@@ -47,6 +53,44 @@ def guessing_warning(loss: float, chance_loss: float | None, epoch: int) -> str 
         f"the network does not tell images apart yet: loss {loss:.3f} is at or above that of guessing "
         f"({chance_loss:.3f} = ln of the number of candidates)"
     )
+
+
+def prototype_warning(metrics: Mapping[str, float], epoch: int) -> str | None:
+    """A warning if a teacher's distributions over prototypes have collapsed (DINO and its successors), else None.
+
+    Without centering one prototype takes all images; without sharpening all prototypes get the same share of each, and
+    the loss is ln K (Caron et al. 2021, arXiv 2104.14294, section 5.3). The thresholds are our own.
+
+    Args:
+        metrics: of training, without "train/": `largest_prototype_pct`, `center_size`, and losses in units of ln K,
+            whose names end with "loss_of_chance". A method without the first is not judged.
+        epoch: epochs done. There is no warning before the first epoch ends.
+    """
+    share = metrics.get("largest_prototype_pct")
+    if epoch < 1 or share is None:
+        return None
+    if share > ONE_PROTOTYPE_PCT:
+        return (
+            f"one prototype takes all: the teacher gives {share:.0f} % of the images the same one; try a higher "
+            "teacher_temperature or a lower center_momentum"
+        )
+    if (center := metrics.get("center_size", 0.0)) > LARGEST_CENTER:
+        return (
+            f"the center runs away: its largest value is {center:.1f}, where prototypes of length 1 give at most 1; "
+            "try learned_length = false, or a lower learning rate of the prototypes"
+        )
+    for name, ratio in metrics.items():
+        term = {"loss_of_chance": "the loss", "class_loss_of_chance": "the loss of class tokens"}.get(
+            name, "the loss of patches"
+        )
+        if name.endswith("loss_of_chance") and ratio < NO_LOSS:
+            return f"{term} is near 0 ({ratio:.4f} of ln K): student and teacher agree on an answer that needs no image"
+        if name.endswith("loss_of_chance") and ratio >= CHANCE:
+            return (
+                f"{term} is ln K: the teacher gives all prototypes the same share, or the student learns nothing from "
+                "it; try a lower teacher_temperature, a lower learning rate or more steps with frozen prototypes"
+            )
+    return None
 
 
 class Verdict(NamedTuple):
