@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sslrun import __version__
 from sslrun.errors import UsageError
-from sslrun.export.architecture import Architecture, ResNetArchitecture, VitArchitecture, architecture_of
+from sslrun.export.architecture import Architecture, ResNetArchitecture, architecture_of
 from sslrun.export.preprocessing import Preprocessing, preprocessing_of
 from sslrun.nn.norm import GroupBatchNorm
 from sslrun.randomness import fixed_generator
@@ -52,11 +52,6 @@ class Encoder:
             raise UsageError(f"{program} has BatchNorm with scale, shift and an eps of 1e-5 only: {ELSEWHERE}")
         if isinstance(self.architecture, ResNetArchitecture) and self.architecture.stem != "imagenet":
             raise UsageError(f'{program} has no ResNet with stem = "{self.architecture.stem}": {ELSEWHERE}')
-        if isinstance(self.architecture, VitArchitecture) and not self.architecture.is_plain:
-            raise UsageError(
-                f"this vision transformer has registers, LayerScale, SwiGLU or rotary positions, and {program} would "
-                f"compute something else: {ELSEWHERE}"
-            )
         return self.architecture
 
     def images(self, number: int = 2) -> Tensor:
