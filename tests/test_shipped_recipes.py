@@ -50,6 +50,8 @@ def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
         f"data.source.data_prefix={images}", f"data.source.ann_file={ann_file}", "engine.device=cpu",
         "engine.threads=1", "log.interval=1", "checkpoint.interval=1", "checkpoint.by=iter",
     ]  # fmt: skip
+    if "teacher_weights" in config.values["model"]:
+        overrides.append('model={_delete_=["teacher_weights"]}')
     if isinstance(config.values["engine"]["micro_batch"], int):  # what is accumulated stays accumulated
         overrides.append(f"engine.micro_batch={GROUP}")
     for key, value in leaves(config.values["model"], "model"):

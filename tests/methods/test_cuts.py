@@ -10,6 +10,7 @@ import test_byol
 import test_deepcluster
 import test_densecl
 import test_dino
+import test_distillation
 import test_moco
 import test_mocov3
 import test_npid
@@ -72,6 +73,7 @@ CASES = {
     "MoCo": Case(test_moco.small, two_views.random_batch(32, 16), (4, 8, 16)),
     "DenseCL": Case(test_densecl.small, two_views.random_batch(16, 16), (4, 8)),
     "DINO": Case(test_dino.small, test_dino.multi_crop(16), (4, 8)),
+    "Distillation": Case(test_distillation.small, test_distillation.random_batch(16), (4, 8)),
     "MoCoV3": Case(test_mocov3.small, test_mocov3.random_batch(16), (4, 8)),
     "NPID": Case(test_npid.small, test_npid.random_batch(), (2, 4), 1e-12, 1e-14),
     "RelativeLoc": Case(test_relative_loc.small, test_relative_loc.random_batch(12), (3, 6)),

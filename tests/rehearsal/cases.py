@@ -52,6 +52,7 @@ SCORES = (
     ("sslkernels/prototype_cross_entropy.py", "and the student's by 0.1"),
     BACKWARD,
 )
+QUEUE = (("methods/distillation.py", "similarities are divided by 0.07 in the exponent"), BACKWARD)
 MATCHES = (("methods/densecl.py", "rounded similarities of cells would tie in the argmax"),)
 NEAREST = (("nn/clustering.py", "rounded distances to centroids would tie in the argmin"),)
 
@@ -78,6 +79,7 @@ CASES = {
     "vicreg": Case("configs/vicreg.toml", on_host=(ADDRESSES,), float32=COVARIANCE),
     "swav": Case("configs/swav.toml", on_host=(ADDRESSES,), float32=PROTOTYPES),
     "dino": Case("configs/dino.toml", float32=SCORES),
+    "distillation": Case("configs/distillation.toml", float32=QUEUE),
     "densecl": Case("configs/densecl.toml", on_host=(SHUFFLE,), float32=MATCHES),
     "npid": Case("configs/npid.toml", on_host=(NEGATIVES,)),
     "odc": Case("configs/odc.toml", float32=NEAREST, late=("nn/clustering.py",)),
