@@ -198,6 +198,7 @@ head = {{ type = "DistillationHead", in_channels = 16, feat_dim = 32, queue_len 
 """
 
 
+@pytest.mark.nightly  # three runs
 def test_a_run_takes_its_teacher_from_a_file_and_a_resumed_one_from_its_checkpoint(trained, images, tmp_path, capsys):
     """The file is another run's."""
     theirs = checkpoint.load_weights(trained)
