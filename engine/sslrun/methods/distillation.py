@@ -131,7 +131,8 @@ class DistillationHead(Head):
 
 
 class Distillation(Method):
-    """Distills a frozen teacher into any backbone: similarities to a queue of the teacher's features, or features.
+    """Distills a frozen teacher into any backbone: similarities to a queue of its features (arXiv 2101.04731), or
+    features.
 
     It takes one view of each image, which teacher and student both see.
 
