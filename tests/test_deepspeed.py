@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ranks import run_ranks
 from sslrun.errors import Diverged
+from sslrun.optim.optimizers import GradClip
 from sslrun.runtime import distributed
 from toy import CPU, OPTIMIZERS, RATES, build, is_equal, largest_difference, load, state_of, train
 
@@ -199,7 +200,13 @@ def test_one_bad_rank_stops_the_step_of_all(lives: list[dict[str, Any]]) -> None
     assert "not finite" in message
 
 
-OTHER_CLIPS = [{"grad_clip": 1.0, "norm_type": 1.0}, {"grad_clip": 0.1, "norm_type": math.inf}]
+OTHER_CLIPS: list[dict[str, Any]] = [
+    {"grad_clip": 1.0, "norm_type": 1.0},
+    {"grad_clip": 0.1, "norm_type": math.inf},
+    {"grad_clip": 0.2, "clip_parts": GradClip(max_norm=1.0, scope="parameter").parts},
+    {"grad_clip": 0.2, "clip_parts": GradClip(max_norm=1.0, scope="module").parts},
+    {"grad_clip": 0.05, "norm_type": math.inf, "clip_parts": GradClip(max_norm=1.0, scope="parameter").parts},
+]
 
 
 def clipped_by_other_norms() -> list[Any]:

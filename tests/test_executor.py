@@ -10,6 +10,7 @@ from torch import nn
 import toy
 from sslrun.errors import Diverged, UsageError
 from sslrun.optim.lars import LARS
+from sslrun.optim.optimizers import GradClip
 from sslrun.randomness import Phase
 from sslrun.runtime import compilation, distributed
 from sslrun.runtime.executor import LocalExecutor
@@ -64,6 +65,39 @@ def test_equals_a_plain_loop_over_the_whole_batch(optimizer: str, grad_clip: flo
     if grad_clip is not None:
         assert max(row["grad_norm"] for row in rows) > grad_clip  # it did clip
     assert largest_difference(executor.full_state(), method.state_dict()) < 1e-6
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, math.inf])
+@pytest.mark.parametrize("scope", ["global", "module", "parameter"])
+def test_each_part_of_the_gradient_is_clipped_by_its_own_norm(scope: str, norm_type: float) -> None:
+    limit = {2.0: 0.1, 1.0: 0.5, math.inf: 0.03}[norm_type]
+    parts = GradClip(max_norm=1.0, scope=scope).parts
+    executor = build(precision="fp64", grad_clip=limit, norm_type=norm_type, clip_parts=parts)
+    (batch,) = micro_batches(1, 1)
+    (target,) = executor.targets([batch], progress_at(1))
+    executor.backward(executor.forward(batch, progress_at(1), target).value)
+    trained = {name: p for name, p in executor.method.named_parameters() if p.requires_grad}
+    gradients = {name: 0 * p.detach() if p.grad is None else p.grad.clone() for name, p in trained.items()}
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    outcome = executor.step([1.0, 1.0], [0.0, 0.0])
+
+    def norm_of(names: list[str]) -> float:
+        numbers = [abs(x) for name in names for x in gradients[name].flatten().tolist()]
+        return max(numbers) if norm_type == math.inf else sum(x**norm_type for x in numbers) ** (1 / norm_type)
+
+    top = sorted({name.split(".")[0] for name in trained})
+    together = {
+        "global": [list(trained)],
+        "module": [[name for name in trained if name.split(".")[0] == part] for part in top],
+        "parameter": [[name] for name in trained],
+    }[scope]
+    factors = [min(1.0, limit / (norm_of(names) + 1e-6)) for names in together]
+    assert min(factors) < 0.9 and (scope == "global" or max(factors) == 1.0), "some are clipped and some are not"
+    for names, factor in zip(together, factors, strict=True):
+        for name in names:
+            moved = before[name] - trained[name].detach()
+            torch.testing.assert_close(moved, factor * gradients[name], rtol=1e-12, atol=1e-14)
+    assert outcome.grad_norm.item() == pytest.approx(norm_of(list(trained)), rel=1e-12)
 
 
 @pytest.mark.parametrize("norm_type", [2.0, math.inf])

@@ -376,6 +376,9 @@ def test_buffers_of_any_dtype_can_be_exported_to_safetensors(tmp_path):
         (lambda: sobel(), ("torchvision", "timm", "transformers"), "has no Sobel"),
         (lambda: transformer(arch="tiny", img_size=32), ("timm",), "no ViT-Tiny/16 for images of 32 px"),
         (lambda: transformer(arch="tiny"), ("torchvision",), "--to timm takes this one"),
+        (lambda: transformer(arch="tiny", registers=4), ("torchvision",), "--to timm takes this one"),
+        (lambda: transformer(arch="tiny", positions="rotary", num_heads=3), ("timm",), "have no bias of keys"),
+        (lambda: transformer(arch="tiny", registers=4, norm_eps=1e-5), ("timm",), "adds 1e-06 to the variance"),
         (lambda: resnet(18, in_channels=1), ("timm", "transformers"), r"conv1.weight|convolution.weight"),
     ],
 )  # fmt: skip

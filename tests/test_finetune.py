@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from small_run import call
-from sslrun.evaluation.finetune_recipe import Finetune, layer_rules, recipe
+from sslrun.evaluation.finetune_recipe import Finetune, recipe
 from sslrun.nn.resnet import ResNet
 from sslrun.nn.vit import VisionTransformer
-from sslrun.optim.groups import ParamRule
 from sslrun.optim.optimizers import AdamW
 from sslrun.runtime import checkpoint
 from sslrun.saved import open_saved
@@ -80,10 +79,9 @@ def test_the_same_command_continues(capsys, run, monkeypatch):
 
 @pytest.mark.parametrize("backbone", [ResNet(18, base_width=4), VisionTransformer("tiny", img_size=32, depth=3)])
 def test_layers_decay_from_the_classifier_down(backbone):
-    rules = [ParamRule(**rule) for rule in layer_rules(backbone.layers(), 0.5)]
     names = [(f"backbone.{name}", p.requires_grad_(True)) for name, p in backbone.named_parameters()]
     head = torch.nn.Linear(2, 2)
-    optimizer = AdamW(lr=1.0, paramwise=rules).create([*names, ("classifier.fc.weight", head.weight)])
+    optimizer = AdamW(lr=1.0, layer_decay=0.5).create([*names, ("classifier.fc.weight", head.weight)], backbone)
     rates = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
     if isinstance(backbone, ResNet):
         expected = {
@@ -97,7 +95,7 @@ def test_layers_decay_from_the_classifier_down(backbone):
         expected |= {"blocks.2.norm1.weight": 0.5, "norm.weight": 1.0}
     assert {name: rates[f"backbone.{name}"] for name in expected} == expected
     assert rates["classifier.fc.weight"] == 1.0
-    assert layer_rules(backbone.layers(), 1.0) == []
+    assert len(AdamW(lr=1.0).create(names, backbone).param_groups) == 1
 
 
 def test_its_recipe_is_made_of_the_runs_recipe_and_of_eval():
@@ -117,15 +115,15 @@ def test_its_recipe_is_made_of_the_runs_recipe_and_of_eval():
     }
     made = recipe(
         values, Finetune(layer_decay=0.5, mixup=0.8), values["eval"]["finetune"],
-        size=(8, 8), num_classes=9, layers=[["a"]], weights="w", work_dir="d",
+        size=(8, 8), num_classes=9, weights="w", work_dir="d",
     )  # fmt: skip
     assert made["model"]["backbone"] == {"type": "ResNet", "depth": 18}
     assert (made["model"]["num_classes"], made["model"]["mixup"], made["seed"]) == (9, 0.8, 5)
     assert made["data"]["source"] == {"type": "Shapes"} and made["data"]["holdout"] == 0.1
     assert made["data"]["views"][0]["transforms"][0] == {"type": "RandomResizedCrop", "size": [8, 8]}
     assert made["data"]["views"][0]["transforms"][-1] == {"type": "Normalize", "mean": [1, 2, 3]}
-    assert [rule["match"] for rule in made["optimizer"]["paramwise"]] == [r"^backbone\.(a)(\.|$)", "bias"]
-    assert made["optimizer"]["paramwise"][0]["lr_mult"] == 0.5
+    assert made["optimizer"]["paramwise"] == [{"match": "bias", "lr_mult": 2.0}]
+    assert made["optimizer"]["layer_decay"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from small_run import call
 from sslrun.config import load
 from sslrun.contract import Progress
 from sslrun.errors import UsageError
-from sslrun.initial_weights import load_initial_weights
+from sslrun.initial_weights import filters_of, load_initial_weights
 from sslrun.nn.vit import resized_positions
 from sslrun.runtime.executor import LocalExecutor
 from sslrun.session import build
@@ -28,6 +28,16 @@ queue_len = 40
 feat_dim = 8
 backbone = { type = "VisionTransformer", arch = "tiny", depth = 2, num_heads = 3, img_size = 32, patch_size = 8 }
 neck = { type = "MoCoV2Neck", in_channels = 192, hid_channels = 16, out_channels = 8, with_avg_pool = false }
+head = { type = "ContrastiveHead", temperature = 0.2 }
+"""
+
+FIVE_CHANNELS = """
+[model]
+type = "MoCo"
+queue_len = 40
+feat_dim = 8
+backbone = { type = "ResNet", depth = 18, base_width = 4, stem = "small", in_channels = 5 }
+neck = { type = "MoCoV2Neck", in_channels = 32, hid_channels = 16, out_channels = 8 }
 head = { type = "ContrastiveHead", temperature = 0.2 }
 """
 
@@ -201,3 +211,33 @@ def test_positions_of_another_image_size_are_interpolated_and_said(executor, tmp
         assert record.levelno == logging.WARNING and "of another shape (backbone.pos_embed" in record.message
     torch.save({name: tensor.clone() for name, tensor in state.items()} | under("backbone.", theirs), path)
     assert "1 of another shape (backbone.pos_embed); load_strict = false" in refusal(ours, path, is_strict=True)
+
+
+@pytest.mark.parametrize(("channels", "wanted"), [
+    (1, [[2.0 * 3]]), (2, [[2.0 * 3 / 2] * 2]), (4, [[1 * 0.75, 2 * 0.75, 3 * 0.75, 2 * 0.75]]),
+])  # fmt: skip
+def test_filters_for_another_number_of_channels(channels, wanted):
+    filters = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
+    torch.testing.assert_close(filters_of(filters, channels).flatten(1), torch.tensor(wanted))
+    filters, gray = torch.randn(5, 3, 4, 4), torch.randn(2, 1, 4, 4)
+    both = (filters, filters_of(filters, channels))
+    old, new = (torch.nn.functional.conv2d(gray.expand(-1, each.shape[1], -1, -1), each) for each in both)
+    torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ResNet", "VisionTransformer"])
+def test_the_first_convolution_is_made_for_the_models_channels_and_said(executor, tmp_path, caplog, kind):
+    is_vit = kind == "VisionTransformer"
+    theirs, path = vit(mlp_ratio=4.0) if is_vit else resnet(stem="small"), tmp_path / "w.pth"
+    first = "patch_embed.proj.weight" if is_vit else "conv1.weight"
+    torch.save(under("backbone.", theirs), path)
+    ours = executor(VIT.replace("patch_size = 8", "patch_size = 8, in_channels = 5") if is_vit else FIVE_CHANNELS)
+    with caplog.at_level(logging.INFO, logger="sslrun"):
+        load_initial_weights(ours, path, False, START)
+    line, rest = caplog.messages
+    assert line == f"backbone.{first} is made for 5 channels instead of 3" and "of another shape" not in rest
+    state = ours.full_state()
+    for place in ("backbone", "key_backbone"):
+        assert torch.equal(state[f"{place}.{first}"], filters_of(theirs[first], 5))
+    torch.save({name: tensor.clone() for name, tensor in state.items()} | under("backbone.", theirs), path)
+    assert f"1 of another shape (backbone.{first}); load_strict = false" in refusal(ours, path, is_strict=True)

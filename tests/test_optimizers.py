@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from sslrun.contract import Backbone
 from sslrun.errors import UsageError
 from sslrun.optim import Optimizer
 from sslrun.optim.groups import ParamRule
 from sslrun.optim.optimizers import LARS, SGD, AdamW, GradClip
+from sslrun.scheduled import Scheduled
 
 
 class Network(nn.Module):
@@ -146,6 +148,13 @@ def test_the_tutorials_rule():
         (lambda: ParamRule(match="bias", momentum=-1.0), "momentum cannot be -1.0"),
         (lambda: ParamRule(match="bias", betas=(0.9, 1.0)), r"betas cannot be \(0.9, 1.0\)"),
         (lambda: ParamRule(match="bias", freeze_iters=-1), "freeze_iters cannot be -1"),
+        (lambda: ParamRule(match="bias", freeze_iters=1, freeze_epochs=1.0), "both freeze_iters and freeze_epochs"),
+        (lambda: ParamRule(match="bias", ramp_iters=1, ramp_epochs=1.0), "both ramp_iters and ramp_epochs"),
+        (lambda: GradClip(max_norm=1.0, modules=["a"]), 'modules does nothing without scope = "module"'),
+        (lambda: GradClip(max_norm=1.0, scope="module", modules=["("]), "is no regular expression"),
+        (lambda: GradClip(max_norm=1.0, scope="module", modules=["a", "c"]).parts(["a", "b"]), "'c' matches the name"),
+        (lambda: SGD(lr=0.1, layer_decay=0.0), "layer_decay must be above 0 and at most 1"),
+        (lambda: SGD(lr=0.1, layer_decay=1.1), "layer_decay must be above 0 and at most 1"),
         (lambda: GradClip(max_norm=0.0), "max_norm must be above 0"),
         (lambda: GradClip(max_norm=float("nan")), "max_norm must be above 0"),
         (lambda: GradClip(max_norm=1.0, norm_type=0.0), "norm_type must be above 0"),
@@ -173,6 +182,47 @@ def test_rules_and_values_that_do_not_fit_are_refused_in_one_line(optimizer, wor
     with pytest.raises(UsageError, match=words) as error:
         optimizer.create(Network().named_parameters())
     assert "\n" not in str(error.value)
+
+
+def test_a_later_rule_may_set_a_length_in_the_other_unit():
+    rules = [ParamRule(match="predictor", freeze_iters=7, ramp_epochs=2.0), ParamRule(match="bias", freeze_epochs=0.5)]
+    groups = groups_of(SGD(lr=0.1, paramwise=rules).create(Network().named_parameters()))
+    keys = ("freeze_iters", "freeze_epochs", "ramp_iters", "ramp_epochs")
+    assert [groups["predictor.weight"][key] for key in keys] == [7, 0, 0, 2.0]
+    assert [groups["predictor.bias"][key] for key in keys] == [0, 0.5, 0, 2.0]
+
+
+class Layered(Backbone):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.norm = nn.Linear(2, 2), nn.Linear(2, 2), nn.LayerNorm(2)
+
+    def layers(self):
+        return [["stem"], ["block"]]
+
+
+def test_layer_decay_multiplies_what_rules_and_schedules_give():
+    network = nn.Module()
+    network.backbone, network.neck = Layered(), nn.Linear(2, 2)
+    rise = Scheduled(schedule="linear", start=0.0, end=1.0)
+    rules = [ParamRule(match=r"stem\.weight", lr_mult=0.2), ParamRule(match=r"block\.weight", lr_mult=rise)]
+    recipe = SGD(lr=8.0, layer_decay=0.5, paramwise=rules)
+    groups = groups_of(recipe.create(network.named_parameters(), network.backbone))
+    rates = {name: groups[name]["initial_lr"] for name in groups}
+    assert rates.pop("backbone.block.weight") == rise.times(4.0)
+    expected = {"backbone.stem.weight": 0.4, "backbone.stem.bias": 2.0, "backbone.block.bias": 4.0}
+    expected |= {"backbone.norm.weight": 8.0, "backbone.norm.bias": 8.0, "neck.weight": 8.0, "neck.bias": 8.0}
+    assert rates == pytest.approx(expected)
+
+
+def test_parts_of_the_gradient_that_are_clipped_together():
+    names = ["backbone.a", "neck.b", "scale", "backbone.c", "head.d"]
+    assert GradClip(max_norm=1.0).parts(names) == [names]
+    assert GradClip(max_norm=1.0, scope="parameter").parts(names) == [[name] for name in names]
+    by_module = [["backbone.a", "backbone.c"], ["neck.b"], ["scale"], ["head.d"]]
+    assert GradClip(max_norm=1.0, scope="module").parts(names) == by_module
+    clip = GradClip(max_norm=1.0, scope="module", modules=[r"(neck|head)\.", "back"])
+    assert clip.parts(names) == [["neck.b", "head.d"], ["backbone.a", "backbone.c"], ["scale"]]
 
 
 def test_nothing_to_train_is_an_error():

@@ -319,3 +319,16 @@ def test_a_frozen_group_has_no_rate_until_its_time():
     groups = [{"initial_lr": 1.0, "fix_lr": True, "freeze_iters": 3}]
     rates = [learning_rates(groups, CosineAnnealing(), Progress(step, 10, 10, 0)) for step in (0, 2, 3)]
     assert rates == [[None], [None], [1.0]]
+    groups = [{"initial_lr": 1.0, "fix_lr": True, "freeze_epochs": 0.5}]
+    rates = [learning_rates(groups, CosineAnnealing(), Progress(step, 10, 10, 0)) for step in (0, 4, 5)]
+    assert rates == [[None], [None], [1.0]], "half an epoch of 10 steps"
+
+
+@pytest.mark.parametrize("length", [{"ramp_iters": 4}, {"ramp_epochs": 0.4}])
+def test_after_its_freeze_a_group_rises_to_what_the_schedule_gives(length):
+    groups = [{"initial_lr": 2.0, "fix_lr": fixed, "freeze_iters": 2, **length} for fixed in (True, False)]
+    policy = CosineAnnealing(by="iter")
+    rates = [learning_rates(groups, policy, Progress(step, 10, 10, 0)) for step in range(10)]
+    assert [fixed for fixed, _ in rates] == [None, None, 0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0]
+    wanted = [policy.value(2.0, step, 10, 10) * min((step - 2) / 4, 1) for step in range(2, 10)]
+    assert [scheduled for _, scheduled in rates[2:]] == pytest.approx(wanted)

@@ -51,6 +51,8 @@ def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
         "engine.threads=1", "log.interval=1", "checkpoint.interval=1", "checkpoint.by=iter",
     ]  # fmt: skip
     unit = config.values["model"]["backbone"].get("patch_size", 1)  # crops consist of whole patches
+    if "teacher_weights" in config.values["model"]:
+        overrides.append('model={_delete_=["teacher_weights"]}')
     if isinstance(config.values["engine"]["micro_batch"], int):  # what is accumulated stays accumulated
         overrides.append(f"engine.micro_batch={GROUP}")
     for key, value in leaves(config.values["model"], "model"):

@@ -256,6 +256,11 @@ class Method(nn.Module, Component, kind="methods"):
         """Creates the buffers that have a row for each training sample; called once, before anything else. See
         `remembers_samples`."""
 
+    def frozen_weights(self) -> dict[str, str]:
+        """The files with the weights of frozen networks, by the networks' names in the method. A new run reads them;
+        a resumed one has the weights in its checkpoint."""
+        return {}
+
     def targets(self, batches: list[Batch], progress: Progress) -> list[Any]:
         """The targets of each micro-batch, computed without gradient before the first forward pass of a step.
 

@@ -50,7 +50,6 @@ def finetune(kind: str, config: Finetune, saved: Saved, command: str, directory:
         tables.get(kind) or tables.get("extra", {}).get(kind, {}),
         size=saved.recipe.data.views[0].size,
         num_classes=num_classes,
-        layers=saved.backbone.layers() if config.layer_decay < 1 else (),
         weights=os.path.abspath(saved.weights),
         work_dir=str(directory),
     )

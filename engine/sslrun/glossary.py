@@ -32,7 +32,12 @@ ROW = (
 )
 TRAINING = (
     Metric("train/loss", "", "lower", "The method's loss, a mean over the steps since the last row."),
-    Metric("train/lr", "", None, "Learning rate of the first parameter group, at the row's last step."),
+    Metric(
+        "train/lr",
+        "",
+        None,
+        "Learning rate at the row's last step, of parameters without a factor or rate of their own.",
+    ),
     Metric(
         "train/grad_norm",
         "",

@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from sslrun.contract import Backbone, Method, Progress
 from sslrun.errors import UsageError
+from sslrun.nn.sobel import Sobel
 from sslrun.nn.vit import VisionTransformer, grid_of, resized_positions
 from sslrun.runtime import checkpoint
 from sslrun.runtime.executor import Executor
@@ -26,7 +29,8 @@ def load_initial_weights(executor: Executor, path: Path, is_strict: bool, progre
         executor: it holds the model; every rank calls it.
         path: the run, checkpoint or file of `load_from`.
         is_strict: whether it must contain exactly the model's weights. If not, learned positions of another number of
-            patches are interpolated, and momentum encoders that it lacks start as copies of their students.
+            patches are interpolated, the first convolution or patch projection is made one for the model's number of
+            channels, and momentum encoders that it lacks start as copies of their students.
         progress: the run's first step.
 
     Raises:
@@ -36,6 +40,7 @@ def load_initial_weights(executor: Executor, path: Path, is_strict: bool, progre
     weights = _by_our_names(executor.method.backbone, checkpoint.load_weights(path))
     if not is_strict:
         weights |= _resized(executor, weights)
+        weights |= _of_other_channels(executor, weights)
         weights |= _teachers_weights(executor.method, weights, progress)
     mismatch = executor.mismatch(weights)
     share = _filled_share(executor, mismatch)
@@ -51,6 +56,32 @@ def load_initial_weights(executor: Executor, path: Path, is_strict: bool, progre
     converted = ", converted to the model's" if mismatch.recast else ""
     level = logging.WARNING if share < 1 or mismatch.reshaped else logging.INFO
     logger.log(level, "weights from %s; %s%s%s", path, filled, str(mismatch) or "all of them fit", converted)
+
+
+def load_frozen_weights(executor: Executor, place: str, path: Path) -> None:
+    """Sets all weights of a network of the model from the backbone in a file or a checkpoint.
+
+    Args:
+        executor: it holds the model; every rank calls it.
+        place: the network's name in the model.
+        path: a run, checkpoint or file, as for `load_from`.
+
+    Raises:
+        UsageError: the file cannot be read, or its backbone is another network. Nothing has been changed.
+    """
+    network = executor.method.get_submodule(place)
+    assert isinstance(network, Backbone)
+    theirs = _by_our_names(network, checkpoint.load_weights(path))
+    inside = {n.removeprefix(_BACKBONE): tensor for n, tensor in theirs.items() if n.startswith(_BACKBONE)}
+    weights = {f"{place}.{name}": tensor for name, tensor in inside.items()}
+    weights |= _resized(executor, weights)
+    mismatch = executor.mismatch(weights)
+    missing = [name for name in mismatch.missing if name.startswith(f"{place}.")]
+    if missing or mismatch.unexpected or mismatch.reshaped:
+        wrong = replace(mismatch, missing=missing)
+        raise UsageError(f"{path} is not the weights of {place}: {wrong}; {checkpoint.foreign_hint(path)}")
+    executor.load_state(weights, strict=False, converts=True)
+    logger.info("weights of %s from %s", place, path)
 
 
 def _by_our_names(backbone: Backbone, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,6 +127,32 @@ def _resized(executor: Executor, weights: Mapping[str, Tensor]) -> dict[str, Ten
                 *(name, grid, grid, own, own, module.img_size),
             )
     return resized
+
+
+def _of_other_channels(executor: Executor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The filters of the backbone's first convolution, made for the model's number of channels, if that differs."""
+    shapes = executor.shapes()
+    first = next((name for name, shape in shapes.items() if name.startswith(_BACKBONE) and len(shape) == 4), None)
+    if first is None or first not in weights or isinstance(executor.method.backbone, Sobel):
+        return {}
+    theirs, own = weights[first].shape, shapes[first]
+    if len(theirs) != 4 or theirs[1] == own[1] or (theirs[0], *theirs[2:]) != (own[0], *own[2:]):
+        return {}
+    logger.info("%s is made for %d channels instead of %d", first, own[1], theirs[1])
+    return {first: filters_of(weights[first], own[1])}
+
+
+def filters_of(filters: Tensor, channels: int) -> Tensor:
+    """Filters (D, C, k, k) for another number C' of channels, (D, C', k, k), whose outputs have the size of the old.
+
+    More channels: the new ones get the mean filter, as in DINOv3's code for images of microscopes and satellites. Fewer
+    channels: all get the mean filter, since none is known to be one of the old. All filters are scaled by C / C', so
+    that C' equal channels give what C did.
+    """
+    count, mean = filters.shape[1], filters.mean(dim=1, keepdim=True)
+    kept = filters if channels > count else filters[:, :0]
+    added = mean.expand(-1, channels - kept.shape[1], -1, -1)
+    return torch.cat([kept, added], dim=1) * (count / channels)
 
 
 def _teachers_weights(method: Method, weights: Mapping[str, Tensor], progress: Progress) -> dict[str, Tensor]:

@@ -140,7 +140,8 @@ class Recipe:
         load_from: checkpoint or file with the initial weights of a new run.
         load_strict: whether load_from must contain exactly the model's weights. If false, it must fill half of the
             backbone or more; missing weights keep their random values, a missing momentum encoder starts as a copy of
-            its student, and a VisionTransformer's positions are interpolated for another img_size.
+            its student, a VisionTransformer's positions are interpolated for another img_size, and the filters of the
+            first convolution are averaged for another number of channels.
         resume_from: checkpoint to continue from if the run folder has none.
         custom_imports: Python modules with your own components, imported before anything is built.
         engine: device, precision, compilation, micro-batches.

@@ -98,7 +98,7 @@ def rehearse(
     images = torch.float64 if is_exact else images
     with distributed.alone() if is_alone else contextlib.nullcontext(), shapes_only:
         set_groups(method, group, groups)
-        optimizer = recipe.optimizer.create(method.named_parameters())
+        optimizer = recipe.optimizer.create(method.named_parameters(), method.backbone)
         views = [
             torch.empty(view.num_views * samples, *view.size, view.channels, dtype=images).permute(0, 3, 1, 2)
             for view in recipe.data.views

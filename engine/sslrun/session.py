@@ -30,7 +30,7 @@ from sslrun.data.sources import Source
 from sslrun.errors import Diverged, RunFailed, UsageError
 from sslrun.evaluation.features import FeatureExtractor
 from sslrun.evaluation.monitors.monitors import Monitors
-from sslrun.initial_weights import load_initial_weights
+from sslrun.initial_weights import load_frozen_weights, load_initial_weights
 from sslrun.nn.checkpointing import checkpoint_activations
 from sslrun.nn.norm import RunningStatistics, convert_batch_norms, set_groups
 from sslrun.plan import (
@@ -392,12 +392,13 @@ def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
         "accumulation": plan.accumulation,
         "grad_clip": None if clip is None else clip.max_norm,
         "norm_type": 2.0 if clip is None else float(clip.norm_type),
+        "clip_parts": None if clip is None else clip.parts,
         "max_skipped_steps": recipe.engine.max_skipped_steps,
         "gradient_cache": recipe.engine.gradient_cache,
         "compile": plan.machine.compile,
         "cuda_graphs": plan.machine.cuda_graphs,
     }
-    optimizer = recipe.optimizer.create(recipe.model.named_parameters())
+    optimizer = recipe.optimizer.create(recipe.model.named_parameters(), recipe.model.backbone)
     if plan.world_size == 1:
         return LocalExecutor(recipe.model, optimizer, **options)
     if plan.machine.precision == "fp64":
@@ -447,7 +448,10 @@ def _restore(run: Run, path: Path | None) -> None:
         run.loader.bad.load_state_dict(state.bad_samples)
         run.step, run.is_measured = state.step, state.is_measured
         logger.info("continuing from %s", path)
-    elif run.recipe.load_from is not None:
+        return
+    for place, file in run.recipe.model.frozen_weights().items():
+        load_frozen_weights(run.executor, place, Path(file))
+    if run.recipe.load_from is not None:
         load_initial_weights(run.executor, Path(run.recipe.load_from), run.recipe.load_strict, run.progress)
 
 

@@ -225,7 +225,9 @@ def _loop(run: Run, signals: StopSignals) -> int:
             if run.log is not None:
                 run.log.tick(run.step)
             if run.step % recipe.log.interval == 0 or run.step == plan.total_steps:
-                _write_row(run, meter, next((rate for rate in rates if rate is not None), 0.0))
+                base = recipe.optimizer.lr
+                rate = recipe.lr.value(base, progress.step, progress.steps_per_epoch, progress.total_steps)
+                _write_row(run, meter, rate)
             _monitor(run, meter, signals)
             if run.step == plan.total_steps or recipe.checkpoint.is_due(run.step, plan.steps_per_epoch):
                 heartbeat.at("saving")

@@ -10,6 +10,7 @@ import test_byol
 import test_deepcluster
 import test_densecl
 import test_dino
+import test_distillation
 import test_ibot
 import test_ijepa
 import test_lejepa
@@ -81,6 +82,7 @@ CASES = {
     "MoCo": Case(test_moco.small, two_views.random_batch(32, 16), (4, 8, 16)),
     "DenseCL": Case(test_densecl.small, two_views.random_batch(16, 16), (4, 8)),
     "DINO": Case(test_dino.small, test_dino.multi_crop(16), (4, 8)),
+    "Distillation": Case(test_distillation.small, test_distillation.random_batch(16), (4, 8)),
     "IBOT": Case(test_ibot.small, test_ibot.multi_crop(16), (4, 8)),
     "DINOv2": Case(test_ibot.small_v2, test_ibot.multi_crop(16), (4, 8)),
     "MoCoV3": Case(test_mocov3.small, test_mocov3.random_batch(16), (4, 8)),

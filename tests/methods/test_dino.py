@@ -184,12 +184,13 @@ def test_recipes_are_as_published():
     assert [at(vit.optimizer.weight_decay, place) for place in (start, end)] == pytest.approx([0.04, 0.4])
     assert [vit.model.teachers(place)[0][2] for place in (start, end)] == pytest.approx([0.996, 1.0])
     options = two_views.options_by_name(vit)
-    assert options["head.prototypes.weight"]["freeze_iters"] == 2502 and vit.model.head.prototypes.length is None
+    assert options["head.prototypes.weight"]["freeze_epochs"] == 1 and vit.model.head.prototypes.length is None
     assert at(options["backbone.blocks.0.norm1.weight"]["initial_weight_decay"], end) == 0.0
     assert at(options["backbone.pos_embed"]["initial_weight_decay"], end) == 0.4
     assert vit.model.backbone.stochastic_depth.rates[::23] == pytest.approx([0.0, 0.1])
     assert vit.model.backbone.blocks[0].attn.heads == 6
     resnet = two_views.recipe("selfsup/dino/dino_resnet50_16xb64-mcrop-2-8-coslr-100e_in1k-224-96.toml")
+    assert {recipe.optimizer.grad_clip.scope for recipe in (vit, resnet)} == {"parameter"}
     assert (resnet.global_batch, resnet.optimizer.lr, resnet.optimizer.weight_decay) == (1024, 0.12, 1e-4)
     rates = [resnet.lr.value(0.12, place, 10, 1000) for place in (0, 100, 1000)]
     assert rates == pytest.approx([1.2e-5, 0.12, 1e-6])

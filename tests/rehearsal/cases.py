@@ -57,6 +57,8 @@ SCORES = (
     ("sslkernels/prototype_cross_entropy.py", "and the student's by 0.1"),
     BACKWARD,
 )
+KOLEO = ("nn/koleo.py", "rounded cosines would tie in the argmax")
+QUEUE = (("methods/distillation.py", "similarities are divided by 0.07 in the exponent"), BACKWARD)
 MATCHES = (("methods/densecl.py", "rounded similarities of cells would tie in the argmax"),)
 NEAREST = (("nn/clustering.py", "rounded distances to centroids would tie in the argmin"),)
 
@@ -85,6 +87,9 @@ CASES = {
     "lejepa": Case("configs/lejepa.toml", on_host=(SLICES,), float32=NORMALITY),
     "swav": Case("configs/swav.toml", on_host=(ADDRESSES,), float32=PROTOTYPES),
     "dino": Case("configs/dino.toml", float32=SCORES),
+    "ibot": Case("configs/ibot.toml", float32=SCORES),
+    "dinov2": Case("configs/dinov2.toml", float32=(*SCORES, KOLEO)),
+    "distillation": Case("configs/distillation.toml", float32=QUEUE),
     "densecl": Case("configs/densecl.toml", on_host=(SHUFFLE,), float32=MATCHES),
     "npid": Case("configs/npid.toml", on_host=(NEGATIVES,)),
     "odc": Case("configs/odc.toml", float32=NEAREST, late=("nn/clustering.py",)),

@@ -4,8 +4,6 @@ Fine-tuning is an ordinary training run of the method `Supervised`. This file on
 provides everything else (several ranks, precision, exact resume, logs).
 """
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +30,8 @@ class Finetune(Evaluation):
         optimizer: optimizer and parameter groups; by default AdamW with learning rate 1e-3 and weight decay 0.05, but
             no decay of norms and biases.
         lr: learning-rate schedule; by default a cosine after 100 steps of linear warm-up.
-        layer_decay: ratio of a layer's learning rate to that of the layer above it; 1 for equal rates.
+        layer_decay: ratio of a layer's learning rate to that of the layer above it; 1 for equal rates
+            (`optimizer.layer_decay` of the training run).
         init_std: standard deviation of the classifier's initial weights.
         label_smoothing: share of the target that is spread evenly over all classes, 0 to below 1.
         mixup: alpha of the Beta distribution of mixup's shares; 0 for no mixup.
@@ -73,7 +72,6 @@ def recipe(
     *,
     size: tuple[int, int],
     num_classes: int,
-    layers: Sequence[Sequence[str]],
     weights: str,
     work_dir: str,
 ) -> dict[str, Any]:
@@ -85,7 +83,6 @@ def recipe(
         table: the table that `config` was built from.
         size: height and width of the training views if `config` has no transforms.
         num_classes: number of classes.
-        layers: names of the backbone's parts from `Backbone.layers`; empty without layer decay.
         weights: path of the encoder's weights.
         work_dir: folder in which the run folder is created.
     """
@@ -114,28 +111,11 @@ def recipe(
             **_sources(evaluation, data),
             "views": [{"num_views": 1, "transforms": table.get("transforms") or _crops(data["views"][0], size)}],
         },
-        "optimizer": {
-            **optimizer,
-            "paramwise": [*layer_rules(layers, config.layer_decay), *optimizer.get("paramwise", [])],
-        },
+        "optimizer": {**optimizer, **({} if config.layer_decay == 1 else {"layer_decay": config.layer_decay})},
         "lr": table.get("lr", SCHEDULE),
         "checkpoint": {"interval": 1, "max_keep_ckpts": 1},
         "monitor": {"accuracy_interval": config.test_interval, **({"transforms": monitor} if monitor else {})},
     }
-
-
-def layer_rules(layers: Sequence[Sequence[str]], decay: float) -> list[dict[str, Any]]:
-    """`[[optimizer.paramwise]]` tables of a layer-wise decay (Clark et al. 2020, arXiv 2003.10555; Bao et al. 2022,
-    arXiv 2106.08254): the last layer has the classifier's rate times decay, the one below times decay squared, ..."""
-    if decay == 1:
-        return []
-    return [
-        {
-            "match": rf"^backbone\.({'|'.join(map(re.escape, names))})(\.|$)",
-            "lr_mult": decay ** (len(layers) - number),
-        }
-        for number, names in enumerate(layers)
-    ]
 
 
 def _sources(evaluation: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:

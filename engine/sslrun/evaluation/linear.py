@@ -113,7 +113,8 @@ class Linear(Evaluation):
                 raise UsageError(f"eval.linear.{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 < self.validation < 1:
             raise UsageError(f"eval.linear.validation must be above 0 and below 1, not {self.validation}")
-        if not isinstance(self.rule, SGD | LARS) or self.rule.paramwise or self.rule.grad_clip:
+        has_groups = self.rule.paramwise or self.rule.layer_decay != 1
+        if not isinstance(self.rule, SGD | LARS) or has_groups or self.rule.grad_clip:
             raise UsageError("eval.linear.optimizer must be SGD or LARS, without paramwise and grad_clip")
         if self.norm == "standardize" and self.is_fresh:
             raise UsageError('eval.linear.norm = "standardize" needs features that are extracted once: use "batch"')

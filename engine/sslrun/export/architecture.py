@@ -56,9 +56,8 @@ class VitArchitecture:
     @property
     def is_plain(self) -> bool:
         """Whether it is the network of Dosovitskiy et al. 2021, which other libraries know as "vit"."""
-        return (self.registers, self.layer_scale, self.mlp, self.norm_eps) == (0, 0.0, "gelu", 1e-6) and (
-            self.positions != "rotary" and self.global_pool == "token"
-        )
+        parts = self.registers, self.layer_scale, self.mlp, self.norm_eps
+        return parts == (0, 0.0, "gelu", 1e-6) and self.positions != "rotary"
 
     def __str__(self) -> str:
         return f"ViT-{(self.arch or f'{self.embed_dim}x{self.depth}').capitalize()}/{self.patch_size}"

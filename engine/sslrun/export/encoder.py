@@ -52,10 +52,10 @@ class Encoder:
             raise UsageError(f"{program} has BatchNorm with scale, shift and an eps of 1e-5 only: {ELSEWHERE}")
         if isinstance(self.architecture, ResNetArchitecture) and self.architecture.stem != "imagenet":
             raise UsageError(f'{program} has no ResNet with stem = "{self.architecture.stem}": {ELSEWHERE}')
-        if isinstance(self.architecture, VitArchitecture) and not self.architecture.is_plain:
+        if isinstance(self.architecture, VitArchitecture) and self.architecture.global_pool != "token":
             raise UsageError(
-                "this vision transformer has registers, LayerScale, SwiGLU, rotary positions or the mean of its "
-                f"patches as feature, and {program} would compute something else: {ELSEWHERE}"
+                f"{program} would give the class token's output, but the feature of this vision transformer is the "
+                f"mean of its patches' outputs (global_pool): {ELSEWHERE}"
             )
         return self.architecture
 

@@ -1,16 +1,25 @@
-"""A folder that the transformers library loads: ResNetModel or ViTModel."""
+"""A folder that the transformers library loads: ResNetModel, ViTModel, or a model of DINOv2 or DINOv3."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sslrun.errors import UsageError
 from sslrun.export import library_shapes
-from sslrun.export.architecture import ResNetArchitecture, Shapes, shapes_of
+from sslrun.export.architecture import ResNetArchitecture, Shapes, VitArchitecture, shapes_of
 from sslrun.export.encoder import ELSEWHERE, Encoder
 from sslrun.export.export_format import ExportFormat
 from sslrun.export.tensor_files import KEY, read_safetensors
 from sslrun.export.tensor_names import from_transformers, to_transformers
+from sslrun.export.transformer_forms import (
+    from_transformers_form,
+    periods_note,
+    to_transformers_form,
+    transformers_config,
+    transformers_shapes,
+)
 from sslrun.export.verify import NotTheSame, difference, require_names, require_same
 from sslrun.number_format import number
 from sslrun.runtime.durable import write_file
@@ -29,7 +38,13 @@ class HuggingFace(ExportFormat):
             raise UsageError(f"{path} is a file; --to huggingface writes a folder")
         self.name = path.name
         self.config = _config(encoder)
-        self.tensors = {name: tensor.contiguous() for name, tensor in to_transformers(encoder.tensors()).items()}
+        self.form = _form(encoder)
+        if self.form is None:
+            theirs = to_transformers(_without_mask_token(encoder))
+        else:
+            theirs = to_transformers_form(encoder.tensors(), self.form)
+            self.note = periods_note(self.form, encoder.tensors())
+        self.tensors = {name: tensor.contiguous() for name, tensor in theirs.items()}
         self.metadata = encoder.metadata(target="huggingface", architecture=self.config["architectures"][0])
         wrong = difference(shapes_of(self.tensors), _expected(self.config))
         if wrong is not None:
@@ -51,7 +66,11 @@ class HuggingFace(ExportFormat):
         if metadata != self.metadata:
             raise NotTheSame("its metadata did not read back")
         require_names(tensors, _expected(config))
-        ours = from_transformers(tensors, encoder.tensors())
+        own = encoder.tensors()
+        if self.form is None:
+            ours = own | from_transformers(tensors, _without_mask_token(encoder))
+        else:
+            ours = from_transformers_form(tensors, own, self.form)
         require_same(encoder.backbone, ours, encoder.images())
 
 
@@ -59,11 +78,8 @@ def _card(name: str, encoder: Encoder, architecture: str) -> str:
     """README.md of the folder."""
     about = encoder.about
     length = "" if about["step"] is None else f", {about['step']} steps ({number(about['epoch'])} epochs)"
-    if architecture == "ViTModel":
-        arguments = ", add_pooling_layer=False"
-        feature = "last_hidden_state[:, 0]"
-    else:
-        arguments, feature = "", "pooler_output.flatten(1)"
+    arguments = ", add_pooling_layer=False" if architecture == "ViTModel" else ""
+    feature = "pooler_output.flatten(1)" if architecture == "ResNetModel" else "last_hidden_state[:, 0]"
     return f"""---
 library_name: transformers
 pipeline_tag: image-feature-extraction
@@ -103,6 +119,8 @@ def _config(encoder: Encoder) -> dict[str, Any]:
             "downsample_in_bottleneck": False,
             **common,
         }
+    if not architecture.is_plain:
+        return {**transformers_config(architecture), **common}
     return {
         "architectures": ["ViTModel"],
         "model_type": "vit",
@@ -119,9 +137,20 @@ def _config(encoder: Encoder) -> dict[str, Any]:
     }
 
 
+def _form(encoder: Encoder) -> VitArchitecture | None:
+    """The architecture of a transformer with more parts than a ViTModel has; None for any other network."""
+    architecture = encoder.architecture
+    return architecture if isinstance(architecture, VitArchitecture) and not architecture.is_plain else None
+
+
+def _without_mask_token(encoder: Encoder) -> dict[str, Tensor]:
+    """The tensors of which the features depend."""
+    return {name: tensor for name, tensor in encoder.tensors().items() if name != "mask_token"}
+
+
 def _expected(config: dict[str, Any]) -> Shapes:
-    is_resnet = config["model_type"] == "resnet"
-    return (library_shapes.transformers_resnet if is_resnet else library_shapes.transformers_vit)(config)
+    of = {"resnet": library_shapes.transformers_resnet, "vit": library_shapes.transformers_vit}
+    return of.get(config["model_type"], transformers_shapes)(config)
 
 
 def _json(value: Any) -> bytes:

@@ -74,6 +74,31 @@ def vit(name: str) -> Shapes:
     return shapes | _affine("norm", width) | _affine("head", 1000, width)
 
 
+def timm_vit(arguments: dict[str, Any], is_gated: bool) -> Shapes:
+    """A DINOv2 of timm that is made with these arguments, without classifier.
+
+    Args:
+        arguments: img_size, patch_size, embed_dim, depth, mlp_ratio; reg_tokens if it has registers, whose positions
+            are among the others (no_embed_class = False). It has LayerScale.
+        is_gated: whether its MLPs are SwiGLU, whose first layer has the matrices of gate and value.
+    """
+    width, patch, registers = arguments["embed_dim"], arguments["patch_size"], arguments.get("reg_tokens", 0)
+    hidden = int(width * arguments["mlp_ratio"])
+    places = 1 + registers + (arguments["img_size"] // patch) ** 2
+    shapes: Shapes = {"cls_token": (1, 1, width), "pos_embed": (1, places, width)}
+    shapes |= {"reg_token": (1, registers, width)} if registers else {}
+    shapes |= _affine("patch_embed.proj", width, 3, patch, patch) | _affine("norm", width)
+    for block in range(arguments["depth"]):
+        place = f"blocks.{block}"
+        for number in (1, 2):
+            shapes |= _affine(f"{place}.norm{number}", width)
+            shapes[f"{place}.ls{number}.gamma"] = (width,)
+        shapes |= _affine(f"{place}.attn.qkv", 3 * width, width) | _affine(f"{place}.attn.proj", width, width)
+        shapes |= _affine(f"{place}.mlp.fc1", hidden, width)
+        shapes |= _affine(f"{place}.mlp.fc2", width, hidden // 2 if is_gated else hidden)
+    return shapes
+
+
 def transformers_resnet(config: dict[str, Any]) -> Shapes:
     """The file of a ResNetModel with this config.json."""
     widths: Sequence[int] = config["hidden_sizes"]

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sslrun.errors import UsageError
 from sslrun.export import library_shapes
-from sslrun.export.architecture import ResNetArchitecture, Shapes, shapes_of
+from sslrun.export.architecture import ResNetArchitecture, Shapes, VitArchitecture, shapes_of
 from sslrun.export.encoder import ELSEWHERE, Encoder
 from sslrun.export.export_format import ExportFormat
+from sslrun.export.transformer_forms import from_timm, timm_form, to_timm
 from sslrun.export.verify import NotTheSame, difference, features, require_equal, require_names, require_same
 from sslrun.runtime.safetensors_file import read_tensors, write_tensors
 
@@ -49,6 +50,10 @@ class TensorFile(ExportFormat, listed=False):
         """The encoder's tensors by the names in the file."""
         return {name.removeprefix(self.prefix): tensor for name, tensor in encoder.tensors().items()}
 
+    def ours(self, tensors: dict[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
+        """The inverse of `written`, for the tensors of a file."""
+        return {self.prefix + name: tensor for name, tensor in tensors.items()}
+
     def write(self, encoder: Encoder, path: Path) -> None:
         tensors = {name: tensor.contiguous() for name, tensor in self.written(encoder).items()}
         if self.suffix == ".pth":
@@ -61,8 +66,7 @@ class TensorFile(ExportFormat, listed=False):
         if metadata != self.metadata:
             raise NotTheSame("its metadata did not read back")
         require_names(tensors, self.shapes)
-        ours = {self.prefix + name: tensor for name, tensor in tensors.items()}
-        require_same(encoder.backbone, ours, encoder.images())
+        require_same(encoder.backbone, self.ours(tensors, encoder), encoder.images())
 
 
 class Safetensors(TensorFile):
@@ -132,6 +136,15 @@ class Timm(LibraryFile):
 
     library = "timm"
 
+    def written(self, encoder: Encoder) -> dict[str, Tensor]:
+        tensors = super().written(encoder)
+        architecture = encoder.architecture
+        return to_timm(tensors, architecture) if isinstance(architecture, VitArchitecture) else tensors
+
+    def ours(self, tensors: dict[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
+        is_vit = isinstance(encoder.architecture, VitArchitecture)
+        return from_timm(tensors, encoder.tensors()) if is_vit else super().ours(tensors, encoder)
+
     def layout(self, encoder: Encoder) -> tuple[Shapes, dict[str, Any]]:
         shapes, about = super().layout(encoder)
         return shapes, {**about, "pretrained_cfg": encoder.preprocessing.for_timm()}
@@ -142,6 +155,10 @@ class Timm(LibraryFile):
         if isinstance(architecture, ResNetArchitecture):
             name = _resnet_name(encoder, "timm")
             shapes = library_shapes.resnet(name)
+        elif not architecture.is_plain:
+            name, arguments = timm_form(architecture)
+            shapes = library_shapes.timm_vit(arguments, "giant" in name)
+            self.note = "create it with the model_args of the metadata: other sizes than those of its name"
         else:
             name = f"vit_{architecture.arch}_patch{architecture.patch_size}_{architecture.img_size}"
             if name not in library_shapes.VITS or architecture.mlp_ratio != 4.0:

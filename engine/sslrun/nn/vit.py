@@ -144,8 +144,8 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(Backbone):
-    """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929); its feature (B, D) is the class token's output
-    or the mean of the patches'.
+    """Vision transformer of the sizes Ti, S, B, L, SO400M, H and g (Dosovitskiy et al. 2021, arXiv 2010.11929); its
+    feature (B, D) is the class token's output or the mean of the patches'.
 
     It takes images of any height and width that are multiples of patch_size; crops of several sizes are several calls.
     Parameter names are timm's.

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,9 @@ from sslrun.scheduled import Number, extremes, plain, product
 Kind = Literal["norm", "bias", "embedding"]
 
 _CHOICE = ("match", "kind")
+_LENGTHS = {"freeze_iters": "freeze_epochs", "ramp_iters": "ramp_epochs"}  # one length in two units
+_OTHER_UNIT = _LENGTHS | {epochs: iters for iters, epochs in _LENGTHS.items()}
+_OF_TIME = {"fix_lr": False, **dict.fromkeys(_OTHER_UNIT, 0)}  # what every optimizer's groups have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,11 @@ class ParamRule:
         eta: LARS's trust coefficient for these parameters, instead of the optimizer's.
         eta_mult: factor of the optimizer's eta.
         lars_exclude: whether LARS does not scale the learning rate of these parameters (usually biases and norms).
-        freeze_iters: steps at the start of the run with a learning rate and weight decay of 0 (SwAV's prototypes).
+        freeze_iters: steps at the start of the run with a learning rate and weight decay of 0 (SwAV's prototypes). The
+            gradients are computed all the same, and the optimizer's running means see them.
+        freeze_epochs: length of that time in epochs, instead of `freeze_iters`.
+        ramp_iters: steps after it in which the learning rate rises linearly from 0 to what the schedule gives.
+        ramp_epochs: length of the rise in epochs, instead of `ramp_iters`.
     """
 
     match: str | None = None
@@ -62,6 +69,9 @@ class ParamRule:
     eta_mult: float | None = None
     lars_exclude: bool | None = None
     freeze_iters: int | None = None
+    freeze_epochs: float | None = None
+    ramp_iters: int | None = None
+    ramp_epochs: float | None = None
 
     def __post_init__(self) -> None:
         if self.match is None and not self.kind:
@@ -74,8 +84,9 @@ class ParamRule:
         if not given:
             raise UsageError(f"the rule with {self} sets nothing")
         for name, value in given.items():
-            if f"{name}_mult" in given:
-                raise UsageError(f"{self} sets both {name} and {name}_mult")
+            for other in (f"{name}_mult", _LENGTHS.get(name)):
+                if other in given:
+                    raise UsageError(f"{self} sets both {name} and {other}")
             # torch checks an optimizer's defaults, but not the options of a group.
             numbers = value if isinstance(value, tuple) else extremes(value)
             if not all(number >= 0 for number in numbers) or (name == "betas" and max(numbers) >= 1):
@@ -101,6 +112,8 @@ class ParamRule:
         for name, value in self.given().items():
             option = name.removesuffix("_mult")
             applied[option] = value if option == name else product(defaults[option], value)
+            if option in _OTHER_UNIT:
+                applied[_OTHER_UNIT[option]] = 0
         return applied
 
 
@@ -122,24 +135,29 @@ def kinds_of(named_parameters: list[tuple[str, nn.Parameter]]) -> dict[str, set[
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], defaults: dict[str, Any], rules: list[ParamRule], owner: str
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    defaults: dict[str, Any],
+    rules: list[ParamRule],
+    owner: str,
+    lr_factor: Callable[[str], float] = lambda name: 1.0,
 ) -> list[dict[str, Any]]:
     """Groups of a torch optimizer: each has the parameters with equal options, with their names.
 
     Only parameters that require a gradient are included. Groups and their parameters are in the order of the model.
-    Besides every option, a group has `fix_lr`, `freeze_iters`, and what changes over a run as the recipe says it:
-    `initial_lr` (the base of the schedule) and `initial_weight_decay`.
+    Besides every option, a group has `fix_lr`, the lengths of its freeze and ramp, and what changes over a run as the
+    recipe says it: `initial_lr` (the base of the schedule) and `initial_weight_decay`.
 
     Args:
         named_parameters: names and parameters, as from `module.named_parameters()`.
         defaults: the optimizer's options, among them `lr`.
         rules: the recipe's `optimizer.paramwise`.
         owner: the optimizer's name, for messages.
+        lr_factor: factor of the learning rate of a parameter, by its name, after all rules.
 
     Raises:
         UsageError: a rule selects no trained parameter, or sets an option that this optimizer does not have.
     """
-    known = {**defaults, "fix_lr": False, "freeze_iters": 0}
+    known = {**defaults, **_OF_TIME}
     for rule in rules:
         for name in rule.given():
             if name.removesuffix("_mult") not in known:
@@ -156,11 +174,31 @@ def parameter_groups(
         for rule in rules:
             if rule.selects(name, kinds[name]):
                 options = rule.apply(options, known)
+        factor = lr_factor(name)
+        if factor != 1:
+            options = {**options, "lr": product(options["lr"], factor)}
         initial = {f"initial_{key}": options[key] for key in ("lr", "weight_decay") if key in options}
         numbers = {key: plain(value) for key, value in options.items()}
         group = groups.setdefault(tuple(options.values()), {"params": [], **numbers, **initial})
         group["params"].append((name, parameter))
     return list(groups.values())
+
+
+def layer_decay(layers: Sequence[Sequence[str]], decay: float) -> Callable[[str], float]:
+    """The learning-rate factor of a parameter by its name (Clark et al. 2020, arXiv 2003.10555; Bao et al. 2022, arXiv
+    2106.08254): the backbone's last layer has decay, the one below decay squared, ...; anything else has 1.
+
+    Args:
+        layers: names of parts of the backbone, from `Backbone.layers`.
+        decay: ratio of a layer's rate to that of the layer above it.
+    """
+    patterns = [re.compile(rf"backbone\.({'|'.join(map(re.escape, names))})(\.|$)") for names in layers]
+
+    def factor(name: str) -> float:
+        depths = (number for number, pattern in enumerate(patterns) if pattern.match(name))
+        return decay ** (len(layers) - next(depths, len(layers)))
+
+    return factor
 
 
 def _selects_nothing(rule: ParamRule, names: list[str]) -> str:

@@ -110,15 +110,20 @@ class Schedule(Component, kind="schedules", tag="policy"):
 
 
 def learning_rates(groups: Sequence[Mapping[str, Any]], schedule: Schedule, position: Position) -> list[float | None]:
-    """The learning rate of every parameter group for one step; None for a group that is still frozen (`freeze_iters`).
+    """The learning rate of every parameter group for one step; None for a group that is still frozen.
 
-    Groups with `fix_lr` keep their base learning rate.
+    Groups with `fix_lr` keep their base learning rate. A ramp begins with 0 at the first step after the freeze.
     """
 
+    def steps(group: Mapping[str, Any], name: str) -> int:
+        iters, epochs = group.get(f"{name}_iters", 0), group.get(f"{name}_epochs", 0)
+        return iters or round(epochs * position.steps_per_epoch)
+
     def rate(group: Mapping[str, Any]) -> float | None:
-        if position.step < group["freeze_iters"]:
+        done, ramp = position.step - steps(group, "freeze"), steps(group, "ramp")
+        if done < 0:
             return None
-        initial = at(group["initial_lr"], position)
+        initial = at(group["initial_lr"], position) * (done / ramp if done < ramp else 1.0)
         if group["fix_lr"]:
             return initial
         return schedule.value(initial, position.step, position.steps_per_epoch, position.total_steps)

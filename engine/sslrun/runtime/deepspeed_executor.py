@@ -197,19 +197,26 @@ class DeepSpeedExecutor(Executor):
                 "stage 0 or 1"
             ) from error
 
-    def _gradients(self) -> list[Tensor]:
+    def _gradients(self) -> dict[str, Tensor]:
         if self.zero_stage == 0:
             return super()._gradients()
         zero = self.engine.optimizer
         if self.zero_stage == 1:
             return self._average_parts()
-        if self.zero_stage == 2:
-            return [part for group in range(len(zero.bit16_groups)) for part in zero.averaged_gradients[group]]
-        return [  # without what fills up the last rank's part
-            gradient.view(-1)[: _part(parameter, distributed.rank())[1]]
-            for i, parameters in enumerate(zero.fp16_groups)
-            for parameter, gradient in zip(parameters, zero.averaged_gradients[i], strict=True)
-        ]
+        gradients: dict[str, Tensor] = {}
+        if self.zero_stage == 2:  # a tensor for each parameter of the partition, and others that fill it up
+            for i, partition in enumerate(self._partitions):
+                parts = [part for part in zero.averaged_gradients[i] if not hasattr(part, "_zero_padding")]
+                for (name, segment), part in zip(partition.own.items(), parts[: len(partition.own)], strict=True):
+                    assert part.numel() == segment.length, f"{name}: another part of it than DeepSpeed's"
+                    gradients[name] = part
+            return gradients
+        for i, parameters in enumerate(zero.fp16_groups):
+            for parameter, gradient in zip(parameters, zero.averaged_gradients[i], strict=True):
+                length = _part(parameter, distributed.rank())[1]
+                if length:  # without what fills up the last rank's part
+                    gradients[self.names[parameter]] = gradient.view(-1)[:length]
+        return gradients
 
     def _leave_gradients(self) -> None:
         """Stage 1: keep DeepSpeed from averaging gradients, which `_average_parts` does.
@@ -222,13 +229,13 @@ class DeepSpeedExecutor(Executor):
             hook.remove()
 
     @torch.no_grad()
-    def _average_parts(self) -> list[Tensor]:
+    def _average_parts(self) -> dict[str, Tensor]:
         """Stage 1: average the gradients of each group as one flat tensor, of which each rank gets its part.
 
         Returns:
-            For each parameter, what lies in this rank's part: the norm of a long tensor would be rounded more.
+            For each parameter, what lies in this rank's part.
         """
-        zero, gradients = self.engine.optimizer, list[Tensor]()
+        zero, gradients = self.engine.optimizer, dict[str, Tensor]()
         groups = zip(zero.round_robin_bit16_groups, zero.bit16_groups_flat, self._partitions, strict=True)
         for i, (parameters, whole, partition) in enumerate(groups):
             pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
@@ -239,8 +246,7 @@ class DeepSpeedExecutor(Executor):
                 parameter.grad = None
             part = distributed.reduce_scatter_mean(flat)
             zero.averaged_gradients[i] = [part]
-            lengths = [segment.length for segment in partition.own.values()]
-            gradients += part[: sum(lengths)].split(lengths) if lengths else [part]
+            gradients |= {name: part[s.offset : s.offset + s.length] for name, s in partition.own.items()}
         return gradients
 
     def _apply(self, is_applied: bool) -> None:

@@ -53,8 +53,9 @@ class Executor(ABC):
         precision: "bf16" computes under autocast, parameters stay float32; "fp64" makes parameters, buffers and views
             float64.
         accumulation: micro-batches per step.
-        grad_clip: largest global norm of the gradient; None for no clipping.
+        grad_clip: largest norm of the gradient of a part of the parameters; None for no clipping.
         norm_type: order of that norm; 2 is the Euclidean one, infinity the largest absolute value.
+        clip_parts: divides the names of all trained parameters into the parts that are clipped together; None for one.
         max_skipped_steps: how many steps in a row may be skipped for a non-finite loss or gradient.
         compile: compile the direct submodules of the method, except those that it names in `uncompiled`. The method
             itself is not compiled: its `progress` changes in each step.
@@ -73,6 +74,7 @@ class Executor(ABC):
         accumulation: int = 1,
         grad_clip: float | None = None,
         norm_type: float = 2.0,
+        clip_parts: Callable[[list[str]], list[list[str]]] | None = None,
         max_skipped_steps: int = 0,
         gradient_cache: bool = False,
         compile: bool = False,
@@ -87,6 +89,8 @@ class Executor(ABC):
         self._pairs: dict[tuple[nn.Module, nn.Module], tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
         self.names = {parameter: name for name, parameter in method.named_parameters()}
         self._check_groups()
+        trained = [self.names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        self._parts = [trained] if clip_parts is None else clip_parts(trained)
         self._weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
         dtype = torch.float64 if precision == "fp64" else torch.float32
         method.to(device, dtype if precision == "fp64" else None)
@@ -346,18 +350,18 @@ class Executor(ABC):
     def _backward(self, value: Tensor) -> None:
         """Add the gradients of a loss that is already divided by `accumulation`."""
 
-    def _gradients(self) -> list[Tensor]:
-        """This rank's part of the averaged gradients of a whole step; they are measured and scaled in place.
+    def _gradients(self) -> dict[str, Tensor]:
+        """This rank's part of the averaged gradients of a whole step, by parameter; measured and scaled in place.
 
-        Parameters that the loss did not use get zeros, as in a flat partition: their momentum and weight decay
-        continue.
+        A parameter of which this rank holds nothing is left out. Parameters that the loss did not use get zeros, as in
+        a flat partition: their momentum and weight decay continue.
         """
-        gradients = []
+        gradients = {}
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                gradients.append(parameter.grad)
+                gradients[self.names[parameter]] = parameter.grad
         return gradients
 
     @abstractmethod
@@ -390,14 +394,33 @@ class Executor(ABC):
     def _guard(self) -> tuple[Tensor, Tensor]:
         """(global norm before clipping, float64; whether anything on any rank is not finite); clips in place."""
         gradients, power = self._gradients(), self.norm_type
-        norms = torch._foreach_norm([gradient for gradient in gradients if gradient.numel()], power)
-        norms_here = torch.stack([torch.zeros_like(self._loss), *norms]).double()
-        mine = norms_here.max() if power == math.inf else norms_here.pow(power).sum() * self._norm_share()
-        shares, losses = distributed.all_gather_rows(torch.stack([mine, self._loss.double()]).unsqueeze(0)).unbind(1)
-        norm = shares.max() if power == math.inf else shares.sum().pow(1 / power)
+        mine = self._measured(gradients)
+        rows = distributed.all_gather_rows(torch.cat([mine, self._loss.double().view(1)]).unsqueeze(0))
+        shares, losses = rows[:, :-1], rows[:, -1]  # (ranks, parts), (ranks,)
+        is_largest = power == math.inf
+        parts = shares.amax(dim=0) if is_largest else shares.sum(dim=0)
+        norm = parts.max() if is_largest else parts.sum().pow(1 / power)
         if self.grad_clip is not None:
-            torch._foreach_mul_(gradients, (self.grad_clip / (norm + 1e-6)).clamp(max=1.0).to(self._loss.dtype))
+            norms = parts if is_largest else parts.pow(1 / power)
+            factors = (self.grad_clip / (norms + 1e-6)).clamp(max=1.0).to(self._loss.dtype)
+            for names, factor in zip(self._parts, factors.unbind(), strict=True):
+                here = [gradients[name] for name in names if name in gradients]
+                if here:
+                    torch._foreach_mul_(here, factor)
         return norm, ~(torch.isfinite(norm) & torch.isfinite(losses).all())
+
+    def _measured(self, gradients: dict[str, Tensor]) -> Tensor:
+        """(parts,), float64: this rank's share of each part's sum of powers; of an infinite norm, its largest value."""
+        here = {name: gradient for name, gradient in gradients.items() if gradient.numel()}
+        norms = torch._foreach_norm(list(here.values()), self.norm_type) if here else ()
+        by_name, nothing = dict(zip(here, norms, strict=True)), torch.zeros_like(self._loss)
+        values = torch.stack([by_name.get(name, nothing) for names in self._parts for name in names]).double()
+        is_largest = self.norm_type == math.inf
+        powers = values if is_largest else values.pow(self.norm_type)
+        if len(self._parts) < len(powers):
+            parts = powers.split([len(names) for names in self._parts])
+            powers = torch.stack([part.max() if is_largest else part.sum() for part in parts])
+        return powers if is_largest else powers * self._norm_share()
 
     def _count(self, applied: bool) -> None:
         self.skipped_steps = 0 if applied else self.skipped_steps + 1

@@ -17,9 +17,9 @@ class ReplicatedExecutor(LocalExecutor):
         Executor.__init__(self, method, optimizer, **options)
         distributed.broadcast_(list(method.state_dict(keep_vars=True).values()))
 
-    def _gradients(self) -> list[Tensor]:
+    def _gradients(self) -> dict[str, Tensor]:
         gradients = super()._gradients()
-        distributed.all_reduce_mean_(gradients)
+        distributed.all_reduce_mean_(list(gradients.values()))
         return gradients
 
     def _norm_share(self) -> float:
