@@ -49,7 +49,7 @@ class IJEPAPredictor(PatchDecoder):
         self.predictor_pos_embed = nn.Parameter(table, requires_grad=False)
         hidden = int(embed_dim * mlp_ratio)
         self.predictor_blocks = nn.Sequential(
-            *(Block(embed_dim, num_heads, hidden, Mlp, 0.0, 0.0, 1e-6) for _ in range(depth))
+            *(Block(embed_dim, num_heads, hidden, Mlp, 0.0, 1e-6) for _ in range(depth))
         )
         self.predictor_norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.predictor_proj = nn.Linear(embed_dim, in_channels)
