@@ -279,11 +279,11 @@ class TestCommand:
 
     def test_an_unknown_method_exits_with_1(self, capsys, tmp_path):
         """Exit code 1, and the method is named: the rest is converted all the same."""
-        old, new = tmp_path / "cae_1xb2.py", tmp_path / "cae.toml"
-        old.write_text(f"_base_ = {str(BYOL)!r}\nmodel = dict(_delete_=True, type='mmselfsup.models.CAE')")
+        old, new = tmp_path / "saim_1xb2.py", tmp_path / "saim.toml"
+        old.write_text(f"_base_ = {str(BYOL)!r}\nmodel = dict(_delete_=True, type='mmselfsup.models.SAIM')")
         code, out, err = run(capsys, old, "-o", new)
         assert code == 1 and out.startswith(f"{new}: ") and tomllib.loads(new.read_text())["epochs"] == 200
-        assert err.splitlines()[-1] == f"error: {new} cannot be run: no model: there is no method CAE here"
+        assert err.splitlines()[-1] == f"error: {new} cannot be run: no model: there is no method SAIM here"
 
     def test_odd_names_stay_on_one_line(self, capsys, tmp_path):
         folder = tmp_path / "a\nb\x1b[31m"

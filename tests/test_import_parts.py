@@ -270,7 +270,7 @@ STEPS_V1 = [
      {"type": "GaussianBlur", "sigma_min": 0.1, "sigma_max": 2.0, "p": 0.7}, ""),
     ("'mmcls.Solarize', thr=100", {"type": "Solarization", "threshold": 100, "p": 0.5}, ""),
     ("'torchvision/RandomSolarize', threshold=100, prob=0.3", {"type": "Solarization", "threshold": 100, "p": 0.3}, ""),
-    ("'BEiTMaskGenerator', input_size=14", None, ": there is no transform BEiTMaskGenerator here"),
+    ("'GridMask', ratio=0.5", None, ": there is no transform GridMask here"),
 ]  # fmt: skip
 
 

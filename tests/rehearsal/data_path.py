@@ -45,6 +45,12 @@ class PlayedSource:
     def __len__(self) -> int:
         return SAMPLES
 
+    def sizes_of(self, ids: np.ndarray) -> np.ndarray:
+        return self.sizes[ids]
+
+    def labels_of(self, ids: np.ndarray) -> np.ndarray:
+        return self.labels[ids]
+
 
 def played_outputs(loader: Loader, specs: Iterator[BatchSpec]) -> Iterator[tuple[BatchSpec, list[list[torch.Tensor]]]]:
     """What DALI delivers: for each output of the graph a tensor of all images, or one for each where sizes differ."""

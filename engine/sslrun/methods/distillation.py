@@ -221,5 +221,6 @@ def _mixed(images: Tensor, share: float | None) -> Tensor:
         return images
     if len(images) % 2:
         raise ValueError(f"{len(images)} samples at once: images are mixed in pairs, so the number has to be even")
+    images = wide(images)  # a mixture of bfloat16 images would be rounded once more
     other = images.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     return images * share + other * (1 - share)
