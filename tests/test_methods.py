@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import small_run
+from learn_recipes import EVERY_RECIPE, RECIPES
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.contract import Batch, Progress
@@ -30,8 +31,6 @@ from sslrun.runtime.executor import LocalExecutor
 from sslrun.session import build
 from sslrun.training import joined, train_step
 
-ROOT = Path(__file__).parents[1]
-RECIPES = {path.stem: path for path in [*sorted(ROOT.glob("configs/learn/*.toml")), ROOT / "configs/quickstart.toml"]}
 SMALL = [
     "epochs=2", "global_batch=16", "data.samples_per_gpu=4", "engine.device=cpu", "engine.threads=1",
     "checkpoint.interval=1", "checkpoint.by=iter", "checkpoint.max_keep_ckpts=100", "log.interval=1",
@@ -42,7 +41,7 @@ SAMPLES, STEPS_PER_EPOCH = 80, 5
 # Labels, a bank with labels, a queue with prototypes. MoCo resumes daily in test_resume.py.
 DAILY = ["deepcluster", "odc", "swav"]
 
-EVERY_METHOD = pytest.mark.parametrize("name", RECIPES)
+EVERY_METHOD = pytest.mark.parametrize("name", EVERY_RECIPE)
 
 
 def nightly(name: str) -> Any:
