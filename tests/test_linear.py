@@ -248,7 +248,7 @@ def test_the_default_grid_does_not_use_test_images_for_its_choice(digits):
     assert found["linear/top1_pct"] > max(row["test_top1_pct"] for row in found["grid"]) - 5
     assert found["linear/top5_pct"] > 95 and len(found["per_class_top1_pct"]) == 10
     encoder = few(digits)
-    encoder.test.labels = encoder.test.labels[::-1].copy()
+    encoder.test.labels[:] = encoder.test.labels[::-1].copy()
     other = config.run(encoder)
     assert other["chosen"] == found["chosen"]
     assert other["linear/top1_pct"] < found["linear/top1_pct"] - 50
