@@ -56,7 +56,7 @@ PARTS = {
     "step": Part("MoCo v2 at batch 256 and 32: eager, compiled, with CUDA graphs", 270, 120),
     "kernels": Part("the kernels' benchmark, without torch.compile", 70, 40),
     "views": Part("the color part of the views: time, and bits against the CPU", 45, 40),
-    "methods": Part("a few steps of every other method, eager", 90, 40),
+    "methods": Part("a few steps of every other method, eager", 120, 60),
     "vit": Part("MoCo v3's ViT-S/16 on two views, eager and compiled", 90, 80),
     "training": Part("runs from the command line: decoded images, JPEGs through DALI", 120, 80),
     "other_tests": Part("all other tests that need a GPU", 60, 40),
