@@ -55,8 +55,15 @@ def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
         overrides.append('model={_delete_=["teacher_weights"]}')
     if isinstance(config.values["engine"]["micro_batch"], int):  # what is accumulated stays accumulated
         overrides.append(f"engine.micro_batch={GROUP}")
+    copies = tuple(  # tables that are another table, which is made small
+        f"{key}."
+        for key, value in leaves(config.values["model"], "model")
+        if isinstance(value, dict) and str(config.origins(key)[-1].raw).startswith("${")
+    )
     for key, value in leaves(config.values["model"], "model"):
         name = key.rpartition(".")[2]
+        if key.startswith(copies):
+            continue
         if isinstance(value, dict) and value.get("type") == "ResNet":
             overrides.append(f"{key}.base_width={64 // NUMBERS}")
         elif isinstance(value, dict) and value.get("type") == "VisionTransformer":
