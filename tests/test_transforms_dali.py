@@ -124,7 +124,9 @@ def test_a_graph_has_few_operators(device_id: int | None) -> None:
     mocov2, swav = (views_of(load(small_run.ROOT / f"configs/{name}.toml")) for name in ("mocov2", "swav"))
     assert len(operators(mocov2, device_id)) <= 90
     assert len(operators(swav, device_id)) <= 200
-    assert max(len(operators(groups, device_id)) for groups in shipped().values()) <= 280  # DINO has ten crops
+    sizes = {name: len(operators(groups, device_id)) for name, groups in shipped().items()}
+    assert max(sizes.values()) <= 300, sizes  # iBOT has twelve crops
+    assert max(size for name, size in sizes.items() if not name.startswith("ibot")) <= 280  # DINO has ten
 
 
 def copied_to_the_device(graph: list[Any]) -> list[str]:
