@@ -70,6 +70,8 @@ def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
             overrides += [f"{key}.embed_dim={SIZES[value['arch']][0] // NUMBERS}", f"{key}.depth=2"]
         elif name == "num_classes":
             overrides.append(f"{key}={min(value, CLUSTERS)}")
+        elif name == "num_heads":
+            overrides.append(f"{key}={value // 4}")  # divides a width that is a sixteenth
         elif name == "img_size":
             overrides.append(f"{key}={round(value / PIXELS / unit) * unit}")
         elif type(value) is int and value > NUMBERS and name != "depth":
