@@ -241,3 +241,45 @@ def test_the_first_convolution_is_made_for_the_models_channels_and_said(executor
         assert torch.equal(state[f"{place}.{first}"], filters_of(theirs[first], 5))
     torch.save({name: tensor.clone() for name, tensor in state.items()} | under("backbone.", theirs), path)
     assert f"1 of another shape (backbone.{first}); load_strict = false" in refusal(ours, path, is_strict=True)
+
+
+DINOV3 = """
+[model]
+type = "DINOv3"
+koleo_group = 2
+{gram}
+neck = {{ type = "DINONeck", in_channels = 24, hid_channels = 8, out_channels = 6 }}
+head = {{ type = "DINOHead", feat_dim = 6, num_prototypes = 12 }}
+patch_neck = "${{model.neck}}"
+patch_head = "${{model.head}}"
+
+[model.backbone]
+type = "VisionTransformer"
+embed_dim = 24
+depth = 2
+num_heads = 3
+img_size = 32
+patch_size = 8
+positions = "rotary"
+mask_token = true
+patch_tokens = true
+"""
+
+
+def test_the_anchor_of_a_later_stage_is_the_teacher_of_the_weights(executor, tmp_path):
+    first = executor(DINOV3.format(gram="")).full_state()
+    moved = {name: tensor + 1 if name.startswith("teacher_backbone.") else tensor for name, tensor in first.items()}
+    save_file(moved, tmp_path / "stage.safetensors")
+    second = executor(DINOV3.format(gram="gram_weight = 2.0"))
+    load_initial_weights(second, tmp_path / "stage.safetensors", False, START)
+    state = second.full_state()
+    anchor = [name for name in state if name.startswith("gram_backbone.")]
+    assert len(anchor) == len([name for name in first if name.startswith("backbone.")])
+    for name in anchor:
+        assert torch.equal(state[name], moved[name.replace("gram_", "teacher_", 1)]), name
+    backbone = {name: tensor for name, tensor in first.items() if name.startswith("backbone.")}
+    save_file(backbone, tmp_path / "backbone.safetensors")
+    load_initial_weights(second, tmp_path / "backbone.safetensors", False, START)
+    state = second.full_state()
+    for name, tensor in backbone.items():
+        assert torch.equal(state[f"gram_{name}"], tensor) and torch.equal(state[f"teacher_{name}"], tensor), name

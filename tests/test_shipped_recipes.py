@@ -29,7 +29,9 @@ def test_every_shipped_recipe_has_a_plan(path):
     told = dict(line.split(maxsplit=1) for line in lines)
     assert name == path.stem
     words = path.stem.split("_")[-2].split("-")
-    assert f" = {words[-1].removesuffix('e')} epochs x " in told["steps"], told["steps"]
+    number, unit = int(words[-1][:-1]), words[-1][-1]
+    expected = f"{number},000 = " if unit == "k" else f" = {number} epochs x "
+    assert expected in told["steps"], told["steps"]
     gpus, batch = map(int, words[0].split("xb"))
     accumulation = int(next((word for word in words if word.startswith("accum")), "accum1").removeprefix("accum"))
     assert told["global"].startswith(f"batch {gpus * batch * accumulation} = 1 rank(s) x ")
@@ -45,8 +47,9 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
     """Overrides that make a shipped recipe small, so that two steps, an epoch each, take a moment."""
+    absent = [key for key in ("epochs", "load_from", "load_strict") if key in config.values]
     overrides = [
-        '_delete_=["epochs"]', "max_iters=2", f"global_batch={BATCH}", f"data.samples_per_gpu={GROUP}",
+        f"_delete_={absent}", "max_iters=2", f"global_batch={BATCH}", f"data.samples_per_gpu={GROUP}",
         f"data.source.data_prefix={images}", f"data.source.ann_file={ann_file}", "engine.device=cpu",
         "engine.threads=1", "log.interval=1", "checkpoint.interval=1", "checkpoint.by=iter",
     ]  # fmt: skip
@@ -76,9 +79,11 @@ def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
             overrides.append(f"{key}={round(value / PIXELS / unit) * unit}")
         elif type(value) is int and value > NUMBERS and name != "depth":
             overrides.append(f"{key}={value // NUMBERS}")
-    for key, value in leaves(config.values["data"]["views"], "data.views"):
-        if key.endswith(".size"):
-            overrides.append(f"{key}={max(1, round(value / PIXELS / unit)) * unit}")
+    for number, view in enumerate(config.values["data"]["views"]):
+        patch = view.get("mask", {}).get("patch_size", unit)
+        for key, value in leaves(view, f"data.views.{number}"):
+            if key.endswith(".size"):
+                overrides.append(f"{key}={max(1, round(value / PIXELS / patch)) * patch}")
     return overrides
 
 

@@ -80,8 +80,8 @@ TRAINING = (
         "train/largest_prototype_pct",
         "%",
         "lower",
-        "DINO, iBOT, DINOv2: share of the teacher's targets whose largest entry is at one and the same prototype, the "
-        "one that has most. At 100 the teacher has one answer for all images.",
+        "DINO, iBOT, DINOv2, DINOv3: share of the teacher's targets whose largest entry is at one and the same "
+        "prototype, the one that has most. At 100 the teacher has one answer for all images.",
     ),
     Metric(
         "train/center_size",
@@ -94,10 +94,17 @@ TRAINING = (
         "train/class_loss_of_chance",
         "",
         "lower",
-        "iBOT, DINOv2: the loss of class tokens divided by ln of the number of prototypes. Near 1 the network guesses.",
+        "iBOT, DINOv2, DINOv3: the loss of class tokens divided by ln of the number of prototypes. Near 1 the network "
+        "guesses.",
     ),
     Metric("train/patch_loss_of_chance", "", "lower", "The same of masked patches, a mean over crops that have some."),
-    Metric("train/koleo_loss", "", "lower", "DINOv2: the KoLeo loss before its weight, summed over the large crops."),
+    Metric(
+        "train/koleo_loss",
+        "",
+        "lower",
+        "DINOv2, DINOv3: KoLeo before its weight, summed over the large crops.",
+    ),
+    Metric("train/gram_loss", "", "lower", "DINOv3: Gram anchoring before its weight, a mean over pairs of patches."),
     Metric("train/clusters_in_use", "clusters", "higher", "DeepCluster: clusters that have images."),
     Metric("train/labels_changed_pct", "%", None, "ODC: share of pseudo-labels that a step has changed."),
     Metric("train/smallest_cluster", "images", "higher", "ODC: images in the smallest cluster."),

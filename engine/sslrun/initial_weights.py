@@ -162,5 +162,6 @@ def _teachers_weights(method: Method, weights: Mapping[str, Tensor], progress: P
     for teacher, student, _ in method.teachers(progress):
         if not any(name.startswith(f"{names[teacher]}.") for name in weights):
             own = {f"{names[teacher]}.{name}": f"{names[student]}.{name}" for name in student.state_dict()}
-            taken |= {name: weights[students] for name, students in own.items() if students in weights}
+            there = {**weights, **taken}  # a teacher may have followers of its own
+            taken |= {name: there[students] for name, students in own.items() if students in there}
     return taken

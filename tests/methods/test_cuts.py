@@ -85,13 +85,14 @@ CASES = {
     "Distillation": Case(test_distillation.small, test_distillation.random_batch(16), (4, 8)),
     "IBOT": Case(test_ibot.small, test_ibot.multi_crop(16), (4, 8)),
     "DINOv2": Case(test_ibot.small_v2, test_ibot.multi_crop(16), (4, 8)),
+    "DINOv3": Case(test_ibot.small_v3, test_ibot.multi_crop(16, test_ibot.LARGE), (4, 8)),
     "MoCoV3": Case(test_mocov3.small, test_mocov3.random_batch(16), (4, 8)),
     "NPID": Case(test_npid.small, test_npid.random_batch(), (2, 4), 1e-12, 1e-14),
     "RelativeLoc": Case(test_relative_loc.small, test_relative_loc.random_batch(12), (3, 6)),
     "RotationPred": Case(test_rotation_pred.small, test_rotation_pred.random_batch(16), (4, 8)),
     "DeepCluster": Case(test_deepcluster.weighted, test_deepcluster.batch_of(0, 16), (4, 8), 1e-3, 1e-6),
 }
-WITHOUT_NORMS = ("NPID", "IBOT", "DINOv2")
+WITHOUT_NORMS = ("NPID", "IBOT", "DINOv2", "DINOv3")
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if len(case.batch.crops()) == 2])

@@ -14,7 +14,7 @@ from sslrun.contract import Batch, Progress
 from sslrun.methods.dino import DINO
 from sslrun.nn.necks import DINONeck
 from sslrun.nn.norm import BN, Norm
-from sslrun.nn.self_distillation import DINOHead, Directions
+from sslrun.nn.self_distillation import DINOHead, Prototypes
 from sslrun.nn.vit import VisionTransformer
 from sslrun.scheduled import Scheduled, at
 
@@ -172,7 +172,7 @@ def test_bad_arguments_are_named():
 
 
 def test_prototypes_have_unit_length():
-    directions = Directions(5, 7, learned_length=True)
+    directions = Prototypes(5, 7, weight_norm=True, learned_length=True)
     torch.testing.assert_close(directions().norm(dim=1), torch.ones(7))
 
 

@@ -1,4 +1,4 @@
-"""iBOT and DINOv2 against their papers and the authors' code, written longhand. (Cuts of the batch: test_cuts.py.)"""
+"""iBOT, DINOv2 and DINOv3 against their papers and the authors' code, longhand. (Cuts of the batch: test_cuts.py.)"""
 
 import math
 
@@ -12,7 +12,9 @@ from torch import Tensor
 from sslrun.contract import Batch, PatchMask, Progress
 from sslrun.errors import UsageError
 from sslrun.methods.dinov2 import DINOv2
+from sslrun.methods.dinov3 import DINOv3
 from sslrun.methods.ibot import IBOT
+from sslrun.nn.gram import gram_loss
 from sslrun.nn.koleo import koleo
 from sslrun.nn.masked_distillation import MaskedDistillation
 from sslrun.nn.necks import DINONeck
@@ -24,12 +26,13 @@ from sslrun.scheduled import Scheduled, at
 SHARP = Scheduled(schedule="linear", start=0.04, end=0.07)
 LATE = Scheduled(schedule="linear", start=0.0, end=1.0)
 GROUP = 4
+SIZES = (12, 12, 8, 8)
 
 
-def backbone(**options) -> VisionTransformer:
+def backbone(positions: str = "learned") -> VisionTransformer:
     return VisionTransformer(
-        img_size=12, patch_size=4, embed_dim=16, depth=2, num_heads=2, positions="learned", mask_token=True,
-        patch_tokens=True, **options,
+        img_size=12, patch_size=4, embed_dim=16, depth=2, num_heads=2, positions=positions, mask_token=True,
+        patch_tokens=True,
     )  # fmt: skip
 
 
@@ -56,7 +59,16 @@ def small_v2(centering: str = "sinkhorn", group: int = GROUP) -> DINOv2:
     return perturbed(method.double())
 
 
-def multi_crop(samples: int, sizes: tuple[int, ...] = (12, 12, 8, 8)) -> Batch:
+def small_v3(gram_scale: float = 2.0, **options) -> DINOv3:
+    torch.manual_seed(0)
+    plain = {"teacher_temperature": SHARP, "centering": "sinkhorn", "weight_norm": False}
+    heads = [DINOHead(6, count, **plain) for count in (12, 9)]
+    necks = DINONeck(16, 8, 6), DINONeck(16, 8, 6)
+    options = {"gram_weight": LATE, "gram_scale": gram_scale, "small_weight": 0.5} | options
+    return perturbed(DINOv3(backbone(), necks[0], heads[0], necks[1], heads[1], GROUP, **options).double())
+
+
+def multi_crop(samples: int, sizes: tuple[int, ...] = SIZES) -> Batch:
     """Crops in a group of their own each; of two large ones every other has some masked patches."""
     random = torch.Generator().manual_seed(0)
     views = [torch.randn(samples, 3, size, size, dtype=torch.float64, generator=random) for size in sizes]
@@ -86,7 +98,7 @@ def longhand(method: MaskedDistillation, batch: Batch, progress: Progress) -> Te
     is_sinkhorn = method.head.centering == "sinkhorn"
 
     def scores(neck, weight, features):
-        directions = weight / weight.norm(dim=1, keepdim=True)
+        directions = weight / weight.norm(dim=1, keepdim=True) if method.head.prototypes.weight_norm else weight
         return F.normalize(neck(features), dim=-1) @ directions.T
 
     def outputs(network, image, hidden):
@@ -98,6 +110,11 @@ def longhand(method: MaskedDistillation, batch: Batch, progress: Progress) -> Te
         out = network.norm(network.blocks(tokens.unsqueeze(0)))[0]
         return out[0], out[1:]
 
+    whole = batch.views
+    if isinstance(method, DINOv3):
+        side = round(whole[0].shape[-1] / method.gram_scale)
+        smaller = [F.interpolate(crop, (side, side), mode="bicubic", antialias=True) for crop in whole[:2]]
+        batch = Batch([*smaller, *whole[2:]], batch.index, None, batch.masks)
     hidden = [mask.hidden.tolist() for mask in batch.masks[:2]]
     with torch.no_grad():
         teacher = [[outputs(method.teacher_backbone, image, None) for image in crop] for crop in batch.views[:2]]
@@ -124,7 +141,8 @@ def longhand(method: MaskedDistillation, batch: Batch, progress: Progress) -> Te
             for i in range(samples):
                 if s != t:
                     z = scores(method.neck, method.head.prototypes.weight, crop[i][0])
-                    class_terms.append(-(class_q[t][i] * torch.log_softmax(z / 0.1, dim=0)).sum())
+                    weight = 0.5 if s > 1 and isinstance(method, DINOv3) else 1.0
+                    class_terms.append(-weight * (class_q[t][i] * torch.log_softmax(z / 0.1, dim=0)).sum())
     assert len(class_terms) == samples * (2 * len(student) - 2)
     crops: dict[tuple[int, int], list[Tensor]] = {}
     for (c, i, t), q in zip(masked, patch_q, strict=True):
@@ -132,9 +150,23 @@ def longhand(method: MaskedDistillation, batch: Batch, progress: Progress) -> Te
         crops.setdefault((c, i), []).append(-(q * torch.log_softmax(z / 0.1, dim=0)).sum())
     patch_loss = sum(sum(terms) / len(terms) for terms in crops.values()) / (2 * samples)
     loss = sum(class_terms) / len(class_terms) + at(method.patch_weight, progress) * patch_loss
-    if isinstance(method, DINOv2):
+    if method.koleo_group:
         for crop in student[:2]:
             loss = loss + 0.1 * longhand_koleo(torch.stack([token for token, _ in crop]), method.koleo_group)
+    if isinstance(method, DINOv3):
+        squares = []
+        for crop, images in zip(student[:2], whole[:2], strict=True):
+            for (_, own), image in zip(crop, images, strict=True):
+                with torch.no_grad():
+                    large = outputs(method.gram_backbone, image, None)[1]
+                side = round(len(large) ** 0.5)
+                maps = large.T.reshape(1, -1, side, side)
+                given = F.interpolate(maps, (3, 3), mode="bicubic", align_corners=False)[0].flatten(1).T
+                for i in range(9):
+                    for j in range(9):
+                        pair = [F.cosine_similarity(patches[i], patches[j], dim=0) for patches in (own, given)]
+                        squares.append((pair[0] - pair[1]) ** 2)
+        loss = loss + at(method.gram_weight, progress) * torch.stack(squares).mean()
     return loss
 
 
@@ -147,9 +179,24 @@ def longhand_koleo(features: Tensor, group: int) -> Tensor:
     return torch.stack(terms).mean()
 
 
-@pytest.mark.parametrize("make", [small, lambda: small(own_head=True), small_v2, lambda: small_v2("mean")])
-def test_a_step_is_the_authors(make):
-    method, twin, batch = make(), make(), multi_crop(8)
+LARGE = (24, 24, 8, 8)
+"""Sides of crops of which the anchor sees the first two whole, the student at half the side."""
+
+
+@pytest.mark.parametrize(
+    "make, sizes",
+    [
+        (small, SIZES),
+        (lambda: small(own_head=True), SIZES),
+        (small_v2, SIZES),
+        (lambda: small_v2("mean"), SIZES),
+        (lambda: small_v3(1.0), SIZES),
+        (small_v3, LARGE),
+        (lambda: small_v3(4 / 3), (16, 16, 8, 8)),
+    ],
+)
+def test_a_step_is_the_authors(make, sizes):
+    method, twin, batch = make(), make(), multi_crop(8, sizes)
     actual = step(method, [batch])
     assert_close(actual, longhand_step(longhand(twin, batch, PROGRESS), twin))
     expected = {"backbone", "neck", "head"} | ({"patch_neck", "patch_head"} if method.patch_head else set())
@@ -203,6 +250,37 @@ def test_terms_are_logged_as_shares_of_the_loss_of_chance():
     assert float(metrics["class_loss_of_chance"]) == pytest.approx(1.0, abs=1e-6)
     pooled = metrics["patch_loss_of_chance"]
     assert float(pooled.value(pooled.sums)) == pytest.approx(1.0, abs=1e-6) and pooled.sums[1] == 4
+
+
+def test_the_anchor_becomes_the_teacher_when_it_is_due():
+    method = small_v3(gram_start=3, gram_interval=2, gram_refreshes=2)
+    due = [step for step in range(12) if method.teachers(Progress(step, 20, 5, 1))[-1][0] is method.gram_backbone]
+    assert due == [3, 5, 7]
+    once = small_v3(gram_start=3)
+    assert [step for step in range(12) if len(once.teachers(Progress(step, 20, 5, 1))) == 6] == [3]
+    for anchor, teacher, momentum in method.teachers(Progress(3, 20, 5, 1))[-1:]:
+        assert momentum == 0.0 and anchor is method.gram_backbone and teacher is method.teacher_backbone
+
+
+def test_without_its_weight_there_is_no_anchor():
+    method, batch = small_v3(gram_weight=0.0), multi_crop(8)
+    assert method.gram_backbone is None
+    assert "gram_loss" not in method(batch, PROGRESS, *method.targets([batch], PROGRESS)).metrics
+    early = Progress(0, 20, 5, 1)  # the weight rises from 0
+    late = small_v3()
+    batch = multi_crop(8, LARGE)
+    assert late.targets([batch], early)[0].anchored is None
+    (targets,) = late.targets([batch], PROGRESS)
+    assert targets.anchored.shape == (16, 9, 16) and "gram_loss" in late(batch, PROGRESS, targets).metrics
+
+
+def test_gram_compares_similarities_alone():
+    random = torch.Generator().manual_seed(0)
+    patches = torch.randn(2, 7, 5, dtype=torch.float64, generator=random)
+    turn, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=random))
+    lengths = torch.rand(2, 7, 1, dtype=torch.float64, generator=random) + 0.5
+    assert float(gram_loss(patches, lengths * patches @ turn)) == pytest.approx(0, abs=1e-28)
+    assert float(gram_loss(patches, patches.flip(1))) > 0.01
 
 
 def test_koleo_is_that_of_its_groups():

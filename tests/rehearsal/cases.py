@@ -58,6 +58,7 @@ SCORES = (
     BACKWARD,
 )
 KOLEO = ("nn/koleo.py", "rounded cosines would tie in the argmax")
+GRAM_MATRICES = ("nn/gram.py", "rounded cosines are squared after they are subtracted from each other")
 QUEUE = (("methods/distillation.py", "similarities are divided by 0.07 in the exponent"), BACKWARD)
 MATCHES = (("methods/densecl.py", "rounded similarities of cells would tie in the argmax"),)
 NEAREST = (("nn/clustering.py", "rounded distances to centroids would tie in the argmin"),)
@@ -67,6 +68,7 @@ ALL = (("", "the recipe asks for float32"),)
 SELFSUP = "configs/selfsup"
 MOCOV2 = f"{SELFSUP}/mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.toml"
 VIT = f"{SELFSUP}/mocov3/mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k.toml"
+GRAM = "dinov3_vit-large-p16_32xb64-mcrop-2-8-gram-constlr-40k_in1k-448-96"
 FINETUNED = (
     'model={ _delete_ = true, type = "Supervised", num_classes = 1000, mixup = 0.8, cutmix = 1.0, drop_path = 0.1, '
     'label_smoothing = 0.1, backbone = { type = "VisionTransformer", arch = "small", img_size = 224 } }',
@@ -89,6 +91,7 @@ CASES = {
     "dino": Case("configs/dino.toml", float32=SCORES),
     "ibot": Case("configs/ibot.toml", float32=SCORES),
     "dinov2": Case("configs/dinov2.toml", float32=(*SCORES, KOLEO)),
+    "dinov3": Case(f"{SELFSUP}/dinov3/{GRAM}.toml", float32=(*SCORES, KOLEO, GRAM_MATRICES)),
     "distillation": Case("configs/distillation.toml", float32=QUEUE),
     "densecl": Case("configs/densecl.toml", on_host=(SHUFFLE,), float32=MATCHES),
     "npid": Case("configs/npid.toml", on_host=(NEGATIVES,)),

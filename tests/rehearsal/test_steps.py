@@ -18,8 +18,8 @@ from rehearsal.processes import ROOT, run
 ROWS = ROOT / "benchmarks/results/rehearsal.jsonl"
 PARTS = 2  # processes by day: each imports the engine once
 AT_NIGHT = {
-    "dinov2", "distillation", "ibot", "ijepa", "lejepa", "lejepa on 8 ranks", "maskfeat", "msn", "msn on 8 ranks",
-    "nnclr on 8 ranks", "simmim",
+    "dinov2", "dinov3", "distillation", "ibot", "ijepa", "lejepa", "lejepa on 8 ranks", "maskfeat", "msn",
+    "msn on 8 ranks", "nnclr on 8 ranks", "simmim",
 }  # fmt: skip
 
 

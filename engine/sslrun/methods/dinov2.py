@@ -9,17 +9,11 @@ does not depend on how the hardware divides a batch; the authors' groups are the
 Deviations: the number of masked patches is fixed, as in DINOv3 (`BlockMask`). Centers: see `DINO`.
 """
 
-import torch
-from torch import Tensor
-
-from sslrun.contract import Batch, Loss, Pooled, Progress
-from sslrun.nn.argument_checks import require_not_negative
-from sslrun.nn.koleo import koleo
-from sslrun.nn.masked_distillation import MaskedDistillation, Targets
+from sslrun.nn.masked_distillation import MaskedDistillation
 from sslrun.nn.necks import Neck
 from sslrun.nn.self_distillation import DINOHead
 from sslrun.nn.vit import VisionTransformer
-from sslrun.scheduled import Number, Scheduled, at
+from sslrun.scheduled import Number, Scheduled
 
 MOMENTUM = Scheduled(schedule="cosine", start=0.992, end=1.0)
 
@@ -60,15 +54,6 @@ class DINOv2(MaskedDistillation):
         patch_weight: Number = 1.0,
     ) -> None:
         super().__init__(
-            backbone, neck, head, patch_neck, patch_head, momentum, large_crops, class_weight, patch_weight
-        )
-        require_not_negative(koleo_weight=koleo_weight)
-        if koleo_group < 2:
-            raise ValueError(f"koleo_group is {koleo_group}, expected 2 or more samples")
-        self.koleo_group, self.koleo_weight = koleo_group, koleo_weight
-
-    def forward(self, batch: Batch, progress: Progress, targets: Targets) -> Loss:
-        loss, classes = self.losses(batch, progress, targets)
-        spread = torch.stack([koleo(crop, self.koleo_group) for crop in classes]).sum()
-        metrics: dict[str, Tensor | Pooled] = {"koleo_loss": spread.detach()}
-        return Loss(loss.value + at(self.koleo_weight, progress) * spread, loss.metrics | metrics, loss.carry)
+            backbone, neck, head, patch_neck, patch_head, momentum, large_crops, class_weight, patch_weight,
+            koleo_group, koleo_weight,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What iBOT and DINOv2 share: self-distillation of class tokens and of masked patches.
+"""What iBOT, DINOv2 and DINOv3 share: self-distillation of class tokens and of masked patches.
 
 The student sees the large crops with some patches masked, and all small crops; the teacher sees the large crops whole.
 The class term is DINO's. The patch term is, for each large crop, the mean over its masked patches of the cross-entropy
@@ -15,10 +15,11 @@ from sslrun.contract import Batch, Loss, Method, PatchMask, Pooled, Progress
 from sslrun.errors import UsageError
 from sslrun.nn.argument_checks import require_fraction, require_not_negative, require_positive
 from sslrun.nn.feature_std import feature_std
+from sslrun.nn.koleo import koleo
 from sslrun.nn.momentum import teacher_of
 from sslrun.nn.necks import Neck
 from sslrun.nn.norm import group_norms
-from sslrun.nn.self_distillation import DINOHead, Directions, embedded, passes
+from sslrun.nn.self_distillation import DINOHead, Prototypes, embedded, passes
 from sslrun.nn.vit import VisionTransformer
 from sslrun.scheduled import Number, at
 
@@ -31,16 +32,18 @@ class Targets(NamedTuple):
         patches: (P, D'), embeddings of the masked patches, normalized.
         class_center: (K,), subtracted from the scores of the class tokens.
         patch_center: (K',), subtracted from those of the patches.
+        anchored: (G x B, T, C), an earlier teacher's outputs of all patches of the large crops (DINOv3).
     """
 
     classes: Tensor
     patches: Tensor
     class_center: Tensor
     patch_center: Tensor
+    anchored: Tensor | None = None
 
 
 class MaskedDistillation(Method, listed=False):
-    """Self-distillation of class tokens and masked patches. Arguments: see `IBOT`."""
+    """Self-distillation of class tokens and masked patches. Arguments: see `DINOv3`; KoLeo needs a `koleo_group`."""
 
     uncompiled = ("head", "patch_head")  # as in DINO
 
@@ -48,7 +51,7 @@ class MaskedDistillation(Method, listed=False):
     patch_neck: Neck | None
     patch_head: DINOHead | None
     teacher_patch_neck: Neck | None
-    teacher_patch_prototypes: Directions | None
+    teacher_patch_prototypes: Prototypes | None
 
     def __init__(
         self,
@@ -61,6 +64,9 @@ class MaskedDistillation(Method, listed=False):
         large_crops: int,
         class_weight: Number,
         patch_weight: Number,
+        koleo_group: int | None = None,
+        koleo_weight: Number = 0.0,
+        small_weight: Number = 1.0,
     ) -> None:
         super().__init__()
         neck.require_out_channels(head.feat_dim)
@@ -68,6 +74,9 @@ class MaskedDistillation(Method, listed=False):
         require_fraction(momentum=momentum)
         require_positive(large_crops=large_crops)
         require_not_negative(class_weight=class_weight, patch_weight=patch_weight)
+        require_not_negative(koleo_weight=koleo_weight, small_weight=small_weight)
+        if koleo_group is not None and koleo_group < 2:
+            raise ValueError(f"koleo_group is {koleo_group}, expected 2 or more samples")
         if not backbone.patch_tokens or backbone.mask_token is None:
             raise ValueError("the backbone must have mask_token = true and patch_tokens = true")
         if group_norms(patch_neck or neck):
@@ -80,7 +89,8 @@ class MaskedDistillation(Method, listed=False):
         self.teacher_patch_prototypes = None if patch_head is None else teacher_of(patch_head.prototypes)
         self.register_buffer("patch_center", torch.zeros((patch_head or head).num_prototypes))
         self.momentum, self.large_crops = momentum, large_crops
-        self.class_weight, self.patch_weight = class_weight, patch_weight
+        self.class_weight, self.patch_weight, self.small_weight = class_weight, patch_weight, small_weight
+        self.koleo_group, self.koleo_weight = koleo_group, koleo_weight
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Targets]:
         classes, patches = [], []
@@ -88,7 +98,8 @@ class MaskedDistillation(Method, listed=False):
             places = masked_places(mask_of(batch, self.large_crops))
             tokens, features = self._large(self.teacher_backbone, batch, None)
             classes.append(embedded(self.teacher_neck, features).unflatten(0, (self.large_crops, -1)))
-            patches.append(embedded(self.teacher_patch_neck or self.teacher_neck, tokens.index_select(0, places)))
+            masked = tokens.flatten(0, 1).index_select(0, places)
+            patches.append(embedded(self.teacher_patch_neck or self.teacher_neck, masked))
         head, average = self.patch_head or self.head, self.patch_center
         class_center = self.head.center_of(classes, self.teacher_prototypes(), progress, self.head.center)
         patch_center = head.center_of(patches, self._teacher_patch_prototypes(), progress, average)
@@ -98,7 +109,7 @@ class MaskedDistillation(Method, listed=False):
         return self.losses(batch, progress, targets)[0]
 
     def losses(self, batch: Batch, progress: Progress, targets: Targets) -> tuple[Loss, Tensor]:
-        """The loss, and the student's class tokens of the large crops, (G, B, C)."""
+        """The loss, and the student's outputs of the patches of the G large crops, (G x B, T, C)."""
         large, samples = self.large_crops, len(batch.index)
         small = batch.crops()[large:]
         if large + len(small) < 2:
@@ -108,10 +119,10 @@ class MaskedDistillation(Method, listed=False):
         tokens, features = self._large(self.backbone, batch, mask)
         all_features = torch.cat([features, *(self.backbone(images)[-1] for images in passes(small))])
         crops = embedded(self.neck, all_features).unflatten(0, (-1, samples))
-        patches = embedded(self.patch_neck or self.neck, tokens.index_select(0, places))
+        patches = embedded(self.patch_neck or self.neck, tokens.flatten(0, 1).index_select(0, places))
 
         scores = self.head.scores(targets.classes, self.teacher_prototypes())
-        class_loss = self.head(crops, scores, targets.class_center, progress)
+        class_loss = self.head(crops, scores, targets.class_center, progress, at(self.small_weight, progress))
         signs = self.head.signs(scores, targets.class_center)
 
         head = self.patch_head or self.head
@@ -129,7 +140,11 @@ class MaskedDistillation(Method, listed=False):
         }
         carry = {"classes": targets.classes.transpose(0, 1).flatten(1)}
         carry |= _sums_of_samples(targets.patches, places, mask.hidden, samples)
-        return Loss(value, metrics | signs, carry), features.unflatten(0, (large, samples))
+        if self.koleo_group is not None:
+            spread = torch.stack([koleo(crop, self.koleo_group) for crop in features.split(samples)]).sum()
+            value = value + at(self.koleo_weight, progress) * spread
+            metrics["koleo_loss"] = spread.detach()
+        return Loss(value, metrics | signs, carry), tokens
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
         momentum = at(self.momentum, progress)
@@ -150,18 +165,22 @@ class MaskedDistillation(Method, listed=False):
         head = self.patch_head or self.head
         head.follow(self.patch_center, total, count, self._teacher_patch_prototypes(), progress)
 
+    def _images(self, batch: Batch) -> Tensor:
+        """The large crops, (G x B, 3, H, W)."""
+        crops = batch.crops()[: self.large_crops]
+        return crops[0] if len(crops) == 1 else torch.cat(crops)
+
     def _teacher_patch_prototypes(self) -> Tensor:
         return (self.teacher_patch_prototypes or self.teacher_prototypes)()
 
     def _large(self, backbone: nn.Module, batch: Batch, mask: PatchMask | None) -> tuple[Tensor, Tensor]:
-        """Outputs of the large crops' patches, (G x B x T, C), and of their class tokens, (G x B, C)."""
-        crops = batch.crops()[: self.large_crops]
-        images = crops[0] if len(crops) == 1 else torch.cat(crops)
+        """Outputs of the large crops' patches, (G x B, T, C), and of their class tokens, (G x B, C)."""
+        images = self._images(batch)
         maps, features = backbone(images) if mask is None else backbone(images, mask=mask.hidden)
         if mask is not None and mask.hidden.shape[1] != maps[0, 0].numel():
             found, expected = mask.hidden.shape[1], maps[0, 0].numel()
             raise UsageError(f"a mask has {found} patches, but the network {expected}: patch_size of the mask")
-        return maps.flatten(2).transpose(1, 2).flatten(0, 1), features
+        return maps.flatten(2).transpose(1, 2), features
 
 
 def mask_of(batch: Batch, large_crops: int) -> PatchMask:

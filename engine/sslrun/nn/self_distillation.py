@@ -1,4 +1,4 @@
-"""Self-distillation over prototypes, which DINO, iBOT and DINOv2 share: the head and the projection of crops.
+"""Self-distillation over prototypes, which DINO, iBOT, DINOv2 and DINOv3 share: the head and the projection of crops.
 
 A student predicts the distribution over K prototypes that its own moving average, the teacher, gives the same image.
 Scores are float32 under autocast too; those of the student are never stored (`sslkernels.prototype_cross_entropy`).
@@ -26,16 +26,26 @@ MOMENTUM = Scheduled(schedule="cosine", start=0.996, end=1.0)
 SINKHORN_ITERATIONS = 3
 
 
-class Directions(nn.Module):
-    """K vectors of unit length, or with a learned length that starts at 1; `forward` gives them, (K, D)."""
+class Prototypes(nn.Module):
+    """K vectors; `forward` gives them, (K, D).
 
-    def __init__(self, dim: int, count: int, learned_length: bool) -> None:
+    Args:
+        dim: dimension D.
+        count: number K.
+        weight_norm: whether the vectors have unit length, or a length of their own; else they are a plain weight.
+        learned_length: whether that length is learned; it starts at 1.
+    """
+
+    def __init__(self, dim: int, count: int, weight_norm: bool, learned_length: bool) -> None:
         super().__init__()
+        self.weight_norm = weight_norm
         self.weight = nn.Parameter(torch.empty(count, dim))
         nn.init.trunc_normal_(self.weight, std=0.02)
         self.length = nn.Parameter(torch.ones(count, 1)) if learned_length else None
 
     def forward(self) -> Tensor:
+        if not self.weight_norm:
+            return self.weight
         unit = F.normalize(self.weight, dim=1)
         return unit if self.length is None else self.length * unit
 
@@ -51,6 +61,7 @@ class DINOHead(Head):
         teacher_temperature: temperature of the teacher's scores, or a schedule of it; above 0.07 training is unstable.
         center_momentum: decay of the moving average of the teacher's mean scores, 0 to 1.
         learned_length: whether prototypes learn their length (norm_last_layer = false in the authors' code).
+        weight_norm: whether prototypes are divided by their length; false for a plain linear layer, as in DINOv3.
         centering: what keeps the teacher from one answer for all: "mean" subtracts the moving average of its scores;
             "sinkhorn" lets the rows of the global batch use all prototypes equally, by three of Sinkhorn's iterations
             at the teacher's temperature (Oquab et al. 2023, arXiv 2304.07193, section 4).
@@ -67,15 +78,18 @@ class DINOHead(Head):
         center_momentum: Number = 0.9,
         learned_length: bool = False,
         centering: Literal["mean", "sinkhorn"] = "mean",
+        weight_norm: bool = True,
     ) -> None:
         super().__init__()
         require_positive(feat_dim=feat_dim, num_prototypes=num_prototypes)
         require_temperature(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
         require_fraction(center_momentum=center_momentum)
+        if learned_length and not weight_norm:
+            raise ValueError("learned_length = true needs weight_norm = true: without it the length is the weight's")
         self.feat_dim, self.num_prototypes, self.centering = feat_dim, num_prototypes, centering
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
         self.center_momentum = center_momentum
-        self.prototypes = Directions(feat_dim, num_prototypes, learned_length)
+        self.prototypes = Prototypes(feat_dim, num_prototypes, weight_norm, learned_length)
         self.register_buffer("center", torch.zeros(num_prototypes))
 
     @property
@@ -109,7 +123,9 @@ class DINOHead(Head):
         temperature = at(self.teacher_temperature, progress)
         return sinkhorn_center(scores, temperature, SINKHORN_ITERATIONS, group=distributed.group())
 
-    def forward(self, crops: Tensor, scores: Tensor, center: Tensor, progress: Progress) -> Tensor:
+    def forward(
+        self, crops: Tensor, scores: Tensor, center: Tensor, progress: Progress, small_weight: float = 1.0
+    ) -> Tensor:
         """The mean over samples and pairs of different crops, 0-d, float32 (float64 for float64 crops).
 
         Args:
@@ -117,13 +133,15 @@ class DINOHead(Head):
             scores: (G x B, K), the teacher's scores of the first G crops.
             center: (K,), subtracted from them.
             progress: position in the run.
+            small_weight: factor of the pairs whose student sees a crop that the teacher does not.
         """
         (views, batch, _), large = crops.shape, len(scores) // crops.shape[1]
         row = torch.arange(views * batch, device=crops.device)
         crop, sample = row // batch, row % batch
         pairs = torch.stack([sample + number * batch for number in range(large)], dim=1)
         meets = torch.stack([crop != number for number in range(large)], dim=1)
-        shares = meets.to(crops.dtype) / (batch * large * (views - 1))
+        weight = torch.where(crop < large, 1.0, small_weight).to(crops.dtype)
+        shares = meets * weight.unsqueeze(1) / (batch * large * (views - 1))
         return self._cross_entropy(crops.flatten(0, 1), scores, pairs, shares, center, progress)
 
     def of_patches(self, patches: Tensor, scores: Tensor, shares: Tensor, center: Tensor, progress: Progress) -> Tensor:

@@ -174,6 +174,7 @@ class VisionTransformer(Backbone):
         drop_path: share of the samples without the last block's branches in training; it rises linearly from 0 in the
             first block. The others save the time of the branch. They are drawn within each group of
             data.samples_per_gpu samples.
+        drop_path_uniform: whether drop_path is the share in all blocks, as in DINOv2.
         initialization: initial weights: "mocov3" and "mae" are uniform (Xavier), with query, key and value as three
             matrices or as one (arXiv 2104.02057, 2111.06377); "dino" is normal, with a standard deviation of 0.02
             (arXiv 2104.14294); "ijepa" likewise, and the last layers of the l-th block's branches are divided by
@@ -207,6 +208,7 @@ class VisionTransformer(Backbone):
         layer_scale: float = 0.0,
         mlp: Literal["gelu", "swiglu"] = "gelu",
         drop_path: float = 0.0,
+        drop_path_uniform: bool = False,
         initialization: Annotated[
             Literal["mocov3", "mae", "dino", "ijepa"] | None, DefaultOf("positions", INITIALIZATIONS)
         ] = None,
@@ -245,7 +247,8 @@ class VisionTransformer(Backbone):
             self.pos_embed = nn.Parameter(table, requires_grad=positions == "learned")
         layer = {"gelu": Mlp, "swiglu": SwiGlu}[mlp]
         hidden = int(width * (mlp_ratio or MLP_RATIOS[arch]))
-        rates = torch.linspace(0, drop_path, blocks, device="cpu").tolist()
+        first = drop_path if drop_path_uniform else 0.0
+        rates = torch.linspace(first, drop_path, blocks, device="cpu").tolist()
         self.stochastic_depth = StochasticDepth([rate for rate in rates for _ in range(2)])  # attention and MLP
         self.blocks = Blocks(*(Block(width, heads, hidden, layer, layer_scale, norm_eps) for _ in rates))
         self.norm = nn.LayerNorm(width, eps=norm_eps)
