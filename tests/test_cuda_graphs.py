@@ -240,7 +240,7 @@ def test_every_method_can_be_recorded(name, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_compiler")
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.nightly)])
 @test_methods.EVERY_METHOD
 def test_nothing_of_a_step_is_read_in_the_next(name, accumulation, monkeypatch):
     states = []

@@ -89,6 +89,19 @@ def check(script, code: int, output: str, found: list[dict], missing: set[str]) 
     assert "| mocov2 | eager |" in output and "| swav | eager |" in output
 
 
+def test_parts_run_without_dali_and_deepspeed(tmp_path):
+    """Four of them, which need no torch.compile; all run nightly."""
+    parts = ("versions", "kernels", "views", "training")
+    code, output, found = run(
+        tmp_path, environment_without(tmp_path / "bare", BARE), *(f"--only={part}" for part in parts)
+    )
+    assert code == 0, output
+    assert {row["part"] for row in found} == set(parts) and found[0]["missing"] == list(BARE)
+    assert {row["item"] for row in found if row["status"] == "skipped"} == {"jpegs", "mocov2"}
+    assert len([row for row in found if row["part"] == "kernels"]) >= 8
+
+
+@pytest.mark.nightly
 def test_all_parts_run_without_dali_and_deepspeed(script, tmp_path):
     code, output, found = run(tmp_path, environment_without(tmp_path / "bare", BARE))
     check(script, code, output, found, missing={"jpegs", "mocov2"})

@@ -15,6 +15,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "tests/kernels").glob("test_*.py") if path.stem != "test_ahead_of_time")
+BY_DAY = ("test_contrastive", "test_ema_update", "test_views_stage")  # the others run nightly alone
 
 
 def test_there_is_a_file_for_each_family_of_kernels():
@@ -25,8 +26,19 @@ def test_there_is_a_file_for_each_family_of_kernels():
     Version(triton.__version__) < Version("3.7"),
     reason="the interpreter of Triton 3.6 makes scalars of arrays of one element, which numpy 2.4 refuses",
 )
-@pytest.mark.parametrize("selection", ["not nightly", pytest.param("nightly", marks=pytest.mark.nightly)])
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("path", "selection"),
+    [
+        pytest.param(
+            path,
+            selection,
+            id=f"{path.stem}-{selection}",
+            marks=[pytest.mark.nightly] * (selection == "nightly" or path.stem not in BY_DAY),
+        )
+        for path in FILES
+        for selection in ("not nightly", "nightly")
+    ],
+)
 def test_the_kernels_pass_their_tests_interpreted(path, selection):
     # numpy warns about degenerate inputs, which a GPU accepts silently.
     command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider"]

@@ -125,6 +125,7 @@ def test_held_out_loss_equals_the_training_loss_on_the_same_images(tmp_path, ima
         assert max(losses) - min(losses) > 1e-4, "or any mean would do"
 
 
+@pytest.mark.nightly
 def test_training_has_the_same_bits_with_and_without_monitors(tmp_path, images):
     """All of the checkpoint: queue, statistics, optimizer; also on two ranks with sharded parameters."""
     recipe = small_run.write_recipe(tmp_path, images, steps=5)

@@ -68,7 +68,7 @@ def own_backbone_run(recipe: Path, work_dir: Path, *settings: str, resume: bool 
     return work_dir / "small"
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_dropout_of_a_users_backbone_resumes_exactly(tmp_path, images, ranks):
     """Whatever draws from torch's generators is a function of the step, the rank and the micro-batch."""
     recipe = small_run.write_recipe(tmp_path, images, steps=9)
