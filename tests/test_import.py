@@ -63,6 +63,7 @@ DIFFERENCES = {
 # What is reported as not converted or changed, by the end of the line; all else of these configurations is converted.
 REPORTED = {
     "v0-barlowtwins_resnet50_8xb256-coslr-300e": ["model.neck.init_cfg"],
+    "v0-interclr_resnet50_8xb32-coslr-200e": ["data.replace"],
     "v0-odc_resnet50_8xb64-steplr-440e": ["data.replace", "clustering"],
     "v1-barlowtwins_resnet50_8xb256-coslr-300e": ["model.neck.init_cfg"],
     "v1-byol_resnet50_8xb32-accum16-coslr-200e": ["model"],

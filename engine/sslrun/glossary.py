@@ -105,10 +105,12 @@ TRAINING = (
         "DINOv2, DINOv3: KoLeo before its weight, summed over the large crops.",
     ),
     Metric("train/gram_loss", "", "lower", "DINOv3: Gram anchoring before its weight, a mean over pairs of patches."),
+    Metric("train/inter_loss", "", "lower", "InterCLR: the loss between images, before its weight."),
+    Metric("train/inter_top1_pct", "%", "higher", "InterCLR: as `train/top1_pct`, of images of one cluster."),
     Metric("train/clusters_in_use", "clusters", "higher", "DeepCluster: clusters that have images."),
-    Metric("train/labels_changed_pct", "%", None, "ODC: share of pseudo-labels that a step has changed."),
-    Metric("train/smallest_cluster", "images", "higher", "ODC: images in the smallest cluster."),
-    Metric("train/largest_cluster", "images", "lower", "ODC: images in the largest cluster."),
+    Metric("train/labels_changed_pct", "%", None, "ODC, InterCLR: share of pseudo-labels that a step has changed."),
+    Metric("train/smallest_cluster", "images", "higher", "ODC, InterCLR: images in the smallest cluster."),
+    Metric("train/largest_cluster", "images", "lower", "ODC, InterCLR: images in the largest cluster."),
 )
 MACHINE = (
     Metric(

@@ -20,7 +20,7 @@ draws the same numbers as an uninterrupted one.
     dropout masks of our own methods           `mixed_` (`sslrun.nn.dropout`)       seed, step, position in global batch
     stochastic depth of our own networks       `mixed_` (`sslrun.nn.stochastic`)    seed, step, pass, branch, group
     scale of rotary positions                  `mixed_` (`sslrun.nn.stochastic`)    seed, step, pass, block
-    negatives of NPID                          `mixed_` of a key per sample         seed, step, position in global batch
+    rows of a bank, of NPID and InterCLR       `mixed_` (`sslrun.nn.drawn_rows`)    seed, step, position in global batch
     torch's global generators                  `seed_torch`                         seed, step, phase, rank, micro-batch
     initial weights of linear classifiers      `fixed_generator`                    seed
     images that test an exported file          `fixed_generator`                    number of images

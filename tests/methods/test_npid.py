@@ -10,7 +10,8 @@ from steps import PROGRESS, step
 
 from sslrun.config import load
 from sslrun.contract import Backbone, Batch, Progress
-from sslrun.methods.npid import NPID, uniform_indices
+from sslrun.methods.npid import NPID
+from sslrun.nn.drawn_rows import uniform_indices
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import LinearNeck
 from sslrun.nn.queue_and_bank import Bank, last_occurrence

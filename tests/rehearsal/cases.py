@@ -35,7 +35,7 @@ VOTE = "runtime/distributed.py"
 
 SHUFFLE = ("nn/momentum.py", "the shuffle is drawn on the host, equal on all ranks, and copied without a wait")
 EXCHANGE = ("runtime/distributed.py", "which rows go to which rank: the host passes these counts to the collective")
-NEGATIVES = ("methods/npid.py", "keys are drawn on the host, equal on all ranks, and copied without a wait")
+NEGATIVES = ("nn/drawn_rows.py", "keys are drawn on the host, equal on all ranks, and copied without a wait")
 MIXING = ("methods/supervised.py", "shares and boxes are drawn on the host by numpy, and copied without a wait")
 ADDRESSES = ("sslkernels/lars_update.py", "a table of addresses, made on the host and copied without a wait")
 SLICES = ("methods/lejepa.py", "directions are drawn on the host, equal on all ranks, and copied without a wait")
@@ -62,6 +62,8 @@ GRAM_MATRICES = ("nn/gram.py", "rounded cosines are squared after they are subtr
 QUEUE = (("methods/distillation.py", "similarities are divided by 0.07 in the exponent"), BACKWARD)
 MATCHES = (("methods/densecl.py", "rounded similarities of cells would tie in the argmax"),)
 NEAREST = (("nn/clustering.py", "rounded distances to centroids would tie in the argmin"),)
+
+BETWEEN = (("methods/interclr.py", "rounded similarities would tie at the edge of the pool"), *NEAREST, BACKWARD)
 
 ALL = (("", "the recipe asks for float32"),)
 
@@ -97,6 +99,9 @@ CASES = {
     "npid": Case("configs/npid.toml", on_host=(NEGATIVES,)),
     "odc": Case("configs/odc.toml", float32=NEAREST, late=("nn/clustering.py",)),
     "deepcluster": Case("configs/deepcluster.toml"),
+    "interclr": Case(
+        "configs/interclr.toml", on_host=(SHUFFLE, NEGATIVES), float32=BETWEEN, late=("nn/clustering.py",)
+    ),
     "mae": Case("configs/mae.toml"),
     "simmim": Case("configs/simmim.toml"),
     "maskfeat": Case("configs/maskfeat.toml"),

@@ -11,6 +11,7 @@ from sslrun.importer.ours import Part, component, known, names, value_at
 
 # Channels of the last stage of a ResNet by its depth.
 _STAGE = {18: 512, 34: 512, 50: 2048, 101: 2048, 152: 2048}
+_RENAMED = {"MOCO": "MoCo", "InterCLRMoCo": "InterCLR"}  # the first in OpenSelfSup
 _OF_HEAD = ("crops_for_assign", "feat_dim")  # arguments of SwAV's head that stand in its hook
 
 
@@ -24,7 +25,7 @@ def model(old: OldTable, hooks: dict[str, OldTable], frozen: OldTable, num_views
         num_views: views of each image, where that is known.
     """
     title = old.type()
-    name = "MoCo" if title == "MOCO" else title  # so in OpenSelfSup
+    name = _RENAMED.get(title, title)
     if name in MASKED:
         return masked_model(old, name)
     if name not in names("methods"):
@@ -36,7 +37,10 @@ def model(old: OldTable, hooks: dict[str, OldTable], frozen: OldTable, num_views
         if old.framework == MMPRETRAIN and isinstance(momentum, float):
             made[key] = round(1 - old.get(key), 12)  # MMPretrain states 1 minus it
     bank = old.table("memory_bank")  # its arguments are the method's own here; its size follows from the data
-    made |= bank.renamed(**{key: key for key in known("methods", name) if key != "type"})
+    if name == "InterCLR":
+        made |= _interclr(old, bank)
+    else:
+        made |= bank.renamed(**{key: key for key in known("methods", name) if key != "type"})
     passes = old.report.accumulation
     is_slow = name in ("BYOL", "MoCoV3")  # their momentum follows a schedule, which a hook of 0.x steps
     if is_slow and passes > 1 and not {"MomentumUpdateHook", "BYOLHook"} & set(hooks):
@@ -47,6 +51,19 @@ def model(old: OldTable, hooks: dict[str, OldTable], frozen: OldTable, num_views
         made |= _frozen_prototypes(frozen, name)
     first_weights(old)
     return component(old, "methods", name, made)
+
+
+def _interclr(old: OldTable, bank: OldTable) -> Part:
+    """Converts the names of InterCLR's numbers, and checks that its loss is the one that is here."""
+    made: Part = {**bank.renamed(bank_momentum="momentum", min_cluster="min_cluster"), **old.renamed(**_OF_INTERCLR)}
+    if not old.get("inter_cos_marign_loss", "true or false", True):
+        made["margin"] = 0.0
+    old.expect("negatives are drawn from the most similar rows of other clusters here", neg_sampling="semihard")
+    old.expect("the only margin here is that of the positive between images", intra_cos_marign_loss=False)
+    old.expect("margins are those of the cosine here", intra_arc_marign_loss=False, inter_arc_marign_loss=False)
+    old.expect("one neck serves both losses here", share_neck=True)
+    old.expect("labels follow after every step here", online_labels=True)
+    return made
 
 
 def _networks(old: OldTable, num_views: int | None) -> Part:
@@ -127,6 +144,18 @@ def _first_clusters(hook: OldTable, made: Part) -> Part:
     return {}
 
 
+def _inter_clusters(hook: OldTable, made: Part) -> Part:
+    """Checks InterCLR's first clustering, which has no options here."""
+    clustering = hook.table("clustering")
+    if clustering and (title := clustering.type()) != "Kmeans":
+        clustering.lost(f"there is no clustering {title} here, only k-means")
+    clusters = value_at(made, "num_clusters")
+    clustering.expect(f"num_classes of the model says {clusters}", k=clusters)
+    clustering.expect("the first clusters are those of the features themselves", pca_dim=-1)
+    hook.expect('inter_weight may have a schedule here: { schedule = "step", ... }', warmup_epochs=0)
+    return {}
+
+
 def _reweight(hook: OldTable, made: Part) -> Part:
     power = hook.take("reweight_pow")
     return {"reweight_power": power if hook.get("reweight", "true or false", True) else 0.0}  # 0: every weight is 1
@@ -136,6 +165,10 @@ def _reweight(hook: OldTable, made: Part) -> Part:
 _Conversion = tuple[dict[str, str], dict[str, str], Callable[[OldTable, Part], Part] | None]
 _WEIGHTS = {"uniform_sampling": "unif_sampling", "reweight": "reweight", "reweight_power": "reweight_pow"}
 _QUEUE = {key: key for key in ("queue_length", "epoch_queue_starts")}
+_OF_INTERCLR = {
+    "neg_pool": "semihard_neg_pool_num", "margin": "inter_cos_margin", "num_clusters": "num_classes",
+    "intra_weight": "intra_loss_weight", "inter_weight": "inter_loss_weight",
+}  # fmt: skip
 _INTERVALS = {key: key for key in ("centroids_update_interval", "deal_with_small_clusters_interval")}
 _HOOKS: dict[tuple[str, str], _Conversion] = {
     ("MomentumUpdateHook", "BYOL"): ({}, {}, _byol),
@@ -146,4 +179,5 @@ _HOOKS: dict[tuple[str, str], _Conversion] = {
     ("DeepClusterHook", "DeepCluster"): (_WEIGHTS, {}, _clustering),
     ("DeepClusterHook", "ODC"): ({}, {}, _first_clusters),
     ("ODCHook", "ODC"): ({}, _INTERVALS, _reweight),
+    ("InterCLRHook", "InterCLR"): ({}, _INTERVALS, _inter_clusters),
 }

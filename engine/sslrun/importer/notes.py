@@ -6,6 +6,7 @@ one on which nothing depends here is left out, and all else is lost.
 
 from typing import Any
 
+_FEATURES = "features are those of center crops of the training images"
 _OPTIONS = "optim_wrapper optimizer_config"
 _CHECKPOINTS, _LOGS = "checkpoint checkpoint_config", "logger log_config"
 _RESNETS = "ResNet ResNeXt ResNetSobel ResNet_CIFAR"
@@ -52,10 +53,16 @@ _LEFT = [
     ("memory_bank", "length", "the bank has a row for every sample of the data set"),
     ("memory_bank", "feat_dim num_classes", "features are those of the neck, clusters those of the head"),
     (_RESNETS, "with_cp", "it only trades memory for time; memory is engine.micro_batch here"),
-    ("DeepClusterHook", "extractor extract_dataloader", "features are those of center crops of the training images"),
+    (
+        "DeepClusterHook InterCLRHook",
+        "extractor extract_dataloader",
+        "features are those of center crops of the training images",
+    ),
     ("DeepClusterHook", "seed", "a clustering follows from the seed of the run"),
     ("DeepClusterHook/ODC", "reweight reweight_pow", "ODCHook says it again"),
-    ("ODCHook", "evaluate_interval", "the sizes of clusters are written with the other metrics"),
+    ("InterCLRHook", "interval data_loaders", "the bank and its clusters are part of every checkpoint"),
+    ("methods", "intra_cos_margin intra_arc_margin inter_arc_margin semieasy_neg_pool_num", "it is not used"),
+    ("ODCHook InterCLRHook", "evaluate_interval", "the sizes of clusters are written with the other metrics"),
     ("SwAVHook", "interval", "the queue is part of every checkpoint"),
     ("SwAVHook", "batch_size", ""),
     ("SimSiamHook", "fix_pred_lr lr adjust_by_epoch", ""),
@@ -89,7 +96,7 @@ _USUAL: list[tuple[str, dict[str, Any]]] = [
     ("GaussianBlur", {"magnitude_std": "inf"}),
     ("RandomRotation", {"resample": 0, "expand": False, "fill": 0}),
     ("methods", {"train_cfg": {}, "test_cfg": {}}),
-    ("memory_bank", {"type": ("SimpleMemory", "ODCMemory"), "debug": False}),
+    ("memory_bank", {"type": ("SimpleMemory", "ODCMemory", "InterCLRMemory"), "debug": False}),
     ("norms", {"requires_grad": True}),
     (_RESNETS, {"deep_stem": False, "avg_down": False, "drop_path_rate": 0, "style": "pytorch"}),
     (_RESNETS, {"num_stages": 4, "strides": [1, 2, 2, 2], "dilations": [1, 1, 1, 1]}),
@@ -102,7 +109,8 @@ _USUAL: list[tuple[str, dict[str, Any]]] = [
     ("DeepClusterHook", {"initial": True, "dist_mode": True}),
     ("DeepClusterHook/DeepCluster", {"interval": 1, "init_memory": False}),
     ("DeepClusterHook/ODC", {"unif_sampling": False, "init_memory": True}),
-    ("ODCHook", {"dist_mode": True}),
+    ("ODCHook InterCLRHook", {"dist_mode": True}),
+    ("InterCLRHook", {"initial": True, "init_memory": True, "online_labels": True}),
     ("MomentumUpdateHook BYOLHook", {"end_momentum": 1}),
 ]
 # Places or classes, keys whose loss has a reason of its own where the value is not the usual one, and that reason.

@@ -19,12 +19,12 @@ from torch import Tensor
 from sslkernels import bank_nce
 from sslrun.contract import Backbone, Batch, Loss, Method, Progress
 from sslrun.nn.argument_checks import require_fraction, require_positive
+from sslrun.nn.drawn_rows import keys_of, uniform_indices
 from sslrun.nn.feature_std import feature_std
 from sslrun.nn.heads import ContrastiveHead
 from sslrun.nn.necks import Neck
 from sslrun.nn.queue_and_bank import Bank
-from sslrun.randomness import INCREMENT, fixed_generator, mixed_
-from sslrun.runtime.distributed import rank, world_size
+from sslrun.randomness import fixed_generator
 
 
 class NPID(Method):
@@ -71,13 +71,8 @@ class NPID(Method):
         self.bank = Bank(num_samples, self.feat_dim, self.momentum, generator)
 
     def targets(self, batches: list[Batch], progress: Progress) -> list[Tensor]:
-        """The keys (B,) from which each micro-batch's negatives are drawn; a key belongs to a position in the global
-        batch."""
-        index = [batch.index for batch in batches]
-        own = sum(map(len, index))
-        keys = torch.randint(2**63 - 1, (own * world_size(),), generator=progress.generator())
-        keys = keys[rank() * own : (rank() + 1) * own].to(index[0].device, non_blocking=True)
-        return list(keys.split(len(index[0])))
+        """The keys (B,) from which each micro-batch's negatives are drawn."""
+        return keys_of(batches, progress.generator())
 
     def forward(self, batch: Batch, progress: Progress, targets: Tensor) -> Loss:
         queries = self.neck(self.backbone(batch.crops()[0])[-1])
@@ -95,26 +90,3 @@ class NPID(Method):
 
     def chance_loss(self) -> float:
         return math.log(self.neg_num + 1)
-
-
-def uniform_indices(keys: Tensor, count: int, bound: int, excluded: Tensor | None = None) -> Tensor:
-    """Draws indices from 0 to bound - 1, uniformly (up to bound / 2^63) and with replacement.
-
-    Row b is a function of its key alone. Its k-th draw is that of SplitMix64 in the state key + k times the increment,
-    so it is the same on every device. This takes about 15 passes over the result.
-
-    Args:
-        keys: (B,) int64, any numbers.
-        count: number K of draws for each key.
-        bound: number of indices to draw from; 2 or more with `excluded`.
-        excluded: (B,) int64, the index that a row never draws; all others are equally likely.
-
-    Returns:
-        (B, K) int64.
-    """
-    x = torch.arange(1, count + 1, device=keys.device).mul_(INCREMENT) + keys.unsqueeze(1)
-    mixed_(x).bitwise_and_(2**63 - 1)
-    if excluded is None:
-        return x.remainder_(bound)
-    x.remainder_(bound - 1)
-    return x.add_(x >= excluded.unsqueeze(1))

@@ -118,13 +118,11 @@ class ODC(Method):
         return Loss(loss, metrics, {"index": batch.index, "features": rows})
 
     def after_step(self, progress: Progress, carry: dict[str, Tensor]) -> None:
-        had_small = self.clusters.has_small(self.min_cluster)
-        self.changed.copy_(self.clusters.update(carry["index"], carry["features"]))
-        if progress.step % self.centroids_update_interval == 0:
-            self.clusters.update_centroids()
-        if had_small and progress.step % self.deal_with_small_clusters_interval == 0:
-            self.clusters.tend_small(self.min_cluster, progress.generator())
-        self.clusters.look_for_small(self.min_cluster)
+        changed = self.clusters.follow(
+            progress, carry["index"], carry["features"], self.min_cluster, self.centroids_update_interval,
+            self.deal_with_small_clusters_interval,
+        )  # fmt: skip
+        self.changed.copy_(changed)
 
     def chance_loss(self) -> float:
         return math.log(self.head.num_classes)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslrun.contract import Progress
 from sslrun.nn.queue_and_bank import Bank, last_occurrence
 from sslrun.runtime import distributed
 from sslrun.runtime.late_value import LateValue
@@ -187,6 +188,39 @@ class OnlineClusters(nn.Module):
         self.counts.copy_(counts)
         self.centroids.copy_(means(sums, counts, centroids))
         self._has_small = None
+
+    def follow(
+        self,
+        progress: Progress,
+        index: Tensor,
+        features: Tensor,
+        min_cluster: int,
+        centroids_update_interval: int,
+        deal_with_small_clusters_interval: int,
+    ) -> Tensor:
+        """What follows a step: new features and labels of its samples, then centroids and small clusters if they are
+        due. A cluster that has become small is dissolved one step later at the earliest, so that the host need not wait
+        for the device to know.
+
+        Args:
+            progress: the position after the step.
+            index: (B,) int64, the samples of the global batch, as for `update`.
+            features: (B, D), normalized.
+            min_cluster: smallest number of samples that a cluster keeps.
+            centroids_update_interval: steps between two updates of the centroids.
+            deal_with_small_clusters_interval: steps between two checks for small clusters.
+
+        Returns:
+            The share of the samples that changed their cluster, 0-d.
+        """
+        had_small = self.has_small(min_cluster)
+        changed = self.update(index, features)
+        if progress.step % centroids_update_interval == 0:
+            self.update_centroids()
+        if had_small and progress.step % deal_with_small_clusters_interval == 0:
+            self.tend_small(min_cluster, progress.generator())
+        self.look_for_small(min_cluster)
+        return changed
 
     @torch.no_grad()
     def update(self, index: Tensor, features: Tensor) -> Tensor:
