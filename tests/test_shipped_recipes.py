@@ -38,6 +38,17 @@ def test_every_shipped_recipe_has_a_plan(path):
     assert told["global"].startswith(f"batch {gpus * batch * accumulation} = 1 rank(s) x ")
 
 
+@pytest.mark.parametrize(
+    "path", sorted((small_run.ROOT / "configs/reported").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_every_reported_recipe_has_a_plan(path, images, capsys):
+    folder = (
+        [f"data.{each}.data_prefix={images}" for each in ("source", "holdout")] if "imagenette" in path.stem else []
+    )
+    assert main([str(path), "--dry-run", *(f"--set={each}" for each in ("engine.device=cpu", *folder))]) == 0
+    assert "steps  " in capsys.readouterr().out
+
+
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Every table, list and scalar below a value, with its dotted key."""
     yield key, value
