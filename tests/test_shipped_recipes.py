@@ -17,6 +17,7 @@ from sslrun.training import dry_run
 
 SHIPPED = sorted((small_run.ROOT / "configs/selfsup").rglob("*.toml"))
 FIRST_OF_EACH = [min(folder.glob("*.toml")) for folder in sorted((small_run.ROOT / "configs/selfsup").iterdir())]
+REPORTED = sorted((small_run.ROOT / "configs/reported").glob("*.toml"))
 BY_DAY = FIRST_OF_EACH[::4]
 NUMBERS, PIXELS = 16, 3.5  # divisors of the sizes of networks, stores and clusters, and of images
 CLUSTERS, GROUP, BATCH = 8, 4, 16
@@ -38,14 +39,13 @@ def test_every_shipped_recipe_has_a_plan(path):
     assert told["global"].startswith(f"batch {gpus * batch * accumulation} = 1 rank(s) x ")
 
 
-@pytest.mark.parametrize(
-    "path", sorted((small_run.ROOT / "configs/reported").glob("*.toml")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", REPORTED, ids=lambda path: path.stem)
 def test_every_reported_recipe_has_a_plan(path, images, capsys):
-    folder = (
-        [f"data.{each}.data_prefix={images}" for each in ("source", "holdout")] if "imagenette" in path.stem else []
-    )
-    assert main([str(path), "--dry-run", *(f"--set={each}" for each in ("engine.device=cpu", *folder))]) == 0
+    sets = ["engine.device=cpu"]
+    if "imagenette" in path.stem:
+        sets += ["global_batch=64", "data.samples_per_gpu=64"]
+        sets += [f"data.{each}.data_prefix={images}" for each in ("source", "holdout")]
+    assert main([str(path), "--dry-run", *(f"--set={each}" for each in sets)]) == 0
     assert "steps  " in capsys.readouterr().out
 
 
