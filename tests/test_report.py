@@ -19,7 +19,7 @@ import small_run
 from sslrun.cli import main
 from sslrun.glossary import meaning
 from sslrun.nn.vit import VisionTransformer
-from sslrun.report import encoder_outputs, plots
+from sslrun.report import encoder_outputs, patches, plots
 from sslrun.report import page as page_module
 from sslrun.report.html import Html, element, escape
 
@@ -187,6 +187,25 @@ def test_attention_equals_torchs(trained_vit, vit_page):
     _, weights = twin(tokens, tokens, tokens, average_attn_weights=False)
     torch.testing.assert_close(maps, weights[:, :, 0, 1:].view(2, 3, 3, 3))
     assert vit_page.text.count("head 3, ") == encoder_outputs.examples(encoder_outputs.run_encoder(trained_vit), 4).size
+
+
+def test_alike_patches_have_one_color(trained_vit, vit_page):
+    """Two kinds of patches differ most in the first component; noise is small beside them."""
+    random = np.random.default_rng(0)
+    kinds = random.integers(2, size=(3, 4, 4))
+    directions = random.standard_normal((2, 16))
+    features = directions[kinds] + 0.01 * random.standard_normal((3, 4, 4, 16))
+    colors, share = patches.components_as_colors(features.astype(np.float32))
+    assert colors.shape == (3, 4, 4, 3) and colors.dtype == np.uint8 and share > 0.99
+    red = colors[..., 0].astype(int)
+    assert abs(red[kinds == 0].mean() - red[kinds == 1].mean()) > 240
+    assert max(np.ptp(red[kinds == kind]) for kind in (0, 1)) < 15
+    found = encoder_outputs.run_encoder(trained_vit)
+    places = encoder_outputs.examples(found, 4)
+    images, rows = encoder_outputs.patch_features(found, places)
+    backbone = found.encoder.backbone
+    assert rows.shape == (len(places), *2 * (images.shape[1] // backbone.patch_size,), backbone.num_features)
+    assert vit_page.text.count("patches as colors") == encoder_outputs.examples(found, patches.SHOWN).size
 
 
 def test_text_is_never_markup(tmp_path, trained, images):

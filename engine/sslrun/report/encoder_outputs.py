@@ -251,14 +251,47 @@ def attention(outputs: EncoderOutputs, places: np.ndarray) -> tuple[np.ndarray, 
         (n, S, S, 3) uint8 images as the network gets them, and (n, heads, G, G) attention weights of the patches, which
         sum to 1 together with the class token's own; None if the encoder is not a vision transformer.
     """
-    backbone, encoder = outputs.encoder.backbone, outputs.encoder
+    backbone = outputs.encoder.backbone
     if not isinstance(backbone, VisionTransformer):
         return None
+    images, normalized = _inputs(outputs, places)
+    return images, class_attention(backbone, normalized).cpu().numpy()
+
+
+@torch.no_grad()
+def patch_features(outputs: EncoderOutputs, places: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Outputs of the patches, after the last norm.
+
+    Args:
+        outputs: outputs of the encoder.
+        places: (n,) indices of queries.
+
+    Returns:
+        (n, S, S, 3) uint8 images as the network gets them, and (n, G, G, D) features; None if the encoder is not a
+        vision transformer.
+    """
+    backbone = outputs.encoder.backbone
+    if not isinstance(backbone, VisionTransformer):
+        return None
+    images, normalized = _inputs(outputs, places)
+    tokens: list[Tensor] = []
+    hook = backbone.norm.register_forward_hook(lambda module, arguments, output: tokens.append(output))
+    try:
+        backbone(normalized)
+    finally:
+        hook.remove()
+    rows, columns = (side // backbone.patch_size for side in normalized.shape[-2:])
+    return images, tokens[0][:, -rows * columns :].unflatten(1, (rows, columns)).float().cpu().numpy()
+
+
+def _inputs(outputs: EncoderOutputs, places: np.ndarray) -> tuple[np.ndarray, Tensor]:
+    """(n, S, S, 3) uint8 images as the network gets them, and (n, C, S, S), the same normalized, on its device."""
+    encoder = outputs.encoder
     group = ViewGroup(num_views=1, transforms=encoder.transforms)
     images = prepared(outputs, outputs.source, outputs.queries[places], encoder.transforms)
     mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (group.normalize.mean, group.normalize.std))
     normalized = (images.permute(0, 3, 1, 2) / 255 - mean) / std
-    return as_rgb(images.numpy()), class_attention(backbone, normalized.to(encoder.device)).cpu().numpy()
+    return as_rgb(images.numpy()), normalized.to(encoder.device)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from sslrun.report.feature_map import feature_maps
 from sslrun.report.header import header
 from sslrun.report.html import Child, Html, element
 from sslrun.report.neighbors import collect_neighbors, render_neighbors
+from sslrun.report.patches import patch_colors
 from sslrun.report.profile import has_profile, profile
 from sslrun.report.recipe import environments, recipe, recipe_differences
 from sslrun.report.reconstruction import reconstructions
@@ -37,6 +38,7 @@ ENCODER_SECTIONS: tuple[tuple[str, str, Callable[[EncoderOutputs], Any], Callabl
     ("map", "Map of the features", feature_maps, columns),
     ("confusion", "Confusion of the k-NN", confusion, columns),
     ("attention", "Attention", attention_maps, columns),
+    ("patches", "Patches as colors", patch_colors, columns),
     ("reconstruction", "Predicted pixels", reconstructions, columns),
 )
 
