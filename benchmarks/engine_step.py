@@ -25,10 +25,11 @@ from sslrun.nn.norm import RunningStatistics
 from sslrun.optim import learning_rates
 from sslrun.plan import Machine, Plan, choose_machine, make_plan
 from sslrun.recipe import Recipe
+from sslrun.run_parts import make_executor
 from sslrun.runtime import compilation, heartbeat
 from sslrun.runtime.executor import Executor
 from sslrun.runtime.numerics import set_numerics
-from sslrun.session import _executor, build
+from sslrun.session import build
 from sslrun.step_metrics import StepMetrics
 from sslrun.training import train_step
 
@@ -71,7 +72,7 @@ def engine_step(config: Config, device: torch.device, num_samples: int | None = 
     machine = choose_machine(recipe, device, 1, 1)
     set_up(machine, device)
     plan = make_plan(recipe, num_samples, machine, 1)
-    executor = _executor(recipe, plan, device)
+    executor = make_executor(recipe, plan, device)
     return EngineStep(
         recipe=recipe,
         plan=plan,

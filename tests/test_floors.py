@@ -19,7 +19,7 @@ FLOORS = {
     "methods": 5, "evaluation": 5,
     "allowed_imports": 4,
     "recipe": 6, "preparation": 6.1, "run_state": 6, "step_metrics": 6.1, "rehearsal": 6.1, "plan": 6.2, "advice": 6.25,
-    "initial_weights": 6.2, "gradient_cache": 6.2, "session": 6.3,
+    "initial_weights": 6.2, "gradient_cache": 6.2, "run_parts": 6.25, "session": 6.3,
     "training": 6.4, "saved": 6.4,
     "measure": 7, "preview": 7, "export": 7, "runs": 7, "importer": 7,
     "doctor": 7, "first_recipe": 7, "capacity": 7,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import small_run
-from sslrun import session
+from sslrun import run_parts, session
 from sslrun.cli import main
 from sslrun.config import load
 from sslrun.errors import UsageError
@@ -150,10 +150,10 @@ def test_an_exact_run_times_no_algorithms():
 def test_a_run_sets_and_records_them(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch):
     """The workspaces before the device is touched; the rest before the networks are on it."""
     happened: list[object] = []
-    init, numerics, executor = session.distributed.init, session.set_numerics, session.LocalExecutor
+    init, numerics, executor = session.distributed.init, session.set_numerics, run_parts.LocalExecutor
     monkeypatch.setattr(session.distributed, "init", lambda *a: (happened.append(switches()), init(*a)))
     monkeypatch.setattr(session, "set_numerics", lambda d, **asked: (happened.append(asked), numerics(d, **asked)))
-    monkeypatch.setattr(session, "LocalExecutor", lambda *a, **k: (happened.append("executor"), executor(*a, **k))[1])
+    monkeypatch.setattr(run_parts, "LocalExecutor", lambda *a, **k: (happened.append("executor"), executor(*a, **k))[1])
     path = small_run.write_recipe(tmp_path, images, steps=2)
     options = ["--set=engine.deterministic=true", "--set=monitor.knn_interval=0"]
     assert main([str(path), *options, "--set=max_iters=1"]) == 0

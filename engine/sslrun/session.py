@@ -2,11 +2,10 @@
 
 import contextlib
 import functools
-import itertools
 import logging
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -21,18 +20,15 @@ from sslrun.config import Config
 from sslrun.config.annotations import describe
 from sslrun.config.files import shorten
 from sslrun.config.paths import absolute, with_absolute_paths, without_paths
-from sslrun.contract import Batch, Progress
-from sslrun.data.bad_samples import BadSamples
-from sslrun.data.classes import matched
+from sslrun.contract import Progress
 from sslrun.data.loader import Loader
-from sslrun.data.order import Order
 from sslrun.data.sources import Source
 from sslrun.errors import Diverged, RunFailed, UsageError
 from sslrun.evaluation.features import FeatureExtractor
 from sslrun.evaluation.monitors.monitors import Monitors
 from sslrun.initial_weights import load_frozen_weights, load_initial_weights
 from sslrun.nn.checkpointing import checkpoint_activations
-from sslrun.nn.norm import RunningStatistics, convert_batch_norms, set_groups
+from sslrun.nn.norm import RunningStatistics, convert_batch_norms
 from sslrun.plan import (
     Machine,
     Plan,
@@ -47,15 +43,15 @@ from sslrun.plan import (
 from sslrun.preparation import preparation_in_training
 from sslrun.randomness import seed_weights
 from sslrun.recipe import Recipe
+from sslrun.run_parts import make_executor, make_loader, make_monitors
 from sslrun.run_state import RunState
 from sslrun.runtime import agreement, checkpoint, compilation, distributed, heartbeat, signals
 from sslrun.runtime.agreement import require_agreement
 from sslrun.runtime.environment import environment
-from sslrun.runtime.executor import Executor, LocalExecutor
+from sslrun.runtime.executor import Executor
 from sslrun.runtime.host_copies import HostCopies
 from sslrun.runtime.log import RunLog, start_logging
 from sslrun.runtime.numerics import fix_cublas_workspaces, set_numerics
-from sslrun.runtime.replicated_executor import ReplicatedExecutor
 from sslrun.runtime.run_files import ENVIRONMENT, MESSAGES
 from sslrun.runtime.run_folder import RunFolder, record_loss, set_aside
 from sslrun.runtime.safetensors_file import require_storable
@@ -189,8 +185,8 @@ def prepare(
     loader = make_loader(recipe, source, machine.micro_batch, reading, machine.precision)
     bf16 = machine.precision == "bf16"
     features = FeatureExtractor(source, preparation_in_training(recipe), bf16=bf16, **reading)
-    monitors = _monitors(recipe, plan, features, holdout, reading)
-    executor = _executor(recipe, plan, device)
+    monitors = make_monitors(recipe, plan, features, holdout, reading)
+    executor = make_executor(recipe, plan, device)
     statistics = RunningStatistics(recipe.model)  # after the executor has moved the model to its device
     step_metrics = StepMetrics(torch.float64 if machine.precision == "fp64" else torch.float32)
     run = Run(recipe, plan, executor, statistics, loader, features, monitors, folder, None, step_metrics, step=0)
@@ -319,93 +315,6 @@ def _machine(recipe: Recipe, device: torch.device, folder: RunFolder | None) -> 
         return machine
 
     return distributed.from_rank_0(choose)
-
-
-def make_loader(
-    recipe: Recipe, source: Source, batch_size: int, reading: dict[str, Any], precision: str = "fp32"
-) -> Loader:
-    """A loader of the recipe's views of a source's images.
-
-    Args:
-        recipe: the recipe, for views, seed, decoding, prefetch and the limit of bad images.
-        source: an opened source.
-        batch_size: largest number of samples in a batch.
-        reading: `device`, `augment` and `num_threads` of the loader.
-        precision: "fp32" or "bf16"; of the views on CUDA.
-    """
-    return Loader(
-        source,
-        recipe.data.views,
-        sampler=Order(len(source), recipe.seed),
-        seed=recipe.seed,
-        batch_size=batch_size,
-        hw_decoder_load=recipe.data.hw_decoder_load,
-        prefetch=recipe.data.prefetch,
-        bad=BadSamples(recipe.data.max_bad_pct),
-        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-        **reading,
-    )
-
-
-def _monitors(
-    recipe: Recipe, plan: Plan, features: FeatureExtractor, holdout: Source | None, reading: dict[str, Any]
-) -> Monitors:
-    """The monitors of the `[monitor]` table, with the images that they measure."""
-    if holdout is None:
-        return Monitors(recipe.monitor, features)
-    if recipe.model.num_classes is not None or any(m.needs_labels for m in recipe.monitor.monitors().values()):
-        holdout = matched(features.source, holdout)
-    held_out = FeatureExtractor(holdout, features.transforms, bf16=features.bf16, **reading)
-    loader = make_loader(recipe, holdout, plan.machine.micro_batch, reading, plan.machine.precision)
-    return Monitors(recipe.monitor, features, held_out, _held_out_batches(recipe, plan, loader))
-
-
-def _held_out_batches(recipe: Recipe, plan: Plan, loader: Loader) -> Callable[[], Iterator[list[Batch]]]:
-    """Iterates over the whole global batches that the held-out images fill; if they do not fill one, over a single
-    batch in which some images are repeated."""
-    num_samples = len(loader.source)
-    steps = max(1, num_samples // plan.global_batch)
-    if recipe.monitor.loss_interval and num_samples < plan.global_batch:
-        logger.info(
-            "val/loss: the %d held-out images do not fill a global batch of %d, so some of them are repeated",
-            num_samples,
-            plan.global_batch,
-        )
-    like_training = replace(plan, steps_per_epoch=steps, total_steps=steps, num_samples=num_samples)
-    cursor = [part for step in range(steps) for part in like_training.positions(step, distributed.rank())]
-
-    def batches() -> Iterator[list[Batch]]:
-        with contextlib.closing(loader.run(cursor)) as stream:
-            while micro_batches := list(itertools.islice(stream, plan.accumulation)):
-                yield micro_batches
-
-    return batches
-
-
-def _executor(recipe: Recipe, plan: Plan, device: torch.device) -> Executor:
-    group = recipe.data.samples_per_gpu
-    set_groups(recipe.model, group, plan.machine.micro_batch // group)
-    clip = recipe.optimizer.grad_clip
-    options: dict[str, Any] = {
-        "device": device,
-        "precision": plan.machine.precision,
-        "accumulation": plan.accumulation,
-        "grad_clip": None if clip is None else clip.max_norm,
-        "norm_type": 2.0 if clip is None else float(clip.norm_type),
-        "clip_parts": None if clip is None else clip.parts,
-        "max_skipped_steps": recipe.engine.max_skipped_steps,
-        "gradient_cache": recipe.engine.gradient_cache,
-        "compile": plan.machine.compile,
-        "cuda_graphs": plan.machine.cuda_graphs,
-    }
-    optimizer = recipe.optimizer.create(recipe.model.named_parameters(), recipe.model.backbone)
-    if plan.world_size == 1:
-        return LocalExecutor(recipe.model, optimizer, **options)
-    if plan.machine.precision == "fp64":
-        return ReplicatedExecutor(recipe.model, optimizer, **options)
-    from sslrun.runtime.deepspeed_executor import DeepSpeedExecutor
-
-    return DeepSpeedExecutor(recipe.model, optimizer, zero_stage=recipe.engine.zero_stage, **options)
 
 
 def _checkpoint_to_continue(recipe: Recipe, folder: RunFolder | None, resume: str | None) -> Path | None:

@@ -34,7 +34,7 @@ from rehearsal import played_inductor, played_torch_cuda
 from rehearsal.played_torch_cuda import DEVICE
 from rehearsal.step import EAGER, FIRST_STEP, SAMPLES, batch_of
 from rehearsal.watch import Watch
-from sslrun import session
+from sslrun import run_parts, session
 from sslrun.config import load
 from sslrun.contract import Progress
 from sslrun.nn.norm import RunningStatistics
@@ -215,7 +215,7 @@ def compile_step(config: str, settings: list[str], breaks_in: str | None = None)
         method.get_submodule(breaks_in).register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())
     played_torch_cuda.fake_on_cuda(method, mode)
     with mode:
-        executor = session._executor(recipe, plan, DEVICE)
+        executor = run_parts.make_executor(recipe, plan, DEVICE)
         statistics = RunningStatistics(method)
         batches = [batch_of(recipe, machine.micro_batch) for _ in range(plan.accumulation)]
         progress = Progress(FIRST_STEP, plan.total_steps, plan.steps_per_epoch, recipe.seed)

@@ -24,7 +24,7 @@ from rehearsal import cases, faults, played_torch_cuda
 from rehearsal.cases import Case
 from rehearsal.played_torch_cuda import DEVICE
 from rehearsal.watch import Counts, Watch
-from sslrun import session
+from sslrun import run_parts, session
 from sslrun.config import load
 from sslrun.contract import Batch, Progress
 from sslrun.nn.norm import RunningStatistics
@@ -125,12 +125,12 @@ def rehearse(recipe: Recipe, plan: Plan, num_steps: int = NUM_STEPS) -> Counts:
 def _executor(recipe: Recipe, plan: Plan) -> Executor:
     """The executor that a run has; on several ranks one that shards nothing."""
     if plan.world_size == 1:
-        return session._executor(recipe, plan, DEVICE)
-    executor_of_one, session.LocalExecutor = session.LocalExecutor, OneOfMany  # type: ignore[misc]
+        return run_parts.make_executor(recipe, plan, DEVICE)
+    executor_of_one, run_parts.LocalExecutor = run_parts.LocalExecutor, OneOfMany  # type: ignore[misc]
     try:
-        return session._executor(recipe, replace(plan, world_size=1), DEVICE)
+        return run_parts.make_executor(recipe, replace(plan, world_size=1), DEVICE)
     finally:
-        session.LocalExecutor = executor_of_one  # type: ignore[misc]
+        run_parts.LocalExecutor = executor_of_one  # type: ignore[misc]
 
 
 def rehearsed(case: Case, is_full: bool) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from sslrun.data.transforms import Numbers, Transform
 from sslrun.data.views import ViewGroup
 from sslrun.errors import UsageError
 from sslrun.plan import device_of
+from sslrun.run_parts import make_loader
 from sslrun.runtime.log import start_logging
-from sslrun.session import build, make_loader
+from sslrun.session import build
 
 logger = logging.getLogger("sslrun")
 
