@@ -17,6 +17,7 @@ def shorter(line: str) -> str:
     return line + FEW if line.endswith("sslrun csv.toml") else line
 
 
+@pytest.mark.nightly
 def test_the_examples_work_outside_the_tree(tmp_path):
     follow(DOCUMENT, tmp_path, shorter)
     run = tmp_path / "work_dirs/metric"

@@ -13,6 +13,7 @@ DOCUMENT = small_run.ROOT / "docs" / "add-a-transform.md"
 SHORT = " --set data.source.num_images=192 --set data.holdout.num_images=64"
 
 
+@pytest.mark.nightly
 def test_the_example_works_outside_the_tree(tmp_path):
     printed = follow(DOCUMENT, tmp_path, lambda line: line + SHORT if "bin/sslrun" in line else line)
     assert re.search(r"^    Cutout +corner -?\d+ > -?\d+$", printed, re.MULTILINE), printed

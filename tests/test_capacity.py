@@ -99,6 +99,7 @@ def test_shards_of_four_ranks(stage, parts):
     assert held.optimizer == parts[2] * rehearsed.optimizer + (trained / 4 if stage else 0)
 
 
+@pytest.mark.nightly
 def test_the_batch_is_cut_as_a_run_would_cut_it():
     recipe = recipe_of("global_batch=4096", file=MOCOV2)
     found = estimate(recipe, 1_281_167, cluster_of("a100", 8, 1))

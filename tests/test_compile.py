@@ -84,6 +84,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, images: Path) -> tuple[Pa
     return where / "small", graphs
 
 
+@pytest.mark.nightly
 def test_evaluations_add_one_graph_to_those_of_training(compiled, tmp_path, images, monkeypatch):
     """64 training images and 16 held-out ones, in batches of 24: the last of each is not full. The control leaves them
     so, and has a graph more."""
@@ -103,6 +104,7 @@ def test_a_batch_is_filled_with_its_own_images():
     assert features.filled(full, 8) is full
 
 
+@pytest.mark.nightly
 def test_a_start_says_what_compiling_took_and_where_the_code_is(compiled, run):
     folder, graphs = compiled
     log = (folder / "log.txt").read_text()

@@ -28,6 +28,7 @@ def test_every_check_has_a_function():
     assert [check.name for check in CHECKS] == [function.__name__ for function in ALL]
 
 
+@pytest.mark.nightly
 def test_without_dali_and_deepspeed_a_training_works_and_the_rest_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", environment_without(tmp_path / "bare", BARE)["PYTHONPATH"])
     monkeypatch.chdir(tmp_path)

@@ -237,7 +237,7 @@ def each_form() -> dict[Any, tuple[list[torch.Tensor], list[str], list[str]]]:
     return results
 
 
-@pytest.mark.parametrize("ranks", ROWS)
+@pytest.mark.parametrize("ranks", [pytest.param(ranks, marks=[pytest.mark.nightly] * (ranks > 2)) for ranks in ROWS])
 def test_sync_over_ranks_is_one_batch_on_one(ranks):
     parts = run_ranks(each_form, ranks)
     for key in parts[0]:

@@ -111,6 +111,7 @@ def shapes():
     return splits
 
 
+@pytest.mark.nightly
 def test_raw_pixels_do_not_tell(shapes):
     (train, train_labels), (test, test_labels) = shapes
     bank, queries = (F.interpolate(x, (32, 32), mode="bilinear", antialias=True).flatten(1) for x in (train, test))

@@ -116,6 +116,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, images: Path) -> list[tuple[
     return run_ranks(phases, RANKS, [str(recipe), "--set", "engine.zero_stage=3"], timeout_s=900)
 
 
+@pytest.mark.nightly
 def test_no_weights_are_gathered_between_measurements(ranks: Any) -> None:
     for sizes, found in ranks:
         measured = [phase for phase in found if phase.name == "measurement"]
@@ -131,6 +132,7 @@ def test_no_weights_are_gathered_between_measurements(ranks: Any) -> None:
         assert all(phase.gathered >= sum(sizes.values()) for phase in saved), saved
 
 
+@pytest.mark.nightly
 def test_nothing_is_kept_whole(ranks: Any) -> None:
     for rank, (sizes, found) in enumerate(ranks):
         assert {name.partition(".")[0] for name in sizes} == {"backbone", "neck", "key_backbone", "key_neck"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ahead_of_time import launched
 from torch import Tensor
-from truth import DTYPES, NIGHTLY_IF_INTERPRETED, assert_as_accurate
+from truth import DTYPES, assert_as_accurate
 
 from sslkernels import ema_update
 from sslkernels.device import INTERPRETED
@@ -241,7 +241,7 @@ def test_a_table_is_built_once(device):
 
 
 @pytest.mark.parametrize(
-    ("backend", "as_tensor"), [("aot_eager", False), pytest.param("inductor", True, marks=NIGHTLY_IF_INTERPRETED)]
+    ("backend", "as_tensor"), [("aot_eager", False), pytest.param("inductor", True, marks=pytest.mark.nightly)]
 )
 def test_compiled_callers(device, backend, as_tensor):
     def step(teacher, student, momentum):

@@ -58,6 +58,7 @@ def test_full_steps(played: Path, name: str):
     check(run(played, "rehearsal.step", "--full", name, timeout_s=1800), "full")
 
 
+@pytest.mark.nightly
 def test_planted_faults_are_found(played: Path):
     for found in run(played, "rehearsal.step", *faults.CASES):
         name = found["case"]
