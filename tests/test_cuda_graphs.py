@@ -235,7 +235,9 @@ def test_every_method_can_be_recorded(name, monkeypatch):
     executor = test_methods.started(tried, compile=True, cuda_graphs=True)
     for step in range(2):
         test_methods.take_step(tried, executor, step)
-    assert traced.unfit == [] and all(traced.changed) and traced.changed
+    assert traced.inputs and traced.unfit == [] and all(traced.changed)
+    has_statistics = any(name.endswith("running_mean") for name, _ in tried.model.named_buffers())
+    assert traced.changed or not has_statistics
     assert not torch._dynamo.utils.counters["graph_break"]
 
 

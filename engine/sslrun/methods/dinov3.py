@@ -140,4 +140,4 @@ class DINOv3(MaskedDistillation):
         grid = [round(length / self.gram_scale) for length in maps.shape[-2:]]
         if grid != list(maps.shape[-2:]):
             maps = F.interpolate(wide(maps), grid, mode="bicubic", align_corners=False)
-        return maps.flatten(2).transpose(1, 2)
+        return maps.flatten(2).transpose(1, 2).clone()  # with CUDA graphs the next micro-batch overwrites the map
