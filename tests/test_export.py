@@ -299,17 +299,31 @@ def run_onnx(path):
     return session, lambda x: [torch.from_numpy(array) for array in session.run(None, {"images": x.numpy()})]
 
 
+SMALL_VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 2}
+
+
 @pytest.mark.parametrize(
     ("backbone", "outputs"),
     [
         (lambda: resnet(18, base_width=4, stem="small"), ["features", "feature_map"]),
+        (lambda: transformer(**SMALL_VIT), ["features"]),
         pytest.param(
-            lambda: transformer(img_size=16, patch_size=8, embed_dim=8, depth=1, num_heads=2),
+            lambda: transformer(
+                **SMALL_VIT,
+                positions="rotary",
+                registers=2,
+                layer_scale=0.1,
+                mlp="swiglu",
+                drop_path=0.3,
+                mask_token=True,
+                patch_tokens=True,
+                global_pool="avg",
+            ),
             ["features"],
             marks=pytest.mark.nightly,
         ),
     ],
-    ids=["cnn", "vit"],
+    ids=["cnn", "vit", "vit with all parts"],
 )
 def test_onnx_takes_any_number_of_images(tmp_path, backbone, outputs):
     pytest.importorskip("onnxscript")

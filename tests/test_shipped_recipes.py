@@ -83,7 +83,7 @@ def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
             overrides.append(f"{key}.base_width={64 // NUMBERS}")
         elif isinstance(value, dict) and value.get("type") == "VisionTransformer":
             overrides += [f"{key}.embed_dim={SIZES[value['arch']][0] // NUMBERS}", f"{key}.depth=2"]
-        elif name == "num_classes":
+        elif name in ("num_classes", "num_clusters"):
             overrides.append(f"{key}={min(value, CLUSTERS)}")
         elif name == "num_heads":
             overrides.append(f"{key}={value // 4}")  # divides a width that is a sixteenth

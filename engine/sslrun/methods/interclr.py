@@ -130,11 +130,11 @@ class InterCLR(Method):
         draws = keys_of(batches, generator)
         members = self.clusters.labels.argsort(stable=True)  # cluster by cluster
         counts = self.clusters.counts
-        first = counts.cumsum(0) - counts
+        first, sizes = counts.cumsum(0) - counts, counts.clamp(min=1)  # counts start at 0
         found = []
         for (keys,), batch, own in zip(encoded, batches, draws, strict=True):
             label = self.clusters.labels[batch.index]
-            found.append(Targets(keys, members[first[label] + own % counts[label]], own))
+            found.append(Targets(keys, members[first[label] + own % sizes[label]], own))
         return found
 
     def forward(self, batch: Batch, progress: Progress, targets: Targets) -> Loss:

@@ -94,7 +94,7 @@ class MAEDecoder(PatchDecoder):
         embedded = self.decoder_embed(outputs)
         patches = embedded[:, embedded.shape[1] - visible.shape[1] :]
         first = self.decoder_pos_embed[:, :1] + embedded[:, :1]
-        positions = self.decoder_pos_embed[:, 1:].expand(len(outputs), -1, -1)
+        positions = self.decoder_pos_embed[:, 1:].expand(outputs.shape[0], -1, -1)
         # In the order class token, visible, hidden: attention and MLPs do not depend on the order of tokens.
         tokens = [first, patches + taken(positions, visible), self.mask_token + taken(positions, hidden)]
         decoded = self.decoder_norm(self.decoder_blocks(torch.cat(tokens, dim=1))[:, -hidden.shape[1] :])

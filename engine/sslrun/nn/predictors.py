@@ -68,7 +68,7 @@ class IJEPAPredictor(PatchDecoder):
             raise ValueError(f"{names} are {own}, but the backbone has {theirs}")
 
     def forward(self, outputs: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
-        positions = self.predictor_pos_embed.expand(len(outputs), -1, -1)
+        positions = self.predictor_pos_embed.expand(outputs.shape[0], -1, -1)
         patches = outputs[:, outputs.shape[1] - visible.shape[1] :]
         seen = self.predictor_embed(patches) + taken(positions, visible)
         tokens = torch.cat([seen, self.mask_token + taken(positions, hidden)], dim=1)

@@ -296,9 +296,9 @@ class VisionTransformer(Backbone):
                 )
             tokens = torch.cat([tokens[:, :1], taken(tokens[:, 1:], visible)], dim=1)
         if self.reg_token is not None:
-            tokens = torch.cat([tokens[:, :1], self.reg_token.expand(len(tokens), -1, -1), tokens[:, 1:]], dim=1)
+            tokens = torch.cat([tokens[:, :1], self.reg_token.expand(tokens.shape[0], -1, -1), tokens[:, 1:]], dim=1)
         waves = None if self.rope_embed is None else self.rope_embed(height, width)
-        outputs = self.norm(self.blocks(tokens, waves, self.stochastic_depth(len(tokens))))
+        outputs = self.norm(self.blocks(tokens, waves, self.stochastic_depth(tokens.shape[0])))
         if visible is not None:
             return [outputs]
         patches = outputs[:, outputs.shape[1] - height * width :]

@@ -25,8 +25,8 @@ def patch_colors(outputs: EncoderOutputs) -> list[Child]:
         rows.append(element("li", [*tiles, tile(np.asarray(large), "patches as colors", "patches")]))
     text = (
         "The first three principal components of the last block's patches, over all images of this section together, "
-        f"as red, green and blue: patches of one color are alike to the encoder. The three have {100 * share:.0f} % of the "
-        "variance. A color means nothing by itself, and differs from run to run."
+        "as red, green and blue: patches of one color are alike to the encoder. The three have "
+        f"{100 * share:.0f} % of the variance. A color means nothing by itself, and differs from run to run."
     )
     return [element("p", text), element("ol", rows, class_="pairs")]
 
