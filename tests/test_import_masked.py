@@ -118,3 +118,11 @@ def test_simmim_with_a_vision_transformer(tmp_path):
     assert view["transforms"][0] == {"type": "RandomResizedCrop", "size": 192, "scale": [0.67, 1.0]}
     backbone = values["model"]["backbone"]
     assert (backbone["img_size"], backbone["layer_scale"], backbone["drop_path"]) == (192, 0.1, 0.1)
+
+
+def test_an_mae_without_a_decoder_says_so(tmp_path):
+    """The line is that of the model, since the neck has none."""
+    imported(tmp_path, "type='MAE', backbone=dict(type='MAEViT', arch='b', patch_size=16)")
+    report = import_config(tmp_path / "old_8xb2.py").report
+    line, *_ = (finding.line() for finding in report.findings(Effect.LOST) if "decoder" in finding.line())
+    assert "old_8xb2.py:2: model.neck: " in line and line.endswith("there is no decoder without a type here")

@@ -85,6 +85,8 @@ def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
             overrides += [f"{key}.embed_dim={SIZES[value['arch']][0] // NUMBERS}", f"{key}.depth=2"]
         elif name in ("num_classes", "num_clusters"):
             overrides.append(f"{key}={min(value, CLUSTERS)}")
+        elif name == "koleo_group":
+            overrides.append(f"{key}={min(value, GROUP)}")
         elif name == "num_heads":
             overrides.append(f"{key}={value // 4}")  # divides a width that is a sixteenth
         elif name == "img_size":

@@ -96,8 +96,9 @@ def _decoder(old: OldTable, network: Node) -> Node | None:
     own = {"embed_dim": "decoder_embed_dim", "depth": "decoder_depth", "num_heads": "decoder_num_heads"}
     made: Part = old.renamed(in_channels="embed_dim", img_channels="in_chans", patch_size="patch_size", **own)
     made["img_size"] = value_at(network, "img_size") or 224
-    side = value_at(made, "patch_size") or 16
-    old.expect("it follows from img_size and patch_size", num_patches=(made["img_size"] // side) ** 2)
+    sides = made["img_size"], value_at(made, "patch_size") or 16
+    if all(type(side) is int and side > 0 for side in sides):
+        old.expect("it follows from img_size and patch_size", num_patches=(sides[0] // sides[1]) ** 2)
     return component(old, "decoders", "MAEDecoder", made)
 
 

@@ -88,10 +88,12 @@ class OldTable:
         rest: what has not been taken yet; None of Python counts as absent.
         notes: under what names, beside that of its place, there are notes for its keys.
         why: what is reported of keys that nothing takes, where there is no note for them.
+        is_there: whether the old config has the table. What is reported of one that it has not is in the place of the
+            table around it.
     """
 
-    def __init__(self, node: Node, key: Key, report: Report, framework: str) -> None:
-        self.node, self.key, self.report, self.framework = node, key, report, framework
+    def __init__(self, node: Node, key: Key, report: Report, framework: str, is_there: bool = True) -> None:
+        self.node, self.key, self.report, self.framework, self.is_there = node, key, report, framework, is_there
         self.rest: dict[str, Node] = {part: value for part, value in node.value.items() if value.value is not None}
         self.notes: list[str] = []
         self.why = "there is nothing like it here"
@@ -99,7 +101,7 @@ class OldTable:
 
     def __bool__(self) -> bool:
         """Whether the old config has the table, be it empty."""
-        return bool(self.node.origins)
+        return self.is_there
 
     def __contains__(self, name: str) -> bool:
         return name in self.rest
@@ -152,7 +154,8 @@ class OldTable:
     def table(self, name: str) -> "OldTable":
         """The table at a key; where there is none, an empty one that is false."""
         node = self.take(name, "a table")
-        return OldTable(node or Node({}, ()), (*self.key, name), self.report, self.framework)
+        found = Node({}, self.node.origins) if node is None else node
+        return OldTable(found, (*self.key, name), self.report, self.framework, node is not None)
 
     def tables(self, name: str) -> list["OldTable"]:
         """The tables in the list at a key; a table is a list of one."""
