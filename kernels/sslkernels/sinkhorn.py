@@ -17,6 +17,7 @@ the assignments read the scores once; `torch.compile` of `reference` takes 0.8 t
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -66,27 +67,44 @@ def sinkhorn(scores: Tensor, epsilon: float, num_iters: int, *, group: dist.Proc
 
 @torch.no_grad()
 def sinkhorn_center(
-    scores: Tensor, epsilon: float, num_iters: int, *, group: dist.ProcessGroup | None = None
+    scores: Tensor | list[Callable[[], Tensor]],
+    epsilon: float,
+    num_iters: int,
+    *,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """The center with which softmax((scores - center) / epsilon) equals the assignments of `sinkhorn`.
 
-    Arguments and errors are those of `sinkhorn`.
+    Args:
+        scores: (B, K), this rank's rows; or functions that give parts of them, at least one row each, which each
+            iteration calls, so that one part exists at a time.
+        epsilon: as for `sinkhorn`, like the others and the errors.
+        num_iters: number of iterations.
+        group: process group over which columns are summed.
 
     Returns:
         (K,) float32 (float64 for float64 scores), the same on all ranks; 0 for a column without a finite score.
     """
-    check_matrix("scores", scores)
     check_positive("epsilon", epsilon)
     if not isinstance(num_iters, int) or num_iters < 1:
         raise ValueError(f"num_iters: expected a whole number of at least 1, got {num_iters!r}")
-    center = _iterate(scores, None, epsilon, group)
+    parts = scores if isinstance(scores, list) else [lambda: scores]
+    center = _iterate(parts, None, epsilon, group)
     for _ in range(num_iters - 1):
-        center = _iterate(scores, center, epsilon, group)
+        center = _iterate(parts, center, epsilon, group)
     return center
 
 
-def _iterate(scores: Tensor, center: Tensor | None, epsilon: float, group: dist.ProcessGroup | None) -> Tensor:
-    levels = _column_levels(scores, center, epsilon)
+def _iterate(
+    parts: list[Callable[[], Tensor]], center: Tensor | None, epsilon: float, group: dist.ProcessGroup | None
+) -> Tensor:
+    found = []
+    for part in parts:
+        scores = part()
+        check_matrix("scores", scores)
+        found.append(_column_levels(scores, center, epsilon))
+        del scores  # before the next part exists
+    levels = found[0] if len(found) == 1 else _column_levels(torch.stack(found), None, epsilon)
     if group is not None:
         levels = _column_levels(gather_rows(levels.unsqueeze(0), group), None, epsilon)
     return levels.nan_to_num(nan=math.nan, posinf=math.inf, neginf=0.0)

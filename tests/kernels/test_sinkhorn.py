@@ -1,5 +1,7 @@
 """sinkhorn and its center: accuracy, SwAV's own form, empty rows and columns, ranks, memory, compilers, bad input."""
 
+import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,26 @@ def test_the_center_makes_the_assignments_a_softmax(num_iters, device):
     assert error(torch.softmax(x.double() / 0.1, dim=1), truth) > 0.1  # which no other center would do
     assert sinkhorn_center(x.bfloat16(), 0.1, num_iters).dtype == torch.float32
     assert sinkhorn_center(x.double(), 0.1, num_iters).dtype == torch.float64
+
+
+def test_parts_of_the_rows_give_the_center_of_all(device):
+    """Also where a part has a column without mass, and the others have it; one part exists at a time."""
+    x = scores(40, 300, torch.float64, device, seed=3)
+    x[:7, 4] = -torch.inf
+    x[:, 5] = -torch.inf
+    alive: list[weakref.ref[Tensor]] = []
+
+    def part(first: int, last: int) -> Tensor:
+        assert all(other() is None for other in alive)
+        made = x[first:last].clone()
+        alive.append(weakref.ref(made))
+        return made
+
+    parts = [partial(part, first, last) for first, last in ((0, 7), (7, 8), (8, 40))]
+    torch.testing.assert_close(sinkhorn_center(parts, 0.1, 3), sinkhorn_center(x, 0.1, 3), rtol=1e-12, atol=1e-13)
+    assert len(alive) == 9
+    with pytest.raises(ValueError, match="num_iters"):
+        sinkhorn_center(parts, 0.1, 0)
 
 
 def test_all_prototypes_are_used_equally(device):

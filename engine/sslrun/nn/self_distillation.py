@@ -6,7 +6,8 @@ Scores are float32 under autocast too; those of the student are never stored (`s
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -119,9 +120,10 @@ class DINOHead(Head):
         """
         if self.centering == "mean":
             return average
-        scores = torch.cat([self.scores(each, prototypes) for each in embeddings])
+        # All at once would fill the memory.
+        parts: list[Callable[[], Tensor]] = [partial(self.scores, each, prototypes) for each in embeddings]
         temperature = at(self.teacher_temperature, progress)
-        return sinkhorn_center(scores, temperature, SINKHORN_ITERATIONS, group=distributed.group())
+        return sinkhorn_center(parts, temperature, SINKHORN_ITERATIONS, group=distributed.group())
 
     def forward(
         self, crops: Tensor, scores: Tensor, center: Tensor, progress: Progress, small_weight: float = 1.0
