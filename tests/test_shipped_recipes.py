@@ -94,7 +94,7 @@ def smaller(config: Config, images: Path, ann_file: Path) -> list[str]:
         elif type(value) is int and value > NUMBERS and name != "depth":
             overrides.append(f"{key}={value // NUMBERS}")
     for number, view in enumerate(config.values["data"]["views"]):
-        patch = view.get("mask", {}).get("patch_size", unit)
+        patch = math.lcm(view.get("mask", {}).get("patch_size", unit), unit)
         for key, value in leaves(view, f"data.views.{number}"):
             if key.endswith(".size"):
                 overrides.append(f"{key}={max(1, round(value / PIXELS / patch)) * patch}")
