@@ -28,15 +28,19 @@ def literals(tree: ast.AST) -> Iterator[str]:
 
 def of_a_loss(method: Path) -> set[str]:
     """The metrics that a method's file gives to `Loss`: keys of a table there, or of one called metrics."""
-    tables = []
+    tables, added = [], set()
     for node in ast.walk(ast.parse(method.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Loss":
             tables += node.args[1:2]
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "metrics":
             tables.append(node.value)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+            place = node.targets[0]
+            if ast.unparse(place.value) == "metrics" and isinstance(place.slice, ast.Constant):
+                added.add(place.slice.value)
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "metrics" and node.value:
             tables.append(node.value)
-    return {key.value for table in tables if isinstance(table, ast.Dict) for key in table.keys}
+    return {key.value for table in tables if isinstance(table, ast.Dict) for key in table.keys} | added
 
 
 def in_the_code() -> set[str]:

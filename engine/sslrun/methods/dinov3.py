@@ -20,7 +20,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.contract import Batch, Loss, Progress
+from sslrun.contract import Batch, Loss, Pooled, Progress
 from sslrun.nn.argument_checks import require_not_negative
 from sslrun.nn.gram import gram_loss
 from sslrun.nn.masked_distillation import MaskedDistillation, Targets, mask_of
@@ -108,7 +108,8 @@ class DINOv3(MaskedDistillation):
             return loss
         difference = gram_loss(patches, targets.anchored)
         value = loss.value + at(self.gram_weight, progress) * difference
-        return Loss(value, loss.metrics | {"gram_loss": difference.detach()}, loss.carry)
+        metrics: dict[str, Tensor | Pooled] = {"gram_loss": difference.detach()}
+        return Loss(value, loss.metrics | metrics, loss.carry)
 
     def teachers(self, progress: Progress) -> list[tuple[nn.Module, nn.Module, float]]:
         pairs = super().teachers(progress)
