@@ -263,12 +263,11 @@ def test_the_anchor_becomes_the_teacher_when_it_is_due():
 
 
 def test_without_its_weight_there_is_no_anchor():
-    method, batch = small_v3(gram_weight=0.0), multi_crop(8)
+    method, batch = small_v3(gram_weight=0.0), multi_crop(8, LARGE)  # which are reduced all the same
     assert method.gram_backbone is None
     assert "gram_loss" not in method(batch, PROGRESS, *method.targets([batch], PROGRESS)).metrics
     early = Progress(0, 20, 5, 1)  # the weight rises from 0
     late = small_v3()
-    batch = multi_crop(8, LARGE)
     assert late.targets([batch], early)[0].anchored is None
     (targets,) = late.targets([batch], PROGRESS)
     assert targets.anchored.shape == (16, 9, 16) and "gram_loss" in late(batch, PROGRESS, targets).metrics

@@ -9,13 +9,11 @@ does not depend on how the hardware divides a batch; the authors' groups are the
 Deviations: the number of masked patches is fixed, as in DINOv3 (`BlockMask`). Centers: see `DINO`.
 """
 
-from sslrun.nn.masked_distillation import MaskedDistillation
+from sslrun.nn.masked_distillation import MOMENTUM, MaskedDistillation
 from sslrun.nn.necks import Neck
 from sslrun.nn.self_distillation import DINOHead
 from sslrun.nn.vit import VisionTransformer
-from sslrun.scheduled import Number, Scheduled
-
-MOMENTUM = Scheduled(schedule="cosine", start=0.992, end=1.0)
+from sslrun.scheduled import Number
 
 
 class DINOv2(MaskedDistillation):

@@ -23,15 +23,13 @@ from torch import Tensor, nn
 from sslrun.contract import Batch, Loss, Pooled, Progress
 from sslrun.nn.argument_checks import require_not_negative
 from sslrun.nn.gram import gram_loss
-from sslrun.nn.masked_distillation import MaskedDistillation, Targets, mask_of
+from sslrun.nn.masked_distillation import MOMENTUM, MaskedDistillation, Targets, mask_of
 from sslrun.nn.momentum import teacher_of
 from sslrun.nn.necks import Neck
 from sslrun.nn.precision import wide
 from sslrun.nn.self_distillation import DINOHead
 from sslrun.nn.vit import VisionTransformer
-from sslrun.scheduled import Number, Scheduled, at, extremes
-
-MOMENTUM = Scheduled(schedule="cosine", start=0.992, end=1.0)
+from sslrun.scheduled import Number, at, extremes
 
 
 class DINOv3(MaskedDistillation):
@@ -55,7 +53,8 @@ class DINOv3(MaskedDistillation):
         patch_weight: weight of the loss of patches, or a schedule of it.
         small_weight: factor of the terms of class tokens whose student sees a small crop, or a schedule of it.
         gram_weight: weight of Gram anchoring, or a schedule of it; 0 for none, and then there is no anchor.
-        gram_scale: how many times larger the anchor sees the large crops, 1 or more.
+        gram_scale: side of the large crops in `data.views`, which the anchor sees, divided by that which student and
+            teacher see, 1 or more; also where gram_weight is 0.
         gram_start: number of optimizer steps after which the anchor becomes the teacher; until then, and with 0, it is
             the teacher that the run begins with, which `load_from` may give.
         gram_interval: number of optimizer steps after which it becomes the teacher again; 0 for never.
@@ -125,7 +124,7 @@ class DINOv3(MaskedDistillation):
 
     def _reduced(self, batch: Batch) -> Batch:
         """The batch with the large crops at the side that student and teacher see."""
-        if self.gram_scale == 1 or self.gram_backbone is None:
+        if self.gram_scale == 1:
             return batch
         mask_of(batch, self.large_crops)  # the groups that have a mask are those of the large crops
         groups = zip(batch.views, batch.masks, strict=True)

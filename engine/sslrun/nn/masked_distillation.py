@@ -21,7 +21,10 @@ from sslrun.nn.necks import Neck
 from sslrun.nn.norm import group_norms
 from sslrun.nn.self_distillation import DINOHead, Prototypes, embedded, passes
 from sslrun.nn.vit import VisionTransformer
-from sslrun.scheduled import Number, at
+from sslrun.scheduled import Number, Scheduled, at
+
+MOMENTUM = Scheduled(schedule="cosine", start=0.992, end=1.0)
+"""EMA decay of the teacher in DINOv2 and DINOv3."""
 
 
 class Targets(NamedTuple):
