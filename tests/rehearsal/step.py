@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from triton.runtime.jit import JITFunction
@@ -27,7 +28,9 @@ from rehearsal.watch import Counts, Watch
 from sslrun import run_parts, session
 from sslrun.config import load
 from sslrun.contract import Batch, Progress
+from sslrun.nn import transformer
 from sslrun.nn.norm import RunningStatistics
+from sslrun.nn.packing import Layout, attention
 from sslrun.optim import learning_rates
 from sslrun.plan import Plan, choose_machine, make_plan
 from sslrun.recipe import EngineConfig, Recipe
@@ -58,13 +61,19 @@ def watching(watch: Watch) -> Iterator[Watch]:
         tensors = [arg for arg in (*args, *options.values()) if isinstance(arg, torch.Tensor)]
         watch.launch(f"triton::{kernel.__name__}", tensors, [])
 
+    def attended(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+        watch.packed.put(layout.bounds, layout.sizes)
+        return attention(query, key, value, layout)
+
     run, JITFunction.run = JITFunction.run, launched
+    transformer.attention = attended
     played_torch_cuda.on_synchronize.append(watch.synchronized)
     try:
         with watch:
             yield watch
     finally:
         JITFunction.run = run
+        transformer.attention = attention
         played_torch_cuda.on_synchronize.remove(watch.synchronized)
 
 

@@ -100,6 +100,7 @@ class Watch(TorchDispatchMode):
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
         self.counts = Counts()
+        self.packed = ByStorage()  # by the bounds of packed tokens, images and tokens of each size
         self._mode = mode
         self._held, self._in_use = ByStorage(), 0
 
@@ -171,7 +172,9 @@ class Watch(TorchDispatchMode):
             with unset_fake_temporarily():
                 result = torch.zeros(outputs[0].shape, dtype=outputs[0].dtype)
         if func not in WITHOUT_LAUNCH and not _is_view(func, inputs, outputs):
-            self.launch(name, inputs, outputs, _flops(func, args, kwargs, result), _launches(args))
+            packed = [sizes for sizes in map(self.packed.of, inputs) if sizes] if func.namespace == "torch_attn" else []
+            flops = packed_flops(func, args, packed[0]) if packed else _flops(func, args, kwargs, result)
+            self.launch(name, inputs, outputs, flops, _launches(args))
         return result
 
     def _on_host(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -278,6 +281,12 @@ def _is_view(func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> 
         return False
     storages = {tensor.untyped_storage()._cdata for tensor in inputs}
     return all(output.untyped_storage()._cdata in storages for output in outputs)
+
+
+def packed_flops(func: Any, args: Any, sizes: Sequence[tuple[int, int]]) -> int:
+    """FLOP of attention within each image of packed tokens; torch counts all images as if they were the largest."""
+    products, query = (2, args[0]) if func is torch.ops.torch_attn._varlen_attn.default else (5, args[1])
+    return 2 * products * query.shape[1] * query.shape[2] * sum(images * tokens**2 for images, tokens in sizes)
 
 
 def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:

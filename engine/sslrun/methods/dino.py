@@ -6,10 +6,10 @@ their mean over the global batch, c <- m c + (1 - m) mean, without gradient. The
 all pairs of a large crop of the teacher and another crop of the student; the student's scores are never stored
 (`sslkernels.prototype_cross_entropy`).
 
-Crops of one size go through the backbone in one call and share BatchNorm statistics, as in the authors' code; the neck
-sees all crops in one call. Deviations: the mean of the scores is that of the batch's embeddings times the teacher's
-prototypes after their momentum update instead of before it, which is the same but for (1 - momentum) of one step's
-change. Scores are float32 under autocast too.
+Crops of one size share BatchNorm statistics, as in the authors' code; the neck sees all crops in one call. Deviations:
+the mean of the scores is that of the batch's embeddings times the teacher's prototypes after their momentum update
+instead of before it, which is the same but for (1 - momentum) of one step's change. Scores are float32 under autocast
+too.
 """
 
 from torch import Tensor, nn

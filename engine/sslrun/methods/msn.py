@@ -15,7 +15,6 @@ neck sees all anchors in one call. Scores are float32 under autocast too. Under 
 teacher runs twice for each image.
 """
 
-import itertools
 import math
 
 import torch
@@ -36,6 +35,7 @@ from sslrun.nn.heads import Head
 from sslrun.nn.momentum import teacher_of
 from sslrun.nn.necks import Neck
 from sslrun.nn.precision import wide
+from sslrun.nn.self_distillation import outputs_of_sizes, passes
 from sslrun.nn.vit import VisionTransformer
 from sslrun.runtime import distributed
 from sslrun.scheduled import Number, Scheduled, at
@@ -143,9 +143,10 @@ class MSN(Method):
             raise ValueError(f"data.views give {1 + len(anchors)} crop(s), expected more than masked_crops")
         with torch.no_grad():
             target = F.normalize(wide(self.teacher_neck(self.teacher_backbone(first)[-1])), dim=1)
-        features = [self._masked(torch.cat(anchors[: self.masked_crops]), progress)]
-        others = itertools.groupby(anchors[self.masked_crops :], key=lambda crop: crop.shape[-2:])
-        features += [self.backbone(torch.cat(list(crops)))[-1] for _, crops in others]
+        masked, others = torch.cat(anchors[: self.masked_crops]), passes(anchors[self.masked_crops :])
+        visible = self._visible(masked, progress)
+        outputs, *features = outputs_of_sizes(self.backbone, [masked, *others], visible=visible)
+        features.insert(0, outputs[:, 0])
         embedded = F.normalize(wide(self.neck(torch.cat(features))), dim=1)
         return [target, *embedded.split(len(batch.index))]
 
@@ -162,10 +163,9 @@ class MSN(Method):
     def chance_loss(self) -> float:
         return math.log(len(self.head.prototypes))
 
-    def _masked(self, images: Tensor, progress: Progress) -> Tensor:
-        """(B, C), the class tokens' outputs without some of the patches."""
+    def _visible(self, images: Tensor, progress: Progress) -> Tensor:
+        """(B, n), the patches that are left of each image; equal for all."""
         patches = (images.shape[-2] // self.backbone.patch_size) * (images.shape[-1] // self.backbone.patch_size)
         kept = max(1, int(patches * (1 - self.patch_drop)))
         places = torch.randperm(patches, generator=progress.generator())[:kept].sort().values
-        visible = places.to(images.device, non_blocking=True).expand(len(images), -1)
-        return self.backbone(images, visible=visible)[-1][:, 0]
+        return places.to(images.device, non_blocking=True).expand(len(images), -1)

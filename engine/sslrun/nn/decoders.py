@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from sslrun.config.component import Component
 from sslrun.contract import PatchMask
 from sslrun.nn.argument_checks import require_positive
-from sslrun.nn.vit import Block, Mlp, VisionTransformer, sine_cosine_positions, taken
+from sslrun.nn.transformer import Block, Mlp
+from sslrun.nn.vit import VisionTransformer, sine_cosine_positions, taken
 
 
 class PatchDecoder(nn.Module, Component, kind="decoders"):

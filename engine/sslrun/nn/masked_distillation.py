@@ -6,12 +6,13 @@ between the teacher's and the student's distribution of the same patch; then the
 without masked patches counts as 0 (Zhou et al. 2022, arXiv 2111.07832, eq. 2 and 3, and the authors' code).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sslrun.contract import Batch, Loss, Method, PatchMask, Pooled, Progress
+from sslrun.contract import Backbone, Batch, Loss, Method, PatchMask, Pooled, Progress
 from sslrun.errors import UsageError
 from sslrun.nn.argument_checks import require_fraction, require_not_negative, require_positive
 from sslrun.nn.feature_std import feature_std
@@ -19,7 +20,7 @@ from sslrun.nn.koleo import koleo
 from sslrun.nn.momentum import teacher_of
 from sslrun.nn.necks import Neck
 from sslrun.nn.norm import group_norms
-from sslrun.nn.self_distillation import DINOHead, Prototypes, embedded, passes
+from sslrun.nn.self_distillation import DINOHead, Prototypes, embedded, outputs_of_sizes, passes
 from sslrun.nn.vit import VisionTransformer
 from sslrun.scheduled import Number, Scheduled, at
 
@@ -119,9 +120,8 @@ class MaskedDistillation(Method, listed=False):
             raise ValueError("data.views give 1 crop, expected two or more")
         mask = mask_of(batch, large)
         places = masked_places(mask)
-        tokens, features = self._large(self.backbone, batch, mask)
-        all_features = torch.cat([features, *(self.backbone(images)[-1] for images in passes(small))])
-        crops = embedded(self.neck, all_features).unflatten(0, (-1, samples))
+        tokens, features, *others = self._large(self.backbone, batch, mask, passes(small))
+        crops = embedded(self.neck, torch.cat([features, *others])).unflatten(0, (-1, samples))
         patches = embedded(self.patch_neck or self.neck, tokens.flatten(0, 1).index_select(0, places))
 
         scores = self.head.scores(targets.classes, self.teacher_prototypes())
@@ -176,14 +176,17 @@ class MaskedDistillation(Method, listed=False):
     def _teacher_patch_prototypes(self) -> Tensor:
         return (self.teacher_patch_prototypes or self.teacher_prototypes)()
 
-    def _large(self, backbone: nn.Module, batch: Batch, mask: PatchMask | None) -> tuple[Tensor, Tensor]:
-        """Outputs of the large crops' patches, (G x B, T, C), and of their class tokens, (G x B, C)."""
-        images = self._images(batch)
-        maps, features = backbone(images) if mask is None else backbone(images, mask=mask.hidden)
+    def _large(
+        self, backbone: Backbone, batch: Batch, mask: PatchMask | None, small: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        """Outputs of the large crops' patches, (G x B, T, C), and of their class tokens, (G x B, C); then the features
+        of small crops, one tensor for each size."""
+        masked: dict[str, Tensor] = {} if mask is None else {"mask": mask.hidden}
+        maps, *features = outputs_of_sizes(backbone, [self._images(batch), *small], **masked)
         if mask is not None and mask.hidden.shape[1] != maps[0, 0].numel():
             found, expected = mask.hidden.shape[1], maps[0, 0].numel()
             raise UsageError(f"a mask has {found} patches, but the network {expected}: patch_size of the mask")
-        return maps.flatten(2).transpose(1, 2), features
+        return [maps.flatten(2).transpose(1, 2), *features]
 
 
 def mask_of(batch: Batch, large_crops: int) -> PatchMask:

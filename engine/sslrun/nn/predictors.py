@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from sslrun.nn.argument_checks import require_positive
 from sslrun.nn.decoders import PatchDecoder
-from sslrun.nn.vit import Block, Mlp, VisionTransformer, divide_branches, sine_cosine_positions, taken
+from sslrun.nn.transformer import Block, Mlp, divide_branches
+from sslrun.nn.vit import VisionTransformer, sine_cosine_positions, taken
 
 
 class IJEPAPredictor(PatchDecoder):

@@ -19,7 +19,9 @@ from sslrun.contract import Backbone, Pooled, Progress
 from sslrun.nn.argument_checks import require_fraction, require_positive, require_temperature
 from sslrun.nn.heads import Head
 from sslrun.nn.necks import Neck, pooled
+from sslrun.nn.packing import has_varlen_attention
 from sslrun.nn.precision import wide
+from sslrun.nn.vit import VisionTransformer
 from sslrun.runtime import distributed
 from sslrun.scheduled import Number, Scheduled, at
 
@@ -215,7 +217,24 @@ def embedded(neck: Neck, features: Tensor) -> Tensor:
     return F.normalize(wide(neck(features)), dim=1)
 
 
+def outputs_of_sizes(backbone: Backbone, sizes: Sequence[Tensor], **first: Tensor) -> list[Tensor]:
+    """What a backbone returns for images of the first size, and the features of each other size.
+
+    Vision transformers compute all sizes in one pass where the device has attention for it (`sslrun.nn.packing`).
+
+    Args:
+        backbone: the backbone.
+        sizes: images of each size, from `passes`.
+        first: further arguments of the pass of the first size.
+    """
+    images, *others = sizes
+    if others and isinstance(backbone, VisionTransformer) and has_varlen_attention(images):
+        return backbone(images, **first, others=others)
+    return [*backbone(images, **first), *(backbone(each)[-1] for each in others)]
+
+
 def crops_embedded(backbone: Backbone, neck: Neck, views: Sequence[Tensor], batch: int) -> Tensor:
     """(V, B, D) normalized embeddings of all crops; those of one size that follow each other are one pass."""
-    features = torch.cat([pooled(backbone(images)[-1]) for images in passes(views)])
-    return embedded(neck, features).unflatten(0, (-1, batch))
+    sizes = passes(views)
+    features = outputs_of_sizes(backbone, sizes)[-len(sizes) :]
+    return embedded(neck, torch.cat([pooled(each) for each in features])).unflatten(0, (-1, batch))

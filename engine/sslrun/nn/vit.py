@@ -5,7 +5,7 @@ positions, LayerScale, an MLP with GELU or SwiGLU, stochastic depth, a mask toke
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from sslrun.config.annotations import DefaultOf
 from sslrun.contract import Backbone
 from sslrun.nn.argument_checks import require_not_negative, require_positive, require_rate
+from sslrun.nn.packing import packed
 from sslrun.nn.precision import wide
-from sslrun.nn.stochastic import Kept, RotaryPositions, StochasticDepth, rotated, with_branch
+from sslrun.nn.stochastic import RotaryPositions, StochasticDepth
+from sslrun.nn.transformer import Attention, Block, Blocks, Mlp, SwiGlu, divide_branches
 
 # width D, blocks, heads; MoCo v3's small one has 12 heads, not 6 as DeiT's and DINO's. huge: Dosovitskiy et al.;
 # so400m: Alabdulmohsin et al. 2023 (arXiv 2305.13035), with 4,304 numbers in its MLPs; giant: DINOv2's.
@@ -34,104 +36,6 @@ FROZEN_PATCHES = {"sine-cosine": True, "learned": False, "rotary": False}
 INITIALIZATIONS = {"sine-cosine": "mocov3", "learned": "dino", "rotary": "dino"}
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, waves: Tensor | None = None) -> Tensor:
-        query, key, value = self.heads_of(x, waves)
-        x = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(x.transpose(1, 2).flatten(2))
-
-    def heads_of(self, x: Tensor, waves: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, (B, heads, T, D / heads); the first two turned by `waves`, as in `rotated`."""
-        batch, tokens, _ = x.shape
-        query, key, value = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        if waves is not None:
-            query, key = rotated(query, waves), rotated(key, waves)
-        return query, key, value
-
-
-class Mlp(nn.Module):
-    """Linear, GELU, linear."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class SwiGlu(nn.Module):
-    """Linear, SiLU of the first half times the second, linear (Shazeer 2020, arXiv 2002.05202). As in DINOv2 a third of
-    the hidden width is left out, which makes up for the third matrix; it is rounded up to a multiple of 8."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
-        self.fc1 = nn.Linear(width, 2 * hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.fc2(F.silu(gate) * value)
-
-
-class LayerScale(nn.Module):
-    """A learned factor for each channel of a residual branch (Touvron et al. 2021, arXiv 2103.17239)."""
-
-    def __init__(self, width: int, initial: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((width,), initial))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-class Block(nn.Module):
-    """Attention and MLP, each with a norm before it and a residual connection around it."""
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        hidden: int,
-        mlp: Callable[[int, int], nn.Module],
-        layer_scale: float,
-        eps: float,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, heads)
-        self.ls1 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = mlp(width, hidden)
-        self.ls2 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
-
-    def forward(self, x: Tensor, waves: Tensor | None = None, kept: Sequence[Kept | None] = (None, None)) -> Tensor:
-        x = with_branch(x, lambda rows: self.ls1(self.attn(self.norm1(rows), waves)), kept[0])
-        return with_branch(x, lambda rows: self.ls2(self.mlp(self.norm2(rows))), kept[1])
-
-
-class Blocks(nn.Sequential):
-    """Blocks one after another."""
-
-    def forward(self, x: Tensor, waves: Tensor | None = None, kept: Sequence[Kept | None] | None = None) -> Tensor:
-        """x (B, T, D); `waves` from `RotaryPositions`; `kept`, two for each block, from `StochasticDepth`."""
-        kept = kept or [None] * 2 * len(self)
-        for number, block in enumerate(self):
-            own = None if waves is None else waves[:, min(number, waves.shape[1] - 1)]
-            x = block(x, own, kept[2 * number : 2 * number + 2])
-        return x
-
-
 class PatchEmbed(nn.Module):
     """Images (B, 3, H, W) to tokens (B, T, D), row by row."""
 
@@ -147,8 +51,7 @@ class VisionTransformer(Backbone):
     """Vision transformer of the sizes Ti, S, B, L, SO400M, H and g (Dosovitskiy et al. 2021, arXiv 2010.11929); its
     feature (B, D) is the class token's output or the mean of the patches'.
 
-    It takes images of any height and width that are multiples of patch_size; crops of several sizes are several calls.
-    Parameter names are timm's.
+    It takes images of any height and width that are multiples of patch_size. Parameter names are timm's.
 
     Args:
         arch: network size: "tiny" (width 192), "small" (384), "base" (768), "large" (1024), "so400m" (1152), "huge"
@@ -263,7 +166,13 @@ class VisionTransformer(Backbone):
         is_frozen = FROZEN_PATCHES[positions] if frozen_patch_embed is None else frozen_patch_embed
         self.patch_embed.requires_grad_(not is_frozen)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None, visible: Tensor | None = None) -> list[Tensor]:
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        visible: Tensor | None = None,
+        others: Sequence[Tensor] = (),
+    ) -> list[Tensor]:
         """The feature (B, D), see global_pool; before it the map of the patches' outputs, if patch_tokens is set.
 
         Args:
@@ -271,16 +180,28 @@ class VisionTransformer(Backbone):
             mask: (B, T) bool, patches that the mask token stands for, row by row.
             visible: (B, n) int64, the only patches that the network sees. The result is then the outputs of class
                 token, registers and these patches, (B, 1 + registers + n, D).
+            others: images of other sizes, whose features, (B', D) for each size, follow in the result. All go through
+                the network in one pass, see `sslrun.nn.packing`. Neither mask nor `visible` is theirs.
 
         Raises:
             ValueError: the images do not consist of whole patches, or there is no mask token, or positions are rotary
                 and only some patches visible.
         """
-        height, rest_of_height = divmod(images.shape[-2], self.patch_size)
-        width, rest_of_width = divmod(images.shape[-1], self.patch_size)
-        if rest_of_height or rest_of_width or not height or not width:
-            size = tuple(images.shape[-2:])
-            raise ValueError(f"images of {size} px do not consist of patches of {self.patch_size} px (patch_size)")
+        if not others:
+            tokens, waves = self._embedded(images, mask, visible)
+            outputs = self.norm(self.blocks(tokens, waves, self.stochastic_depth(tokens.shape[0])))
+            return self._results(outputs, images, visible is not None)
+        embedded = [self._embedded(images, mask, visible), *(self._embedded(each, None, None) for each in others)]
+        x, layout = packed([tokens for tokens, _ in embedded])
+        waves_of_sizes = [waves for _, waves in embedded if waves is not None] or None
+        kept = [self.stochastic_depth(tokens.shape[0]) for tokens, _ in embedded]
+        first, *rest = layout.split(self.norm(self.blocks(x, waves_of_sizes, kept, layout)))
+        own = self._results(first, images, visible is not None)
+        return [*own, *(self._results(each, crops, False)[-1] for each, crops in zip(rest, others, strict=True))]
+
+    def _embedded(self, images: Tensor, mask: Tensor | None, visible: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The tokens (B, T, D) that the blocks see, and sines and cosines of rotary positions."""
+        height, width = self._grid(images)
         patches = self.patch_embed(images)
         if mask is not None:
             if self.mask_token is None:
@@ -297,13 +218,25 @@ class VisionTransformer(Backbone):
             tokens = torch.cat([tokens[:, :1], taken(tokens[:, 1:], visible)], dim=1)
         if self.reg_token is not None:
             tokens = torch.cat([tokens[:, :1], self.reg_token.expand(tokens.shape[0], -1, -1), tokens[:, 1:]], dim=1)
-        waves = None if self.rope_embed is None else self.rope_embed(height, width)
-        outputs = self.norm(self.blocks(tokens, waves, self.stochastic_depth(tokens.shape[0])))
-        if visible is not None:
+        return tokens, None if self.rope_embed is None else self.rope_embed(height, width)
+
+    def _results(self, outputs: Tensor, images: Tensor, is_partial: bool) -> list[Tensor]:
+        """What `forward` returns for the outputs (B, T, D) of all tokens, or of some if `is_partial`."""
+        if is_partial:
             return [outputs]
+        height, width = self._grid(images)
         patches = outputs[:, outputs.shape[1] - height * width :]
         feature = outputs[:, 0] if self.global_pool == "token" else patches.mean(dim=1)
         return [patches.transpose(1, 2).unflatten(2, (height, width)), feature] if self.patch_tokens else [feature]
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, rest_of_height = divmod(images.shape[-2], self.patch_size)
+        width, rest_of_width = divmod(images.shape[-1], self.patch_size)
+        if rest_of_height or rest_of_width or not height or not width:
+            size = tuple(images.shape[-2:])
+            raise ValueError(f"images of {size} px do not consist of patches of {self.patch_size} px (patch_size)")
+        return height, width
 
     def layers(self) -> list[list[str]]:
         blocks = [[f"blocks.{number}"] for number in range(len(self.blocks))]
@@ -348,15 +281,6 @@ class VisionTransformer(Backbone):
         for token in (self.cls_token, self.reg_token, self.pos_embed):
             if token is not None and token.requires_grad:  # sines and cosines stay
                 nn.init.trunc_normal_(token, std=0.02)
-
-
-def divide_branches(blocks: nn.Sequential) -> None:
-    """Divides the last layers of the branches of the l-th block, counted from 1, by sqrt(2 l) (I-JEPA: Assran et al.
-    2023, arXiv 2301.08243, after BEiT)."""
-    for number, block in enumerate(blocks, 1):
-        for layer in (block.attn.proj, block.mlp.fc2):  # type: ignore[union-attr]
-            with torch.no_grad():
-                layer.weight.div_(math.sqrt(2 * number))  # type: ignore[union-attr, operator]
 
 
 def taken(tokens: Tensor, places: Tensor) -> Tensor:
