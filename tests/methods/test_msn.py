@@ -75,15 +75,19 @@ def test_a_step_is_the_authors(iterations: int) -> None:
 
 
 def test_the_dropped_patches_are_those_of_the_step() -> None:
-    method, images = small(), crops_of(3).views[1]
-    first, again, other = (method._masked(images, Progress(at, 10, 5, 1)) for at in (3, 3, 4))
+    method, batch = small(), crops_of(3)
+
+    def masked(step: int) -> Tensor:
+        """The embedding of the crops of which patches are dropped."""
+        return method.embed(batch, Progress(step, 10, 5, 1))[1]
+
+    first, again, other = (masked(step) for step in (3, 3, 4))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    patches = [images[1:2, :, 4 * r : 4 * r + 4, 4 * c : 4 * c + 4] for r in range(4) for c in range(4)]
-    seen = 0
-    for place, patch in enumerate(patches):
-        changed = images.clone()
-        changed[1:2, :, place // 4 * 4 : place // 4 * 4 + 4, place % 4 * 4 : place % 4 * 4 + 4] = patch + 1
-        seen += not torch.equal(method._masked(changed, Progress(3, 10, 5, 1)), first)
+    seen, whole = 0, batch.views[1].clone()
+    for place in range(16):
+        batch.views[1][1:2, :, place // 4 * 4 : place // 4 * 4 + 4, place % 4 * 4 : place % 4 * 4 + 4] += 1
+        seen += not torch.equal(masked(3), first)
+        batch.views[1].copy_(whole)
     assert seen == 11  # of 16, 30 % dropped
 
 
