@@ -6,6 +6,8 @@
 The recipes of configs/learn/ train one method each at the scale of the quickstart, with one thread. Runs are in
 work_dirs/learn/ and resume where they stopped; each finished run has a row in benchmarks/results/learn.jsonl.
 
+Distillation has the network that SimCLR trained with the same seed as its teacher; that is trained first.
+
 For methods whose measure is not k-NN, a row also has the linear probe before and after, and the accuracy after
 fine-tuning with a tenth of the labels (learn_finetune.toml), from the trained network and from random weights.
 """
@@ -33,6 +35,7 @@ COLUMNS = 5
 DOCUMENT = ROOT / "docs" / "learning.md"
 START, END = "<!-- table: benchmarks/learn.py --table -->", "<!-- end of table -->"
 PROBED = ("mae", "maskfeat", "simmim")  # by a probe and fine-tuning: they predict pixels or gradients
+TEACHERS = {"distillation": "simclr"}
 FINETUNE = ROOT / "benchmarks" / "learn_finetune.toml"
 PROBED_START = "<!-- table of the probed: benchmarks/learn.py --table -->"
 
@@ -61,9 +64,10 @@ def main() -> None:
 
 def train(name: str, seed: int) -> dict[str, Any]:
     """Train (or finish) one run; its row."""
-    work_dir = ROOT / "work_dirs" / "learn" / f"seed_{seed}"
-    sslrun(RECIPES[name], f"--set=seed={seed}", "--resume", f"--work-dir={work_dir}")
-    run = work_dir / RECIPES[name].stem
+    teacher = []
+    if name in TEACHERS:
+        teacher = [f"--set=model.teacher_weights={trained(TEACHERS[name], seed)}"]
+    run = trained(name, seed, *teacher)
     entries = metrics(run)
     curve = [(entry["epoch"], entry["knn/top1_pct"]) for entry in entries if "knn/top1_pct" in entry]
     held_out = [{name: value for name, value in entry.items() if name.startswith("val/")} for entry in entries]
@@ -75,6 +79,13 @@ def train(name: str, seed: int) -> dict[str, Any]:
         **next((each for each in reversed(held_out) if each), {}),
         **(probed(run) if name in PROBED else {}),
     }
+
+
+def trained(name: str, seed: int, *words: str) -> Path:
+    """The folder of a run, once it is finished."""
+    work_dir = ROOT / "work_dirs" / "learn" / f"seed_{seed}"
+    sslrun(RECIPES[name], f"--set=seed={seed}", "--resume", f"--work-dir={work_dir}", *words)
+    return work_dir / RECIPES[name].stem
 
 
 def probed(run: Path) -> dict[str, Any]:
