@@ -8,8 +8,8 @@ work_dirs/learn/ and resume where they stopped; each finished run has a row in b
 
 Distillation has the network that SimCLR trained with the same seed as its teacher; that is trained first.
 
-For methods whose measure is not k-NN, a row also has the linear probe before and after, and the accuracy after
-fine-tuning with a tenth of the labels (learn_finetune.toml), from the trained network and from random weights.
+A row also has the linear probe before and after; for methods whose measure is not k-NN, the accuracy after fine-tuning
+with a tenth of the labels (learn_finetune.toml) too, from random weights and from the trained network.
 """
 
 import argparse
@@ -70,14 +70,16 @@ def train(name: str, seed: int) -> dict[str, Any]:
     run = trained(name, seed, *teacher)
     entries = metrics(run)
     curve = [(entry["epoch"], entry["knn/top1_pct"]) for entry in entries if "knn/top1_pct" in entry]
+    probes = [entry["probe/top1_pct"] for entry in entries if "probe/top1_pct" in entry]
     held_out = [{name: value for name, value in entry.items() if name.startswith("val/")} for entry in entries]
     return {
         "untrained_pct": curve[0][1],
         "trained_pct": curve[-1][1],
         "wall_s": round(max(entry["wall_s"] for entry in entries)),
         "knn_curve": curve,
+        "probe_pct": [probes[0], probes[-1]],
         **next((each for each in reversed(held_out) if each), {}),
-        **(probed(run) if name in PROBED else {}),
+        **(fine_tuned(run) if name in PROBED else {}),
     }
 
 
@@ -88,9 +90,8 @@ def trained(name: str, seed: int, *words: str) -> Path:
     return work_dir / RECIPES[name].stem
 
 
-def probed(run: Path) -> dict[str, Any]:
-    """Accuracies of a finished run by the linear probe and after fine-tuning, each without and with training."""
-    probes = [entry["probe/top1_pct"] for entry in metrics(run) if "probe/top1_pct" in entry]
+def fine_tuned(run: Path) -> dict[str, Any]:
+    """Accuracies after fine-tuning, from random weights and from those of a finished run."""
     sslrun("eval", "finetune", run, "--with", FINETUNE)
     (tuned,) = (folder for folder in (run / "eval").iterdir() if folder.is_dir() and folder.name != "scratch")
     scratch = run / "eval" / "scratch.toml"
@@ -101,7 +102,7 @@ def probed(run: Path) -> dict[str, Any]:
         for each in (scratch.with_suffix(""), tuned)
     ]
     last = [accuracies[-1] for accuracies in tested]
-    return {"probe_pct": [probes[0], probes[-1]], "finetuned_10pct_pct": last}
+    return {"finetuned_10pct_pct": last}
 
 
 def sslrun(*words: object) -> None:
@@ -140,7 +141,7 @@ def write_document() -> None:
     lines = ["| method | seeds | probe untrained, % | probe trained, % | fine-tuned from random weights, % | "
              "fine-tuned, % |", "|---|---|---|---|---|---|"]  # fmt: skip
     for name in PROBED:
-        if runs := [run for run in by_method.get(name, ()) if "probe_pct" in run]:
+        if runs := [run for run in by_method.get(name, ()) if "finetuned_10pct_pct" in run]:
             pairs = [
                 [run[key][side] for run in runs] for key in ("probe_pct", "finetuned_10pct_pct") for side in (0, 1)
             ]

@@ -94,6 +94,14 @@ def test_activations_may_be_computed_again(part):
     torch.testing.assert_close(outputs_and_gradients(model, lambda: model(first, others=others)), kept)
 
 
+def test_widths_that_the_kernel_cannot_take(monkeypatch):
+    monkeypatch.setattr(packing, "has_varlen_attention", lambda images: True)
+    monkeypatch.setattr(packing, "varlen_attn", lambda *_: pytest.fail("heads of 6 numbers"))
+    model = network(embed_dim=12, num_heads=2)
+    first, *others = THREE_SIZES
+    assert len(model(first, others=others)) == 3
+
+
 def test_bounds_are_the_first_token_of_each_image():
     layout = Layout.of([(2, 5), (3, 2)], torch.device("cpu"))
     assert layout.bounds.tolist() == [0, 5, 10, 12, 14, 16]

@@ -94,7 +94,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tens
         query: (N, heads, d), as `key` and `value`.
         layout: of the tokens.
     """
-    if has_varlen_attention(query):
+    if has_varlen_attention(query) and query.shape[2] % 8 == 0 and query.shape[2] <= 256:
         longest = max(tokens for _, tokens in layout.sizes)
         output = varlen_attn(query, key, value, layout.bounds, layout.bounds, longest, longest)
         assert isinstance(output, Tensor)
