@@ -31,7 +31,8 @@ def test_visible_patches_are_kept_and_hidden_ones_predicted(name: str) -> None:
     (hidden,) = masks_of([group], 0, 0, np.arange(3))
     assert hidden is not None
     made = predictions(method, pixels, hidden, group)
-    is_hidden = hidden.repeat(5, 1).repeat(5, 2)
+    side = 40 // hidden.shape[1]
+    is_hidden = hidden.repeat(side, 1).repeat(side, 2)
     assert np.array_equal(made[~is_hidden], pixels.numpy()[~is_hidden])
     assert (made[is_hidden] != pixels.numpy()[is_hidden]).any(axis=-1).mean() > 0.9
     # Other pixels below the mask change a prediction through the normalization of MAE's patches alone.
