@@ -5,13 +5,12 @@ Parameter names are timm's.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslrun.nn.packing import Layout, attention, kept_tokens
+from sslrun.nn.packing import Layout, attention
 from sslrun.nn.stochastic import Kept, rotated, with_branch
 
 Waves = Tensor | Sequence[Tensor] | None
@@ -126,24 +125,21 @@ class Blocks(nn.Sequential):
         self,
         x: Tensor,
         waves: Waves = None,
-        kept: Sequence[Kept | None] | Sequence[Sequence[Kept | None]] | None = None,
-        layout: Layout | None = None,
+        kept: Sequence[Kept | None] | None = None,
+        layouts: Sequence[Layout] | None = None,
     ) -> Tensor:
         """The output, shaped like x.
 
         Args:
-            x: (B, T, D), or packed tokens (N, D) with their `layout`.
+            x: (B, T, D), or packed tokens (N, D).
             waves: from `RotaryPositions`; of packed tokens for each size.
-            kept: two for each block, from `StochasticDepth`; of packed tokens for each size.
-            layout: of packed tokens.
+            kept: two for each block, from `StochasticDepth` or `kept_tokens`.
+            layouts: of packed tokens, two for each block, from `kept_tokens`.
         """
-        branches: list[Any] = [(each, None) for each in kept or [None] * 2 * len(self)]
-        if layout is not None:
-            assert kept is not None
-            branches = [kept_tokens(each, layout) for each in zip(*kept, strict=True)]  # type: ignore[arg-type]
+        kept = kept or [None] * 2 * len(self)
         for number, block in enumerate(self):
-            (attended, inner), (fed, _) = branches[2 * number : 2 * number + 2]
-            x = block(x, _of_block(waves, number), (attended, fed), inner)
+            layout = None if layouts is None else layouts[2 * number]
+            x = block(x, _of_block(waves, number), kept[2 * number : 2 * number + 2], layout)
         return x
 
 
@@ -158,6 +154,8 @@ def divide_branches(blocks: nn.Sequential) -> None:
     """Divides the last layers of the branches of the l-th block, counted from 1, by sqrt(2 l) (I-JEPA: Assran et al.
     2023, arXiv 2301.08243, after BEiT)."""
     for number, block in enumerate(blocks, 1):
-        for layer in (block.attn.proj, block.mlp.fc2):  # type: ignore[union-attr]
+        for name in ("attn.proj", "mlp.fc2"):
+            layer = block.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
             with torch.no_grad():
-                layer.weight.div_(math.sqrt(2 * number))  # type: ignore[union-attr, operator]
+                layer.weight.div_(math.sqrt(2 * number))

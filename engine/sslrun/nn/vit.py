@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sslrun.config.annotations import DefaultOf
 from sslrun.contract import Backbone
 from sslrun.nn.argument_checks import require_not_negative, require_positive, require_rate
-from sslrun.nn.packing import packed
+from sslrun.nn.packing import kept_tokens, packed
 from sslrun.nn.precision import wide
 from sslrun.nn.stochastic import RotaryPositions, StochasticDepth
 from sslrun.nn.transformer import Attention, Block, Blocks, Mlp, SwiGlu, divide_branches
@@ -194,8 +194,10 @@ class VisionTransformer(Backbone):
         embedded = [self._embedded(images, mask, visible), *(self._embedded(each, None, None) for each in others)]
         x, layout = packed([tokens for tokens, _ in embedded])
         waves_of_sizes = [waves for _, waves in embedded if waves is not None] or None
-        kept = [self.stochastic_depth(tokens.shape[0]) for tokens, _ in embedded]
-        first, *rest = layout.split(self.norm(self.blocks(x, waves_of_sizes, kept, layout)))
+        drawn = [self.stochastic_depth(tokens.shape[0]) for tokens, _ in embedded]
+        branches = [kept_tokens(each, layout) for each in zip(*drawn, strict=True)]
+        kept, layouts = [kept for kept, _ in branches], [inner for _, inner in branches]
+        first, *rest = layout.split(self.norm(self.blocks(x, waves_of_sizes, kept, layouts)))
         own = self._results(first, images, visible is not None)
         return [*own, *(self._results(each, crops, False)[-1] for each, crops in zip(rest, others, strict=True))]
 
