@@ -66,8 +66,8 @@ class ExactStage:
         self._memory = _Memory(device, dtype if self._is_gpu else torch.float32)
         # Threads of its own: torch's number of threads belongs to a thread, and these tensors are too small for two. On
         # a GPU this thread does it all, whose CUDA stream it is.
-        pool = ThreadPoolExecutor(num_threads, "sslrun-exact", initializer=torch.set_num_threads, initargs=(1,))
-        self._map: Callable[..., Iterator[Any]] = map if self._is_gpu else pool.map
+        self._pool = ThreadPoolExecutor(num_threads, "sslrun-exact", initializer=torch.set_num_threads, initargs=(1,))
+        self._map: Callable[..., Iterator[Any]] = map if self._is_gpu else self._pool.map
 
     def __call__(self, images: Sequence[Sequence[torch.Tensor]], arguments: Arguments) -> list[torch.Tensor]:
         """Does the remaining steps and normalizes.
@@ -109,6 +109,10 @@ class ExactStage:
         for task in tasks:
             deque(task, maxlen=0)  # waits, and raises what the task raised
         return views
+
+    def close(self) -> None:
+        """End the threads; work that has not begun is dropped."""
+        self._pool.shutdown(cancel_futures=True)
 
     def _blocks(self, first: int, count: int, size: tuple[int, int]) -> Iterator[slice]:
         """Rows from `first` on in blocks; a GPU takes all at once."""

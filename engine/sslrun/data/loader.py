@@ -156,6 +156,7 @@ class Loader:
                         _drop_finished(in_use)
                     yield batch, ready
         finally:
+            stage.close()
             if stream is not None:
                 stream.synchronize()  # before `in_use` is dropped
 
