@@ -8,10 +8,10 @@ The files are hard links to one JPEG in each folder of 1,000, so that 10^7 need 
 processes that start at the same time, as two ranks of a node do. Figures of a start: seconds (wall clock and processor)
 until names, sizes and identity are known; MiB that this adds to the process: private, mapped from files, its share
 (PSS: pages that n processes map count 1/n) and the peak; the same after the first batch, and after names, sizes and
-labels of 100,000 samples in random order. A row of `results/many_files.jsonl` for each engine has the rank that took
-longer, and processor time and peak of each: at a first start one of them works and the others wait. The first start has
-a terminal; the row tells which bars were drawn there. `cold_start`: the tables are not in the memory of the operating
-system.
+labels of 100,000 samples in random order, batch by batch. A row of `results/many_files.jsonl` for each engine has the
+rank that took longer, and processor time and peak of each: at a first start one of them works and the others wait. The
+first start has a terminal; the row tells which bars were drawn there. `cold_start`: the tables are not in the memory of
+the operating system.
 
 Without files, a start opens tables of that many names. Their folders exist and are looked at; so are some of the files,
 which are missing in the table, too.
@@ -34,6 +34,7 @@ PER_FOLDER = 1000
 REPEATS = 3  # of the second start
 RANKS = 2
 DRAWN = 100_000
+BATCH = 256
 BARS = ("listing images", "looking at files", "reading image sizes")
 
 
@@ -229,13 +230,13 @@ def start(root: str, resumes: bool, has_files: bool) -> None:
     order = Order(len(source), 0)
     if has_files:
         begin = time.perf_counter()
-        read_all(source, order.ids(0, np.arange(256)))
+        read_all(source, order.ids(0, np.arange(BATCH)))
         print(json.dumps({"first_256_files_read_s": round(time.perf_counter() - begin, 3)}), flush=True)
         sys.stdin.readline()
         report("first_batch", before)
-    ids = order.ids(0, np.arange(min(DRAWN, len(source))))
-    assert source.labels is not None
-    _ = sum(len(source.names[i]) for i in ids.tolist()), source.sizes[ids].sum(), source.labels[ids].sum()
+    for first in range(0, min(DRAWN, len(source)), BATCH):
+        ids = order.ids(0, np.arange(first, min(first + BATCH, len(source))))
+        _ = [source.names[i] for i in ids.tolist()], source.sizes_of(ids), source.labels_of(ids)
     print("{}", flush=True)
     sys.stdin.readline()
     report("drawn", before)

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,6 +59,9 @@ def state(source):
     labels = None if source.labels is None else (source.labels.tolist(), source.labels.dtype)
     sizes = source.sizes.tolist(), source.sizes.dtype
     lengths = source.names.lengths.tolist()
+    some = np.array([len(source) - 1, 0, len(source) - 1])
+    assert np.array_equal(source.sizes_of(some), source.sizes[some])
+    assert labels is None or source.labels_of(some).tolist() == source.labels[some].tolist()
     return list(source.names), labels, source.class_names, list(source.remarks), sizes, lengths, source.identity()
 
 
@@ -94,6 +98,43 @@ def test_what_is_kept_equals_what_is_listed_anew(root, tmp_path, monkeypatch):
             source = make()
             assert anew == first == state(source), repr(source)
             assert source.names.kept is not None
+
+
+def mapped_mib(path):
+    """Memory of this process that holds pages of a file."""
+    parts = re.findall(rf"{re.escape(str(path))}\n(?:\w+: .*\n)*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text())
+    assert parts
+    return sum(map(int, parts)) / 1024
+
+
+def test_sizes_and_labels_of_some_samples_map_no_pages(tmp_path):
+    count = 2**20
+    generator = np.random.default_rng(0)
+    columns = {"labels": np.arange(count), "sizes": generator.integers(1, 9999, (count, 2), dtype=np.int32)}
+    table.write(tmp_path / "a.names", columns, {})
+    kept_table = table.load(tmp_path / "a.names")
+    assert kept_table is not None and kept_table.is_mapped and not table.Table(columns, {}).is_mapped
+    kept_table.drop_pages()
+    ids = generator.integers(0, count, 10_000)
+    before = mapped_mib(tmp_path / "a.names")
+    found = {name: kept_table.rows(name, ids) for name in columns}
+    assert mapped_mib(tmp_path / "a.names") - before < 0.5
+    for name, column in columns.items():
+        assert np.array_equal(found[name], column[ids]) and found[name].dtype == column.dtype
+        assert np.array_equal(kept_table.columns[name][ids], column[ids])
+        assert kept_table.rows(name, ids[:0]).shape == column[:0].shape
+    assert mapped_mib(tmp_path / "a.names") - before > 10
+
+
+def test_a_size_that_is_entered_is_given_where_sizes_are_kept(root):
+    (root / "a" / "broken.jpg").write_bytes(b"no image")
+    for _ in range(2):
+        source = ImageFolder(str(root))
+        source.open()
+        sample = source.names.index(str(root / "a" / "broken.jpg"))
+        assert source.sizes_of(np.array([sample])).tolist() == [[0, 0]]
+        assert source.set_size(sample, (3, 4))
+        assert source.sizes_of(np.array([sample, 0])).tolist() == [[3, 4], source.sizes[0].tolist()]
 
 
 def with_the_old_time(folder, change):

@@ -55,6 +55,11 @@ class Table:
         if self._file is not None:
             self._file.close()
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether there is a file, which `read` and `rows` need."""
+        return self._file is not None
+
     def read(self, name: str, start: int, end: int) -> bytes:
         """Some bytes of a column, from `start` to `end`, without mapping the pages around them, of which a name here
         and a name there would soon take in the whole column.
@@ -64,6 +69,21 @@ class Table:
         """
         assert self._file is not None
         return os.pread(self._file.fileno(), end - start, self._places[name] + start)
+
+    def rows(self, name: str, ids: np.ndarray) -> np.ndarray:
+        """Some rows of a column, (n, ...), as they are in the file, read as `read` does.
+
+        Args:
+            name: of a column (N, ...).
+            ids: (n,) int64, 0 to N - 1.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        column = self.columns[name]
+        size = column.nbytes // max(1, len(column))
+        content = bytearray().join(self.read(name, size * i, size * (i + 1)) for i in ids.tolist())
+        return np.frombuffer(content, column.dtype).reshape(len(ids), *column.shape[1:])
 
     def drop_pages(self) -> None:
         """Take the pages that were read out of this process's memory, and what was written to them. They come back from

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,21 @@ _HASHED = 1 << 24  # rows at a time
 _MISSING, _NOT_KNOWN = -1, -2  # in place of a length: there is no such file; the storage does not tell
 
 
-def file_sizes(source: "FileSource", looks_at_all: bool) -> tuple[np.ndarray, str | None]:
+class Sizes(NamedTuple):
+    """Sizes of N images.
+
+    Attributes:
+        sizes: (N, 2) int32, as `index.read_sizes`; mapped from the table if there is one.
+        digest: of names, lengths and sizes; None if it is not known.
+        table: holds them in its column `sizes`; None: they are in memory only.
+    """
+
+    sizes: np.ndarray
+    digest: str | None
+    table: table.Table | None
+
+
+def file_sizes(source: "FileSource", looks_at_all: bool) -> "Sizes":
     """Sizes of a source's N images, whose names are kept. Sets their lengths.
 
     Of the processes that need them at the same time, one reads them and the others wait.
@@ -41,9 +55,6 @@ def file_sizes(source: "FileSource", looks_at_all: bool) -> tuple[np.ndarray, st
     Args:
         source: opened.
         looks_at_all: whether to look at every file. Otherwise only some are looked at if there are many.
-
-    Returns:
-        (N, 2) int32, as `index.read_sizes`; the digest of names, lengths and sizes, None if it is not known.
 
     Raises:
         RunFailed: no image can be read.
@@ -142,12 +153,14 @@ def _looked_at(path: Path) -> int:
         return 0
 
 
-def _given(names: Paths, kept: table.Table) -> tuple[np.ndarray, str | None]:
+def _given(names: Paths, kept: table.Table) -> Sizes:
     kept.drop_pages()
-    names.lengths, sizes = kept.columns["lengths"], kept.columns["sizes"]
+    lengths, sizes, digest = kept.columns["lengths"], kept.columns["sizes"], kept.about["digest"]
+    names.lengths = lengths
     if kept.about["unknown"]:
-        names.lengths, sizes = np.maximum(names.lengths, _MISSING), np.maximum(sizes, 0)
-    return sizes, kept.about["digest"]
+        names.lengths, sizes = np.maximum(lengths, _MISSING), np.maximum(sizes, 0)
+        return Sizes(sizes, digest, None)
+    return Sizes(sizes, digest, kept if kept.is_mapped else None)
 
 
 def _has_changed(names: Paths, kept: table.Table, wait: waiting.Wait) -> bool:

@@ -5,7 +5,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from sslrun.data.sources.base import Encoded, Source, may_pass
 from sslrun.data.sources.file_sizes import digest_of_files, file_sizes
 from sslrun.data.sources.paths import Paths
 from sslrun.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from sslrun.data.table import Table
 
 _SUSPECTS = (".png", ".tif", ".tiff", ".ppm", ".pgm")
 _LOOKED_AT = 50
@@ -34,6 +37,9 @@ class FileSource(Source, listed=False):
     _digest: str | None = None
     """`identity`, if the sizes are kept with it."""
 
+    _kept_sizes: "Table | None" = None
+    """The table that holds the sizes; None: they are in memory only, or one was entered since."""
+
     _looks_at_all: bool = False
     _makes_files: bool = True
 
@@ -49,18 +55,28 @@ class FileSource(Source, listed=False):
         self._makes_files = False
 
     def look_at_all(self) -> None:
-        self._looks_at_all, self._sizes, self._digest = True, None, None
+        self._looks_at_all, self._sizes, self._digest, self._kept_sizes = True, None, None, None
 
     @property
     def sizes(self) -> np.ndarray:
         if self._sizes is None and self.names.kept is None:
             self._sizes = read_sizes(self)
         elif self._sizes is None:
-            self._sizes, self._digest = file_sizes(self, self._looks_at_all)
+            self._sizes, self._digest, self._kept_sizes = file_sizes(self, self._looks_at_all)
         return self._sizes
 
+    def sizes_of(self, ids: np.ndarray) -> np.ndarray:
+        sizes = self.sizes
+        return sizes[ids] if self._kept_sizes is None else self._kept_sizes.rows("sizes", ids)
+
+    def labels_of(self, ids: np.ndarray) -> np.ndarray | None:
+        table = None if self.names.kept is None else self.names.kept.table
+        if self.labels is None or table is None or self.labels is not table.columns.get("labels"):
+            return super().labels_of(ids)
+        return table.rows("labels", ids)
+
     def set_size(self, sample: int, size: tuple[int, int]) -> bool:
-        self._digest = None
+        self._digest = self._kept_sizes = None
         return super().set_size(sample, size)
 
     def encoded(self, ids: np.ndarray) -> Sequence[Encoded]:
