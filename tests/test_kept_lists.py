@@ -7,13 +7,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sslrun.data import index, table
+from sslrun.data import index, table, waiting
 from sslrun.data.sources import file_sizes, kept, seen
 from sslrun.data.sources.image_folder import ImageFolder
 from sslrun.data.sources.image_list import ImageList
@@ -199,6 +201,27 @@ def test_a_resumed_run_looks_at_every_file_and_a_new_one_at_some(tmp_path, monke
     source.look_at_all()
     assert source.sizes[299].tolist() == [20, 30] and source.identity() != before[-1]
     assert state(ImageFolder(str(tmp_path)))[-1] == source.identity()
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 575, 576, 577, 9000])
+def test_results_come_in_order_whoever_reads(count, monkeypatch):
+    def read_by(quick_s):
+        monkeypatch.setattr(index, "_QUICK_S", quick_s)
+        readers = set()
+
+        def read(ids):
+            readers.add(threading.current_thread().name)
+            time.sleep(1e-5 * len(ids))
+            return ids.tolist()
+
+        threads = waiting.Threads(index.THREADS, "many")
+        parts = list(index.in_parts(threads, read, np.arange(count), waiting.Wait()))
+        threads.close()
+        assert [i for part in parts for i in part] == list(range(count)) and all(parts)
+        return readers
+
+    assert read_by(10.0) <= {"sslrun-index"}
+    assert ("many" in read_by(0.0)) == (count > 576), "two parts are ahead"
 
 
 def test_some_files_are_looked_at_in_runs():

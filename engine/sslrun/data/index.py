@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -32,8 +33,8 @@ logger = logging.getLogger("sslrun")
 T = TypeVar("T")
 
 _CHUNK = 512
-_FIRST = 64  # files that show how quick the storage is
-_QUICK_S = 1e-4  # for a look at a file, below which more threads only compete for Python's lock
+_FIRST = 64  # files in the first chunk, which shows how quick the storage is
+_QUICK_S = 1e-4  # that a thread waits for a file, below which more threads only compete for Python's lock
 THREADS = 16
 _VERSION = b"2"
 NOT_KNOWN = -1  # in the cache: a size that could not be read, by the storage's fault
@@ -128,29 +129,43 @@ def read_missing(
 def in_parts(
     threads: waiting.Threads, function: Callable[[np.ndarray], T], ids: np.ndarray, wait: waiting.Wait
 ) -> Iterator[T]:
-    """Results of a function for the ids in chunks, in order, some chunks ahead."""
-    parts = iter([ids[first : first + _CHUNK] for first in range(0, len(ids), _CHUNK)])
-    ahead = deque(threads.submit(function, part) for part in itertools.islice(parts, 2 * THREADS))
-    while ahead:
-        wait.begin()
-        wait()  # also where each part comes at once
-        result = waiting.result(ahead.popleft(), wait)
-        wait.end()
-        yield result
-        ahead.extend(threads.submit(function, part) for part in itertools.islice(parts, 1))
+    """Results of a function that reads files, for the ids in chunks, in order, some chunks ahead. One thread calls it
+    as long as the files come at once, and `threads` do from the first chunk on whose files are waited for."""
+
+    def timed(part: np.ndarray) -> tuple[T, float]:
+        start, start_cpu = time.perf_counter(), time.thread_time()
+        result = function(part)
+        waited_s = time.perf_counter() - start - (time.thread_time() - start_cpu)
+        return result, waited_s / len(part)
+
+    bounds = [0, *range(_FIRST, len(ids), _CHUNK), len(ids)]
+    parts = (ids[start:end] for start, end in itertools.pairwise(bounds) if start < end)
+    one = waiting.Threads(1, "sslrun-index")
+    chosen, most_ahead = one, 2
+    ahead: deque[Future[tuple[T, float]]] = deque()
+    try:
+        while True:
+            ahead.extend(chosen.submit(timed, part) for part in itertools.islice(parts, most_ahead - len(ahead)))
+            if not ahead:
+                return
+            wait.begin()
+            wait()  # also where each part comes at once
+            result, waited_s = waiting.result(ahead.popleft(), wait)
+            wait.end()
+            if chosen is one and waited_s > _QUICK_S:
+                chosen, most_ahead = threads, 2 * THREADS
+            yield result
+    finally:
+        one.close()
 
 
 def looked_at(function: Callable[[np.ndarray], T], ids: np.ndarray, wait: waiting.Wait) -> Iterator[T]:
-    """As `in_parts`, for a function that looks at files: by one thread where that is quick."""
-    one, many = waiting.Threads(1, "sslrun-index"), waiting.Threads(THREADS, "sslrun-index")
+    """As `in_parts`, with threads of its own."""
+    threads = waiting.Threads(THREADS, "sslrun-index")
     try:
-        start = time.perf_counter()
-        yield from in_parts(one, function, ids[:_FIRST], wait)
-        is_quick = time.perf_counter() - start < _QUICK_S * _FIRST
-        yield from in_parts(one if is_quick else many, function, ids[_FIRST:], wait)
+        yield from in_parts(threads, function, ids, wait)
     finally:
-        one.close()
-        many.close()
+        threads.close()
 
 
 def _cache_file(prints: Sequence[bytes]) -> Path:
