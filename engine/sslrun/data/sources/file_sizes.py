@@ -47,7 +47,7 @@ class Sizes(NamedTuple):
     table: table.Table | None
 
 
-def file_sizes(source: "FileSource", looks_at_all: bool) -> "Sizes":
+def file_sizes(source: "FileSource", looks_at_all: bool) -> Sizes:
     """Sizes of a source's N images, whose names are kept. Sets their lengths.
 
     Of the processes that need them at the same time, one reads them and the others wait.
